@@ -1,0 +1,58 @@
+//! KalamDB's embeddable core: a realtime SQL database whose native format is Arrow.
+//!
+//! # Map
+//! A module names only what stands above it in this list; `tests/it/tidy.rs` enforces it.
+//!
+//! | module | its one job |
+//! |---|---|
+//! | [`ids`], [`error`], [`config`], [`clock`], [`access`], `types` | the words everything else is written in |
+//! | `storage` | ordered bytes on disk: the trait, RocksDB, and the frozen key and row encodings |
+//! | `schema_registry` | tables, users and namespaces (the catalog) and their memoized Arrow schemas |
+//! | `change_log` | what each commit changed: pure redo, and the source of every subscriber |
+//! | `commit` | the one commit order: sequencer, group commit, installed snapshots, recovery |
+//! | `tables` | DataFusion table providers over one base, point reads, row validation |
+//! | `live_query` | subscriptions: snapshot, matching, delivery, resume |
+//! | `jobs` | background work: expiry of STREAM rows, trimming of the change log |
+//! | `system_tables` | the rows of the eight tables of namespace `system` |
+//! | `app_context` | everything that lives as long as the process, built once and in order |
+//! | `sql` | statements: parse, route in one `match`, execute |
+//! | `database` | the embedding API on top |
+//!
+//! # Words
+//! *commit*: one atomic change of the database, with one `seq`. *snapshot*: the database as of one seq. *scope*: whose rows
+//! (one user's, or shared). *segment*: one immutable cold file. *subscription*: one running live query of one client.
+//! *frontier*: the seq up to which a subscriber has seen everything.
+
+pub mod access;
+pub mod clock;
+pub mod config;
+pub mod error;
+pub mod ids;
+
+pub mod types;
+
+pub mod storage;
+
+pub mod schema_registry;
+
+pub mod change_log;
+
+pub mod commit;
+
+pub mod tables;
+
+pub mod live_query;
+
+pub mod jobs;
+
+pub mod system_tables;
+
+pub mod app_context;
+
+pub mod sql;
+
+pub mod database;
+
+pub use config::Config;
+pub use database::Database;
+pub use error::{Error, ErrorKind, Result, SqlState};
