@@ -1,0 +1,443 @@
+//! The column types: their SQL names, their Arrow form, and how their literals are read.
+//!
+//! Invariant: a type has exactly one Arrow form, and never one of Arrow's view types, so a column travels from storage to the
+//! wire without a cast. Serialised names are part of the stored catalog and do not change.
+
+use std::fmt;
+use std::sync::Arc;
+
+use arrow::array::{Array, Float32Array};
+use arrow::buffer::NullBuffer;
+use arrow::compute::{CastOptions, cast_with_options};
+use arrow::datatypes::{DataType, Field, TimeUnit};
+use arrow::util::display::FormatOptions;
+use datafusion::common::ScalarValue;
+use datafusion::sql::sqlparser::ast;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, ErrorKind, Result, SqlState};
+
+/// The metadata key of an Arrow field that carries the SQL type where the Arrow type alone does not tell it.
+pub const DATA_TYPE_METADATA_KEY: &str = "kalam_data_type";
+
+/// The most dimensions of an embedding.
+pub const EMBEDDING_DIMENSIONS_MAX: u16 = 8_192;
+
+/// The most digits of a decimal.
+pub const DECIMAL_PRECISION_MAX: u8 = 38;
+
+const SUPPORTED: &str = "supported types are BOOLEAN, SMALLINT, INTEGER, BIGINT, REAL, DOUBLE, DECIMAL(p,s), TEXT, VARCHAR(n), \
+                         BYTES, JSON, TIMESTAMP, TIMESTAMPTZ, DATE, TIME, UUID, EMBEDDING(n) and FILE";
+
+/// The type of a column.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ColumnType {
+    /// `BOOLEAN`: Arrow Boolean.
+    Boolean,
+    /// `SMALLINT`: Arrow Int16.
+    SmallInt,
+    /// `INTEGER`: Arrow Int32.
+    Integer,
+    /// `BIGINT`: Arrow Int64.
+    BigInt,
+    /// `REAL`: Arrow Float32.
+    Real,
+    /// `DOUBLE`: Arrow Float64.
+    Double,
+    /// `DECIMAL(p,s)`: Arrow Decimal128.
+    Decimal {
+        /// Digits in all, 1 to 38.
+        precision: u8,
+        /// Digits after the point, 0 to `precision`.
+        scale: i8,
+    },
+    /// `TEXT`: Arrow Utf8.
+    Text,
+    /// `BYTES`: Arrow Binary.
+    Bytes,
+    /// `JSON`: Arrow Utf8 that holds one JSON value.
+    Json,
+    /// `TIMESTAMP`: Arrow Timestamp(µs), a wall clock reading without a zone.
+    Timestamp,
+    /// `TIMESTAMPTZ`: Arrow Timestamp(µs, UTC), an instant; the offset it was written with is not kept.
+    TimestampTz,
+    /// `DATE`: Arrow Date32.
+    Date,
+    /// `TIME`: Arrow Time64(µs).
+    Time,
+    /// `UUID`: Arrow FixedSizeBinary(16).
+    Uuid,
+    /// `EMBEDDING(n)`: Arrow FixedSizeList(Float32, n); its elements are never NULL.
+    Embedding(u16),
+    /// `FILE`: Arrow Utf8 that holds the JSON description of a stored file.
+    File,
+}
+
+impl ColumnType {
+    /// The one Arrow form of the type.
+    pub fn arrow(self) -> DataType {
+        match self {
+            Self::Boolean => DataType::Boolean,
+            Self::SmallInt => DataType::Int16,
+            Self::Integer => DataType::Int32,
+            Self::BigInt => DataType::Int64,
+            Self::Real => DataType::Float32,
+            Self::Double => DataType::Float64,
+            Self::Decimal { precision, scale } => DataType::Decimal128(precision, scale),
+            Self::Text | Self::Json | Self::File => DataType::Utf8,
+            Self::Bytes => DataType::Binary,
+            Self::Timestamp => DataType::Timestamp(TimeUnit::Microsecond, None),
+            Self::TimestampTz => DataType::Timestamp(TimeUnit::Microsecond, Some(Arc::from("UTC"))),
+            Self::Date => DataType::Date32,
+            Self::Time => DataType::Time64(TimeUnit::Microsecond),
+            Self::Uuid => DataType::FixedSizeBinary(16),
+            Self::Embedding(dimensions) => DataType::FixedSizeList(
+                Arc::new(Field::new_list_field(DataType::Float32, true)),
+                i32::from(dimensions),
+            ),
+        }
+    }
+
+    /// The type as SQL spells it, e.g. `DECIMAL(10,2)`.
+    pub fn sql_name(self) -> String {
+        self.to_string()
+    }
+
+    /// Whether values of the type may stand in a primary key: every type with a total order that is cheap to encode.
+    pub fn can_be_key(self) -> bool {
+        !matches!(self, Self::Json | Self::File | Self::Embedding(_))
+    }
+
+    /// Whether the Arrow type alone does not tell the SQL type, so that a field carries it as metadata.
+    pub fn needs_metadata(self) -> bool {
+        matches!(self, Self::Json | Self::File | Self::Uuid | Self::Embedding(_))
+    }
+
+    /// The type a column definition names. The length of `VARCHAR(n)` is read by [`text_length_max`].
+    ///
+    /// `SERIAL` and its relatives are a type with a default and are resolved before this is asked.
+    ///
+    /// # Errors
+    /// 0A000 for a type the database does not have, 22023 for a precision, scale or dimension out of range.
+    pub fn from_sql(sql: &ast::DataType) -> Result<Self> {
+        use ast::DataType as Sql;
+        Ok(match sql {
+            Sql::Bool | Sql::Boolean => Self::Boolean,
+            Sql::SmallInt(None) | Sql::Int2(None) | Sql::Int16 => Self::SmallInt,
+            Sql::Int(None) | Sql::Integer(None) | Sql::Int4(None) | Sql::MediumInt(None) | Sql::Int32 => Self::Integer,
+            Sql::BigInt(None) | Sql::Int8(None) | Sql::Int64 => Self::BigInt,
+            Sql::Real | Sql::Float4 | Sql::Float32 => Self::Real,
+            Sql::Float(ast::ExactNumberInfo::None) => Self::Real,
+            Sql::Float(ast::ExactNumberInfo::Precision(bits)) => match bits {
+                1..=24 => Self::Real,
+                25..=53 => Self::Double,
+                _ => return Err(Error::invalid(format!("the precision of {sql} is not between 1 and 53"))),
+            },
+            Sql::Double(ast::ExactNumberInfo::None) | Sql::DoublePrecision | Sql::Float8 | Sql::Float64 => Self::Double,
+            Sql::Decimal(info) | Sql::Numeric(info) | Sql::Dec(info) => decimal(sql, info)?,
+            Sql::Text | Sql::String(None) | Sql::Clob(None) => Self::Text,
+            Sql::Character(_) | Sql::Char(_) | Sql::CharacterVarying(_) | Sql::CharVarying(_) | Sql::Varchar(_)
+            | Sql::Nvarchar(_) => Self::Text,
+            Sql::Bytes(None) | Sql::Bytea | Sql::Blob(None) | Sql::Binary(None) | Sql::Varbinary(None) => Self::Bytes,
+            Sql::JSON | Sql::JSONB => Self::Json,
+            Sql::Timestamp(precision, zone) => {
+                whole_microseconds(sql, *precision)?;
+                if has_zone(zone) { Self::TimestampTz } else { Self::Timestamp }
+            }
+            Sql::TimestampNtz(precision) => {
+                whole_microseconds(sql, *precision)?;
+                Self::Timestamp
+            }
+            Sql::Datetime(precision) => {
+                whole_microseconds(sql, *precision)?;
+                Self::TimestampTz
+            }
+            Sql::Date | Sql::Date32 => Self::Date,
+            Sql::Time(precision, zone) if !has_zone(zone) => {
+                whole_microseconds(sql, *precision)?;
+                Self::Time
+            }
+            Sql::Uuid => Self::Uuid,
+            Sql::Custom(name, arguments) => custom(sql, &name.to_string(), arguments)?,
+            _ => return Err(unsupported_type(sql)),
+        })
+    }
+
+    /// Reads a literal's text as a value of this type; the form of each is that of PostgreSQL's text input (`BYTES` as
+    /// `\x0aff`, `EMBEDDING` as `[1, 2.5]`).
+    ///
+    /// # Errors
+    /// 22P02 when the text is no value of the type.
+    pub fn parse_text(self, text: &str) -> Result<ScalarValue> {
+        match self {
+            Self::Text => Ok(ScalarValue::Utf8(Some(text.to_owned()))),
+            Self::Json | Self::File => match serde_json::from_str::<serde::de::IgnoredAny>(text) {
+                Ok(_) => Ok(ScalarValue::Utf8(Some(text.to_owned()))),
+                Err(_) => Err(self.not_a_value(text)),
+            },
+            Self::Bytes => Ok(ScalarValue::Binary(Some(
+                parse_bytes(text).ok_or_else(|| self.not_a_value(text))?,
+            ))),
+            Self::Uuid => match uuid::Uuid::parse_str(text.trim()) {
+                Ok(uuid) => Ok(ScalarValue::FixedSizeBinary(16, Some(uuid.as_bytes().to_vec()))),
+                Err(_) => Err(self.not_a_value(text)),
+            },
+            Self::Embedding(dimensions) => self.parse_embedding(dimensions, text),
+            _ => {
+                let options = CastOptions { safe: false, format_options: FormatOptions::default() };
+                let source = ScalarValue::Utf8(Some(text.trim().to_owned())).to_array()?;
+                let array = cast_with_options(&source, &self.arrow(), &options).map_err(|_| self.not_a_value(text))?;
+                Ok(ScalarValue::try_from_array(&array, 0)?)
+            }
+        }
+    }
+
+    fn parse_embedding(self, dimensions: u16, text: &str) -> Result<ScalarValue> {
+        let values: Vec<f32> = serde_json::from_str(text).map_err(|_| self.not_a_value(text))?;
+        if values.len() != usize::from(dimensions) {
+            return Err(self.not_a_value(text).hint(format!("it needs {dimensions} numbers, not {}", values.len())));
+        }
+        let list = arrow::array::FixedSizeListArray::try_new(
+            Arc::new(Field::new_list_field(DataType::Float32, true)),
+            i32::from(dimensions),
+            Arc::new(Float32Array::from(values)),
+            Some(NullBuffer::new_valid(1)),
+        )?;
+        debug_assert_eq!(list.len(), 1, "one literal is one list");
+        Ok(ScalarValue::FixedSizeList(Arc::new(list)))
+    }
+
+    fn not_a_value(self, text: &str) -> Error {
+        let shown: String = text.chars().take(64).collect();
+        Error::new(
+            ErrorKind::InvalidArgument,
+            SqlState::INVALID_TEXT_REPRESENTATION,
+            format!("\"{shown}\" is not a value of type {self}"),
+        )
+    }
+}
+
+impl fmt::Display for ColumnType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Boolean => "BOOLEAN",
+            Self::SmallInt => "SMALLINT",
+            Self::Integer => "INTEGER",
+            Self::BigInt => "BIGINT",
+            Self::Real => "REAL",
+            Self::Double => "DOUBLE",
+            Self::Decimal { precision, scale } => return write!(f, "DECIMAL({precision},{scale})"),
+            Self::Text => "TEXT",
+            Self::Bytes => "BYTES",
+            Self::Json => "JSON",
+            Self::Timestamp => "TIMESTAMP",
+            Self::TimestampTz => "TIMESTAMPTZ",
+            Self::Date => "DATE",
+            Self::Time => "TIME",
+            Self::Uuid => "UUID",
+            Self::Embedding(dimensions) => return write!(f, "EMBEDDING({dimensions})"),
+            Self::File => "FILE",
+        })
+    }
+}
+
+/// The most characters a text type such as `VARCHAR(20)` allows; `None` for types without such a limit.
+///
+/// # Errors
+/// 22023 for a length of zero or one beyond `u32`.
+pub fn text_length_max(sql: &ast::DataType) -> Result<Option<u32>> {
+    use ast::DataType as Sql;
+    let length = match sql {
+        // A bare CHAR is CHAR(1) in PostgreSQL; here it is TEXT, as in the reference type table.
+        Sql::Character(length) | Sql::Char(length) | Sql::CharacterVarying(length) | Sql::CharVarying(length)
+        | Sql::Varchar(length) | Sql::Nvarchar(length) => length,
+        _ => return Ok(None),
+    };
+    let Some(ast::CharacterLength::IntegerLength { length, .. }) = length else {
+        return Ok(None);
+    };
+    match u32::try_from(*length) {
+        Ok(length) if length > 0 => Ok(Some(length)),
+        _ => Err(Error::invalid(format!("the length of {sql} is not between 1 and {}", u32::MAX))),
+    }
+}
+
+fn unsupported_type(sql: &ast::DataType) -> Error {
+    Error::unsupported(format!("type {sql}")).hint(SUPPORTED)
+}
+
+fn has_zone(zone: &ast::TimezoneInfo) -> bool {
+    matches!(zone, ast::TimezoneInfo::WithTimeZone | ast::TimezoneInfo::Tz)
+}
+
+/// Times are kept in microseconds; a coarser precision would have to round, which is not done.
+fn whole_microseconds(sql: &ast::DataType, precision: Option<u64>) -> Result<()> {
+    match precision {
+        None | Some(6) => Ok(()),
+        Some(_) => Err(Error::unsupported(format!("the precision of {sql}")).hint("leave it out: times have microseconds")),
+    }
+}
+
+fn decimal(sql: &ast::DataType, info: &ast::ExactNumberInfo) -> Result<ColumnType> {
+    let (precision, scale) = match info {
+        ast::ExactNumberInfo::None => (38, 10),
+        ast::ExactNumberInfo::Precision(precision) => (*precision, 0),
+        ast::ExactNumberInfo::PrecisionAndScale(precision, scale) => (*precision, *scale),
+    };
+    let out_of_range = || {
+        Error::invalid(format!("precision and scale of {sql} are out of range"))
+            .hint("precision is 1 to 38, scale is 0 to the precision")
+    };
+    let precision = u8::try_from(precision).map_err(|_| out_of_range())?;
+    let scale = i8::try_from(scale).map_err(|_| out_of_range())?;
+    let scale_fits = u8::try_from(scale).is_ok_and(|scale| scale <= precision);
+    if !(1..=DECIMAL_PRECISION_MAX).contains(&precision) || !scale_fits {
+        return Err(out_of_range());
+    }
+    Ok(ColumnType::Decimal { precision, scale })
+}
+
+/// Types the parser has no word for.
+fn custom(sql: &ast::DataType, name: &str, arguments: &[String]) -> Result<ColumnType> {
+    match (name.to_ascii_lowercase().as_str(), arguments) {
+        ("file", []) => Ok(ColumnType::File),
+        ("timestamptz", []) => Ok(ColumnType::TimestampTz),
+        ("bytes", []) => Ok(ColumnType::Bytes),
+        ("string", []) => Ok(ColumnType::Text),
+        ("embedding", [dimensions]) => match dimensions.trim().parse::<u16>() {
+            Ok(dimensions) if (1..=EMBEDDING_DIMENSIONS_MAX).contains(&dimensions) => {
+                Ok(ColumnType::Embedding(dimensions))
+            }
+            _ => Err(Error::invalid(format!(
+                "the dimensions of {sql} are not a number between 1 and {EMBEDDING_DIMENSIONS_MAX}"
+            ))),
+        },
+        ("embedding", _) => Err(Error::invalid("EMBEDDING needs its number of dimensions")
+            .hint("write it as EMBEDDING(768)")),
+        _ => Err(unsupported_type(sql)),
+    }
+}
+
+/// `\x0aff` as two bytes; text without the prefix as its UTF-8 bytes.
+fn parse_bytes(text: &str) -> Option<Vec<u8>> {
+    let Some(digits) = text.strip_prefix("\\x") else {
+        return Some(text.as_bytes().to_vec());
+    };
+    if digits.len() % 2 != 0 {
+        return None;
+    }
+    digits
+        .as_bytes()
+        .chunks(2)
+        .map(|pair| {
+            let pair = std::str::from_utf8(pair).ok()?;
+            u8::from_str_radix(pair, 16).ok()
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use datafusion::sql::sqlparser::dialect::PostgreSqlDialect;
+    use datafusion::sql::sqlparser::parser::Parser;
+
+    use super::*;
+
+    fn parse(text: &str) -> Result<ColumnType> {
+        let sql = Parser::new(&PostgreSqlDialect {}).try_with_sql(text).unwrap().parse_data_type().unwrap();
+        ColumnType::from_sql(&sql)
+    }
+
+    #[test]
+    fn every_alias_names_its_type() {
+        let check = |expected: ColumnType, names: &[&str]| {
+            for name in names {
+                assert_eq!(parse(name).unwrap(), expected, "{name}");
+            }
+        };
+        check(ColumnType::Boolean, &["BOOLEAN", "BOOL"]);
+        check(ColumnType::SmallInt, &["SMALLINT", "INT2"]);
+        check(ColumnType::Integer, &["INT", "INTEGER", "INT4", "MEDIUMINT"]);
+        check(ColumnType::BigInt, &["BIGINT", "INT8"]);
+        check(ColumnType::Real, &["FLOAT", "REAL", "FLOAT4", "FLOAT(24)"]);
+        check(ColumnType::Double, &["DOUBLE", "DOUBLE PRECISION", "FLOAT8", "FLOAT64", "FLOAT(53)"]);
+        check(ColumnType::Decimal { precision: 38, scale: 10 }, &["DECIMAL", "NUMERIC"]);
+        check(ColumnType::Decimal { precision: 10, scale: 2 }, &["DECIMAL(10,2)", "NUMERIC(10, 2)"]);
+        check(ColumnType::Text, &["TEXT", "VARCHAR", "VARCHAR(20)", "CHAR(3)", "STRING", "NVARCHAR(9)"]);
+        check(ColumnType::Bytes, &["BYTES", "BINARY", "VARBINARY", "BLOB", "BYTEA"]);
+        check(ColumnType::Json, &["JSON", "JSONB"]);
+        check(ColumnType::Timestamp, &["TIMESTAMP", "TIMESTAMP WITHOUT TIME ZONE", "TIMESTAMP(6)"]);
+        check(ColumnType::TimestampTz, &["TIMESTAMPTZ", "TIMESTAMP WITH TIME ZONE", "DATETIME"]);
+        check(ColumnType::Date, &["DATE"]);
+        check(ColumnType::Time, &["TIME"]);
+        check(ColumnType::Uuid, &["UUID"]);
+        check(ColumnType::Embedding(3), &["EMBEDDING(3)", "embedding(3)"]);
+        check(ColumnType::File, &["FILE"]);
+    }
+
+    #[test]
+    fn what_is_not_there_is_refused_by_name() {
+        let check = |name: &str, sqlstate: SqlState| {
+            let error = parse(name).unwrap_err();
+            assert_eq!(error.sqlstate(), sqlstate, "{name}: {error}");
+        };
+        check("INTERVAL", SqlState::FEATURE_NOT_SUPPORTED);
+        check("INT[]", SqlState::FEATURE_NOT_SUPPORTED);
+        check("TIMESTAMP(3)", SqlState::FEATURE_NOT_SUPPORTED);
+        check("TIMETZ", SqlState::FEATURE_NOT_SUPPORTED);
+        check("POINTLESS", SqlState::FEATURE_NOT_SUPPORTED);
+        check("EMBEDDING", SqlState::INVALID_PARAMETER_VALUE);
+        check("EMBEDDING(0)", SqlState::INVALID_PARAMETER_VALUE);
+        check("EMBEDDING(9000)", SqlState::INVALID_PARAMETER_VALUE);
+        check("DECIMAL(39)", SqlState::INVALID_PARAMETER_VALUE);
+        check("DECIMAL(4,5)", SqlState::INVALID_PARAMETER_VALUE);
+        assert_eq!(parse("POINTLESS").unwrap_err().message(), "type POINTLESS is not supported");
+    }
+
+    #[test]
+    fn a_literal_becomes_a_value_of_the_arrow_type() {
+        let check = |ty: ColumnType, text: &str| {
+            let value = ty.parse_text(text).unwrap();
+            assert_eq!(value.data_type(), ty.arrow(), "{ty} {text}");
+            assert!(!value.is_null(), "{ty} {text}");
+        };
+        check(ColumnType::Boolean, "true");
+        check(ColumnType::SmallInt, "-7");
+        check(ColumnType::BigInt, "9223372036854775807");
+        check(ColumnType::Real, "1.5");
+        check(ColumnType::Decimal { precision: 10, scale: 2 }, "12.34");
+        check(ColumnType::Text, "it's");
+        check(ColumnType::Bytes, "\\x00ff");
+        check(ColumnType::Json, "{\"a\":[1]}");
+        check(ColumnType::Timestamp, "2026-01-02 03:04:05");
+        check(ColumnType::TimestampTz, "2026-01-02T03:04:05+02:00");
+        check(ColumnType::Date, "2026-01-02");
+        check(ColumnType::Time, "03:04:05.5");
+        check(ColumnType::Uuid, "0192f3a4-b5c6-7d8e-9f00-010203040506");
+        check(ColumnType::Embedding(2), "[1, 2.5]");
+        for (ty, text) in [
+            (ColumnType::SmallInt, "70000"),
+            (ColumnType::Json, "{"),
+            (ColumnType::Embedding(2), "[1]"),
+            (ColumnType::Bytes, "\\xabc"),
+            (ColumnType::Uuid, "x"),
+            (ColumnType::Date, "soon"),
+        ] {
+            let error = ty.parse_text(text).unwrap_err();
+            assert_eq!(error.sqlstate(), SqlState::INVALID_TEXT_REPRESENTATION, "{ty} {text}");
+        }
+    }
+
+    #[test]
+    fn stored_names_do_not_change() {
+        let stored = |ty: ColumnType| serde_json::to_string(&ty).unwrap();
+        assert_eq!(stored(ColumnType::SmallInt), "\"small_int\"");
+        assert_eq!(stored(ColumnType::TimestampTz), "\"timestamp_tz\"");
+        assert_eq!(stored(ColumnType::Embedding(3)), "{\"embedding\":3}");
+        assert_eq!(
+            stored(ColumnType::Decimal { precision: 10, scale: 2 }),
+            "{\"decimal\":{\"precision\":10,\"scale\":2}}"
+        );
+    }
+}
