@@ -1,0 +1,490 @@
+//! A table as the catalog stores it: columns with stable ids, primary key, options, and the layouts its older rows have.
+//!
+//! Invariant: a definition is immutable. An ALTER makes the next version with [`TableDefinition::next_version`]; rows written
+//! under an older version are read through [`TableDefinition::layout`] and never rewritten.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use datafusion::common::ScalarValue;
+use serde::{Deserialize, Serialize};
+
+use super::names::{validate_column_name, validate_name};
+use super::options::{ScopeKind, TableKind, TableOptions};
+use crate::error::{Error, ErrorKind, Result, SqlState};
+use crate::ids::{ColumnId, SchemaVersion, ScopeId, TableId, UserId};
+use crate::types::ColumnType;
+
+const COLUMNS_MAX: usize = 1_600;
+const KEY_COLUMNS_MAX: usize = 32;
+
+/// What a column holds when an INSERT does not say.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ColumnDefault {
+    /// A constant, as the text [`ColumnType::parse_text`] reads.
+    Literal(String),
+    /// `NOW()`: the statement's time.
+    Now,
+    /// `SNOWFLAKE_ID()`: a number that grows with time.
+    SnowflakeId,
+    /// `UUID_V7()`.
+    UuidV7,
+    /// `ULID()`.
+    Ulid,
+    /// `CURRENT_USER()`: the username.
+    CurrentUser,
+}
+
+impl ColumnDefault {
+    /// Checks that the default fits a column of type `ty`; `column` names it in the error.
+    ///
+    /// # Errors
+    /// 42804 for a function that makes another type, 22P02 for a literal that is no value of the type.
+    pub fn validate(&self, column: &str, ty: ColumnType) -> Result<()> {
+        let (fits, expected) = match self {
+            Self::Literal(text) => return ty.parse_text(text).map(|_| ()),
+            Self::Now => (
+                matches!(ty, ColumnType::Timestamp | ColumnType::TimestampTz | ColumnType::Date),
+                "TIMESTAMP, TIMESTAMPTZ or DATE",
+            ),
+            Self::SnowflakeId => (ty == ColumnType::BigInt, "BIGINT"),
+            Self::UuidV7 => (matches!(ty, ColumnType::Uuid | ColumnType::Text), "UUID or TEXT"),
+            Self::Ulid => (ty == ColumnType::Text, "TEXT"),
+            Self::CurrentUser => (ty == ColumnType::Text, "TEXT"),
+        };
+        if fits {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::InvalidSql,
+            SqlState::DATATYPE_MISMATCH,
+            format!("default {} of column \"{column}\" does not fit its type {ty}", self.sql_text(ty)),
+        )
+        .hint(format!("it makes a value of type {expected}")))
+    }
+
+    /// The constant of a literal default; `None` for a function.
+    ///
+    /// # Errors
+    /// 22P02 when the stored text is no value of `ty`, which [`ColumnDefault::validate`] rules out.
+    pub fn literal(&self, ty: ColumnType) -> Result<Option<ScalarValue>> {
+        match self {
+            Self::Literal(text) => ty.parse_text(text).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// The default as SQL spells it.
+    pub fn sql_text(&self, ty: ColumnType) -> String {
+        match self {
+            Self::Literal(text) => match ty {
+                ColumnType::Boolean
+                | ColumnType::SmallInt
+                | ColumnType::Integer
+                | ColumnType::BigInt
+                | ColumnType::Real
+                | ColumnType::Double
+                | ColumnType::Decimal { .. } => text.clone(),
+                _ => format!("'{}'", text.replace('\'', "''")),
+            },
+            Self::Now => "NOW()".to_owned(),
+            Self::SnowflakeId => "SNOWFLAKE_ID()".to_owned(),
+            Self::UuidV7 => "UUID_V7()".to_owned(),
+            Self::Ulid => "ULID()".to_owned(),
+            Self::CurrentUser => "CURRENT_USER()".to_owned(),
+        }
+    }
+}
+
+/// One column.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ColumnDefinition {
+    /// Stable across renames, never used again in the table.
+    pub id: ColumnId,
+    /// As stored; see `names`.
+    pub name: Arc<str>,
+    /// Its type.
+    pub ty: ColumnType,
+    /// Whether NULL is allowed; never for key columns.
+    pub nullable: bool,
+    /// What an INSERT that leaves the column out writes; NULL when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub default: Option<ColumnDefault>,
+    /// The most characters of a text column declared with a length.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub length_max: Option<u32>,
+    /// What rows written before the column existed hold, as a literal's text; NULL when absent. It is the column's default at
+    /// the moment the column was added, evaluated once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initial: Option<String>,
+}
+
+impl ColumnDefinition {
+    /// A column without default and length.
+    pub fn new(id: ColumnId, name: impl Into<Arc<str>>, ty: ColumnType, nullable: bool) -> Self {
+        Self { id, name: name.into(), ty, nullable, default: None, length_max: None, initial: None }
+    }
+
+    /// What rows written before the column existed hold.
+    ///
+    /// # Errors
+    /// 22P02 when the stored text is no value of the type, which [`TableDefinition::validate`] rules out.
+    pub fn initial_value(&self) -> Result<ScalarValue> {
+        match &self.initial {
+            Some(text) => self.ty.parse_text(text),
+            None => Ok(ScalarValue::try_from(&self.ty.arrow())?),
+        }
+    }
+}
+
+/// The stored columns of rows written under a range of versions, in stored order.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct RowLayout {
+    /// The first version whose rows have this layout.
+    pub since: SchemaVersion,
+    /// Every stored column with the type it then had.
+    pub columns: Vec<(ColumnId, ColumnType)>,
+}
+
+/// One version of a table.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableDefinition {
+    /// Never used again, also after a DROP.
+    pub id: TableId,
+    /// 1 at creation, one more for each change.
+    pub version: SchemaVersion,
+    /// The namespace's name.
+    pub namespace: Arc<str>,
+    /// The table's name in its namespace.
+    pub name: Arc<str>,
+    /// USER, SHARED, STREAM or SYSTEM.
+    pub kind: TableKind,
+    /// In the order `SELECT *` shows.
+    pub columns: Vec<ColumnDefinition>,
+    /// In key order; empty for a table with hidden row ids.
+    pub primary_key: Vec<ColumnId>,
+    /// What the WITH clause says.
+    pub options: TableOptions,
+    /// The id the next added column gets.
+    pub next_column_id: ColumnId,
+    /// The first version whose rows have the layout of `columns`.
+    pub layout_since: SchemaVersion,
+    /// The layouts of older rows, oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub history: Vec<RowLayout>,
+    /// Microseconds since 1970 UTC.
+    pub created_at: i64,
+    /// Microseconds since 1970 UTC.
+    pub updated_at: i64,
+    /// Who created it.
+    pub created_by: UserId,
+    /// What people wrote about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub comment: Option<String>,
+}
+
+impl TableDefinition {
+    /// Version 1 of a new table. Column ids are given by position, whatever the columns carry; key columns become NOT NULL.
+    /// `primary_key` holds positions in `columns`.
+    ///
+    /// # Errors
+    /// Whatever [`TableDefinition::validate`] refuses.
+    #[expect(clippy::too_many_arguments, reason = "a table is made of this many things, each of a type of its own")]
+    pub fn create(
+        id: TableId,
+        namespace: Arc<str>,
+        name: Arc<str>,
+        kind: TableKind,
+        mut columns: Vec<ColumnDefinition>,
+        primary_key: &[usize],
+        options: TableOptions,
+        created_by: UserId,
+        created_at: i64,
+    ) -> Result<Self> {
+        for (column, id) in columns.iter_mut().zip(1..) {
+            column.id = ColumnId(id);
+            column.initial = None;
+        }
+        let mut key = Vec::with_capacity(primary_key.len());
+        for &position in primary_key {
+            let column = columns.get_mut(position).ok_or_else(|| {
+                Error::internal(format!("primary key of table \"{namespace}.{name}\" names column {position}"))
+            })?;
+            column.nullable = false;
+            key.push(column.id);
+        }
+        let next_column_id = ColumnId(u32::try_from(columns.len()).unwrap_or(u32::MAX).saturating_add(1));
+        let table = Self {
+            id,
+            version: SchemaVersion(1),
+            namespace,
+            name,
+            kind,
+            columns,
+            primary_key: key,
+            options,
+            next_column_id,
+            layout_since: SchemaVersion(1),
+            history: Vec::new(),
+            created_at,
+            updated_at: created_at,
+            created_by,
+            comment: None,
+        };
+        table.validate()?;
+        Ok(table)
+    }
+
+    /// The next version of the table, changed by `change`. Rows of the versions before stay readable: when the stored columns
+    /// change, the layout they had is added to the history. Ids of added columns come from `next_column_id`, which `change`
+    /// moves on.
+    ///
+    /// # Errors
+    /// What `change` returns, and whatever [`TableDefinition::validate`] refuses.
+    pub fn next_version(&self, updated_at: i64, change: impl FnOnce(&mut Self) -> Result<()>) -> Result<Self> {
+        let mut next = self.clone();
+        change(&mut next)?;
+        next.id = self.id;
+        next.version = SchemaVersion(self.version.0.saturating_add(1));
+        next.updated_at = updated_at;
+        next.history.clone_from(&self.history);
+        next.layout_since = self.layout_since;
+        if next.stored_columns() != self.stored_columns() {
+            next.history.push(RowLayout { since: self.layout_since, columns: self.stored_columns() });
+            next.layout_since = next.version;
+        }
+        next.validate()?;
+        Ok(next)
+    }
+
+    /// Whose rows a principal's statements see and write. It is the only place that decides it.
+    pub fn scope_for(&self, user: UserId) -> ScopeId {
+        match self.options.scope {
+            ScopeKind::Shared => ScopeId::SHARED,
+            ScopeKind::User => ScopeId::of(user),
+        }
+    }
+
+    /// `namespace.table`, as errors and listings show it.
+    pub fn qualified_name(&self) -> String {
+        format!("{}.{}", self.namespace, self.name)
+    }
+
+    /// The types of the key columns, in key order.
+    pub fn key_types(&self) -> Vec<ColumnType> {
+        self.key_columns().map(|column| column.ty).collect()
+    }
+
+    /// The positions of the key columns in `columns`, in key order.
+    pub fn key_positions(&self) -> Vec<usize> {
+        self.primary_key.iter().filter_map(|id| self.column_position(*id)).collect()
+    }
+
+    /// The key columns, in key order.
+    pub fn key_columns(&self) -> impl Iterator<Item = &ColumnDefinition> {
+        self.primary_key.iter().filter_map(|id| self.column_by_id(*id))
+    }
+
+    /// Whether the user declared a primary key; without one rows have hidden ids.
+    pub fn has_key(&self) -> bool {
+        !self.primary_key.is_empty()
+    }
+
+    /// The column of that name.
+    pub fn column(&self, name: &str) -> Option<&ColumnDefinition> {
+        self.columns.iter().find(|column| &*column.name == name)
+    }
+
+    /// The column of that id.
+    pub fn column_by_id(&self, id: ColumnId) -> Option<&ColumnDefinition> {
+        self.columns.iter().find(|column| column.id == id)
+    }
+
+    /// Where the column of that id stands in `columns`.
+    pub fn column_position(&self, id: ColumnId) -> Option<usize> {
+        self.columns.iter().position(|column| column.id == id)
+    }
+
+    /// The stored columns of rows written under `version`; `None` for a version the table never had.
+    pub fn layout(&self, version: SchemaVersion) -> Option<RowLayout> {
+        if version > self.version || version.0 == 0 {
+            return None;
+        }
+        if version >= self.layout_since {
+            return Some(RowLayout { since: self.layout_since, columns: self.stored_columns() });
+        }
+        self.history.iter().rev().find(|layout| layout.since <= version).cloned()
+    }
+
+    fn stored_columns(&self) -> Vec<(ColumnId, ColumnType)> {
+        self.columns.iter().map(|column| (column.id, column.ty)).collect()
+    }
+
+    /// Checks everything that must hold for a table to be stored.
+    ///
+    /// # Errors
+    /// 42602, 42622 for names, 42701 for a column named twice, 42P16 for a wrong key or option, 42804 and 22P02 for defaults,
+    /// 54000 for too many columns.
+    pub fn validate(&self) -> Result<()> {
+        validate_name("table", &self.name)?;
+        if self.columns.is_empty() {
+            return Err(self.invalid("has no columns").hint("name at least one column"));
+        }
+        if self.columns.len() > COLUMNS_MAX {
+            return Err(Error::new(
+                ErrorKind::ResourceExhausted,
+                SqlState::PROGRAM_LIMIT_EXCEEDED,
+                format!("table \"{}\" has {} columns", self.qualified_name(), self.columns.len()),
+            )
+            .hint(format!("a table has at most {COLUMNS_MAX}")));
+        }
+        self.validate_columns()?;
+        self.validate_key()?;
+        self.options.validate(self.kind).map_err(|problem| self.invalid(problem.message()).hint(problem.hint()))
+    }
+
+    fn validate_columns(&self) -> Result<()> {
+        let mut names = HashSet::with_capacity(self.columns.len());
+        let mut ids = HashSet::with_capacity(self.columns.len());
+        for column in &self.columns {
+            validate_column_name(&column.name)?;
+            if !names.insert(&column.name) {
+                return Err(Error::new(
+                    ErrorKind::InvalidSql,
+                    SqlState::DUPLICATE_COLUMN,
+                    format!("column \"{}\" is named twice in table \"{}\"", column.name, self.qualified_name()),
+                ));
+            }
+            if !ids.insert(column.id) || column.id >= self.next_column_id {
+                return Err(Error::internal(format!(
+                    "column \"{}\" of table \"{}\" has the id {} of another",
+                    column.name,
+                    self.qualified_name(),
+                    column.id
+                )));
+            }
+            if let Some(default) = &column.default {
+                default.validate(&column.name, column.ty)?;
+            }
+            column.initial_value()?;
+        }
+        Ok(())
+    }
+
+    fn validate_key(&self) -> Result<()> {
+        if self.primary_key.len() > KEY_COLUMNS_MAX {
+            return Err(self.invalid(&format!("has {} key columns", self.primary_key.len()))
+                .hint(format!("a primary key has at most {KEY_COLUMNS_MAX}")));
+        }
+        let mut seen = HashSet::with_capacity(self.primary_key.len());
+        for id in &self.primary_key {
+            let Some(column) = self.column_by_id(*id) else {
+                return Err(self.invalid("has a primary key column that does not exist")
+                    .hint("a key column cannot be dropped; create the table anew"));
+            };
+            if !seen.insert(*id) {
+                return Err(self.invalid(&format!("names column \"{}\" twice in its primary key", column.name)));
+            }
+            if column.nullable {
+                return Err(self.invalid(&format!("has a primary key column \"{}\" that allows NULL", column.name)));
+            }
+            if !column.ty.can_be_key() {
+                return Err(self
+                    .invalid(&format!("has a primary key column \"{}\" of type {}", column.name, column.ty))
+                    .hint("JSON, FILE and EMBEDDING values cannot be keys"));
+            }
+        }
+        Ok(())
+    }
+
+    fn invalid(&self, problem: &str) -> Error {
+        Error::new(
+            ErrorKind::InvalidSql,
+            SqlState::INVALID_TABLE_DEFINITION,
+            format!("table \"{}\" {problem}", self.qualified_name()),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(columns: Vec<ColumnDefinition>, key: &[usize]) -> Result<TableDefinition> {
+        TableDefinition::create(
+            TableId(1000),
+            "app".into(),
+            "notes".into(),
+            TableKind::User,
+            columns,
+            key,
+            TableOptions::of(TableKind::User),
+            UserId::ROOT,
+            7,
+        )
+    }
+
+    fn column(name: &str, ty: ColumnType) -> ColumnDefinition {
+        ColumnDefinition::new(ColumnId(0), name, ty, true)
+    }
+
+    #[test]
+    fn key_columns_become_not_null() {
+        let table = table(vec![column("a", ColumnType::Text), column("id", ColumnType::BigInt)], &[1]).unwrap();
+        assert!(!table.columns[1].nullable);
+        assert_eq!(table.key_types(), [ColumnType::BigInt]);
+        assert_eq!(table.key_positions(), [1]);
+        assert_eq!(table.scope_for(UserId(9)), ScopeId(9));
+    }
+
+    #[test]
+    fn wrong_definitions_are_refused() {
+        let check = |result: Result<TableDefinition>, sqlstate: SqlState| {
+            assert_eq!(result.unwrap_err().sqlstate(), sqlstate);
+        };
+        let text = || column("a", ColumnType::Text);
+        check(table(vec![], &[]), SqlState::INVALID_TABLE_DEFINITION);
+        check(table(vec![text(), text()], &[]), SqlState::DUPLICATE_COLUMN);
+        check(table(vec![column("_seq", ColumnType::Text)], &[]), SqlState::INVALID_NAME);
+        check(table(vec![column("j", ColumnType::Json)], &[0]), SqlState::INVALID_TABLE_DEFINITION);
+        check(table(vec![text()], &[0, 0]), SqlState::INVALID_TABLE_DEFINITION);
+        let mut wrong = text();
+        wrong.default = Some(ColumnDefault::SnowflakeId);
+        check(table(vec![wrong], &[]), SqlState::DATATYPE_MISMATCH);
+        let mut wrong = column("n", ColumnType::Integer);
+        wrong.default = Some(ColumnDefault::Literal("many".to_owned()));
+        check(table(vec![wrong], &[]), SqlState::INVALID_TEXT_REPRESENTATION);
+    }
+
+    #[test]
+    fn rows_of_every_version_keep_their_layout() {
+        let one = table(vec![column("id", ColumnType::BigInt), column("a", ColumnType::Text)], &[0]).unwrap();
+        let two = one.next_version(8, |table| {
+            table.comment = Some("words".to_owned());
+            Ok(())
+        });
+        let two = two.unwrap();
+        let three = two.next_version(9, |table| {
+            let mut added = ColumnDefinition::new(table.next_column_id, "n", ColumnType::Integer, false);
+            added.initial = Some("5".to_owned());
+            table.next_column_id = ColumnId(4);
+            table.columns.push(added);
+            table.columns.remove(1);
+            Ok(())
+        });
+        let three = three.unwrap();
+        let ids = |version: u32| {
+            let layout = three.layout(SchemaVersion(version)).unwrap();
+            layout.columns.iter().map(|(id, _)| id.0).collect::<Vec<_>>()
+        };
+        assert_eq!(ids(1), [1, 2]);
+        assert_eq!(ids(2), [1, 2]);
+        assert_eq!(ids(3), [1, 3]);
+        assert_eq!(three.layout(SchemaVersion(4)), None);
+        assert_eq!(three.history.len(), 1, "a comment is no new layout");
+        assert_eq!(three.columns[1].initial_value().unwrap(), ScalarValue::Int32(Some(5)));
+        let text = serde_json::to_string(&three).unwrap();
+        assert_eq!(serde_json::from_str::<TableDefinition>(&text).unwrap(), three);
+    }
+}
