@@ -1,0 +1,396 @@
+//! From stored rows to Arrow columns: only the wanted columns are built, whatever version of the table a row was written with.
+//!
+//! Invariant: no bytes make it panic; damaged ones are an error of kind `Corruption`.
+
+use std::sync::Arc;
+
+use arrow::array::{
+    Array, ArrayRef, BinaryBuilder, BooleanBuilder, FixedSizeBinaryBuilder, FixedSizeListBuilder, Float32Builder,
+    PrimitiveBuilder, StringBuilder,
+};
+use arrow::compute::concat;
+use arrow::datatypes::{
+    ArrowPrimitiveType, Date32Type, Decimal128Type, Float32Type, Float64Type, Int16Type, Int32Type, Int64Type,
+    Time64MicrosecondType, TimestampMicrosecondType,
+};
+use datafusion::common::ScalarValue;
+
+use super::rows::{RowHeader, RowLayout, damaged};
+use crate::error::{Error, Result};
+use crate::ids::{ColumnId, SchemaVersion};
+use crate::types::ColumnType;
+
+/// A column to build.
+#[derive(Clone, Debug)]
+pub enum Output {
+    /// A column of the table.
+    Column {
+        /// Its number.
+        id: ColumnId,
+        /// Its type.
+        ty: ColumnType,
+        /// Its value in rows written before the column was added.
+        absent: ScalarValue,
+    },
+    /// The seq of the commit that wrote the row: Int64, never NULL.
+    Seq,
+    /// The row's key: Binary, never NULL.
+    Key,
+    /// The stored row itself: Binary, never NULL.
+    Value,
+}
+
+/// Builds Arrow columns from stored rows, in the order they are pushed.
+pub struct RowDecoder {
+    outputs: Vec<Output>,
+    builders: Vec<Builder>,
+    versions: Vec<VersionPlan>,
+    rows: usize,
+}
+
+/// How to read the rows of one version.
+struct VersionPlan {
+    version: SchemaVersion,
+    nulls_bytes: usize,
+    /// Up to the last column somebody wants: its type, and the builder that wants it.
+    columns: Vec<(ColumnType, Option<usize>)>,
+    /// Builders whose column this version does not have.
+    absent: Vec<usize>,
+    /// Nothing may stand behind the last column when all are read.
+    reads_all: bool,
+}
+
+impl RowDecoder {
+    /// A decoder for rows of any of `layouts`. Each column should appear once in `outputs`.
+    pub fn new(outputs: Vec<Output>, layouts: &[RowLayout]) -> Self {
+        let builders = outputs.iter().map(Builder::new).collect();
+        let versions = layouts.iter().map(|layout| VersionPlan::new(&outputs, layout)).collect();
+        Self { outputs, builders, versions, rows: 0 }
+    }
+
+    /// A decoder for rows of one layout: the columns at the positions of `projection`.
+    ///
+    /// # Errors
+    /// `Internal` when the layout has no such column.
+    pub fn for_layout(layout: &RowLayout, projection: &[usize]) -> Result<Self> {
+        let outputs = projection
+            .iter()
+            .map(|position| match layout.columns.get(*position) {
+                Some((id, ty)) => Ok(Output::Column { id: *id, ty: *ty, absent: ScalarValue::try_from(&ty.arrow())? }),
+                None => Err(Error::internal(format!("a table has no column at position {position}"))),
+            })
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Self::new(outputs, std::slice::from_ref(layout)))
+    }
+
+    /// Rows pushed since the last [`RowDecoder::finish`].
+    pub fn len(&self) -> usize {
+        self.rows
+    }
+
+    /// Whether no row was pushed since the last [`RowDecoder::finish`].
+    pub fn is_empty(&self) -> bool {
+        self.rows == 0
+    }
+
+    /// Adds a stored row. After an error the decoder is of no more use.
+    ///
+    /// # Errors
+    /// `Corruption` when the bytes are damaged or of a version that none of the layouts has.
+    pub fn push(&mut self, key: &[u8], value: &[u8]) -> Result<()> {
+        let (header, rest) = RowHeader::read(value)?;
+        let plan = self
+            .versions
+            .iter()
+            .find(|plan| plan.version == header.version)
+            .ok_or_else(|| Error::corruption(format!("a stored row has the unknown version {}", header.version)))?;
+        let (nulls, body) = rest.split_at_checked(plan.nulls_bytes).ok_or_else(damaged)?;
+        let mut reader = RowReader { rest: body };
+        for (position, (ty, wanted)) in plan.columns.iter().enumerate() {
+            let null = nulls.get(position / 8).is_some_and(|byte| byte >> (position % 8) & 1 == 1);
+            match wanted.and_then(|index| self.builders.get_mut(index)) {
+                Some(builder) if null => builder.push_null(),
+                Some(builder) => builder.push(&mut reader)?,
+                None if null => {}
+                None => reader.skip(*ty)?,
+            }
+        }
+        if plan.reads_all && !reader.rest.is_empty() {
+            return Err(damaged());
+        }
+        for index in &plan.absent {
+            if let Some(builder) = self.builders.get_mut(*index) {
+                builder.push_absent();
+            }
+        }
+        for builder in &mut self.builders {
+            match builder {
+                Builder::Seq(seqs) => {
+                    seqs.append_value(i64::try_from(header.seq.0).map_err(|_| damaged())?);
+                }
+                Builder::Key(keys) => keys.append_value(key),
+                Builder::Value(values) => values.append_value(value),
+                _ => {}
+            }
+        }
+        self.rows += 1;
+        Ok(())
+    }
+
+    /// The columns of the rows pushed since the last call, in the order of the outputs.
+    ///
+    /// # Errors
+    /// `Internal` when the value of an added column does not have the column's type.
+    pub fn finish(&mut self) -> Result<Vec<ArrayRef>> {
+        self.rows = 0;
+        self.outputs.iter().zip(&mut self.builders).map(|(output, builder)| builder.finish(output)).collect()
+    }
+}
+
+impl VersionPlan {
+    fn new(outputs: &[Output], layout: &RowLayout) -> Self {
+        let wants = |wanted: ColumnId| {
+            outputs.iter().position(|output| matches!(output, Output::Column { id, .. } if *id == wanted))
+        };
+        let mut columns: Vec<_> = layout.columns.iter().map(|(id, ty)| (*ty, wants(*id))).collect();
+        let needed = columns.iter().rposition(|(_, wanted)| wanted.is_some()).map_or(0, |last| last + 1);
+        columns.truncate(needed);
+        let absent = outputs
+            .iter()
+            .enumerate()
+            .filter(|(_, output)| match output {
+                Output::Column { id, .. } => !layout.columns.iter().any(|(present, _)| present == id),
+                Output::Seq | Output::Key | Output::Value => false,
+            })
+            .map(|(index, _)| index)
+            .collect();
+        Self {
+            version: layout.version,
+            nulls_bytes: layout.columns.len().div_ceil(8),
+            reads_all: columns.len() == layout.columns.len(),
+            columns,
+            absent,
+        }
+    }
+}
+
+struct RowReader<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> RowReader<'a> {
+    fn take<const N: usize>(&mut self) -> Result<[u8; N]> {
+        let (bytes, rest) = self.rest.split_first_chunk::<N>().ok_or_else(damaged)?;
+        self.rest = rest;
+        Ok(*bytes)
+    }
+
+    fn take_slice(&mut self, length: usize) -> Result<&'a [u8]> {
+        let (bytes, rest) = self.rest.split_at_checked(length).ok_or_else(damaged)?;
+        self.rest = rest;
+        Ok(bytes)
+    }
+
+    fn variable(&mut self) -> Result<&'a [u8]> {
+        let length = u32::from_le_bytes(self.take()?);
+        self.take_slice(usize::try_from(length).map_err(|_| damaged())?)
+    }
+
+    fn skip(&mut self, ty: ColumnType) -> Result<()> {
+        let length = match ty {
+            ColumnType::Boolean => 1,
+            ColumnType::SmallInt => 2,
+            ColumnType::Integer | ColumnType::Date | ColumnType::Real => 4,
+            ColumnType::BigInt
+            | ColumnType::Time
+            | ColumnType::Timestamp
+            | ColumnType::TimestampTz
+            | ColumnType::Double => 8,
+            ColumnType::Decimal { .. } | ColumnType::Uuid => 16,
+            ColumnType::Embedding(dimensions) => 4 * usize::from(dimensions),
+            ColumnType::Text | ColumnType::Bytes | ColumnType::Json | ColumnType::File => {
+                return self.variable().map(drop);
+            }
+        };
+        self.take_slice(length).map(drop)
+    }
+}
+
+/// A column under construction. Values of an added column are counted and built at the end: they are mostly all or nothing.
+enum Builder {
+    Boolean(BooleanBuilder, Absences),
+    SmallInt(PrimitiveBuilder<Int16Type>, Absences),
+    Integer(PrimitiveBuilder<Int32Type>, Absences),
+    BigInt(PrimitiveBuilder<Int64Type>, Absences),
+    Real(PrimitiveBuilder<Float32Type>, Absences),
+    Double(PrimitiveBuilder<Float64Type>, Absences),
+    Decimal(PrimitiveBuilder<Decimal128Type>, Absences),
+    Timestamp(PrimitiveBuilder<TimestampMicrosecondType>, Absences),
+    Date(PrimitiveBuilder<Date32Type>, Absences),
+    Time(PrimitiveBuilder<Time64MicrosecondType>, Absences),
+    Text(StringBuilder, Absences),
+    Bytes(BinaryBuilder, Absences),
+    Uuid(FixedSizeBinaryBuilder, Absences),
+    Embedding(FixedSizeListBuilder<Float32Builder>, Absences),
+    Seq(PrimitiveBuilder<Int64Type>),
+    Key(BinaryBuilder),
+    Value(BinaryBuilder),
+}
+
+/// The rows, by position, whose version does not have the column; they were pushed as NULL.
+type Absences = Vec<usize>;
+
+/// Does the same with every builder of a table's column.
+macro_rules! with_builder {
+    ($self:expr, $builder:ident, $absences:ident => $body:expr, $otherwise:expr) => {
+        match $self {
+            Builder::Boolean($builder, $absences) => $body,
+            Builder::SmallInt($builder, $absences) => $body,
+            Builder::Integer($builder, $absences) => $body,
+            Builder::BigInt($builder, $absences) => $body,
+            Builder::Real($builder, $absences) => $body,
+            Builder::Double($builder, $absences) => $body,
+            Builder::Decimal($builder, $absences) => $body,
+            Builder::Timestamp($builder, $absences) => $body,
+            Builder::Date($builder, $absences) => $body,
+            Builder::Time($builder, $absences) => $body,
+            Builder::Text($builder, $absences) => $body,
+            Builder::Bytes($builder, $absences) => $body,
+            Builder::Uuid($builder, $absences) => $body,
+            Builder::Embedding($builder, $absences) => $body,
+            Builder::Seq(_) | Builder::Key(_) | Builder::Value(_) => $otherwise,
+        }
+    };
+}
+
+impl Builder {
+    fn new(output: &Output) -> Self {
+        let ty = match output {
+            Output::Seq => return Self::Seq(PrimitiveBuilder::new()),
+            Output::Key => return Self::Key(BinaryBuilder::new()),
+            Output::Value => return Self::Value(BinaryBuilder::new()),
+            Output::Column { ty, .. } => *ty,
+        };
+        let none = Vec::new();
+        match ty {
+            ColumnType::Boolean => Self::Boolean(BooleanBuilder::new(), none),
+            ColumnType::SmallInt => Self::SmallInt(primitive(ty), none),
+            ColumnType::Integer => Self::Integer(primitive(ty), none),
+            ColumnType::BigInt => Self::BigInt(primitive(ty), none),
+            ColumnType::Real => Self::Real(primitive(ty), none),
+            ColumnType::Double => Self::Double(primitive(ty), none),
+            ColumnType::Decimal { .. } => Self::Decimal(primitive(ty), none),
+            ColumnType::Timestamp | ColumnType::TimestampTz => Self::Timestamp(primitive(ty), none),
+            ColumnType::Date => Self::Date(primitive(ty), none),
+            ColumnType::Time => Self::Time(primitive(ty), none),
+            ColumnType::Text | ColumnType::Json | ColumnType::File => Self::Text(StringBuilder::new(), none),
+            ColumnType::Bytes => Self::Bytes(BinaryBuilder::new(), none),
+            ColumnType::Uuid => Self::Uuid(FixedSizeBinaryBuilder::new(16), none),
+            ColumnType::Embedding(dimensions) => {
+                Self::Embedding(FixedSizeListBuilder::new(Float32Builder::new(), i32::from(dimensions)), none)
+            }
+        }
+    }
+
+    fn push(&mut self, reader: &mut RowReader<'_>) -> Result<()> {
+        match self {
+            Self::Boolean(builder, _) => match reader.take()? {
+                [0] => builder.append_value(false),
+                [1] => builder.append_value(true),
+                _ => return Err(damaged()),
+            },
+            Self::SmallInt(builder, _) => builder.append_value(i16::from_le_bytes(reader.take()?)),
+            Self::Integer(builder, _) => builder.append_value(i32::from_le_bytes(reader.take()?)),
+            Self::BigInt(builder, _) => builder.append_value(i64::from_le_bytes(reader.take()?)),
+            Self::Real(builder, _) => builder.append_value(f32::from_le_bytes(reader.take()?)),
+            Self::Double(builder, _) => builder.append_value(f64::from_le_bytes(reader.take()?)),
+            Self::Decimal(builder, _) => builder.append_value(i128::from_le_bytes(reader.take()?)),
+            Self::Timestamp(builder, _) => builder.append_value(i64::from_le_bytes(reader.take()?)),
+            Self::Date(builder, _) => builder.append_value(i32::from_le_bytes(reader.take()?)),
+            Self::Time(builder, _) => builder.append_value(i64::from_le_bytes(reader.take()?)),
+            Self::Text(builder, _) => {
+                builder.append_value(std::str::from_utf8(reader.variable()?).map_err(|_| damaged())?);
+            }
+            Self::Bytes(builder, _) => builder.append_value(reader.variable()?),
+            Self::Uuid(builder, _) => builder.append_value(reader.take::<16>()?)?,
+            Self::Embedding(builder, _) => {
+                for _ in 0..builder.value_length() {
+                    let element = f32::from_le_bytes(reader.take()?);
+                    builder.values().append_value(element);
+                }
+                builder.append(true);
+            }
+            Self::Seq(_) | Self::Key(_) | Self::Value(_) => {}
+        }
+        Ok(())
+    }
+
+    fn push_null(&mut self) {
+        match self {
+            Self::Boolean(builder, _) => builder.append_null(),
+            Self::SmallInt(builder, _) => builder.append_null(),
+            Self::Integer(builder, _) => builder.append_null(),
+            Self::BigInt(builder, _) => builder.append_null(),
+            Self::Real(builder, _) => builder.append_null(),
+            Self::Double(builder, _) => builder.append_null(),
+            Self::Decimal(builder, _) => builder.append_null(),
+            Self::Timestamp(builder, _) => builder.append_null(),
+            Self::Date(builder, _) => builder.append_null(),
+            Self::Time(builder, _) => builder.append_null(),
+            Self::Text(builder, _) => builder.append_null(),
+            Self::Bytes(builder, _) => builder.append_null(),
+            Self::Uuid(builder, _) => builder.append_null(),
+            Self::Embedding(builder, _) => {
+                for _ in 0..builder.value_length() {
+                    builder.values().append_value(0.0);
+                }
+                builder.append(false);
+            }
+            Self::Seq(_) | Self::Key(_) | Self::Value(_) => {}
+        }
+    }
+
+    fn push_absent(&mut self) {
+        use arrow::array::ArrayBuilder;
+        with_builder!(self, builder, absences => absences.push(builder.len()), ());
+        self.push_null();
+    }
+
+    fn finish(&mut self, output: &Output) -> Result<ArrayRef> {
+        let (array, absences): (ArrayRef, Absences) = match self {
+            Self::Seq(builder) => return Ok(Arc::new(builder.finish())),
+            Self::Key(builder) | Self::Value(builder) => return Ok(Arc::new(builder.finish())),
+            _ => with_builder!(
+                self, builder, absences => (Arc::new(builder.finish()) as ArrayRef, std::mem::take(absences)),
+                return Err(Error::internal("a column has no builder"))
+            ),
+        };
+        match output {
+            Output::Column { absent, .. } if !absences.is_empty() && !absent.is_null() => {
+                fill(&array, &absences, absent)
+            }
+            _ => Ok(array),
+        }
+    }
+}
+
+/// `array` with `value` in the rows of `absences`, which are ascending.
+fn fill(array: &ArrayRef, absences: &[usize], value: &ScalarValue) -> Result<ArrayRef> {
+    let filled = value.to_array_of_size(absences.len())?;
+    let mut pieces = Vec::new();
+    let (mut next, mut used) = (0, 0);
+    for run in absences.chunk_by(|before, after| before + 1 == *after) {
+        let start = run.first().copied().unwrap_or(next);
+        pieces.push(array.slice(next, start - next));
+        pieces.push(filled.slice(used, run.len()));
+        used += run.len();
+        next = start + run.len();
+    }
+    pieces.push(array.slice(next, array.len() - next));
+    let pieces: Vec<&dyn Array> = pieces.iter().map(|piece| piece.as_ref()).collect();
+    Ok(concat(&pieces)?)
+}
+
+fn primitive<T: ArrowPrimitiveType>(ty: ColumnType) -> PrimitiveBuilder<T> {
+    PrimitiveBuilder::new().with_data_type(ty.arrow())
+}
