@@ -138,15 +138,6 @@ impl ColumnDefinition {
     }
 }
 
-/// The stored columns of rows written under a range of versions, in stored order.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct RowLayout {
-    /// The first version whose rows have this layout.
-    pub since: SchemaVersion,
-    /// Every stored column with the type it then had.
-    pub columns: Vec<(ColumnId, ColumnType)>,
-}
-
 /// One version of a table.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TableDefinition {

@@ -7,18 +7,20 @@ mod arrow_schema;
 mod catalog;
 mod definition;
 mod names;
+mod options;
+mod records;
 mod registry;
 mod system_definitions;
 
-pub use catalog::{
-    Catalog, CatalogChange, CatalogHeader, NamespaceRecord, StorageRecord, UserRecord, NAMESPACE_PUBLIC, NAMESPACE_SYSTEM,
-    STORAGE_LOCAL,
-};
-pub use definition::{
-    ColumnDefault, ColumnDefinition, Durability, FlushPolicy, RowLayout, ScopeKind, TableDefinition, TableKind, TableOptions,
-};
+pub use catalog::Catalog;
+pub use definition::{ColumnDefault, ColumnDefinition, RowLayout, TableDefinition};
 pub use names::{RESERVED_NAMESPACES, validate_column_name, validate_name, validate_new_namespace};
+pub use options::{Durability, FlushPolicy, ScopeKind, TableKind, TableOptions};
+pub use records::{
+    CatalogChange, CatalogHeader, NAMESPACE_PUBLIC, NAMESPACE_SYSTEM, NamespaceRecord, STORAGE_LOCAL, StorageRecord,
+    UserRecord,
+};
 pub use registry::{
-    COLUMN_KEY, COLUMN_SEQ, COLUMN_VALUE, RegistryCounters, SchemaRegistry, TableSchemas,
+    COLUMN_KEY, COLUMN_SEQ, COLUMN_VALUE, RegistryCounters, SchemaRegistry, TableSchemas, encode_schema,
 };
 pub use system_definitions::{SystemTable, system_definitions};

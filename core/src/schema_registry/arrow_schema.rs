@@ -1,0 +1,101 @@
+//! Builds the three Arrow schemas of a table version. Only `registry` calls it, once per version.
+//!
+//! Columns, in order:
+//! - *visible*: the table's columns, as `SELECT *` and every client sees them;
+//! - *full*: visible and `_seq` (Int64, never NULL), the commit that wrote the row;
+//! - *write*: full and `_key` (Binary, never NULL) and `_value` (Binary, never NULL), the stored bytes of the row.
+//!
+//! Invariant: equal fields of different tables are the same allocation, so a thousand alike tables cost little.
+
+use std::sync::Arc;
+
+use arrow::datatypes::{DataType, Field, FieldRef, Fields, Schema, SchemaRef};
+use dashmap::DashMap;
+
+use super::definition::TableDefinition;
+use crate::types::{ColumnType, DATA_TYPE_METADATA_KEY};
+
+/// The commit that wrote the row.
+pub const COLUMN_SEQ: &str = "_seq";
+/// The stored key of the row.
+pub const COLUMN_KEY: &str = "_key";
+/// The stored value of the row.
+pub const COLUMN_VALUE: &str = "_value";
+
+/// The three schemas of one version.
+pub(super) struct BuiltSchemas {
+    pub(super) visible: SchemaRef,
+    pub(super) full: SchemaRef,
+    pub(super) write: SchemaRef,
+}
+
+/// Hands out one allocation for equal fields.
+#[derive(Debug, Default)]
+pub(super) struct FieldInterner {
+    fields: DashMap<(Arc<str>, ColumnType, bool), FieldRef>,
+}
+
+impl FieldInterner {
+    fn field(&self, name: &Arc<str>, ty: ColumnType, nullable: bool) -> FieldRef {
+        let entry = self.fields.entry((Arc::clone(name), ty, nullable));
+        Arc::clone(&entry.or_insert_with(|| Arc::new(new_field(name, ty, nullable))))
+    }
+
+    /// Forgets fields that no schema uses any more.
+    pub(super) fn shrink(&self) {
+        self.fields.retain(|_, field| Arc::strong_count(field) > 1);
+    }
+
+    /// About how many bytes the fields take.
+    pub(super) fn bytes(&self) -> usize {
+        let entry = size_of::<((Arc<str>, ColumnType, bool), FieldRef)>() + size_of::<Field>() + 2 * size_of::<usize>();
+        self.fields.iter().map(|field| entry + field.name().len() + metadata_bytes(&field)).sum()
+    }
+}
+
+fn metadata_bytes(field: &Field) -> usize {
+    // A hash map that is not empty has at least four slots.
+    if field.metadata().is_empty() { 0 } else { 4 * size_of::<(String, String)>() + 48 }
+}
+
+fn new_field(name: &str, ty: ColumnType, nullable: bool) -> Field {
+    let field = Field::new(name, ty.arrow(), nullable);
+    if !ty.needs_metadata() {
+        return field;
+    }
+    field.with_metadata([(DATA_TYPE_METADATA_KEY.to_owned(), ty.sql_name())].into())
+}
+
+/// Builds the schemas of `definition`.
+pub(super) fn build(definition: &TableDefinition, interner: &FieldInterner) -> BuiltSchemas {
+    let visible: Vec<FieldRef> =
+        definition.columns.iter().map(|column| interner.field(&column.name, column.ty, column.nullable)).collect();
+    let system = |name: &str, ty: ColumnType| interner.field(&Arc::from(name), ty, false);
+    let mut full = visible.clone();
+    full.push(system(COLUMN_SEQ, ColumnType::BigInt));
+    let mut write = full.clone();
+    write.push(system(COLUMN_KEY, ColumnType::Bytes));
+    write.push(system(COLUMN_VALUE, ColumnType::Bytes));
+    let schema = |fields: Vec<FieldRef>| Arc::new(Schema::new(Fields::from(fields)));
+    BuiltSchemas { visible: schema(visible), full: schema(full), write: schema(write) }
+}
+
+/// Whether `schema` is the visible schema of `definition`, without building one.
+pub(super) fn is_visible(schema: &Schema, definition: &TableDefinition) -> bool {
+    schema.metadata().is_empty()
+        && schema.fields().len() == definition.columns.len()
+        && schema.fields().iter().zip(&definition.columns).all(|(field, column)| {
+            field.name() == &*column.name
+                && field.is_nullable() == column.nullable
+                && is_arrow_form(field.data_type(), column.ty)
+                && match field.metadata().get(DATA_TYPE_METADATA_KEY) {
+                    Some(name) => column.ty.needs_metadata() && *name == column.ty.sql_name(),
+                    None => !column.ty.needs_metadata(),
+                }
+                && field.metadata().len() <= 1
+        })
+}
+
+fn is_arrow_form(actual: &DataType, ty: ColumnType) -> bool {
+    *actual == ty.arrow()
+}

@@ -1,0 +1,182 @@
+//! The catalog's records and the changes a commit makes to them, as they are stored and logged.
+//!
+//! Invariant: every change names one record, under the key [`CatalogChange::record_key`], and holds it whole, so replaying the
+//! last change of each key gives the catalog.
+
+use std::fmt;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::definition::TableDefinition;
+use crate::access::{Principal, Role};
+use crate::ids::{NamespaceId, TableId, UserId};
+
+/// The namespace sessions start in; it always exists.
+pub const NAMESPACE_PUBLIC: &str = "public";
+/// The namespace of the system tables.
+pub const NAMESPACE_SYSTEM: &str = "system";
+/// The storage that always exists: a folder of the data directory.
+pub const STORAGE_LOCAL: &str = "local";
+
+/// A namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamespaceRecord {
+    /// Its number.
+    pub id: NamespaceId,
+    /// Its name, unique.
+    pub name: Arc<str>,
+    /// 1 at creation, one more for each change; a change planned on another revision is a conflict.
+    pub revision: u32,
+    /// What `ALTER NAMESPACE ... SET OPTIONS` said, as a JSON object's text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub options: Option<String>,
+    /// Microseconds since 1970 UTC.
+    pub created_at: i64,
+}
+
+/// A user.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserRecord {
+    /// Its number.
+    pub id: UserId,
+    /// Its name, unique.
+    pub username: Arc<str>,
+    /// 1 at creation, one more for each change; a change planned on another revision is a conflict.
+    pub revision: u32,
+    /// How a password is recognised, in the form of the PHC string format; a user without one cannot log in with a password.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub password_hash: Option<String>,
+    /// What it may do.
+    pub role: Role,
+    /// Its mail address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub email: Option<String>,
+    /// Microseconds since 1970 UTC.
+    pub created_at: i64,
+    /// Microseconds since 1970 UTC.
+    pub updated_at: i64,
+    /// Microseconds since 1970 UTC.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_login_at: Option<i64>,
+    /// Grows whenever password or role change; a token of an older generation is no longer accepted.
+    pub auth_generation: u32,
+}
+
+impl UserRecord {
+    /// The user as sessions carry it.
+    pub fn principal(&self) -> Principal {
+        Principal { user_id: self.id, username: Arc::clone(&self.username), role: self.role }
+    }
+}
+
+impl fmt::Debug for UserRecord {
+    /// Leaves the password hash out, so that no log line can hold it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UserRecord")
+            .field("id", &self.id)
+            .field("username", &self.username)
+            .field("role", &self.role)
+            .field("auth_generation", &self.auth_generation)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A place for segments.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StorageRecord {
+    /// Its id, unique, as tables name it.
+    pub id: Arc<str>,
+    /// 1 at creation, one more for each change; a change planned on another revision is a conflict.
+    pub revision: u32,
+    /// Its name for people.
+    pub name: String,
+    /// What it is for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// `filesystem`, `s3`, `gcs` or `azure`.
+    pub storage_type: String,
+    /// The folder or the URL of the bucket; empty for the data directory.
+    pub base_directory: String,
+    /// Where segments of SHARED tables go below it.
+    pub shared_tables_template: String,
+    /// Where segments of USER tables go below it.
+    pub user_tables_template: String,
+    /// Microseconds since 1970 UTC.
+    pub created_at: i64,
+    /// Microseconds since 1970 UTC.
+    pub updated_at: i64,
+}
+
+impl StorageRecord {
+    /// The storage every database has.
+    pub(crate) fn local(created_at: i64) -> Self {
+        Self {
+            id: Arc::from(STORAGE_LOCAL),
+            revision: 1,
+            name: "Local".to_owned(),
+            description: Some("a folder of the data directory".to_owned()),
+            storage_type: "filesystem".to_owned(),
+            base_directory: String::new(),
+            shared_tables_template: "{namespace}/{tableName}".to_owned(),
+            user_tables_template: "{namespace}/{tableName}".to_owned(),
+            created_at,
+            updated_at: created_at,
+        }
+    }
+}
+
+/// What of a catalog is not a record: when it was made, and the numbers to give out next, which no DROP takes back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CatalogHeader {
+    /// When the database was created, in microseconds since 1970 UTC.
+    pub created_at: i64,
+    /// The number the next namespace gets.
+    pub next_namespace_id: NamespaceId,
+    /// The number the next table gets.
+    pub next_table_id: TableId,
+    /// The number the next user gets.
+    pub next_user_id: UserId,
+}
+
+/// One change of the catalog.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CatalogChange {
+    /// Creates a namespace or replaces its record.
+    PutNamespace(NamespaceRecord),
+    /// Removes an empty namespace.
+    DropNamespace(NamespaceId),
+    /// Creates a table (version 1) or puts its next version in its place.
+    PutTable(TableDefinition),
+    /// Removes a table with all its rows.
+    DropTable(TableId),
+    /// Creates a user or replaces its record.
+    PutUser(UserRecord),
+    /// Removes a user with all its rows.
+    DropUser(UserId),
+    /// Creates a storage or replaces its record.
+    PutStorage(StorageRecord),
+    /// Removes a storage that no table uses.
+    DropStorage(Arc<str>),
+}
+
+impl CatalogChange {
+    /// The key of the record that changes: `table/1000`, `user/1`, `namespace/10`, `storage/local`.
+    pub fn record_key(&self) -> String {
+        match self {
+            Self::PutNamespace(NamespaceRecord { id, .. }) | Self::DropNamespace(id) => format!("namespace/{id}"),
+            Self::PutTable(TableDefinition { id, .. }) | Self::DropTable(id) => format!("table/{id}"),
+            Self::PutUser(UserRecord { id, .. }) | Self::DropUser(id) => format!("user/{id}"),
+            Self::PutStorage(StorageRecord { id, .. }) | Self::DropStorage(id) => format!("storage/{id}"),
+        }
+    }
+
+    /// Whether the change removes its record.
+    pub fn is_drop(&self) -> bool {
+        match self {
+            Self::PutNamespace(_) | Self::PutTable(_) | Self::PutUser(_) | Self::PutStorage(_) => false,
+            Self::DropNamespace(_) | Self::DropTable(_) | Self::DropUser(_) | Self::DropStorage(_) => true,
+        }
+    }
+}

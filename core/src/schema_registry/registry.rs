@@ -1,0 +1,246 @@
+//! The memo of Arrow schemas: for each (table, version) one set of `SchemaRef`s and one encoded schema message, shared by
+//! table providers, planner, FlightInfo, prepared statements and streams.
+//!
+//! Invariant: a schema is built at most once for each version, and what is handed out is always the same allocation, so
+//! "same schema" is a comparison of pointers. A hit is one map lookup and one `Arc::clone`.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use arrow::datatypes::{Schema, SchemaRef};
+use arrow::ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteOptions, write_message};
+use bytes::Bytes;
+use dashmap::DashMap;
+
+pub use super::arrow_schema::{COLUMN_KEY, COLUMN_SEQ, COLUMN_VALUE};
+use super::arrow_schema::{FieldInterner, build, is_visible};
+use super::definition::TableDefinition;
+use crate::error::{Error, Result};
+use crate::ids::{SchemaVersion, TableId};
+
+/// The schemas of one version of a table.
+pub struct TableSchemas {
+    definition: Arc<TableDefinition>,
+    visible: SchemaRef,
+    full: SchemaRef,
+    write: SchemaRef,
+    visible_ipc: OnceLock<Bytes>,
+    encodings: Arc<AtomicU64>,
+}
+
+impl TableSchemas {
+    /// The definition the schemas were built from.
+    pub fn definition(&self) -> &Arc<TableDefinition> {
+        &self.definition
+    }
+
+    /// What `SELECT *` and every client sees.
+    pub fn visible(&self) -> &SchemaRef {
+        &self.visible
+    }
+
+    /// Visible and `_seq` (Int64, never NULL).
+    pub fn full(&self) -> &SchemaRef {
+        &self.full
+    }
+
+    /// Full and `_key`, `_value` (Binary, never NULL): what UPDATE and DELETE read.
+    pub fn write(&self) -> &SchemaRef {
+        &self.write
+    }
+
+    /// The visible schema as one encapsulated IPC message: continuation marker, length, flatbuffer. It is encoded at the first
+    /// call and the same allocation ever after.
+    ///
+    /// # Errors
+    /// XX000 when Arrow cannot encode it, which no stored definition causes.
+    pub fn visible_ipc(&self) -> Result<Bytes> {
+        if let Some(bytes) = self.visible_ipc.get() {
+            return Ok(bytes.clone());
+        }
+        let encoded = encode_schema(&self.visible)?;
+        // Two first callers may both encode; one result is kept and counted.
+        let mut is_first = false;
+        let kept = self.visible_ipc.get_or_init(|| {
+            is_first = true;
+            encoded
+        });
+        if is_first {
+            self.encodings.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(kept.clone())
+    }
+
+    fn bytes(&self) -> usize {
+        let fields = self.visible.fields().len() + self.full.fields().len() + self.write.fields().len();
+        let schemas = 3 * (size_of::<Schema>() + 4 * size_of::<usize>());
+        let message = self.visible_ipc.get().map_or(0, Bytes::len);
+        size_of::<Self>() + schemas + fields * size_of::<usize>() + message + size_of::<(Key, Arc<Self>)>()
+    }
+}
+
+impl fmt::Debug for TableSchemas {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TableSchemas")
+            .field("table", &self.definition.qualified_name())
+            .field("version", &self.definition.version)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Encodes a schema as one encapsulated IPC message.
+///
+/// # Errors
+/// XX000 when Arrow cannot encode it.
+pub fn encode_schema(schema: &Schema) -> Result<Bytes> {
+    let options = IpcWriteOptions::default();
+    let mut tracker = DictionaryTracker::new(false);
+    let encoded = IpcDataGenerator::default().schema_to_bytes_with_dictionary_tracker(schema, &mut tracker, &options);
+    let mut message = Vec::with_capacity(encoded.ipc_message.len() + 16);
+    write_message(&mut message, encoded, &options)
+        .map_err(|error| Error::internal("a schema cannot be encoded").source(error))?;
+    Ok(message.into())
+}
+
+type Key = (TableId, SchemaVersion);
+
+/// What the registry has done since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RegistryCounters {
+    /// Lookups that found their schemas.
+    pub hits: u64,
+    /// Lookups that did not.
+    pub misses: u64,
+    /// Schemas built; equals misses but for lookups that raced.
+    pub builds: u64,
+    /// Schema messages encoded.
+    pub encodings: u64,
+    /// Versions memoized now.
+    pub entries: usize,
+    /// About how many bytes they take beyond the definitions.
+    pub bytes: usize,
+}
+
+/// The only truth about the Arrow schemas of tables.
+#[derive(Debug, Default)]
+pub struct SchemaRegistry {
+    schemas: DashMap<Key, Arc<TableSchemas>>,
+    interner: FieldInterner,
+    hits: ShardedCounter,
+    misses: AtomicU64,
+    builds: AtomicU64,
+    encodings: Arc<AtomicU64>,
+}
+
+impl SchemaRegistry {
+    /// An empty registry.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The schemas of a table version: the memoized ones, or those built now.
+    pub fn schemas(&self, definition: &Arc<TableDefinition>) -> Arc<TableSchemas> {
+        let key = (definition.id, definition.version);
+        if let Some(found) = self.schemas.get(&key)
+            && describes(&found, definition)
+        {
+            self.hits.increment();
+            return Arc::clone(&found);
+        }
+        self.misses.fetch_add(1, Ordering::Relaxed);
+        self.build(key, definition)
+    }
+
+    /// The memoized schemas whose visible schema equals `schema`, which a query planned over `definition` has; `None` when the
+    /// query changes names, types or order.
+    pub fn match_visible(&self, schema: &Schema, definition: &Arc<TableDefinition>) -> Option<Arc<TableSchemas>> {
+        is_visible(schema, definition).then(|| self.schemas(definition))
+    }
+
+    /// Forgets all versions of a table. Whoever holds their schemas keeps them.
+    pub fn invalidate(&self, table: TableId) {
+        self.schemas.retain(|(id, _), _| *id != table);
+        self.interner.shrink();
+    }
+
+    /// Forgets the versions of a table before `version`.
+    pub fn invalidate_before(&self, table: TableId, version: SchemaVersion) {
+        self.schemas.retain(|(id, old), _| *id != table || *old >= version);
+        self.interner.shrink();
+    }
+
+    /// What the registry has done so far. It walks all entries: for statistics, not for hot paths.
+    pub fn counters(&self) -> RegistryCounters {
+        RegistryCounters {
+            hits: self.hits.sum(),
+            misses: self.misses.load(Ordering::Relaxed),
+            builds: self.builds.load(Ordering::Relaxed),
+            encodings: self.encodings.load(Ordering::Relaxed),
+            entries: self.schemas.len(),
+            bytes: self.schemas.iter().map(|entry| entry.bytes()).sum::<usize>() + self.interner.bytes(),
+        }
+    }
+
+    /// The entry's lock is held while building, so of several first lookups one builds.
+    fn build(&self, key: Key, definition: &Arc<TableDefinition>) -> Arc<TableSchemas> {
+        let mut entry = self.schemas.entry(key).or_insert_with(|| self.new_schemas(definition));
+        if !describes(&entry, definition) {
+            *entry = self.new_schemas(definition);
+        }
+        Arc::clone(&entry)
+    }
+
+    fn new_schemas(&self, definition: &Arc<TableDefinition>) -> Arc<TableSchemas> {
+        self.builds.fetch_add(1, Ordering::Relaxed);
+        let built = build(definition, &self.interner);
+        Arc::new(TableSchemas {
+            definition: Arc::clone(definition),
+            visible: built.visible,
+            full: built.full,
+            write: built.write,
+            visible_ipc: OnceLock::new(),
+            encodings: Arc::clone(&self.encodings),
+        })
+    }
+}
+
+/// Whether memoized schemas are those of `definition`. A plan that lost against another DDL statement may have asked for a
+/// version that the catalog then gave to other columns.
+fn describes(schemas: &TableSchemas, definition: &Arc<TableDefinition>) -> bool {
+    Arc::ptr_eq(&schemas.definition, definition) || *schemas.definition == **definition
+}
+
+const COUNTER_SHARDS: usize = 16;
+
+/// A counter that many threads raise without sharing a cache line.
+#[derive(Debug, Default)]
+struct ShardedCounter {
+    shards: [PaddedCounter; COUNTER_SHARDS],
+}
+
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct PaddedCounter(AtomicU64);
+
+impl ShardedCounter {
+    fn increment(&self) {
+        static THREADS: AtomicUsize = AtomicUsize::new(0);
+        thread_local! {
+            static SHARD: usize = THREADS.fetch_add(1, Ordering::Relaxed) % COUNTER_SHARDS;
+        }
+        let shard = SHARD.try_with(|shard| *shard).unwrap_or_default();
+        if let Some(counter) = self.shards.get(shard) {
+            counter.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn sum(&self) -> u64 {
+        self.shards.iter().map(|counter| counter.0.load(Ordering::Relaxed)).sum()
+    }
+}
+
+#[cfg(test)]
+#[path = "registry_tests.rs"]
+mod tests;
