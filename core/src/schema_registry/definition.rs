@@ -15,6 +15,8 @@ use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::ids::{ColumnId, SchemaVersion, ScopeId, TableId, UserId};
 use crate::types::ColumnType;
 
+pub use crate::storage::rows::RowLayout;
+
 const COLUMNS_MAX: usize = 1_600;
 const KEY_COLUMNS_MAX: usize = 32;
 
@@ -306,6 +308,12 @@ impl TableDefinition {
             return Some(RowLayout { since: self.layout_since, columns: self.stored_columns() });
         }
         self.history.iter().rev().find(|layout| layout.since <= version).cloned()
+    }
+
+    /// Every layout rows of the table can have, oldest first, as a row decoder takes them.
+    pub fn layouts(&self) -> Vec<RowLayout> {
+        let newest = RowLayout { since: self.layout_since, columns: self.stored_columns() };
+        self.history.iter().cloned().chain([newest]).collect()
     }
 
     fn stored_columns(&self) -> Vec<(ColumnId, ColumnType)> {

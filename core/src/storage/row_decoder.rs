@@ -45,12 +45,13 @@ pub struct RowDecoder {
     outputs: Vec<Output>,
     builders: Vec<Builder>,
     versions: Vec<VersionPlan>,
+    newest: SchemaVersion,
     rows: usize,
 }
 
-/// How to read the rows of one version.
+/// How to read the rows of one layout.
 struct VersionPlan {
-    version: SchemaVersion,
+    since: SchemaVersion,
     nulls_bytes: usize,
     /// Up to the last column somebody wants: its type, and the builder that wants it.
     columns: Vec<(ColumnType, Option<usize>)>,
@@ -61,26 +62,12 @@ struct VersionPlan {
 }
 
 impl RowDecoder {
-    /// A decoder for rows of any of `layouts`. Each column should appear once in `outputs`.
-    pub fn new(outputs: Vec<Output>, layouts: &[RowLayout]) -> Self {
+    /// A decoder for rows of the versions up to `newest`, whose layouts are `layouts`, oldest first. Each column should appear
+    /// once in `outputs`.
+    pub fn new(outputs: Vec<Output>, newest: SchemaVersion, layouts: &[RowLayout]) -> Self {
         let builders = outputs.iter().map(Builder::new).collect();
         let versions = layouts.iter().map(|layout| VersionPlan::new(&outputs, layout)).collect();
-        Self { outputs, builders, versions, rows: 0 }
-    }
-
-    /// A decoder for rows of one layout: the columns at the positions of `projection`.
-    ///
-    /// # Errors
-    /// `Internal` when the layout has no such column.
-    pub fn for_layout(layout: &RowLayout, projection: &[usize]) -> Result<Self> {
-        let outputs = projection
-            .iter()
-            .map(|position| match layout.columns.get(*position) {
-                Some((id, ty)) => Ok(Output::Column { id: *id, ty: *ty, absent: ScalarValue::try_from(&ty.arrow())? }),
-                None => Err(Error::internal(format!("a table has no column at position {position}"))),
-            })
-            .collect::<Result<Vec<_>>>()?;
-        Ok(Self::new(outputs, std::slice::from_ref(layout)))
+        Self { outputs, builders, versions, newest, rows: 0 }
     }
 
     /// Rows pushed since the last [`RowDecoder::finish`].
@@ -102,7 +89,8 @@ impl RowDecoder {
         let plan = self
             .versions
             .iter()
-            .find(|plan| plan.version == header.version)
+            .rfind(|plan| plan.since <= header.version)
+            .filter(|_| header.version <= self.newest)
             .ok_or_else(|| Error::corruption(format!("a stored row has the unknown version {}", header.version)))?;
         let (nulls, body) = rest.split_at_checked(plan.nulls_bytes).ok_or_else(damaged)?;
         let mut reader = RowReader { rest: body };
@@ -165,7 +153,7 @@ impl VersionPlan {
             .map(|(index, _)| index)
             .collect();
         Self {
-            version: layout.version,
+            since: layout.since,
             nulls_bytes: layout.columns.len().div_ceil(8),
             reads_all: columns.len() == layout.columns.len(),
             columns,

@@ -16,6 +16,7 @@
 //! Invariant: a row names the version it was written with, so no change of a table rewrites its rows.
 
 use arrow::array::ArrayRef;
+use serde::{Deserialize, Serialize};
 
 use super::columns::{Column, Value};
 use crate::error::{Error, ErrorKind, Result, SqlState};
@@ -28,25 +29,26 @@ const VERSION_AT: usize = 2;
 const SEQ_AT: usize = 6;
 const EXPIRES_AT: usize = 14;
 
-/// The columns of one version of a table, in definition order: all that is needed to read its rows.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The stored columns of rows written under a range of versions, in stored order.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct RowLayout {
-    /// The version of the definition.
-    pub version: SchemaVersion,
-    /// Number and type of each column.
+    /// The first version whose rows have this layout.
+    pub since: SchemaVersion,
+    /// Every stored column with the type it then had.
     pub columns: Vec<(ColumnId, ColumnType)>,
 }
 
 /// Encodes rows of one version of a table.
 #[derive(Clone, Debug)]
 pub struct RowEncoder {
-    layout: RowLayout,
+    version: SchemaVersion,
+    types: Vec<ColumnType>,
 }
 
 impl RowEncoder {
-    /// An encoder for rows of `layout`.
-    pub fn new(layout: RowLayout) -> Self {
-        Self { layout }
+    /// An encoder for rows of `version`, whose columns have `types`, in definition order.
+    pub fn new(version: SchemaVersion, types: Vec<ColumnType>) -> Self {
+        Self { version, types }
     }
 
     /// The stored rows of a batch: `columns` are all columns in definition order, each with `row_count` rows. Their seq is 0
@@ -55,14 +57,14 @@ impl RowEncoder {
     /// # Errors
     /// `Internal` when the columns are not those of the layout; 54000 when a value has 4 GiB or more.
     pub fn encode(&self, columns: &[ArrayRef], row_count: usize, expires_at: Option<i64>) -> Result<Vec<Vec<u8>>> {
-        let types = &self.layout.columns;
+        let types = &self.types;
         if columns.len() != types.len() || columns.iter().any(|column| column.len() != row_count) {
             return Err(Error::internal("a batch does not have the columns of its table"));
         }
         let columns: Vec<Column<'_>> =
-            types.iter().zip(columns).map(|((_, ty), array)| Column::new(*ty, array)).collect::<Result<_>>()?;
+            types.iter().zip(columns).map(|(ty, array)| Column::new(*ty, array)).collect::<Result<_>>()?;
         let mut header = vec![FORMAT, if expires_at.is_some() { FLAG_EXPIRES } else { 0 }];
-        header.extend_from_slice(&self.layout.version.0.to_le_bytes());
+        header.extend_from_slice(&self.version.0.to_le_bytes());
         header.extend_from_slice(&Seq::ZERO.0.to_le_bytes());
         header.extend(expires_at.into_iter().flat_map(i64::to_le_bytes));
 
