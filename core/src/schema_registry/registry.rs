@@ -10,67 +10,38 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use arrow::datatypes::{Schema, SchemaRef};
-use arrow::ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteOptions, write_message};
+use arrow::ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteOptions};
 use bytes::Bytes;
 use dashmap::DashMap;
 
 pub use super::arrow_schema::{COLUMN_KEY, COLUMN_SEQ, COLUMN_VALUE};
 use super::arrow_schema::{FieldInterner, build, is_visible};
 use super::definition::TableDefinition;
-use crate::error::{Error, Result};
 use crate::ids::{SchemaVersion, TableId};
 
 /// The schemas of one version of a table.
 pub struct TableSchemas {
-    definition: Arc<TableDefinition>,
-    visible: SchemaRef,
-    full: SchemaRef,
-    write: SchemaRef,
+    /// The definition the schemas were built from.
+    pub definition: Arc<TableDefinition>,
+    /// What `SELECT *` and every client sees.
+    pub visible: SchemaRef,
+    /// Visible and `_seq` (Int64, never NULL).
+    pub full: SchemaRef,
+    /// Full and `_key`, `_value` (Binary, never NULL): what UPDATE and DELETE read.
+    pub write: SchemaRef,
     visible_ipc: OnceLock<Bytes>,
     encodings: Arc<AtomicU64>,
 }
 
 impl TableSchemas {
-    /// The definition the schemas were built from.
-    pub fn definition(&self) -> &Arc<TableDefinition> {
-        &self.definition
-    }
-
-    /// What `SELECT *` and every client sees.
-    pub fn visible(&self) -> &SchemaRef {
-        &self.visible
-    }
-
-    /// Visible and `_seq` (Int64, never NULL).
-    pub fn full(&self) -> &SchemaRef {
-        &self.full
-    }
-
-    /// Full and `_key`, `_value` (Binary, never NULL): what UPDATE and DELETE read.
-    pub fn write(&self) -> &SchemaRef {
-        &self.write
-    }
-
     /// The visible schema as one encapsulated IPC message: continuation marker, length, flatbuffer. It is encoded at the first
     /// call and the same allocation ever after.
-    ///
-    /// # Errors
-    /// XX000 when Arrow cannot encode it, which no stored definition causes.
-    pub fn visible_ipc(&self) -> Result<Bytes> {
-        if let Some(bytes) = self.visible_ipc.get() {
-            return Ok(bytes.clone());
-        }
-        let encoded = encode_schema(&self.visible)?;
-        // Two first callers may both encode; one result is kept and counted.
-        let mut is_first = false;
-        let kept = self.visible_ipc.get_or_init(|| {
-            is_first = true;
-            encoded
-        });
-        if is_first {
+    pub fn visible_ipc(&self) -> Bytes {
+        let message = self.visible_ipc.get_or_init(|| {
             self.encodings.fetch_add(1, Ordering::Relaxed);
-        }
-        Ok(kept.clone())
+            encode_schema(&self.visible)
+        });
+        message.clone()
     }
 
     fn bytes(&self) -> usize {
@@ -90,18 +61,23 @@ impl fmt::Debug for TableSchemas {
     }
 }
 
-/// Encodes a schema as one encapsulated IPC message.
+/// Encodes a schema as one encapsulated IPC message:
 ///
-/// # Errors
-/// XX000 when Arrow cannot encode it.
-pub fn encode_schema(schema: &Schema) -> Result<Bytes> {
+/// ```text
+/// FF FF FF FF | length u32 LE | flatbuffer, filled with zeros to a multiple of 8 bytes
+/// ```
+pub fn encode_schema(schema: &Schema) -> Bytes {
     let options = IpcWriteOptions::default();
     let mut tracker = DictionaryTracker::new(false);
-    let encoded = IpcDataGenerator::default().schema_to_bytes_with_dictionary_tracker(schema, &mut tracker, &options);
-    let mut message = Vec::with_capacity(encoded.ipc_message.len() + 16);
-    write_message(&mut message, encoded, &options)
-        .map_err(|error| Error::internal("a schema cannot be encoded").source(error))?;
-    Ok(message.into())
+    let flatbuffer =
+        IpcDataGenerator::default().schema_to_bytes_with_dictionary_tracker(schema, &mut tracker, &options).ipc_message;
+    let length = flatbuffer.len().next_multiple_of(8);
+    let mut message = Vec::with_capacity(length + 8);
+    message.extend_from_slice(&[0xff; 4]);
+    message.extend_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_le_bytes());
+    message.extend_from_slice(&flatbuffer);
+    message.resize(length + 8, 0);
+    message.into()
 }
 
 type Key = (TableId, SchemaVersion);
