@@ -1,0 +1,109 @@
+//! The command line: `kalamdb serve`, `kalamdb sql`, `kalamdb watch`.
+//!
+//! Results go to stdout, everything meant for people to stderr; a failed command says why in one line on stderr and exits
+//! with 1. Invariant: nothing here reads or writes a data directory except `serve`, and the file with root's password.
+
+mod client;
+mod output;
+mod platform;
+mod repl;
+mod serve;
+mod sql;
+mod ticker;
+mod watch;
+
+use std::error::Error;
+use std::io;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+/// Why a command failed.
+type Failure = Box<dyn Error + Send + Sync>;
+
+/// Stack of each runtime thread: planning a long but permitted statement recurses deeply.
+const THREAD_STACK_BYTES: usize = 16 << 20;
+
+/// KalamDB: a realtime SQL database whose native wire format is Arrow.
+#[derive(Debug, Parser)]
+#[command(name = "kalamdb", version, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Starts the server.
+    Serve(serve::ServeArgs),
+    /// Runs SQL: one text, a file, or line by line.
+    Sql(sql::SqlArgs),
+    /// Shows a query's result and then every change of it.
+    Watch(watch::WatchArgs),
+}
+
+/// How rows are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum OutputFormat {
+    /// Aligned columns, for people.
+    Table,
+    /// Comma-separated values with a header line.
+    Csv,
+    /// One JSON object a line.
+    Json,
+    /// An Arrow IPC stream.
+    Arrow,
+}
+
+impl OutputFormat {
+    /// What is used without `--format`: readable on a terminal, else easy to parse.
+    fn or_default(chosen: Option<Self>) -> Self {
+        use std::io::IsTerminal;
+        chosen.unwrap_or(if io::stdout().is_terminal() { Self::Table } else { Self::Csv })
+    }
+}
+
+/// Runs the program with the process's arguments.
+pub fn run() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Serve(args) => serve::run(&args),
+        Command::Sql(args) => sql::run(&args),
+        Command::Watch(args) => watch::run(&args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever read our output has read enough.
+        Err(failure) if is_broken_pipe(failure.as_ref()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("kalamdb: {}", describe(failure.as_ref()));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn is_broken_pipe(failure: &(dyn Error + 'static)) -> bool {
+    failure.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// The failure and what caused it, without saying anything twice.
+fn describe(failure: &(dyn Error + 'static)) -> String {
+    let mut text = failure.to_string();
+    let mut cause = failure.source();
+    while let Some(current) = cause {
+        let more = current.to_string();
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        cause = current.source();
+    }
+    text
+}
+
+fn runtime() -> io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("kalam-worker")
+        .thread_stack_size(THREAD_STACK_BYTES)
+        .build()
+}

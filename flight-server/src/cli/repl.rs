@@ -1,0 +1,133 @@
+//! The conversation of `kalamdb sql`: statements over several lines until a semicolon, with history.
+
+use std::path::PathBuf;
+
+use arrow_flight::sql::client::FlightSqlServiceClient;
+use kalamdb_core::sql::split_statements;
+use rustyline::DefaultEditor;
+use rustyline::error::ReadlineError;
+use tokio::runtime::Runtime;
+
+use super::client::AuthorizedChannel;
+use super::sql::run_statement;
+use super::{Failure, OutputFormat};
+
+const HELP: &str = "A statement ends with a semicolon and may span lines.
+  \\d        tables
+  \\d NAME   columns of a table
+  \\?        this text
+  \\q        ends (also Ctrl-D); Ctrl-C cancels the statement or the input";
+
+/// Reads and runs statements until the end of input.
+pub(super) fn run(
+    runtime: &Runtime,
+    mut client: FlightSqlServiceClient<AuthorizedChannel>,
+    format: OutputFormat,
+) -> Result<(), Failure> {
+    let mut editor = DefaultEditor::new()?;
+    let history = history_file();
+    if let Some(path) = &history {
+        // There is none before the first conversation.
+        let _ = editor.load_history(path);
+    }
+    eprintln!("kalamdb {}; \\? for help", env!("CARGO_PKG_VERSION"));
+    let mut text = String::new();
+    loop {
+        let prompt = if text.is_empty() { "kalamdb> " } else { "      -> " };
+        match editor.readline(prompt) {
+            Ok(line) => {
+                if text.is_empty() && is_end(&line) {
+                    break;
+                }
+                text.push_str(&line);
+                text.push('\n');
+            }
+            Err(ReadlineError::Interrupted) => {
+                text.clear();
+                continue;
+            }
+            Err(ReadlineError::Eof) => break,
+            Err(error) => return Err(error.into()),
+        }
+        let Some(statements) = complete(&text) else { continue };
+        let entry = text.trim().to_owned();
+        text.clear();
+        if entry.is_empty() {
+            continue;
+        }
+        editor.add_history_entry(&entry)?;
+        for statement in statements {
+            if let Err(failure) = runtime.block_on(run_interruptible(&mut client, &statement, format)) {
+                eprintln!("{}", super::describe(failure.as_ref()));
+                break;
+            }
+        }
+    }
+    if let Some(path) = &history {
+        editor.save_history(path)?;
+    }
+    Ok(())
+}
+
+async fn run_interruptible(
+    client: &mut FlightSqlServiceClient<AuthorizedChannel>,
+    statement: &str,
+    format: OutputFormat,
+) -> Result<(), Failure> {
+    tokio::select! {
+        done = run_statement(client, statement, format) => done,
+        // Dropping the call cancels the query in the server.
+        _ = tokio::signal::ctrl_c() => Err("cancelled".into()),
+    }
+}
+
+fn is_end(line: &str) -> bool {
+    matches!(line.trim().trim_end_matches(';').to_ascii_lowercase().as_str(), "\\q" | "exit" | "quit")
+}
+
+/// The statements of `text`, or `None` while the last one has not ended.
+fn complete(text: &str) -> Option<Vec<String>> {
+    let trimmed = text.trim();
+    if let Some(command) = trimmed.strip_prefix('\\') {
+        return Some(match command.split_once(char::is_whitespace) {
+            None if command == "d" => vec!["SHOW TABLES".to_owned()],
+            Some(("d", name)) => vec![format!("DESCRIBE {}", name.trim())],
+            _ => {
+                eprintln!("{HELP}");
+                Vec::new()
+            }
+        });
+    }
+    if trimmed.is_empty() {
+        return Some(Vec::new());
+    }
+    let statements = split_statements(text);
+    // If the last semicolon stands in a quote or a comment, so does what follows it, and makes no statement of its own.
+    let ended = trimmed.ends_with(';') && split_statements(&format!("{text}\nx")).len() > statements.len();
+    ended.then_some(statements)
+}
+
+fn history_file() -> Option<PathBuf> {
+    std::env::home_dir().map(|home| home.join(".kalamdb_history"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_statement_is_complete_at_its_own_semicolon() {
+        for open in ["SELECT 1", "SELECT ';", "SELECT ';'", "SELECT 1 -- ;", "SELECT 1 /* ;", "SELECT \"a;"] {
+            assert_eq!(complete(open), None, "{open}");
+        }
+        assert_eq!(complete("SELECT 1;\n").map(|statements| statements.len()), Some(1));
+        assert_eq!(complete("SELECT ';';\nSELECT 2;").map(|statements| statements.len()), Some(2));
+    }
+
+    #[test]
+    fn short_commands_are_statements() {
+        assert_eq!(complete("\\d"), Some(vec!["SHOW TABLES".to_owned()]));
+        assert_eq!(complete("\\d app.notes\n"), Some(vec!["DESCRIBE app.notes".to_owned()]));
+        assert!(is_end("exit;") && is_end("\\q") && !is_end("SELECT 1;"));
+    }
+}

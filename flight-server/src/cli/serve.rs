@@ -1,0 +1,196 @@
+//! `kalamdb serve`: opens the database, listens, and ends in order when asked to.
+//!
+//! Invariant: `listening on ADDR` is printed once calls are accepted and is the only line on stdout.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+use kalamdb_core::Database;
+use rand::Rng;
+use rand::distr::Alphanumeric;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::{Failure, platform, runtime};
+use crate::config::{ServerConfig, Sources};
+use crate::server::Server;
+use crate::{http, logging};
+
+/// The file in the data directory with root's password.
+pub(super) const ROOT_PASSWORD_FILE: &str = "root-password";
+/// The file that is there once a data directory holds a database.
+const FORMAT_FILE: &str = "FORMAT";
+/// Letters and digits of a generated password: 143 bits.
+const PASSWORD_CHARS: usize = 24;
+
+/// Settings of the server. Each can also stand in the environment (KALAMDB_NODE_ID, ...) or in the TOML file (node_id = ...);
+/// a flag beats the environment, which beats the file.
+#[derive(Debug, Args)]
+pub(super) struct ServeArgs {
+    /// TOML file with settings [env: KALAMDB_CONFIG]
+    #[arg(long, value_name = "FILE", env = "KALAMDB_CONFIG", hide_env = true)]
+    config: Option<PathBuf>,
+    /// Where the data lives [env: KALAMDB_DATA_DIR] [default: ./kalamdb-data]
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<String>,
+    /// Address of Flight SQL and live queries; port 0 picks one [env: KALAMDB_LISTEN] [default: 127.0.0.1:8815]
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<String>,
+    /// Address of health and metrics over HTTP, or "off" [env: KALAMDB_HTTP_LISTEN] [default: 127.0.0.1:8816]
+    #[arg(long, value_name = "ADDR")]
+    http_listen: Option<String>,
+    /// Name of this process in logs, jobs and audit rows: letters, digits, hyphens [env: KALAMDB_NODE_ID] [default: node-1]
+    #[arg(long, value_name = "ID")]
+    node_id: Option<String>,
+    /// PEM certificate chain of the gRPC port [env: KALAMDB_TLS_CERT]
+    #[arg(long, value_name = "FILE")]
+    tls_cert: Option<String>,
+    /// PEM private key of the gRPC port [env: KALAMDB_TLS_KEY]
+    #[arg(long, value_name = "FILE")]
+    tls_key: Option<String>,
+    /// Accepts plain text on addresses other machines can reach [env: KALAMDB_INSECURE]
+    #[arg(long)]
+    insecure: bool,
+    /// Which log lines: error, warn, info, debug, trace, or a filter; RUST_LOG beats it [env: KALAMDB_LOG_LEVEL] [default: info]
+    #[arg(long, value_name = "LEVEL")]
+    log_level: Option<String>,
+    /// Form of log lines: text or json [env: KALAMDB_LOG_FORMAT] [default: text]
+    #[arg(long, value_name = "FORMAT")]
+    log_format: Option<String>,
+    /// Any other setting, e.g. --set row_bytes_max=1048576
+    #[arg(long = "set", value_name = "NAME=VALUE")]
+    settings: Vec<String>,
+}
+
+impl ServeArgs {
+    fn sources(&self) -> Result<Sources, Failure> {
+        let own = [
+            ("data_dir", &self.data_dir),
+            ("listen", &self.listen),
+            ("http_listen", &self.http_listen),
+            ("node_id", &self.node_id),
+            ("tls_cert", &self.tls_cert),
+            ("tls_key", &self.tls_key),
+            ("log_level", &self.log_level),
+            ("log_format", &self.log_format),
+        ];
+        let mut flags = Vec::new();
+        for setting in &self.settings {
+            let (name, value) =
+                setting.split_once('=').ok_or_else(|| format!("--set {setting}: write NAME=VALUE"))?;
+            flags.push((name.to_owned(), value.to_owned()));
+        }
+        flags.extend(own.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value.clone()?))));
+        if self.insecure {
+            flags.push(("insecure".to_owned(), "true".to_owned()));
+        }
+        // Variables that are not Unicode cannot be ours.
+        let env = std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .collect();
+        Ok(Sources { file: self.config.clone(), env, flags })
+    }
+}
+
+/// Serves until the process is asked to end.
+pub(super) fn run(args: &ServeArgs) -> Result<(), Failure> {
+    let config = ServerConfig::load(&args.sources()?)?;
+    logging::start(&config.core.node_id()?, &config.log_level, config.log_format)?;
+    let runtime = runtime()?;
+    let served = runtime.block_on(serve(config));
+    // Whatever a client still holds must not keep the process.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    served
+}
+
+async fn serve(mut config: ServerConfig) -> Result<(), Failure> {
+    let made_up = prepare_root_password(&mut config)?;
+    let database = Database::open(config.core.clone()).await?;
+    if let (Some(password), Some(data_dir)) = (made_up, &config.core.data_dir) {
+        let path = data_dir.join(ROOT_PASSWORD_FILE);
+        eprintln!("created user root with the password {password} (kept in {})", path.display());
+    }
+    let asked_to_end = platform::asked_to_end();
+    let shutdown = CancellationToken::new();
+    let server = Server::bind(database.clone(), &config).await?;
+    let address = server.local_addr();
+    let http = match config.http_listen {
+        Some(listen) => Some(http::HttpServer::bind(listen, database.clone(), shutdown.clone()).await?),
+        None => None,
+    };
+    let http_address = http.as_ref().map(http::HttpServer::local_addr);
+    let mut serving = tokio::spawn(server.serve(shutdown.clone()));
+    let http = http.map(|server| tokio::spawn(server.serve()));
+    announce(address, http_address)?;
+
+    let ended = tokio::select! {
+        asked = asked_to_end => {
+            asked?;
+            None
+        }
+        ended = &mut serving => Some(ended),
+    };
+    info!(drain_ms = config.drain_ms, "shutting down");
+    shutdown.cancel();
+    let served = match ended {
+        Some(ended) => ended?,
+        None => match tokio::time::timeout(Duration::from_millis(config.drain_ms), &mut serving).await {
+            Ok(ended) => ended?,
+            Err(_) => {
+                warn!(drain_ms = config.drain_ms, "calls still open after the drain were cut off");
+                serving.abort();
+                Ok(())
+            }
+        },
+    };
+    if let Some(http) = http {
+        http.await??;
+    }
+    database.shutdown().await?;
+    info!("shut down");
+    served
+}
+
+fn announce(address: SocketAddr, http: Option<SocketAddr>) -> Result<(), Failure> {
+    use std::io::Write;
+    info!(%address, http_address = http.map(tracing::field::display), "listening");
+    let mut stdout = std::io::stdout().lock();
+    writeln!(stdout, "listening on {address}")?;
+    stdout.flush()?;
+    Ok(())
+}
+
+/// Settles root's password before the database exists, so that no crash can leave a database whose password nobody knows.
+/// Returns the password when it was made up now.
+fn prepare_root_password(config: &mut ServerConfig) -> Result<Option<String>, Failure> {
+    let Some(data_dir) = &config.core.data_dir else { return Ok(None) };
+    if config.core.root_password.is_some() {
+        return Ok(None);
+    }
+    let path = data_dir.join(ROOT_PASSWORD_FILE);
+    if let Some(password) = read_password(&path) {
+        // The core takes it only when root does not exist yet, e.g. because the first start was cut short.
+        config.core.root_password = Some(password);
+        return Ok(None);
+    }
+    if data_dir.join(FORMAT_FILE).exists() {
+        return Ok(None);
+    }
+    std::fs::create_dir_all(data_dir)
+        .map_err(|error| format!("cannot create the data directory \"{}\": {error}", data_dir.display()))?;
+    let password: String =
+        rand::rng().sample_iter(Alphanumeric).take(PASSWORD_CHARS).map(char::from).collect();
+    platform::write_secret(&path, &password)
+        .map_err(|error| format!("cannot write to the data directory \"{}\": {error}", data_dir.display()))?;
+    config.core.root_password = Some(password.clone());
+    Ok(Some(password))
+}
+
+/// The password in `path`, when there is such a file with something in it.
+pub(super) fn read_password(path: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(path).ok()?;
+    let password = text.trim();
+    (!password.is_empty()).then(|| password.to_owned())
+}

@@ -1,0 +1,342 @@
+//! Settings of the server: where each value comes from, and what is refused before anything is opened.
+//!
+//! Every setting has one name. Flag `--set name=value` (or its own flag) beats environment `KALAMDB_NAME`, which beats the
+//! TOML file's `name = value`, which beats the default. Invariant: a name nobody knows is an error, never ignored.
+
+use std::fmt;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+
+use kalamdb_core::Config;
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+
+/// What starts the name of every environment variable of KalamDB.
+const ENV_PREFIX: &str = "KALAMDB_";
+
+/// Names of core settings that are not written out with the others because they are secret.
+const SECRET_KEYS: [&str; 1] = ["root_password"];
+
+/// Everything `kalamdb serve` needs to know.
+#[derive(Clone, Debug)]
+pub struct ServerConfig {
+    /// Settings of the database itself.
+    pub core: Config,
+    /// Address of Flight SQL and live queries. Default 127.0.0.1:8815; port 0 picks one.
+    pub listen: SocketAddr,
+    /// Address of health and metrics over HTTP, `None` when off. Default 127.0.0.1:8816.
+    pub http_listen: Option<SocketAddr>,
+    /// Allows an address other machines reach without TLS. Default false.
+    pub insecure: bool,
+    /// Certificate and key of the gRPC port; `None` speaks plain text.
+    pub tls: Option<TlsConfig>,
+    /// Whether gRPC reflection is served. Default true.
+    pub reflection: bool,
+    /// The largest message a client may send, in bytes. Default 64 MiB.
+    pub message_bytes_max: usize,
+    /// How long open calls may take to end after SIGTERM, in milliseconds. Default and maximum 10,000.
+    pub drain_ms: u64,
+    /// Filter of log lines in `tracing`'s syntax, e.g. `info` or `kalamdb_core=debug`. Default `info`.
+    pub log_level: String,
+    /// Form of log lines. Default text.
+    pub log_format: LogFormat,
+}
+
+/// Where the certificate chain and its private key lie, both PEM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsConfig {
+    /// The certificate, followed by those that vouch for it.
+    pub cert: PathBuf,
+    /// The private key.
+    pub key: PathBuf,
+}
+
+/// Form of log lines.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// A setting that cannot work, said in one sentence.
+#[derive(Debug)]
+pub struct ConfigError(String);
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl From<String> for ConfigError {
+    fn from(message: String) -> Self {
+        Self(message)
+    }
+}
+
+/// The settings that are not the core's, as they stand in a file.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct ServerSettings {
+    listen: String,
+    http_listen: String,
+    insecure: bool,
+    tls_cert: String,
+    tls_key: String,
+    reflection: bool,
+    message_bytes_max: usize,
+    drain_ms: u64,
+    log_level: String,
+    log_format: LogFormat,
+}
+
+impl Default for ServerSettings {
+    fn default() -> Self {
+        Self {
+            listen: "127.0.0.1:8815".to_owned(),
+            http_listen: "127.0.0.1:8816".to_owned(),
+            insecure: false,
+            tls_cert: String::new(),
+            tls_key: String::new(),
+            reflection: true,
+            message_bytes_max: 64 << 20,
+            drain_ms: 10_000,
+            log_level: "info".to_owned(),
+            log_format: LogFormat::Text,
+        }
+    }
+}
+
+/// Where settings come from, weakest first: a file, the environment, flags.
+#[derive(Debug, Default)]
+pub struct Sources {
+    /// The TOML file.
+    pub file: Option<PathBuf>,
+    /// All variables of the environment; those without our prefix are not looked at.
+    pub env: Vec<(String, String)>,
+    /// Settings given as flags.
+    pub flags: Vec<(String, String)>,
+}
+
+impl ServerConfig {
+    /// Reads, layers and checks all settings.
+    ///
+    /// # Errors
+    /// The first setting that is unknown, has the wrong type or cannot work, and where it was set.
+    pub fn load(sources: &Sources) -> Result<Self, ConfigError> {
+        let known = known_settings()?;
+        let mut table = match &sources.file {
+            Some(path) => read_file(path)?,
+            None => Table::new(),
+        };
+        if let Some(unknown) = table.keys().find(|name| !known.contains_key(*name)) {
+            return Err(ConfigError(format!(
+                "setting \"{unknown}\" in the configuration file does not exist"
+            )));
+        }
+        for (variable, text) in &sources.env {
+            let Some(name) = variable.strip_prefix(ENV_PREFIX).map(str::to_ascii_lowercase) else { continue };
+            // Other variables with our prefix belong to the command line's other commands.
+            if let Some(example) = known.get(&name) {
+                table.insert(
+                    name,
+                    parse_like(example, text).map_err(|why| format!("variable {variable}: {why}"))?,
+                );
+            }
+        }
+        for (name, text) in &sources.flags {
+            let example = known.get(name).ok_or_else(|| format!("setting \"{name}\" does not exist"))?;
+            table.insert(
+                name.clone(),
+                parse_like(example, text).map_err(|why| format!("setting \"{name}\": {why}"))?,
+            );
+        }
+        Self::from_table(table)
+    }
+
+    fn from_table(table: Table) -> Result<Self, ConfigError> {
+        let server_names = server_settings()?;
+        let (server, core): (Table, Table) =
+            table.into_iter().partition(|(name, _)| server_names.contains_key(name));
+        let core: Config = core.try_into().map_err(|error| one_line(&error))?;
+        let server: ServerSettings = server.try_into().map_err(|error| one_line(&error))?;
+        core.validate().map_err(|error| error.to_string())?;
+        let config = Self {
+            listen: resolve("listen", &server.listen)?,
+            http_listen: match server.http_listen.as_str() {
+                "off" => None,
+                text => Some(resolve("http_listen", text)?),
+            },
+            insecure: server.insecure,
+            tls: match (server.tls_cert.as_str(), server.tls_key.as_str()) {
+                ("", "") => None,
+                ("", _) | (_, "") => {
+                    return Err(ConfigError("settings \"tls_cert\" and \"tls_key\" go together".to_owned()));
+                }
+                (cert, key) => Some(TlsConfig { cert: cert.into(), key: key.into() }),
+            },
+            reflection: server.reflection,
+            message_bytes_max: server.message_bytes_max,
+            drain_ms: server.drain_ms.min(10_000),
+            log_level: server.log_level,
+            log_format: server.log_format,
+            core,
+        };
+        config.refuse_open_plain_text()?;
+        Ok(config)
+    }
+
+    /// Passwords and rows in plain text over a network are a choice somebody has to make in words.
+    fn refuse_open_plain_text(&self) -> Result<(), ConfigError> {
+        if self.insecure {
+            return Ok(());
+        }
+        let open = match (&self.tls, self.http_listen) {
+            (None, _) if !self.listen.ip().is_loopback() => Some(("listen", self.listen)),
+            (_, Some(http)) if !http.ip().is_loopback() => Some(("http_listen", http)),
+            _ => None,
+        };
+        match open {
+            None => Ok(()),
+            Some((name, address)) => Err(ConfigError(format!(
+                "{name} address {address} can be reached by other machines without TLS; use a loopback address, give \
+                 --tls-cert and --tls-key, or accept plain text with --insecure"
+            ))),
+        }
+    }
+}
+
+fn server_settings() -> Result<Table, ConfigError> {
+    Table::try_from(ServerSettings::default()).map_err(|error| ConfigError(error.to_string()))
+}
+
+/// Every setting with its default, whose type says how to read the text of a flag or variable.
+fn known_settings() -> Result<Table, ConfigError> {
+    let mut known = Table::try_from(Config::default()).map_err(|error| ConfigError(error.to_string()))?;
+    known.extend(server_settings()?);
+    known.extend(SECRET_KEYS.map(|name| (name.to_owned(), Value::String(String::new()))));
+    Ok(known)
+}
+
+fn read_file(path: &Path) -> Result<Table, ConfigError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| format!("cannot read the configuration file \"{}\": {error}", path.display()))?;
+    text.parse().map_err(|error| ConfigError(format!("configuration file \"{}\": {error}", path.display())))
+}
+
+fn parse_like(example: &Value, text: &str) -> Result<Value, String> {
+    match example {
+        Value::Integer(_) => text
+            .parse::<i64>()
+            .ok()
+            .filter(|number| *number >= 0)
+            .map(Value::Integer)
+            .ok_or_else(|| format!("\"{text}\" is not a whole number")),
+        Value::Boolean(_) => match text {
+            "true" | "1" => Ok(Value::Boolean(true)),
+            "false" | "0" => Ok(Value::Boolean(false)),
+            _ => Err(format!("\"{text}\" is neither true nor false")),
+        },
+        _ => Ok(Value::String(text.to_owned())),
+    }
+}
+
+fn resolve(name: &str, text: &str) -> Result<SocketAddr, ConfigError> {
+    text.to_socket_addrs().ok().and_then(|mut addresses| addresses.next()).ok_or_else(|| {
+        ConfigError(format!("setting \"{name}\": \"{text}\" is not an address; write HOST:PORT"))
+    })
+}
+
+/// TOML's errors draw the place over several lines; without a file there is no place to draw.
+fn one_line(error: &toml::de::Error) -> String {
+    error.message().replace('\n', " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pairs(list: &[(&str, &str)]) -> Vec<(String, String)> {
+        list.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    fn load(
+        file: Option<&str>,
+        env: &[(&str, &str)],
+        flags: &[(&str, &str)],
+    ) -> Result<ServerConfig, ConfigError> {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let path = folder.path().join("kalamdb.toml");
+        if let Some(text) = file {
+            std::fs::write(&path, text).expect("write the file");
+        }
+        ServerConfig::load(&Sources { file: file.map(|_| path), env: pairs(env), flags: pairs(flags) })
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_manual() {
+        let config = load(None, &[], &[]).expect("defaults");
+        assert_eq!(config.listen.to_string(), "127.0.0.1:8815");
+        assert_eq!(config.http_listen.map(|address| address.to_string()).as_deref(), Some("127.0.0.1:8816"));
+        assert_eq!(config.core.node_id, "node-1");
+        assert_eq!(config.core.data_dir.as_deref(), Some(Path::new("./kalamdb-data")));
+    }
+
+    #[test]
+    fn a_flag_beats_the_environment_which_beats_the_file() {
+        let file = Some("node_id = \"file\"\nrow_bytes_max = 1\nlisten = \"127.0.0.1:1\"\n");
+        let env = [
+            ("KALAMDB_NODE_ID", "env"),
+            ("KALAMDB_ROW_BYTES_MAX", "2"),
+            ("KALAMDB_PASSWORD", "x"),
+            ("HOME", "/"),
+        ];
+        let config = load(file, &env, &[("node_id", "flag")]).expect("settings");
+        assert_eq!(config.core.node_id, "flag");
+        assert_eq!(config.core.row_bytes_max, 2);
+        assert_eq!(config.listen.port(), 1);
+    }
+
+    #[test]
+    fn the_root_password_comes_from_the_environment() {
+        let config = load(None, &[("KALAMDB_ROOT_PASSWORD", "correct horse")], &[]).expect("settings");
+        assert_eq!(config.core.root_password.as_deref(), Some("correct horse"));
+    }
+
+    #[test]
+    fn what_cannot_work_is_refused_by_name() {
+        let check = |file: Option<&str>, env: &[(&str, &str)], flags: &[(&str, &str)], expected: &str| {
+            let message = load(file, env, flags).expect_err(expected).to_string();
+            assert!(message.contains(expected), "{message:?} does not say {expected:?}");
+        };
+        check(Some("lisen = \"x\""), &[], &[], "setting \"lisen\"");
+        check(Some("listen = \"x\""), &[], &[], "\"x\" is not an address");
+        check(Some("row_bytes_max = \"x\""), &[], &[], "row_bytes_max");
+        check(Some("= 1"), &[], &[], "configuration file");
+        check(None, &[("KALAMDB_ROW_BYTES_MAX", "-1")], &[], "variable KALAMDB_ROW_BYTES_MAX");
+        check(None, &[("KALAMDB_INSECURE", "maybe")], &[], "neither true nor false");
+        check(None, &[], &[("node_id", "a b")], "node id \"a b\" is not valid");
+        check(None, &[], &[("nope", "1")], "setting \"nope\" does not exist");
+        check(None, &[], &[("listen", "0.0.0.0:8815")], "--insecure");
+        check(None, &[], &[("http_listen", "0.0.0.0:8815")], "--insecure");
+        check(None, &[], &[("tls_cert", "a.pem")], "go together");
+        check(None, &[], &[("log_format", "xml")], "xml");
+    }
+
+    #[test]
+    fn an_open_address_needs_tls_or_a_word() {
+        assert!(load(None, &[], &[("listen", "0.0.0.0:0"), ("insecure", "true")]).is_ok());
+        assert!(load(None, &[], &[("listen", "0.0.0.0:0"), ("tls_cert", "c"), ("tls_key", "k")]).is_ok());
+    }
+
+    #[test]
+    fn http_can_be_off() {
+        assert_eq!(load(None, &[], &[("http_listen", "off")]).expect("settings").http_listen, None);
+    }
+}

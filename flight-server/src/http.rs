@@ -1,0 +1,133 @@
+//! Health and metrics over HTTP, for load balancers and Prometheus.
+//!
+//! Not here: anything that reads or writes rows. Nothing of this needs credentials, so nothing of it may name a user, a table
+//! or a statement: it tells counts of the whole process only.
+
+use std::fmt::Write as _;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::IntoResponse;
+use axum::routing::get;
+use kalamdb_core::Database;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+/// The content type of Prometheus' text format.
+const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// The HTTP port, bound and not yet served.
+pub struct HttpServer {
+    listener: TcpListener,
+    address: SocketAddr,
+    router: Router,
+    shutdown: CancellationToken,
+}
+
+impl HttpServer {
+    /// Takes the port.
+    ///
+    /// # Errors
+    /// When the address is in use or not of this machine.
+    pub async fn bind(
+        listen: SocketAddr,
+        database: Database,
+        shutdown: CancellationToken,
+    ) -> io::Result<Self> {
+        let listener = TcpListener::bind(listen).await.map_err(|error| {
+            io::Error::new(error.kind(), format!("cannot listen on {listen} for HTTP: {error}"))
+        })?;
+        let address = listener.local_addr()?;
+        let router =
+            Router::new().route("/healthz", get(health)).route("/metrics", get(metrics)).with_state(database);
+        Ok(Self { listener, address, router, shutdown })
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until shutdown.
+    pub fn serve(self) -> impl Future<Output = io::Result<()>> + Send {
+        let Self { listener, router, shutdown, .. } = self;
+        async move { axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await }
+    }
+}
+
+async fn health() -> &'static str {
+    "ok\n"
+}
+
+async fn metrics(State(database): State<Database>) -> impl IntoResponse {
+    ([(CONTENT_TYPE, PROMETHEUS_TEXT)], render(&database))
+}
+
+/// One number with what it means.
+struct Metric {
+    name: &'static str,
+    help: &'static str,
+    kind: Kind,
+    value: u64,
+}
+
+/// Whether a number only grows.
+#[derive(Clone, Copy)]
+enum Kind {
+    Counter,
+    Gauge,
+}
+
+fn render(database: &Database) -> String {
+    let mut text = String::new();
+    for Metric { name, help, kind, value } in collect(database) {
+        let kind = match kind {
+            Kind::Counter => "counter",
+            Kind::Gauge => "gauge",
+        };
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");
+    }
+    text
+}
+
+fn counter(name: &'static str, help: &'static str, value: u64) -> Metric {
+    Metric { name, help, kind: Kind::Counter, value }
+}
+
+fn gauge(name: &'static str, help: &'static str, value: u64) -> Metric {
+    Metric { name, help, kind: Kind::Gauge, value }
+}
+
+fn collect(database: &Database) -> Vec<Metric> {
+    let schemas = database.registry_counters();
+    vec![
+        gauge("kalamdb_up", "1 while the process serves.", 1),
+        counter("kalamdb_commit_seq", "Number of the newest commit.", database.seq().0),
+        counter("kalamdb_schema_hits_total", "Schemas found memoized.", schemas.hits),
+        counter("kalamdb_schema_misses_total", "Schemas that were not memoized.", schemas.misses),
+        counter("kalamdb_schema_builds_total", "Arrow schemas built.", schemas.builds),
+        counter("kalamdb_schema_encodings_total", "Arrow schemas encoded for the wire.", schemas.encodings),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn metrics_are_prometheus_text() {
+        let database = Database::open_in_memory().await.expect("database");
+        let text = render(&database);
+        assert!(text.contains("# TYPE kalamdb_commit_seq counter\nkalamdb_commit_seq "), "{text}");
+        for line in text.lines().filter(|line| !line.starts_with('#')) {
+            let (name, value) = line.split_once(' ').expect("name and value");
+            assert!(name.starts_with("kalamdb_") && value.parse::<u64>().is_ok(), "{line}");
+        }
+        database.shutdown().await.expect("shutdown");
+    }
+}

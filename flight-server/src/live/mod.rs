@@ -1,0 +1,212 @@
+//! The gRPC service `kalamdb.live.v1.LiveQuery`.
+//!
+//! It is a tower service of its own and not the generated one, because the generated one copies every message into a buffer of
+//! its own: here a frame's rows are sent from the buffer all subscribers of the query share, and an idle subscriber holds no
+//! buffer. What the frames mean is the core's business.
+//!
+//! Invariant: dropping a response's body, which is what the transport does when the client is gone, drops the subscription.
+
+mod request;
+mod wire;
+
+pub(crate) use self::wire::frame_header;
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::{Buf, Bytes};
+use futures::Stream;
+use http::HeaderValue;
+use http::header::CONTENT_TYPE;
+use http_body::{Body as HttpBody, Frame as HttpFrame};
+use kalamdb_core::live_query::{CloseReason, FrameBody, Subscription};
+use kalamdb_core::{Database, Principal};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tonic::body::Body;
+use tonic::codec::{DecodeBuf, Decoder, Streaming};
+use tonic::server::NamedService;
+use tonic::{Code, Status};
+
+use crate::status::from_core;
+
+/// The path of the only method.
+const SUBSCRIBE_PATH: &str = "/kalamdb.live.v1.LiveQuery/Subscribe";
+/// The largest request; SQL and parameters have limits of their own below it.
+const REQUEST_BYTES_MAX: usize = 16 << 20;
+
+/// The service, for a tonic router whose auth layer puts a [`Principal`] into the requests' extensions.
+#[derive(Clone)]
+pub struct LiveQueryService {
+    database: Database,
+    shutdown: CancellationToken,
+}
+
+/// Makes the service. Its streams end with a `closed` frame and UNAVAILABLE once `shutdown` is cancelled.
+pub fn service(database: Database, shutdown: CancellationToken) -> LiveQueryService {
+    LiveQueryService { database, shutdown }
+}
+
+impl NamedService for LiveQueryService {
+    const NAME: &'static str = "kalamdb.live.v1.LiveQuery";
+}
+
+impl tower_service::Service<http::Request<Body>> for LiveQueryService {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let service = self.clone();
+        Box::pin(async move {
+            let started = match request.uri().path() {
+                SUBSCRIBE_PATH => service.subscribe(request).await,
+                path => Err(Status::unimplemented(format!("method \"{path}\" does not exist"))),
+            };
+            Ok(started.unwrap_or_else(Status::into_http))
+        })
+    }
+}
+
+impl LiveQueryService {
+    async fn subscribe(self, request: http::Request<Body>) -> Result<http::Response<Body>, Status> {
+        let (head, body) = request.into_parts();
+        let principal = head
+            .extensions
+            .get::<Principal>()
+            .cloned()
+            .ok_or_else(|| Status::unauthenticated("no credentials were given"))?;
+        if head.headers.get("grpc-encoding").is_some_and(|encoding| encoding != "identity") {
+            return Err(Status::unimplemented("compressed requests are not supported"));
+        }
+        let mut messages = Streaming::new_request(RawDecoder, body, None, Some(REQUEST_BYTES_MAX));
+        let message =
+            messages.message().await?.ok_or_else(|| Status::invalid_argument("the call has no request"))?;
+        let request = request::decode(message).map_err(from_core)?;
+        let subscription = self.database.session(&principal).subscribe(request).await.map_err(from_core)?;
+
+        let mut response = http::Response::new(Body::new(FrameStream {
+            state: State::Running(subscription),
+            shutdown: Box::pin(self.shutdown.cancelled_owned()),
+        }));
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        Ok(response)
+    }
+}
+
+/// A response's body: gRPC messages, then the status as trailers.
+struct FrameStream {
+    state: State,
+    shutdown: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+enum State {
+    /// Frames come.
+    Running(Subscription),
+    /// A frame's rows are still to be sent, then `Running`.
+    Rows(Bytes, Subscription),
+    /// The status is to be sent.
+    Ending(Status),
+    /// Everything is sent.
+    Ended,
+}
+
+impl HttpBody for FrameStream {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<HttpFrame<Bytes>, Status>>> {
+        match std::mem::replace(&mut self.state, State::Ended) {
+            State::Running(subscription) => self.poll_running(subscription, context),
+            State::Rows(rows, subscription) => {
+                self.state = State::Running(subscription);
+                Poll::Ready(Some(Ok(HttpFrame::data(rows))))
+            }
+            State::Ending(status) => {
+                let mut trailers = http::HeaderMap::new();
+                Poll::Ready(Some(status.add_header(&mut trailers).map(|()| HttpFrame::trailers(trailers))))
+            }
+            State::Ended => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self.state, State::Ended)
+    }
+}
+
+impl FrameStream {
+    fn poll_running(
+        &mut self,
+        mut subscription: Subscription,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<HttpFrame<Bytes>, Status>>> {
+        if self.shutdown.as_mut().poll(context).is_ready() {
+            self.state = State::Ending(Status::unavailable("the server is going down"));
+            return Poll::Ready(Some(Ok(HttpFrame::data(wire::closed_by_shutdown()))));
+        }
+        match Pin::new(&mut subscription).poll_next(context) {
+            Poll::Pending => {
+                self.state = State::Running(subscription);
+                Poll::Pending
+            }
+            Poll::Ready(Some(Ok(frame))) => {
+                let wire = wire::encode(&frame);
+                self.state = match (&frame.body, wire.ipc) {
+                    (FrameBody::Closed { reason, message, .. }, _) => {
+                        State::Ending(end_status(*reason, message))
+                    }
+                    (_, Some(rows)) => State::Rows(rows, subscription),
+                    (_, None) => State::Running(subscription),
+                };
+                Poll::Ready(Some(Ok(HttpFrame::data(wire.head))))
+            }
+            Poll::Ready(Some(Err(error))) => self.end(from_core(error), context),
+            Poll::Ready(None) => self.end(Status::new(Code::Ok, ""), context),
+        }
+    }
+
+    fn end(
+        &mut self,
+        status: Status,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<HttpFrame<Bytes>, Status>>> {
+        self.state = State::Ending(status);
+        Pin::new(self).poll_frame(context)
+    }
+}
+
+/// The status that follows a `closed` frame, as `live.proto` lists them.
+fn end_status(reason: CloseReason, message: &str) -> Status {
+    let code = match reason {
+        CloseReason::Completed => Code::Ok,
+        CloseReason::Killed => Code::Cancelled,
+        CloseReason::TableDropped => Code::NotFound,
+        CloseReason::SchemaChanged | CloseReason::AccessChanged => Code::Aborted,
+        CloseReason::UserDropped => Code::PermissionDenied,
+        CloseReason::Failed => Code::Internal,
+        CloseReason::Shutdown => Code::Unavailable,
+    };
+    Status::new(code, if code == Code::Ok { "" } else { message })
+}
+
+/// Hands messages on undecoded: the fields a client set matter, also those the generated code would skip.
+struct RawDecoder;
+
+impl Decoder for RawDecoder {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn decode(&mut self, source: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
+        let length = source.remaining();
+        Ok(Some(source.copy_to_bytes(length)))
+    }
+}

@@ -1,0 +1,166 @@
+//! The real program as a child process, and a Flight SQL client for it.
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+use std::process::{Child, ChildStderr, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use arrow::array::RecordBatch;
+use arrow_flight::error::FlightError;
+use arrow_flight::sql::client::FlightSqlServiceClient;
+use futures::TryStreamExt;
+use tonic::transport::{Channel, Endpoint};
+
+pub(crate) const PASSWORD: &str = "crash-test-password";
+/// How long a server may take to say anything before the test gives up.
+const GIVE_UP: Duration = Duration::from_secs(60);
+
+/// A running server. Dropping it kills it.
+pub(crate) struct Server {
+    child: Child,
+    address: String,
+    /// From starting the process to `listening`.
+    pub(crate) ready_in: Duration,
+}
+
+pub(crate) fn command(data_dir: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kalamdb"));
+    command
+        .args([
+            "serve",
+            "--listen",
+            "127.0.0.1:0",
+            "--http-listen",
+            "off",
+            "--log-level",
+            "warn",
+            "--data-dir",
+        ])
+        .arg(data_dir)
+        .env("KALAMDB_ROOT_PASSWORD", PASSWORD)
+        .env_remove("RUST_LOG")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+impl Server {
+    /// Starts the server and waits until it listens.
+    pub(crate) async fn start(data_dir: &Path) -> Self {
+        match Self::try_start(data_dir).await {
+            Ok(server) => server,
+            Err(said) => panic!("the server did not start: {said}"),
+        }
+    }
+
+    /// As `start`; what the server said on stderr when it ended instead.
+    pub(crate) async fn try_start(data_dir: &Path) -> Result<Self, String> {
+        let started = Instant::now();
+        let mut child = command(data_dir).spawn().expect("start the server");
+        let stdout = child.stdout.take().expect("stdout");
+        let first_line = tokio::task::spawn_blocking(move || {
+            let mut line = String::new();
+            BufReader::new(stdout).read_line(&mut line).map(|_| line)
+        });
+        let line = tokio::time::timeout(GIVE_UP, first_line).await;
+        let ready_in = started.elapsed();
+        let line =
+            line.expect("the server says something in time").expect("reader").expect("stdout is readable");
+        let mut stderr = child.stderr.take().expect("stderr");
+        match line.trim().strip_prefix("listening on ") {
+            Some(address) => {
+                pass_on(stderr);
+                Ok(Self { child, address: address.to_owned(), ready_in })
+            }
+            None => {
+                let mut said = String::new();
+                stderr.read_to_string(&mut said).expect("stderr is readable");
+                let status = child.wait().expect("the server ended");
+                assert!(!status.success(), "a server that refuses must not exit with 0: {said}");
+                Err(said)
+            }
+        }
+    }
+
+    /// `kill -9`, and waits until the process is gone.
+    pub(crate) fn kill(mut self) {
+        self.child.kill().expect("kill the server");
+        self.child.wait().expect("the server is gone");
+    }
+
+    /// SIGTERM; the server must end by itself with 0.
+    pub(crate) async fn stop(mut self) {
+        let status = Command::new("kill").arg(self.child.id().to_string()).status().expect("run kill");
+        assert!(status.success(), "SIGTERM was not delivered");
+        let deadline = Instant::now() + GIVE_UP;
+        let status = loop {
+            match self.child.try_wait().expect("the server's state") {
+                Some(status) => break status,
+                None => assert!(Instant::now() < deadline, "the server did not end after SIGTERM"),
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        };
+        assert!(status.success(), "after SIGTERM the server ended with {status}");
+    }
+
+    pub(crate) async fn channel(&self) -> Channel {
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.address)).expect("address");
+        endpoint.tcp_nodelay(true).connect().await.expect("connect")
+    }
+
+    /// A bearer token for root.
+    pub(crate) async fn log_in(&self) -> String {
+        let mut client = FlightSqlServiceClient::new(self.channel().await);
+        client.handshake("root", PASSWORD).await.expect("log in");
+        client.token().cloned().expect("a token")
+    }
+
+    pub(crate) async fn client(&self, token: &str) -> Client {
+        Client::on(self.channel().await, token)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Both fail when it is gone already, which is what is wanted.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Shows what the server logs, as a test's output.
+fn pass_on(stderr: ChildStderr) {
+    std::thread::spawn(move || {
+        for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+            eprintln!("server: {line}");
+        }
+    });
+}
+
+/// An authenticated client.
+pub(crate) struct Client(FlightSqlServiceClient<Channel>);
+
+impl Client {
+    pub(crate) fn on(channel: Channel, token: &str) -> Self {
+        let mut client = FlightSqlServiceClient::new(channel);
+        client.set_token(token.to_owned());
+        Self(client)
+    }
+
+    /// Runs a statement that returns no rows and gives the number of rows it changed.
+    pub(crate) async fn run(&mut self, sql: &str) -> Result<i64, FlightError> {
+        self.0.execute_update(sql.to_owned(), None).await
+    }
+
+    /// Runs a query.
+    pub(crate) async fn query(&mut self, sql: &str) -> Result<Vec<RecordBatch>, FlightError> {
+        let info = self.0.execute(sql.to_owned(), None).await?;
+        let mut batches = Vec::new();
+        for ticket in info.endpoint.into_iter().filter_map(|endpoint| endpoint.ticket) {
+            let rows = self.0.do_get(ticket).await?;
+            batches.extend(rows.try_collect::<Vec<_>>().await?);
+        }
+        Ok(batches)
+    }
+}

@@ -1,0 +1,66 @@
+//! The tables under test. All have the columns `writer`, `id` and `value`, so that one model fits all of them.
+
+use std::collections::BTreeMap;
+
+use arrow::array::AsArray;
+use arrow::datatypes::Int64Type;
+
+use crate::server::Client;
+
+/// What one writer has in one table: values by key.
+pub(crate) type State = BTreeMap<i64, i64>;
+
+/// A kind of table, and so a path through the storage of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Table {
+    /// Rows by a composite primary key, shared.
+    Shared,
+    /// Rows by primary key, each user's own.
+    User,
+    /// Rows without a primary key.
+    Keyless,
+}
+
+pub(crate) const ALL: [Table; 3] = [Table::Shared, Table::User, Table::Keyless];
+
+impl Table {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Shared => "crash.shared_rows",
+            Self::User => "crash.user_rows",
+            Self::Keyless => "crash.keyless_rows",
+        }
+    }
+}
+
+pub(crate) async fn create(client: &mut Client) {
+    for sql in [
+        "CREATE NAMESPACE crash",
+        "CREATE SHARED TABLE crash.shared_rows (writer BIGINT NOT NULL, id BIGINT NOT NULL, value BIGINT NOT NULL, \
+         pad TEXT, PRIMARY KEY (writer, id))",
+        "CREATE USER TABLE crash.user_rows (writer BIGINT NOT NULL, id BIGINT NOT NULL, value BIGINT NOT NULL, \
+         pad TEXT, PRIMARY KEY (writer, id))",
+        "CREATE SHARED TABLE crash.keyless_rows (writer BIGINT NOT NULL, id BIGINT NOT NULL, value BIGINT NOT NULL, pad TEXT)",
+    ] {
+        if let Err(error) = client.run(sql).await {
+            panic!("{sql}: {error}");
+        }
+    }
+}
+
+/// Reads a whole table, by writer.
+pub(crate) async fn read(client: &mut Client, table: Table) -> BTreeMap<u64, State> {
+    let sql = format!("SELECT writer, id, value FROM {}", table.name());
+    let batches = client.query(&sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+    let mut found: BTreeMap<u64, State> = BTreeMap::new();
+    for batch in &batches {
+        let [writers, ids, values] =
+            [0, 1, 2].map(|column| batch.column(column).as_primitive::<Int64Type>().values());
+        for ((writer, id), value) in writers.iter().zip(ids).zip(values) {
+            let writer = u64::try_from(*writer).expect("a writer");
+            let before = found.entry(writer).or_default().insert(*id, *value);
+            assert_eq!(before, None, "{}: writer {writer} has the key {id} twice", table.name());
+        }
+    }
+    found
+}

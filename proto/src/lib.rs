@@ -1,0 +1,45 @@
+//! Messages and services of KalamDB's own gRPC interface, generated from the `.proto` files of this crate.
+//!
+//! Not here: any behaviour, and anything of Arrow Flight, whose messages come from `arrow-flight`. Invariant: the `.proto` files
+//! alone are enough to write a client in any language; this crate adds nothing they do not say.
+
+pub mod live {
+    //! Live queries.
+
+    #[allow(unreachable_pub, missing_docs, clippy::all)]
+    pub mod v1 {
+        //! Version 1 of the live query interface: `LiveQuery.Subscribe` and its frames.
+        tonic::include_proto!("kalamdb.live.v1");
+    }
+}
+
+/// Every file of this crate as an encoded `google.protobuf.FileDescriptorSet`, imports included, for gRPC reflection.
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
+#[cfg(test)]
+mod tests {
+    use prost::Message;
+
+    use super::*;
+
+    #[test]
+    fn descriptors_name_the_service_and_its_imports() {
+        let set = prost_types::FileDescriptorSet::decode(FILE_DESCRIPTOR_SET).expect("descriptor set");
+        let names: Vec<&str> = set.file.iter().map(|file| file.name()).collect();
+        assert!(names.contains(&"kalamdb/live/v1/live.proto"), "{names:?}");
+        assert!(names.contains(&"google/protobuf/duration.proto"), "{names:?}");
+        let services: Vec<&str> =
+            set.file.iter().flat_map(|file| &file.service).map(|service| service.name()).collect();
+        assert_eq!(services, ["LiveQuery"]);
+    }
+
+    #[test]
+    fn frame_numbers_are_those_of_the_published_interface() {
+        let frame = live::v1::Frame {
+            complete_through: 7,
+            body: Some(live::v1::frame::Body::Progress(live::v1::Progress {})),
+            ..Default::default()
+        };
+        assert_eq!(frame.encode_to_vec(), [0x08, 7, 0x72, 0]);
+    }
+}
