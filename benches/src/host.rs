@@ -1,0 +1,96 @@
+//! The database and its Flight SQL server in a runtime of their own, on a free port, over a directory that goes away.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use kalamdb_core::{Config, Database};
+use kalamdb_server::config::{ServerConfig, Sources};
+use kalamdb_server::server::Server;
+use tempfile::TempDir;
+use tokio::runtime::{Builder, Runtime};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::Result;
+use crate::wire::Wire;
+
+const ROOT_PASSWORD: &str = "bench-password";
+
+/// Planning needs deep stacks; the server's own binary gives its threads the same.
+const STACK_BYTES: usize = 16 << 20;
+
+pub(crate) struct Kalam {
+    runtime: Runtime,
+    database: Database,
+    address: SocketAddr,
+    folder: TempDir,
+    shutdown: CancellationToken,
+    serving: JoinHandle<std::result::Result<(), String>>,
+}
+
+impl Kalam {
+    pub(crate) fn start() -> Result<Self> {
+        // Beside the binary: a temporary directory may be in memory, where a sync costs nothing.
+        let binary = std::env::current_exe()?;
+        let place = binary.parent().ok_or("the binary has no directory")?;
+        let folder = tempfile::Builder::new().prefix("kalamdb-bench-").tempdir_in(place)?;
+        let mut settings = ServerConfig::load(&Sources::default())?;
+        settings.core = Config { root_password: Some(ROOT_PASSWORD.to_owned()), ..Config::at(folder.path().join("data")) };
+        settings.listen = SocketAddr::from(([127, 0, 0, 1], 0));
+        settings.http_listen = None;
+        let runtime = Builder::new_multi_thread().worker_threads(2).thread_stack_size(STACK_BYTES).enable_all().build()?;
+        let shutdown = CancellationToken::new();
+        let (database, server) = runtime.block_on(async {
+            let database = Database::open(settings.core.clone()).await?;
+            let server = Server::bind(database.clone(), &settings).await?;
+            Ok::<_, Box<dyn std::error::Error + Send + Sync>>((database, server))
+        })?;
+        let address = server.local_addr();
+        let token = shutdown.clone();
+        let serving = runtime.spawn(async move { server.serve(token).await.map_err(|error| error.to_string()) });
+        Ok(Self { runtime, database, address, folder, shutdown, serving })
+    }
+
+    /// The embedded database behind the server.
+    pub(crate) fn database(&self) -> &Database {
+        &self.database
+    }
+
+    /// A directory on the data directory's file system.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub(crate) fn runtime(&self) -> &Runtime {
+        &self.runtime
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// A connection of its own, logged in as root.
+    pub(crate) async fn connect(&self) -> Result<Wire> {
+        Wire::connect(self.address, "root", ROOT_PASSWORD).await
+    }
+
+    pub(crate) fn authorization() -> String {
+        crate::wire::basic("root", ROOT_PASSWORD)
+    }
+
+    /// Runs statements in the embedded database.
+    pub(crate) async fn execute(&self, statements: &[&str]) -> Result<()> {
+        let session = self.database.session_for("root")?;
+        for sql in statements {
+            session.execute(sql, ()).await?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn stop(self) -> Result<()> {
+        self.shutdown.cancel();
+        self.runtime.block_on(self.serving)??;
+        self.runtime.block_on(self.database.shutdown())?;
+        Ok(())
+    }
+}

@@ -1,0 +1,136 @@
+//! A thin Flight client: one HTTP/2 connection, exactly the RPCs that are to be measured, nothing decoded twice.
+//!
+//! The floor is asked by the same client with the same bytes, so its own cost is in both figures.
+
+use std::net::SocketAddr;
+
+use arrow::array::RecordBatch;
+use arrow_flight::flight_service_client::FlightServiceClient;
+use arrow_flight::sql::{
+    ActionCreatePreparedStatementRequest, ActionCreatePreparedStatementResult, Any, CommandPreparedStatementQuery,
+    CommandPreparedStatementUpdate, CommandStatementQuery, DoPutUpdateResult, ProstMessageExt,
+};
+use arrow_flight::utils::batches_to_flight_data;
+use arrow_flight::{Action, FlightData, FlightDescriptor, HandshakeRequest};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use bytes::Bytes;
+use prost::Message;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::transport::{Channel, Endpoint};
+use tonic::{IntoRequest, Request};
+
+use crate::Result;
+
+/// The value of an `authorization` header.
+pub(crate) fn basic(user: &str, password: &str) -> String {
+    format!("Basic {}", BASE64_STANDARD.encode(format!("{user}:{password}")))
+}
+
+/// One connection.
+pub(crate) async fn channel(address: SocketAddr) -> Result<Channel> {
+    Ok(Endpoint::from_shared(format!("http://{address}"))?.tcp_nodelay(true).connect().await?)
+}
+
+#[derive(Clone)]
+pub(crate) struct Wire {
+    client: FlightServiceClient<Channel>,
+    authorization: MetadataValue<Ascii>,
+}
+
+impl Wire {
+    /// Connects and exchanges the password for a token, as the common drivers do.
+    pub(crate) async fn connect(address: SocketAddr, user: &str, password: &str) -> Result<Self> {
+        let mut client = FlightServiceClient::new(channel(address).await?).max_decoding_message_size(64 << 20);
+        let mut request = Request::new(futures::stream::iter([HandshakeRequest::default()]));
+        request.metadata_mut().insert("authorization", basic(user, password).parse()?);
+        let response = client.handshake(request).await?;
+        let authorization =
+            response.metadata().get("authorization").ok_or("the handshake gave no token")?.clone();
+        Ok(Self { client, authorization })
+    }
+
+    fn request<T>(&self, message: impl IntoRequest<T>) -> Request<T> {
+        let mut request = message.into_request();
+        request.metadata_mut().insert("authorization", self.authorization.clone());
+        request
+    }
+
+    /// Prepares a statement, gives its handle.
+    pub(crate) async fn prepare(&mut self, sql: &str) -> Result<Bytes> {
+        let command = ActionCreatePreparedStatementRequest { query: sql.to_owned(), transaction_id: None };
+        let action = Action::new("CreatePreparedStatement", command.as_any().encode_to_vec());
+        let request = self.request(action);
+        let mut replies = self.client.do_action(request).await?.into_inner();
+        let reply = replies.message().await?.ok_or("no reply to CreatePreparedStatement")?;
+        let any = Any::decode(&*reply.body)?;
+        let result: ActionCreatePreparedStatementResult =
+            any.unpack()?.ok_or("another reply than ActionCreatePreparedStatementResult")?;
+        Ok(result.prepared_statement_handle)
+    }
+
+    /// GetFlightInfo, then DoGet of its endpoints; the number of messages that came.
+    pub(crate) async fn query(&mut self, command: &Bytes) -> Result<usize> {
+        let request = self.request(FlightDescriptor::new_cmd(command.clone()));
+        let info = self.client.get_flight_info(request).await?.into_inner();
+        let mut messages = 0;
+        for endpoint in info.endpoint {
+            let ticket = endpoint.ticket.ok_or("an endpoint without a ticket")?;
+            let request = self.request(ticket);
+            let mut stream = self.client.do_get(request).await?.into_inner();
+            while let Some(data) = stream.message().await? {
+                messages += usize::from(!data.data_body.is_empty());
+            }
+        }
+        Ok(messages)
+    }
+
+    /// DoPut of messages whose first one carries the descriptor; the replies' metadata.
+    pub(crate) async fn put(&mut self, messages: Vec<FlightData>) -> Result<Vec<Bytes>> {
+        let request = self.request(tonic::Request::new(futures::stream::iter(messages)));
+        let mut replies = self.client.do_put(request).await?.into_inner();
+        let mut metadata = Vec::new();
+        while let Some(reply) = replies.message().await? {
+            metadata.push(reply.app_metadata);
+        }
+        Ok(metadata)
+    }
+
+    /// DoPut of an update or ingest; the rows it affected.
+    pub(crate) async fn update(&mut self, messages: Vec<FlightData>) -> Result<i64> {
+        let replies = self.put(messages).await?;
+        let reply = replies.first().ok_or("no reply to DoPut")?;
+        Ok(DoPutUpdateResult::decode(reply.clone())?.record_count)
+    }
+
+    /// The stream of one ticket, for whoever reads it endlessly.
+    pub(crate) async fn stream(&mut self, ticket: Bytes) -> Result<tonic::Streaming<FlightData>> {
+        let request = self.request(arrow_flight::Ticket { ticket });
+        Ok(self.client.do_get(request).await?.into_inner())
+    }
+}
+
+/// The command of an ad hoc query.
+pub(crate) fn ad_hoc(sql: &str) -> Bytes {
+    CommandStatementQuery { query: sql.to_owned(), transaction_id: None }.as_any().encode_to_vec().into()
+}
+
+/// The command of a prepared query: descriptor of GetFlightInfo, and of the DoPut that binds its parameters.
+pub(crate) fn prepared_query(handle: &Bytes) -> Bytes {
+    CommandPreparedStatementQuery { prepared_statement_handle: handle.clone() }.as_any().encode_to_vec().into()
+}
+
+/// The command of a prepared update.
+pub(crate) fn prepared_update(handle: &Bytes) -> Bytes {
+    CommandPreparedStatementUpdate { prepared_statement_handle: handle.clone() }.as_any().encode_to_vec().into()
+}
+
+/// Schema message and batches as a DoPut under `command`.
+pub(crate) fn put_messages(command: &Bytes, batches: Vec<RecordBatch>) -> Result<Vec<FlightData>> {
+    let schema = batches.first().ok_or("nothing to put")?.schema();
+    let mut messages = batches_to_flight_data(&schema, batches)?;
+    if let Some(first) = messages.first_mut() {
+        first.flight_descriptor = Some(FlightDescriptor::new_cmd(command.clone()));
+    }
+    Ok(messages)
+}

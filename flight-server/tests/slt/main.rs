@@ -1,0 +1,84 @@
+//! Runs every `.slt` file under `tests/slt/sql` over the real wire.
+//!
+//! Each file gets the real `kalamdb` binary on a free port with an empty data directory, so files are independent of each
+//! other and of their order. Statements go through an ordinary Flight SQL client: every statement is prepared, what the
+//! server calls an update is executed as one, the rest is read with an ad hoc query, so both doors are used all the time.
+//!
+//! What the files can say beyond plain sqllogictest is described in `tests/slt/README.md`. A file's failures are all
+//! reported, not only the first, and a line of level ERROR in the server's log fails the file as well.
+
+mod client;
+mod format;
+mod server;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use sqllogictest::harness::{Arguments, Failed, Trial};
+use sqllogictest::{Connection, Record, Runner, parse_file, strict_column_validator};
+
+use client::FlightConnection;
+use format::WireType;
+use server::Server;
+
+fn main() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/slt/sql");
+    let mut trials: Vec<Trial> = slt_files(&folder)
+        .into_iter()
+        .map(|path| {
+            let name = path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned());
+            Trial::test(name, move || run_file(&path))
+        })
+        .collect();
+    trials.push(Trial::test("the_folder_has_files", move || {
+        let found = slt_files(&folder).len();
+        if found >= 20 { Ok(()) } else { Err(format!("only {found} .slt files in {}", folder.display()).into()) }
+    }));
+    sqllogictest::harness::run(&Arguments::from_args(), trials).exit();
+}
+
+fn slt_files(folder: &Path) -> Vec<PathBuf> {
+    let mut files: Vec<PathBuf> = std::fs::read_dir(folder)
+        .map(|entries| entries.flatten().map(|entry| entry.path()).collect())
+        .unwrap_or_default();
+    files.retain(|path| path.extension().is_some_and(|extension| extension == "slt"));
+    files.sort();
+    files
+}
+
+fn run_file(path: &Path) -> Result<(), Failed> {
+    let records = parse_file::<WireType>(path).map_err(|error| error.to_string())?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut failures = Vec::new();
+    let server = Server::start()?;
+    runtime.block_on(run_records(&server, records, &mut failures));
+    failures.extend(server.stop());
+    if failures.is_empty() { Ok(()) } else { Err(failures.join("\n").into()) }
+}
+
+async fn run_records(server: &Server, records: Vec<Record<WireType>>, failures: &mut Vec<String>) {
+    // A connection maker is not told the connection's name, so the loop leaves the name of the record it is about to run.
+    let current = Arc::new(Mutex::new(Connection::Default));
+    let address = server.address().to_owned();
+    let mut runner = {
+        let current = Arc::clone(&current);
+        Runner::new(move || {
+            let (name, address) = (current.lock().expect("no panics while held").clone(), address.clone());
+            async move { FlightConnection::open(&address, &name).await }
+        })
+    };
+    runner.with_column_validator(strict_column_validator);
+    for record in records {
+        match &record {
+            Record::Halt { .. } => break,
+            Record::Statement { connection, .. } | Record::Query { connection, .. } | Record::Let { connection, .. } => {
+                *current.lock().expect("no panics while held") = connection.clone();
+            }
+            _ => {}
+        }
+        if let Err(error) = runner.run_async(record).await {
+            failures.push(error.display(false).to_string());
+        }
+    }
+    runner.shutdown_async().await;
+}
