@@ -1,0 +1,68 @@
+# One place for everything one does with a clone. Each target does its own set-up (.ci/setup); what is built or installed
+# lands outside the clone.
+#
+# The whole workspace is built at once, tests included, so that run, test and CI share every compiled dependency.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+export CARGO_TARGET_DIR ?= $(HOME)/.cache/kalamdb-target
+export KALAMDB_BIN := $(CARGO_TARGET_DIR)/debug/kalamdb
+export PYTHONDONTWRITEBYTECODE := 1
+
+clients := flight-server/tests/clients
+requirements := $(clients)/python/requirements.txt
+venv := $(HOME)/.cache/kalamdb-venv-$(shell sha256sum $(requirements) | cut -c1-12)
+python := $(venv)/bin/python
+maven := mvn -B -ntp
+with_server := $(python) $(clients)/python/server.py --
+
+.PHONY: help run test bench bench-quick fmt lint build test-rust test-examples test-python test-java setup-build setup-python
+
+help: ## Lists the targets.
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 18
+
+run: build ## Builds, starts a server with a demo and prints how to connect to it.
+	@flight-server/demo.sh
+
+test: test-rust test-examples test-python test-java ## Runs all tests: Rust, the client examples, real clients.
+
+bench: setup-build ## Runs the benchmarks, release build, and prints a table.
+	cargo run --release --package kalamdb-benches
+
+bench-quick: build ## Runs every benchmark for a moment, to see that it works; its figures mean nothing.
+	$(CARGO_TARGET_DIR)/debug/kalamdb-benches --quick
+
+fmt: setup-build ## Formats the Rust code.
+	cargo fmt --all
+
+lint: setup-build ## Checks formatting and lints; warnings are errors.
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+
+build: setup-build ## Builds everything with the dev profile.
+	cargo build --workspace --all-targets
+
+test-rust: build ## The Rust tests of all crates.
+	cargo test --workspace
+
+test-examples: build setup-python ## Every program under client-examples/, against a server started for it.
+	$(CARGO_TARGET_DIR)/debug/example-embedded
+	$(with_server) $(CARGO_TARGET_DIR)/debug/example-flight-sql
+	$(with_server) $(CARGO_TARGET_DIR)/debug/example-live-query
+	for example in client-examples/python/*.py; do $(with_server) $(python) $$example; done
+	cd client-examples/java && $(abspath $(python)) ../../$(clients)/python/server.py -- $(maven) -q compile exec:java
+
+test-python: build setup-python ## ADBC, pyarrow, grpcio, pandas, polars and TPC-H against the built server.
+	$(python) -m pytest $(clients)/python
+
+test-java: build setup-python ## The JDBC driver against the built server.
+	$(with_server) $(maven) -f $(clients)/java/pom.xml test
+
+setup-build:
+	@.ci/setup build
+
+setup-python:
+	@.ci/setup python $(venv)

@@ -1,0 +1,72 @@
+"""Fixtures: one server for the whole run, a namespace for each test, connections that are closed again."""
+
+import itertools
+import re
+
+import adbc_driver_flightsql.dbapi
+import pytest
+
+from server import ROOT_PASSWORD, Server
+
+_user_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """The server all tests share. Errors in its log fail the run, whichever test caused them."""
+    running = Server(tmp_path_factory.mktemp("server") / "data").start()
+    yield running
+    running.stop()
+    assert not running.unexpected(), "unexpected lines in the server's log:\n" + "\n".join(running.unexpected())
+
+
+@pytest.fixture
+def own_server(tmp_path):
+    """A server that a test may stop, kill and start again."""
+    running = Server(tmp_path / "data", node_id="node-7").start()
+    yield running
+    if running.alive():
+        running.stop()
+    assert not running.unexpected(), "unexpected lines in the server's log:\n" + "\n".join(running.unexpected())
+
+
+def connect(server, user="root", password=ROOT_PASSWORD, **db_kwargs):
+    """An ADBC connection; autocommit, as the server has no client-side transactions to offer."""
+    return adbc_driver_flightsql.dbapi.connect(
+        server.url, db_kwargs={"username": user, "password": password, **db_kwargs}, autocommit=True)
+
+
+def execute(connection, sql, parameters=None):
+    """Runs one statement on a cursor of its own and returns its rows as an Arrow table."""
+    with connection.cursor() as cursor:
+        cursor.execute(sql, parameters)
+        return cursor.fetch_arrow_table()
+
+
+@pytest.fixture
+def db(server):
+    """A connection of root."""
+    with connect(server) as connection:
+        yield connection
+
+
+@pytest.fixture
+def namespace(server, request):
+    """A namespace named after the test."""
+    name = re.sub(r"[^a-z0-9]+", "_", request.node.name.lower()).strip("_")[:50]
+    with connect(server) as connection:
+        execute(connection, f"CREATE NAMESPACE IF NOT EXISTS {name}")
+    return name
+
+
+@pytest.fixture
+def new_user(server):
+    """Makes users of role `user` with a name and password of their own; returns (name, password)."""
+
+    def make(role="user"):
+        name, password = f"guest{next(_user_numbers)}", "a long enough secret"
+        with connect(server) as connection:
+            execute(connection, f"CREATE USER '{name}' WITH PASSWORD '{password}' ROLE {role}")
+        return name, password
+
+    return make
