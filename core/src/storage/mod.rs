@@ -171,6 +171,23 @@ impl WriteBatch {
         self.ops.push(WriteOp::DeleteRange { partition, range });
     }
 
+    /// Adds the changes of another batch behind those of this one.
+    pub fn extend(&mut self, other: Self) {
+        self.bytes += other.bytes;
+        self.ops.extend(other.ops);
+    }
+
+    /// The place up to which [`WriteBatch::truncate`] can take changes back.
+    pub(crate) fn mark(&self) -> BatchMark {
+        BatchMark { ops: self.ops.len(), bytes: self.bytes }
+    }
+
+    /// Takes back every change added after `mark`.
+    pub(crate) fn truncate(&mut self, mark: BatchMark) {
+        self.ops.truncate(mark.ops);
+        self.bytes = mark.bytes;
+    }
+
     /// The changes, in order.
     pub fn ops(&self) -> &[WriteOp] {
         &self.ops
@@ -185,6 +202,13 @@ impl WriteBatch {
     pub fn is_empty(&self) -> bool {
         self.ops.is_empty()
     }
+}
+
+/// A place in a batch.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BatchMark {
+    ops: usize,
+    bytes: usize,
 }
 
 /// What a store says about itself.

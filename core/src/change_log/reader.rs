@@ -1,0 +1,197 @@
+//! Reading the change log, and taking away its oldest part.
+//!
+//! Invariant: nobody reads past the floor: a reader that asks for something trimmed is told so, in the snapshot it reads from.
+
+use std::ops::ControlFlow;
+
+use bytes::Bytes;
+
+use super::codec::{
+    CommitHeader, all_headers, damaged, decode_header, decode_part, header_key, header_range, part_key, part_range, part_seq,
+};
+use super::{CommitRecord, TableChanges};
+use crate::error::Result;
+use crate::ids::{ScopeId, Seq, TableId};
+use crate::storage::{Direction, KeyRange, Partition, StorageSnapshot, WriteBatch};
+
+/// Where the floor is kept in the `Meta` partition: the seq up to which the log has been trimmed, u64 BE.
+const FLOOR_KEY: &[u8] = b"log_floor";
+
+/// How many commits one step of trimming takes away at most.
+const TRIM_COMMITS_MAX: usize = 10_000;
+
+/// A piece of the log of one table and scope.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogSlice {
+    /// The commits that changed it, in order, each with all its changes.
+    pub changes: Vec<(Seq, TableChanges)>,
+    /// There is no other change up to this seq; where to go on reading.
+    pub complete_through: Seq,
+}
+
+/// The seq up to which the log has been trimmed.
+///
+/// # Errors
+/// `Corruption` when the stored number is damaged.
+pub fn floor(storage: &dyn StorageSnapshot) -> Result<Seq> {
+    match storage.get(Partition::Meta, FLOOR_KEY)? {
+        None => Ok(Seq::ZERO),
+        Some(value) => Ok(Seq(u64::from_be_bytes(value.as_ref().try_into().map_err(|_| damaged())?))),
+    }
+}
+
+/// The changes of one table and scope in the commits after `after` up to `up_to`. It ends earlier, at the end of a commit, once
+/// about `bytes_max` bytes are read, but never before the first. `None` when the log was trimmed beyond `after`.
+///
+/// # Errors
+/// `Corruption` when an entry is damaged, and whatever the storage returns.
+pub fn read(
+    storage: &dyn StorageSnapshot,
+    table: TableId,
+    scope: ScopeId,
+    after: Seq,
+    up_to: Seq,
+    bytes_max: usize,
+) -> Result<Option<LogSlice>> {
+    if after < floor(storage)? {
+        return Ok(None);
+    }
+    let mut slice = LogSlice { changes: Vec::new(), complete_through: up_to.max(after) };
+    let mut bytes = 0;
+    let range = part_range(table, scope, after, up_to);
+    storage.visit(Partition::Log, range, Direction::Forward, &mut |key, value| {
+        let seq = part_seq(key)?;
+        let last = slice.changes.last().map(|(last, _)| *last);
+        if let Some(last) = last
+            && last != seq
+            && bytes >= bytes_max
+        {
+            slice.complete_through = last;
+            return Ok(ControlFlow::Break(()));
+        }
+        bytes += value.len();
+        let value = Bytes::copy_from_slice(value);
+        match slice.changes.last_mut() {
+            Some((last, changes)) if *last == seq => {
+                decode_part(&value, &mut changes.rows)?;
+            }
+            _ => {
+                let mut rows = Vec::new();
+                let version = decode_part(&value, &mut rows)?;
+                slice.changes.push((seq, TableChanges { table, version, scope, rows }));
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(Some(slice))
+}
+
+/// The header of one commit; `None` when it was trimmed or is yet to come.
+///
+/// # Errors
+/// As [`read`].
+pub fn header(storage: &dyn StorageSnapshot, seq: Seq) -> Result<Option<CommitHeader>> {
+    storage.get(Partition::Log, &header_key(seq))?.map(|value| decode_header(&value)).transpose()
+}
+
+/// The headers of the commits after `after` up to `up_to`, at most `count_max`. `None` when the log was trimmed beyond `after`.
+///
+/// # Errors
+/// As [`read`].
+pub fn headers(
+    storage: &dyn StorageSnapshot,
+    after: Seq,
+    up_to: Seq,
+    count_max: usize,
+) -> Result<Option<Vec<CommitHeader>>> {
+    if after < floor(storage)? {
+        return Ok(None);
+    }
+    let mut found = Vec::new();
+    storage.visit(Partition::Log, header_range(after, up_to), Direction::Forward, &mut |_, value| {
+        if found.len() >= count_max {
+            return Ok(ControlFlow::Break(()));
+        }
+        found.push(decode_header(value)?);
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(Some(found))
+}
+
+/// The header of the last commit; `None` when the log is empty.
+///
+/// # Errors
+/// As [`read`].
+pub fn last_header(storage: &dyn StorageSnapshot) -> Result<Option<CommitHeader>> {
+    let mut last = None;
+    storage.visit(Partition::Log, all_headers(), Direction::Reverse, &mut |_, value| {
+        last = Some(decode_header(value)?);
+        Ok(ControlFlow::Break(()))
+    })?;
+    Ok(last)
+}
+
+/// A whole commit; `None` when it was trimmed or is yet to come.
+///
+/// # Errors
+/// As [`read`]; `Corruption` also when a part of it is missing.
+pub fn read_record(storage: &dyn StorageSnapshot, seq: Seq) -> Result<Option<CommitRecord>> {
+    let Some(header) = header(storage, seq)? else { return Ok(None) };
+    let mut tables = Vec::with_capacity(header.tables.len());
+    for summary in &header.tables {
+        let mut rows = Vec::new();
+        for part in 0..summary.parts {
+            let key = part_key(summary.table, summary.scope, seq, part);
+            let value = storage.get(Partition::Log, &key)?.ok_or_else(damaged)?;
+            if decode_part(&value, &mut rows)? != summary.version {
+                return Err(damaged());
+            }
+        }
+        if rows.len() as u64 != summary.rows {
+            return Err(damaged());
+        }
+        tables.push(TableChanges { table: summary.table, version: summary.version, scope: summary.scope, rows });
+    }
+    Ok(Some(CommitRecord {
+        seq,
+        commit_ts: header.commit_ts,
+        epoch: header.epoch,
+        shard: header.shard,
+        principal: header.principal,
+        catalog: header.catalog,
+        tables,
+    }))
+}
+
+/// What a step of trimming does: the writes, and the floor they lead to.
+pub(crate) struct TrimStep {
+    pub(crate) floor: Seq,
+    pub(crate) batch: WriteBatch,
+}
+
+/// The next step of trimming the log up to `up_to`; `None` when it is done. What lies below the floor never changes, so the step
+/// stays right whatever is committed before it is.
+pub(crate) fn trim(storage: &dyn StorageSnapshot, up_to: Seq) -> Result<Option<TrimStep>> {
+    let old_floor = floor(storage)?;
+    let mut batch = WriteBatch::new();
+    let mut new_floor = old_floor;
+    let mut commits = 0;
+    storage.visit(Partition::Log, header_range(old_floor, up_to), Direction::Forward, &mut |_, value| {
+        let header = decode_header(value)?;
+        for summary in &header.tables {
+            for part in 0..summary.parts {
+                batch.delete(Partition::Log, part_key(summary.table, summary.scope, header.seq, part));
+            }
+        }
+        new_floor = header.seq;
+        commits += 1;
+        Ok(if commits < TRIM_COMMITS_MAX { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+    })?;
+    if new_floor == old_floor {
+        return Ok(None);
+    }
+    let headers = KeyRange { start: header_key(Seq::ZERO), end: Some(header_key(new_floor.next())) };
+    batch.delete_range(Partition::Log, headers);
+    batch.put(Partition::Meta, FLOOR_KEY, new_floor.0.to_be_bytes().to_vec());
+    Ok(Some(TrimStep { floor: new_floor, batch }))
+}

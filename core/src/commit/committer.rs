@@ -1,0 +1,255 @@
+//! The handle everybody commits and reads through.
+//!
+//! Invariant: a commit that was answered with a receipt is in every snapshot taken afterwards.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+use super::recovery::{Recovered, recover};
+use super::sequencer::{Installed, Pending, Sequencer, outcome_unknown, poisoned};
+use super::validation::LastChanges;
+use super::{CommitFeed, EpochHistory, Receipt, Snapshot, WriteSet};
+use crate::change_log;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::error::{Error, ErrorKind, Result, SqlState};
+use crate::ids::{DatabaseId, Seq};
+use crate::storage::{self, DataDirectory, RocksStorage, StorageBackend, StorageMetrics, StorageOptions};
+
+/// The queue's bytes are counted in these units, since a semaphore counts in 32 bits.
+const PERMIT_BYTES: usize = 1_024;
+
+/// Limits of a committer.
+#[derive(Clone, Copy, Debug)]
+pub struct CommitterOptions {
+    /// Write sets that wait; a writer beyond it waits for a place.
+    pub queue_len_max: usize,
+    /// Bytes of all waiting write sets; a writer beyond it waits.
+    pub queue_bytes_max: usize,
+    /// Bytes of one write set; more is refused.
+    pub set_bytes_max: usize,
+    /// Bytes of recent commits kept for followers.
+    pub ring_bytes_max: usize,
+}
+
+impl Default for CommitterOptions {
+    fn default() -> Self {
+        Self::from(&Config::default())
+    }
+}
+
+impl From<&Config> for CommitterOptions {
+    fn from(config: &Config) -> Self {
+        Self {
+            queue_len_max: config.commit_queue_len_max.max(1),
+            queue_bytes_max: 256 << 20,
+            set_bytes_max: config.statement_bytes_max,
+            ring_bytes_max: config.commit_ring_bytes,
+        }
+    }
+}
+
+/// Commits write sets and hands out snapshots.
+pub struct Committer {
+    storage: Arc<dyn StorageBackend>,
+    database: DatabaseId,
+    epochs: EpochHistory,
+    installed: Arc<Installed>,
+    options: CommitterOptions,
+    queue_permits: Arc<Semaphore>,
+    queue: Mutex<Option<mpsc::Sender<Pending>>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Committer {
+    /// Opens the database of `config`: takes the data directory, opens the store, recovers, begins a new epoch. It blocks.
+    ///
+    /// # Errors
+    /// `Unavailable` when the directory is in use, cannot be written or has a newer format; `Corruption` when it is damaged.
+    pub fn open_config(config: &Config, clock: Arc<dyn Clock>) -> Result<Arc<Self>> {
+        let options = StorageOptions::from(config);
+        let directory = match &config.data_dir {
+            Some(path) => Some(Arc::new(DataDirectory::open(path)?)),
+            None => None,
+        };
+        let storage = match &directory {
+            Some(directory) => RocksStorage::open(Arc::clone(directory), options)?,
+            None => RocksStorage::in_memory(options)?,
+        };
+        Self::open(Arc::new(storage), directory, clock, CommitterOptions::from(config))
+    }
+
+    /// Recovers the database in `storage`, begins a new epoch and starts the sequencer. Without a directory no note of the
+    /// synced seq is kept. It blocks.
+    ///
+    /// # Errors
+    /// As [`Committer::open_config`].
+    pub fn open(
+        storage: Arc<dyn StorageBackend>,
+        directory: Option<Arc<DataDirectory>>,
+        clock: Arc<dyn Clock>,
+        options: CommitterOptions,
+    ) -> Result<Arc<Self>> {
+        let Recovered { database, epochs, snapshot } = recover(&*storage, directory.as_deref(), clock.now_us())?;
+        tracing::info!(database = %database, epoch = snapshot.epoch.0, seq = snapshot.seq.0, "recovered the store");
+        let seq = snapshot.seq;
+        let installed = Arc::new(Installed {
+            snapshot: ArcSwap::from_pointee(snapshot),
+            poisoned: AtomicBool::new(false),
+            feed: CommitFeed::starting_after(seq, options.ring_bytes_max),
+        });
+        let sequencer = Sequencer {
+            storage: Arc::clone(&storage),
+            directory,
+            clock,
+            database,
+            installed: Arc::clone(&installed),
+            last_changes: LastChanges::unknown_before(seq),
+        };
+        let (queue, pendings) = mpsc::channel(options.queue_len_max);
+        let thread = std::thread::Builder::new()
+            .name("kalam-sequencer".to_owned())
+            .spawn(move || sequencer.run(pendings))
+            .map_err(|error| Error::internal("the sequencer could not be started").source(error))?;
+        Ok(Arc::new(Self {
+            storage,
+            database,
+            epochs,
+            installed,
+            options,
+            queue_permits: Arc::new(Semaphore::new(permits(options.queue_bytes_max) as usize)),
+            queue: Mutex::new(Some(queue)),
+            thread: Mutex::new(Some(thread)),
+        }))
+    }
+
+    /// The database as of the last commit.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.installed.snapshot.load_full()
+    }
+
+    /// The seq of the last commit.
+    pub fn seq(&self) -> Seq {
+        self.installed.snapshot.load().seq
+    }
+
+    /// Commits `set`. It returns once the commit is installed, and on disk as its durability asks. A caller that stops waiting
+    /// does not undo it. Waits while the queue is full.
+    ///
+    /// # Errors
+    /// 40001 when another commit came first, 23505 for a taken key, 54000 for a set that is too large, 08007 when the write
+    /// failed and its outcome is unknown, 58030 after such a failure, 57P01 while closing, and whatever the catalog refuses.
+    pub async fn commit(&self, set: WriteSet) -> Result<Receipt> {
+        if set.is_empty() {
+            let snapshot = self.installed.snapshot.load();
+            return Ok(Receipt { seq: snapshot.seq, commit_ts: snapshot.commit_ts });
+        }
+        if self.is_poisoned() {
+            return Err(poisoned());
+        }
+        let bytes = set.bytes();
+        if bytes > self.options.set_bytes_max {
+            return Err(too_large(bytes, self.options.set_bytes_max));
+        }
+        let trim = match set.trim_log_to {
+            Some(up_to) => {
+                let snapshot = self.snapshot();
+                storage::blocking(move || change_log::trim(&*snapshot.storage, up_to.min(snapshot.seq))).await?
+            }
+            None => None,
+        };
+        if trim.is_none() && set.trim_log_to.is_some() && set.tables.is_empty() && set.catalog.is_empty() {
+            let snapshot = self.installed.snapshot.load();
+            return Ok(Receipt { seq: snapshot.seq, commit_ts: snapshot.commit_ts });
+        }
+        let wanted = permits(bytes.min(self.options.queue_bytes_max));
+        let permit = Arc::clone(&self.queue_permits)
+            .acquire_many_owned(wanted)
+            .await
+            .map_err(|_| Error::shutting_down())?;
+        let queue = self.queue.lock().clone().ok_or_else(Error::shutting_down)?;
+        let (answer, answered) = oneshot::channel();
+        let pending = Pending { set, trim, bytes, answer, _permit: permit };
+        queue.send(pending).await.map_err(|_| Error::shutting_down())?;
+        drop(queue);
+        // The sequencer answers every set it took, unless it broke down.
+        answered.await.unwrap_or_else(|_| Err(outcome_unknown()))
+    }
+
+    /// The latest commits.
+    pub fn commits(&self) -> CommitFeed {
+        self.installed.feed.clone()
+    }
+
+    /// The identity of the data.
+    pub fn database_id(&self) -> DatabaseId {
+        self.database
+    }
+
+    /// Which seqs of which epochs are part of the history.
+    pub fn epochs(&self) -> &EpochHistory {
+        &self.epochs
+    }
+
+    /// Whether a write failed, so that none are taken until the database is opened again.
+    pub fn is_poisoned(&self) -> bool {
+        self.installed.poisoned.load(Ordering::Acquire)
+    }
+
+    /// Write sets that wait for the sequencer.
+    pub fn queue_len(&self) -> usize {
+        self.queue.lock().as_ref().map_or(0, |queue| queue.max_capacity() - queue.capacity())
+    }
+
+    /// Sizes and running work of the store.
+    pub fn storage_metrics(&self) -> StorageMetrics {
+        self.storage.metrics()
+    }
+
+    /// Takes no more sets, commits those that wait, brings everything to disk and ends the sequencer. Snapshots stay readable;
+    /// the data directory is given back when the last of them is dropped.
+    ///
+    /// # Errors
+    /// `Internal` when the sequencer had broken down.
+    pub async fn shutdown(&self) -> Result<()> {
+        drop(self.queue.lock().take());
+        let thread = self.thread.lock().take();
+        match thread {
+            Some(thread) => storage::blocking(move || join(thread)).await,
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Committer {
+    fn drop(&mut self) {
+        drop(self.queue.lock().take());
+        if let Some(thread) = self.thread.lock().take()
+            && let Err(error) = join(thread)
+        {
+            tracing::error!(%error, "could not close the commit order cleanly");
+        }
+    }
+}
+
+fn join(thread: JoinHandle<()>) -> Result<()> {
+    thread.join().map_err(|_| Error::internal("the sequencer broke down"))
+}
+
+fn permits(bytes: usize) -> u32 {
+    u32::try_from(bytes.div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX).max(1)
+}
+
+fn too_large(bytes: usize, bytes_max: usize) -> Error {
+    Error::new(
+        ErrorKind::ResourceExhausted,
+        SqlState::PROGRAM_LIMIT_EXCEEDED,
+        format!("a change of {bytes} bytes is larger than the {bytes_max} bytes one commit may have"),
+    )
+    .hint("split it into several statements")
+}

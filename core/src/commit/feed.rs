@@ -1,0 +1,138 @@
+//! The latest commits, in memory, for whoever follows them.
+//!
+//! The ring is bounded in bytes. Publishing never waits: what does not fit pushes out the oldest, and a follower that falls
+//! behind reads the change log instead.
+//!
+//! Invariant: what the ring holds is gapless and ends at the published seq.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use crate::change_log::CommitRecord;
+use crate::ids::Seq;
+
+/// A handle to the latest commits; clones share them.
+#[derive(Clone, Debug)]
+pub struct CommitFeed {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    ring: Mutex<Ring>,
+    published: watch::Sender<Seq>,
+}
+
+#[derive(Debug)]
+struct Ring {
+    records: VecDeque<(Arc<CommitRecord>, usize)>,
+    bytes: usize,
+    bytes_max: usize,
+    /// Everything up to here is not in the ring.
+    evicted_through: Seq,
+}
+
+impl CommitFeed {
+    /// A feed whose next commit is the one after `seq`.
+    pub(super) fn starting_after(seq: Seq, bytes_max: usize) -> Self {
+        let ring = Ring { records: VecDeque::new(), bytes: 0, bytes_max, evicted_through: seq };
+        Self { shared: Arc::new(Shared { ring: Mutex::new(ring), published: watch::Sender::new(seq) }) }
+    }
+
+    /// The commits after `seq`, in order; `None` when some of them have left the ring and must be read from the change log.
+    pub fn after(&self, seq: Seq) -> Option<Vec<Arc<CommitRecord>>> {
+        let ring = self.shared.ring.lock();
+        let skip = usize::try_from(seq.0.checked_sub(ring.evicted_through.0)?).unwrap_or(usize::MAX);
+        Some(ring.records.iter().skip(skip).map(|(record, _)| Arc::clone(record)).collect())
+    }
+
+    /// The last published seq.
+    pub fn published(&self) -> Seq {
+        *self.shared.published.borrow()
+    }
+
+    /// Wakes whenever a later seq has been published; it ends when the committer is gone.
+    pub fn watch(&self) -> watch::Receiver<Seq> {
+        self.shared.published.subscribe()
+    }
+
+    /// Commits and bytes in the ring.
+    pub fn size(&self) -> (usize, usize) {
+        let ring = self.shared.ring.lock();
+        (ring.records.len(), ring.bytes)
+    }
+
+    /// Adds commits; the first is the one after the last published.
+    pub(super) fn publish(&self, records: impl IntoIterator<Item = Arc<CommitRecord>>) {
+        let mut ring = self.shared.ring.lock();
+        let mut last = None;
+        for record in records {
+            debug_assert_eq!(record.seq.0, ring.evicted_through.0 + ring.records.len() as u64 + 1, "the ring has no gap");
+            last = Some(record.seq);
+            let bytes = record.bytes();
+            ring.bytes += bytes;
+            ring.records.push_back((record, bytes));
+        }
+        while ring.bytes > ring.bytes_max
+            && let Some((record, bytes)) = ring.records.pop_front()
+        {
+            ring.bytes -= bytes;
+            ring.evicted_through = record.seq;
+        }
+        drop(ring);
+        if let Some(seq) = last {
+            self.shared.published.send_replace(seq);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{Epoch, Shard, UserId};
+
+    fn record(seq: u64) -> Arc<CommitRecord> {
+        Arc::new(CommitRecord {
+            seq: Seq(seq),
+            commit_ts: 0,
+            epoch: Epoch(1),
+            shard: Shard(0),
+            principal: UserId::ROOT,
+            catalog: Vec::new(),
+            tables: Vec::new(),
+        })
+    }
+
+    fn seqs(feed: &CommitFeed, after: u64) -> Option<Vec<u64>> {
+        Some(feed.after(Seq(after))?.iter().map(|record| record.seq.0).collect())
+    }
+
+    #[test]
+    fn followers_get_what_came_after_them_or_are_sent_to_the_log() {
+        let one = record(0).bytes();
+        let feed = CommitFeed::starting_after(Seq(10), 3 * one);
+        assert_eq!(seqs(&feed, 10), Some(vec![]));
+        assert_eq!(seqs(&feed, 9), None);
+        feed.publish([record(11), record(12)]);
+        assert_eq!(seqs(&feed, 10), Some(vec![11, 12]));
+        assert_eq!(seqs(&feed, 11), Some(vec![12]));
+        assert_eq!(seqs(&feed, 12), Some(vec![]));
+        feed.publish([record(13), record(14)]);
+        assert_eq!(seqs(&feed, 10), None);
+        assert_eq!(seqs(&feed, 11), Some(vec![12, 13, 14]));
+        assert_eq!(feed.published(), Seq(14));
+        assert_eq!(feed.size(), (3, 3 * one));
+    }
+
+    #[test]
+    fn a_commit_larger_than_the_ring_goes_through_the_log() {
+        let feed = CommitFeed::starting_after(Seq(0), 1);
+        feed.publish([record(1)]);
+        assert_eq!(seqs(&feed, 0), None);
+        assert_eq!(seqs(&feed, 1), Some(vec![]));
+        assert_eq!(feed.published(), Seq(1));
+    }
+}

@@ -1,0 +1,158 @@
+//! The one commit order: every change of the database is a [`WriteSet`] that becomes a commit with one seq.
+//!
+//! A writer plans against a [`Snapshot`] and hands its write set to the [`Committer`]. One thread, the sequencer, drains the
+//! queue: it validates each set against everything committed since it was planned, gives it its seq, writes the whole group as
+//! one batch with one sync, installs the new snapshot, and only then answers and publishes to the [`CommitFeed`]. While a group
+//! syncs, the next one gathers, so the cost of a sync is shared by whoever is waiting.
+//!
+//! Invariant: the only readable seq is the installed one, and nothing is installed before it is as durable as its set asks. No
+//! other code writes to the store.
+
+mod committer;
+mod feed;
+mod recovery;
+mod redo;
+mod sequencer;
+#[cfg(test)]
+mod tests;
+mod validation;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::ids::{Epoch, ScopeId, Seq, UserId};
+use crate::schema_registry::{Catalog, CatalogChange, Durability, TableDefinition};
+use crate::storage::StorageSnapshot;
+
+pub use committer::{Committer, CommitterOptions};
+pub use feed::CommitFeed;
+pub use recovery::EpochHistory;
+
+/// The database as of one commit. A statement takes one and never another.
+///
+/// The manifest of cold segments and the hot columnar tier belong in here, beside `storage`; the overlay of an open transaction
+/// is kept with the session, beside the snapshot it reads.
+pub struct Snapshot {
+    /// The last commit it contains.
+    pub seq: Seq,
+    /// When that was committed, microseconds UTC.
+    pub commit_ts: i64,
+    /// The epoch of the process that took it.
+    pub epoch: Epoch,
+    /// Every namespace, table, user and storage.
+    pub catalog: Arc<Catalog>,
+    /// The rows and the change log.
+    pub storage: Arc<dyn StorageSnapshot>,
+    /// The seq up to which the change log has been trimmed.
+    pub log_floor: Seq,
+}
+
+/// Changes that are committed as a whole or not at all.
+#[derive(Clone, Debug)]
+pub struct WriteSet {
+    /// Who commits.
+    pub principal: UserId,
+    /// The seq of the snapshot it was planned on.
+    pub read_seq: Seq,
+    /// The rows to change. Rows are validated in order, so a key that moves is deleted before it is inserted.
+    pub tables: Vec<TableWrite>,
+    /// Changes of the catalog; they come before the rows, so a set can create a table and fill it.
+    pub catalog: Vec<CatalogChange>,
+    /// `Relaxed` only when every table it writes is.
+    pub durability: Durability,
+    /// Trims the change log up to this seq, or as far as one step goes.
+    pub trim_log_to: Option<Seq>,
+}
+
+impl WriteSet {
+    /// A durable set that changes nothing yet.
+    pub fn new(principal: UserId, read_seq: Seq) -> Self {
+        Self {
+            principal,
+            read_seq,
+            tables: Vec::new(),
+            catalog: Vec::new(),
+            durability: Durability::Durable,
+            trim_log_to: None,
+        }
+    }
+
+    /// Whether there is nothing to commit.
+    pub fn is_empty(&self) -> bool {
+        self.catalog.is_empty() && self.trim_log_to.is_none() && self.tables.iter().all(|write| write.rows.is_empty())
+    }
+
+    /// The bytes of all keys and rows.
+    pub fn bytes(&self) -> usize {
+        self.tables.iter().flat_map(|write| &write.rows).map(RowWrite::bytes).sum()
+    }
+}
+
+/// Rows of one table and scope to change.
+#[derive(Clone, Debug)]
+pub struct TableWrite {
+    /// The definition the rows were encoded with; the set is refused when the table has another by then.
+    pub table: Arc<TableDefinition>,
+    /// Whose rows; it comes from the session, by [`TableDefinition::scope_for`].
+    pub scope: ScopeId,
+    /// The changes, in order.
+    pub rows: Vec<RowWrite>,
+}
+
+/// One row to change. Rows come encoded with any seq; the sequencer sets it.
+#[derive(Clone, Debug)]
+pub enum RowWrite {
+    /// Adds a row whose key must be free.
+    Insert {
+        /// Its key.
+        key: Bytes,
+        /// The encoded row.
+        row: Vec<u8>,
+    },
+    /// Adds a row to a table without a primary key; the sequencer makes the key.
+    Append {
+        /// The encoded row.
+        row: Vec<u8>,
+    },
+    /// Replaces a row that must still be the one the plan saw.
+    Update {
+        /// Its key.
+        key: Bytes,
+        /// The seq of the row the plan saw.
+        expected: Seq,
+        /// The stored row the plan saw.
+        old: Bytes,
+        /// The encoded new row.
+        row: Vec<u8>,
+    },
+    /// Removes a row that must still be the one the plan saw.
+    Delete {
+        /// Its key.
+        key: Bytes,
+        /// The seq of the row the plan saw.
+        expected: Seq,
+        /// The stored row the plan saw.
+        old: Bytes,
+    },
+}
+
+impl RowWrite {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Insert { key, row } => key.len() + row.len(),
+            Self::Append { row } => row.len(),
+            Self::Update { key, old, row, .. } => key.len() + old.len() + row.len(),
+            Self::Delete { key, old, .. } => key.len() + old.len(),
+        }
+    }
+}
+
+/// What a successful commit answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Receipt {
+    /// Its place in the one order. A set that changes nothing answers with the seq of the snapshot at that time.
+    pub seq: Seq,
+    /// When it was committed, microseconds UTC.
+    pub commit_ts: i64,
+}

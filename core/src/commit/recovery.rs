@@ -1,0 +1,176 @@
+//! Opening: what the store knows of itself, checked, and a new epoch begun.
+//!
+//! ```text
+//! Meta   "database_id" -> 16 bytes
+//!        "last_commit" -> seq u64 BE | commit_ts i64 BE
+//!        "epoch" -> u32 BE, the present one
+//!        "epoch_end/" epoch u32 BE -> seq u64 BE, the last commit of an epoch that has ended
+//! ```
+//!
+//! Invariant: an epoch ends with the last commit that was recovered. A seq beyond the end of its epoch names a commit that was
+//! lost, so it is never mistaken for the one that took its number.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::Snapshot;
+use super::redo::{CATALOG_HEADER_KEY, CATALOG_PREFIX, put_header, put_record};
+use crate::change_log;
+use crate::error::{Error, Result};
+use crate::ids::{DatabaseId, Epoch, Seq};
+use crate::schema_registry::{Catalog, CatalogHeader};
+use crate::storage::{
+    DataDirectory, Direction, KeyRange, Partition, StorageBackend, StorageSnapshot, WriteBatch,
+};
+
+const DATABASE_ID_KEY: &[u8] = b"database_id";
+const LAST_COMMIT_KEY: &[u8] = b"last_commit";
+const EPOCH_KEY: &[u8] = b"epoch";
+const EPOCH_END_PREFIX: &[u8] = b"epoch_end/";
+
+/// Which seqs of which epochs are part of the database's history.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EpochHistory {
+    current: Epoch,
+    ends: BTreeMap<Epoch, Seq>,
+}
+
+impl EpochHistory {
+    /// The present epoch.
+    pub fn current(&self) -> Epoch {
+        self.current
+    }
+
+    /// Whether the commit that was `seq` in `epoch` was kept, as far as epochs can tell.
+    pub fn contains(&self, epoch: Epoch, seq: Seq) -> bool {
+        epoch == self.current || self.ends.get(&epoch).is_some_and(|end| seq <= *end)
+    }
+}
+
+/// What a committer starts from.
+pub(super) struct Recovered {
+    pub(super) database: DatabaseId,
+    pub(super) epochs: EpochHistory,
+    pub(super) snapshot: Snapshot,
+}
+
+pub(super) fn put_last_commit(batch: &mut WriteBatch, seq: Seq, commit_ts: i64) {
+    let value = [seq.0.to_be_bytes(), commit_ts.to_be_bytes()].concat();
+    batch.put(Partition::Meta, LAST_COMMIT_KEY, value);
+}
+
+/// Reads the state of the store, or makes that of a new database, and begins the next epoch.
+///
+/// # Errors
+/// `Corruption` when the store does not fit together, or ends before the last commit that is known to be on disk.
+pub(super) fn recover(storage: &dyn StorageBackend, directory: Option<&DataDirectory>, now_us: i64) -> Result<Recovered> {
+    let before = storage.snapshot();
+    let mut batch = WriteBatch::new();
+    let stored = match before.get(Partition::Meta, DATABASE_ID_KEY)? {
+        Some(id) => stored_state(&*before, &id)?,
+        None => new_state(&*before, &mut batch, now_us)?,
+    };
+    let State { database, seq, commit_ts, catalog, mut epochs } = stored;
+    if let Some((_, synced)) = directory.and_then(DataDirectory::synced_seq)
+        && seq < synced
+    {
+        return Err(Error::corruption(format!(
+            "the store ends at commit {seq}, but commit {synced} was known to be on disk"
+        ))
+        .hint("restore the data directory from a backup"));
+    }
+    if epochs.current != Epoch(0) {
+        let key = [EPOCH_END_PREFIX, &epochs.current.0.to_be_bytes()].concat();
+        batch.put(Partition::Meta, key, seq.0.to_be_bytes().to_vec());
+        epochs.ends.insert(epochs.current, seq);
+    }
+    epochs.current = Epoch(epochs.current.0.checked_add(1).ok_or_else(|| Error::internal("no epochs are left"))?);
+    batch.put(Partition::Meta, EPOCH_KEY, epochs.current.0.to_be_bytes().to_vec());
+    storage.write(batch, true)?;
+    if let Some(directory) = directory {
+        directory.note_synced_seq(epochs.current, seq);
+    }
+    let storage = storage.snapshot();
+    let log_floor = change_log::floor(&*storage)?;
+    let snapshot = Snapshot { seq, commit_ts, epoch: epochs.current, catalog: Arc::new(catalog), storage, log_floor };
+    Ok(Recovered { database, epochs, snapshot })
+}
+
+struct State {
+    database: DatabaseId,
+    seq: Seq,
+    commit_ts: i64,
+    catalog: Catalog,
+    epochs: EpochHistory,
+}
+
+fn new_state(before: &dyn StorageSnapshot, batch: &mut WriteBatch, now_us: i64) -> Result<State> {
+    for partition in Partition::ALL {
+        if before.scan(partition, KeyRange::all(), Direction::Forward).next().transpose()?.is_some() {
+            return Err(damaged("it has data but no database id"));
+        }
+    }
+    let database = DatabaseId(uuid::Uuid::new_v4());
+    let catalog = Catalog::initial(now_us);
+    batch.put(Partition::Meta, DATABASE_ID_KEY, database.0.as_bytes().to_vec());
+    put_header(batch, catalog.header())?;
+    for record in catalog.records() {
+        put_record(batch, &record)?;
+    }
+    put_last_commit(batch, Seq::ZERO, now_us);
+    let epochs = EpochHistory { current: Epoch(0), ends: BTreeMap::new() };
+    Ok(State { database, seq: Seq::ZERO, commit_ts: now_us, catalog, epochs })
+}
+
+fn stored_state(before: &dyn StorageSnapshot, id: &[u8]) -> Result<State> {
+    let id = uuid::Uuid::from_slice(id).map_err(|_| damaged("the database id is not one"))?;
+    let database = DatabaseId(id);
+    let (seq, commit_ts) = stored_last_commit(before)?;
+    check_log_end(before, database, seq)?;
+    let current = before.get(Partition::Meta, EPOCH_KEY)?.ok_or_else(|| damaged("the epoch is missing"))?;
+    let mut epochs = EpochHistory { current: Epoch(u32::from_be_bytes(fixed(&current)?)), ends: BTreeMap::new() };
+    for entry in before.scan(Partition::Meta, KeyRange::prefix(EPOCH_END_PREFIX), Direction::Forward) {
+        let (key, value) = entry?;
+        let epoch = Epoch(u32::from_be_bytes(fixed(key.get(EPOCH_END_PREFIX.len()..).unwrap_or_default())?));
+        epochs.ends.insert(epoch, Seq(u64::from_be_bytes(fixed(&value)?)));
+    }
+    Ok(State { database, seq, commit_ts, catalog: stored_catalog(before)?, epochs })
+}
+
+fn stored_last_commit(before: &dyn StorageSnapshot) -> Result<(Seq, i64)> {
+    let value = before.get(Partition::Meta, LAST_COMMIT_KEY)?.ok_or_else(|| damaged("the last commit is missing"))?;
+    let (seq, commit_ts) = value.split_at_checked(8).ok_or_else(|| damaged("the last commit is cut off"))?;
+    Ok((Seq(u64::from_be_bytes(fixed(seq)?)), i64::from_be_bytes(fixed(commit_ts)?)))
+}
+
+/// State and log are written together, so the log ends where the state does.
+fn check_log_end(before: &dyn StorageSnapshot, database: DatabaseId, seq: Seq) -> Result<()> {
+    match change_log::last_header(before)? {
+        Some(header) if header.seq == seq && header.database == database => Ok(()),
+        None if change_log::floor(before)? == seq => Ok(()),
+        _ => Err(damaged("the change log does not end at the last commit")),
+    }
+}
+
+fn stored_catalog(before: &dyn StorageSnapshot) -> Result<Catalog> {
+    let header = before.get(Partition::Meta, CATALOG_HEADER_KEY)?.ok_or_else(|| damaged("the catalog is missing"))?;
+    let header: CatalogHeader =
+        serde_json::from_slice(&header).map_err(|error| damaged("the catalog's header cannot be read").source(error))?;
+    let mut records = Vec::new();
+    for entry in before.scan(Partition::Meta, KeyRange::prefix(CATALOG_PREFIX), Direction::Forward) {
+        let (_, value) = entry?;
+        records.push(
+            serde_json::from_slice(&value)
+                .map_err(|error| damaged("a record of the catalog cannot be read").source(error))?,
+        );
+    }
+    Catalog::restore(header, records)
+}
+
+fn fixed<const N: usize>(bytes: &[u8]) -> Result<[u8; N]> {
+    bytes.try_into().map_err(|_| damaged("a number has the wrong length"))
+}
+
+fn damaged(why: &str) -> Error {
+    Error::corruption(format!("the state of the store is damaged: {why}")).hint("restore the data directory from a backup")
+}

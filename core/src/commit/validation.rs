@@ -1,0 +1,305 @@
+//! Whether a write set still fits: against the catalog and the rows as of the group before, and against its own group.
+//!
+//! Invariant: a refused set leaves no trace; a set is accepted only if running it alone after all seqs before it would give the
+//! same result.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::{RowWrite, TableWrite};
+use crate::change_log::{RowChange, RowOp, TableChanges};
+use crate::error::{Error, ErrorKind, Result, SqlState};
+use crate::ids::{ScopeId, Seq, TableId, UserId};
+use crate::schema_registry::{Catalog, ScopeKind, TableDefinition};
+use crate::storage::rows::{row_seq, set_row_seq};
+use crate::storage::{Partition, StorageSnapshot, keys};
+
+/// Keys whose presence is asked for in one read.
+const READ_KEYS_MAX: usize = 1_024;
+
+/// Tables and scopes whose last change is remembered; beyond it the memory starts anew.
+const CHANGED_LEN_MAX: usize = 65_536;
+
+/// When each table and scope last changed.
+pub(super) struct LastChanges {
+    seqs: HashMap<(TableId, ScopeId), Seq>,
+    /// For those that are not in the map.
+    others: Seq,
+}
+
+impl LastChanges {
+    pub(super) fn unknown_before(seq: Seq) -> Self {
+        Self { seqs: HashMap::new(), others: seq }
+    }
+
+    pub(super) fn note(&mut self, table: TableId, scope: ScopeId, seq: Seq) {
+        if self.seqs.len() >= CHANGED_LEN_MAX {
+            self.seqs.clear();
+            self.others = seq;
+        }
+        self.seqs.insert((table, scope), seq);
+    }
+
+    fn changed_after(&self, table: TableId, scope: ScopeId, seq: Seq) -> bool {
+        *self.seqs.get(&(table, scope)).unwrap_or(&self.others) > seq
+    }
+}
+
+/// The rows the sets of one group have changed so far: the seq of the row under a key, `None` when it was deleted.
+pub(super) struct Overlay<'a> {
+    storage: &'a dyn StorageSnapshot,
+    last_changes: &'a LastChanges,
+    rows: HashMap<Bytes, Option<Seq>>,
+    /// What to put back when the set at hand is refused.
+    undo: Vec<(Bytes, Option<Option<Seq>>)>,
+}
+
+impl<'a> Overlay<'a> {
+    /// An overlay of the rows in `storage`, with the changes `last_changes` tells of in it.
+    pub(super) fn new(storage: &'a dyn StorageSnapshot, last_changes: &'a LastChanges) -> Self {
+        Self { storage, last_changes, rows: HashMap::new(), undo: Vec::new() }
+    }
+
+    /// Validates the rows of a set and turns them into the changes of commit `seq`. The next call, or the end of the group,
+    /// makes them part of the overlay; after an error they are not.
+    ///
+    /// # Errors
+    /// 23505 when an inserted key is taken; 40001 when a row or a table has changed since it was read.
+    pub(super) fn apply(
+        &mut self,
+        tables: Vec<TableWrite>,
+        catalog: &Catalog,
+        read_seq: Seq,
+        seq: Seq,
+    ) -> Result<Vec<TableChanges>> {
+        self.undo.clear();
+        self.apply_tables(tables, catalog, read_seq, seq).inspect_err(|_| self.rollback())
+    }
+
+    /// Takes back what the last [`Overlay::apply`] did.
+    pub(super) fn rollback(&mut self) {
+        for (key, before) in self.undo.drain(..).rev() {
+            match before {
+                Some(state) => self.rows.insert(key, state),
+                None => self.rows.remove(&key),
+            };
+        }
+    }
+
+    fn apply_tables(
+        &mut self,
+        tables: Vec<TableWrite>,
+        catalog: &Catalog,
+        read_seq: Seq,
+        seq: Seq,
+    ) -> Result<Vec<TableChanges>> {
+        let mut changed: Vec<TableChanges> = Vec::with_capacity(tables.len());
+        let mut ordinal = 0;
+        for write in tables {
+            if write.rows.is_empty() {
+                continue;
+            }
+            check_table(&write.table, write.scope, catalog)?;
+            let (table, scope) = (Arc::clone(&write.table), write.scope);
+            let rows = self.apply_rows(write, read_seq, seq, &mut ordinal)?;
+            let same = changed.iter_mut().find(|changes| changes.table == table.id && changes.scope == scope);
+            match same {
+                Some(changes) => changes.rows.extend(rows),
+                None => changed.push(TableChanges { table: table.id, version: table.version, scope, rows }),
+            }
+        }
+        Ok(changed)
+    }
+
+    fn apply_rows(
+        &mut self,
+        write: TableWrite,
+        read_seq: Seq,
+        seq: Seq,
+        ordinal: &mut u32,
+    ) -> Result<Vec<RowChange>> {
+        let TableWrite { table, scope, rows } = write;
+        let target = Target {
+            table: &table,
+            prefix: keys::scope_prefix(table.id, scope),
+            unchanged: !self.last_changes.changed_after(table.id, scope, read_seq),
+        };
+        let stored = self.read_stored(&target, &rows)?;
+        let mut stored = stored.into_iter();
+        let mut changes = Vec::with_capacity(rows.len());
+        for row in rows {
+            let before = if target.must_read(&row) { stored.next().flatten() } else { None };
+            changes.push(self.apply_row(&target, scope, row, before, seq, ordinal)?);
+        }
+        Ok(changes)
+    }
+
+    /// The seqs of the stored rows under the keys that must be read, in order.
+    fn read_stored(&self, target: &Target<'_>, rows: &[RowWrite]) -> Result<Vec<Option<Seq>>> {
+        let keys: Vec<Bytes> =
+            rows.iter().filter(|row| target.must_read(row)).filter_map(|row| key_of(row).cloned()).collect();
+        let mut stored = Vec::with_capacity(keys.len());
+        for some in keys.chunks(READ_KEYS_MAX) {
+            for found in self.storage.multi_get(Partition::Rows, some)? {
+                stored.push(found.as_deref().map(row_seq).transpose()?);
+            }
+        }
+        Ok(stored)
+    }
+
+    fn apply_row(
+        &mut self,
+        target: &Target<'_>,
+        scope: ScopeId,
+        row: RowWrite,
+        stored: Option<Seq>,
+        seq: Seq,
+        ordinal: &mut u32,
+    ) -> Result<RowChange> {
+        match row {
+            RowWrite::Insert { key, row } => {
+                target.check_key(&key)?;
+                if self.current(&key, stored).is_some() {
+                    return Err(target.taken(&key));
+                }
+                self.set(&key, Some(seq));
+                Ok(RowChange { op: RowOp::Insert, key, old: None, new: Some(stamped(row, seq)?) })
+            }
+            RowWrite::Append { row } => {
+                if target.table.has_key() {
+                    return Err(Error::internal("a row without a key was given to a table with a primary key"));
+                }
+                let key = keys::hidden_key(target.table.id, scope, seq, *ordinal);
+                *ordinal = ordinal.checked_add(1).ok_or_else(|| Error::internal("a commit has too many rows"))?;
+                Ok(RowChange { op: RowOp::Insert, key: key.into(), old: None, new: Some(stamped(row, seq)?) })
+            }
+            RowWrite::Update { key, expected, old, row } => {
+                self.check_unchanged(target, &key, expected, &old, stored)?;
+                self.set(&key, Some(seq));
+                Ok(RowChange { op: RowOp::Update, key, old: Some(old), new: Some(stamped(row, seq)?) })
+            }
+            RowWrite::Delete { key, expected, old } => {
+                self.check_unchanged(target, &key, expected, &old, stored)?;
+                self.set(&key, None);
+                Ok(RowChange { op: RowOp::Delete, key, old: Some(old), new: None })
+            }
+        }
+    }
+
+    fn check_unchanged(
+        &self,
+        target: &Target<'_>,
+        key: &Bytes,
+        expected: Seq,
+        old: &[u8],
+        stored: Option<Seq>,
+    ) -> Result<()> {
+        target.check_key(key)?;
+        if row_seq(old)? != expected {
+            return Err(Error::internal("the old image of a row is not the row that was read"));
+        }
+        // Nothing of the table changed since the plan read it, so what it saw is what is stored.
+        let stored = if target.unchanged { Some(expected) } else { stored };
+        if self.current(key, stored) == Some(expected) {
+            return Ok(());
+        }
+        Err(Error::conflict(format!(
+            "a row of table \"{}\" was changed by another commit",
+            target.table.qualified_name()
+        )))
+    }
+
+    fn current(&self, key: &Bytes, stored: Option<Seq>) -> Option<Seq> {
+        self.rows.get(key).copied().unwrap_or(stored)
+    }
+
+    fn set(&mut self, key: &Bytes, state: Option<Seq>) {
+        let before = self.rows.insert(Bytes::clone(key), state);
+        self.undo.push((Bytes::clone(key), before));
+    }
+}
+
+/// The table and scope whose rows are validated.
+struct Target<'a> {
+    table: &'a TableDefinition,
+    prefix: [u8; keys::SCOPE_PREFIX_BYTES],
+    /// Whether nothing of it changed since the set was planned.
+    unchanged: bool,
+}
+
+impl Target<'_> {
+    /// Inserts always ask whether their key is free: the plan need not have looked.
+    fn must_read(&self, row: &RowWrite) -> bool {
+        match row {
+            RowWrite::Insert { .. } => true,
+            RowWrite::Update { .. } | RowWrite::Delete { .. } => !self.unchanged,
+            RowWrite::Append { .. } => false,
+        }
+    }
+
+    /// The second wall of isolation: no plan, however wrong, writes into another table or scope.
+    fn check_key(&self, key: &[u8]) -> Result<()> {
+        if key.starts_with(&self.prefix) {
+            return Ok(());
+        }
+        Err(Error::internal(format!("a row key does not belong to table \"{}\"", self.table.qualified_name())))
+    }
+
+    fn taken(&self, key: &[u8]) -> Error {
+        let columns: Vec<&str> = self.table.key_columns().map(|column| &*column.name).collect();
+        let values = keys::KeyEncoder::new(&self.table.key_types()).and_then(|encoder| encoder.decode(key));
+        let values = values.map_or_else(
+            |_| String::new(),
+            |values| values.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+        );
+        let values: String = values.chars().take(200).collect();
+        Error::new(
+            ErrorKind::AlreadyExists,
+            SqlState::UNIQUE_VIOLATION,
+            format!(
+                "table \"{}\" already has a row with primary key ({}) = ({values})",
+                self.table.qualified_name(),
+                columns.join(", ")
+            ),
+        )
+        .hint("use another key, or UPDATE the row that is there")
+    }
+}
+
+fn key_of(row: &RowWrite) -> Option<&Bytes> {
+    match row {
+        RowWrite::Insert { key, .. } | RowWrite::Update { key, .. } | RowWrite::Delete { key, .. } => Some(key),
+        RowWrite::Append { .. } => None,
+    }
+}
+
+fn stamped(mut row: Vec<u8>, seq: Seq) -> Result<Bytes> {
+    set_row_seq(&mut row, seq)?;
+    Ok(Bytes::from(row))
+}
+
+fn check_table(table: &TableDefinition, scope: ScopeId, catalog: &Catalog) -> Result<()> {
+    match catalog.table_by_id(table.id) {
+        Some(current) if current.version == table.version => {}
+        _ => {
+            return Err(Error::conflict(format!(
+                "table \"{}\" was altered or dropped by another commit",
+                table.qualified_name()
+            )));
+        }
+    }
+    match (table.options.scope, scope) {
+        (ScopeKind::Shared, ScopeId::SHARED) => Ok(()),
+        (ScopeKind::User, ScopeId(user)) if scope != ScopeId::SHARED => match catalog.user(UserId(user)) {
+            Some(_) => Ok(()),
+            None => Err(Error::new(
+                ErrorKind::Unauthenticated,
+                SqlState::INVALID_AUTHORIZATION,
+                "the user who owns these rows no longer exists",
+            )),
+        },
+        _ => Err(Error::internal(format!("table \"{}\" was written in a wrong scope", table.qualified_name()))),
+    }
+}
