@@ -29,6 +29,7 @@ pub use self::frame::{
 pub use self::manager::{LiveCounters, LiveQueryInfo, LiveQueryManager};
 pub use self::plan::LiveQueryPlan;
 pub use self::subscription::Subscription;
+pub use self::token::{token_from_text, token_to_text};
 use crate::ids::Seq;
 
 /// What a client asks for.

@@ -98,13 +98,8 @@ fn complete(text: &str) -> Option<Vec<String>> {
             }
         });
     }
-    if trimmed.is_empty() {
-        return Some(Vec::new());
-    }
-    let statements = split_statements(text);
-    // If the last semicolon stands in a quote or a comment, so does what follows it, and makes no statement of its own.
-    let ended = trimmed.ends_with(';') && split_statements(&format!("{text}\nx")).len() > statements.len();
-    ended.then_some(statements)
+    let split = split_statements(text);
+    split.rest.is_empty().then_some(split.statements)
 }
 
 fn history_file() -> Option<PathBuf> {

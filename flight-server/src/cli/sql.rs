@@ -59,7 +59,10 @@ async fn run_all(
     text: &str,
     format: OutputFormat,
 ) -> Result<(), Failure> {
-    let statements = split_statements(text);
+    let split = split_statements(text);
+    // The last statement needs no semicolon; a text that cannot be read is for the server to refuse.
+    let statements: Vec<String> =
+        split.statements.into_iter().chain(Some(split.rest).filter(|rest| !rest.is_empty())).collect();
     if statements.is_empty() {
         return Err("there is no statement to run".into());
     }

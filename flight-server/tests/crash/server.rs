@@ -3,12 +3,14 @@
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arrow::array::RecordBatch;
 use arrow_flight::error::FlightError;
 use arrow_flight::sql::client::FlightSqlServiceClient;
 use futures::TryStreamExt;
+use parking_lot::Mutex;
 use tonic::transport::{Channel, Endpoint};
 
 pub(crate) const PASSWORD: &str = "crash-test-password";
@@ -18,24 +20,23 @@ const GIVE_UP: Duration = Duration::from_secs(60);
 /// A running server. Dropping it kills it.
 pub(crate) struct Server {
     child: Child,
-    address: String,
+    /// Host and port of Flight SQL.
+    pub(crate) address: String,
+    /// What it wrote to stderr so far.
+    pub(crate) log: Log,
     /// From starting the process to `listening`.
     pub(crate) ready_in: Duration,
 }
 
+/// The program on a port of its own choice.
 pub(crate) fn command(data_dir: &Path) -> Command {
+    command_on(data_dir, "127.0.0.1:0")
+}
+
+pub(crate) fn command_on(data_dir: &Path, address: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kalamdb"));
     command
-        .args([
-            "serve",
-            "--listen",
-            "127.0.0.1:0",
-            "--http-listen",
-            "off",
-            "--log-level",
-            "warn",
-            "--data-dir",
-        ])
+        .args(["serve", "--http-listen", "off", "--log-level", "warn", "--listen", address, "--data-dir"])
         .arg(data_dir)
         .env("KALAMDB_ROOT_PASSWORD", PASSWORD)
         .env_remove("RUST_LOG")
@@ -56,8 +57,13 @@ impl Server {
 
     /// As `start`; what the server said on stderr when it ended instead.
     pub(crate) async fn try_start(data_dir: &Path) -> Result<Self, String> {
+        Self::spawn(command(data_dir)).await
+    }
+
+    /// As `try_start`, with arguments and environment of the caller's choice.
+    pub(crate) async fn spawn(mut command: Command) -> Result<Self, String> {
         let started = Instant::now();
-        let mut child = command(data_dir).spawn().expect("start the server");
+        let mut child = command.spawn().expect("start the server");
         let stdout = child.stdout.take().expect("stdout");
         let first_line = tokio::task::spawn_blocking(move || {
             let mut line = String::new();
@@ -70,8 +76,9 @@ impl Server {
         let mut stderr = child.stderr.take().expect("stderr");
         match line.trim().strip_prefix("listening on ") {
             Some(address) => {
-                pass_on(stderr);
-                Ok(Self { child, address: address.to_owned(), ready_in })
+                let log = Log::default();
+                log.follow(stderr);
+                Ok(Self { child, address: address.to_owned(), ready_in, log })
             }
             None => {
                 let mut said = String::new();
@@ -129,13 +136,24 @@ impl Drop for Server {
     }
 }
 
-/// Shows what the server logs, as a test's output.
-fn pass_on(stderr: ChildStderr) {
-    std::thread::spawn(move || {
-        for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-            eprintln!("server: {line}");
-        }
-    });
+/// Lines a server wrote to stderr; also shown as the test's output.
+#[derive(Clone, Default)]
+pub(crate) struct Log(Arc<Mutex<Vec<String>>>);
+
+impl Log {
+    fn follow(&self, stderr: ChildStderr) {
+        let lines = Arc::clone(&self.0);
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                eprintln!("server: {line}");
+                lines.lock().push(line);
+            }
+        });
+    }
+
+    pub(crate) fn lines(&self) -> Vec<String> {
+        self.0.lock().clone()
+    }
 }
 
 /// An authenticated client.

@@ -1,0 +1,162 @@
+//! `kalamdb serve`: passwords, log lines, health and metrics, and how it ends.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use kalamdb_proto::live::v1::SubscribeRequest;
+use kalamdb_proto::live::v1::frame::Body;
+use kalamdb_proto::live::v1::live_query_client::LiveQueryClient;
+use tonic::{Code, Request};
+
+use crate::server::Server;
+use crate::{NOTES, kalamdb, stdout_of, text};
+
+/// The program with nothing but a data directory and ports of its own choice.
+fn plain(data_dir: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kalamdb"));
+    command
+        .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
+        .arg(data_dir)
+        .args(arguments)
+        .env_remove("KALAMDB_ROOT_PASSWORD")
+        .env_remove("RUST_LOG")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn root_gets_a_password_that_only_the_owner_can_read() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let data_dir = folder.path().join("data");
+    let path = data_dir.join("root-password");
+    let server = Server::spawn(plain(&data_dir, &["--http-listen", "off"])).await.expect("start");
+    let password = std::fs::read_to_string(&path).expect("the password");
+    assert!(password.len() >= 24, "{password}");
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = std::fs::metadata(&path).expect("metadata").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+    // The command line finds the password where the server left it.
+    let mut select = kalamdb(&server, &["sql", "-c", "SELECT CURRENT_USER() AS me", "--data-dir"]);
+    let output = select.arg(&data_dir).env_remove("KALAMDB_PASSWORD").output().expect("run");
+    assert_eq!(text(&output.stdout), "me\nroot\n", "{}", text(&output.stderr));
+    let said = |server: &Server| server.log.lines().iter().filter(|line| line.contains(&password)).count();
+    assert_eq!(said(&server), 1);
+    server.stop().await;
+
+    let server = Server::spawn(plain(&data_dir, &["--http-listen", "off"])).await.expect("start again");
+    assert_eq!(said(&server), 0, "the password is printed once");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_log_line_names_the_node() {
+    for (format, mark) in [("text", " node_id=lab-7"), ("json", "{\"node_id\":\"lab-7\",")] {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let arguments =
+            ["--http-listen", "off", "--node-id", "lab-7", "--log-level", "debug", "--log-format", format];
+        for _ in 0..2 {
+            let server = Server::spawn(plain(folder.path(), &arguments)).await.expect("start");
+            let log = server.log.clone();
+            server.stop().await;
+            let lines = log.lines();
+            let lines: Vec<_> = lines.iter().filter(|line| !line.starts_with("created user root")).collect();
+            assert!(!lines.is_empty(), "a server says that it starts");
+            for line in lines {
+                assert!(line.contains(mark), "{format}: {line}");
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_and_metrics_are_served_over_http() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let server = Server::spawn(plain(folder.path(), &["--http-listen", "127.0.0.1:0"])).await.expect("start");
+    let listening = |line: &String| line.split_once("http_address=").map(|(_, rest)| rest.to_owned());
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let rest = loop {
+        if let Some(rest) = server.log.lines().iter().find_map(listening) {
+            break rest;
+        }
+        assert!(Instant::now() < deadline, "the HTTP address is logged");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    let address = rest.split_whitespace().next().expect("an address");
+    assert!(get(address, "/healthz").ends_with("\r\n\r\nok\n"));
+    let metrics = get(address, "/metrics");
+    assert!(metrics.contains("text/plain; version=0.0.4"), "{metrics}");
+    assert!(metrics.contains("\nkalamdb_commit_seq "), "{metrics}");
+    assert!(get(address, "/nothing").starts_with("HTTP/1.1 404"));
+    server.stop().await;
+}
+
+fn get(address: &str, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).expect("connect");
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: kalamdb\r\nconnection: close\r\n\r\n").expect("send");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("receive");
+    answer
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_ends_tells_its_subscribers() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let server = Server::start(folder.path()).await;
+    stdout_of(&server, &["sql", "-c", NOTES]);
+    let token = server.log_in().await;
+    let mut request =
+        Request::new(SubscribeRequest { sql: "SELECT id FROM app.notes".to_owned(), ..Default::default() });
+    request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().expect("a header"));
+    let mut client = LiveQueryClient::new(server.channel().await);
+    let mut frames = client.subscribe(request).await.expect("subscribe").into_inner();
+    loop {
+        match frames.message().await.expect("a frame").expect("the stream goes on").body {
+            Some(Body::SnapshotEnd(_)) => break,
+            Some(Body::Started(_) | Body::Snapshot(_)) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    let stopping = tokio::spawn(server.stop());
+    let closed = loop {
+        match frames.message().await.expect("a frame").expect("the stream goes on").body {
+            Some(Body::Closed(closed)) => break closed,
+            Some(Body::Progress(_)) => {}
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(closed.retryable && closed.min_backoff.is_some(), "{closed:?}");
+    assert_eq!(frames.message().await.expect_err("the status").code(), Code::Unavailable);
+    stopping.await.expect("the server ends in order");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_subscription_that_cannot_start_is_a_status_alone() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let server = Server::start(folder.path()).await;
+    let token = server.log_in().await;
+    let channel = server.channel().await;
+    let check = async |sql: &str, authorized: bool, code: Code, says: &str| {
+        let mut request = Request::new(SubscribeRequest { sql: sql.to_owned(), ..Default::default() });
+        if authorized {
+            request
+                .metadata_mut()
+                .insert("authorization", format!("Bearer {token}").parse().expect("a header"));
+        }
+        let status = LiveQueryClient::new(channel.clone()).subscribe(request).await.expect_err(sql);
+        assert_eq!(status.code(), code, "{sql}: {status:?}");
+        assert!(status.message().contains(says), "{sql}: {status:?}");
+    };
+    check("SELECT * FROM app.missing", true, Code::NotFound, "app.missing").await;
+    check("SELEC", true, Code::InvalidArgument, "42601").await;
+    check("INSERT INTO app.missing VALUES (1)", true, Code::InvalidArgument, "[").await;
+    check("SELECT 1", false, Code::Unauthenticated, "").await;
+    server.stop().await;
+}
