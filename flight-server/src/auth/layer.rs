@@ -1,0 +1,168 @@
+//! The tower layer that stands before every service of the router.
+//!
+//! Invariant: a request is passed on either because its path is open or with an identity in its extensions.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use futures::future::BoxFuture;
+use http::header::AUTHORIZATION;
+use http::{HeaderMap, Request, Response};
+use tonic::body::Body;
+use tower::{Layer, Service};
+use tracing::Instrument;
+
+use super::{Authenticator, Credentials, Identity, missing};
+use crate::connection::ConnectionInfo;
+use crate::status::to_status;
+
+const HANDSHAKE: &str = "/arrow.flight.protocol.FlightService/Handshake";
+
+/// Where Flight's own clients (C++, pyarrow's `authenticate`) put the payload of their Handshake.
+const FLIGHT_TOKEN: &str = "auth-token-bin";
+
+/// Services that anybody may call. Reflection is in the router only where the settings ask for it.
+const OPEN_SERVICES: [&str; 3] =
+    ["/grpc.health.v1.Health/", "/grpc.reflection.v1.ServerReflection/", "/grpc.reflection.v1alpha.ServerReflection/"];
+
+/// When the caller will have given up, from the `grpc-timeout` header. Tonic ends the call itself by it; a stream that
+/// outlives the call has to look for itself.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Deadline(pub(crate) Instant);
+
+/// Puts [`AuthService`] before a service.
+#[derive(Clone)]
+pub(crate) struct AuthLayer {
+    authenticator: Arc<Authenticator>,
+}
+
+impl AuthLayer {
+    pub(crate) fn new(authenticator: Arc<Authenticator>) -> Self {
+        Self { authenticator }
+    }
+}
+
+impl<S> Layer<S> for AuthLayer {
+    type Service = AuthService<S>;
+
+    fn layer(&self, inner: S) -> AuthService<S> {
+        AuthService { authenticator: Arc::clone(&self.authenticator), inner }
+    }
+}
+
+/// Identifies the caller, then calls the inner service.
+#[derive(Clone)]
+pub(crate) struct AuthService<S> {
+    authenticator: Arc<Authenticator>,
+    inner: S,
+}
+
+impl<S> Service<Request<Body>> for AuthService<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Response<Body>, Infallible>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        // The service that was polled ready is the one to call; its clone takes the next request.
+        let next = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, next);
+        let authenticator = Arc::clone(&self.authenticator);
+        let method = request.uri().path().to_owned();
+        let request_id = uuid::Uuid::new_v4().simple().to_string();
+        let span = tracing::info_span!("request", request_id, method, user = tracing::field::Empty);
+        let recorder = span.clone();
+        let work = async move {
+            let timeout = grpc_timeout(request.headers());
+            if let Some(deadline) = timeout.and_then(|timeout| Instant::now().checked_add(timeout)) {
+                request.extensions_mut().insert(Deadline(deadline));
+            }
+            if is_open(&method) {
+                return inner.call(request).await;
+            }
+            match identify(&authenticator, &request).await {
+                Ok(identity) => {
+                    recorder.record("user", &*identity.principal.username);
+                    request.extensions_mut().insert(identity.principal.clone());
+                    request.extensions_mut().insert(identity);
+                    inner.call(request).await
+                }
+                Err(error) => Ok(to_status(&error).into_http()),
+            }
+        };
+        Box::pin(work.instrument(span))
+    }
+}
+
+fn is_open(path: &str) -> bool {
+    path == HANDSHAKE || OPEN_SERVICES.iter().any(|service| path.starts_with(service))
+}
+
+async fn identify(authenticator: &Authenticator, request: &Request<Body>) -> Result<Identity, kalamdb_core::Error> {
+    let connection = request.extensions().get::<ConnectionInfo>().map_or(0, |info| info.number);
+    let credentials = match request.headers().get(AUTHORIZATION) {
+        Some(header) => Credentials::parse(header.as_bytes())?,
+        None => match request.headers().get(FLIGHT_TOKEN) {
+            Some(header) => Credentials::parse_flight_token(header.as_bytes())?,
+            None => return Err(missing()),
+        },
+    };
+    authenticator.identify(&credentials, connection).await
+}
+
+/// Reads `grpc-timeout`: up to eight digits and a unit.
+fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.len() > 8 {
+        return None;
+    }
+    let amount: u64 = digits.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(amount * 3_600)),
+        "M" => Some(Duration::from_secs(amount * 60)),
+        "S" => Some(Duration::from_secs(amount)),
+        "m" => Some(Duration::from_millis(amount)),
+        "u" => Some(Duration::from_micros(amount)),
+        "n" => Some(Duration::from_nanos(amount)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_named_paths_are_open() {
+        assert!(is_open(HANDSHAKE));
+        assert!(is_open("/grpc.health.v1.Health/Check"));
+        for path in ["", "/", "/arrow.flight.protocol.FlightService/DoGet", "/kalamdb.live.v1.LiveQuery/Subscribe", "/new"] {
+            assert!(!is_open(path), "{path}");
+        }
+    }
+
+    #[test]
+    fn timeouts_are_read_as_grpc_writes_them() {
+        let check = |text: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("grpc-timeout", text.parse().unwrap());
+            grpc_timeout(&headers)
+        };
+        assert_eq!(check("100m"), Some(Duration::from_millis(100)));
+        assert_eq!(check("2S"), Some(Duration::from_secs(2)));
+        assert_eq!(check("99999999H"), Some(Duration::from_secs(99_999_999 * 3_600)));
+        for bad in ["", "S", "5", "5x", "999999999S", "-1S"] {
+            assert_eq!(check(bad), None, "{bad}");
+        }
+    }
+}

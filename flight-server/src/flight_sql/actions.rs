@@ -1,0 +1,176 @@
+//! DoAction: prepared statements, cancelling, renewing, sessions, and the transactions there are not.
+//!
+//! Flight SQL's own actions wrap their bodies in `Any`, Flight's (CancelFlightInfo, RenewFlightEndpoint, sessions) do not.
+//!
+//! Invariant: an action that does not exist says so by name; none is accepted and ignored.
+
+use arrow_flight::sql::{
+    ActionBeginSavepointRequest, ActionBeginTransactionRequest, ActionCancelQueryRequest, ActionCancelQueryResult,
+    ActionClosePreparedStatementRequest, ActionCreatePreparedStatementRequest,
+    ActionCreatePreparedSubstraitPlanRequest, ActionEndSavepointRequest, ActionEndTransactionRequest, Any, Command,
+    ProstMessageExt, TicketStatementQuery,
+};
+use arrow_flight::{
+    Action, ActionType, CancelFlightInfoRequest, CancelFlightInfoResult, CancelStatus, FlightInfo,
+    RenewFlightEndpointRequest,
+};
+use bytes::Bytes;
+use kalamdb_core::{Error, ErrorKind, Result, SqlState};
+use prost::Message;
+
+use super::messages::CreatePreparedStatementResult;
+use super::{Caller, FlightState};
+
+/// The actions there are, with what `list_actions` says of them.
+const ACTIONS: [(&str, &str); 8] = [
+    ("CreatePreparedStatement", "Prepares a statement: Any(ActionCreatePreparedStatementRequest)."),
+    ("ClosePreparedStatement", "Forgets a prepared statement: Any(ActionClosePreparedStatementRequest)."),
+    ("CancelQuery", "Cancels a running query: Any(ActionCancelQueryRequest). Deprecated by CancelFlightInfo."),
+    ("CancelFlightInfo", "Cancels a running query: CancelFlightInfoRequest."),
+    ("RenewFlightEndpoint", "Gives a ticket a new lifetime: RenewFlightEndpointRequest."),
+    ("SetSessionOptions", "Sets options of the session: SetSessionOptionsRequest."),
+    ("GetSessionOptions", "Answers the options of the session: GetSessionOptionsRequest."),
+    ("CloseSession", "Ends the session and closes its prepared statements: CloseSessionRequest."),
+];
+
+pub(super) fn list() -> Vec<ActionType> {
+    ACTIONS
+        .iter()
+        .map(|(name, description)| ActionType {
+            r#type: (*name).to_owned(),
+            description: (*description).to_owned(),
+        })
+        .collect()
+}
+
+impl FlightState {
+    /// Answers an action: the bodies of its results.
+    pub(super) async fn act(&self, caller: &Caller, action: Action) -> Result<Vec<Bytes>> {
+        let body = action.body;
+        match action.r#type.as_str() {
+            "CreatePreparedStatement" => {
+                let request: ActionCreatePreparedStatementRequest = unpack(&body)?;
+                let result = self.create_prepared(caller, request).await?;
+                let value = Bytes::from(result.encode_to_vec());
+                let any = Any { type_url: CreatePreparedStatementResult::TYPE_URL.to_owned(), value };
+                Ok(vec![any.encode_to_vec().into()])
+            }
+            "ClosePreparedStatement" => {
+                let request: ActionClosePreparedStatementRequest = unpack(&body)?;
+                self.prepared.close(caller.user(), &request.prepared_statement_handle);
+                Ok(Vec::new())
+            }
+            "CancelQuery" => {
+                let request: ActionCancelQueryRequest = unpack(&body)?;
+                let status = self.cancel(caller, decode::<FlightInfo>(&request.info)?)?;
+                // Both enumerations have the same numbers.
+                let result = ActionCancelQueryResult { result: status as i32 };
+                Ok(vec![result.as_any().encode_to_vec().into()])
+            }
+            "CancelFlightInfo" => {
+                let request: CancelFlightInfoRequest = decode(&body)?;
+                let info = request.info.ok_or_else(|| malformed("CancelFlightInfoRequest without info"))?;
+                let status = self.cancel(caller, info)?;
+                Ok(vec![CancelFlightInfoResult { status: status as i32 }.encode_to_vec().into()])
+            }
+            "RenewFlightEndpoint" => {
+                let request: RenewFlightEndpointRequest = decode(&body)?;
+                let ticket = request.endpoint.and_then(|endpoint| endpoint.ticket);
+                let ticket = ticket.ok_or_else(|| malformed("RenewFlightEndpointRequest without ticket"))?;
+                let endpoint = self.renew(caller, &statement_handle(&ticket.ticket)?)?;
+                Ok(vec![endpoint.encode_to_vec().into()])
+            }
+            "SetSessionOptions" => self.set_session_options(caller, &body),
+            "GetSessionOptions" => self.get_session_options(caller),
+            "CloseSession" => Ok(self.close_session(caller)),
+            other => Err(refuse(other, &body)),
+        }
+    }
+
+    fn cancel(&self, caller: &Caller, info: FlightInfo) -> Result<CancelStatus> {
+        let mut status = CancelStatus::NotCancellable;
+        let mut tickets = 0;
+        for ticket in info.endpoint.into_iter().filter_map(|endpoint| endpoint.ticket) {
+            tickets += 1;
+            let ticket = self.open_ticket(caller, &statement_handle(&ticket.ticket)?)?;
+            let waiting = self.started.take(ticket.query).is_some();
+            if self.running.cancel(ticket.query, caller.user()) || waiting {
+                status = CancelStatus::Cancelled;
+            }
+        }
+        if tickets == 0 {
+            return Err(super::statement::unknown_ticket());
+        }
+        Ok(status)
+    }
+}
+
+/// The sealed part of a statement's ticket.
+///
+/// # Errors
+/// As for an unknown ticket when it is not a statement's.
+pub(super) fn statement_handle(ticket: &Bytes) -> Result<Bytes> {
+    let unknown = |_| super::statement::unknown_ticket();
+    let any = Any::decode(ticket.clone()).map_err(unknown)?;
+    if !any.is::<TicketStatementQuery>() {
+        return Err(super::statement::unknown_ticket());
+    }
+    Ok(TicketStatementQuery::decode(any.value).map_err(unknown)?.statement_handle)
+}
+
+/// Refuses a transaction id: there are no transactions, so nobody has one.
+pub(super) fn no_transaction(transaction_id: Option<&Bytes>) -> Result<()> {
+    match transaction_id {
+        Some(id) if !id.is_empty() => Err(Error::new(
+            ErrorKind::NotFound,
+            SqlState::NO_ACTIVE_TRANSACTION,
+            "the transaction does not exist",
+        )
+        .hint("every statement is a transaction of its own; turn autocommit on")),
+        _ => Ok(()),
+    }
+}
+
+fn refuse(action: &str, body: &Bytes) -> Error {
+    // A body that cannot be read is the caller's mistake, whatever would be done with it.
+    let readable = match action {
+        "BeginTransaction" => unpack::<ActionBeginTransactionRequest>(body).map(|_| ()),
+        "EndTransaction" => unpack::<ActionEndTransactionRequest>(body).map(|_| ()),
+        "BeginSavepoint" => unpack::<ActionBeginSavepointRequest>(body).map(|_| ()),
+        "EndSavepoint" => unpack::<ActionEndSavepointRequest>(body).map(|_| ()),
+        "CreatePreparedSubstraitPlan" => unpack::<ActionCreatePreparedSubstraitPlanRequest>(body).map(|_| ()),
+        _ => return Error::unsupported(format!("action \"{action}\"")).hint("ListActions names the actions"),
+    };
+    match (readable, action) {
+        (Err(error), _) => error,
+        (Ok(()), "CreatePreparedSubstraitPlan") => {
+            Error::unsupported("action \"CreatePreparedSubstraitPlan\"").hint("send SQL")
+        }
+        (Ok(()), _) => Error::unsupported(format!("action \"{action}\""))
+            .hint("every statement is a transaction of its own; turn autocommit on"),
+    }
+}
+
+/// Reads an `Any` of the message `M`.
+fn unpack<M: ProstMessageExt>(body: &Bytes) -> Result<M> {
+    let any: Any = decode(body)?;
+    if !any.is::<M>() {
+        return Err(malformed("the action's body is of another type"));
+    }
+    decode(&any.value)
+}
+
+pub(super) fn decode<M: Message + Default>(bytes: &Bytes) -> Result<M> {
+    M::decode(bytes.clone()).map_err(|error| malformed("the message cannot be read").source(error))
+}
+
+pub(super) fn malformed(what: &str) -> Error {
+    Error::new(ErrorKind::InvalidArgument, SqlState::CONNECTION_EXCEPTION, what.to_owned())
+}
+
+/// Reads a descriptor's command.
+pub(super) fn command(bytes: &Bytes) -> Result<Command> {
+    let any: Any = decode(bytes)?;
+    Command::try_from(any).map_err(|error| malformed("the command cannot be read").source(error))
+}
+

@@ -1,0 +1,347 @@
+//! Results as FlightData: one schema message, then batches cut by their encoded size.
+//!
+//! A table's schema message is memoized in the registry and sent as it is; only results whose schema is not a table's are
+//! encoded here. Types that JDBC drivers cannot read are changed to ones they can, once, in the advertised schema; every batch
+//! is then stamped with exactly that schema.
+//!
+//! Invariant: dataset_schema, FlightInfo.schema, GetSchema and DoGet of one statement have the same schema, to the
+//! nullability.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use arrow::array::{Array, ArrayRef, RecordBatch, RecordBatchOptions};
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
+use arrow::ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteContext, IpcWriteOptions};
+use arrow_flight::{FlightData, IpcMessage, SchemaAsIpc};
+use bytes::Bytes;
+use kalamdb_core::{Error, ErrorKind, Result, SqlState};
+
+/// What a message aims at. Plain gRPC clients stop at 4 MiB, and smaller messages let client and server overlap.
+const MESSAGE_BYTES_TARGET: usize = 2 << 20;
+/// A single row beyond this is refused: ADBC's driver reads at most 16 MiB.
+const MESSAGE_BYTES_MAX: usize = 16 << 20;
+/// Marker and length before the header of an encapsulated message.
+const PREFIX_BYTES: usize = 8;
+
+/// Counts the schemas that had to be encoded, so that tests can say "none".
+#[derive(Debug, Default)]
+pub(crate) struct SchemaEncodings(AtomicU64);
+
+impl SchemaEncodings {
+    pub(crate) fn count(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A result's schema as clients see it.
+#[derive(Clone, Debug)]
+pub(crate) struct WireSchema {
+    schema: SchemaRef,
+    /// The encapsulated IPC message.
+    ipc: Bytes,
+    /// Some column's type differs from the engine's.
+    casts: bool,
+}
+
+impl WireSchema {
+    /// The wire form of an engine schema; `memoized` is the registry's message where the schema is a table's.
+    pub(crate) fn of(schema: &SchemaRef, memoized: Option<&Bytes>, encodings: &SchemaEncodings) -> Result<Self> {
+        if let Some(ipc) = memoized {
+            return Ok(Self { schema: Arc::clone(schema), ipc: ipc.clone(), casts: false });
+        }
+        encodings.0.fetch_add(1, Ordering::Relaxed);
+        let wire = wire_schema(schema);
+        let casts = wire.is_some();
+        let schema = wire.unwrap_or_else(|| Arc::clone(schema));
+        let ipc = encode_schema(&schema)?;
+        Ok(Self { schema, ipc, casts })
+    }
+
+    pub(crate) fn schema(&self) -> &SchemaRef {
+        &self.schema
+    }
+
+    /// The encapsulated message, for FlightInfo, GetSchema and prepared statements.
+    pub(crate) fn ipc(&self) -> Bytes {
+        self.ipc.clone()
+    }
+
+    /// The first message of a DoGet: the same bytes without their frame.
+    pub(crate) fn message(&self, app_metadata: Bytes) -> FlightData {
+        FlightData { data_header: header_of(&self.ipc), app_metadata, ..FlightData::default() }
+    }
+
+    /// Gives `batch` exactly this schema.
+    ///
+    /// # Errors
+    /// Internal when the batch does not fit, e.g. has a NULL in a column that was advertised without.
+    fn stamp(&self, batch: RecordBatch) -> Result<RecordBatch> {
+        if Arc::ptr_eq(batch.schema_ref(), &self.schema) {
+            return Ok(batch);
+        }
+        let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+        let columns: Vec<ArrayRef> = if self.casts {
+            let fields = self.schema.fields().iter();
+            let cast_one = |(field, column): (&FieldRef, &ArrayRef)| {
+                if column.data_type() == field.data_type() {
+                    return Ok(Arc::clone(column));
+                }
+                cast(column, field.data_type()).map_err(Error::from)
+            };
+            fields.zip(batch.columns()).map(cast_one).collect::<Result<_>>()?
+        } else {
+            batch.columns().to_vec()
+        };
+        RecordBatch::try_new_with_options(Arc::clone(&self.schema), columns, &options)
+            .map_err(|error| Error::internal("a batch does not fit its result's schema").source(error))
+    }
+}
+
+/// The flatbuffer inside an encapsulated message, without a copy.
+fn header_of(encapsulated: &Bytes) -> Bytes {
+    let length: [u8; 4] =
+        encapsulated.get(4..PREFIX_BYTES).and_then(|bytes| bytes.try_into().ok()).unwrap_or_default();
+    let start = PREFIX_BYTES.min(encapsulated.len());
+    let end = start.saturating_add(u32::from_le_bytes(length) as usize).min(encapsulated.len());
+    encapsulated.slice(start..end)
+}
+
+/// Encodes a schema as one encapsulated IPC message.
+pub(crate) fn encode_schema(schema: &Schema) -> Result<Bytes> {
+    let options = IpcWriteOptions::default();
+    let IpcMessage(bytes) = SchemaAsIpc::new(schema, &options)
+        .try_into()
+        .map_err(|error: arrow::error::ArrowError| Error::internal("a schema cannot be encoded").source(error))?;
+    Ok(bytes)
+}
+
+/// Encodes the batches of one DoGet.
+pub(crate) struct BatchEncoder {
+    schema: WireSchema,
+    generator: IpcDataGenerator,
+    tracker: DictionaryTracker,
+    options: IpcWriteOptions,
+    context: IpcWriteContext,
+}
+
+impl BatchEncoder {
+    pub(crate) fn new(schema: WireSchema) -> Self {
+        Self {
+            schema,
+            generator: IpcDataGenerator::default(),
+            tracker: DictionaryTracker::new(false),
+            options: IpcWriteOptions::default(),
+            context: IpcWriteContext::default(),
+        }
+    }
+
+    /// Encodes `batch` into one message, or into several if it is large.
+    ///
+    /// # Errors
+    /// 54000 when a single row is larger than a client can read; it names the largest column.
+    pub(crate) fn encode(&mut self, batch: RecordBatch) -> Result<Vec<FlightData>> {
+        let batch = self.schema.stamp(batch)?;
+        let bytes = slice_bytes(&batch);
+        if bytes <= MESSAGE_BYTES_TARGET || batch.num_rows() <= 1 {
+            return Ok(vec![self.encode_one(&batch)?]);
+        }
+        let mut messages = Vec::new();
+        // Slices still to encode, the next one last. Rows differ in size, so a slice that is too large is halved again.
+        let mut pending = split(&batch, bytes.div_ceil(MESSAGE_BYTES_TARGET));
+        pending.reverse();
+        while let Some(slice) = pending.pop() {
+            let bytes = slice_bytes(&slice);
+            if bytes > 2 * MESSAGE_BYTES_TARGET && slice.num_rows() > 1 {
+                pending.extend(split(&slice, 2).into_iter().rev());
+                continue;
+            }
+            messages.push(self.encode_one(&slice)?);
+        }
+        Ok(messages)
+    }
+
+    /// A message of no rows, to carry `app_metadata` to clients that read nothing but batches.
+    pub(crate) fn encode_empty(&mut self, app_metadata: Bytes) -> Result<FlightData> {
+        let batch = RecordBatch::new_empty(Arc::clone(self.schema.schema()));
+        let mut message = self.encode_one(&batch)?;
+        message.app_metadata = app_metadata;
+        Ok(message)
+    }
+
+    fn encode_one(&mut self, batch: &RecordBatch) -> Result<FlightData> {
+        if batch.num_rows() == 1 && slice_bytes(batch) > MESSAGE_BYTES_MAX {
+            return Err(row_too_large(batch));
+        }
+        let (dictionaries, data) = self
+            .generator
+            .encode(batch, &mut self.tracker, &self.options, &mut self.context)
+            .map_err(|error| Error::internal("a batch cannot be encoded").source(error))?;
+        if !dictionaries.is_empty() {
+            // The wire schema has no dictionaries, so stamping has resolved them all.
+            return Err(Error::internal("a result has a dictionary"));
+        }
+        Ok(data.into())
+    }
+}
+
+/// Bytes of the rows of `batch` alone, not of the buffers they are a slice of.
+fn slice_bytes(batch: &RecordBatch) -> usize {
+    let column_bytes = |column: &ArrayRef| {
+        let data = column.to_data();
+        data.get_slice_memory_size().unwrap_or_else(|_| column.get_buffer_memory_size())
+    };
+    batch.columns().iter().map(column_bytes).sum()
+}
+
+/// Cuts `batch` into about `parts` slices of equally many rows.
+fn split(batch: &RecordBatch, parts: usize) -> Vec<RecordBatch> {
+    let rows = batch.num_rows();
+    let slice_rows = rows.div_ceil(parts.max(1)).max(1);
+    (0..rows).step_by(slice_rows).map(|start| batch.slice(start, slice_rows.min(rows - start))).collect()
+}
+
+fn row_too_large(batch: &RecordBatch) -> Error {
+    let sizes = batch.columns().iter().map(|column| column.to_data().get_slice_memory_size().unwrap_or_default());
+    let largest = sizes.zip(batch.schema_ref().fields()).max_by_key(|(bytes, _)| *bytes);
+    let name = largest.map_or("", |(_, field)| field.name());
+    Error::new(
+        ErrorKind::ResourceExhausted,
+        SqlState::PROGRAM_LIMIT_EXCEEDED,
+        format!("a row is larger than {MESSAGE_BYTES_MAX} bytes, most of it in column \"{name}\""),
+    )
+    .hint("select less of it, for example with substr()")
+}
+
+/// The schema with every type changed that JDBC drivers cannot read; `None` when there is none.
+fn wire_schema(schema: &SchemaRef) -> Option<SchemaRef> {
+    let fields: Vec<Option<FieldRef>> = schema.fields().iter().map(wire_field).collect();
+    if fields.iter().all(Option::is_none) {
+        return None;
+    }
+    let fields: Vec<FieldRef> = fields
+        .into_iter()
+        .zip(schema.fields())
+        .map(|(changed, field)| changed.unwrap_or_else(|| Arc::clone(field)))
+        .collect();
+    Some(Arc::new(Schema::new_with_metadata(fields, schema.metadata().clone())))
+}
+
+fn wire_field(field: &FieldRef) -> Option<FieldRef> {
+    let data_type = wire_type(field.data_type())?;
+    Some(Arc::new(Field::clone(field).with_data_type(data_type)))
+}
+
+fn wire_type(data_type: &DataType) -> Option<DataType> {
+    let changed = match data_type {
+        DataType::Utf8View => DataType::Utf8,
+        DataType::BinaryView => DataType::Binary,
+        DataType::Float16 => DataType::Float32,
+        DataType::Decimal32(precision, scale) | DataType::Decimal64(precision, scale) => {
+            DataType::Decimal128(*precision, *scale)
+        }
+        DataType::Dictionary(_, values) => wire_type(values).unwrap_or_else(|| values.as_ref().clone()),
+        DataType::RunEndEncoded(_, values) => {
+            wire_type(values.data_type()).unwrap_or_else(|| values.data_type().clone())
+        }
+        DataType::ListView(item) => DataType::List(wire_field(item).unwrap_or_else(|| Arc::clone(item))),
+        DataType::LargeListView(item) => {
+            DataType::LargeList(wire_field(item).unwrap_or_else(|| Arc::clone(item)))
+        }
+        DataType::List(item) => DataType::List(wire_field(item)?),
+        DataType::LargeList(item) => DataType::LargeList(wire_field(item)?),
+        DataType::FixedSizeList(item, size) => DataType::FixedSizeList(wire_field(item)?, *size),
+        DataType::Struct(fields) => {
+            let changed: Vec<Option<FieldRef>> = fields.iter().map(wire_field).collect();
+            if changed.iter().all(Option::is_none) {
+                return None;
+            }
+            let kept = |(changed, field): (Option<FieldRef>, &FieldRef)| changed.unwrap_or_else(|| Arc::clone(field));
+            DataType::Struct(changed.into_iter().zip(fields).map(kept).collect())
+        }
+        DataType::Map(entries, sorted) => DataType::Map(wire_field(entries)?, *sorted),
+        _ => return None,
+    };
+    Some(changed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use arrow::array::{DictionaryArray, Int64Array, StringArray, StringViewArray};
+    use arrow::datatypes::Int32Type;
+    use arrow_flight::utils::flight_data_to_batches;
+
+    fn wire(schema: &SchemaRef) -> WireSchema {
+        WireSchema::of(schema, None, &SchemaEncodings::default()).unwrap()
+    }
+
+    #[test]
+    fn types_jdbc_cannot_read_are_changed_in_schema_and_batches() {
+        let dictionary: DictionaryArray<Int32Type> = vec!["a", "b", "a"].into_iter().collect();
+        let batch = RecordBatch::try_from_iter([
+            ("view", Arc::new(StringViewArray::from(vec!["x", "y", "z"])) as ArrayRef),
+            ("dictionary", Arc::new(dictionary) as ArrayRef),
+            ("plain", Arc::new(Int64Array::from(vec![1, 2, 3])) as ArrayRef),
+        ])
+        .unwrap();
+        let schema = wire(&batch.schema());
+        let types: Vec<_> = schema.schema().fields().iter().map(|field| field.data_type().clone()).collect();
+        assert_eq!(types, [DataType::Utf8, DataType::Utf8, DataType::Int64]);
+
+        let mut messages = vec![schema.message(Bytes::new())];
+        messages.extend(BatchEncoder::new(schema.clone()).encode(batch).unwrap());
+        let read = flight_data_to_batches(&messages).unwrap();
+        assert_eq!(read[0].schema(), *schema.schema());
+        assert_eq!(read[0].num_rows(), 3);
+    }
+
+    #[test]
+    fn a_memoized_schema_is_sent_as_it_is() {
+        let schema = Arc::new(Schema::new(vec![Field::new("id", DataType::Int64, false)]));
+        let memoized = encode_schema(&schema).unwrap();
+        let encodings = SchemaEncodings::default();
+        let wire = WireSchema::of(&schema, Some(&memoized), &encodings).unwrap();
+        assert_eq!(wire.ipc().as_ptr(), memoized.as_ptr());
+        assert_eq!(wire.message(Bytes::new()).data_header.as_ptr(), memoized[PREFIX_BYTES..].as_ptr());
+        assert_eq!(encodings.count(), 0);
+    }
+
+    #[test]
+    fn messages_are_cut_by_their_rows_and_not_by_the_buffers_behind_them() {
+        let text = "x".repeat(1_000);
+        let values: StringArray = (0..20_000).map(|_| Some(text.as_str())).collect();
+        let batch = RecordBatch::try_from_iter([("text", Arc::new(values) as ArrayRef)]).unwrap();
+        let mut encoder = BatchEncoder::new(wire(&batch.schema()));
+
+        let messages = encoder.encode(batch.clone()).unwrap();
+        assert!((9..=11).contains(&messages.len()), "{}", messages.len());
+        assert!(messages.iter().all(|message| message.data_body.len() <= MESSAGE_BYTES_TARGET + 4_096));
+        // Ten rows of a large buffer are one small message.
+        let few = encoder.encode(batch.slice(5_000, 10)).unwrap();
+        assert_eq!(few.len(), 1);
+        assert!(few[0].data_body.len() < 20_000);
+    }
+
+    #[test]
+    fn one_enormous_row_is_refused_by_name() {
+        let text = "x".repeat(MESSAGE_BYTES_MAX + 1);
+        let batch = RecordBatch::try_from_iter([
+            ("id", Arc::new(Int64Array::from(vec![1])) as ArrayRef),
+            ("story", Arc::new(StringArray::from(vec![text])) as ArrayRef),
+        ])
+        .unwrap();
+        let error = BatchEncoder::new(wire(&batch.schema())).encode(batch).unwrap_err();
+        assert!(error.message().contains("\"story\""), "{error}");
+    }
+
+    #[test]
+    fn a_null_where_none_was_promised_is_an_error_and_not_sent() {
+        let promised = Arc::new(Schema::new(vec![Field::new("n", DataType::Int64, false)]));
+        let batch =
+            RecordBatch::try_from_iter_with_nullable([("n", Arc::new(Int64Array::from(vec![None])) as ArrayRef, true)])
+                .unwrap();
+        assert!(BatchEncoder::new(wire(&promised)).encode(batch).is_err());
+    }
+}

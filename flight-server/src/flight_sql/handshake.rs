@@ -1,0 +1,54 @@
+//! Handshake: Basic credentials in, a bearer token out.
+//!
+//! Drivers send credentials in the `authorization` header (JDBC, ADBC, ODBC, pyarrow's basic token) or as a `BasicAuth`
+//! message (older Flight clients); the token goes back in headers, in trailers and as the payload, for each kind to find.
+//!
+//! Invariant: a Handshake with a good bearer token succeeds too: JDBC makes one for a token it was given.
+
+use arrow_flight::{BasicAuth, HandshakeRequest, HandshakeResponse};
+use futures::stream::BoxStream;
+use futures::{Stream, StreamExt, stream};
+use kalamdb_core::Result;
+use prost::Message;
+use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
+use tonic::{Code, Response, Status};
+
+use super::FlightState;
+use crate::auth::{Credentials, missing};
+
+pub(crate) type HandshakeStream = BoxStream<'static, std::result::Result<HandshakeResponse, Status>>;
+
+impl FlightState {
+    pub(super) async fn handshake(
+        &self,
+        headers: MetadataMap,
+        mut messages: impl Stream<Item = std::result::Result<HandshakeRequest, Status>> + Unpin + Send,
+    ) -> Result<Response<HandshakeStream>> {
+        let (credentials, protocol_version) = match headers.get("authorization") {
+            Some(header) => (Credentials::parse(header.as_bytes())?, 0),
+            None => {
+                let first = messages.next().await.ok_or_else(missing)?.map_err(|_| missing())?;
+                (credentials_of(&first)?, first.protocol_version)
+            }
+        };
+        let token = self.authenticator.handshake(&credentials).await?;
+        let payload = HandshakeResponse { protocol_version, payload: token.clone().into_bytes().into() };
+        let header = MetadataValue::<Ascii>::try_from(format!("Bearer {token}"))
+            .map_err(|error| kalamdb_core::Error::internal("a token is no header value").source(error))?;
+        let mut trailers = MetadataMap::new();
+        trailers.insert("authorization", header.clone());
+        // A status of success as the stream's last item is how tonic takes trailers of our own.
+        let end = Status::with_metadata(Code::Ok, "", trailers);
+        let mut response = Response::new(stream::iter([Ok(payload), Err(end)]).boxed());
+        response.metadata_mut().insert("authorization", header);
+        Ok(response)
+    }
+}
+
+fn credentials_of(message: &HandshakeRequest) -> Result<Credentials> {
+    let BasicAuth { username, password } = BasicAuth::decode(message.payload.clone()).map_err(|_| missing())?;
+    if username.is_empty() {
+        return Err(missing());
+    }
+    Ok(Credentials::Basic { username, password })
+}

@@ -1,0 +1,81 @@
+//! Bulk loading: CommandStatementIngest in append mode.
+//!
+//! Columns are matched by name, missing ones take their defaults, and everything sent in one call is one commit. It is so
+//! collected until the end of the stream, which bounds what one call may send.
+//!
+//! Invariant: either all rows of a call are in the table when it answers, or none.
+
+use arrow::array::RecordBatch;
+use arrow_flight::sql::{CommandStatementIngest, TableDefinitionOptions, TableExistsOption, TableNotExistOption};
+use kalamdb_core::{Error, ErrorKind, Result, SqlState};
+
+use super::decode::Decoder;
+use super::service::Inbound;
+use super::update::Done;
+use super::{CATALOG, Caller, FlightState};
+
+impl FlightState {
+    /// Appends the stream's rows to a table.
+    ///
+    /// # Errors
+    /// 0A000 for modes that create or replace a table, 54000 for more rows or bytes than one commit takes.
+    pub(super) async fn ingest(
+        &self,
+        caller: &Caller,
+        command: CommandStatementIngest,
+        mut inbound: Inbound,
+    ) -> Result<Done> {
+        check(&command)?;
+        let config = self.database.config();
+        let mut decoder = Decoder::default();
+        let mut batches: Vec<RecordBatch> = Vec::new();
+        let (mut rows, mut bytes) = (0_usize, 0_usize);
+        while let Some(data) = inbound.next().await? {
+            let Some(batch) = decoder.message(&data)? else { continue };
+            rows = rows.saturating_add(batch.num_rows());
+            bytes = bytes.saturating_add(data.data_body.len());
+            if rows > config.statement_rows_max || bytes > config.statement_bytes_max {
+                return Err(too_large(config.statement_rows_max, config.statement_bytes_max));
+            }
+            batches.push(batch);
+        }
+        let affected = caller.session.append(command.schema.as_deref(), &command.table, batches).await?;
+        Ok(affected.into())
+    }
+}
+
+fn check(command: &CommandStatementIngest) -> Result<()> {
+    super::actions::no_transaction(command.transaction_id.as_ref())?;
+    if command.temporary {
+        return Err(Error::unsupported("a temporary table as the target of an ingest"));
+    }
+    if let Some(catalog) = command.catalog.as_deref().filter(|catalog| !catalog.is_empty() && *catalog != CATALOG) {
+        return Err(Error::new(
+            ErrorKind::NotFound,
+            SqlState::INVALID_SCHEMA_NAME,
+            format!("catalog \"{catalog}\" does not exist"),
+        )
+        .hint(format!("the only catalog is \"{CATALOG}\"")));
+    }
+    let options = command.table_definition_options.unwrap_or_default();
+    let TableDefinitionOptions { if_not_exist, if_exists } = options;
+    let append = if_exists == TableExistsOption::Append as i32;
+    if append && if_not_exist == TableNotExistOption::Fail as i32 {
+        return Ok(());
+    }
+    if if_exists == TableExistsOption::Unspecified as i32 || if_not_exist == TableNotExistOption::Unspecified as i32 {
+        return Err(Error::invalid("the ingest does not say what to do if the table exists or does not")
+            .hint("use the mode append"));
+    }
+    Err(Error::unsupported("an ingest that creates or replaces a table")
+        .hint("create the table with CREATE TABLE, then ingest with the mode append"))
+}
+
+fn too_large(rows_max: usize, bytes_max: usize) -> Error {
+    Error::new(
+        ErrorKind::ResourceExhausted,
+        SqlState::PROGRAM_LIMIT_EXCEEDED,
+        format!("one ingest has more than {rows_max} rows or {bytes_max} bytes"),
+    )
+    .hint("send it in several calls, each of which is one commit")
+}

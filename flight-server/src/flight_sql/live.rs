@@ -1,0 +1,45 @@
+//! `SUBSCRIBE TO (SELECT ...)` as a statement: an endless DoGet for clients without the LiveQuery stubs.
+//!
+//! The batches are those of the live query, byte for byte. Each message carries its frame's header, a `Frame` of live.proto
+//! without the rows, in `app_metadata`; frames without rows ride on a batch of none, because some clients show nothing else.
+//!
+//! Invariant: the first message is the schema, and it is the one FlightInfo promised.
+
+use arrow_flight::FlightData;
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use futures::{StreamExt, stream};
+use kalamdb_core::{EncodedBatch, Frame, FrameBody, Result, Subscription};
+use prost::Message;
+
+use super::encode::{BatchEncoder, WireSchema};
+
+/// The messages of a live query.
+pub(super) fn messages(subscription: Subscription, schema: WireSchema) -> BoxStream<'static, Result<FlightData>> {
+    let first = schema.message(Bytes::new());
+    let mut encoder = BatchEncoder::new(schema);
+    let frames = subscription.map(move |frame| {
+        let frame = frame?;
+        let header = Bytes::from(crate::live::frame_header(&frame).encode_to_vec());
+        match rows_of(&frame) {
+            Some(rows) => {
+                let (data_header, data_body) = rows.header_and_body();
+                Ok(FlightData { data_header, data_body, app_metadata: header, ..FlightData::default() })
+            }
+            None => encoder.encode_empty(header),
+        }
+    });
+    stream::iter([Ok(first)]).chain(frames).boxed()
+}
+
+fn rows_of(frame: &Frame) -> Option<&EncodedBatch> {
+    match &frame.body {
+        FrameBody::Snapshot(rows) | FrameBody::Delta(rows) => Some(rows),
+        FrameBody::Started { .. }
+        | FrameBody::SnapshotEnd
+        | FrameBody::Progress
+        | FrameBody::Reset { .. }
+        | FrameBody::Notice(_)
+        | FrameBody::Closed { .. } => None,
+    }
+}

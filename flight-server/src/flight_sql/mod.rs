@@ -1,0 +1,156 @@
+//! Arrow Flight SQL: what drivers (JDBC, ADBC, ODBC, pyarrow) speak to the database.
+//!
+//! | file | its one job |
+//! |---|---|
+//! | `service` | the Flight RPCs, each handed on to the file that answers it |
+//! | `statement` | queries: FlightInfo, tickets, and the streams of DoGet |
+//! | `update` | statements that write, wherever they come from: each runs exactly once |
+//! | `prepared` | prepared statements and their bound parameters |
+//! | `ingest` | bulk loading |
+//! | `live` | `SUBSCRIBE TO` as an endless DoGet |
+//! | `metadata`, `sql_info`, `type_info` | catalogs, tables, keys, what the server can do, its types |
+//! | `actions`, `session_options`, `handshake` | DoAction, the options of a session, logging in |
+//! | `sessions`, `queries` | state: sessions, prepared statements, running queries, all bounded |
+//! | `ticket`, `encode`, `decode`, `messages` | bytes |
+//!
+//! The dispatcher is our own because arrow-flight's `FlightSqlService` fixes GetSchema, PollFlightInfo and sessions as
+//! unimplemented; protobufs, encoders and metadata builders are arrow-flight's.
+//!
+//! Invariant: everything a client names (ticket, handle, query) is looked up together with the caller's user id; what
+//! belongs to somebody else is as unknown as what never was.
+
+mod actions;
+mod decode;
+mod encode;
+mod handshake;
+mod ingest;
+mod live;
+mod messages;
+mod metadata;
+mod prepared;
+mod queries;
+mod service;
+mod session_options;
+mod sessions;
+mod sql_info;
+mod statement;
+mod ticket;
+mod type_info;
+mod update;
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Instant;
+
+use arrow::datatypes::Schema;
+use futures::FutureExt;
+use kalamdb_core::clock::{Clock, SystemClock};
+use kalamdb_core::ids::UserId;
+use kalamdb_core::{Database, Error, Result, Seq, Session};
+use tokio_util::sync::CancellationToken;
+use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
+use tonic::{Extensions, Status};
+
+pub(crate) use self::decode::decode_params;
+pub(crate) use self::service::FlightSqlService;
+
+use self::encode::{SchemaEncodings, WireSchema};
+use self::queries::{RunningQueries, StartedQueries};
+use self::sessions::{PreparedStatements, Sessions};
+use crate::auth::{Authenticator, Deadline, Identity};
+use crate::seal::SealKey;
+use crate::status::from_core;
+
+/// The catalog's only name in metadata.
+const CATALOG: &str = "kalam";
+/// The header, trailer and JSON key of the seq a result was read at or a write was committed at.
+const SEQ_KEY: &str = "kalamdb-seq";
+
+/// Everything the Flight service shares between calls.
+pub(crate) struct FlightState {
+    database: Database,
+    authenticator: Arc<Authenticator>,
+    ticket_key: SealKey,
+    clock: Arc<dyn Clock>,
+    sessions: Sessions,
+    prepared: PreparedStatements,
+    started: StartedQueries,
+    running: Arc<RunningQueries>,
+    encodings: SchemaEncodings,
+    /// The result of an update where a result is asked for.
+    no_columns: WireSchema,
+    /// The largest message the transport takes in.
+    message_bytes_max: usize,
+    /// Ends endless streams when the server goes down.
+    shutdown: CancellationToken,
+}
+
+impl FlightState {
+    pub(crate) fn new(
+        database: Database,
+        authenticator: Arc<Authenticator>,
+        message_bytes_max: usize,
+        shutdown: CancellationToken,
+    ) -> Result<Self> {
+        let encodings = SchemaEncodings::default();
+        Ok(Self {
+            no_columns: WireSchema::of(&Arc::new(Schema::empty()), None, &encodings)?,
+            ticket_key: SealKey::derive(database.secret(), "ticket"),
+            clock: Arc::new(SystemClock),
+            sessions: Sessions::default(),
+            prepared: PreparedStatements::default(),
+            started: StartedQueries::default(),
+            running: Arc::default(),
+            encodings,
+            database,
+            authenticator,
+            message_bytes_max,
+            shutdown,
+        })
+    }
+
+    /// How many result schemas were encoded, and how many queries run now.
+    pub(crate) fn counters(&self) -> (u64, usize) {
+        (self.encodings.count(), self.running.len())
+    }
+
+    /// Who calls, from what the auth layer left in the request.
+    fn caller(&self, extensions: &Extensions) -> Result<Caller> {
+        // The layer lets no other request through; a handler reached without it is a mistake of the router.
+        let identity = extensions.get::<Identity>().ok_or_else(crate::auth::missing)?;
+        Ok(Caller {
+            session: self.sessions.resolve(&self.database, identity),
+            identity: identity.clone(),
+            deadline: extensions.get::<Deadline>().map(|deadline| deadline.0),
+        })
+    }
+}
+
+/// Who calls, in which session, until when.
+struct Caller {
+    identity: Identity,
+    session: Session,
+    deadline: Option<Instant>,
+}
+
+impl Caller {
+    fn user(&self) -> UserId {
+        self.identity.principal.user_id
+    }
+}
+
+/// Runs a handler: its error becomes a status, and so does a panic, which must cost one request and not the connection's
+/// other streams.
+async fn answered<T>(work: impl Future<Output = Result<T>>) -> std::result::Result<T, Status> {
+    match AssertUnwindSafe(work).catch_unwind().await {
+        Ok(result) => result.map_err(from_core),
+        Err(_) => Err(from_core(Error::internal("the request could not be completed"))),
+    }
+}
+
+/// Writes the seq of a result or commit into the headers of its answer.
+fn put_seq(headers: &mut MetadataMap, seq: Seq) {
+    if let Ok(value) = MetadataValue::<Ascii>::try_from(seq.to_string()) {
+        headers.insert(SEQ_KEY, value);
+    }
+}

@@ -1,0 +1,345 @@
+//! Queries: GetFlightInfo makes a ticket, DoGet runs it.
+//!
+//! Nothing runs at GetFlightInfo except updates (see `update`). The ticket says everything needed to run the query; what was
+//! prepared for its schema is kept aside for the DoGet that follows at once in practice.
+//!
+//! Invariants: the batches of a DoGet have exactly the schema of its FlightInfo, or the DoGet fails; dropping the stream
+//! drops the query.
+
+use std::sync::Arc;
+
+use arrow_flight::sql::{ProstMessageExt, TicketStatementQuery};
+use arrow_flight::{FlightData, FlightDescriptor, FlightEndpoint, FlightInfo, Ticket};
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use futures::{StreamExt, stream};
+use kalamdb_core::{Error, ErrorKind, Outcome, Prepared, Result, RowStream, Seq, SqlState, StatementKind};
+use prost::Message;
+use tonic::{Response, Status};
+
+use super::encode::{BatchEncoder, WireSchema};
+use super::queries::{RunningGuard, Started};
+use super::sessions::Bound;
+use super::ticket::{QueryId, StatementTicket, TicketBody, schema_hash};
+use super::{Caller, FlightState, SEQ_KEY, live, put_seq, update};
+use crate::status::from_core;
+
+/// How long a ticket is good. Long enough to hand partitions to other processes, short enough that a lost one is no key.
+const TICKET_LIFETIME_US: i64 = 5 * 60 * 1_000_000;
+/// Parameters beyond this do not ride in a ticket; such a statement can only be fetched from where it is kept aside.
+const TICKET_PARAMETER_BYTES_MAX: usize = 1 << 20;
+
+/// The messages of a DoGet.
+pub(crate) type DataStream = BoxStream<'static, std::result::Result<FlightData, Status>>;
+
+impl FlightState {
+    /// FlightInfo of a statement given as text.
+    pub(super) async fn statement_info(
+        &self,
+        caller: &Caller,
+        descriptor: FlightDescriptor,
+        sql: &str,
+    ) -> Result<Response<FlightInfo>> {
+        let prepared = caller.session.prepare(sql).await?;
+        self.prepared_info(caller, descriptor, prepared, Arc::default()).await
+    }
+
+    /// FlightInfo of a prepared statement and its parameters. An update runs here, once.
+    pub(super) async fn prepared_info(
+        &self,
+        caller: &Caller,
+        descriptor: FlightDescriptor,
+        prepared: Prepared,
+        bound: Arc<Bound>,
+    ) -> Result<Response<FlightInfo>> {
+        match prepared.kind() {
+            StatementKind::Update => {
+                let done = update::run(&prepared, &bound).await?;
+                self.update_info(caller, descriptor, done)
+            }
+            StatementKind::Query | StatementKind::Subscribe => {
+                self.query_info(caller, descriptor, prepared, bound)
+            }
+        }
+    }
+
+    fn query_info(
+        &self,
+        caller: &Caller,
+        descriptor: FlightDescriptor,
+        prepared: Prepared,
+        bound: Arc<Bound>,
+    ) -> Result<Response<FlightInfo>> {
+        let schema = self.result_schema(&prepared)?;
+        let query = QueryId::random();
+        let fits = bound.frames.len() <= TICKET_PARAMETER_BYTES_MAX;
+        let ticket = TicketBody::Statement {
+            schema_hash: schema_hash(&schema.ipc()),
+            namespace: caller.session.namespace().to_string(),
+            sql: prepared.sql().to_owned(),
+            parameters: if fits { bound.frames.clone() } else { Bytes::new() },
+        };
+        let info = FlightInfo {
+            schema: schema.ipc(),
+            flight_descriptor: Some(descriptor),
+            endpoint: vec![self.endpoint(caller, query, ticket)],
+            total_records: -1,
+            total_bytes: -1,
+            ordered: false,
+            app_metadata: query_metadata(query, None, None),
+        };
+        self.started.put(query, Started { prepared, bound, schema });
+        Ok(Response::new(info))
+    }
+
+    fn update_info(
+        &self,
+        caller: &Caller,
+        descriptor: FlightDescriptor,
+        done: update::Done,
+    ) -> Result<Response<FlightInfo>> {
+        let query = QueryId::random();
+        let ticket = TicketBody::UpdateDone { rows: done.rows, seq: done.seq };
+        let info = FlightInfo {
+            schema: self.no_columns.ipc(),
+            flight_descriptor: Some(descriptor),
+            endpoint: vec![self.endpoint(caller, query, ticket)],
+            // Drivers show this as the statement's row count.
+            total_records: done.rows,
+            total_bytes: -1,
+            ordered: false,
+            app_metadata: query_metadata(query, Some(done.seq), Some(done.rows)),
+        };
+        let mut response = Response::new(info);
+        put_seq(response.metadata_mut(), done.seq);
+        Ok(response)
+    }
+
+    /// The one schema of a statement's result.
+    pub(super) fn result_schema(&self, prepared: &Prepared) -> Result<WireSchema> {
+        match prepared.schema() {
+            Some(result) => WireSchema::of(&result.schema, result.ipc.as_ref(), &self.encodings),
+            None => Ok(self.no_columns.clone()),
+        }
+    }
+
+    fn endpoint(&self, caller: &Caller, query: QueryId, body: TicketBody) -> FlightEndpoint {
+        let expires_at = self.clock.now_us().saturating_add(TICKET_LIFETIME_US);
+        self.seal_endpoint(&StatementTicket { owner: caller.user(), expires_at, query, body })
+    }
+
+    fn seal_endpoint(&self, ticket: &StatementTicket) -> FlightEndpoint {
+        let statement_handle = ticket.seal(&self.ticket_key);
+        let command = TicketStatementQuery { statement_handle }.as_any();
+        FlightEndpoint {
+            ticket: Some(Ticket { ticket: command.encode_to_vec().into() }),
+            // No location means "the connection you are on", which every driver understands.
+            location: Vec::new(),
+            expiration_time: Some(timestamp(ticket.expires_at)),
+            app_metadata: Bytes::new(),
+        }
+    }
+
+    /// Gives a ticket of the caller a new lifetime.
+    pub(super) fn renew(&self, caller: &Caller, sealed: &Bytes) -> Result<FlightEndpoint> {
+        let mut ticket = self.open_ticket(caller, sealed)?;
+        ticket.expires_at = self.clock.now_us().saturating_add(TICKET_LIFETIME_US);
+        Ok(self.seal_endpoint(&ticket))
+    }
+
+    pub(super) fn open_ticket(&self, caller: &Caller, sealed: &Bytes) -> Result<StatementTicket> {
+        StatementTicket::open(sealed, &self.ticket_key, caller.user(), self.clock.now_us())
+            .ok_or_else(unknown_ticket)
+    }
+
+    /// Answers the ticket of a statement.
+    pub(super) async fn statement_data(&self, caller: &Caller, sealed: &Bytes) -> Result<Response<DataStream>> {
+        let ticket = self.open_ticket(caller, sealed)?;
+        match ticket.body {
+            TicketBody::UpdateDone { rows, seq } => {
+                let metadata = query_metadata(ticket.query, Some(seq), Some(rows));
+                let message = self.no_columns.message(metadata);
+                let mut response = Response::new(stream::iter([Ok(message)]).boxed());
+                put_seq(response.metadata_mut(), seq);
+                Ok(response)
+            }
+            TicketBody::Statement { schema_hash: advertised, namespace, sql, parameters } => {
+                let started = match self.started.take(ticket.query) {
+                    Some(started) => started,
+                    None => self.start_again(caller, &namespace, &sql, parameters).await?,
+                };
+                if schema_hash(&started.schema.ipc()) != advertised {
+                    return Err(schema_changed());
+                }
+                self.run_query(caller, ticket.query, started).await
+            }
+        }
+    }
+
+    /// Prepares a statement from its ticket alone.
+    async fn start_again(
+        &self,
+        caller: &Caller,
+        namespace: &str,
+        sql: &str,
+        parameters: Bytes,
+    ) -> Result<Started> {
+        // A session of its own, so that the caller's namespace is not touched.
+        let session = self.database.session(&caller.identity.principal);
+        session.set_namespace(namespace)?;
+        let prepared = session.prepare(sql).await?;
+        if prepared.kind() == StatementKind::Update {
+            // Only queries get such tickets, so the meaning of the text has changed.
+            return Err(unknown_ticket());
+        }
+        let bound = super::prepared::bound_of_frames(parameters)?;
+        let schema = self.result_schema(&prepared)?;
+        Ok(Started { prepared, bound: Arc::new(bound), schema })
+    }
+
+    async fn run_query(&self, caller: &Caller, query: QueryId, started: Started) -> Result<Response<DataStream>> {
+        let guard = self.running.enter(query, caller.user());
+        let outcome = tokio::select! {
+            outcome = started.prepared.execute(started.bound.params()) => outcome?,
+            () = guard.token().cancelled() => return Err(cancelled()),
+        };
+        match outcome {
+            Outcome::Rows(rows) => {
+                if rows.schema != prepared_schema(&started) {
+                    return Err(schema_changed());
+                }
+                let seq = rows.seq;
+                let messages = rows_to_messages(rows, started.schema, query);
+                let messages = self.bounded(messages, guard, caller, Endless::No);
+                let mut response = Response::new(messages);
+                put_seq(response.metadata_mut(), seq);
+                Ok(response)
+            }
+            Outcome::Subscription(subscription) => {
+                let messages = live::messages(subscription, started.schema);
+                Ok(Response::new(self.bounded(messages, guard, caller, Endless::Yes)))
+            }
+            Outcome::Affected(_) => Err(Error::internal("a query gave a count")),
+        }
+    }
+
+    /// Ends a stream when its query is cancelled, its caller's deadline passes or, if it is endless, the server goes down;
+    /// and turns a panic inside it into its last error.
+    fn bounded(
+        &self,
+        messages: BoxStream<'static, Result<FlightData>>,
+        guard: RunningGuard,
+        caller: &Caller,
+        endless: Endless,
+    ) -> DataStream {
+        let shutdown = self.shutdown.clone();
+        let deadline = caller.deadline.map(tokio::time::Instant::from_std);
+        let token = guard.token().clone();
+        let stop = async move {
+            let at_deadline = async {
+                match deadline {
+                    Some(deadline) => tokio::time::sleep_until(deadline).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let going_down = async {
+                match endless {
+                    Endless::Yes => shutdown.cancelled().await,
+                    Endless::No => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = token.cancelled() => from_core(cancelled()),
+                () = at_deadline => deadline_passed(),
+                () = going_down => from_core(Error::shutting_down()),
+            }
+        };
+        let state = Some((messages, Box::pin(stop), guard));
+        let stopping = stream::unfold(state, |state| async move {
+            let (mut messages, mut stop, guard) = state?;
+            tokio::select! {
+                biased;
+                message = messages.next() => {
+                    message.map(|message| (message.map_err(from_core), Some((messages, stop, guard))))
+                }
+                status = &mut stop => Some((Err(status), None)),
+            }
+        });
+        std::panic::AssertUnwindSafe(stopping)
+            .catch_unwind()
+            .map(|message| match message {
+                Ok(message) => message,
+                Err(_) => Err(from_core(Error::internal("the query could not be completed"))),
+            })
+            .boxed()
+    }
+}
+
+/// Whether a stream has an end of its own.
+enum Endless {
+    Yes,
+    No,
+}
+
+fn prepared_schema(started: &Started) -> arrow::datatypes::SchemaRef {
+    started.prepared.schema().map_or_else(|| Arc::clone(started.schema.schema()), |result| Arc::clone(&result.schema))
+}
+
+/// The schema message, then every batch. The seq rides on the first two messages: some clients show the metadata of a
+/// schema message, the others that of a batch.
+fn rows_to_messages(rows: RowStream, schema: WireSchema, query: QueryId) -> BoxStream<'static, Result<FlightData>> {
+    let metadata = query_metadata(query, Some(rows.seq), None);
+    let first = schema.message(metadata.clone());
+    let mut encoder = BatchEncoder::new(schema);
+    let mut metadata = Some(metadata);
+    let batches = rows.flat_map(move |batch| {
+        let messages = match batch.and_then(|batch| encoder.encode(batch)) {
+            Ok(mut messages) => {
+                if let Some(message) = messages.first_mut() {
+                    message.app_metadata = metadata.take().unwrap_or_default();
+                }
+                messages.into_iter().map(Ok).collect()
+            }
+            Err(error) => vec![Err(error)],
+        };
+        stream::iter(messages)
+    });
+    stream::iter([Ok(first)]).chain(batches).boxed()
+}
+
+/// `{"query_id":"…","kalamdb-seq":7,"rows":1}`.
+fn query_metadata(query: QueryId, seq: Option<Seq>, rows: Option<i64>) -> Bytes {
+    let mut json = serde_json::Map::new();
+    json.insert("query_id".to_owned(), query.to_string().into());
+    if let Some(seq) = seq {
+        json.insert(SEQ_KEY.to_owned(), seq.0.into());
+    }
+    if let Some(rows) = rows {
+        json.insert("rows".to_owned(), rows.into());
+    }
+    serde_json::Value::Object(json).to_string().into()
+}
+
+pub(super) fn timestamp(micros: i64) -> prost_types::Timestamp {
+    let nanos = i32::try_from(micros.rem_euclid(1_000_000) * 1_000).unwrap_or_default();
+    prost_types::Timestamp { seconds: micros.div_euclid(1_000_000), nanos }
+}
+
+pub(super) fn unknown_ticket() -> Error {
+    Error::new(ErrorKind::NotFound, SqlState::INVALID_CURSOR, "the ticket does not exist or has expired")
+        .hint("run the query again: GetFlightInfo answers a new ticket")
+}
+
+fn schema_changed() -> Error {
+    Error::conflict("the columns of the result changed after the query was prepared")
+}
+
+fn cancelled() -> Error {
+    Error::new(ErrorKind::Cancelled, SqlState::QUERY_CANCELED, "the query was cancelled")
+}
+
+/// The core has no kind for this: deadlines are the caller's, and the core knows of none.
+fn deadline_passed() -> Status {
+    let sqlstate = SqlState::QUERY_CANCELED;
+    Status::deadline_exceeded(format!("[{sqlstate}] the query did not end in time (raise the client's timeout)"))
+}

@@ -1,0 +1,181 @@
+//! Tickets: what GetFlightInfo hands out and DoGet takes back.
+//!
+//! A ticket carries everything needed to answer it, so that it stays valid after its prepared statement is closed, on
+//! another connection, and after a restart. It names its owner, and only the owner may use it. All numbers little endian:
+//!
+//! ```text
+//! version u8 (1) | kind u8 | owner u64 | expires_at i64 (micros UTC) | query id [16]
+//!   kind 1, statement: schema hash u64 | namespace (u32 len, utf8) | sql (u32 len, utf8) | parameters (u32 len, frames of decode.rs)
+//!   kind 2, update done: rows i64 | seq u64
+//! | seal [32], HMAC-SHA256 of all of the above by the database's key for tickets
+//! ```
+//!
+//! Invariant: a ticket that is forged, expired, or somebody else's is refused in the same words as one that never was.
+
+use bytes::{Buf, Bytes};
+use kalamdb_core::{Seq, UserId};
+
+use crate::seal::SealKey;
+
+const VERSION: u8 = 1;
+const KIND_STATEMENT: u8 = 1;
+const KIND_UPDATE_DONE: u8 = 2;
+const HEADER_BYTES: usize = 1 + 1 + 8 + 8 + 16;
+
+/// Identifies one GetFlightInfo and the DoGets of its tickets, in logs and in `app_metadata`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct QueryId(pub(crate) [u8; 16]);
+
+impl QueryId {
+    pub(crate) fn random() -> Self {
+        Self(*uuid::Uuid::new_v4().as_bytes())
+    }
+}
+
+impl std::fmt::Display for QueryId {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        uuid::Uuid::from_bytes(self.0).simple().fmt(formatter)
+    }
+}
+
+/// An opened ticket.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct StatementTicket {
+    pub(crate) owner: UserId,
+    /// Microseconds since 1970 UTC.
+    pub(crate) expires_at: i64,
+    pub(crate) query: QueryId,
+    pub(crate) body: TicketBody,
+}
+
+/// What DoGet has to do for a ticket.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum TicketBody {
+    /// Run the statement; the answer's schema must still be the one that was advertised.
+    Statement { schema_hash: u64, namespace: String, sql: String, parameters: Bytes },
+    /// The statement was an update and ran when the ticket was made; answer an empty result.
+    UpdateDone { rows: i64, seq: Seq },
+}
+
+impl StatementTicket {
+    /// Writes and seals the ticket.
+    pub(crate) fn seal(&self, key: &SealKey) -> Bytes {
+        let mut out = Vec::with_capacity(256);
+        out.push(VERSION);
+        out.push(match self.body {
+            TicketBody::Statement { .. } => KIND_STATEMENT,
+            TicketBody::UpdateDone { .. } => KIND_UPDATE_DONE,
+        });
+        out.extend_from_slice(&self.owner.0.to_le_bytes());
+        out.extend_from_slice(&self.expires_at.to_le_bytes());
+        out.extend_from_slice(&self.query.0);
+        match &self.body {
+            TicketBody::Statement { schema_hash, namespace, sql, parameters } => {
+                out.extend_from_slice(&schema_hash.to_le_bytes());
+                put_bytes(&mut out, namespace.as_bytes());
+                put_bytes(&mut out, sql.as_bytes());
+                put_bytes(&mut out, parameters);
+            }
+            TicketBody::UpdateDone { rows, seq } => {
+                out.extend_from_slice(&rows.to_le_bytes());
+                out.extend_from_slice(&seq.0.to_le_bytes());
+            }
+        }
+        key.seal(out).into()
+    }
+
+    /// Opens a ticket for `caller` at the time `now_us`, or answers `None`: forged, expired, another user's, another version's.
+    pub(crate) fn open(sealed: &Bytes, key: &SealKey, caller: UserId, now_us: i64) -> Option<Self> {
+        let body_bytes = key.open(sealed)?.len();
+        let mut body = sealed.slice(..body_bytes);
+        if body.len() < HEADER_BYTES || body.get_u8() != VERSION {
+            return None;
+        }
+        let kind = body.get_u8();
+        let owner = UserId(body.get_u64_le());
+        let expires_at = body.get_i64_le();
+        let mut query = [0; 16];
+        body.copy_to_slice(&mut query);
+        if owner != caller || expires_at <= now_us {
+            return None;
+        }
+        let body = match kind {
+            KIND_STATEMENT => TicketBody::Statement {
+                schema_hash: body.try_get_u64_le().ok()?,
+                namespace: get_string(&mut body)?,
+                sql: get_string(&mut body)?,
+                parameters: get_bytes(&mut body)?,
+            },
+            KIND_UPDATE_DONE => TicketBody::UpdateDone {
+                rows: body.try_get_i64_le().ok()?,
+                seq: Seq(body.try_get_u64_le().ok()?),
+            },
+            _ => return None,
+        };
+        Some(Self { owner, expires_at, query: QueryId(query), body })
+    }
+}
+
+/// A hash of an encoded schema. Not a secret and not stored: it only tells that a schema changed between two calls.
+pub(crate) fn schema_hash(encoded: &[u8]) -> u64 {
+    // FNV-1a, because it must be the same after a restart and on every build.
+    encoded.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
+}
+
+/// Appends a length and the bytes.
+pub(crate) fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+    // Every part is bounded far below 4 GiB by the transport's message limit.
+    let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+    out.extend_from_slice(&len.to_le_bytes());
+    out.extend_from_slice(bytes);
+}
+
+/// Takes what `put_bytes` wrote off the front of `input`, without a copy.
+pub(crate) fn get_bytes(input: &mut Bytes) -> Option<Bytes> {
+    let len = usize::try_from(input.try_get_u32_le().ok()?).ok()?;
+    (len <= input.len()).then(|| input.split_to(len))
+}
+
+fn get_string(input: &mut Bytes) -> Option<String> {
+    String::from_utf8(get_bytes(input)?.into()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn key() -> SealKey {
+        SealKey::derive(b"secret", "ticket")
+    }
+
+    fn ticket(body: TicketBody) -> StatementTicket {
+        StatementTicket { owner: UserId(7), expires_at: 1_000, query: QueryId([3; 16]), body }
+    }
+
+    proptest! {
+        #[test]
+        fn a_ticket_comes_back_as_it_was_made(sql in ".*", namespace in ".*", schema_hash: u64, parameters: Vec<u8>) {
+            let made = ticket(TicketBody::Statement { schema_hash, namespace, sql, parameters: parameters.into() });
+            prop_assert_eq!(StatementTicket::open(&made.seal(&key()), &key(), UserId(7), 0), Some(made));
+        }
+
+        #[test]
+        fn any_bytes_are_refused_quietly(bytes: Vec<u8>) {
+            prop_assert_eq!(StatementTicket::open(&bytes.clone().into(), &key(), UserId(7), 0), None);
+            prop_assert_eq!(StatementTicket::open(&key().seal(bytes).into(), &key(), UserId(7), 0), None);
+        }
+    }
+
+    #[test]
+    fn a_ticket_is_for_its_owner_and_for_its_time() {
+        let made = ticket(TicketBody::UpdateDone { rows: 3, seq: Seq(9) });
+        let sealed = made.seal(&key());
+        assert_eq!(StatementTicket::open(&sealed, &key(), UserId(7), 999), Some(made));
+        assert_eq!(StatementTicket::open(&sealed, &key(), UserId(8), 999), None);
+        assert_eq!(StatementTicket::open(&sealed, &key(), UserId(7), 1_000), None);
+        assert_eq!(StatementTicket::open(&sealed, &SealKey::derive(b"other", "ticket"), UserId(7), 0), None);
+    }
+}

@@ -1,0 +1,45 @@
+//! Statements that write, wherever they come from: DoPut, or the query path of drivers that know no other.
+//!
+//! Invariant: a statement runs where it is named for the first time (DoPut or GetFlightInfo), once; its ticket only repeats
+//! the count.
+
+use kalamdb_core::{Affected, Outcome, Prepared, Result, Seq};
+use futures::StreamExt;
+
+use super::sessions::Bound;
+
+/// What a statement did.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Done {
+    /// Rows written; -1 when the statement was a query, whose rows nobody counted.
+    pub(crate) rows: i64,
+    pub(crate) seq: Seq,
+}
+
+impl From<Affected> for Done {
+    fn from(affected: Affected) -> Self {
+        Self { rows: i64::try_from(affected.rows).unwrap_or(i64::MAX), seq: affected.seq }
+    }
+}
+
+/// Runs a prepared statement with what is bound to it.
+pub(crate) async fn run(prepared: &Prepared, bound: &Bound) -> Result<Done> {
+    done(prepared.execute(bound.params()).await?).await
+}
+
+/// What an outcome amounts to for a caller who wants a count.
+pub(crate) async fn done(outcome: Outcome) -> Result<Done> {
+    match outcome {
+        Outcome::Affected(affected) => Ok(affected.into()),
+        // `executeUpdate("SELECT ...")`: run to its end, for its errors; the rows have no way back.
+        Outcome::Rows(mut rows) => {
+            let seq = rows.seq;
+            while let Some(batch) = rows.next().await {
+                batch?;
+            }
+            Ok(Done { rows: -1, seq })
+        }
+        Outcome::Subscription(_) => Err(kalamdb_core::Error::unsupported("SUBSCRIBE TO as an update")
+            .hint("fetch it as a query: GetFlightInfo, then DoGet")),
+    }
+}

@@ -1,0 +1,202 @@
+//! The gRPC server: one listener, one router, every service behind the auth layer.
+//!
+//! Invariants: a limit stands on everything a client can open, send or hold; `serve` returns within the drain time after its
+//! token fires, whatever clients do.
+
+use std::error::Error as StdError;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow_flight::flight_service_server::FlightServiceServer;
+use kalamdb_core::Database;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Identity, ServerTlsConfig};
+use tracing::info;
+
+use crate::auth::{AuthLayer, Authenticator};
+use crate::config::ServerConfig;
+use crate::connection;
+use crate::flight_sql::{FlightSqlService, FlightState};
+
+/// What may go wrong before and while serving.
+pub type BoxError = Box<dyn StdError + Send + Sync>;
+
+/// Open connections; a further one is closed at once.
+const CONNECTIONS_MAX: usize = 10_000;
+/// Calls at a time on one connection, live queries among them.
+const STREAMS_PER_CONNECTION_MAX: u32 = 256;
+const HEADER_BYTES_MAX: u32 = 16 << 10;
+/// Reset floods: streams a client opened and reset before they were looked at, and ones that ended in our error.
+const PENDING_RESETS_MAX: usize = 20;
+const LOCAL_RESETS_MAX: usize = 1_024;
+/// How much a client may send ahead: large enough for a bulk load to keep the line full.
+const STREAM_WINDOW_BYTES: u32 = 8 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+/// Fewer, larger HTTP/2 frames than the default of 16 KiB.
+const FRAME_BYTES_MAX: u32 = 256 << 10;
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What the Flight service has done so far and holds now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlightCounters {
+    /// Result schemas that were encoded because they are no table's; a table's is memoized and not counted.
+    pub schema_encodings: u64,
+    /// Queries whose DoGet is open.
+    pub running_queries: usize,
+}
+
+/// Reads the counters of a server, also while it serves.
+#[derive(Clone)]
+pub struct FlightMonitor {
+    state: Arc<FlightState>,
+}
+
+impl FlightMonitor {
+    /// The counters now.
+    pub fn counters(&self) -> FlightCounters {
+        let (schema_encodings, running_queries) = self.state.counters();
+        FlightCounters { schema_encodings, running_queries }
+    }
+}
+
+/// A server that has its port and does not serve yet.
+pub struct Server {
+    listener: TcpListener,
+    local_addr: SocketAddr,
+    database: Database,
+    authenticator: Arc<Authenticator>,
+    state: Arc<FlightState>,
+    /// Ends endless streams; fired with the caller's token.
+    closing: CancellationToken,
+    tls: Option<ServerTlsConfig>,
+    reflection: bool,
+    message_bytes_max: usize,
+    drain: Duration,
+}
+
+impl Server {
+    /// Takes the port.
+    ///
+    /// # Errors
+    /// When the address cannot be listened on or the TLS files cannot be read.
+    pub async fn bind(database: Database, config: &ServerConfig) -> Result<Self, BoxError> {
+        let listener = TcpListener::bind(config.listen)
+            .await
+            .map_err(|error| format!("cannot listen on {}: {error}", config.listen))?;
+        let local_addr = listener.local_addr()?;
+        let closing = CancellationToken::new();
+        let authenticator = Arc::new(Authenticator::new(database.clone()));
+        let state = FlightState::new(
+            database.clone(),
+            Arc::clone(&authenticator),
+            config.message_bytes_max,
+            closing.clone(),
+        )?;
+        Ok(Self {
+            listener,
+            local_addr,
+            database,
+            authenticator,
+            state: Arc::new(state),
+            closing,
+            tls: tls(config).await?,
+            reflection: config.reflection,
+            message_bytes_max: config.message_bytes_max,
+            drain: Duration::from_millis(config.drain_ms),
+        })
+    }
+
+    /// The address clients reach, with the port that was picked for port 0.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// Reads the counters while the server serves.
+    pub fn monitor(&self) -> FlightMonitor {
+        FlightMonitor { state: Arc::clone(&self.state) }
+    }
+
+    /// Serves until `shutdown` fires, then lets open calls end, for at most the drain time.
+    ///
+    /// # Errors
+    /// When the transport fails as a whole; a failing connection is its own affair.
+    pub async fn serve(self, shutdown: CancellationToken) -> Result<(), BoxError> {
+        let (health, health_service) = tonic_health::server::health_reporter();
+        health.set_serving::<FlightServiceServer<FlightSqlService>>().await;
+        let flight = FlightServiceServer::new(FlightSqlService::new(self.state))
+            .max_decoding_message_size(self.message_bytes_max)
+            .max_encoding_message_size(usize::MAX);
+        let live = crate::live::service(self.database, self.closing.clone());
+        let reflection = if self.reflection { Some(reflection()?) } else { None };
+
+        let mut builder = tonic::transport::Server::builder();
+        if let Some(tls) = self.tls {
+            builder = builder.tls_config(tls)?;
+        }
+        let router = limited(builder)
+            .layer(AuthLayer::new(self.authenticator))
+            .add_service(flight)
+            .add_service(live)
+            .add_service(health_service)
+            .add_optional_service(reflection);
+
+        let incoming = connection::accept(self.listener, CONNECTIONS_MAX);
+        let stop = {
+            let shutdown = shutdown.clone();
+            async move { shutdown.cancelled().await }
+        };
+        let serving = router.serve_with_incoming_shutdown(incoming, stop);
+        let closing = self.closing;
+        let drain = self.drain;
+        let drained = async move {
+            shutdown.cancelled().await;
+            info!(drain_ms = drain.as_millis(), "draining open calls");
+            closing.cancel();
+            tokio::time::sleep(drain).await;
+        };
+        tokio::select! {
+            result = serving => Ok(result?),
+            () = drained => {
+                info!("drain time is over, closing what is still open");
+                Ok(())
+            }
+        }
+    }
+}
+
+fn limited(builder: tonic::transport::Server) -> tonic::transport::Server {
+    builder
+        .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
+        .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS_MAX))
+        .http2_max_local_error_reset_streams(Some(LOCAL_RESETS_MAX))
+        .http2_max_header_list_size(HEADER_BYTES_MAX)
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_frame_size(FRAME_BYTES_MAX)
+}
+
+async fn tls(config: &ServerConfig) -> Result<Option<ServerTlsConfig>, BoxError> {
+    let Some(tls) = &config.tls else { return Ok(None) };
+    let read = async |path: &std::path::Path| {
+        tokio::fs::read(path).await.map_err(|error| format!("cannot read {}: {error}", path.display()))
+    };
+    let identity = Identity::from_pem(read(&tls.cert).await?, read(&tls.key).await?);
+    Ok(Some(ServerTlsConfig::new().identity(identity).timeout(TLS_HANDSHAKE_TIMEOUT)))
+}
+
+/// Reflection of the live service and of health; Flight's own descriptors are not shipped by arrow-flight.
+fn reflection() -> Result<
+    tonic_reflection::server::v1::ServerReflectionServer<impl tonic_reflection::server::v1::ServerReflection>,
+    BoxError,
+> {
+    Ok(tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(kalamdb_proto::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()?)
+}

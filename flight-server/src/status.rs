@@ -1,0 +1,123 @@
+//! Core errors as gRPC statuses: the only place that maps kinds to codes and to log levels.
+//!
+//! Invariant: a client reads exactly the error's `Display` (SQLSTATE, message, hint), never its source. What a client cannot
+//! act on (a defect, damaged bytes) is answered with an id, and the log line of that id has the whole chain.
+
+use std::error::Error as StdError;
+
+use kalamdb_core::{Error, ErrorKind};
+use tonic::metadata::MetadataValue;
+use tonic::{Code, Status};
+use tracing::{debug, error, warn};
+
+/// The trailer that carries an error's SQLSTATE by itself.
+pub(crate) const SQLSTATE_HEADER: &str = "kalamdb-sqlstate";
+
+/// The status a client gets for `error`; logs what an operator should see.
+pub(crate) fn to_status(error: &Error) -> Status {
+    let mut status = match severity(error.kind()) {
+        Severity::Caller => {
+            debug!(sqlstate = error.sqlstate().0, error = %error, "request failed");
+            Status::new(code(error.kind()), error.to_string())
+        }
+        Severity::Operator => {
+            warn!(sqlstate = error.sqlstate().0, error = %chain(error), "request failed");
+            Status::new(code(error.kind()), error.to_string())
+        }
+        Severity::Defect => {
+            let error_id = uuid::Uuid::new_v4().simple().to_string();
+            error!(error_id, sqlstate = error.sqlstate().0, error = %chain(error), "request failed");
+            Status::new(code(error.kind()), format!("{error} (error id {error_id}, see the server's log)"))
+        }
+    };
+    status
+        .metadata_mut()
+        .insert(SQLSTATE_HEADER, MetadataValue::from_static(error.sqlstate().0));
+    status
+}
+
+/// `to_status` for `map_err`.
+pub(crate) fn from_core(error: Error) -> Status {
+    to_status(&error)
+}
+
+fn code(kind: ErrorKind) -> Code {
+    match kind {
+        ErrorKind::InvalidSql | ErrorKind::InvalidArgument => Code::InvalidArgument,
+        ErrorKind::NotFound => Code::NotFound,
+        ErrorKind::AlreadyExists => Code::AlreadyExists,
+        ErrorKind::Conflict => Code::Aborted,
+        ErrorKind::Unauthenticated => Code::Unauthenticated,
+        ErrorKind::PermissionDenied => Code::PermissionDenied,
+        ErrorKind::Unsupported => Code::Unimplemented,
+        ErrorKind::ResourceExhausted => Code::ResourceExhausted,
+        ErrorKind::Cancelled => Code::Cancelled,
+        ErrorKind::Unavailable => Code::Unavailable,
+        ErrorKind::Corruption => Code::DataLoss,
+        ErrorKind::Internal => Code::Internal,
+    }
+}
+
+/// Who has to do something about an error.
+enum Severity {
+    /// The caller: their statement, value or permission.
+    Caller,
+    /// The operator should know, though the caller can go on.
+    Operator,
+    /// A human must look.
+    Defect,
+}
+
+fn severity(kind: ErrorKind) -> Severity {
+    match kind {
+        ErrorKind::InvalidSql
+        | ErrorKind::InvalidArgument
+        | ErrorKind::NotFound
+        | ErrorKind::AlreadyExists
+        | ErrorKind::Conflict
+        | ErrorKind::Unauthenticated
+        | ErrorKind::PermissionDenied
+        | ErrorKind::Unsupported
+        | ErrorKind::ResourceExhausted
+        | ErrorKind::Cancelled => Severity::Caller,
+        ErrorKind::Unavailable => Severity::Operator,
+        ErrorKind::Corruption | ErrorKind::Internal => Severity::Defect,
+    }
+}
+
+/// The error and everything that caused it, for the log.
+fn chain(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = StdError::source(error);
+    while let Some(current) = cause {
+        text.push_str(": ");
+        text.push_str(&current.to_string());
+        cause = current.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kalamdb_core::SqlState;
+
+    #[test]
+    fn a_client_reads_the_message_and_never_the_source() {
+        let status = to_status(&Error::table_not_found("app.notes"));
+        assert_eq!(status.code(), Code::NotFound);
+        assert!(status.message().starts_with("[42P01] table \"app.notes\" does not exist"), "{status:?}");
+        assert_eq!(status.metadata().get(SQLSTATE_HEADER).unwrap(), "42P01");
+
+        let status = to_status(&Error::internal("the query failed").source("/secret/path"));
+        assert_eq!(status.code(), Code::Internal);
+        assert!(status.message().contains("error id "), "{status:?}");
+        assert!(!status.message().contains("secret"), "{status:?}");
+    }
+
+    #[test]
+    fn a_lost_race_can_be_retried() {
+        let error = Error::new(ErrorKind::Conflict, SqlState::SERIALIZATION_FAILURE, "lost");
+        assert_eq!(to_status(&error).code(), Code::Aborted);
+    }
+}
