@@ -26,9 +26,10 @@ use datafusion::common::ScalarValue;
 pub use self::frame::{
     CloseReason, EncodedBatch, Frame, FrameBody, OP_DELETE, OP_INSERT, OP_UPDATE, ResetReason,
 };
-pub use self::manager::{LiveCounters, LiveQueryInfo, LiveQueryManager};
+pub use self::manager::{LiveCounters, LiveQueryInfo, LiveQueryManager, LiveQueryParts};
 pub use self::plan::LiveQueryPlan;
 pub use self::subscription::Subscription;
+pub use self::token::{token_from_text, token_to_text};
 pub use self::token::{token_from_text, token_to_text};
 use crate::ids::Seq;
 

@@ -1,0 +1,106 @@
+//! How many bytes of the change log lie after a commit, about.
+//!
+//! The store's own size is right at start, but stays what it was for a while after trimming, so what is trimmed and written
+//! since is counted here.
+
+use std::collections::VecDeque;
+
+use crate::change_log::CommitRecord;
+use crate::ids::Seq;
+
+/// One step of the count is about this large, so that a gibibyte takes a thousand.
+const STEP_BYTES: u64 = 1 << 20;
+
+/// The log from its floor to the last noted commit.
+#[derive(Debug)]
+pub(super) struct LogSize {
+    /// (up to this commit, bytes since the step before), oldest first.
+    steps: VecDeque<(Seq, u64)>,
+    floor: Seq,
+    bytes: u64,
+}
+
+impl LogSize {
+    /// A log of `bytes` that reaches from `floor` to `last`.
+    pub(super) fn new(floor: Seq, last: Seq, bytes: u64) -> Self {
+        let mut size = Self { steps: VecDeque::new(), floor, bytes: 0 };
+        // Nothing is known about how the bytes are spread, so evenly.
+        let steps = bytes.div_ceil(STEP_BYTES).clamp(1, last.0.saturating_sub(floor.0).max(1));
+        for step in 1..=steps {
+            let up_to = floor.0 + (last.0.saturating_sub(floor.0)) * step / steps;
+            size.add(Seq(up_to), bytes / steps);
+        }
+        size
+    }
+
+    /// Counts a commit.
+    pub(super) fn note(&mut self, record: &CommitRecord) {
+        let bytes = record.bytes() as u64;
+        match self.steps.back_mut() {
+            Some((up_to, step)) if *step < STEP_BYTES => {
+                *up_to = record.seq;
+                *step += bytes;
+                self.bytes += bytes;
+            }
+            _ => self.add(record.seq, bytes),
+        }
+    }
+
+    fn add(&mut self, up_to: Seq, bytes: u64) {
+        self.steps.push_back((up_to, bytes));
+        self.bytes += bytes;
+    }
+
+    /// Counts a trim up to `floor`.
+    pub(super) fn trimmed(&mut self, floor: Seq) {
+        self.floor = self.floor.max(floor);
+        while let Some((up_to, bytes)) = self.steps.front().copied()
+            && up_to <= floor
+        {
+            self.steps.pop_front();
+            self.bytes -= bytes;
+        }
+    }
+
+    /// The bytes after the floor.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Where to trim so that at most `bytes_max` remain; `None` when nothing has to go.
+    pub(super) fn floor_for(&self, bytes_max: u64) -> Option<Seq> {
+        let mut remaining = self.bytes;
+        let mut floor = None;
+        for (up_to, bytes) in &self.steps {
+            if remaining <= bytes_max {
+                break;
+            }
+            remaining -= bytes;
+            floor = Some(*up_to);
+        }
+        floor.filter(|floor| *floor > self.floor)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_steps_go_first_and_only_as_many_as_needed() {
+        let mut size = LogSize::new(Seq(0), Seq(1_000), 10 * STEP_BYTES);
+        assert_eq!(size.bytes(), 10 * STEP_BYTES);
+        assert_eq!(size.floor_for(10 * STEP_BYTES), None);
+        assert_eq!(size.floor_for(7 * STEP_BYTES), Some(Seq(300)));
+        size.trimmed(Seq(300));
+        assert_eq!(size.bytes(), 7 * STEP_BYTES);
+        assert_eq!(size.floor_for(7 * STEP_BYTES), None);
+        assert_eq!(size.floor_for(0), Some(Seq(1_000)));
+    }
+
+    #[test]
+    fn an_empty_log_needs_no_trim() {
+        assert_eq!(LogSize::new(Seq(5), Seq(5), 0).floor_for(0), None);
+        assert_eq!(LogSize::new(Seq(5), Seq(5), 100).floor_for(1_000), None);
+    }
+}

@@ -1,0 +1,114 @@
+//! Background work: expiry of STREAM rows, trimming of the change log, and the record of jobs in `system.jobs`.
+//!
+//! Invariant: every task here is owned by the [`JobManager`], ends when told to and is joined at shutdown; everything it changes
+//! is a commit like any other.
+
+mod expiry;
+mod expiry_queue;
+mod log_size;
+mod record;
+mod store;
+mod trim;
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tracing::error;
+
+use self::expiry::Expiry;
+use self::store::JobStore;
+use self::trim::{Trim, TrimLimits};
+use crate::clock::Clock;
+use crate::commit::Committer;
+use crate::config::Config;
+use crate::error::Result;
+use crate::ids::{JobId, NodeId};
+use crate::schema_registry::SchemaRegistry;
+
+pub use record::{JobKind, JobStatus};
+
+pub(crate) use record::row;
+pub(crate) use store::encode_row;
+
+/// What a [`JobManager`] is made of.
+pub struct JobParts<'a> {
+    /// Where everything is committed.
+    pub committer: Arc<Committer>,
+    /// The schema of `system.jobs`.
+    pub registry: Arc<SchemaRegistry>,
+    /// Decides what has expired.
+    pub clock: Arc<dyn Clock>,
+    /// Stands in every job's row.
+    pub node_id: NodeId,
+    /// Intervals and limits.
+    pub config: &'a Config,
+}
+
+/// Owner of all background work.
+pub struct JobManager {
+    store: Arc<JobStore>,
+    stop: CancellationToken,
+    tasks: Mutex<Vec<(&'static str, JoinHandle<()>)>>,
+}
+
+impl JobManager {
+    /// Marks jobs that a former process left unfinished as failed, and starts the background tasks.
+    ///
+    /// # Errors
+    /// Whatever the storage and the commit return.
+    pub async fn start(parts: JobParts<'_>) -> Result<Arc<Self>> {
+        let JobParts { committer, registry, clock, node_id, config } = parts;
+        let stop = CancellationToken::new();
+        let store = Arc::new(JobStore::new(committer, registry, clock, node_id, stop.clone()));
+        store.recover().await?;
+        let expiry = Expiry {
+            committer: Arc::clone(&store.committer),
+            clock: Arc::clone(&store.clock),
+            interval_ms: config.expiry_interval_ms,
+            stop: stop.clone(),
+        };
+        let trim = Trim {
+            store: Arc::clone(&store),
+            interval_ms: config.trim_interval_ms,
+            limits: TrimLimits {
+                retention_s: config.change_log_retention_s,
+                bytes_max: config.change_log_bytes_max,
+            },
+            stop: stop.clone(),
+        };
+        let tasks = vec![("expiry", tokio::spawn(expiry.run())), ("trim", tokio::spawn(trim.run()))];
+        Ok(Arc::new(Self { store, stop, tasks: Mutex::new(tasks) }))
+    }
+
+    /// Asks a running job to end; its row says `cancelled` once it has.
+    ///
+    /// # Errors
+    /// 42704 when no job of this id is running.
+    pub fn cancel(&self, id: &JobId) -> Result<()> {
+        self.store.cancel(id)
+    }
+
+    /// Jobs that are running.
+    pub fn running(&self) -> usize {
+        self.store.running()
+    }
+
+    /// Ends all background work and waits for it.
+    pub async fn shutdown(&self) {
+        self.stop.cancel();
+        let tasks = std::mem::take(&mut *self.tasks.lock());
+        for (name, task) in tasks {
+            if let Err(failure) = task.await {
+                error!(task = name, %failure, "a background task failed");
+            }
+        }
+    }
+}
+
+impl Drop for JobManager {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}

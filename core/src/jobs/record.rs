@@ -1,0 +1,223 @@
+//! A job as `system.jobs` shows it, and its way into that table.
+//!
+//! ```text
+//! new -> queued -> running -> completed | failed | cancelled
+//! ```
+//!
+//! Invariant: a job's state only moves along an arrow, and each move that others can see is a commit.
+
+use std::sync::Arc;
+
+use datafusion::arrow::array::{ArrayRef, RecordBatch};
+use datafusion::arrow::compute::cast;
+use datafusion::common::ScalarValue;
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+use crate::ids::{JobId, NodeId};
+use crate::schema_registry::TableSchemas;
+
+/// What a job does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum JobKind {
+    /// Trims the change log.
+    LogTrim,
+}
+
+impl JobKind {
+    /// Its name in `system.jobs`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::LogTrim => "log_trim",
+        }
+    }
+
+    /// The two letters its ids begin with.
+    pub(super) fn prefix(self) -> &'static str {
+        match self {
+            Self::LogTrim => "TR",
+        }
+    }
+}
+
+/// Where a job is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum JobStatus {
+    /// Made, and nowhere yet.
+    New,
+    /// It waits for its turn.
+    Queued,
+    /// It is at work.
+    Running,
+    /// It did what it was for.
+    Completed,
+    /// It did not; see the error.
+    Failed,
+    /// Somebody ended it.
+    Cancelled,
+}
+
+impl JobStatus {
+    /// Its name in `system.jobs`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::New => "new",
+            Self::Queued => "queued",
+            Self::Running => "running",
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+
+    /// The status of a name.
+    pub(super) fn parse(name: &str) -> Option<Self> {
+        [Self::New, Self::Queued, Self::Running, Self::Completed, Self::Failed, Self::Cancelled]
+            .into_iter()
+            .find(|status| status.name() == name)
+    }
+
+    /// Whether a job never leaves it.
+    pub fn is_final(self) -> bool {
+        matches!(self, Self::Completed | Self::Failed | Self::Cancelled)
+    }
+
+    /// Whether a job can go from here to `next`.
+    pub fn may_become(self, next: Self) -> bool {
+        match self {
+            Self::New => next == Self::Queued,
+            Self::Queued => matches!(next, Self::Running | Self::Failed | Self::Cancelled),
+            Self::Running => next.is_final(),
+            Self::Completed | Self::Failed | Self::Cancelled => false,
+        }
+    }
+}
+
+/// One job.
+#[derive(Clone, Debug)]
+pub(super) struct Job {
+    pub(super) id: JobId,
+    pub(super) kind: JobKind,
+    pub(super) status: JobStatus,
+    pub(super) parameters: Value,
+    pub(super) result: Option<String>,
+    pub(super) error: Option<String>,
+    pub(super) created_at: i64,
+    pub(super) updated_at: i64,
+    pub(super) started_at: Option<i64>,
+    pub(super) completed_at: Option<i64>,
+    pub(super) node: NodeId,
+}
+
+impl Job {
+    pub(super) fn new(id: JobId, kind: JobKind, parameters: Value, node: NodeId, now: i64) -> Self {
+        Self {
+            id,
+            kind,
+            status: JobStatus::New,
+            parameters,
+            result: None,
+            error: None,
+            created_at: now,
+            updated_at: now,
+            started_at: None,
+            completed_at: None,
+            node,
+        }
+    }
+
+    /// Moves to `next` at `now`.
+    pub(super) fn become_status(&mut self, next: JobStatus, now: i64) {
+        assert!(self.status.may_become(next), "a job cannot go from {} to {}", self.status.name(), next.name());
+        self.status = next;
+        self.updated_at = now;
+        if next == JobStatus::Running {
+            self.started_at = Some(now);
+        }
+        if next.is_final() {
+            self.completed_at = Some(now);
+        }
+    }
+
+    /// The job as one row of `system.jobs`.
+    pub(super) fn batch(&self, jobs: &TableSchemas) -> Result<RecordBatch> {
+        let text = |text: &str| ScalarValue::Utf8(Some(text.to_owned()));
+        let optional = |text: &Option<String>| ScalarValue::Utf8(text.clone());
+        let none = || ScalarValue::Utf8(None);
+        let time = |at: Option<i64>| ScalarValue::TimestampMicrosecond(at, None);
+        row(
+            jobs,
+            vec![
+                ("job_id", text(&self.id.0)),
+                ("job_type", text(self.kind.name())),
+                ("namespace_id", none()),
+                ("table_name", none()),
+                ("status", text(self.status.name())),
+                ("parameters", text(&self.parameters.to_string())),
+                ("result", optional(&self.result)),
+                ("trace", none()),
+                ("error_message", optional(&self.error)),
+                ("idempotency_key", none()),
+                ("retry_count", ScalarValue::Int16(Some(0))),
+                ("max_retries", ScalarValue::Int16(Some(0))),
+                ("memory_used", ScalarValue::Int64(None)),
+                ("cpu_used", ScalarValue::Int64(None)),
+                ("created_at", time(Some(self.created_at))),
+                ("updated_at", time(Some(self.updated_at))),
+                ("started_at", time(self.started_at)),
+                ("completed_at", time(self.completed_at)),
+                ("node_id", text(&self.node.0)),
+            ],
+        )
+    }
+}
+
+/// One row of a system table in its visible schema. Every column must be given, in any order.
+pub(crate) fn row(table: &TableSchemas, values: Vec<(&str, ScalarValue)>) -> Result<RecordBatch> {
+    let missing = |name: &str| {
+        Error::internal(format!("a row of \"{}\" has no column \"{name}\"", table.definition.qualified_name()))
+    };
+    let columns = table
+        .visible
+        .fields()
+        .iter()
+        .map(|field| {
+            let (_, value) =
+                values.iter().find(|(name, _)| name == field.name()).ok_or_else(|| missing(field.name()))?;
+            Ok(cast(&value.to_array()?, field.data_type())?)
+        })
+        .collect::<Result<Vec<ArrayRef>>>()?;
+    assert_eq!(columns.len(), values.len(), "a row of a system table has the table's columns");
+    Ok(RecordBatch::try_new(Arc::clone(&table.visible), columns)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_moves_only_forwards() {
+        use JobStatus::{Cancelled, Completed, Failed, New, Queued, Running};
+        let all = [New, Queued, Running, Completed, Failed, Cancelled];
+        let allowed: Vec<_> = all
+            .into_iter()
+            .flat_map(|from| all.into_iter().map(move |to| (from, to)))
+            .filter(|(from, to)| from.may_become(*to))
+            .collect();
+        assert_eq!(
+            allowed,
+            [
+                (New, Queued),
+                (Queued, Running),
+                (Queued, Failed),
+                (Queued, Cancelled),
+                (Running, Completed),
+                (Running, Failed),
+                (Running, Cancelled),
+            ]
+        );
+        for status in all {
+            assert_eq!(JobStatus::parse(status.name()), Some(status));
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! Trims the change log once it is older or larger than it may be.
+//!
+//! A bit more than the limit is let grow before a trim, so that there are few trims, each worth a job.
+//!
+//! Invariant: what a live query may still resume from by the configured time and bytes is never trimmed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use super::log_size::LogSize;
+use super::record::JobKind;
+use super::store::JobStore;
+use crate::change_log;
+use crate::commit::{CommitFeed, Committer, Snapshot, WriteSet};
+use crate::error::{Error, ErrorKind, Result, SqlState};
+use crate::ids::{Seq, UserId};
+use crate::storage;
+
+pub(super) struct Trim {
+    pub(super) store: Arc<JobStore>,
+    pub(super) interval_ms: u64,
+    pub(super) limits: TrimLimits,
+    pub(super) stop: CancellationToken,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct TrimLimits {
+    pub(super) retention_s: u64,
+    pub(super) bytes_max: u64,
+}
+
+impl Trim {
+    /// Runs until told to stop.
+    pub(super) async fn run(self) {
+        let feed = self.store.committer.commits();
+        let mut heads = feed.watch();
+        let mut ticks = interval(Duration::from_millis(self.interval_ms.max(1)));
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut size: Option<(LogSize, Seq)> = None;
+        loop {
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                changed = heads.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    self.count(&feed, &mut size);
+                    continue;
+                }
+                _ = ticks.tick() => {}
+            }
+            self.count(&feed, &mut size);
+            if let Some((size, _)) = &mut size
+                && let Err(error) = self.trim(size).await
+                && !self.stop.is_cancelled()
+            {
+                warn!(%error, "the change log could not be trimmed");
+            }
+        }
+    }
+
+    /// Counts the commits since the last call, from the store's own size where it begins.
+    fn count(&self, feed: &CommitFeed, size: &mut Option<(LogSize, Seq)>) {
+        let records = size.as_ref().and_then(|(_, counted)| feed.after(*counted));
+        let (Some((size, counted)), Some(records)) = (size.as_mut(), records) else {
+            let snapshot = self.store.committer.snapshot();
+            let bytes = self.store.committer.storage_metrics().log_bytes;
+            *size = Some((LogSize::new(snapshot.log_floor, snapshot.seq, bytes), snapshot.seq));
+            return;
+        };
+        for record in records {
+            size.note(&record);
+            *counted = record.seq;
+        }
+    }
+
+    async fn trim(&self, size: &mut LogSize) -> Result<()> {
+        let snapshot = self.store.committer.snapshot();
+        size.trimmed(snapshot.log_floor);
+        let by_bytes = match size.bytes() > self.limits.bytes_max {
+            true => size.floor_for(self.limits.bytes_max / 10 * 9),
+            false => None,
+        };
+        let now = self.store.clock.now_us();
+        let retention_s = self.limits.retention_s;
+        let floor = snapshot.log_floor;
+        let by_age = storage::blocking(move || floor_by_age(&snapshot, now, retention_s)).await?;
+        let Some(target) = by_bytes.max(by_age).filter(|target| *target > floor) else { return Ok(()) };
+        let parameters = json!({ "up_to_seq": target.0, "log_bytes": size.bytes() });
+        let committer = Arc::clone(&self.store.committer);
+        self.store.run(JobKind::LogTrim, parameters, |stop| trim_to(committer, target, stop)).await?;
+        size.trimmed(self.store.committer.snapshot().log_floor);
+        Ok(())
+    }
+}
+
+/// Trims in steps, each a commit.
+async fn trim_to(committer: Arc<Committer>, target: Seq, stop: CancellationToken) -> Result<String> {
+    loop {
+        let snapshot = committer.snapshot();
+        if snapshot.log_floor >= target {
+            return Ok(format!("trimmed the change log up to seq {}", snapshot.log_floor));
+        }
+        if stop.is_cancelled() {
+            return Err(Error::new(ErrorKind::Cancelled, SqlState::QUERY_CANCELED, "the job was ended")
+                .hint("the next one goes on where it was"));
+        }
+        let set = WriteSet { trim_log_to: Some(target), ..WriteSet::new(UserId::SYSTEM, snapshot.seq) };
+        let floor = snapshot.log_floor;
+        committer.commit(set).await?;
+        if committer.snapshot().log_floor == floor {
+            return Ok(format!("there was nothing to trim after seq {floor}"));
+        }
+    }
+}
+
+/// The last commit that is older than the retention; `None` when none is old enough to be worth a trim.
+fn floor_by_age(snapshot: &Snapshot, now: i64, retention_s: u64) -> Result<Option<Seq>> {
+    const SECOND_US: i64 = 1_000_000;
+    /// At most this much longer than asked for.
+    const SLACK_S_MAX: u64 = 3_600;
+    let age_us = |seconds: u64| i64::try_from(seconds).unwrap_or(i64::MAX).saturating_mul(SECOND_US);
+    let committed_at = |seq: Seq| -> Result<Option<i64>> {
+        Ok(change_log::header(snapshot.storage.as_ref(), seq)?.map(|header| header.commit_ts))
+    };
+    let oldest = snapshot.log_floor.next();
+    let worth = now.saturating_sub(age_us(retention_s.saturating_add((retention_s / 20).min(SLACK_S_MAX))));
+    match committed_at(oldest)? {
+        Some(at) if at < worth => {}
+        _ => return Ok(None),
+    }
+    // Commit times grow with seqs: `old` is too old, `young` is not.
+    let limit = now.saturating_sub(age_us(retention_s));
+    let (mut old, mut young) = (oldest.0, snapshot.seq.0.saturating_add(1));
+    while young - old > 1 {
+        let middle = old + (young - old) / 2;
+        match committed_at(Seq(middle))? {
+            Some(at) if at < limit => old = middle,
+            _ => young = middle,
+        }
+    }
+    Ok(Some(Seq(old)))
+}

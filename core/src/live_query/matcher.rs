@@ -1,0 +1,236 @@
+//! The one task that follows the commits and shows each to the live queries it can matter to.
+//!
+//! When commits come faster than it can evaluate them and the ring of recent commits has moved on, it does not try to make up
+//! for it: the groups forget what they hold, and each subscriber reads the change log from its own place.
+//!
+//! Invariant: the frontier moves to a seq only after every group has everything up to it, and after every subscription that
+//! a catalog change up to it ends was told so.
+
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use datafusion::arrow::array::RecordBatch;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error};
+
+use super::evaluator::{Change, Images};
+use super::frame::CloseReason;
+use super::group::Group;
+use super::manager::{Shared, Stop};
+use crate::change_log::{CommitRecord, TableChanges};
+use crate::error::{Error, Result};
+use crate::ids::{ScopeId, Seq, TableId};
+use crate::schema_registry::{CatalogChange, TableSchemas};
+use crate::storage;
+use crate::tables::images;
+
+/// Rows evaluated at once, except that a single commit is never cut.
+const ROWS_AT_ONCE: usize = 16_384;
+/// Up to this many rows are evaluated where the task runs; more would hold up other tasks of the thread.
+const INLINE_ROWS_MAX: usize = 512;
+
+/// Runs until `stop`.
+pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
+    let feed = shared.committer.commits();
+    let mut heads = feed.watch();
+    loop {
+        heads.borrow_and_update();
+        let frontier = *shared.frontier.borrow();
+        match feed.after(frontier) {
+            None => skip(&shared),
+            Some(records) if records.is_empty() => {
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    changed = heads.changed() => if changed.is_err() { return },
+                }
+            }
+            Some(records) => {
+                for records in chunks(&records) {
+                    if stop.is_cancelled() {
+                        return;
+                    }
+                    follow(&shared, records).await;
+                }
+            }
+        }
+        if stop.is_cancelled() {
+            return;
+        }
+    }
+}
+
+/// Splits records where more rows would be evaluated at once than should.
+fn chunks(records: &[Arc<CommitRecord>]) -> Vec<&[Arc<CommitRecord>]> {
+    let mut chunks = Vec::new();
+    let (mut start, mut rows) = (0, 0);
+    for (position, record) in records.iter().enumerate() {
+        let more = row_count(record);
+        if rows > 0 && rows + more > ROWS_AT_ONCE {
+            chunks.extend(records.get(start..position));
+            (start, rows) = (position, 0);
+        }
+        rows += more;
+    }
+    chunks.extend(records.get(start..));
+    chunks
+}
+
+fn row_count(record: &CommitRecord) -> usize {
+    record.tables.iter().map(|changes| changes.rows.len()).sum()
+}
+
+/// Gives up on commits that are no longer in memory.
+fn skip(shared: &Arc<Shared>) {
+    let snapshot = shared.committer.snapshot();
+    debug!(seq = snapshot.seq.0, "live queries fell behind the commits and read the change log");
+    adopt(shared, snapshot.seq);
+    for groups in &shared.by_table {
+        for group in groups.value() {
+            group.skip_to(snapshot.seq);
+        }
+    }
+    shared.end_outdated(&snapshot.catalog);
+    shared.frontier.send_replace(snapshot.seq);
+}
+
+fn adopt(shared: &Shared, frontier: Seq) {
+    let pending = std::mem::take(&mut *shared.pending.lock());
+    for group in pending {
+        group.adopt(frontier);
+    }
+}
+
+/// Shows `records`, the next commits, to whom they matter.
+async fn follow(shared: &Arc<Shared>, records: &[Arc<CommitRecord>]) {
+    let Some(through) = records.last().map(|record| record.seq) else { return };
+    adopt(shared, *shared.frontier.borrow());
+    let work = touched(shared, records);
+    let rows: usize = work.iter().map(|work| work.rows * work.groups.len()).sum();
+    let evaluate = {
+        let (shared, records) = (Arc::clone(shared), records.to_vec());
+        move || {
+            for work in work {
+                work.evaluate(&shared, &records, through);
+            }
+            Ok(())
+        }
+    };
+    let done = if rows <= INLINE_ROWS_MAX { evaluate() } else { storage::blocking(evaluate).await };
+    if let Err(failure) = done {
+        // Nothing was lost: everybody reads the log from here.
+        error!(%failure, "evaluating live queries failed");
+        skip(shared);
+        return;
+    }
+    if records.iter().flat_map(|record| &record.catalog).any(|change| can_end(shared, change)) {
+        shared.end_outdated(&shared.committer.snapshot().catalog);
+    }
+    shared.frontier.send_replace(through);
+}
+
+/// Whether a subscription can be outdated after `change`.
+fn can_end(shared: &Shared, change: &CatalogChange) -> bool {
+    match change {
+        CatalogChange::DropTable(_) => true,
+        CatalogChange::PutTable(definition) => definition.version.0 > 1,
+        CatalogChange::DropUser(user) => shared.has_subscriptions(*user),
+        CatalogChange::PutUser(user) => shared.has_subscriptions(user.id),
+        CatalogChange::PutNamespace(_)
+        | CatalogChange::DropNamespace(_)
+        | CatalogChange::PutStorage(_)
+        | CatalogChange::DropStorage(_) => false,
+    }
+}
+
+/// The changes of one table and scope, and the groups to show them to.
+struct Work {
+    place: (TableId, ScopeId),
+    groups: Vec<Arc<Group>>,
+    rows: usize,
+}
+
+/// The tables and scopes of `records` that somebody is subscribed to.
+fn touched(shared: &Shared, records: &[Arc<CommitRecord>]) -> Vec<Work> {
+    let mut rows: HashMap<(TableId, ScopeId), usize> = HashMap::new();
+    for changes in records.iter().flat_map(|record| &record.tables) {
+        *rows.entry((changes.table, changes.scope)).or_default() += changes.rows.len();
+    }
+    rows.into_iter()
+        .filter_map(|(place, rows)| {
+            let groups: Vec<_> =
+                shared.by_table.get(&place)?.iter().filter(|group| group.is_adopted()).map(Arc::clone).collect();
+            Some(Work { place, groups, rows })
+        })
+        .collect()
+}
+
+impl Work {
+    fn evaluate(self, shared: &Shared, records: &[Arc<CommitRecord>], through: Seq) {
+        let changes: Vec<_> = records
+            .iter()
+            .flat_map(|record| record.tables.iter().map(|changes| (record.seq, changes)))
+            .filter(|(_, changes)| (changes.table, changes.scope) == self.place)
+            .collect();
+        // Groups of one table have the same version, unless the table was just altered: then the others are about to end.
+        let mut decoded: Option<(Arc<TableSchemas>, Result<Images>)> = None;
+        for group in self.groups {
+            let table = &group.plan.table;
+            let reusable = decoded.as_ref().is_some_and(|(of, _)| of.definition.version == table.definition.version);
+            if !reusable {
+                let current = changes.iter().copied().filter(|(_, changes)| changes.version == group.key.version);
+                decoded = Some((Arc::clone(table), images_of(table, current)));
+            }
+            let Some((_, images)) = &decoded else { continue };
+            let delivered = match images {
+                Ok(images) => show(shared, &group, images, through).map_err(|error| error.to_string()),
+                Err(error) => Err(error.to_string()),
+            };
+            if let Err(message) = delivered {
+                shared.end_group(&group, &Stop::new(CloseReason::Failed, message));
+            }
+        }
+    }
+}
+
+fn show(shared: &Shared, group: &Group, images: &Images, through: Seq) -> Result<()> {
+    shared.counters.evaluations.fetch_add(1, Ordering::Relaxed);
+    match changes_of(group, images)? {
+        Some(batch) => group.push(&batch, through),
+        None => Ok(()),
+    }
+}
+
+/// What a group's subscribers learn of `images`. An expression that panics ends its own live query, nothing else.
+pub(super) fn changes_of(group: &Group, images: &Images) -> Result<Option<RecordBatch>> {
+    catch_unwind(AssertUnwindSafe(|| group.plan.evaluator.changes(images)))
+        .unwrap_or_else(|_| Err(Error::internal("an expression of the live query failed")))
+}
+
+/// Decodes changes of one table and scope, given in commit order.
+pub(super) fn images_of<'a>(
+    table: &TableSchemas,
+    changes: impl Iterator<Item = (Seq, &'a TableChanges)>,
+) -> Result<Images> {
+    let mut places = Vec::new();
+    let mut rows = Vec::new();
+    let (mut old_rows, mut new_rows) = (0, 0);
+    let mut place = |present: bool, count: &mut usize| {
+        present.then(|| {
+            *count += 1;
+            *count - 1
+        })
+    };
+    for (seq, changes) in changes {
+        for row in &changes.rows {
+            let old = place(row.old.is_some(), &mut old_rows);
+            let new = place(row.new.is_some(), &mut new_rows);
+            places.push(Change { seq, old, new });
+            rows.push(row);
+        }
+    }
+    let old = images::decode(table, rows.iter().filter_map(|row| Some((&row.key, row.old.as_ref()?))))?;
+    let new = images::decode(table, rows.iter().filter_map(|row| Some((&row.key, row.new.as_ref()?))))?;
+    Ok(Images { old, new, changes: places })
+}

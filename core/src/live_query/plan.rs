@@ -1,0 +1,311 @@
+//! From a planned SELECT to what a live query evaluates: one table, one condition, some expressions.
+//!
+//! Views, aliases and nested projections are folded away; whatever cannot be kept up to date row by row is refused by name.
+//!
+//! Invariant: the scope comes from the table provider the planner was given, and so from the principal, never from the text.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use datafusion::arrow::datatypes::{DataType, Field, SchemaRef};
+use datafusion::catalog::default_table_source::source_as_provider;
+use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
+use datafusion::common::{Column, DFSchema};
+use datafusion::execution::SessionState;
+use datafusion::logical_expr::simplify::SimplifyContext;
+use datafusion::logical_expr::{
+    Expr, ExprSchemable, LogicalPlan, TableScan, Volatility, cast, lit, utils::split_conjunction_owned,
+};
+use datafusion::optimizer::simplify_expressions::ExprSimplifier;
+
+use super::evaluator::{Evaluator, Output};
+use super::token::Fingerprint;
+use crate::error::{Error, ErrorKind, Result, SqlState};
+use crate::ids::ScopeId;
+use crate::schema_registry::{COLUMN_SEQ, SystemTable, TableSchemas};
+use crate::tables::KalamTable;
+
+/// Functions whose value is fixed for a principal, so that planning puts it in their place.
+const SESSION_FUNCTIONS: [&str; 6] =
+    ["current_user", "session_user", "current_role", "current_schema", "current_database", "current_catalog"];
+
+/// A live query, ready to run: made by [`LiveQueryPlan::extract`].
+#[derive(Clone, Debug)]
+pub struct LiveQueryPlan {
+    pub(crate) table: Arc<TableSchemas>,
+    pub(crate) scope: ScopeId,
+    /// The condition's conjuncts over the table's full schema, for pushing down into a snapshot's scan.
+    pub(crate) conjuncts: Vec<Expr>,
+    pub(crate) evaluator: Arc<Evaluator>,
+    pub(crate) fingerprint: Fingerprint,
+}
+
+impl LiveQueryPlan {
+    /// Extracts the live query of a SELECT, as `SessionState::statement_to_plan` plans it, with parameters bound.
+    ///
+    /// # Errors
+    /// 0A000, naming it, for anything else than expressions over one table's row with an optional condition.
+    pub fn extract(plan: &LogicalPlan, state: &SessionState) -> Result<Self> {
+        let analysed =
+            state.analyzer().execute_and_check(plan.clone(), state.config_options(), |_, _| {})?;
+        let shape = Shape::of(&analysed)?;
+        shape.into_plan(state)
+    }
+
+    /// The columns subscribers get: `_op`, `_seq` and the query's.
+    pub fn schema(&self) -> &SchemaRef {
+        self.evaluator.schema()
+    }
+
+    /// [`LiveQueryPlan::schema`] as an encapsulated IPC message.
+    pub fn schema_ipc(&self) -> Bytes {
+        self.evaluator.schema_ipc()
+    }
+}
+
+/// What a plan computes, as expressions over the columns of the one table at its bottom.
+struct Shape {
+    table: Arc<TableSchemas>,
+    scope: ScopeId,
+    filter: Option<Expr>,
+    /// The plan's columns, with their names, in order.
+    outputs: Vec<(Expr, String)>,
+}
+
+impl Shape {
+    fn of(plan: &LogicalPlan) -> Result<Self> {
+        match plan {
+            LogicalPlan::Projection(projection) => {
+                let mut shape = Self::of(&projection.input)?;
+                shape.outputs = projection
+                    .expr
+                    .iter()
+                    .zip(projection.schema.fields())
+                    .map(|(expr, field)| {
+                        let expr = shape.over_table(expr, projection.input.schema())?;
+                        Ok((expr, field.name().clone()))
+                    })
+                    .collect::<Result<_>>()?;
+                Ok(shape)
+            }
+            LogicalPlan::Filter(filter) => {
+                let mut shape = Self::of(&filter.input)?;
+                let predicate = shape.over_table(&filter.predicate, filter.input.schema())?;
+                shape.filter = Some(match shape.filter.take() {
+                    Some(inner) => inner.and(predicate),
+                    None => predicate,
+                });
+                Ok(shape)
+            }
+            LogicalPlan::SubqueryAlias(alias) => Self::of(&alias.input),
+            LogicalPlan::TableScan(scan) => Self::of_scan(scan),
+            other => Err(refused(node_name(other))),
+        }
+    }
+
+    fn of_scan(scan: &TableScan) -> Result<Self> {
+        if scan.fetch.is_some() {
+            return Err(refused("LIMIT"));
+        }
+        let provider = source_as_provider(&scan.source)?;
+        let any: &dyn std::any::Any = provider.as_ref();
+        let Some(table) = any.downcast_ref::<KalamTable>() else {
+            return Err(Error::unsupported(format!("a live query of \"{}\"", scan.table_name))
+                .hint("subscribe to a USER, SHARED or STREAM table"));
+        };
+        let filter = scan.filters.iter().map(unqualified).reduce(Expr::and);
+        let outputs = scan
+            .projected_schema
+            .fields()
+            .iter()
+            .map(|field| (column(field.name()), field.name().clone()))
+            .collect();
+        Ok(Self { table: Arc::clone(table.schemas()), scope: table.scope(), filter, outputs })
+    }
+
+    /// Rewrites an expression over the columns of `schema`, which are this shape's outputs, into one over the table's.
+    fn over_table(&self, expr: &Expr, schema: &DFSchema) -> Result<Expr> {
+        let rewritten = expr.clone().transform_up(|node| {
+            let Expr::Column(wanted) = &node else { return Ok(Transformed::no(node)) };
+            let position = schema.index_of_column(wanted)?;
+            match self.outputs.get(position) {
+                Some((expr, _)) => Ok(Transformed::yes(expr.clone())),
+                None => Err(Error::internal(format!("column \"{wanted}\" is not in the plan")).into()),
+            }
+        })?;
+        Ok(rewritten.data.unalias_nested().data)
+    }
+
+    fn into_plan(self, state: &SessionState) -> Result<LiveQueryPlan> {
+        let definition = &self.table.definition;
+        if SystemTable::from_id(definition.id).is_some_and(|table| !table.is_stored()) {
+            return Err(Error::unsupported(format!("a live query of \"{}\"", definition.qualified_name()))
+                .hint("of the system tables, jobs and audit_logs can be subscribed to"));
+        }
+        let full = DFSchema::try_from(Arc::clone(&self.table.full))?;
+        let simplified = |expr: Expr| -> Result<Expr> {
+            check_expression(&expr, BeforeFolding)?;
+            let context = SimplifyContext::builder()
+                .with_schema(Arc::new(full.clone()))
+                .with_config_options(Arc::clone(state.config_options()))
+                .build();
+            let expr = ExprSimplifier::new(context).simplify(expr)?;
+            check_expression(&expr, AfterFolding)?;
+            Ok(expr)
+        };
+        // A condition that is always true is none.
+        let filter = self.filter.map(simplified).transpose()?.filter(|filter| *filter != lit(true));
+        let mut outputs = Vec::with_capacity(self.outputs.len());
+        for (expr, name) in self.outputs {
+            let expr = plain_type(simplified(expr)?, &full, &name)?;
+            outputs.push((expr, name));
+        }
+        let text = canonical_text(&self.table, self.scope, filter.as_ref(), &outputs)?;
+        let named = name_outputs(outputs, &full)?;
+        let evaluator = Evaluator::new(&self.table, filter.clone(), named, state)?;
+        Ok(LiveQueryPlan {
+            table: self.table,
+            scope: self.scope,
+            conjuncts: filter.map(split_conjunction_owned).unwrap_or_default(),
+            evaluator: Arc::new(evaluator),
+            fingerprint: Fingerprint::of(&text),
+        })
+    }
+}
+
+/// The text equal live queries share: everything that decides what is delivered, except the table's version.
+fn canonical_text(
+    table: &TableSchemas,
+    scope: ScopeId,
+    filter: Option<&Expr>,
+    outputs: &[(Expr, String)],
+) -> Result<String> {
+    let mut text = format!("{} scope {scope}", table.definition.qualified_name());
+    let write = |text: &mut String, expr: &Expr, name: &str| {
+        // The debug form tells literals of different types apart, which the display form does not.
+        write!(text, "\n{name:?} = {expr:?}").map_err(|error| Error::internal("formatting failed").source(error))
+    };
+    if let Some(filter) = filter {
+        write(&mut text, filter, "where")?;
+    }
+    for (expr, name) in outputs {
+        write(&mut text, expr, name)?;
+    }
+    Ok(text)
+}
+
+/// Checks names, and gives each output its field.
+fn name_outputs(outputs: Vec<(Expr, String)>, full: &DFSchema) -> Result<Vec<Output>> {
+    let mut named: Vec<Output> = Vec::with_capacity(outputs.len());
+    for (expr, name) in outputs {
+        // `_seq` leads every row already; selecting it only means that a change of it alone matters.
+        let hidden = matches!(&expr, Expr::Column(column) if column.name == COLUMN_SEQ) && name == COLUMN_SEQ;
+        if !hidden && matches!(name.as_str(), COLUMN_SEQ | "_op") {
+            return Err(Error::new(
+                ErrorKind::InvalidSql,
+                SqlState::DUPLICATE_COLUMN,
+                format!("a live query has a column \"{name}\" of its own"),
+            )
+            .hint("choose another alias"));
+        }
+        let (_, field) = expr.to_field(full)?;
+        let field = Field::new(&name, field.data_type().clone(), field.is_nullable())
+            .with_metadata(field.metadata().clone());
+        named.push(Output { expr, field, hidden });
+    }
+    Ok(named)
+}
+
+/// Casts what has another form on the wire than tables have, so that rows can be encoded one by one.
+fn plain_type(expr: Expr, full: &DFSchema, name: &str) -> Result<Expr> {
+    match expr.get_type(full)? {
+        DataType::Utf8View => Ok(cast(expr, DataType::Utf8)),
+        DataType::BinaryView => Ok(cast(expr, DataType::Binary)),
+        DataType::Dictionary(_, value) if !value.is_nested() => Ok(cast(expr, *value)),
+        DataType::Dictionary(..) | DataType::RunEndEncoded(..) => {
+            Err(Error::unsupported(format!("the encoded type of column \"{name}\" in a live query"))
+                .hint("cast it to a plain type"))
+        }
+        _ => Ok(expr),
+    }
+}
+
+use Folding::{AfterFolding, BeforeFolding};
+
+/// Whether functions with a fixed value have been replaced by it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Folding {
+    BeforeFolding,
+    AfterFolding,
+}
+
+/// Refuses what does not depend on one row alone.
+fn check_expression(expr: &Expr, folding: Folding) -> Result<()> {
+    expr.apply(|node| {
+        let refused_part = match node {
+            Expr::Exists(_) | Expr::InSubquery(_) | Expr::SetComparison(_) | Expr::ScalarSubquery(_)
+            | Expr::OuterReferenceColumn(..) => Some("a subquery".to_owned()),
+            Expr::AggregateFunction(call) => Some(format!("the aggregate function {}()", call.func.name())),
+            Expr::WindowFunction(call) => Some(format!("the window function {}()", call.fun.name())),
+            Expr::Unnest(_) => Some("UNNEST".to_owned()),
+            Expr::GroupingSet(_) => Some("GROUP BY".to_owned()),
+            Expr::ScalarVariable(..) => Some("a variable".to_owned()),
+            Expr::Placeholder(placeholder) => {
+                return Err(Error::new(
+                    ErrorKind::InvalidArgument,
+                    SqlState::UNDEFINED_PARAMETER,
+                    format!("parameter {} has no value", placeholder.id),
+                )
+                .into());
+            }
+            Expr::ScalarFunction(call) => {
+                let fixed = folding == BeforeFolding && SESSION_FUNCTIONS.contains(&call.func.name());
+                let immutable = call.func.signature().volatility == Volatility::Immutable;
+                (!immutable && !fixed).then(|| format!("the function {}()", call.func.name()))
+            }
+            _ => None,
+        };
+        match refused_part {
+            Some(part) => Err(refused(&part).into()),
+            None => Ok(TreeNodeRecursion::Continue),
+        }
+    })?;
+    Ok(())
+}
+
+fn refused(part: &str) -> Error {
+    Error::unsupported(format!("{part} in a live query")).hint(
+        "a live query is SELECT expressions FROM one_table [WHERE condition], with functions that depend on the row alone",
+    )
+}
+
+fn node_name(plan: &LogicalPlan) -> &'static str {
+    match plan {
+        LogicalPlan::Join(_) => "JOIN",
+        LogicalPlan::Aggregate(_) => "an aggregate or GROUP BY",
+        LogicalPlan::Sort(_) => "ORDER BY",
+        LogicalPlan::Limit(_) => "LIMIT",
+        LogicalPlan::Distinct(_) => "DISTINCT",
+        LogicalPlan::Window(_) => "a window function",
+        LogicalPlan::Union(_) => "UNION",
+        LogicalPlan::Unnest(_) => "UNNEST",
+        LogicalPlan::RecursiveQuery(_) => "a recursive query",
+        LogicalPlan::EmptyRelation(_) | LogicalPlan::Values(_) => "a SELECT without a table",
+        LogicalPlan::Subquery(_) => "a subquery",
+        _ => "this statement",
+    }
+}
+
+fn column(name: &str) -> Expr {
+    Expr::Column(Column::new_unqualified(name))
+}
+
+/// `expr` with its columns named without their table, which is the only one.
+fn unqualified(expr: &Expr) -> Expr {
+    let stripped = expr.clone().transform_up(|node| match node {
+        Expr::Column(wanted) => Ok(Transformed::yes(column(&wanted.name))),
+        node => Ok(Transformed::no(node)),
+    });
+    stripped.map_or_else(|_| expr.clone(), |rewritten| rewritten.data)
+}

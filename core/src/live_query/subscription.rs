@@ -1,0 +1,426 @@
+//! One subscriber's stream: snapshot, then a cursor that takes frames from the group's ring, or from the change log when the
+//! ring does not have its place, or begins anew with a RESET when the log does not have it either.
+//!
+//! It does work only when polled, so a reader that stands still costs a cursor. It holds a snapshot of the store while it
+//! delivers one to the client, and for the length of one chunk while it reads the log.
+//!
+//! Invariant: `cursor` is the commit up to which everything has been put into the outbox; it never goes back, except for a RESET,
+//! which can only follow it.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use datafusion::arrow::datatypes::SchemaRef;
+use datafusion::catalog::TableProvider;
+use datafusion::execution::SendableRecordBatchStream;
+use datafusion::physical_plan::execute_stream;
+use futures::stream::BoxStream;
+use futures::{Stream, StreamExt};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+use tracing::debug;
+
+use super::frame::{CloseReason, Frame, FrameBody, ResetReason};
+use super::group::{Group, MoreFollows, RingRead};
+use super::manager::{Membership, Registered, Shared, Stop, check_current};
+use super::matcher::{changes_of, images_of};
+use super::{SnapshotMode, SubscribeRequest};
+use crate::change_log;
+use crate::commit::Snapshot;
+use crate::error::{Error, Result};
+use crate::ids::{Seq, SubscriptionId};
+use crate::storage;
+use crate::tables::{KalamTable, RowSchema};
+
+/// Bytes of the change log read at once by a subscriber that catches up.
+const LOG_CHUNK_BYTES: usize = 1 << 20;
+
+/// A running live query: a stream of frames. Dropping it ends the live query.
+///
+/// The stream ends after a [`FrameBody::Closed`]; when the reason is a failure, the error follows it as the last item.
+pub struct Subscription {
+    id: SubscriptionId,
+    schema: SchemaRef,
+    schema_ipc: Bytes,
+    frames: BoxStream<'static, Result<Arc<Frame>>>,
+}
+
+/// Where a subscription begins.
+pub(super) enum Begin {
+    /// With the snapshot, because it was asked for, or because the place asked for does not exist any more.
+    Snapshot { reset: Option<ResetReason> },
+    /// After a commit.
+    After { seq: Seq, resumed: bool },
+}
+
+impl Subscription {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        registered: Arc<Registered>,
+        membership: Membership,
+        begin: Begin,
+        snapshot: Arc<Snapshot>,
+        request: &SubscribeRequest,
+    ) -> Self {
+        let evaluator = &registered.group.plan.evaluator;
+        let (id, schema, schema_ipc) = (registered.id, Arc::clone(evaluator.schema()), evaluator.schema_ipc());
+        let mut driver = Driver {
+            group: Arc::clone(&registered.group),
+            woken: registered.group.woken(),
+            frontier: shared.frontier.subscribe(),
+            stop: registered.stop.subscribe(),
+            cursor: Seq::ZERO,
+            log_until: snapshot.seq,
+            delivered: Seq::ZERO,
+            up_to: request.up_to_seq,
+            only: request.snapshot == SnapshotMode::Only,
+            heartbeat: request.heartbeat,
+            heartbeat_at: Instant::now() + request.heartbeat,
+            outbox: VecDeque::new(),
+            phase: Phase::Live,
+            failure: None,
+            shared,
+            registered,
+            _membership: membership,
+        };
+        driver.begin(begin, snapshot);
+        let frames = futures::stream::unfold(driver, |mut driver| async move {
+            let item = driver.next().await?;
+            Some((item, driver))
+        })
+        .boxed();
+        Self { id, schema, schema_ipc, frames }
+    }
+
+    /// The number `KILL LIVE QUERY` takes.
+    pub fn id(&self) -> SubscriptionId {
+        self.id
+    }
+
+    /// The columns of `Snapshot` and `Delta` batches: `_op`, `_seq` and the query's.
+    pub fn schema(&self) -> &SchemaRef {
+        &self.schema
+    }
+
+    /// [`Subscription::schema`] as an encapsulated IPC message.
+    pub fn schema_ipc(&self) -> Bytes {
+        self.schema_ipc.clone()
+    }
+}
+
+impl Stream for Subscription {
+    type Item = Result<Arc<Frame>>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.frames.poll_next_unpin(cx)
+    }
+}
+
+impl std::fmt::Debug for Subscription {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Subscription").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+enum Phase {
+    /// Rows of a snapshot are delivered.
+    Snapshot(Scan),
+    /// Changes are delivered.
+    Live,
+    /// The last frame is in the outbox or gone.
+    Ended,
+}
+
+struct Scan {
+    snapshot: Arc<Snapshot>,
+    /// Opened when the first rows are wanted.
+    rows: Option<SendableRecordBatchStream>,
+}
+
+struct Driver {
+    shared: Arc<Shared>,
+    registered: Arc<Registered>,
+    group: Arc<Group>,
+    woken: watch::Receiver<()>,
+    frontier: watch::Receiver<Seq>,
+    stop: watch::Receiver<Option<Stop>>,
+    /// Everything up to here is in the outbox or delivered.
+    cursor: Seq,
+    /// The group follows the commits from here on at the latest; what is before has to be read from the log.
+    log_until: Seq,
+    /// The last `complete_through` that was delivered.
+    delivered: Seq,
+    up_to: Option<Seq>,
+    only: bool,
+    heartbeat: Duration,
+    heartbeat_at: Instant,
+    outbox: VecDeque<Arc<Frame>>,
+    phase: Phase,
+    /// Follows the last frame.
+    failure: Option<Error>,
+    _membership: Membership,
+}
+
+impl Driver {
+    fn begin(&mut self, begin: Begin, snapshot: Arc<Snapshot>) {
+        let evaluator = &self.group.plan.evaluator;
+        let (snapshot_seq, resumed) = match &begin {
+            Begin::Snapshot { .. } => (snapshot.seq, false),
+            Begin::After { seq, resumed } => (*seq, *resumed),
+        };
+        let body = FrameBody::Started {
+            subscription: self.registered.id,
+            schema: Arc::clone(evaluator.schema()),
+            schema_ipc: evaluator.schema_ipc(),
+            key_columns: evaluator.key_columns().to_vec(),
+            snapshot_seq,
+            resumed,
+        };
+        match begin {
+            Begin::Snapshot { reset } => {
+                self.push(self.group.maker.unmoved(Seq::ZERO, MoreFollows::No, body));
+                if let Some(reason) = reset {
+                    self.announce_reset(reason, snapshot.seq);
+                }
+                self.phase = Phase::Snapshot(Scan { snapshot, rows: None });
+            }
+            Begin::After { seq, .. } => {
+                self.cursor = seq;
+                self.push(self.group.maker.complete(seq, body));
+            }
+        }
+    }
+
+    fn push(&mut self, frame: Frame) {
+        self.outbox.push_back(Arc::new(frame));
+    }
+
+    /// The stream's next item.
+    async fn next(&mut self) -> Option<Result<Arc<Frame>>> {
+        loop {
+            let stop = self.stop.borrow().clone();
+            if let Some(stop) = stop
+                && !stop.drains()
+                && !matches!(self.phase, Phase::Ended)
+            {
+                self.outbox.clear();
+                self.close(&stop);
+            }
+            if let Some(frame) = self.outbox.pop_front() {
+                self.count(&frame);
+                return Some(Ok(frame));
+            }
+            let step = match &self.phase {
+                Phase::Ended => return self.failure.take().map(Err),
+                Phase::Snapshot(_) => self.snapshot_step().await,
+                Phase::Live => self.live_step().await,
+            };
+            if let Err(error) = step {
+                debug!(subscription = self.registered.id.0, %error, "live query failed");
+                self.close(&Stop::new(CloseReason::Failed, error.to_string()));
+                self.failure = Some(error);
+            }
+        }
+    }
+
+    /// Keeps the books about a frame that is delivered now.
+    fn count(&mut self, frame: &Frame) {
+        let registered = &self.registered;
+        self.delivered = self.delivered.max(frame.complete_through);
+        self.heartbeat_at = Instant::now() + self.heartbeat;
+        registered.complete_through.store(self.delivered.0, Ordering::Relaxed);
+        registered.frames.fetch_add(1, Ordering::Relaxed);
+        let now = u64::try_from(self.shared.clock.now_us()).unwrap_or_default();
+        registered.updated_at.store(now, Ordering::Relaxed);
+        if let FrameBody::Delta(rows) = &frame.body {
+            registered.changes.fetch_add(rows.rows as u64, Ordering::Relaxed);
+        }
+        self.shared.counters.frames.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn close(&mut self, stop: &Stop) {
+        // Frames that are still in the outbox stand before this one, so it may say what they complete.
+        let complete = match (&self.phase, self.outbox.is_empty()) {
+            (Phase::Live, true) => self.delivered,
+            _ => self.outbox.back().map_or(self.delivered, |frame| frame.complete_through.max(self.delivered)),
+        };
+        let body = FrameBody::Closed {
+            reason: stop.reason,
+            message: stop.message.clone(),
+            retryable: stop.reason.retryable(),
+        };
+        let maker = &self.group.maker;
+        let frame = match complete {
+            Seq::ZERO => maker.unmoved(complete, MoreFollows::No, body),
+            _ => maker.complete(complete, body),
+        };
+        self.push(frame);
+        self.phase = Phase::Ended;
+    }
+
+    /// Delivers the next rows of the snapshot, or its end.
+    async fn snapshot_step(&mut self) -> Result<()> {
+        let Phase::Snapshot(scan) = &mut self.phase else { return Ok(()) };
+        if let Err(stop) = check_current(&self.group, &self.registered.principal, &scan.snapshot.catalog) {
+            self.close(&stop);
+            return Ok(());
+        }
+        let rows = match &mut scan.rows {
+            Some(rows) => rows,
+            None => scan.rows.insert(open_scan(&self.shared, &self.group, &scan.snapshot).await?),
+        };
+        let batch = tokio::select! {
+            batch = rows.next() => batch,
+            // `next` looks at the reason and goes on here if there is none that matters.
+            _ = self.stop.changed() => return Ok(()),
+        };
+        let Some(batch) = batch else {
+            let seq = scan.snapshot.seq;
+            self.phase = Phase::Live;
+            self.cursor = seq;
+            self.push(self.group.maker.complete(seq, FrameBody::SnapshotEnd));
+            if self.only {
+                self.close(&Stop::new(CloseReason::Completed, "the snapshot is complete"));
+            }
+            return Ok(());
+        };
+        let batch = self.group.plan.evaluator.snapshot(&batch?)?;
+        let mut parts = Vec::new();
+        self.group.maker.cut_rows(&batch, 0..batch.num_rows(), &mut parts)?;
+        for part in parts {
+            let frame = self.group.maker.unmoved(self.delivered, MoreFollows::Yes, FrameBody::Snapshot(part));
+            self.push(frame);
+        }
+        Ok(())
+    }
+
+    /// Puts the next frames into the outbox, or waits until there can be some.
+    async fn live_step(&mut self) -> Result<()> {
+        if let Some(up_to) = self.up_to
+            && self.cursor >= up_to
+        {
+            self.complete_up_to(up_to);
+            return Ok(());
+        }
+        // Marked as seen before looking, so that whatever comes after the look wakes.
+        self.woken.borrow_and_update();
+        let frontier = *self.frontier.borrow_and_update();
+        let stop = self.stop.borrow_and_update().clone();
+        if self.cursor < self.log_until {
+            return self.read_log(stop).await;
+        }
+        match self.group.read(self.cursor, self.up_to) {
+            RingRead::Frames(frames, through) => {
+                self.outbox.extend(frames);
+                self.cursor = through;
+                return Ok(());
+            }
+            RingRead::Behind => return self.read_log(stop).await,
+            RingRead::UpToDate => {}
+        }
+        if let Some(stop) = stop {
+            self.close(&stop);
+            return Ok(());
+        }
+        let reached = self.up_to.map_or(frontier, |up_to| up_to.min(frontier)).max(self.cursor);
+        let ends = self.up_to == Some(reached);
+        let moved = reached > self.cursor;
+        if (moved && (ends || self.heartbeat.is_zero()))
+            || (!self.heartbeat.is_zero() && Instant::now() >= self.heartbeat_at)
+        {
+            self.cursor = reached;
+            let frame = self.group.progress(reached);
+            self.outbox.push_back(frame);
+            return Ok(());
+        }
+        self.wait().await;
+        Ok(())
+    }
+
+    async fn wait(&mut self) {
+        let follows_frontier = self.heartbeat.is_zero() || self.up_to.is_some();
+        let beats = !self.heartbeat.is_zero();
+        let heartbeat_at = self.heartbeat_at;
+        // The senders live as long as this driver, so none of these ends early.
+        tokio::select! {
+            _ = self.woken.changed() => {}
+            _ = self.stop.changed() => {}
+            _ = self.frontier.changed(), if follows_frontier => {}
+            () = sleep_until(heartbeat_at), if beats => {}
+        }
+    }
+
+    /// Everything that was asked for is delivered.
+    fn complete_up_to(&mut self, up_to: Seq) {
+        if self.delivered < self.cursor {
+            let frame = self.group.progress(self.cursor);
+            self.outbox.push_back(frame);
+        }
+        self.close(&Stop::new(CloseReason::Completed, format!("everything up to seq {up_to} is delivered")));
+    }
+
+    /// Reads a chunk of the change log after the cursor.
+    async fn read_log(&mut self, stop: Option<Stop>) -> Result<()> {
+        let snapshot = self.shared.committer.snapshot();
+        let outdated = check_current(&self.group, &self.registered.principal, &snapshot.catalog).err();
+        if let Some(stop) = outdated.or(stop) {
+            self.close(&stop);
+            return Ok(());
+        }
+        let (after, up_to) = (self.cursor, self.up_to.map_or(snapshot.seq, |up_to| up_to.min(snapshot.seq)));
+        self.shared.counters.log_reads.fetch_add(1, Ordering::Relaxed);
+        let group = Arc::clone(&self.group);
+        let storage = Arc::clone(&snapshot.storage);
+        let chunk = storage::blocking(move || {
+            let (table, scope) = (group.key.table, group.key.scope);
+            let slice = change_log::read(storage.as_ref(), table, scope, after, up_to, LOG_CHUNK_BYTES)?;
+            let Some(slice) = slice else { return Ok(None) };
+            let through = slice.complete_through;
+            let changes = slice.changes.iter().map(|(seq, changes)| (*seq, changes));
+            let images = images_of(&group.plan.table, changes)?;
+            let entries = match changes_of(&group, &images)? {
+                Some(batch) => group.maker.entries(&batch, through)?,
+                None => Vec::new(),
+            };
+            Ok(Some((entries, through)))
+        })
+        .await?;
+        let Some((entries, through)) = chunk else {
+            self.reset(snapshot);
+            return Ok(());
+        };
+        assert!(through >= after, "the change log is read forwards");
+        self.outbox.extend(entries.into_iter().flat_map(|entry| entry.frames));
+        self.cursor = through;
+        Ok(())
+    }
+
+    /// Begins anew because the log no longer has what comes after the cursor.
+    fn reset(&mut self, snapshot: Arc<Snapshot>) {
+        self.announce_reset(ResetReason::Lag, snapshot.seq);
+        self.log_until = snapshot.seq;
+        self.phase = Phase::Snapshot(Scan { snapshot, rows: None });
+    }
+
+    fn announce_reset(&mut self, reason: ResetReason, snapshot_seq: Seq) {
+        self.shared.counters.resets.fetch_add(1, Ordering::Relaxed);
+        let body = FrameBody::Reset { reason, snapshot_seq };
+        let frame = self.group.maker.unmoved(self.delivered, MoreFollows::No, body);
+        self.push(frame);
+    }
+}
+
+/// Starts the SELECT of a group at `snapshot`. Expired rows that no commit has deleted yet are part of it; see `evaluator`.
+async fn open_scan(shared: &Shared, group: &Group, snapshot: &Arc<Snapshot>) -> Result<SendableRecordBatchStream> {
+    let plan = &group.plan;
+    let (snapshot, schemas) = (Arc::clone(snapshot), Arc::clone(&plan.table));
+    let table = KalamTable::stored(snapshot, schemas, RowSchema::Full, plan.scope, i64::MIN);
+    let columns = plan.evaluator.columns().to_vec();
+    let scan = table.scan(&shared.session, Some(&columns), &plan.conjuncts, None).await?;
+    Ok(execute_stream(scan, shared.session.task_ctx())?)
+}
