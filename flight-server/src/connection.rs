@@ -10,11 +10,13 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use futures::Stream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Sleep, sleep};
 use tonic::transport::server::Connected;
 use tracing::{debug, warn};
 
@@ -30,7 +32,19 @@ pub(crate) struct ConnectionInfo {
 pub(crate) struct Connection {
     stream: TcpStream,
     info: ConnectionInfo,
+    opening: Option<Opening>,
     _slot: OwnedSemaphorePermit,
+}
+
+/// The time in which a client must begin to speak: sockets that say nothing would use up the slots of others.
+const OPENING_TIME: Duration = Duration::from_secs(10);
+/// What counts as having begun: the HTTP/2 preface or a TLS hello, and the start of what follows.
+const OPENING_BYTES: usize = 64;
+
+/// A client that has not yet begun to speak.
+struct Opening {
+    deadline: Pin<Box<Sleep>>,
+    missing_bytes: usize,
 }
 
 /// Accepts sockets for ever. Errors of a single accept are logged and passed over: one broken client, or a moment without
@@ -48,7 +62,7 @@ pub(crate) fn accept(
                 Err(error) => {
                     warn!(%error, "could not accept a connection");
                     // Out of file descriptors, accept would fail again at once; let others finish first.
-                    tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+                    sleep(Duration::from_millis(10)).await;
                     continue;
                 }
             };
@@ -60,7 +74,9 @@ pub(crate) fn accept(
                 debug!(%peer, %error, "could not set nodelay");
             }
             let number = numbers.fetch_add(1, Ordering::Relaxed);
-            let connection = Connection { stream, info: ConnectionInfo { number, peer }, _slot: slot };
+            let opening = Opening { deadline: Box::pin(sleep(OPENING_TIME)), missing_bytes: OPENING_BYTES };
+            let info = ConnectionInfo { number, peer };
+            let connection = Connection { stream, info, opening: Some(opening), _slot: slot };
             return Some((Ok(connection), (listener, slots, numbers)));
         }
     })
@@ -76,7 +92,19 @@ impl Connected for Connection {
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        let Some(opening) = &mut self.opening else { return read };
+        if read.is_pending() {
+            return opening.deadline.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()));
+        }
+        let bytes = buffer.filled().len() - before;
+        if bytes >= opening.missing_bytes {
+            self.opening = None;
+        } else {
+            opening.missing_bytes -= bytes;
+        }
+        read
     }
 }
 

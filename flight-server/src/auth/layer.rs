@@ -14,7 +14,7 @@ use tonic::body::Body;
 use tower::{Layer, Service};
 use tracing::Instrument;
 
-use super::{Authenticator, Credentials, Identity, missing};
+use super::{Authenticator, Credentials, missing};
 use crate::connection::ConnectionInfo;
 use crate::status::to_status;
 
@@ -79,7 +79,8 @@ where
         let authenticator = Arc::clone(&self.authenticator);
         let method = request.uri().path().to_owned();
         let request_id = uuid::Uuid::new_v4().simple().to_string();
-        let span = tracing::info_span!("request", request_id, method, user = tracing::field::Empty);
+        let peer = request.extensions().get::<ConnectionInfo>().map(|info| tracing::field::display(info.peer));
+        let span = tracing::info_span!("request", request_id, method, peer, user = tracing::field::Empty);
         let recorder = span.clone();
         let work = async move {
             let timeout = grpc_timeout(request.headers());
@@ -89,7 +90,13 @@ where
             if is_open(&method) {
                 return inner.call(request).await;
             }
-            match identify(&authenticator, &request).await {
+            // A body is not to be shared between threads, so nothing of the request is borrowed while waiting.
+            let connection = request.extensions().get::<ConnectionInfo>().map_or(0, |info| info.number);
+            let identified = match credentials(request.headers()) {
+                Ok(credentials) => authenticator.identify(&credentials, connection).await,
+                Err(error) => Err(error),
+            };
+            match identified {
                 Ok(identity) => {
                     recorder.record("user", &*identity.principal.username);
                     request.extensions_mut().insert(identity.principal.clone());
@@ -107,16 +114,14 @@ fn is_open(path: &str) -> bool {
     path == HANDSHAKE || OPEN_SERVICES.iter().any(|service| path.starts_with(service))
 }
 
-async fn identify(authenticator: &Authenticator, request: &Request<Body>) -> Result<Identity, kalamdb_core::Error> {
-    let connection = request.extensions().get::<ConnectionInfo>().map_or(0, |info| info.number);
-    let credentials = match request.headers().get(AUTHORIZATION) {
-        Some(header) => Credentials::parse(header.as_bytes())?,
-        None => match request.headers().get(FLIGHT_TOKEN) {
-            Some(header) => Credentials::parse_flight_token(header.as_bytes())?,
-            None => return Err(missing()),
-        },
-    };
-    authenticator.identify(&credentials, connection).await
+fn credentials(headers: &HeaderMap) -> Result<Credentials, kalamdb_core::Error> {
+    if let Some(header) = headers.get(AUTHORIZATION) {
+        return Credentials::parse(header.as_bytes());
+    }
+    match headers.get(FLIGHT_TOKEN) {
+        Some(header) => Credentials::parse_flight_token(header.as_bytes()),
+        None => Err(missing()),
+    }
 }
 
 /// Reads `grpc-timeout`: up to eight digits and a unit.

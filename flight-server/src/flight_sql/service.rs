@@ -20,7 +20,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::actions::{command, malformed, no_transaction};
 use super::handshake::HandshakeStream;
-use super::statement::DataStream;
+use super::statement::{DataStream, unknown_ticket};
 use super::update::Done;
 use super::{Caller, FlightState, actions, answered, put_seq};
 
@@ -175,9 +175,8 @@ impl FlightState {
 
     async fn data(&self, caller: &Caller, ticket: &Bytes) -> Result<Response<DataStream>> {
         // A ticket is one of ours, sealed, or a metadata command itself, which says nothing that needs a seal.
-        let unknown = |_| super::statement::unknown_ticket();
-        let any = Any::decode(ticket.clone()).map_err(unknown)?;
-        match Command::try_from(any).map_err(unknown)? {
+        let any = Any::decode(ticket.clone()).map_err(|_| unknown_ticket())?;
+        match Command::try_from(any).map_err(|_| unknown_ticket())? {
             Command::TicketStatementQuery(ticket) => self.statement_data(caller, &ticket.statement_handle).await,
             other => self.metadata_data(caller, other),
         }

@@ -1,0 +1,108 @@
+//! Bulk loading.
+
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, DictionaryArray, Int32Array, Int64Array, RecordBatch, StringArray};
+use arrow::datatypes::Int32Type;
+use arrow_flight::sql::{CommandStatementIngest, TableDefinitionOptions, TableExistsOption, TableNotExistOption};
+use tonic::Code;
+
+use crate::fixture::{Fixture, put_messages};
+
+fn append_to(table: &str) -> CommandStatementIngest {
+    ingest(table, TableNotExistOption::Fail, TableExistsOption::Append)
+}
+
+fn ingest(table: &str, not_exist: TableNotExistOption, exists: TableExistsOption) -> CommandStatementIngest {
+    CommandStatementIngest {
+        table_definition_options: Some(TableDefinitionOptions {
+            if_not_exist: not_exist as i32,
+            if_exists: exists as i32,
+        }),
+        table: table.to_owned(),
+        ..CommandStatementIngest::default()
+    }
+}
+
+fn rows(ids: impl Iterator<Item = i64> + Clone) -> RecordBatch {
+    let texts: StringArray = ids.clone().map(|id| Some(format!("text {id}"))).collect();
+    let columns: Vec<(&str, ArrayRef)> =
+        vec![("text", Arc::new(texts)), ("id", Arc::new(Int64Array::from_iter_values(ids)))];
+    RecordBatch::try_from_iter(columns).unwrap()
+}
+
+#[tokio::test]
+async fn batches_are_appended_by_name_in_one_commit() {
+    let fixture = Fixture::start().await;
+    let mut root = fixture.root().await;
+    root.update("CREATE TABLE t (id BIGINT PRIMARY KEY, kind TEXT DEFAULT 'plain', text TEXT)").await.unwrap();
+    let before = fixture.database.seq().0;
+    let messages = put_messages(&append_to("t"), vec![rows(0..5_000), rows(5_000..10_000)]).await;
+    let (count, seq) = root.put(messages).await.unwrap();
+    assert_eq!((count, seq), (10_000, Some(before + 1)));
+    let fetched = root.query("SELECT count(*), min(text), max(id), min(kind) FROM t").await.unwrap();
+    assert_eq!(fetched.lines(), ["10000|text 0|9999|plain"]);
+    fixture.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_batch_that_fails_takes_all_with_it() {
+    let fixture = Fixture::start().await;
+    let mut root = fixture.root().await;
+    root.update("CREATE TABLE t (id BIGINT PRIMARY KEY, text TEXT)").await.unwrap();
+    let messages = put_messages(&append_to("t"), vec![rows(0..100), rows(50..60)]).await;
+    assert_eq!(root.put(messages).await.unwrap_err().code(), Code::AlreadyExists);
+    assert_eq!(root.query("SELECT count(*) FROM t").await.unwrap().lines(), ["0"]);
+    fixture.shut_down().await;
+}
+
+#[tokio::test]
+async fn pandas_categories_and_narrow_numbers_are_cast() {
+    let fixture = Fixture::start().await;
+    let mut root = fixture.root().await;
+    root.update("CREATE TABLE t (id BIGINT PRIMARY KEY, text TEXT)").await.unwrap();
+    let dictionary: DictionaryArray<Int32Type> = vec!["a", "b", "a"].into_iter().collect();
+    let columns: Vec<(&str, ArrayRef)> =
+        vec![("id", Arc::new(Int32Array::from(vec![1, 2, 3]))), ("text", Arc::new(dictionary))];
+    let batch = RecordBatch::try_from_iter(columns).unwrap();
+    assert!(batch.column(1).as_any().is::<DictionaryArray<Int32Type>>());
+    let messages = {
+        use arrow_flight::encode::{DictionaryHandling, FlightDataEncoderBuilder};
+        use futures::TryStreamExt;
+        FlightDataEncoderBuilder::new()
+            .with_dictionary_handling(DictionaryHandling::Resend)
+            .with_flight_descriptor(Some(crate::fixture::descriptor(&append_to("t"))))
+            .build(futures::stream::iter([Ok(batch)]))
+            .try_collect()
+            .await
+            .unwrap()
+    };
+    assert_eq!(root.put(messages).await.unwrap().0, 3);
+    assert_eq!(root.query("SELECT text FROM t ORDER BY id").await.unwrap().lines(), ["a", "b", "a"]);
+    fixture.shut_down().await;
+}
+
+#[tokio::test]
+async fn other_modes_and_targets_are_refused_by_name() {
+    let fixture = Fixture::start().await;
+    let mut root = fixture.root().await;
+    root.update("CREATE TABLE t (id BIGINT PRIMARY KEY, text TEXT)").await.unwrap();
+    let temporary = CommandStatementIngest { temporary: true, ..append_to("t") };
+    let catalog = CommandStatementIngest { catalog: Some("elsewhere".to_owned()), ..append_to("t") };
+    let nothing_said = CommandStatementIngest { table_definition_options: None, ..append_to("t") };
+    let column = RecordBatch::try_from_iter([("nothing", Arc::new(Int64Array::from(vec![1])) as ArrayRef)]).unwrap();
+    for (command, batch, code) in [
+        (ingest("u", TableNotExistOption::Create, TableExistsOption::Fail), rows(0..1), Code::Unimplemented),
+        (ingest("t", TableNotExistOption::Create, TableExistsOption::Replace), rows(0..1), Code::Unimplemented),
+        (temporary, rows(0..1), Code::Unimplemented),
+        (nothing_said, rows(0..1), Code::InvalidArgument),
+        (catalog, rows(0..1), Code::NotFound),
+        (append_to("nowhere"), rows(0..1), Code::NotFound),
+        (append_to("t"), column, Code::NotFound),
+    ] {
+        let status = root.put(put_messages(&command, vec![batch]).await).await.unwrap_err();
+        assert_eq!(status.code(), code, "{command:?}: {status:?}");
+        assert!(status.message().starts_with('['), "{status:?}");
+    }
+    fixture.shut_down().await;
+}
