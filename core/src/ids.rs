@@ -112,8 +112,22 @@ impl fmt::Display for NodeId {
 
 /// The identity of the data: made when a database is created, and anew when one is restored from a backup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
+#[serde(try_from = "String", into = "String")]
 pub struct DatabaseId(pub uuid::Uuid);
+
+impl From<DatabaseId> for String {
+    fn from(id: DatabaseId) -> Self {
+        id.to_string()
+    }
+}
+
+impl TryFrom<String> for DatabaseId {
+    type Error = uuid::Error;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        uuid::Uuid::parse_str(&text).map(Self)
+    }
+}
 
 impl fmt::Display for DatabaseId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -1,0 +1,24 @@
+//! Tables as DataFusion sees them, and rows on their way in and out of storage.
+//!
+//! One provider serves USER, SHARED, STREAM and SYSTEM tables; they differ in values ([`crate::ids::ScopeId`], where the rows
+//! come from), not in code.
+//!
+//! Invariant: the scope of a scan is an argument of the provider and never comes from SQL; every key that is read begins with
+//! the table and that scope.
+
+pub mod images;
+mod key_filter;
+mod point;
+mod provider;
+mod scan;
+mod source;
+mod write;
+
+pub use point::PointReader;
+pub use provider::KalamTable;
+pub use scan::KalamScanExec;
+pub use source::{RowSchema, ScanSource};
+pub use write::{RowLimits, RowWriter, cast_column};
+
+#[cfg(test)]
+mod tests;

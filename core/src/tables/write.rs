@@ -1,0 +1,377 @@
+//! From batches to the row writes of a commit, with every check that needs only the rows themselves. That keys are free and
+//! rows unchanged is the sequencer's check.
+//!
+//! Invariant: what is encoded here obeys the definition: no NULL where NOT NULL stands, JSON is JSON, sizes are within limits.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, AsArray, BinaryArray, Int64Array, StringArray};
+use arrow::buffer::Buffer;
+use arrow::compute::{CastOptions, cast_with_options};
+use arrow::datatypes::{DataType, Int64Type};
+use arrow::record_batch::RecordBatch;
+use arrow::util::display::FormatOptions;
+use bytes::Bytes;
+
+use crate::commit::RowWrite;
+use crate::error::{Error, ErrorKind, Result, SqlState};
+use crate::ids::{ScopeId, Seq};
+use crate::schema_registry::{COLUMN_KEY, COLUMN_SEQ, COLUMN_VALUE, ColumnDefinition, TableDefinition, TableSchemas};
+use crate::storage::keys::KeyEncoder;
+use crate::storage::rows::RowEncoder;
+use crate::types::ColumnType;
+
+const MICROSECONDS_PER_SECOND: i64 = 1_000_000;
+
+/// What rows are held to besides their definition.
+#[derive(Clone, Copy, Debug)]
+pub struct RowLimits {
+    /// The largest encoded row.
+    pub row_bytes_max: usize,
+}
+
+/// Turns batches into the row writes of one table.
+#[derive(Debug)]
+pub struct RowWriter {
+    schemas: Arc<TableSchemas>,
+    keys: KeyEncoder,
+    key_positions: Vec<usize>,
+    rows: RowEncoder,
+    limits: RowLimits,
+}
+
+impl RowWriter {
+    /// A writer for rows of the version of `schemas`.
+    ///
+    /// # Errors
+    /// XX000 when a key column has a type that cannot be a key, which no stored definition has.
+    pub fn new(schemas: Arc<TableSchemas>, limits: RowLimits) -> Result<Self> {
+        let definition = &schemas.definition;
+        let keys = KeyEncoder::new(&definition.key_types())?;
+        let types = definition.columns.iter().map(|column| column.ty).collect();
+        let rows = RowEncoder::new(definition.version, types);
+        let key_positions = definition.key_positions();
+        Ok(Self { schemas, keys, key_positions, rows, limits })
+    }
+
+    /// Inserts of the rows of `batch`, which has the visible schema's columns in its order, already in their Arrow types. Rows of
+    /// a STREAM table expire its TTL after `now_us`.
+    ///
+    /// # Errors
+    /// 23502 for a NULL in a NOT NULL column, 23505 for a key that the batch has twice, 22P02 for text that is not JSON, 22001
+    /// for text longer than its column, 22003 for a decimal with too many digits, 54000 for a row or key that is too large.
+    pub fn inserts(&self, scope: ScopeId, batch: &RecordBatch, now_us: i64) -> Result<Vec<RowWrite>> {
+        let rows = self.encode(batch, self.expires_at(now_us))?;
+        if !self.schemas.definition.has_key() {
+            return Ok(rows.into_iter().map(|row| RowWrite::Append { row }).collect());
+        }
+        let keys = self.encode_keys(scope, batch)?;
+        self.refuse_equal_keys(&keys)?;
+        Ok(keys.into_iter().zip(rows).map(|(key, row)| RowWrite::Insert { key, row }).collect())
+    }
+
+    /// Deletes of the rows of `batch`, which has at least the columns `_seq`, `_key` and `_value` of the write schema.
+    ///
+    /// # Errors
+    /// XX000 when it has not.
+    pub fn deletes(&self, batch: &RecordBatch) -> Result<Vec<RowWrite>> {
+        let stored = StoredRows::of(batch)?;
+        (0..batch.num_rows())
+            .map(|row| Ok(RowWrite::Delete { key: stored.key(row)?, expected: stored.seq(row)?, old: stored.row(row)? }))
+            .collect()
+    }
+
+    /// Updates of the rows of `before` (at least `_seq`, `_key`, `_value` of the write schema) to those of `after` (the visible
+    /// schema's columns), row by row. A row whose key changes is deleted and inserted; all deletes come first, so that keys can
+    /// move among the rows of one statement.
+    ///
+    /// # Errors
+    /// As [`RowWriter::inserts`] and [`RowWriter::deletes`].
+    pub fn updates(&self, scope: ScopeId, before: &RecordBatch, after: &RecordBatch) -> Result<Vec<RowWrite>> {
+        if before.num_rows() != after.num_rows() {
+            return Err(Error::internal("an update has not as many new rows as old ones"));
+        }
+        let stored = StoredRows::of(before)?;
+        let rows = self.encode(after, None)?;
+        let new_keys = if self.schemas.definition.has_key() { Some(self.encode_keys(scope, after)?) } else { None };
+        if let Some(keys) = &new_keys {
+            self.refuse_equal_keys(keys)?;
+        }
+        let (mut moved_away, mut changed) = (Vec::new(), Vec::with_capacity(rows.len()));
+        let mut new_keys = new_keys.map(Vec::into_iter);
+        for (position, row) in rows.into_iter().enumerate() {
+            let (key, expected, old) = (stored.key(position)?, stored.seq(position)?, stored.row(position)?);
+            let new_key = new_keys.as_mut().and_then(Iterator::next).unwrap_or_else(|| key.clone());
+            if new_key == key {
+                changed.push(RowWrite::Update { key, expected, old, row });
+            } else {
+                moved_away.push(RowWrite::Delete { key, expected, old });
+                changed.push(RowWrite::Insert { key: new_key, row });
+            }
+        }
+        moved_away.append(&mut changed);
+        Ok(moved_away)
+    }
+
+    fn expires_at(&self, now_us: i64) -> Option<i64> {
+        let ttl = i64::try_from(self.schemas.definition.options.ttl_seconds?).unwrap_or(i64::MAX);
+        Some(now_us.saturating_add(ttl.saturating_mul(MICROSECONDS_PER_SECOND)))
+    }
+
+    fn encode(&self, batch: &RecordBatch, expires_at: Option<i64>) -> Result<Vec<Vec<u8>>> {
+        let definition = &self.schemas.definition;
+        if batch.num_columns() != definition.columns.len() {
+            return Err(Error::internal(format!(
+                "rows for table \"{}\" have {} columns, not {}",
+                definition.qualified_name(),
+                batch.num_columns(),
+                definition.columns.len()
+            )));
+        }
+        for (column, array) in definition.columns.iter().zip(batch.columns()) {
+            check_column(definition, column, array)?;
+        }
+        let rows = self.rows.encode(batch.columns(), batch.num_rows(), expires_at)?;
+        match rows.iter().find(|row| row.len() > self.limits.row_bytes_max) {
+            None => Ok(rows),
+            Some(row) => Err(Error::new(
+                ErrorKind::ResourceExhausted,
+                SqlState::PROGRAM_LIMIT_EXCEEDED,
+                format!("a row of {} bytes is too large for table \"{}\"", row.len(), definition.qualified_name()),
+            )
+            .hint(format!("a row has at most {} bytes (row_bytes_max)", self.limits.row_bytes_max))),
+        }
+    }
+
+    fn encode_keys(&self, scope: ScopeId, batch: &RecordBatch) -> Result<Vec<Bytes>> {
+        let columns: Vec<ArrayRef> =
+            self.key_positions.iter().filter_map(|position| batch.columns().get(*position).map(Arc::clone)).collect();
+        self.keys.encode(self.schemas.definition.id, scope, &columns)
+    }
+
+    fn refuse_equal_keys(&self, keys: &[Bytes]) -> Result<()> {
+        if let [_] = keys {
+            return Ok(());
+        }
+        let mut seen = HashSet::with_capacity(keys.len());
+        match keys.iter().find(|key| !seen.insert(&***key)) {
+            None => Ok(()),
+            Some(key) => Err(self.duplicate_key(key)),
+        }
+    }
+
+    /// The error for a key that two rows have.
+    pub fn duplicate_key(&self, key: &[u8]) -> Error {
+        let definition = &self.schemas.definition;
+        let names: Vec<&str> = definition.key_columns().map(|column| &*column.name).collect();
+        let values = self.keys.decode(key).unwrap_or_default();
+        let values: Vec<String> = values.iter().map(|value| value.to_string().chars().take(64).collect()).collect();
+        Error::new(
+            ErrorKind::AlreadyExists,
+            SqlState::UNIQUE_VIOLATION,
+            format!(
+                "duplicate key in table \"{}\": ({})=({})",
+                definition.qualified_name(),
+                names.join(", "),
+                values.join(", ")
+            ),
+        )
+        .hint("use INSERT ... ON CONFLICT to update the row that exists")
+    }
+}
+
+/// The system columns of rows that were read to be changed.
+struct StoredRows<'a> {
+    seqs: &'a Int64Array,
+    keys: SharedBytes<'a>,
+    rows: SharedBytes<'a>,
+}
+
+impl<'a> StoredRows<'a> {
+    fn of(batch: &'a RecordBatch) -> Result<Self> {
+        let column = |name: &str| {
+            batch.column_by_name(name).ok_or_else(|| Error::internal(format!("rows to change lack the column \"{name}\"")))
+        };
+        let wrong = || Error::internal("the system columns of rows to change have other types");
+        Ok(Self {
+            seqs: column(COLUMN_SEQ)?.as_primitive_opt::<Int64Type>().ok_or_else(wrong)?,
+            keys: SharedBytes::of(column(COLUMN_KEY)?).ok_or_else(wrong)?,
+            rows: SharedBytes::of(column(COLUMN_VALUE)?).ok_or_else(wrong)?,
+        })
+    }
+
+    fn seq(&self, row: usize) -> Result<Seq> {
+        let seq = self.seqs.values().get(row).and_then(|seq| u64::try_from(*seq).ok());
+        seq.map(Seq).ok_or_else(|| Error::internal("a row to change has no seq"))
+    }
+
+    fn key(&self, row: usize) -> Result<Bytes> {
+        self.keys.value(row)
+    }
+
+    fn row(&self, row: usize) -> Result<Bytes> {
+        self.rows.value(row)
+    }
+}
+
+/// A binary column whose values are handed out without copying them: they keep the column's buffer alive.
+struct SharedBytes<'a> {
+    array: &'a BinaryArray,
+    buffer: Bytes,
+}
+
+struct Owner(Buffer);
+
+impl AsRef<[u8]> for Owner {
+    fn as_ref(&self) -> &[u8] {
+        self.0.as_slice()
+    }
+}
+
+impl<'a> SharedBytes<'a> {
+    fn of(array: &'a ArrayRef) -> Option<Self> {
+        let array = array.as_binary_opt::<i32>()?;
+        Some(Self { array, buffer: Bytes::from_owner(Owner(array.values().clone())) })
+    }
+
+    fn value(&self, row: usize) -> Result<Bytes> {
+        let offsets = self.array.value_offsets();
+        let place = offsets.get(row).zip(offsets.get(row + 1));
+        let place = place.and_then(|(start, end)| Some(usize::try_from(*start).ok()?..usize::try_from(*end).ok()?));
+        match place {
+            Some(place) if place.end <= self.buffer.len() => Ok(self.buffer.slice(place)),
+            _ => Err(Error::internal("a row to change has no stored bytes")),
+        }
+    }
+}
+
+fn check_column(definition: &TableDefinition, column: &ColumnDefinition, array: &ArrayRef) -> Result<()> {
+    if *array.data_type() != column.ty.arrow() {
+        return Err(Error::internal(format!(
+            "values for column \"{}\" of table \"{}\" are {}, not {}",
+            column.name,
+            definition.qualified_name(),
+            array.data_type(),
+            column.ty.arrow()
+        )));
+    }
+    if !column.nullable && array.null_count() > 0 {
+        return Err(Error::new(
+            ErrorKind::InvalidArgument,
+            SqlState::NOT_NULL_VIOLATION,
+            format!("null value in column \"{}\" of table \"{}\", which is NOT NULL", column.name, definition.qualified_name()),
+        )
+        .hint("give the column a value or a DEFAULT"));
+    }
+    match column.ty {
+        ColumnType::Json | ColumnType::File => check_json(definition, column, array.as_string::<i32>()),
+        ColumnType::Text => check_length(definition, column, array.as_string::<i32>()),
+        ColumnType::Decimal { precision, .. } => {
+            let decimals = array.as_primitive::<arrow::datatypes::Decimal128Type>();
+            decimals.validate_decimal_precision(precision).map_err(|error| {
+                Error::new(
+                    ErrorKind::InvalidArgument,
+                    SqlState::NUMERIC_OUT_OF_RANGE,
+                    format!("a value is too large for column \"{}\" of type {}", column.name, column.ty),
+                )
+                .source(error)
+            })
+        }
+        ColumnType::Embedding(_) => check_embedding(definition, column, array),
+        _ => Ok(()),
+    }
+}
+
+fn check_json(definition: &TableDefinition, column: &ColumnDefinition, texts: &StringArray) -> Result<()> {
+    for text in texts.iter().flatten() {
+        serde_json::from_str::<serde::de::IgnoredAny>(text).map_err(|error| {
+            Error::new(
+                ErrorKind::InvalidArgument,
+                SqlState::INVALID_TEXT_REPRESENTATION,
+                format!("a value for column \"{}\" of table \"{}\" is not JSON", column.name, definition.qualified_name()),
+            )
+            .hint(format!("at line {} column {}", error.line(), error.column()))
+        })?;
+    }
+    Ok(())
+}
+
+fn check_length(definition: &TableDefinition, column: &ColumnDefinition, texts: &StringArray) -> Result<()> {
+    let Some(length_max) = column.length_max else { return Ok(()) };
+    let length_max = usize::try_from(length_max).unwrap_or(usize::MAX);
+    // A text has at most as many characters as bytes.
+    let is_too_long = |text: &str| text.len() > length_max && text.chars().count() > length_max;
+    if !texts.iter().flatten().any(is_too_long) {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::InvalidArgument,
+        SqlState::STRING_TOO_LONG,
+        format!(
+            "a value is too long for column \"{}\" of table \"{}\", which has at most {length_max} characters",
+            column.name,
+            definition.qualified_name()
+        ),
+    ))
+}
+
+/// Elements behind a NULL list are filler and not looked at.
+fn check_embedding(definition: &TableDefinition, column: &ColumnDefinition, array: &ArrayRef) -> Result<()> {
+    let lists = array.as_fixed_size_list();
+    if lists.values().null_count() == 0 {
+        return Ok(());
+    }
+    let has_null = (0..lists.len()).any(|row| lists.is_valid(row) && lists.value(row).null_count() > 0);
+    if !has_null {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::InvalidArgument,
+        SqlState::NOT_NULL_VIOLATION,
+        format!("null element in column \"{}\" of table \"{}\"", column.name, definition.qualified_name()),
+    )
+    .hint("every element of an EMBEDDING is a number"))
+}
+
+/// Casts a column to the Arrow form of its type, as an INSERT does with what a query or a client delivers.
+///
+/// Besides Arrow's own casts, text becomes UUID, BYTES (`\x…`) and EMBEDDING as [`ColumnType::parse_text`] reads it.
+///
+/// # Errors
+/// 22P02, 22003 for a value the type does not have; 42804 when there is no such cast.
+pub fn cast_column(column: &ColumnDefinition, array: &ArrayRef) -> Result<ArrayRef> {
+    let target = column.ty.arrow();
+    if *array.data_type() == target {
+        return Ok(Arc::clone(array));
+    }
+    let is_text = matches!(array.data_type(), DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View);
+    if is_text && matches!(column.ty, ColumnType::Uuid | ColumnType::Bytes | ColumnType::Embedding(_)) {
+        return cast_text(column.ty, array);
+    }
+    if !arrow::compute::can_cast_types(array.data_type(), &target) {
+        return Err(Error::new(
+            ErrorKind::InvalidSql,
+            SqlState::DATATYPE_MISMATCH,
+            format!("column \"{}\" is of type {}, the values are {}", column.name, column.ty, array.data_type()),
+        )
+        .hint("cast them with CAST(... AS ...)"));
+    }
+    let options = CastOptions { safe: false, format_options: FormatOptions::default() };
+    Ok(cast_with_options(array, &target, &options)?)
+}
+
+fn cast_text(ty: ColumnType, array: &ArrayRef) -> Result<ArrayRef> {
+    use datafusion::common::ScalarValue;
+    let texts = cast_with_options(array, &DataType::Utf8, &CastOptions::default())?;
+    let null = ScalarValue::try_from(&ty.arrow())?;
+    let values = texts.as_string::<i32>().iter().map(|text| match text {
+        Some(text) => ty.parse_text(text),
+        None => Ok(null.clone()),
+    });
+    let values = values.collect::<Result<Vec<_>>>()?;
+    if values.is_empty() {
+        return Ok(arrow::array::new_empty_array(&ty.arrow()));
+    }
+    Ok(ScalarValue::iter_to_array(values)?)
+}
