@@ -5,6 +5,8 @@
 //!
 //! Invariant: a batch is visible and durable as a whole or not at all, and a snapshot never changes.
 
+#[cfg(test)]
+mod arbitrary;
 mod columns;
 mod directory;
 pub mod keys;

@@ -1,0 +1,6 @@
+//! The commit order: validation, groups, recovery, failure, and a random model.
+
+mod fixture;
+mod groups;
+mod model;
+mod reopening;
