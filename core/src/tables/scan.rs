@@ -34,6 +34,7 @@ use super::source::{RowSchema, ScanSource, project_schema, row_decoder};
 use crate::commit::Snapshot;
 use crate::error::{Error, Result};
 use crate::schema_registry::TableSchemas;
+use crate::storage::keys::SCOPE_PREFIX_BYTES;
 use crate::storage::row_decoder::RowDecoder;
 use crate::storage::rows::row_expires_at;
 use crate::storage::{Direction, KeyRange, Partition, blocking};
@@ -194,12 +195,9 @@ impl DisplayAs for KalamScanExec {
         write!(f, "KalamScanExec: table={}, columns=[{}]", definition.qualified_name(), names.join(", "))?;
         match self.scan.sources.as_slice() {
             [ScanSource::Batches(_)] => write!(f, ", rows=computed")?,
-            [ScanSource::Stored(range)] if !is_point(range) => {
-                let is_whole = range.start.len() == crate::storage::keys::SCOPE_PREFIX_BYTES;
-                write!(f, ", keys={}", if is_whole { "all" } else { "1 range" })?;
-            }
-            sources if sources.iter().all(is_point_source) => write!(f, ", keys={} points", sources.len())?,
-            sources => write!(f, ", keys={} ranges", sources.len())?,
+            [ScanSource::Stored(range)] if range.start.len() == SCOPE_PREFIX_BYTES => write!(f, ", keys=all")?,
+            sources if sources.iter().all(is_point_source) => write!(f, ", points={}", sources.len())?,
+            sources => write!(f, ", ranges={}", sources.len())?,
         }
         if self.direction == Direction::Reverse {
             write!(f, ", reverse")?;
