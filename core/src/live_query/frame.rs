@@ -13,7 +13,7 @@ use datafusion::arrow::array::RecordBatch;
 use datafusion::arrow::datatypes::{Schema, SchemaRef};
 use datafusion::arrow::error::ArrowError;
 use datafusion::arrow::ipc::writer::{
-    DictionaryTracker, EncodedData, IpcDataGenerator, IpcWriteOptions, write_message,
+    DictionaryTracker, EncodedData, IpcDataGenerator, IpcWriteContext, IpcWriteOptions, write_message,
 };
 
 use crate::error::Result;
@@ -182,7 +182,7 @@ impl EncodedBatch {
         let options = IpcWriteOptions::default();
         let mut tracker = DictionaryTracker::new(true);
         let (dictionaries, data) =
-            IpcDataGenerator::default().encoded_batch(&batch, &mut tracker, &options)?;
+            IpcDataGenerator::default().encode(&batch, &mut tracker, &options, &mut IpcWriteContext::default())?;
         assert!(dictionaries.is_empty(), "a live query's columns have no dictionaries");
         Ok(Self { ipc: encapsulate(data, &options)?, rows: batch.num_rows(), batch })
     }

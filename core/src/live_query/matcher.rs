@@ -216,7 +216,7 @@ pub(super) fn images_of<'a>(
     let mut places = Vec::new();
     let mut rows = Vec::new();
     let (mut old_rows, mut new_rows) = (0, 0);
-    let mut place = |present: bool, count: &mut usize| {
+    let place = |present: bool, count: &mut usize| {
         present.then(|| {
             *count += 1;
             *count - 1

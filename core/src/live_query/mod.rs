@@ -30,7 +30,6 @@ pub use self::manager::{LiveCounters, LiveQueryInfo, LiveQueryManager, LiveQuery
 pub use self::plan::LiveQueryPlan;
 pub use self::subscription::Subscription;
 pub use self::token::{token_from_text, token_to_text};
-pub use self::token::{token_from_text, token_to_text};
 use crate::ids::Seq;
 
 /// What a client asks for.

@@ -47,7 +47,7 @@ pub(super) fn null_text(name: &'static str, rows: usize) -> Column {
 
 /// A column of times, microseconds UTC.
 pub(super) fn times(name: &'static str, values: impl Iterator<Item = i64>) -> Column {
-    (name, Arc::new(values.collect::<TimestampMicrosecondArray>()))
+    (name, Arc::new(TimestampMicrosecondArray::from_iter_values(values)))
 }
 
 /// A column of times with NULLs, microseconds UTC.
