@@ -125,7 +125,9 @@ impl ColumnType {
         Ok(match sql {
             Sql::Bool | Sql::Boolean => Self::Boolean,
             Sql::SmallInt(None) | Sql::Int2(None) | Sql::Int16 => Self::SmallInt,
-            Sql::Int(None) | Sql::Integer(None) | Sql::Int4(None) | Sql::MediumInt(None) | Sql::Int32 => Self::Integer,
+            Sql::Int(None) | Sql::Integer(None) | Sql::Int4(None) | Sql::MediumInt(None) | Sql::Int32 => {
+                Self::Integer
+            }
             Sql::BigInt(None) | Sql::Int8(None) | Sql::Int64 => Self::BigInt,
             Sql::Real | Sql::Float4 | Sql::Float32 => Self::Real,
             Sql::Float(ast::ExactNumberInfo::None) => Self::Real,
@@ -134,12 +136,20 @@ impl ColumnType {
                 25..=53 => Self::Double,
                 _ => return Err(Error::invalid(format!("the precision of {sql} is not between 1 and 53"))),
             },
-            Sql::Double(ast::ExactNumberInfo::None) | Sql::DoublePrecision | Sql::Float8 | Sql::Float64 => Self::Double,
+            Sql::Double(ast::ExactNumberInfo::None) | Sql::DoublePrecision | Sql::Float8 | Sql::Float64 => {
+                Self::Double
+            }
             Sql::Decimal(info) | Sql::Numeric(info) | Sql::Dec(info) => decimal(sql, info)?,
             Sql::Text | Sql::String(None) | Sql::Clob(None) => Self::Text,
-            Sql::Character(_) | Sql::Char(_) | Sql::CharacterVarying(_) | Sql::CharVarying(_) | Sql::Varchar(_)
+            Sql::Character(_)
+            | Sql::Char(_)
+            | Sql::CharacterVarying(_)
+            | Sql::CharVarying(_)
+            | Sql::Varchar(_)
             | Sql::Nvarchar(_) => Self::Text,
-            Sql::Bytes(None) | Sql::Bytea | Sql::Blob(None) | Sql::Binary(None) | Sql::Varbinary(None) => Self::Bytes,
+            Sql::Bytes(None) | Sql::Bytea | Sql::Blob(None) | Sql::Binary(None) | Sql::Varbinary(None) => {
+                Self::Bytes
+            }
             Sql::JSON | Sql::JSONB => Self::Json,
             Sql::Timestamp(precision, zone) => {
                 whole_microseconds(sql, *precision)?;
@@ -176,9 +186,9 @@ impl ColumnType {
                 Ok(_) => Ok(ScalarValue::Utf8(Some(text.to_owned()))),
                 Err(_) => Err(self.not_a_value(text)),
             },
-            Self::Bytes => Ok(ScalarValue::Binary(Some(
-                parse_bytes(text).ok_or_else(|| self.not_a_value(text))?,
-            ))),
+            Self::Bytes => {
+                Ok(ScalarValue::Binary(Some(parse_bytes(text).ok_or_else(|| self.not_a_value(text))?)))
+            }
             Self::Uuid => match uuid::Uuid::parse_str(text.trim()) {
                 Ok(uuid) => Ok(ScalarValue::FixedSizeBinary(16, Some(uuid.as_bytes().to_vec()))),
                 Err(_) => Err(self.not_a_value(text)),
@@ -187,7 +197,8 @@ impl ColumnType {
             _ => {
                 let options = CastOptions { safe: false, format_options: FormatOptions::default() };
                 let source = ScalarValue::Utf8(Some(text.trim().to_owned())).to_array()?;
-                let array = cast_with_options(&source, &self.arrow(), &options).map_err(|_| self.not_a_value(text))?;
+                let array = cast_with_options(&source, &self.arrow(), &options)
+                    .map_err(|_| self.not_a_value(text))?;
                 Ok(ScalarValue::try_from_array(&array, 0)?)
             }
         }
@@ -196,7 +207,9 @@ impl ColumnType {
     fn parse_embedding(self, dimensions: u16, text: &str) -> Result<ScalarValue> {
         let values: Vec<f32> = serde_json::from_str(text).map_err(|_| self.not_a_value(text))?;
         if values.len() != usize::from(dimensions) {
-            return Err(self.not_a_value(text).hint(format!("it needs {dimensions} numbers, not {}", values.len())));
+            return Err(self
+                .not_a_value(text)
+                .hint(format!("it needs {dimensions} numbers, not {}", values.len())));
         }
         let list = arrow::array::FixedSizeListArray::try_new(
             Arc::new(Field::new_list_field(DataType::Float32, true)),
@@ -250,8 +263,12 @@ pub fn text_length_max(sql: &ast::DataType) -> Result<Option<u32>> {
     use ast::DataType as Sql;
     let length = match sql {
         // A bare CHAR is CHAR(1) in PostgreSQL; here it is TEXT, as in the reference type table.
-        Sql::Character(length) | Sql::Char(length) | Sql::CharacterVarying(length) | Sql::CharVarying(length)
-        | Sql::Varchar(length) | Sql::Nvarchar(length) => length,
+        Sql::Character(length)
+        | Sql::Char(length)
+        | Sql::CharacterVarying(length)
+        | Sql::CharVarying(length)
+        | Sql::Varchar(length)
+        | Sql::Nvarchar(length) => length,
         _ => return Ok(None),
     };
     let Some(ast::CharacterLength::IntegerLength { length, .. }) = length else {
@@ -275,7 +292,8 @@ fn has_zone(zone: &ast::TimezoneInfo) -> bool {
 fn whole_microseconds(sql: &ast::DataType, precision: Option<u64>) -> Result<()> {
     match precision {
         None | Some(6) => Ok(()),
-        Some(_) => Err(Error::unsupported(format!("the precision of {sql}")).hint("leave it out: times have microseconds")),
+        Some(_) => Err(Error::unsupported(format!("the precision of {sql}"))
+            .hint("leave it out: times have microseconds")),
     }
 }
 
@@ -313,8 +331,9 @@ fn custom(sql: &ast::DataType, name: &str, arguments: &[String]) -> Result<Colum
                 "the dimensions of {sql} are not a number between 1 and {EMBEDDING_DIMENSIONS_MAX}"
             ))),
         },
-        ("embedding", _) => Err(Error::invalid("EMBEDDING needs its number of dimensions")
-            .hint("write it as EMBEDDING(768)")),
+        ("embedding", _) => {
+            Err(Error::invalid("EMBEDDING needs its number of dimensions").hint("write it as EMBEDDING(768)"))
+        }
         _ => Err(unsupported_type(sql)),
     }
 }

@@ -48,7 +48,9 @@ impl FieldInterner {
 
     /// About how many bytes the fields take.
     pub(super) fn bytes(&self) -> usize {
-        let entry = size_of::<((Arc<str>, ColumnType, bool), FieldRef)>() + size_of::<Field>() + 2 * size_of::<usize>();
+        let entry = size_of::<((Arc<str>, ColumnType, bool), FieldRef)>()
+            + size_of::<Field>()
+            + 2 * size_of::<usize>();
         self.fields.iter().map(|field| entry + field.name().len() + metadata_bytes(&field)).sum()
     }
 }
@@ -68,8 +70,11 @@ fn new_field(name: &str, ty: ColumnType, nullable: bool) -> Field {
 
 /// Builds the schemas of `definition`.
 pub(super) fn build(definition: &TableDefinition, interner: &FieldInterner) -> BuiltSchemas {
-    let visible: Vec<FieldRef> =
-        definition.columns.iter().map(|column| interner.field(&column.name, column.ty, column.nullable)).collect();
+    let visible: Vec<FieldRef> = definition
+        .columns
+        .iter()
+        .map(|column| interner.field(&column.name, column.ty, column.nullable))
+        .collect();
     let system = |name: &str, ty: ColumnType| interner.field(&Arc::from(name), ty, false);
     let mut full = visible.clone();
     full.push(system(COLUMN_SEQ, ColumnType::BigInt));

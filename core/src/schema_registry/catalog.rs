@@ -11,8 +11,8 @@ use super::definition::TableDefinition;
 use super::names::{validate_name, validate_new_namespace};
 use super::options::TableKind;
 use super::records::{
-    CatalogChange, CatalogHeader, NAMESPACE_PUBLIC, NAMESPACE_SYSTEM, NamespaceRecord, STORAGE_LOCAL, StorageRecord,
-    UserRecord,
+    CatalogChange, CatalogHeader, NAMESPACE_PUBLIC, NAMESPACE_SYSTEM, NamespaceRecord, STORAGE_LOCAL,
+    StorageRecord, UserRecord,
 };
 use super::system_definitions::system_definitions;
 use crate::error::{Error, ErrorKind, Result, SqlState};
@@ -56,7 +56,13 @@ impl Catalog {
             storages: OrdMap::new(),
         };
         for (id, name) in [(PUBLIC_ID, NAMESPACE_PUBLIC), (SYSTEM_ID, NAMESPACE_SYSTEM)] {
-            catalog.set_namespace(NamespaceRecord { id, name: Arc::from(name), revision: 1, options: None, created_at });
+            catalog.set_namespace(NamespaceRecord {
+                id,
+                name: Arc::from(name),
+                revision: 1,
+                options: None,
+                created_at,
+            });
         }
         for table in system_definitions(created_at) {
             catalog.set_table(table);
@@ -88,7 +94,10 @@ impl Catalog {
                 CatalogChange::PutUser(user) => catalog.set_user(user),
                 CatalogChange::PutStorage(storage) => catalog.set_storage(storage),
                 drop => {
-                    return Err(Error::corruption(format!("the catalog holds a removal as {}", drop.record_key())));
+                    return Err(Error::corruption(format!(
+                        "the catalog holds a removal as {}",
+                        drop.record_key()
+                    )));
                 }
             }
         }
@@ -248,7 +257,10 @@ impl Catalog {
             return Err(stale("namespace", &id.to_string()));
         };
         if id == PUBLIC_ID || id == SYSTEM_ID {
-            return Err(in_use(format!("namespace \"{}\" always exists", record.name), "drop its tables instead"));
+            return Err(in_use(
+                format!("namespace \"{}\" always exists", record.name),
+                "drop its tables instead",
+            ));
         }
         if self.tables_in(&record.name).next().is_some() {
             return Err(in_use(
@@ -263,8 +275,14 @@ impl Catalog {
     fn put_table(&mut self, table: &TableDefinition) -> Result<()> {
         match self.tables.get(&table.id).map(Arc::clone) {
             Some(old) => {
-                if old.kind == TableKind::System || old.kind != table.kind || old.options.scope != table.options.scope {
-                    return Err(Error::unsupported(format!("changing the type of table \"{}\"", old.qualified_name())));
+                if old.kind == TableKind::System
+                    || old.kind != table.kind
+                    || old.options.scope != table.options.scope
+                {
+                    return Err(Error::unsupported(format!(
+                        "changing the type of table \"{}\"",
+                        old.qualified_name()
+                    )));
                 }
                 if table.version.0 != old.version.0.saturating_add(1) {
                     return Err(stale("table", &old.qualified_name()));
@@ -335,7 +353,9 @@ impl Catalog {
                     return Err(Error::unsupported("renaming a user"));
                 }
             }
-            None if user.id < self.header.next_user_id || user.revision != 1 => return Err(stale("user", &user.username)),
+            None if user.id < self.header.next_user_id || user.revision != 1 => {
+                return Err(stale("user", &user.username));
+            }
             None => {
                 let next = user.id.0.checked_add(1).ok_or_else(numbers_exhausted)?;
                 self.header.next_user_id = UserId(next);
@@ -355,7 +375,12 @@ impl Catalog {
 
     fn put_storage(&mut self, storage: &StorageRecord) -> Result<()> {
         validate_name("storage", &storage.id)?;
-        is_next("storage", &storage.id, self.storage(&storage.id).map_or(0, |old| old.revision), storage.revision)?;
+        is_next(
+            "storage",
+            &storage.id,
+            self.storage(&storage.id).map_or(0, |old| old.revision),
+            storage.revision,
+        )?;
         self.set_storage(storage.clone());
         Ok(())
     }
@@ -411,7 +436,11 @@ fn successor(id: u32) -> Result<u32> {
 }
 
 fn numbers_exhausted() -> Error {
-    Error::new(ErrorKind::ResourceExhausted, SqlState::PROGRAM_LIMIT_EXCEEDED, "no numbers are left for new objects")
+    Error::new(
+        ErrorKind::ResourceExhausted,
+        SqlState::PROGRAM_LIMIT_EXCEEDED,
+        "no numbers are left for new objects",
+    )
 }
 
 fn is_next(kind: &str, name: &str, old: u32, new: u32) -> Result<()> {

@@ -183,7 +183,10 @@ impl TableDefinition {
     ///
     /// # Errors
     /// Whatever [`TableDefinition::validate`] refuses.
-    #[expect(clippy::too_many_arguments, reason = "a table is made of this many things, each of a type of its own")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "a table is made of this many things, each of a type of its own"
+    )]
     pub fn create(
         id: TableId,
         namespace: Arc<str>,
@@ -202,7 +205,9 @@ impl TableDefinition {
         let mut key = Vec::with_capacity(primary_key.len());
         for &position in primary_key {
             let column = columns.get_mut(position).ok_or_else(|| {
-                Error::internal(format!("primary key of table \"{namespace}.{name}\" names column {position}"))
+                Error::internal(format!(
+                    "primary key of table \"{namespace}.{name}\" names column {position}"
+                ))
             })?;
             column.nullable = false;
             key.push(column.id);
@@ -235,7 +240,11 @@ impl TableDefinition {
     ///
     /// # Errors
     /// What `change` returns, and whatever [`TableDefinition::validate`] refuses.
-    pub fn next_version(&self, updated_at: i64, change: impl FnOnce(&mut Self) -> Result<()>) -> Result<Self> {
+    pub fn next_version(
+        &self,
+        updated_at: i64,
+        change: impl FnOnce(&mut Self) -> Result<()>,
+    ) -> Result<Self> {
         let mut next = self.clone();
         change(&mut next)?;
         next.id = self.id;
@@ -340,7 +349,9 @@ impl TableDefinition {
         }
         self.validate_columns()?;
         self.validate_key()?;
-        self.options.validate(self.kind).map_err(|problem| self.invalid(problem.message()).hint(problem.hint()))
+        self.options
+            .validate(self.kind)
+            .map_err(|problem| self.invalid(problem.message()).hint(problem.hint()))
     }
 
     fn validate_columns(&self) -> Result<()> {
@@ -352,7 +363,11 @@ impl TableDefinition {
                 return Err(Error::new(
                     ErrorKind::InvalidSql,
                     SqlState::DUPLICATE_COLUMN,
-                    format!("column \"{}\" is named twice in table \"{}\"", column.name, self.qualified_name()),
+                    format!(
+                        "column \"{}\" is named twice in table \"{}\"",
+                        column.name,
+                        self.qualified_name()
+                    ),
                 ));
             }
             if !ids.insert(column.id) || column.id >= self.next_column_id {
@@ -373,20 +388,26 @@ impl TableDefinition {
 
     fn validate_key(&self) -> Result<()> {
         if self.primary_key.len() > KEY_COLUMNS_MAX {
-            return Err(self.invalid(&format!("has {} key columns", self.primary_key.len()))
+            return Err(self
+                .invalid(&format!("has {} key columns", self.primary_key.len()))
                 .hint(format!("a primary key has at most {KEY_COLUMNS_MAX}")));
         }
         let mut seen = HashSet::with_capacity(self.primary_key.len());
         for id in &self.primary_key {
             let Some(column) = self.column_by_id(*id) else {
-                return Err(self.invalid("has a primary key column that does not exist")
+                return Err(self
+                    .invalid("has a primary key column that does not exist")
                     .hint("a key column cannot be dropped; create the table anew"));
             };
             if !seen.insert(*id) {
-                return Err(self.invalid(&format!("names column \"{}\" twice in its primary key", column.name)));
+                return Err(
+                    self.invalid(&format!("names column \"{}\" twice in its primary key", column.name))
+                );
             }
             if column.nullable {
-                return Err(self.invalid(&format!("has a primary key column \"{}\" that allows NULL", column.name)));
+                return Err(
+                    self.invalid(&format!("has a primary key column \"{}\" that allows NULL", column.name))
+                );
             }
             if !column.ty.can_be_key() {
                 return Err(self
@@ -430,7 +451,8 @@ mod tests {
 
     #[test]
     fn key_columns_become_not_null() {
-        let table = table(vec![column("a", ColumnType::Text), column("id", ColumnType::BigInt)], &[1]).unwrap();
+        let table =
+            table(vec![column("a", ColumnType::Text), column("id", ColumnType::BigInt)], &[1]).unwrap();
         assert!(!table.columns[1].nullable);
         assert_eq!(table.key_types(), [ColumnType::BigInt]);
         assert_eq!(table.key_positions(), [1]);

@@ -136,7 +136,11 @@ impl FlushPolicy {
                 "interval" => (&mut policy.interval_s, 1),
                 _ => return Err(wrong()),
             };
-            let digits = if unit == 1 { value.trim() } else { value.trim().get(..value.trim().len() - 3).unwrap_or("") };
+            let digits = if unit == 1 {
+                value.trim()
+            } else {
+                value.trim().get(..value.trim().len() - 3).unwrap_or("")
+            };
             let number = digits.trim().parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
             match number {
                 Some(number) if number > 0 && place.is_none() => *place = Some(number),
@@ -226,20 +230,25 @@ impl TableOptions {
             TableKind::Stream => true,
         };
         if !scope_fits {
-            return Err(OptionProblem("has a SCOPE that does not fit its type", "only STREAM tables choose their SCOPE"));
+            return Err(OptionProblem(
+                "has a SCOPE that does not fit its type",
+                "only STREAM tables choose their SCOPE",
+            ));
         }
         match (kind, self.ttl_seconds) {
-            (TableKind::Stream, None) => {
-                Err(OptionProblem("is a STREAM table without TTL_SECONDS", "add for instance WITH (TTL_SECONDS=60)"))
-            }
+            (TableKind::Stream, None) => Err(OptionProblem(
+                "is a STREAM table without TTL_SECONDS",
+                "add for instance WITH (TTL_SECONDS=60)",
+            )),
             (TableKind::Stream, Some(ttl)) if ttl == 0 || ttl > TTL_SECONDS_MAX => Err(OptionProblem(
                 "has TTL_SECONDS out of range",
                 "it is a number of seconds from 1 to a hundred years",
             )),
             (TableKind::Stream, Some(_)) | (_, None) => Ok(()),
-            (_, Some(_)) => {
-                Err(OptionProblem("has TTL_SECONDS but is not a STREAM table", "create it with CREATE STREAM TABLE"))
-            }
+            (_, Some(_)) => Err(OptionProblem(
+                "has TTL_SECONDS but is not a STREAM table",
+                "create it with CREATE STREAM TABLE",
+            )),
         }
     }
 }

@@ -165,7 +165,9 @@ impl CatalogChange {
     /// The key of the record that changes: `table/1000`, `user/1`, `namespace/10`, `storage/local`.
     pub fn record_key(&self) -> String {
         match self {
-            Self::PutNamespace(NamespaceRecord { id, .. }) | Self::DropNamespace(id) => format!("namespace/{id}"),
+            Self::PutNamespace(NamespaceRecord { id, .. }) | Self::DropNamespace(id) => {
+                format!("namespace/{id}")
+            }
             Self::PutTable(TableDefinition { id, .. }) | Self::DropTable(id) => format!("table/{id}"),
             Self::PutUser(UserRecord { id, .. }) | Self::DropUser(id) => format!("user/{id}"),
             Self::PutStorage(StorageRecord { id, .. }) | Self::DropStorage(id) => format!("storage/{id}"),

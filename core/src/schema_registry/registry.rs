@@ -69,8 +69,9 @@ impl fmt::Debug for TableSchemas {
 pub fn encode_schema(schema: &Schema) -> Bytes {
     let options = IpcWriteOptions::default();
     let mut tracker = DictionaryTracker::new(false);
-    let flatbuffer =
-        IpcDataGenerator::default().schema_to_bytes_with_dictionary_tracker(schema, &mut tracker, &options).ipc_message;
+    let flatbuffer = IpcDataGenerator::default()
+        .schema_to_bytes_with_dictionary_tracker(schema, &mut tracker, &options)
+        .ipc_message;
     let length = flatbuffer.len().next_multiple_of(8);
     let mut message = Vec::with_capacity(length + 8);
     message.extend_from_slice(&[0xff; 4]);
@@ -131,7 +132,11 @@ impl SchemaRegistry {
 
     /// The memoized schemas whose visible schema equals `schema`, which a query planned over `definition` has; `None` when the
     /// query changes names, types or order.
-    pub fn match_visible(&self, schema: &Schema, definition: &Arc<TableDefinition>) -> Option<Arc<TableSchemas>> {
+    pub fn match_visible(
+        &self,
+        schema: &Schema,
+        definition: &Arc<TableDefinition>,
+    ) -> Option<Arc<TableSchemas>> {
         is_visible(schema, definition).then(|| self.schemas(definition))
     }
 

@@ -2,13 +2,17 @@
 
 use super::*;
 use crate::ids::{ColumnId, UserId};
-use crate::schema_registry::{
-    Catalog, ColumnDefinition, SystemTable, TableKind, TableOptions,
-};
+use crate::schema_registry::{Catalog, ColumnDefinition, SystemTable, TableKind, TableOptions};
 use crate::types::ColumnType;
 
 fn table(id: u32, kind: TableKind, columns: usize) -> Arc<TableDefinition> {
-    let types = [ColumnType::BigInt, ColumnType::Text, ColumnType::Json, ColumnType::Embedding(3), ColumnType::TimestampTz];
+    let types = [
+        ColumnType::BigInt,
+        ColumnType::Text,
+        ColumnType::Json,
+        ColumnType::Embedding(3),
+        ColumnType::TimestampTz,
+    ];
     let columns = (0..columns)
         .map(|i| ColumnDefinition::new(ColumnId(0), format!("column_{i}"), types[i % types.len()], true))
         .collect();

@@ -11,7 +11,7 @@ use super::definition::{ColumnDefinition, TableDefinition};
 use super::options::{TableKind, TableOptions};
 use super::records::NAMESPACE_SYSTEM;
 use crate::ids::{ColumnId, SchemaVersion, TableId, UserId};
-use crate::types::ColumnType;
+use crate::types::ColumnType::{self, BigInt, Integer, Json, SmallInt, Text, TimestampTz};
 
 /// A system table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -98,111 +98,16 @@ impl SystemTable {
         }
     }
 
-    /// Name, type and whether NULL is allowed; the first column is the primary key.
-    fn columns(self) -> &'static [(&'static str, ColumnType, bool)] {
-        use ColumnType::{BigInt, Integer, Json, SmallInt, Text, TimestampTz};
-        const NULL: bool = true;
-        const NOT_NULL: bool = false;
+    fn columns(self) -> &'static [Column] {
         match self {
-            Self::Users => &[
-                ("user_id", Text, NOT_NULL),
-                ("username", Text, NOT_NULL),
-                ("role", Text, NOT_NULL),
-                ("email", Text, NULL),
-                ("auth_type", Text, NOT_NULL),
-                ("auth_data", Json, NULL),
-                ("storage_mode", Text, NOT_NULL),
-                ("storage_id", Text, NULL),
-                ("created_at", TimestampTz, NOT_NULL),
-                ("updated_at", TimestampTz, NOT_NULL),
-                ("last_login_at", TimestampTz, NULL),
-                ("last_seen_at", TimestampTz, NULL),
-                ("deleted_at", TimestampTz, NULL),
-            ],
-            Self::Jobs => &[
-                ("job_id", Text, NOT_NULL),
-                ("job_type", Text, NOT_NULL),
-                ("namespace_id", Text, NULL),
-                ("table_name", Text, NULL),
-                ("status", Text, NOT_NULL),
-                ("parameters", Json, NULL),
-                ("result", Text, NULL),
-                ("trace", Text, NULL),
-                ("error_message", Text, NULL),
-                ("idempotency_key", Text, NULL),
-                ("retry_count", SmallInt, NOT_NULL),
-                ("max_retries", SmallInt, NOT_NULL),
-                ("memory_used", BigInt, NULL),
-                ("cpu_used", BigInt, NULL),
-                ("created_at", TimestampTz, NOT_NULL),
-                ("updated_at", TimestampTz, NOT_NULL),
-                ("started_at", TimestampTz, NULL),
-                ("completed_at", TimestampTz, NULL),
-                ("node_id", Text, NOT_NULL),
-            ],
-            Self::Namespaces => &[
-                ("namespace_id", Text, NOT_NULL),
-                ("name", Text, NOT_NULL),
-                ("created_at", TimestampTz, NOT_NULL),
-                ("options", Json, NULL),
-                ("table_count", Integer, NOT_NULL),
-            ],
-            Self::Storages => &[
-                ("storage_id", Text, NOT_NULL),
-                ("storage_name", Text, NOT_NULL),
-                ("description", Text, NULL),
-                ("storage_type", Text, NOT_NULL),
-                ("base_directory", Text, NOT_NULL),
-                ("credentials", Text, NULL),
-                ("config_json", Json, NULL),
-                ("shared_tables_template", Text, NOT_NULL),
-                ("user_tables_template", Text, NOT_NULL),
-                ("created_at", TimestampTz, NOT_NULL),
-                ("updated_at", TimestampTz, NOT_NULL),
-            ],
-            Self::LiveQueries => &[
-                ("live_id", Text, NOT_NULL),
-                ("connection_id", Text, NOT_NULL),
-                ("subscription_id", Text, NOT_NULL),
-                ("namespace_id", Text, NOT_NULL),
-                ("table_name", Text, NOT_NULL),
-                ("query_id", Text, NOT_NULL),
-                ("user_id", Text, NOT_NULL),
-                ("query", Text, NOT_NULL),
-                ("options", Json, NULL),
-                ("status", Text, NOT_NULL),
-                ("created_at", TimestampTz, NOT_NULL),
-                ("updated_at", TimestampTz, NOT_NULL),
-                ("changes", BigInt, NOT_NULL),
-                ("node_id", Text, NOT_NULL),
-            ],
-            Self::Tables => &[
-                ("table_id", Text, NOT_NULL),
-                ("table_name", Text, NOT_NULL),
-                ("namespace_id", Text, NOT_NULL),
-                ("table_type", Text, NOT_NULL),
-                ("created_at", TimestampTz, NOT_NULL),
-                ("schema_version", Integer, NOT_NULL),
-                ("columns", Json, NOT_NULL),
-                ("table_comment", Text, NULL),
-                ("updated_at", TimestampTz, NOT_NULL),
-                ("options", Json, NULL),
-                ("access_level", Text, NULL),
-                ("storage_id", Text, NULL),
-            ],
-            Self::AuditLogs => &[
-                ("audit_id", Text, NOT_NULL),
-                ("created_at", TimestampTz, NOT_NULL),
-                ("actor_user_id", Text, NOT_NULL),
-                ("actor_username", Text, NOT_NULL),
-                ("action", Text, NOT_NULL),
-                ("target", Text, NOT_NULL),
-                ("details", Json, NULL),
-                ("ip_address", Text, NULL),
-                ("subject_user_id", Text, NULL),
-                ("node_id", Text, NOT_NULL),
-            ],
-            Self::Stats => &[("metric_name", Text, NOT_NULL), ("metric_value", Text, NULL)],
+            Self::Users => USERS,
+            Self::Jobs => JOBS,
+            Self::Namespaces => NAMESPACES,
+            Self::Storages => STORAGES,
+            Self::LiveQueries => LIVE_QUERIES,
+            Self::Tables => TABLES,
+            Self::AuditLogs => AUDIT_LOGS,
+            Self::Stats => STATS,
         }
     }
 
@@ -231,6 +136,119 @@ impl SystemTable {
         }
     }
 }
+
+/// Name, type and whether NULL is allowed; a table's first column is its primary key.
+type Column = (&'static str, ColumnType, bool);
+
+const NULL: bool = true;
+const NOT_NULL: bool = false;
+
+const USERS: &[Column] = &[
+    ("user_id", Text, NOT_NULL),
+    ("username", Text, NOT_NULL),
+    ("role", Text, NOT_NULL),
+    ("email", Text, NULL),
+    ("auth_type", Text, NOT_NULL),
+    ("auth_data", Json, NULL),
+    ("storage_mode", Text, NOT_NULL),
+    ("storage_id", Text, NULL),
+    ("created_at", TimestampTz, NOT_NULL),
+    ("updated_at", TimestampTz, NOT_NULL),
+    ("last_login_at", TimestampTz, NULL),
+    ("last_seen_at", TimestampTz, NULL),
+    ("deleted_at", TimestampTz, NULL),
+];
+
+const JOBS: &[Column] = &[
+    ("job_id", Text, NOT_NULL),
+    ("job_type", Text, NOT_NULL),
+    ("namespace_id", Text, NULL),
+    ("table_name", Text, NULL),
+    ("status", Text, NOT_NULL),
+    ("parameters", Json, NULL),
+    ("result", Text, NULL),
+    ("trace", Text, NULL),
+    ("error_message", Text, NULL),
+    ("idempotency_key", Text, NULL),
+    ("retry_count", SmallInt, NOT_NULL),
+    ("max_retries", SmallInt, NOT_NULL),
+    ("memory_used", BigInt, NULL),
+    ("cpu_used", BigInt, NULL),
+    ("created_at", TimestampTz, NOT_NULL),
+    ("updated_at", TimestampTz, NOT_NULL),
+    ("started_at", TimestampTz, NULL),
+    ("completed_at", TimestampTz, NULL),
+    ("node_id", Text, NOT_NULL),
+];
+
+const NAMESPACES: &[Column] = &[
+    ("namespace_id", Text, NOT_NULL),
+    ("name", Text, NOT_NULL),
+    ("created_at", TimestampTz, NOT_NULL),
+    ("options", Json, NULL),
+    ("table_count", Integer, NOT_NULL),
+];
+
+const STORAGES: &[Column] = &[
+    ("storage_id", Text, NOT_NULL),
+    ("storage_name", Text, NOT_NULL),
+    ("description", Text, NULL),
+    ("storage_type", Text, NOT_NULL),
+    ("base_directory", Text, NOT_NULL),
+    ("credentials", Text, NULL),
+    ("config_json", Json, NULL),
+    ("shared_tables_template", Text, NOT_NULL),
+    ("user_tables_template", Text, NOT_NULL),
+    ("created_at", TimestampTz, NOT_NULL),
+    ("updated_at", TimestampTz, NOT_NULL),
+];
+
+const LIVE_QUERIES: &[Column] = &[
+    ("live_id", Text, NOT_NULL),
+    ("connection_id", Text, NOT_NULL),
+    ("subscription_id", Text, NOT_NULL),
+    ("namespace_id", Text, NOT_NULL),
+    ("table_name", Text, NOT_NULL),
+    ("query_id", Text, NOT_NULL),
+    ("user_id", Text, NOT_NULL),
+    ("query", Text, NOT_NULL),
+    ("options", Json, NULL),
+    ("status", Text, NOT_NULL),
+    ("created_at", TimestampTz, NOT_NULL),
+    ("updated_at", TimestampTz, NOT_NULL),
+    ("changes", BigInt, NOT_NULL),
+    ("node_id", Text, NOT_NULL),
+];
+
+const TABLES: &[Column] = &[
+    ("table_id", Text, NOT_NULL),
+    ("table_name", Text, NOT_NULL),
+    ("namespace_id", Text, NOT_NULL),
+    ("table_type", Text, NOT_NULL),
+    ("created_at", TimestampTz, NOT_NULL),
+    ("schema_version", Integer, NOT_NULL),
+    ("columns", Json, NOT_NULL),
+    ("table_comment", Text, NULL),
+    ("updated_at", TimestampTz, NOT_NULL),
+    ("options", Json, NULL),
+    ("access_level", Text, NULL),
+    ("storage_id", Text, NULL),
+];
+
+const AUDIT_LOGS: &[Column] = &[
+    ("audit_id", Text, NOT_NULL),
+    ("created_at", TimestampTz, NOT_NULL),
+    ("actor_user_id", Text, NOT_NULL),
+    ("actor_username", Text, NOT_NULL),
+    ("action", Text, NOT_NULL),
+    ("target", Text, NOT_NULL),
+    ("details", Json, NULL),
+    ("ip_address", Text, NULL),
+    ("subject_user_id", Text, NULL),
+    ("node_id", Text, NOT_NULL),
+];
+
+const STATS: &[Column] = &[("metric_name", Text, NOT_NULL), ("metric_value", Text, NULL)];
 
 /// The definitions of all system tables of a database created at `created_at`.
 pub fn system_definitions(created_at: i64) -> impl Iterator<Item = Arc<TableDefinition>> {

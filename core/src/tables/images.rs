@@ -14,7 +14,10 @@ use crate::schema_registry::TableSchemas;
 ///
 /// # Errors
 /// XX001 when the bytes are damaged.
-pub fn decode<'a>(schemas: &TableSchemas, images: impl Iterator<Item = (&'a Bytes, &'a Bytes)>) -> Result<RecordBatch> {
+pub fn decode<'a>(
+    schemas: &TableSchemas,
+    images: impl Iterator<Item = (&'a Bytes, &'a Bytes)>,
+) -> Result<RecordBatch> {
     let positions: Vec<usize> = (0..schemas.full.fields().len()).collect();
     let mut decoder = row_decoder(&schemas.definition, &positions)?;
     for (key, row) in images {

@@ -80,7 +80,8 @@ enum Last {
 }
 
 fn plan(definition: &TableDefinition, filters: &[&Expr]) -> Plan {
-    let keys: Vec<(&str, ColumnType)> = definition.key_columns().map(|column| (&*column.name, column.ty)).collect();
+    let keys: Vec<(&str, ColumnType)> =
+        definition.key_columns().map(|column| (&*column.name, column.ty)).collect();
     let demands: Vec<Option<(usize, Demand)>> = filters.iter().map(|filter| demand(&keys, filter)).collect();
     let mut plan = Plan {
         values: Vec::new(),
@@ -247,7 +248,8 @@ fn demand(keys: &[(&str, ColumnType)], filter: &Expr) -> Option<(usize, Demand)>
             let (column, left) = demand(keys, left)?;
             let (other, right) = demand(keys, right)?;
             match (left, right) {
-                (Demand::Low(low, true), Demand::High(high, true)) | (Demand::High(high, true), Demand::Low(low, true))
+                (Demand::Low(low, true), Demand::High(high, true))
+                | (Demand::High(high, true), Demand::Low(low, true))
                     if column == other =>
                 {
                     Some((column, Demand::Between(low, high)))
@@ -257,7 +259,9 @@ fn demand(keys: &[(&str, ColumnType)], filter: &Expr) -> Option<(usize, Demand)>
         }
         Expr::BinaryExpr(BinaryExpr { left, op, right }) => match (&**left, &**right) {
             (Expr::Column(_), Expr::Literal(value, _)) => compared(key_column(keys, left)?, *op, value),
-            (Expr::Literal(value, _), Expr::Column(_)) => compared(key_column(keys, right)?, op.swap()?, value),
+            (Expr::Literal(value, _), Expr::Column(_)) => {
+                compared(key_column(keys, right)?, op.swap()?, value)
+            }
             _ => None,
         },
         Expr::InList(list) if !list.negated => {
@@ -274,7 +278,9 @@ fn demand(keys: &[(&str, ColumnType)], filter: &Expr) -> Option<(usize, Demand)>
         }
         Expr::Between(between) if !between.negated => {
             let (position, ty) = key_column(keys, &between.expr)?;
-            let (Expr::Literal(low, _), Expr::Literal(high, _)) = (&*between.low, &*between.high) else { return None };
+            let (Expr::Literal(low, _), Expr::Literal(high, _)) = (&*between.low, &*between.high) else {
+                return None;
+            };
             Some((position, Demand::Between(key_value(ty, low)?, key_value(ty, high)?)))
         }
         Expr::Like(like) if !like.negated && !like.case_insensitive && like.escape_char.is_none() => {
@@ -299,7 +305,11 @@ fn boolean(keys: &[(&str, ColumnType)], column: &Expr, value: bool) -> Option<(u
     Some((position, Demand::Values(vec![ScalarValue::Boolean(Some(value))])))
 }
 
-fn compared((position, ty): (usize, ColumnType), op: Operator, value: &ScalarValue) -> Option<(usize, Demand)> {
+fn compared(
+    (position, ty): (usize, ColumnType),
+    op: Operator,
+    value: &ScalarValue,
+) -> Option<(usize, Demand)> {
     let value = key_value(ty, value)?;
     let demand = match op {
         Operator::Eq => Demand::Values(vec![value]),
@@ -314,7 +324,10 @@ fn compared((position, ty): (usize, ColumnType), op: Operator, value: &ScalarVal
 
 fn key_column(keys: &[(&str, ColumnType)], expr: &Expr) -> Option<(usize, ColumnType)> {
     let Expr::Column(column) = expr else { return None };
-    keys.iter().enumerate().find(|(_, (name, _))| *name == column.name).map(|(position, (_, ty))| (position, *ty))
+    keys.iter()
+        .enumerate()
+        .find(|(_, (name, _))| *name == column.name)
+        .map(|(position, (_, ty))| (position, *ty))
 }
 
 /// A literal in the column's own type; `None` when the comparison is one of another type, or with NULL or NaN.
@@ -324,9 +337,10 @@ fn key_value(ty: ColumnType, value: &ScalarValue) -> Option<ScalarValue> {
     }
     match (ty, value) {
         (ColumnType::Text, value) => Some(ScalarValue::Utf8(Some(value.try_as_str()??.to_owned()))),
-        (ColumnType::Bytes, ScalarValue::Binary(bytes) | ScalarValue::LargeBinary(bytes) | ScalarValue::BinaryView(bytes)) => {
-            Some(ScalarValue::Binary(bytes.clone()))
-        }
+        (
+            ColumnType::Bytes,
+            ScalarValue::Binary(bytes) | ScalarValue::LargeBinary(bytes) | ScalarValue::BinaryView(bytes),
+        ) => Some(ScalarValue::Binary(bytes.clone())),
         // Instants are instants, whatever zone they are shown in.
         (ColumnType::TimestampTz, ScalarValue::TimestampMicrosecond(Some(instant), Some(_))) => {
             Some(ScalarValue::TimestampMicrosecond(Some(*instant), Some("UTC".into())))

@@ -15,7 +15,8 @@ use TableProviderFilterPushDown::{Exact, Inexact, Unsupported};
 const SCOPE: ScopeId = ScopeId(7);
 
 fn definition(columns: &[(&str, ColumnType)], key: &[usize]) -> TableDefinition {
-    let columns = columns.iter().map(|(name, ty)| ColumnDefinition::new(ColumnId(0), *name, *ty, true)).collect();
+    let columns =
+        columns.iter().map(|(name, ty)| ColumnDefinition::new(ColumnId(0), *name, *ty, true)).collect();
     let created = TableDefinition::create(
         TableId(1000),
         "app".into(),
@@ -91,30 +92,45 @@ fn equality_comes_first_then_one_range() {
     check(&[lit(0).gt_eq(col("day")), a()], &[Exact, Exact], 1, |room, day, _| room == "a" && day <= 0);
     check(&[a(), col("day").lt(lit(i32::MIN))], &[Exact, Exact], 1, |_, _, _| false);
     check(&[a(), col("day").gt(lit(i32::MAX))], &[Exact, Exact], 1, |_, _, _| false);
-    check(&[a(), col("day").gt(lit(-1)), col("day").lt_eq(lit(1))], &[const { Exact }; 3], 1, |room, day, _| {
-        room == "a" && (0..=1).contains(&day)
-    });
+    check(
+        &[a(), col("day").gt(lit(-1)), col("day").lt_eq(lit(1))],
+        &[const { Exact }; 3],
+        1,
+        |room, day, _| room == "a" && (0..=1).contains(&day),
+    );
     check(&[a(), col("day").between(lit(-1), lit(1))], &[const { Exact }; 2], 1, |room, day, _| {
         room == "a" && (-1..=1).contains(&day)
     });
     check(&[a(), col("day").gt(lit(1)), col("day").lt(lit(0))], &[const { Exact }; 3], 0, |_, _, _| false);
-    check(&[a(), col("day").eq(lit(0)), col("id").eq(lit(5_i64))], &[const { Exact }; 3], 1, |room, day, id| {
-        (room, day, id) == ("a", 0, 5)
-    });
+    check(
+        &[a(), col("day").eq(lit(0)), col("id").eq(lit(5_i64))],
+        &[const { Exact }; 3],
+        1,
+        |room, day, id| (room, day, id) == ("a", 0, 5),
+    );
     check(&[col("room").gt(lit("ab"))], &[Exact], 1, |room, _, _| room > "ab");
-    check(&[col("room").gt_eq(lit("ab")), col("room").lt(lit("b"))], &[const { Exact }; 2], 1, |room, _, _| {
-        ("ab".."b").contains(&room)
-    });
+    check(
+        &[col("room").gt_eq(lit("ab")), col("room").lt(lit("b"))],
+        &[const { Exact }; 2],
+        1,
+        |room, _, _| ("ab".."b").contains(&room),
+    );
 }
 
 #[test]
 fn values_multiply() {
-    let rooms = || col("room").in_list(vec![lit("b"), lit("a"), lit("a"), lit(ScalarValue::Utf8(None))], false);
+    let rooms =
+        || col("room").in_list(vec![lit("b"), lit("a"), lit("a"), lit(ScalarValue::Utf8(None))], false);
     check(&[rooms()], &[Exact], 2, |room, _, _| room == "a" || room == "b");
-    check(&[rooms(), col("day").in_list(vec![lit(0), lit(1)], false)], &[const { Exact }; 2], 4, |room, day, _| {
-        (room == "a" || room == "b") && (day == 0 || day == 1)
+    check(
+        &[rooms(), col("day").in_list(vec![lit(0), lit(1)], false)],
+        &[const { Exact }; 2],
+        4,
+        |room, day, _| (room == "a" || room == "b") && (day == 0 || day == 1),
+    );
+    check(&[rooms(), col("day").lt(lit(0))], &[const { Exact }; 2], 2, |room, day, _| {
+        (room == "a" || room == "b") && day < 0
     });
-    check(&[rooms(), col("day").lt(lit(0))], &[const { Exact }; 2], 2, |room, day, _| (room == "a" || room == "b") && day < 0);
     let either = col("room").eq(lit("a")).or(col("room").eq(lit("abc")));
     check(&[either], &[Exact], 2, |room, _, _| room == "a" || room == "abc");
     check(&[col("room").in_list(vec![lit(ScalarValue::Utf8(None))], false)], &[Exact], 0, |_, _, _| false);
@@ -126,7 +142,9 @@ fn beginnings_of_text_are_ranges() {
     check(&[col("room").like(lit("ab%"))], &[Exact], 1, starts_with);
     check(&[col("room").like(lit("ab%c"))], &[Inexact], 1, starts_with);
     check(&[col("room").like(lit("ab_"))], &[Inexact], 1, starts_with);
-    for filter in [col("room").like(lit("%ab")), col("room").like(lit("ab")), col("room").not_like(lit("ab%"))] {
+    for filter in
+        [col("room").like(lit("%ab")), col("room").like(lit("ab")), col("room").not_like(lit("ab%"))]
+    {
         check(&[filter], &[Unsupported], 1, |_, _, _| true);
     }
     check(&[col("room").ilike(lit("ab%"))], &[Unsupported], 1, |_, _, _| true);
@@ -144,10 +162,16 @@ fn other_filters_stay_filters() {
     check(&[col("room").eq(lit(ScalarValue::Utf8(None)))], &[Unsupported], 1, all);
     check(&[col("room").eq(col("body"))], &[Unsupported], 1, all);
     // The literal is of another type: comparing as that type is not comparing keys.
-    check(&[col("room").eq(lit("a")), col("day").eq(lit(0.5))], &[Exact, Unsupported], 1, |room, _, _| room == "a");
+    check(&[col("room").eq(lit("a")), col("day").eq(lit(0.5))], &[Exact, Unsupported], 1, |room, _, _| {
+        room == "a"
+    });
     // A second demand of a kind is left to be evaluated.
-    check(&[col("room").eq(lit("a")), col("room").eq(lit("b"))], &[Exact, Unsupported], 1, |room, _, _| room == "a");
-    check(&[col("room").gt(lit("a")), col("room").gt(lit("b"))], &[Exact, Unsupported], 1, |room, _, _| room > "a");
+    check(&[col("room").eq(lit("a")), col("room").eq(lit("b"))], &[Exact, Unsupported], 1, |room, _, _| {
+        room == "a"
+    });
+    check(&[col("room").gt(lit("a")), col("room").gt(lit("b"))], &[Exact, Unsupported], 1, |room, _, _| {
+        room > "a"
+    });
     // No key is that long.
     check(&[col("room").eq(lit("x".repeat(10_000)))], &[Unsupported], 1, all);
 }
@@ -163,8 +187,12 @@ fn used_filters_alone_give_the_same_ranges() {
     ];
     let all: Vec<&Expr> = filters.iter().collect();
     let first = key_filter(&messages(), SCOPE, &all);
-    let used: Vec<&Expr> =
-        all.iter().zip(&first.uses).filter(|(_, used)| **used != Unsupported).map(|(filter, _)| *filter).collect();
+    let used: Vec<&Expr> = all
+        .iter()
+        .zip(&first.uses)
+        .filter(|(_, used)| **used != Unsupported)
+        .map(|(filter, _)| *filter)
+        .collect();
     let second = key_filter(&messages(), SCOPE, &used);
     assert_eq!(first.ranges, second.ranges);
     assert!(second.uses.iter().all(|used| *used != Unsupported));

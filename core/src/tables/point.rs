@@ -71,7 +71,12 @@ impl PointReader {
     ///
     /// # Errors
     /// XX001 for damaged bytes.
-    pub fn read_keys(&self, storage: &dyn StorageSnapshot, keys: &[Bytes], now_us: i64) -> Result<RecordBatch> {
+    pub fn read_keys(
+        &self,
+        storage: &dyn StorageSnapshot,
+        keys: &[Bytes],
+        now_us: i64,
+    ) -> Result<RecordBatch> {
         let rows = storage.multi_get(Partition::Rows, keys)?;
         self.batch(keys.iter().zip(rows).filter_map(|(key, row)| Some((&**key, row?))), now_us)
     }
@@ -84,7 +89,11 @@ impl PointReader {
         self.keys.encode(self.schemas.definition.id, scope, columns)
     }
 
-    fn batch<'a>(&self, rows: impl IntoIterator<Item = (&'a [u8], Bytes)>, now_us: i64) -> Result<RecordBatch> {
+    fn batch<'a>(
+        &self,
+        rows: impl IntoIterator<Item = (&'a [u8], Bytes)>,
+        now_us: i64,
+    ) -> Result<RecordBatch> {
         let schema = project_schema(self.columns.of(&self.schemas), None)?;
         let positions: Vec<usize> = (0..schema.fields().len()).collect();
         let mut decoder = row_decoder(&self.schemas.definition, &positions)?;

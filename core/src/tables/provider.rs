@@ -46,8 +46,7 @@ impl KalamTable {
         now_us: i64,
     ) -> Self {
         let key = schemas.definition.key_positions();
-        let constraints =
-            if key.is_empty() { Vec::new() } else { vec![Constraint::PrimaryKey(key)] };
+        let constraints = if key.is_empty() { Vec::new() } else { vec![Constraint::PrimaryKey(key)] };
         Self {
             snapshot,
             schemas,
@@ -143,7 +142,10 @@ impl TableProvider for KalamTable {
         TableType::Base
     }
 
-    fn supports_filters_pushdown(&self, filters: &[&Expr]) -> DataFusionResult<Vec<TableProviderFilterPushDown>> {
+    fn supports_filters_pushdown(
+        &self,
+        filters: &[&Expr],
+    ) -> DataFusionResult<Vec<TableProviderFilterPushDown>> {
         if self.computed.is_some() {
             return Ok(vec![TableProviderFilterPushDown::Unsupported; filters.len()]);
         }

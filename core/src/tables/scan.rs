@@ -26,7 +26,8 @@ use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType};
 use datafusion::physical_plan::metrics::{BaselineMetrics, ExecutionPlanMetricsSet, MetricsSet};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{
-    DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties, SendableRecordBatchStream, SortOrderPushdownResult,
+    DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties, SendableRecordBatchStream,
+    SortOrderPushdownResult,
 };
 use futures::{TryStreamExt, stream};
 
@@ -79,7 +80,8 @@ impl KalamScanExec {
     pub(super) fn new(scan: Arc<Scan>, projection: Option<&[usize]>, fetch: Option<usize>) -> Result<Self> {
         let table_schema = scan.columns.of(&scan.schemas);
         let schema = project_schema(table_schema, projection)?;
-        let positions = projection.map_or_else(|| (0..table_schema.fields().len()).collect(), <[usize]>::to_vec);
+        let positions =
+            projection.map_or_else(|| (0..table_schema.fields().len()).collect(), <[usize]>::to_vec);
         let properties = properties(&scan, &schema, &positions, Direction::Forward);
         Ok(Self {
             scan,
@@ -102,11 +104,15 @@ impl KalamScanExec {
         let key = sort_columns(&self.scan, &self.positions);
         let mut wanted = order.iter();
         let is_reverse = key.columns.iter().zip(&mut wanted).all(|(column, wanted)| {
-            let is_column = wanted.expr.downcast_ref::<Column>().is_some_and(|found| found.index() == *column);
+            let is_column =
+                wanted.expr.downcast_ref::<Column>().is_some_and(|found| found.index() == *column);
             is_column && wanted.options.descending
         });
         // What is asked for beyond the key makes no difference when no two rows have the same key.
-        is_reverse && !order.is_empty() && !key.columns.is_empty() && (wanted.next().is_none() || key.is_unique)
+        is_reverse
+            && !order.is_empty()
+            && !key.columns.is_empty()
+            && (wanted.next().is_none() || key.is_unique)
     }
 
     fn cursor(&self, batch_rows: usize) -> Result<Cursor> {
@@ -190,12 +196,20 @@ impl DisplayAs for KalamScanExec {
     /// Keys are not shown: a plan's text is read by others than the owner of the rows.
     fn fmt_as(&self, _: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let definition = &self.scan.schemas.definition;
-        let names: Vec<&str> =
-            self.properties.eq_properties.schema().fields().iter().map(|field| field.name().as_str()).collect();
+        let names: Vec<&str> = self
+            .properties
+            .eq_properties
+            .schema()
+            .fields()
+            .iter()
+            .map(|field| field.name().as_str())
+            .collect();
         write!(f, "KalamScanExec: table={}, columns=[{}]", definition.qualified_name(), names.join(", "))?;
         match self.scan.sources.as_slice() {
             [ScanSource::Batches(_)] => write!(f, ", rows=computed")?,
-            [ScanSource::Stored(range)] if range.start.len() == SCOPE_PREFIX_BYTES => write!(f, ", keys=all")?,
+            [ScanSource::Stored(range)] if range.start.len() == SCOPE_PREFIX_BYTES => {
+                write!(f, ", keys=all")?
+            }
             sources if sources.iter().all(is_point_source) => write!(f, ", points={}", sources.len())?,
             sources => write!(f, ", ranges={}", sources.len())?,
         }
@@ -236,19 +250,30 @@ impl ExecutionPlan for KalamScanExec {
         Ok(TreeNodeRecursion::Continue)
     }
 
-    fn execute(&self, partition: usize, context: Arc<TaskContext>) -> DataFusionResult<SendableRecordBatchStream> {
+    fn execute(
+        &self,
+        partition: usize,
+        context: Arc<TaskContext>,
+    ) -> DataFusionResult<SendableRecordBatchStream> {
         if partition != 0 {
             return Err(Error::internal(format!("a scan has no partition {partition}")).into());
         }
         let batch_rows = context.session_config().batch_size().clamp(1, BATCH_ROWS_MAX);
         let cursor = self.cursor(batch_rows)?;
         let is_small = self.fetch.is_some_and(|fetch| fetch <= batch_rows)
-            || self.scan.sources.iter().all(|source| is_point_source(source) || matches!(source, ScanSource::Batches(_)));
+            || self
+                .scan
+                .sources
+                .iter()
+                .all(|source| is_point_source(source) || matches!(source, ScanSource::Batches(_)));
         let metrics = BaselineMetrics::new(&self.metrics, partition);
-        let batches = stream::try_unfold(cursor, next_batch).map_err(Into::into).inspect_ok(move |batch: &RecordBatch| {
-            metrics.output_rows().add(batch.num_rows());
-        });
-        let stream: SendableRecordBatchStream = Box::pin(RecordBatchStreamAdapter::new(self.schema(), batches));
+        let batches = stream::try_unfold(cursor, next_batch).map_err(Into::into).inspect_ok(
+            move |batch: &RecordBatch| {
+                metrics.output_rows().add(batch.num_rows());
+            },
+        );
+        let stream: SendableRecordBatchStream =
+            Box::pin(RecordBatchStreamAdapter::new(self.schema(), batches));
         // What fits into a batch or two is not worth a task of its own.
         Ok(if is_small { stream } else { spawn_buffered(stream, BUFFERED_BATCHES_MAX) })
     }
@@ -329,7 +354,11 @@ impl Cursor {
 
     /// Reads stored sources until a batch is full. It may be empty although there is more to read.
     fn next_stored(&mut self) -> Result<RecordBatch> {
-        let mut budget = Budget { rows: self.remaining.min(self.batch_rows), bytes: BATCH_BYTES_MAX, visits: CHUNK_ROWS_MAX };
+        let mut budget = Budget {
+            rows: self.remaining.min(self.batch_rows),
+            bytes: BATCH_BYTES_MAX,
+            visits: CHUNK_ROWS_MAX,
+        };
         while let Some(ScanSource::Stored(range)) = self.sources.front() {
             if budget.is_spent() {
                 break;
@@ -353,14 +382,19 @@ impl Cursor {
     fn read_range(&mut self, range: KeyRange, budget: &mut Budget) -> Result<Option<KeyRange>> {
         let (decoder, now_us) = (&mut self.decoder, self.scan.now_us);
         let mut stopped_at = None;
-        self.scan.snapshot.storage.visit(Partition::Rows, range.clone(), self.direction, &mut |key, row| {
-            push_unless_expired(decoder, key, row, now_us, budget)?;
-            if budget.is_spent() {
-                stopped_at = Some(key.to_vec());
-                return Ok(ControlFlow::Break(()));
-            }
-            Ok(ControlFlow::Continue(()))
-        })?;
+        self.scan.snapshot.storage.visit(
+            Partition::Rows,
+            range.clone(),
+            self.direction,
+            &mut |key, row| {
+                push_unless_expired(decoder, key, row, now_us, budget)?;
+                if budget.is_spent() {
+                    stopped_at = Some(key.to_vec());
+                    return Ok(ControlFlow::Break(()));
+                }
+                Ok(ControlFlow::Continue(()))
+            },
+        )?;
         Ok(stopped_at.map(|mut key| match self.direction {
             Direction::Forward => {
                 key.push(0);

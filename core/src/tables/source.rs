@@ -59,13 +59,18 @@ fn output(definition: &TableDefinition, position: usize) -> Result<Output> {
         };
     };
     // Only rows older than the column ask for its value.
-    let absent = if column.initial.is_some() { column.initial_value()? } else { ScalarValue::try_from(&column.ty.arrow())? };
+    let absent = if column.initial.is_some() {
+        column.initial_value()?
+    } else {
+        ScalarValue::try_from(&column.ty.arrow())?
+    };
     Ok(Output::Column { id: column.id, ty: column.ty, absent })
 }
 
 /// A decoder for the columns at `positions` of the write schema, in that order.
 pub(super) fn row_decoder(definition: &TableDefinition, positions: &[usize]) -> Result<RowDecoder> {
-    let outputs = positions.iter().map(|position| output(definition, *position)).collect::<Result<Vec<_>>>()?;
+    let outputs =
+        positions.iter().map(|position| output(definition, *position)).collect::<Result<Vec<_>>>()?;
     Ok(RowDecoder::new(outputs, definition.version, &definition.layouts()))
 }
 

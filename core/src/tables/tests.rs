@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use arrow::array::{
     Array, ArrayRef, AsArray, BinaryArray, BooleanArray, Date32Array, Decimal128Array, FixedSizeBinaryArray,
-    FixedSizeListArray, Float32Array, Float64Array, Int16Array, Int32Array, Int64Array, RecordBatch, StringArray,
-    Time64MicrosecondArray, TimestampMicrosecondArray,
+    FixedSizeListArray, Float32Array, Float64Array, Int16Array, Int32Array, Int64Array, RecordBatch,
+    StringArray, Time64MicrosecondArray, TimestampMicrosecondArray,
 };
 use arrow::datatypes::{DataType, Field, Int64Type};
 use arrow::util::pretty::pretty_format_batches;
@@ -21,7 +21,8 @@ use crate::commit::{RowWrite, Snapshot};
 use crate::error::{Result, SqlState};
 use crate::ids::{ColumnId, Epoch, ScopeId, Seq, TableId, UserId};
 use crate::schema_registry::{
-    Catalog, ColumnDefinition, SchemaRegistry, SystemTable, TableDefinition, TableKind, TableOptions, TableSchemas,
+    Catalog, ColumnDefinition, SchemaRegistry, SystemTable, TableDefinition, TableKind, TableOptions,
+    TableSchemas,
 };
 use crate::storage::rows::set_row_seq;
 use crate::storage::{Partition, RocksStorage, StorageBackend, StorageOptions, WriteBatch};
@@ -65,7 +66,9 @@ impl Fixture {
                 batch.put(Partition::Rows, key, row);
             };
             match write {
-                RowWrite::Insert { key, row } | RowWrite::Update { key, row, .. } => put(&mut batch, key, row),
+                RowWrite::Insert { key, row } | RowWrite::Update { key, row, .. } => {
+                    put(&mut batch, key, row)
+                }
                 RowWrite::Append { row } => {
                     let key = crate::storage::keys::hidden_key(table.id, scope, Seq(self.seq), ordinal);
                     put(&mut batch, key.into(), row);
@@ -83,7 +86,13 @@ impl Fixture {
         self.commit(&schemas.definition, scope, writes);
     }
 
-    fn provider(&self, schemas: &Arc<TableSchemas>, columns: RowSchema, scope: ScopeId, now_us: i64) -> Arc<KalamTable> {
+    fn provider(
+        &self,
+        schemas: &Arc<TableSchemas>,
+        columns: RowSchema,
+        scope: ScopeId,
+        now_us: i64,
+    ) -> Arc<KalamTable> {
         Arc::new(KalamTable::stored(self.snapshot(), Arc::clone(schemas), columns, scope, now_us))
     }
 
@@ -101,7 +110,10 @@ impl Fixture {
     /// The first column of a query, which is BIGINT.
     async fn numbers(&self, provider: Arc<KalamTable>, sql: &str) -> Vec<i64> {
         let batches = self.query(provider, sql).await;
-        batches.iter().flat_map(|batch| batch.column(0).as_primitive::<Int64Type>().values().to_vec()).collect()
+        batches
+            .iter()
+            .flat_map(|batch| batch.column(0).as_primitive::<Int64Type>().values().to_vec())
+            .collect()
     }
 
     async fn plan(&self, provider: Arc<KalamTable>, sql: &str) -> String {
@@ -112,7 +124,8 @@ impl Fixture {
 }
 
 fn definition(kind: TableKind, columns: &[(&str, ColumnType)], key: &[usize]) -> Arc<TableDefinition> {
-    let columns = columns.iter().map(|(name, ty)| ColumnDefinition::new(ColumnId(0), *name, *ty, true)).collect();
+    let columns =
+        columns.iter().map(|(name, ty)| ColumnDefinition::new(ColumnId(0), *name, *ty, true)).collect();
     let mut options = TableOptions::of(kind);
     options.ttl_seconds = (kind == TableKind::Stream).then_some(60);
     let created = TableDefinition::create(
@@ -159,14 +172,20 @@ fn every_type() -> Vec<(ColumnType, ArrayRef)> {
         (ColumnType::Timestamp, Arc::new(TimestampMicrosecondArray::from(vec![Some(-1), None]))),
         (
             ColumnType::TimestampTz,
-            Arc::new(TimestampMicrosecondArray::from(vec![None, Some(1_700_000_000_000_000)]).with_timezone("UTC")),
+            Arc::new(
+                TimestampMicrosecondArray::from(vec![None, Some(1_700_000_000_000_000)]).with_timezone("UTC"),
+            ),
         ),
         (ColumnType::Date, Arc::new(Date32Array::from(vec![Some(20_000), None]))),
         (ColumnType::Time, Arc::new(Time64MicrosecondArray::from(vec![None, Some(86_399_999_999)]))),
         (
             ColumnType::Uuid,
             Arc::new(
-                FixedSizeBinaryArray::try_from_sparse_iter_with_size([Some([9_u8; 16]), None].into_iter(), 16).unwrap(),
+                FixedSizeBinaryArray::try_from_sparse_iter_with_size(
+                    [Some([9_u8; 16]), None].into_iter(),
+                    16,
+                )
+                .unwrap(),
             ),
         ),
         (ColumnType::Embedding(2), Arc::new(embedding.unwrap())),
@@ -214,12 +233,17 @@ async fn every_provider_shows_the_memoized_schema() {
             let provider = fixture.provider(&schemas, columns, table.scope_for(UserId(7)), 0);
             assert!(Arc::ptr_eq(&provider.schema(), columns.of(&schemas)));
         }
-        let computed = KalamTable::computed(Arc::clone(&snapshot), Arc::clone(&schemas), RowSchema::Visible, vec![]);
+        let computed =
+            KalamTable::computed(Arc::clone(&snapshot), Arc::clone(&schemas), RowSchema::Visible, vec![]);
         let computed = Arc::new(computed.unwrap());
         assert!(Arc::ptr_eq(&computed.schema(), &schemas.visible));
         let context = fixture.context(computed);
         let plan = context.sql("SELECT * FROM t").await.unwrap().create_physical_plan().await.unwrap();
-        assert!(Arc::ptr_eq(&plan.schema(), &schemas.visible), "the schema survives planning: {}", table.name);
+        assert!(
+            Arc::ptr_eq(&plan.schema(), &schemas.visible),
+            "the schema survives planning: {}",
+            table.name
+        );
     }
     assert_eq!(fixture.registry.counters().builds, 11);
 }
@@ -256,10 +280,16 @@ async fn queries_over_many_chunks_see_every_row_once() {
     check(RowSchema::Visible, "SELECT id FROM t WHERE room = 'c' AND id IN (5, 3, 99999, 3)", &[3, 5]).await;
     check(RowSchema::Visible, "SELECT id FROM t WHERE room = 'c' AND id > 9997", &[9_998, 9_999]).await;
     check(RowSchema::Visible, "SELECT id FROM t WHERE body = 'a77'", &[77]).await;
-    check(RowSchema::Visible, "SELECT id FROM t WHERE room = 'b' ORDER BY id LIMIT 2 OFFSET 3", &[3, 4]).await;
-    check(RowSchema::Visible, "SELECT id FROM t WHERE room = 'b' ORDER BY id DESC LIMIT 2", &[9_999, 9_998]).await;
-    check(RowSchema::Visible, "SELECT id FROM t WHERE body LIKE '%8' ORDER BY room DESC, id DESC LIMIT 2", &[9_998, 9_988])
+    check(RowSchema::Visible, "SELECT id FROM t WHERE room = 'b' ORDER BY id LIMIT 2 OFFSET 3", &[3, 4])
         .await;
+    check(RowSchema::Visible, "SELECT id FROM t WHERE room = 'b' ORDER BY id DESC LIMIT 2", &[9_999, 9_998])
+        .await;
+    check(
+        RowSchema::Visible,
+        "SELECT id FROM t WHERE body LIKE '%8' ORDER BY room DESC, id DESC LIMIT 2",
+        &[9_998, 9_988],
+    )
+    .await;
     check(RowSchema::Visible, "SELECT count(*) FROM (SELECT * FROM t LIMIT 20000)", &[20_000]).await;
     check(RowSchema::Full, "SELECT max(_seq) FROM t WHERE room = 'b'", &[2]).await;
     check(RowSchema::Full, "SELECT count(*) FROM t WHERE _seq > 1", &[20_000]).await;
@@ -269,7 +299,8 @@ async fn queries_over_many_chunks_see_every_row_once() {
 async fn key_order_replaces_sorting() {
     let mut fixture = Fixture::new();
     let schemas = rooms(&mut fixture);
-    let plan = async |sql: &str| fixture.plan(fixture.provider(&schemas, RowSchema::Visible, ANN, 0), sql).await;
+    let plan =
+        async |sql: &str| fixture.plan(fixture.provider(&schemas, RowSchema::Visible, ANN, 0), sql).await;
     let text = plan("SELECT id FROM t WHERE room = 'b' ORDER BY id LIMIT 2").await;
     assert!(!text.contains("Sort") && text.contains("fetch=2"), "{text}");
     let text = plan("SELECT room, id FROM t ORDER BY room DESC, id DESC LIMIT 2").await;
@@ -308,7 +339,8 @@ async fn dropping_a_stream_ends_the_reading() {
 #[tokio::test]
 async fn expired_rows_are_not_seen() {
     let mut fixture = Fixture::new();
-    let schemas = fixture.registry.schemas(&definition(TableKind::Stream, &[("id", ColumnType::BigInt)], &[0]));
+    let schemas =
+        fixture.registry.schemas(&definition(TableKind::Stream, &[("id", ColumnType::BigInt)], &[0]));
     fixture.insert(&schemas, ScopeId::SHARED, vec![numbers([1, 2])], 0);
     fixture.insert(&schemas, ScopeId::SHARED, vec![numbers([3])], 30_000_000);
     let seen = async |now_us: i64| {
@@ -359,17 +391,18 @@ async fn updates_move_keys_and_deletes_remove_rows() {
 #[test]
 fn wrong_rows_are_refused() {
     let fixture = Fixture::new();
-    let check = |ty: ColumnType, change: &dyn Fn(&mut ColumnDefinition), values: ArrayRef, sqlstate: SqlState| {
+    let check = |ty: ColumnType,
+                 change: &dyn Fn(&mut ColumnDefinition),
+                 values: ArrayRef,
+                 sqlstate: SqlState| {
         let columns = [("id", ColumnType::BigInt), ("c", ty)];
         let mut table = TableDefinition::clone(&definition(TableKind::Shared, &columns, &[0]));
         change(&mut table.columns[1]);
         let schemas = fixture.registry.schemas(&Arc::new(table));
         let writer = RowWriter::new(Arc::clone(&schemas), LIMITS).unwrap();
         let ids = numbers(0..i64::try_from(values.len()).unwrap());
-        let fields = vec![
-            Field::new("id", DataType::Int64, true),
-            Field::new("c", values.data_type().clone(), true),
-        ];
+        let fields =
+            vec![Field::new("id", DataType::Int64, true), Field::new("c", values.data_type().clone(), true)];
         let schema = Arc::new(arrow::datatypes::Schema::new(fields));
         let batch = RecordBatch::try_new(schema, vec![ids, values]).unwrap();
         let error = writer.inserts(ScopeId::SHARED, &batch, 0).unwrap_err();
@@ -385,7 +418,12 @@ fn wrong_rows_are_refused() {
     check(ColumnType::Json, &as_is, text("{"), SqlState::INVALID_TEXT_REPRESENTATION);
     check(ColumnType::Integer, &as_is, text("5"), SqlState::INTERNAL);
     let decimal = Decimal128Array::from(vec![12_345]).with_data_type(DataType::Decimal128(4, 2));
-    check(ColumnType::Decimal { precision: 4, scale: 2 }, &as_is, Arc::new(decimal), SqlState::NUMERIC_OUT_OF_RANGE);
+    check(
+        ColumnType::Decimal { precision: 4, scale: 2 },
+        &as_is,
+        Arc::new(decimal),
+        SqlState::NUMERIC_OUT_OF_RANGE,
+    );
     let embedding = FixedSizeListArray::try_new(
         Arc::new(Field::new_list_field(DataType::Float32, true)),
         2,
@@ -439,7 +477,8 @@ async fn computed_rows_have_limits_filters_and_a_seq() -> Result<()> {
         RecordBatch::try_new(Arc::clone(&schemas.visible), vec![Arc::clone(&names), names]).unwrap()
     };
     let provider = |columns: RowSchema| {
-        KalamTable::computed(Arc::clone(&snapshot), Arc::clone(&schemas), columns, vec![batch(0), batch(3)]).map(Arc::new)
+        KalamTable::computed(Arc::clone(&snapshot), Arc::clone(&schemas), columns, vec![batch(0), batch(3)])
+            .map(Arc::new)
     };
     let show = async |columns: RowSchema, sql: &str| -> Result<String> {
         let batches = fixture.query(provider(columns)?, sql).await;
@@ -456,7 +495,8 @@ async fn computed_rows_have_limits_filters_and_a_seq() -> Result<()> {
 #[test]
 fn images_are_decoded_in_the_full_schema() {
     let mut fixture = Fixture::new();
-    let schemas = fixture.registry.schemas(&definition(TableKind::Shared, &[("id", ColumnType::BigInt)], &[0]));
+    let schemas =
+        fixture.registry.schemas(&definition(TableKind::Shared, &[("id", ColumnType::BigInt)], &[0]));
     fixture.insert(&schemas, ScopeId::SHARED, vec![numbers([1, 2])], 0);
     let snapshot = fixture.snapshot();
     let range = crate::storage::KeyRange::all();

@@ -17,7 +17,9 @@ use bytes::Bytes;
 use crate::commit::RowWrite;
 use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::ids::{ScopeId, Seq};
-use crate::schema_registry::{COLUMN_KEY, COLUMN_SEQ, COLUMN_VALUE, ColumnDefinition, TableDefinition, TableSchemas};
+use crate::schema_registry::{
+    COLUMN_KEY, COLUMN_SEQ, COLUMN_VALUE, ColumnDefinition, TableDefinition, TableSchemas,
+};
 use crate::storage::keys::KeyEncoder;
 use crate::storage::rows::RowEncoder;
 use crate::types::ColumnType;
@@ -78,7 +80,13 @@ impl RowWriter {
     pub fn deletes(&self, batch: &RecordBatch) -> Result<Vec<RowWrite>> {
         let stored = StoredRows::of(batch)?;
         (0..batch.num_rows())
-            .map(|row| Ok(RowWrite::Delete { key: stored.key(row)?, expected: stored.seq(row)?, old: stored.row(row)? }))
+            .map(|row| {
+                Ok(RowWrite::Delete {
+                    key: stored.key(row)?,
+                    expected: stored.seq(row)?,
+                    old: stored.row(row)?,
+                })
+            })
             .collect()
     }
 
@@ -88,13 +96,19 @@ impl RowWriter {
     ///
     /// # Errors
     /// As [`RowWriter::inserts`] and [`RowWriter::deletes`].
-    pub fn updates(&self, scope: ScopeId, before: &RecordBatch, after: &RecordBatch) -> Result<Vec<RowWrite>> {
+    pub fn updates(
+        &self,
+        scope: ScopeId,
+        before: &RecordBatch,
+        after: &RecordBatch,
+    ) -> Result<Vec<RowWrite>> {
         if before.num_rows() != after.num_rows() {
             return Err(Error::internal("an update has not as many new rows as old ones"));
         }
         let stored = StoredRows::of(before)?;
         let rows = self.encode(after, None)?;
-        let new_keys = if self.schemas.definition.has_key() { Some(self.encode_keys(scope, after)?) } else { None };
+        let new_keys =
+            if self.schemas.definition.has_key() { Some(self.encode_keys(scope, after)?) } else { None };
         if let Some(keys) = &new_keys {
             self.refuse_equal_keys(keys)?;
         }
@@ -138,15 +152,22 @@ impl RowWriter {
             Some(row) => Err(Error::new(
                 ErrorKind::ResourceExhausted,
                 SqlState::PROGRAM_LIMIT_EXCEEDED,
-                format!("a row of {} bytes is too large for table \"{}\"", row.len(), definition.qualified_name()),
+                format!(
+                    "a row of {} bytes is too large for table \"{}\"",
+                    row.len(),
+                    definition.qualified_name()
+                ),
             )
             .hint(format!("a row has at most {} bytes (row_bytes_max)", self.limits.row_bytes_max))),
         }
     }
 
     fn encode_keys(&self, scope: ScopeId, batch: &RecordBatch) -> Result<Vec<Bytes>> {
-        let columns: Vec<ArrayRef> =
-            self.key_positions.iter().filter_map(|position| batch.columns().get(*position).map(Arc::clone)).collect();
+        let columns: Vec<ArrayRef> = self
+            .key_positions
+            .iter()
+            .filter_map(|position| batch.columns().get(*position).map(Arc::clone))
+            .collect();
         self.keys.encode(self.schemas.definition.id, scope, &columns)
     }
 
@@ -166,7 +187,8 @@ impl RowWriter {
         let definition = &self.schemas.definition;
         let names: Vec<&str> = definition.key_columns().map(|column| &*column.name).collect();
         let values = self.keys.decode(key).unwrap_or_default();
-        let values: Vec<String> = values.iter().map(|value| value.to_string().chars().take(64).collect()).collect();
+        let values: Vec<String> =
+            values.iter().map(|value| value.to_string().chars().take(64).collect()).collect();
         Error::new(
             ErrorKind::AlreadyExists,
             SqlState::UNIQUE_VIOLATION,
@@ -191,7 +213,9 @@ struct StoredRows<'a> {
 impl<'a> StoredRows<'a> {
     fn of(batch: &'a RecordBatch) -> Result<Self> {
         let column = |name: &str| {
-            batch.column_by_name(name).ok_or_else(|| Error::internal(format!("rows to change lack the column \"{name}\"")))
+            batch
+                .column_by_name(name)
+                .ok_or_else(|| Error::internal(format!("rows to change lack the column \"{name}\"")))
         };
         let wrong = || Error::internal("the system columns of rows to change have other types");
         Ok(Self {
@@ -238,7 +262,8 @@ impl<'a> SharedBytes<'a> {
     fn value(&self, row: usize) -> Result<Bytes> {
         let offsets = self.array.value_offsets();
         let place = offsets.get(row).zip(offsets.get(row + 1));
-        let place = place.and_then(|(start, end)| Some(usize::try_from(*start).ok()?..usize::try_from(*end).ok()?));
+        let place =
+            place.and_then(|(start, end)| Some(usize::try_from(*start).ok()?..usize::try_from(*end).ok()?));
         match place {
             Some(place) if place.end <= self.buffer.len() => Ok(self.buffer.slice(place)),
             _ => Err(Error::internal("a row to change has no stored bytes")),
@@ -260,7 +285,11 @@ fn check_column(definition: &TableDefinition, column: &ColumnDefinition, array: 
         return Err(Error::new(
             ErrorKind::InvalidArgument,
             SqlState::NOT_NULL_VIOLATION,
-            format!("null value in column \"{}\" of table \"{}\", which is NOT NULL", column.name, definition.qualified_name()),
+            format!(
+                "null value in column \"{}\" of table \"{}\", which is NOT NULL",
+                column.name,
+                definition.qualified_name()
+            ),
         )
         .hint("give the column a value or a DEFAULT"));
     }
@@ -289,7 +318,11 @@ fn check_json(definition: &TableDefinition, column: &ColumnDefinition, texts: &S
             Error::new(
                 ErrorKind::InvalidArgument,
                 SqlState::INVALID_TEXT_REPRESENTATION,
-                format!("a value for column \"{}\" of table \"{}\" is not JSON", column.name, definition.qualified_name()),
+                format!(
+                    "a value for column \"{}\" of table \"{}\" is not JSON",
+                    column.name,
+                    definition.qualified_name()
+                ),
             )
             .hint(format!("at line {} column {}", error.line(), error.column()))
         })?;
@@ -353,7 +386,12 @@ pub fn cast_column(column: &ColumnDefinition, array: &ArrayRef) -> Result<ArrayR
         return Err(Error::new(
             ErrorKind::InvalidSql,
             SqlState::DATATYPE_MISMATCH,
-            format!("column \"{}\" is of type {}, the values are {}", column.name, column.ty, array.data_type()),
+            format!(
+                "column \"{}\" is of type {}, the values are {}",
+                column.name,
+                column.ty,
+                array.data_type()
+            ),
         )
         .hint("cast them with CAST(... AS ...)"));
     }
