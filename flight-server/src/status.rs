@@ -30,9 +30,7 @@ pub(crate) fn to_status(error: &Error) -> Status {
             Status::new(code(error.kind()), format!("{error} (error id {error_id}, see the server's log)"))
         }
     };
-    status
-        .metadata_mut()
-        .insert(SQLSTATE_HEADER, MetadataValue::from_static(error.sqlstate().0));
+    status.metadata_mut().insert(SQLSTATE_HEADER, MetadataValue::from_static(error.sqlstate().0));
     status
 }
 

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use futures::future::BoxFuture;
 use http::header::AUTHORIZATION;
 use http::{HeaderMap, Request, Response};
+use kalamdb_core::Seq;
 use tonic::body::Body;
 use tower::{Layer, Service};
 use tracing::Instrument;
@@ -23,9 +24,15 @@ const HANDSHAKE: &str = "/arrow.flight.protocol.FlightService/Handshake";
 /// Where Flight's own clients (C++, pyarrow's `authenticate`) put the payload of their Handshake.
 const FLIGHT_TOKEN: &str = "auth-token-bin";
 
+/// Where a caller passes on the seq of a result or a commit.
+const SEQ_HEADER: &str = "kalamdb-seq";
+
 /// Services that anybody may call. Reflection is in the router only where the settings ask for it.
-const OPEN_SERVICES: [&str; 3] =
-    ["/grpc.health.v1.Health/", "/grpc.reflection.v1.ServerReflection/", "/grpc.reflection.v1alpha.ServerReflection/"];
+const OPEN_SERVICES: [&str; 3] = [
+    "/grpc.health.v1.Health/",
+    "/grpc.reflection.v1.ServerReflection/",
+    "/grpc.reflection.v1alpha.ServerReflection/",
+];
 
 /// When the caller will have given up, from the `grpc-timeout` header. Tonic ends the call itself by it; a stream that
 /// outlives the call has to look for itself.
@@ -79,7 +86,8 @@ where
         let authenticator = Arc::clone(&self.authenticator);
         let method = request.uri().path().to_owned();
         let request_id = uuid::Uuid::new_v4().simple().to_string();
-        let peer = request.extensions().get::<ConnectionInfo>().map(|info| tracing::field::display(info.peer));
+        let peer =
+            request.extensions().get::<ConnectionInfo>().map(|info| tracing::field::display(info.peer));
         let span = tracing::info_span!("request", request_id, method, peer, user = tracing::field::Empty);
         let recorder = span.clone();
         let work = async move {
@@ -92,8 +100,9 @@ where
             }
             // A body is not to be shared between threads, so nothing of the request is borrowed while waiting.
             let connection = request.extensions().get::<ConnectionInfo>().map_or(0, |info| info.number);
+            let at_least = at_least(request.headers());
             let identified = match credentials(request.headers()) {
-                Ok(credentials) => authenticator.identify(&credentials, connection).await,
+                Ok(credentials) => authenticator.identify(&credentials, connection, at_least).await,
                 Err(error) => Err(error),
             };
             match identified {
@@ -124,6 +133,11 @@ fn credentials(headers: &HeaderMap) -> Result<Credentials, kalamdb_core::Error> 
     }
 }
 
+/// The seq the caller has seen somewhere and wants to read at least.
+fn at_least(headers: &HeaderMap) -> Option<Seq> {
+    headers.get(SEQ_HEADER)?.to_str().ok()?.parse().ok().map(Seq)
+}
+
 /// Reads `grpc-timeout`: up to eight digits and a unit.
 fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get("grpc-timeout")?.to_str().ok()?;
@@ -151,7 +165,13 @@ mod tests {
     fn only_named_paths_are_open() {
         assert!(is_open(HANDSHAKE));
         assert!(is_open("/grpc.health.v1.Health/Check"));
-        for path in ["", "/", "/arrow.flight.protocol.FlightService/DoGet", "/kalamdb.live.v1.LiveQuery/Subscribe", "/new"] {
+        for path in [
+            "",
+            "/",
+            "/arrow.flight.protocol.FlightService/DoGet",
+            "/kalamdb.live.v1.LiveQuery/Subscribe",
+            "/new",
+        ] {
             assert!(!is_open(path), "{path}");
         }
     }

@@ -11,12 +11,13 @@ mod layer;
 mod login;
 mod token;
 
+use std::time::Duration;
 
 use base64::Engine;
 use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use kalamdb_core::access::Principal;
-use kalamdb_core::{Database, Error, ErrorKind, SqlState};
+use kalamdb_core::{Database, Error, ErrorKind, Seq, SqlState};
 
 pub(crate) use self::layer::{AuthLayer, Deadline};
 use self::login::Logins;
@@ -30,6 +31,9 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 
 /// An `authorization` header beyond this is not ours: tokens have some 120 bytes, passwords at most 1,024.
 const AUTHORIZATION_BYTES_MAX: usize = 4_096;
+
+/// How long a call waits for a seq that is not there yet.
+const REACH_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// Which session a request belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -69,14 +73,37 @@ impl Authenticator {
         Self { database, tokens, logins }
     }
 
-    /// Checks credentials sent with a request on connection `connection`.
-    pub(crate) async fn identify(&self, credentials: &Credentials, connection: u64) -> Result<Identity, Error> {
-        match credentials {
-            Credentials::Bearer(text) => self.identify_bearer(text),
+    /// Checks credentials sent with a request on connection `connection`, and waits until what the caller has seen can be
+    /// read here.
+    pub(crate) async fn identify(
+        &self,
+        credentials: &Credentials,
+        connection: u64,
+        at_least: Option<Seq>,
+    ) -> Result<Identity, Error> {
+        let identity = match credentials {
+            Credentials::Bearer(text) => self.identify_bearer(text)?,
             Credentials::Basic { username, password } => {
                 let principal = self.logins.verify(username, password).await?;
-                Ok(Identity { principal, session: SessionKey::Connection(connection) })
+                Identity { principal, session: SessionKey::Connection(connection) }
             }
+        };
+        match at_least {
+            Some(seq) if seq > self.database.seq() => self.reach(seq).await?,
+            _ => {}
+        }
+        Ok(identity)
+    }
+
+    async fn reach(&self, seq: Seq) -> Result<(), Error> {
+        match tokio::time::timeout(REACH_TIME_MAX, self.database.wait_for(seq)).await {
+            Ok(reached) => reached,
+            Err(_) => Err(Error::new(
+                ErrorKind::Unavailable,
+                SqlState::OBJECT_NOT_IN_STATE,
+                format!("the server has not reached seq {seq}"),
+            )
+            .hint("try again, or leave the kalamdb-seq header out")),
         }
     }
 
@@ -162,7 +189,10 @@ mod tests {
     #[test]
     fn basic_is_read_with_and_without_padding_in_any_case() {
         for header in ["Basic cm9vdDpwYXNz", "basic cm9vdDpwYTpz", "BASIC YTpi", "Basic YTo=", "Basic YTo"] {
-            assert!(matches!(Credentials::parse(header.as_bytes()), Ok(Credentials::Basic { .. })), "{header}");
+            assert!(
+                matches!(Credentials::parse(header.as_bytes()), Ok(Credentials::Basic { .. })),
+                "{header}"
+            );
         }
         let Ok(Credentials::Basic { username, password }) = Credentials::parse(b"Basic cm9vdDpwYTpz") else {
             panic!("basic credentials");

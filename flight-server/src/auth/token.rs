@@ -93,7 +93,8 @@ mod tests {
     #[test]
     fn a_token_lives_a_day_and_bears_no_change() {
         let clock = Arc::new(ManualClock::new(1_000));
-        let tokens = Tokens { key: SealKey::derive(b"secret", "bearer token"), clock: Arc::clone(&clock) as _ };
+        let tokens =
+            Tokens { key: SealKey::derive(b"secret", "bearer token"), clock: Arc::clone(&clock) as _ };
         let text = tokens.issue(UserId(7), 3);
         let token = tokens.open(&text).unwrap();
         assert_eq!((token.user_id, token.generation), (UserId(7), 3));

@@ -5,10 +5,10 @@
 //! Invariant: an action that does not exist says so by name; none is accepted and ignored.
 
 use arrow_flight::sql::{
-    ActionBeginSavepointRequest, ActionBeginTransactionRequest, ActionCancelQueryRequest, ActionCancelQueryResult,
-    ActionClosePreparedStatementRequest, ActionCreatePreparedStatementRequest,
-    ActionCreatePreparedSubstraitPlanRequest, ActionEndSavepointRequest, ActionEndTransactionRequest, Any, Command,
-    ProstMessageExt, TicketStatementQuery,
+    ActionBeginSavepointRequest, ActionBeginTransactionRequest, ActionCancelQueryRequest,
+    ActionCancelQueryResult, ActionClosePreparedStatementRequest, ActionCreatePreparedStatementRequest,
+    ActionCreatePreparedSubstraitPlanRequest, ActionEndSavepointRequest, ActionEndTransactionRequest, Any,
+    Command, ProstMessageExt, TicketStatementQuery,
 };
 use arrow_flight::{
     Action, ActionType, CancelFlightInfoRequest, CancelFlightInfoResult, CancelStatus, FlightInfo,
@@ -25,7 +25,10 @@ use super::{Caller, FlightState};
 const ACTIONS: [(&str, &str); 8] = [
     ("CreatePreparedStatement", "Prepares a statement: Any(ActionCreatePreparedStatementRequest)."),
     ("ClosePreparedStatement", "Forgets a prepared statement: Any(ActionClosePreparedStatementRequest)."),
-    ("CancelQuery", "Cancels a running query: Any(ActionCancelQueryRequest). Deprecated by CancelFlightInfo."),
+    (
+        "CancelQuery",
+        "Cancels a running query: Any(ActionCancelQueryRequest). Deprecated by CancelFlightInfo.",
+    ),
     ("CancelFlightInfo", "Cancels a running query: CancelFlightInfoRequest."),
     ("RenewFlightEndpoint", "Gives a ticket a new lifetime: RenewFlightEndpointRequest."),
     ("SetSessionOptions", "Sets options of the session: SetSessionOptionsRequest."),
@@ -173,4 +176,3 @@ pub(super) fn command(bytes: &Bytes) -> Result<Command> {
     let any: Any = decode(bytes)?;
     Command::try_from(any).map_err(|error| malformed("the command cannot be read").source(error))
 }
-

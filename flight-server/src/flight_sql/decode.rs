@@ -266,7 +266,10 @@ fn check_field(field: ipc::Field<'_>, depth: usize) -> Result<()> {
         }
         ipc::Type::FixedSizeBinary => {
             let width = field.type_as_fixed_size_binary().ok_or_else(no_type)?.byteWidth();
-            (1..=1 << 20).contains(&width).then_some(()).ok_or_else(|| malformed("a fixed width is out of range"))
+            (1..=1 << 20)
+                .contains(&width)
+                .then_some(())
+                .ok_or_else(|| malformed("a fixed width is out of range"))
         }
         ipc::Type::FixedSizeList => {
             let size = field.type_as_fixed_size_list().ok_or_else(no_type)?.listSize();
@@ -292,19 +295,25 @@ fn check_list(field: ipc::Field<'_>, children: usize, depth: usize) -> Result<()
 }
 
 fn check_int(int: ipc::Int<'_>) -> Result<()> {
-    matches!(int.bitWidth(), 8 | 16 | 32 | 64).then_some(()).ok_or_else(|| malformed("an integer's width is unknown"))
+    matches!(int.bitWidth(), 8 | 16 | 32 | 64)
+        .then_some(())
+        .ok_or_else(|| malformed("an integer's width is unknown"))
 }
 
 fn check_batch(batch: ipc::RecordBatch<'_>) -> Result<()> {
     if batch.compression().is_some() {
-        return Err(Error::unsupported("a compressed IPC body").hint("send batches without LZ4 or ZSTD compression"));
+        return Err(
+            Error::unsupported("a compressed IPC body").hint("send batches without LZ4 or ZSTD compression")
+        );
     }
     if !(0..=BATCH_ROWS_MAX).contains(&batch.length()) {
         return Err(too_many_rows());
     }
     let nodes = batch.nodes().into_iter().flatten();
     for node in nodes {
-        if !(0..=NODE_LENGTH_MAX).contains(&node.length()) || !(0..=node.length()).contains(&node.null_count()) {
+        if !(0..=NODE_LENGTH_MAX).contains(&node.length())
+            || !(0..=node.length()).contains(&node.null_count())
+        {
             return Err(malformed("a column's length is out of range"));
         }
     }
@@ -385,7 +394,8 @@ mod tests {
         let options =
             IpcWriteOptions::default().try_with_compression(Some(ipc::CompressionType::LZ4_FRAME)).unwrap();
         let mut stream = Vec::new();
-        let Ok(mut writer) = StreamWriter::try_new_with_options(&mut stream, &batch().schema(), options) else {
+        let Ok(mut writer) = StreamWriter::try_new_with_options(&mut stream, &batch().schema(), options)
+        else {
             return;
         };
         if writer.write(&batch()).is_err() {

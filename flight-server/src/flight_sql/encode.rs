@@ -41,22 +41,23 @@ pub(crate) struct WireSchema {
     schema: SchemaRef,
     /// The encapsulated IPC message.
     ipc: Bytes,
-    /// Some column's type differs from the engine's.
-    casts: bool,
 }
 
 impl WireSchema {
     /// The wire form of an engine schema; `memoized` is the registry's message where the schema is a table's.
-    pub(crate) fn of(schema: &SchemaRef, memoized: Option<&Bytes>, encodings: &SchemaEncodings) -> Result<Self> {
+    pub(crate) fn of(
+        schema: &SchemaRef,
+        memoized: Option<&Bytes>,
+        encodings: &SchemaEncodings,
+    ) -> Result<Self> {
         if let Some(ipc) = memoized {
-            return Ok(Self { schema: Arc::clone(schema), ipc: ipc.clone(), casts: false });
+            return Ok(Self { schema: Arc::clone(schema), ipc: ipc.clone() });
         }
         encodings.0.fetch_add(1, Ordering::Relaxed);
         let wire = wire_schema(schema);
-        let casts = wire.is_some();
         let schema = wire.unwrap_or_else(|| Arc::clone(schema));
         let ipc = encode_schema(&schema)?;
-        Ok(Self { schema, ipc, casts })
+        Ok(Self { schema, ipc })
     }
 
     pub(crate) fn schema(&self) -> &SchemaRef {
@@ -82,18 +83,19 @@ impl WireSchema {
             return Ok(batch);
         }
         let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
-        let columns: Vec<ArrayRef> = if self.casts {
-            let fields = self.schema.fields().iter();
-            let cast_one = |(field, column): (&FieldRef, &ArrayRef)| {
-                if column.data_type() == field.data_type() {
-                    return Ok(Arc::clone(column));
-                }
-                cast(column, field.data_type()).map_err(Error::from)
-            };
-            fields.zip(batch.columns()).map(cast_one).collect::<Result<_>>()?
-        } else {
-            batch.columns().to_vec()
+        let cast_one = |(field, column): (&FieldRef, &ArrayRef)| {
+            if column.data_type() == field.data_type() {
+                return Ok(Arc::clone(column));
+            }
+            cast(column, field.data_type()).map_err(Error::from)
         };
+        let columns = self
+            .schema
+            .fields()
+            .iter()
+            .zip(batch.columns())
+            .map(cast_one)
+            .collect::<Result<Vec<ArrayRef>>>()?;
         RecordBatch::try_new_with_options(Arc::clone(&self.schema), columns, &options)
             .map_err(|error| Error::internal("a batch does not fit its result's schema").source(error))
     }
@@ -111,9 +113,10 @@ fn header_of(encapsulated: &Bytes) -> Bytes {
 /// Encodes a schema as one encapsulated IPC message.
 pub(crate) fn encode_schema(schema: &Schema) -> Result<Bytes> {
     let options = IpcWriteOptions::default();
-    let IpcMessage(bytes) = SchemaAsIpc::new(schema, &options)
-        .try_into()
-        .map_err(|error: arrow::error::ArrowError| Error::internal("a schema cannot be encoded").source(error))?;
+    let IpcMessage(bytes) =
+        SchemaAsIpc::new(schema, &options).try_into().map_err(|error: arrow::error::ArrowError| {
+            Error::internal("a schema cannot be encoded").source(error)
+        })?;
     Ok(bytes)
 }
 
@@ -203,7 +206,8 @@ fn split(batch: &RecordBatch, parts: usize) -> Vec<RecordBatch> {
 }
 
 fn row_too_large(batch: &RecordBatch) -> Error {
-    let sizes = batch.columns().iter().map(|column| column.to_data().get_slice_memory_size().unwrap_or_default());
+    let sizes =
+        batch.columns().iter().map(|column| column.to_data().get_slice_memory_size().unwrap_or_default());
     let largest = sizes.zip(batch.schema_ref().fields()).max_by_key(|(bytes, _)| *bytes);
     let name = largest.map_or("", |(_, field)| field.name());
     Error::new(
@@ -257,7 +261,9 @@ fn wire_type(data_type: &DataType) -> Option<DataType> {
             if changed.iter().all(Option::is_none) {
                 return None;
             }
-            let kept = |(changed, field): (Option<FieldRef>, &FieldRef)| changed.unwrap_or_else(|| Arc::clone(field));
+            let kept = |(changed, field): (Option<FieldRef>, &FieldRef)| {
+                changed.unwrap_or_else(|| Arc::clone(field))
+            };
             DataType::Struct(changed.into_iter().zip(fields).map(kept).collect())
         }
         DataType::Map(entries, sorted) => DataType::Map(wire_field(entries)?, *sorted),
@@ -339,9 +345,12 @@ mod tests {
     #[test]
     fn a_null_where_none_was_promised_is_an_error_and_not_sent() {
         let promised = Arc::new(Schema::new(vec![Field::new("n", DataType::Int64, false)]));
-        let batch =
-            RecordBatch::try_from_iter_with_nullable([("n", Arc::new(Int64Array::from(vec![None])) as ArrayRef, true)])
-                .unwrap();
+        let batch = RecordBatch::try_from_iter_with_nullable([(
+            "n",
+            Arc::new(Int64Array::from(vec![None])) as ArrayRef,
+            true,
+        )])
+        .unwrap();
         assert!(BatchEncoder::new(wire(&promised)).encode(batch).is_err());
     }
 }

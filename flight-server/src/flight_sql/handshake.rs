@@ -46,7 +46,8 @@ impl FlightState {
 }
 
 fn credentials_of(message: &HandshakeRequest) -> Result<Credentials> {
-    let BasicAuth { username, password } = BasicAuth::decode(message.payload.clone()).map_err(|_| missing())?;
+    let BasicAuth { username, password } =
+        BasicAuth::decode(message.payload.clone()).map_err(|_| missing())?;
     if username.is_empty() {
         return Err(missing());
     }

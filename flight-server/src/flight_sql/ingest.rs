@@ -6,7 +6,9 @@
 //! Invariant: either all rows of a call are in the table when it answers, or none.
 
 use arrow::array::RecordBatch;
-use arrow_flight::sql::{CommandStatementIngest, TableDefinitionOptions, TableExistsOption, TableNotExistOption};
+use arrow_flight::sql::{
+    CommandStatementIngest, TableDefinitionOptions, TableExistsOption, TableNotExistOption,
+};
 use kalamdb_core::{Error, ErrorKind, Result, SqlState};
 
 use super::decode::Decoder;
@@ -49,7 +51,9 @@ fn check(command: &CommandStatementIngest) -> Result<()> {
     if command.temporary {
         return Err(Error::unsupported("a temporary table as the target of an ingest"));
     }
-    if let Some(catalog) = command.catalog.as_deref().filter(|catalog| !catalog.is_empty() && *catalog != CATALOG) {
+    if let Some(catalog) =
+        command.catalog.as_deref().filter(|catalog| !catalog.is_empty() && *catalog != CATALOG)
+    {
         return Err(Error::new(
             ErrorKind::NotFound,
             SqlState::INVALID_SCHEMA_NAME,
@@ -63,7 +67,9 @@ fn check(command: &CommandStatementIngest) -> Result<()> {
     if append && if_not_exist == TableNotExistOption::Fail as i32 {
         return Ok(());
     }
-    if if_exists == TableExistsOption::Unspecified as i32 || if_not_exist == TableNotExistOption::Unspecified as i32 {
+    if if_exists == TableExistsOption::Unspecified as i32
+        || if_not_exist == TableNotExistOption::Unspecified as i32
+    {
         return Err(Error::invalid("the ingest does not say what to do if the table exists or does not")
             .hint("use the mode append"));
     }

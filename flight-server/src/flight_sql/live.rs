@@ -15,7 +15,10 @@ use prost::Message;
 use super::encode::{BatchEncoder, WireSchema};
 
 /// The messages of a live query.
-pub(super) fn messages(subscription: Subscription, schema: WireSchema) -> BoxStream<'static, Result<FlightData>> {
+pub(super) fn messages(
+    subscription: Subscription,
+    schema: WireSchema,
+) -> BoxStream<'static, Result<FlightData>> {
     let first = schema.message(Bytes::new());
     let mut encoder = BatchEncoder::new(schema);
     let frames = subscription.map(move |frame| {

@@ -68,7 +68,12 @@ static FOREIGN_KEYS: LazyLock<SchemaRef> = LazyLock::new(|| {
 });
 
 fn table_fields() -> [Field; 4] {
-    [text("catalog_name", true), text("db_schema_name", true), text("table_name", false), text("table_type", false)]
+    [
+        text("catalog_name", true),
+        text("db_schema_name", true),
+        text("table_name", false),
+        text("table_type", false),
+    ]
 }
 
 fn text(name: &str, nullable: bool) -> Field {
@@ -105,7 +110,11 @@ impl FlightState {
     }
 
     /// FlightInfo of a metadata command: its ticket is the command itself.
-    pub(super) fn metadata_info(&self, descriptor: FlightDescriptor, command: &Command) -> Result<FlightInfo> {
+    pub(super) fn metadata_info(
+        &self,
+        descriptor: FlightDescriptor,
+        command: &Command,
+    ) -> Result<FlightInfo> {
         let ticket = Ticket { ticket: descriptor.cmd.clone() };
         Ok(FlightInfo {
             schema: self.metadata_schema(command)?.ipc(),
@@ -163,7 +172,8 @@ fn rows_of(caller: &Caller, command: Command, schema: &SchemaRef) -> Result<Reco
 fn db_schemas(caller: &Caller, command: &CommandGetDbSchemas, schema: &SchemaRef) -> Result<RecordBatch> {
     let mut names = caller.session.namespaces()?;
     names.retain(|name| {
-        is_our_catalog(command.catalog.as_deref()) && matches(command.db_schema_filter_pattern.as_deref(), name)
+        is_our_catalog(command.catalog.as_deref())
+            && matches(command.db_schema_filter_pattern.as_deref(), name)
     });
     batch(schema, vec![strings(names.iter().map(|_| CATALOG)), strings(names.iter().map(AsRef::as_ref))])
 }
@@ -212,7 +222,9 @@ fn primary_keys(caller: &Caller, command: &CommandGetPrimaryKeys, schema: &Schem
             strings(rows.iter().map(|(table, ..)| table.name.as_ref())),
             strings(rows.iter().map(|(_, column, _)| column.as_str())),
             Arc::new(Int32Array::from_iter_values(rows.iter().map(|(.., position)| *position))),
-            Arc::new(StringArray::from_iter_values(rows.iter().map(|(table, ..)| format!("{}_pkey", table.name)))),
+            Arc::new(StringArray::from_iter_values(
+                rows.iter().map(|(table, ..)| format!("{}_pkey", table.name)),
+            )),
         ],
     )
 }
@@ -296,12 +308,18 @@ mod tests {
     fn patterns_match_as_like_does() {
         let check = |pattern: &str, name: &str| matches(Some(pattern), name);
         assert!(matches(None, "notes"));
-        for (pattern, name) in
-            [("%", ""), ("%", "notes"), ("notes", "notes"), ("n%s", "notes"), ("%o%e%", "notes"), ("_____", "notes")]
-        {
+        for (pattern, name) in [
+            ("%", ""),
+            ("%", "notes"),
+            ("notes", "notes"),
+            ("n%s", "notes"),
+            ("%o%e%", "notes"),
+            ("_____", "notes"),
+        ] {
             assert!(check(pattern, name), "{pattern} {name}");
         }
-        for (pattern, name) in [("", "notes"), ("note", "notes"), ("____", "notes"), ("%x%", "notes"), ("Notes", "notes")]
+        for (pattern, name) in
+            [("", "notes"), ("note", "notes"), ("____", "notes"), ("%x%", "notes"), ("Notes", "notes")]
         {
             assert!(!check(pattern, name), "{pattern} {name}");
         }

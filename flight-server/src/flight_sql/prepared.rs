@@ -61,7 +61,12 @@ impl FlightState {
     }
 
     /// DoPut of an update: every row of parameters is one execution, all of them one commit.
-    pub(super) async fn update_prepared(&self, caller: &Caller, handle: &[u8], inbound: Inbound) -> Result<Done> {
+    pub(super) async fn update_prepared(
+        &self,
+        caller: &Caller,
+        handle: &[u8],
+        inbound: Inbound,
+    ) -> Result<Done> {
         let entry = self.prepared.get(caller.user(), handle)?;
         let parameters = Parameters::read(inbound).await?;
         if entry.prepared.parameters().is_empty() {

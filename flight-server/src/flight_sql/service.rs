@@ -8,8 +8,8 @@ use arrow_flight::flight_descriptor::DescriptorType;
 use arrow_flight::flight_service_server::FlightService;
 use arrow_flight::sql::{Any, Command, DoPutUpdateResult};
 use arrow_flight::{
-    Action, ActionType, Criteria, Empty, FlightData, FlightDescriptor, FlightInfo, HandshakeRequest, PollInfo,
-    PutResult, SchemaResult, Ticket,
+    Action, ActionType, Criteria, Empty, FlightData, FlightDescriptor, FlightInfo, HandshakeRequest,
+    PollInfo, PutResult, SchemaResult, Ticket,
 };
 use bytes::Bytes;
 use futures::stream::BoxStream;
@@ -76,7 +76,8 @@ impl FlightService for FlightSqlService {
             let (headers, info, _) = self.state.info(&caller, request.into_inner()).await?.into_parts();
             // The ticket is there at once, so the first poll is the last: no descriptor to poll again.
             let expiration_time = info.endpoint.first().and_then(|endpoint| endpoint.expiration_time);
-            let poll = PollInfo { info: Some(info), flight_descriptor: None, progress: Some(1.0), expiration_time };
+            let poll =
+                PollInfo { info: Some(info), flight_descriptor: None, progress: Some(1.0), expiration_time };
             Ok(Response::from_parts(headers, poll, Default::default()))
         })
         .await
@@ -114,7 +115,8 @@ impl FlightService for FlightSqlService {
 
     async fn do_exchange(&self, _request: Request<Streaming<FlightData>>) -> Answer<DataStream> {
         answered(async {
-            Err(Error::unsupported("DoExchange").hint("subscribe with SUBSCRIBE TO and DoGet, or with kalamdb.live.v1.LiveQuery"))
+            Err(Error::unsupported("DoExchange")
+                .hint("subscribe with SUBSCRIBE TO and DoGet, or with kalamdb.live.v1.LiveQuery"))
         })
         .await
     }
@@ -177,7 +179,9 @@ impl FlightState {
         // A ticket is one of ours, sealed, or a metadata command itself, which says nothing that needs a seal.
         let any = Any::decode(ticket.clone()).map_err(|_| unknown_ticket())?;
         match Command::try_from(any).map_err(|_| unknown_ticket())? {
-            Command::TicketStatementQuery(ticket) => self.statement_data(caller, &ticket.statement_handle).await,
+            Command::TicketStatementQuery(ticket) => {
+                self.statement_data(caller, &ticket.statement_handle).await
+            }
             other => self.metadata_data(caller, other),
         }
     }

@@ -32,7 +32,8 @@ impl FlightState {
     }
 
     pub(super) fn get_session_options(&self, caller: &Caller) -> Result<Vec<Bytes>> {
-        let text = |value: &str| SessionOptionValue { option_value: Some(OptionValue::String(value.to_owned())) };
+        let text =
+            |value: &str| SessionOptionValue { option_value: Some(OptionValue::String(value.to_owned())) };
         let session_options = HashMap::from([
             ("catalog".to_owned(), text(CATALOG)),
             ("schema".to_owned(), text(&caller.session.namespace())),
@@ -47,7 +48,11 @@ impl FlightState {
     }
 }
 
-fn set(caller: &Caller, name: &str, value: Option<OptionValue>) -> std::result::Result<(), SessionOptionErrorValue> {
+fn set(
+    caller: &Caller,
+    name: &str,
+    value: Option<OptionValue>,
+) -> std::result::Result<(), SessionOptionErrorValue> {
     let text = match value {
         None => None,
         Some(OptionValue::String(text)) => Some(text),

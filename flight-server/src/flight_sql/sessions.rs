@@ -186,7 +186,10 @@ impl PreparedStatements {
     /// Forgets the statements of a session that ended.
     pub(crate) fn close_session(&self, identity: &Identity) {
         let owner = identity.principal.user_id;
-        self.map.lock().entries.retain(|_, (_, entry)| entry.owner != owner || entry.session != identity.session);
+        self.map
+            .lock()
+            .entries
+            .retain(|_, (_, entry)| entry.owner != owner || entry.session != identity.session);
     }
 }
 

@@ -12,10 +12,10 @@ use std::sync::LazyLock;
 use arrow::array::RecordBatch;
 use arrow_flight::sql::metadata::{SqlInfoData, SqlInfoDataBuilder};
 use arrow_flight::sql::{
-    CommandGetSqlInfo, SqlInfo as Code, SqlNullOrdering, SqlOuterJoinsSupportLevel, SqlSupportedCaseSensitivity,
-    SqlSupportedGroupBy, SqlSupportedResultSetConcurrency, SqlSupportedResultSetType, SqlSupportedSubqueries,
-    SqlSupportedTransaction, SqlSupportedUnions, SqlSupportsConvert as Convert, SqlTransactionIsolationLevel,
-    SupportedSqlGrammar,
+    CommandGetSqlInfo, SqlInfo as Code, SqlNullOrdering, SqlOuterJoinsSupportLevel,
+    SqlSupportedCaseSensitivity, SqlSupportedGroupBy, SqlSupportedResultSetConcurrency,
+    SqlSupportedResultSetType, SqlSupportedSubqueries, SqlSupportedTransaction, SqlSupportedUnions,
+    SqlSupportsConvert as Convert, SqlTransactionIsolationLevel, SupportedSqlGrammar,
 };
 use kalamdb_core::{Error, Result};
 
@@ -27,20 +27,66 @@ const ANSI92_ENTRY_SQL: i32 = 0;
 const NAME_BYTES_MAX: i64 = 63;
 
 const KEYWORDS: [&str; 20] = [
-    "ACCESS_LEVEL", "ANTI", "CATALOG", "DURABILITY", "EXPLAIN", "FLUSH_POLICY", "ILIKE", "NAMESPACE", "QUALIFY",
-    "RETURNING", "SCOPE", "SEMI", "SHARED", "SHOW", "STORAGE", "STORAGE_ID", "STREAM", "SUBSCRIBE", "TTL_SECONDS", "USER",
+    "ACCESS_LEVEL",
+    "ANTI",
+    "CATALOG",
+    "DURABILITY",
+    "EXPLAIN",
+    "FLUSH_POLICY",
+    "ILIKE",
+    "NAMESPACE",
+    "QUALIFY",
+    "RETURNING",
+    "SCOPE",
+    "SEMI",
+    "SHARED",
+    "SHOW",
+    "STORAGE",
+    "STORAGE_ID",
+    "STREAM",
+    "SUBSCRIBE",
+    "TTL_SECONDS",
+    "USER",
 ];
 const NUMERIC_FUNCTIONS: [&str; 24] = [
-    "ABS", "ACOS", "ASIN", "ATAN", "ATAN2", "CEIL", "COS", "COT", "DEGREES", "EXP", "FLOOR", "LN", "LOG", "LOG10", "LOG2",
-    "PI", "POWER", "RADIANS", "RANDOM", "ROUND", "SIN", "SQRT", "TAN", "TRUNC",
+    "ABS", "ACOS", "ASIN", "ATAN", "ATAN2", "CEIL", "COS", "COT", "DEGREES", "EXP", "FLOOR", "LN", "LOG",
+    "LOG10", "LOG2", "PI", "POWER", "RADIANS", "RANDOM", "ROUND", "SIN", "SQRT", "TAN", "TRUNC",
 ];
 const STRING_FUNCTIONS: [&str; 22] = [
-    "ASCII", "BTRIM", "CHR", "CONCAT", "ENDS_WITH", "INITCAP", "LEFT", "LENGTH", "LOWER", "LPAD", "LTRIM", "OCTET_LENGTH",
-    "REPEAT", "REPLACE", "REVERSE", "RIGHT", "RPAD", "RTRIM", "SPLIT_PART", "STRPOS", "SUBSTR", "UPPER",
+    "ASCII",
+    "BTRIM",
+    "CHR",
+    "CONCAT",
+    "ENDS_WITH",
+    "INITCAP",
+    "LEFT",
+    "LENGTH",
+    "LOWER",
+    "LPAD",
+    "LTRIM",
+    "OCTET_LENGTH",
+    "REPEAT",
+    "REPLACE",
+    "REVERSE",
+    "RIGHT",
+    "RPAD",
+    "RTRIM",
+    "SPLIT_PART",
+    "STRPOS",
+    "SUBSTR",
+    "UPPER",
 ];
 const SYSTEM_FUNCTIONS: [&str; 3] = ["COALESCE", "CURRENT_USER", "NULLIF"];
 const DATETIME_FUNCTIONS: [&str; 9] = [
-    "CURRENT_DATE", "CURRENT_TIME", "DATE_BIN", "DATE_PART", "DATE_TRUNC", "EXTRACT", "NOW", "TO_CHAR", "TO_TIMESTAMP",
+    "CURRENT_DATE",
+    "CURRENT_TIME",
+    "DATE_BIN",
+    "DATE_PART",
+    "DATE_TRUNC",
+    "EXTRACT",
+    "NOW",
+    "TO_CHAR",
+    "TO_TIMESTAMP",
 ];
 
 static DATA: LazyLock<Option<SqlInfoData>> = LazyLock::new(|| {
@@ -138,7 +184,8 @@ fn append_support(builder: &mut SqlInfoDataBuilder) {
 }
 
 fn append_grammar(builder: &mut SqlInfoDataBuilder) {
-    let group_by = [SqlSupportedGroupBy::SqlGroupByUnrelated as i32, SqlSupportedGroupBy::SqlGroupByBeyondSelect as i32];
+    let group_by =
+        [SqlSupportedGroupBy::SqlGroupByUnrelated as i32, SqlSupportedGroupBy::SqlGroupByBeyondSelect as i32];
     let subqueries = [
         SqlSupportedSubqueries::SqlSubqueriesInComparisons as i32,
         SqlSupportedSubqueries::SqlSubqueriesInExists as i32,
@@ -151,7 +198,10 @@ fn append_grammar(builder: &mut SqlInfoDataBuilder) {
         bits(&[SupportedSqlGrammar::SqlMinimumGrammar as i32, SupportedSqlGrammar::SqlCoreGrammar as i32]),
     );
     builder.append(Code::SqlAnsi92SupportedLevel, bits(&[ANSI92_ENTRY_SQL]));
-    builder.append(Code::SqlOuterJoinsSupportLevel, bits(&[SqlOuterJoinsSupportLevel::SqlFullOuterJoins as i32]));
+    builder.append(
+        Code::SqlOuterJoinsSupportLevel,
+        bits(&[SqlOuterJoinsSupportLevel::SqlFullOuterJoins as i32]),
+    );
     builder.append(Code::SqlSupportedSubqueries, bits(&subqueries));
     builder.append(
         Code::SqlSupportedUnions,
@@ -203,7 +253,9 @@ fn conversions() -> HashMap<i32, Vec<i32>> {
     }
     table.insert(
         Convert::SqlConvertTimestamp as i32,
-        [Convert::SqlConvertDate, Convert::SqlConvertTime, Convert::SqlConvertVarchar].map(|to| to as i32).to_vec(),
+        [Convert::SqlConvertDate, Convert::SqlConvertTime, Convert::SqlConvertVarchar]
+            .map(|to| to as i32)
+            .to_vec(),
     );
     table
 }
@@ -236,7 +288,10 @@ fn append_limits(builder: &mut SqlInfoDataBuilder) {
 }
 
 fn append_transactions(builder: &mut SqlInfoDataBuilder) {
-    builder.append(Code::SqlDefaultTransactionIsolation, SqlTransactionIsolationLevel::SqlTransactionNone as i64);
+    builder.append(
+        Code::SqlDefaultTransactionIsolation,
+        SqlTransactionIsolationLevel::SqlTransactionNone as i64,
+    );
     builder.append(
         Code::SqlSupportedTransactionsIsolationLevels,
         bits(&[SqlTransactionIsolationLevel::SqlTransactionNone as i32]),

@@ -153,7 +153,11 @@ impl FlightState {
     }
 
     /// Answers the ticket of a statement.
-    pub(super) async fn statement_data(&self, caller: &Caller, sealed: &Bytes) -> Result<Response<DataStream>> {
+    pub(super) async fn statement_data(
+        &self,
+        caller: &Caller,
+        sealed: &Bytes,
+    ) -> Result<Response<DataStream>> {
         let ticket = self.open_ticket(caller, sealed)?;
         match ticket.body {
             TicketBody::UpdateDone { rows, seq } => {
@@ -197,7 +201,12 @@ impl FlightState {
         Ok(Started { prepared, bound: Arc::new(bound), schema })
     }
 
-    async fn run_query(&self, caller: &Caller, query: QueryId, started: Started) -> Result<Response<DataStream>> {
+    async fn run_query(
+        &self,
+        caller: &Caller,
+        query: QueryId,
+        started: Started,
+    ) -> Result<Response<DataStream>> {
         let guard = self.running.enter(query, caller.user());
         let outcome = tokio::select! {
             outcome = started.prepared.execute(started.bound.params()) => outcome?,
@@ -205,9 +214,6 @@ impl FlightState {
         };
         match outcome {
             Outcome::Rows(rows) => {
-                if rows.schema != prepared_schema(&started) {
-                    return Err(schema_changed());
-                }
                 let seq = rows.seq;
                 let messages = rows_to_messages(rows, started.schema, query);
                 let messages = self.bounded(messages, guard, caller, Endless::No);
@@ -281,13 +287,13 @@ enum Endless {
     No,
 }
 
-fn prepared_schema(started: &Started) -> arrow::datatypes::SchemaRef {
-    started.prepared.schema().map_or_else(|| Arc::clone(started.schema.schema()), |result| Arc::clone(&result.schema))
-}
-
 /// The schema message, then every batch. The seq rides on the first two messages: some clients show the metadata of a
 /// schema message, the others that of a batch.
-fn rows_to_messages(rows: RowStream, schema: WireSchema, query: QueryId) -> BoxStream<'static, Result<FlightData>> {
+fn rows_to_messages(
+    rows: RowStream,
+    schema: WireSchema,
+    query: QueryId,
+) -> BoxStream<'static, Result<FlightData>> {
     let metadata = query_metadata(query, Some(rows.seq), None);
     let first = schema.message(metadata.clone());
     let mut encoder = BatchEncoder::new(schema);
@@ -341,5 +347,7 @@ fn cancelled() -> Error {
 /// The core has no kind for this: deadlines are the caller's, and the core knows of none.
 fn deadline_passed() -> Status {
     let sqlstate = SqlState::QUERY_CANCELED;
-    Status::deadline_exceeded(format!("[{sqlstate}] the query did not end in time (raise the client's timeout)"))
+    Status::deadline_exceeded(format!(
+        "[{sqlstate}] the query did not end in time (raise the client's timeout)"
+    ))
 }

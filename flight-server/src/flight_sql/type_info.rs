@@ -94,7 +94,13 @@ fn times() -> Vec<XdbcTypeInfo> {
             ..time("DATE", XdbcDataType::XdbcDate, 10, XdbcDatetimeSubcode::XdbcSubcodeYear, "DATE '")
         },
         time("TIME", XdbcDataType::XdbcTime, 15, XdbcDatetimeSubcode::XdbcSubcodeTime, "TIME '"),
-        time("TIMESTAMP", XdbcDataType::XdbcTimestamp, 26, XdbcDatetimeSubcode::XdbcSubcodeTimestamp, "TIMESTAMP '"),
+        time(
+            "TIMESTAMP",
+            XdbcDataType::XdbcTimestamp,
+            26,
+            XdbcDatetimeSubcode::XdbcSubcodeTimestamp,
+            "TIMESTAMP '",
+        ),
         time(
             "TIMESTAMPTZ",
             XdbcDataType::XdbcTimestamp,

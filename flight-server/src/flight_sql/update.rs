@@ -3,8 +3,8 @@
 //! Invariant: a statement runs where it is named for the first time (DoPut or GetFlightInfo), once; its ticket only repeats
 //! the count.
 
-use kalamdb_core::{Affected, Outcome, Prepared, Result, Seq};
 use futures::StreamExt;
+use kalamdb_core::{Affected, Outcome, Prepared, Result, Seq};
 
 use super::sessions::Bound;
 

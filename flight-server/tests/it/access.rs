@@ -159,7 +159,8 @@ async fn tickets_and_handles_of_others_are_as_unknown_as_none() {
     assert_eq!((theirs.code(), theirs.message()), (Code::NotFound, unknown.message()));
     assert_eq!(theirs.code(), unknown.code());
     // Nor can another user close it.
-    let close = arrow_flight::sql::ActionClosePreparedStatementRequest { prepared_statement_handle: handle.clone() };
+    let close =
+        arrow_flight::sql::ActionClosePreparedStatementRequest { prepared_statement_handle: handle.clone() };
     bob.act("ClosePreparedStatement", any(&close)).await.unwrap();
     assert!(alice.info(&query(handle)).await.is_ok());
     fixture.shut_down().await;

@@ -9,9 +9,7 @@ use arrow::util::pretty::pretty_format_batches;
 use arrow_flight::decode::FlightRecordBatchStream;
 use arrow_flight::encode::FlightDataEncoderBuilder;
 use arrow_flight::flight_service_client::FlightServiceClient;
-use arrow_flight::sql::{
-    CommandStatementQuery, CommandStatementUpdate, DoPutUpdateResult, ProstMessageExt,
-};
+use arrow_flight::sql::{CommandStatementQuery, CommandStatementUpdate, DoPutUpdateResult, ProstMessageExt};
 use arrow_flight::{Action, FlightData, FlightDescriptor, FlightInfo, HandshakeRequest, Ticket};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -130,7 +128,9 @@ impl Client {
     /// Logs in; answers the `authorization` header to go on with.
     pub(crate) async fn handshake(&mut self, username: &str, password: &str) -> Result<String, Status> {
         let mut request = Request::new(stream::iter([HandshakeRequest::default()]));
-        request.metadata_mut().insert("authorization", basic(username, password).parse().expect("header value"));
+        request
+            .metadata_mut()
+            .insert("authorization", basic(username, password).parse().expect("header value"));
         let response = self.inner.handshake(request).await?;
         let header = response.metadata().get("authorization").expect("authorization in headers").clone();
         let mut messages = response.into_inner();
@@ -140,7 +140,10 @@ impl Client {
         Ok(header.to_str().expect("ascii").to_owned())
     }
 
-    pub(crate) async fn info(&mut self, command: &impl ProstMessageExt) -> Result<Response<FlightInfo>, Status> {
+    pub(crate) async fn info(
+        &mut self,
+        command: &impl ProstMessageExt,
+    ) -> Result<Response<FlightInfo>, Status> {
         let descriptor = FlightDescriptor::new_cmd(command.as_any().encode_to_vec());
         self.inner.get_flight_info(self.request(descriptor)).await
     }
@@ -190,7 +193,10 @@ impl Client {
         Ok((result.record_count, seq))
     }
 
-    pub(crate) async fn put_raw(&mut self, messages: Vec<FlightData>) -> Result<(Bytes, Option<u64>), Status> {
+    pub(crate) async fn put_raw(
+        &mut self,
+        messages: Vec<FlightData>,
+    ) -> Result<(Bytes, Option<u64>), Status> {
         let response = self.inner.do_put(self.request(stream::iter(messages))).await?;
         let seq = seq_of(response.metadata());
         let result = response.into_inner().message().await?.expect("a PutResult");
@@ -226,7 +232,8 @@ impl Fetched {
     pub(crate) fn lines(&self) -> Vec<String> {
         let table = pretty_format_batches(&self.batches).expect("printable").to_string();
         let rows = table.lines().filter(|line| line.starts_with('|')).skip(1);
-        rows.map(|line| line.trim_matches('|').split('|').map(str::trim).collect::<Vec<_>>().join("|")).collect()
+        rows.map(|line| line.trim_matches('|').split('|').map(str::trim).collect::<Vec<_>>().join("|"))
+            .collect()
     }
 }
 
@@ -247,7 +254,10 @@ pub(crate) fn only_ticket(info: &FlightInfo) -> Ticket {
 }
 
 /// A descriptor, a schema and batches, as drivers send them by DoPut.
-pub(crate) async fn put_messages(command: &impl ProstMessageExt, batches: Vec<RecordBatch>) -> Vec<FlightData> {
+pub(crate) async fn put_messages(
+    command: &impl ProstMessageExt,
+    batches: Vec<RecordBatch>,
+) -> Vec<FlightData> {
     let schema = batches.first().expect("a batch").schema();
     FlightDataEncoderBuilder::new()
         .with_schema(schema)

@@ -46,16 +46,17 @@ async fn commands_tickets_and_actions_of_any_bytes_are_refused() {
     for input in inputs {
         let bytes = Bytes::from(input);
         let command = FlightDescriptor::new_cmd(bytes.clone());
-        let expected = |code: Code| {
-            matches!(code, Code::InvalidArgument | Code::Unimplemented | Code::NotFound)
-        };
+        let expected =
+            |code: Code| matches!(code, Code::InvalidArgument | Code::Unimplemented | Code::NotFound);
         let info = root.inner.get_flight_info(root.request(command.clone())).await.unwrap_err();
         assert!(expected(info.code()), "{bytes:?}: {info:?}");
         let schema = root.inner.get_schema(root.request(command)).await.unwrap_err();
         assert!(expected(schema.code()), "{bytes:?}: {schema:?}");
         let get = root.open(Ticket { ticket: bytes.clone() }).await.unwrap_err();
         assert!(expected(get.code()), "{bytes:?}: {get:?}");
-        for action in ["CreatePreparedStatement", "CancelFlightInfo", "CancelQuery", "RenewFlightEndpoint", "x"] {
+        for action in
+            ["CreatePreparedStatement", "CancelFlightInfo", "CancelQuery", "RenewFlightEndpoint", "x"]
+        {
             if let Err(status) = root.act(action, bytes.to_vec()).await {
                 assert!(expected(status.code()), "{action} {bytes:?}: {status:?}");
             }
@@ -175,7 +176,8 @@ async fn a_message_over_the_limit_is_refused_with_the_limit() {
     let fixture = Fixture::start_with(&[("message_bytes_max", "100000")]).await;
     let mut root = fixture.root().await;
     root.update("CREATE TABLE t (id BIGINT)").await.unwrap();
-    let large = RecordBatch::try_from_iter([("id", Arc::new(Int64Array::from_iter_values(0..50_000)) as ArrayRef)]);
+    let large =
+        RecordBatch::try_from_iter([("id", Arc::new(Int64Array::from_iter_values(0..50_000)) as ArrayRef)]);
     let status = root.put(put_messages(&append(), vec![large.unwrap()]).await).await.unwrap_err();
     assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
     assert!(status.message().contains("100000"), "{status:?}");
@@ -195,7 +197,8 @@ async fn statements_known_to_kill_a_process_are_errors() {
         format!("SELECT '{}'", "x".repeat(3 << 20)),
     ] {
         let status = root.query(&sql).await.unwrap_err();
-        let refused = matches!(status.code(), Code::InvalidArgument | Code::ResourceExhausted | Code::Unimplemented);
+        let refused =
+            matches!(status.code(), Code::InvalidArgument | Code::ResourceExhausted | Code::Unimplemented);
         assert!(refused, "{}…: {status:?}", &sql[..40]);
     }
     still_serves(&mut root).await;

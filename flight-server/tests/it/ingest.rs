@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, DictionaryArray, Int32Array, Int64Array, RecordBatch, StringArray};
 use arrow::datatypes::Int32Type;
-use arrow_flight::sql::{CommandStatementIngest, TableDefinitionOptions, TableExistsOption, TableNotExistOption};
+use arrow_flight::sql::{
+    CommandStatementIngest, TableDefinitionOptions, TableExistsOption, TableNotExistOption,
+};
 use tonic::Code;
 
 use crate::fixture::{Fixture, put_messages};
@@ -35,7 +37,9 @@ fn rows(ids: impl Iterator<Item = i64> + Clone) -> RecordBatch {
 async fn batches_are_appended_by_name_in_one_commit() {
     let fixture = Fixture::start().await;
     let mut root = fixture.root().await;
-    root.update("CREATE TABLE t (id BIGINT PRIMARY KEY, kind TEXT DEFAULT 'plain', text TEXT)").await.unwrap();
+    root.update("CREATE TABLE t (id BIGINT PRIMARY KEY, kind TEXT DEFAULT 'plain', text TEXT)")
+        .await
+        .unwrap();
     let before = fixture.database.seq().0;
     let messages = put_messages(&append_to("t"), vec![rows(0..5_000), rows(5_000..10_000)]).await;
     let (count, seq) = root.put(messages).await.unwrap();
@@ -90,10 +94,15 @@ async fn other_modes_and_targets_are_refused_by_name() {
     let temporary = CommandStatementIngest { temporary: true, ..append_to("t") };
     let catalog = CommandStatementIngest { catalog: Some("elsewhere".to_owned()), ..append_to("t") };
     let nothing_said = CommandStatementIngest { table_definition_options: None, ..append_to("t") };
-    let column = RecordBatch::try_from_iter([("nothing", Arc::new(Int64Array::from(vec![1])) as ArrayRef)]).unwrap();
+    let column =
+        RecordBatch::try_from_iter([("nothing", Arc::new(Int64Array::from(vec![1])) as ArrayRef)]).unwrap();
     for (command, batch, code) in [
         (ingest("u", TableNotExistOption::Create, TableExistsOption::Fail), rows(0..1), Code::Unimplemented),
-        (ingest("t", TableNotExistOption::Create, TableExistsOption::Replace), rows(0..1), Code::Unimplemented),
+        (
+            ingest("t", TableNotExistOption::Create, TableExistsOption::Replace),
+            rows(0..1),
+            Code::Unimplemented,
+        ),
         (temporary, rows(0..1), Code::Unimplemented),
         (nothing_said, rows(0..1), Code::InvalidArgument),
         (catalog, rows(0..1), Code::NotFound),

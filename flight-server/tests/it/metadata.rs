@@ -1,5 +1,7 @@
 //! What tools read before anybody types a query.
 
+use arrow::array::AsArray;
+use arrow::datatypes::Schema;
 use arrow_flight::IpcMessage;
 use arrow_flight::sql::{
     CommandGetCatalogs, CommandGetCrossReference, CommandGetDbSchemas, CommandGetExportedKeys,
@@ -7,8 +9,6 @@ use arrow_flight::sql::{
     CommandGetXdbcTypeInfo, CommandStatementSubstraitPlan, ProstMessageExt,
 };
 use arrow_flight::{Criteria, Empty};
-use arrow::array::AsArray;
-use arrow::datatypes::Schema;
 use bytes::Bytes;
 use futures::TryStreamExt;
 use prost::Message;
@@ -28,7 +28,9 @@ async fn fetch(client: &mut Client, command: &impl ProstMessageExt) -> Fetched {
 
 async fn tables(root: &mut Client) {
     root.update("CREATE NAMESPACE app").await.unwrap();
-    root.update("CREATE TABLE app.notes (author TEXT, id BIGINT, text TEXT, PRIMARY KEY (author, id))").await.unwrap();
+    root.update("CREATE TABLE app.notes (author TEXT, id BIGINT, text TEXT, PRIMARY KEY (author, id))")
+        .await
+        .unwrap();
     root.update("CREATE TABLE app.my_log (entry TEXT)").await.unwrap();
 }
 
@@ -47,15 +49,18 @@ async fn catalogs_namespaces_and_tables_are_listed() {
     }
     let filtered = CommandGetDbSchemas { db_schema_filter_pattern: Some("a%".to_owned()), catalog: None };
     assert_eq!(fetch(&mut root, &filtered).await.lines(), ["kalam|app"]);
-    let elsewhere = CommandGetDbSchemas { catalog: Some("elsewhere".to_owned()), db_schema_filter_pattern: None };
+    let elsewhere =
+        CommandGetDbSchemas { catalog: Some("elsewhere".to_owned()), db_schema_filter_pattern: None };
     assert_eq!(fetch(&mut root, &elsewhere).await.rows(), 0);
 
-    let of_app = CommandGetTables { db_schema_filter_pattern: Some("app".to_owned()), ..CommandGetTables::default() };
+    let of_app =
+        CommandGetTables { db_schema_filter_pattern: Some("app".to_owned()), ..CommandGetTables::default() };
     let lines = fetch(&mut root, &of_app).await.lines();
     assert_eq!(lines, ["kalam|app|my_log|TABLE", "kalam|app|notes|TABLE"]);
     let escaped = CommandGetTables { table_name_filter_pattern: Some("my\\_%".to_owned()), ..of_app.clone() };
     assert_eq!(fetch(&mut root, &escaped).await.rows(), 1);
-    let system = CommandGetTables { table_types: vec!["SYSTEM TABLE".to_owned()], ..CommandGetTables::default() };
+    let system =
+        CommandGetTables { table_types: vec!["SYSTEM TABLE".to_owned()], ..CommandGetTables::default() };
     let lines = fetch(&mut root, &system).await.lines();
     assert!(lines.contains(&"kalam|system|users|SYSTEM TABLE".to_owned()), "{lines:?}");
     assert!(!lines.iter().any(|line| line.contains("|app|")), "{lines:?}");
@@ -91,7 +96,8 @@ async fn primary_keys_are_listed_and_there_are_no_foreign_ones() {
     let none = CommandGetPrimaryKeys { table: "my_log".to_owned(), ..keys };
     assert_eq!(fetch(&mut root, &none).await.rows(), 0);
 
-    let exported = CommandGetExportedKeys { catalog: None, db_schema: db_schema.clone(), table: table.clone() };
+    let exported =
+        CommandGetExportedKeys { catalog: None, db_schema: db_schema.clone(), table: table.clone() };
     assert_eq!(fetch(&mut root, &exported).await.rows(), 0);
     let imported = CommandGetImportedKeys { catalog: None, db_schema, table: table.clone() };
     assert_eq!(fetch(&mut root, &imported).await.rows(), 0);

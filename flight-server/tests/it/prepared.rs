@@ -6,8 +6,8 @@ use arrow::array::{ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray}
 use arrow::datatypes::{DataType, Schema};
 use arrow_flight::IpcMessage;
 use arrow_flight::sql::{
-    ActionClosePreparedStatementRequest, ActionCreatePreparedStatementRequest, Any, CommandPreparedStatementQuery,
-    CommandPreparedStatementUpdate, DoPutPreparedStatementResult,
+    ActionClosePreparedStatementRequest, ActionCreatePreparedStatementRequest, Any,
+    CommandPreparedStatementQuery, CommandPreparedStatementUpdate, DoPutPreparedStatementResult,
 };
 use bytes::Bytes;
 use prost::Message;
@@ -47,7 +47,8 @@ fn schema(ipc: &Bytes) -> Schema {
 
 /// One row of parameters under the names ADBC gives them.
 fn parameters(columns: Vec<ArrayRef>) -> RecordBatch {
-    let named = columns.into_iter().enumerate().map(|(position, column)| (position.to_string(), column, true));
+    let named =
+        columns.into_iter().enumerate().map(|(position, column)| (position.to_string(), column, true));
     RecordBatch::try_from_iter_with_nullable(named).unwrap()
 }
 
@@ -72,7 +73,12 @@ async fn queries_and_updates_are_told_apart_in_both_ways() {
         assert_eq!(prepared.is_update, Some(false), "{sql}");
         assert!(!schema(&prepared.dataset_schema).fields().is_empty(), "{sql}");
     }
-    for sql in ["INSERT INTO t VALUES (9, '', 0)", "DELETE FROM t", "CREATE TABLE u (id INT)", "DROP TABLE IF EXISTS u"] {
+    for sql in [
+        "INSERT INTO t VALUES (9, '', 0)",
+        "DELETE FROM t",
+        "CREATE TABLE u (id INT)",
+        "DROP TABLE IF EXISTS u",
+    ] {
         let prepared = prepare(&mut root, sql).await.unwrap();
         assert_eq!(prepared.is_update, Some(true), "{sql}");
         assert!(prepared.dataset_schema.is_empty(), "{sql}");
@@ -96,7 +102,8 @@ async fn a_query_is_bound_and_run_again_and_again_by_the_handle_it_was_given() {
         assert_eq!(parameter.field(0).data_type(), &DataType::Int64, "{sql}");
         assert!(parameter.field(0).is_nullable());
         for (id, text) in [(1, "one"), (2, "two"), (1, "one")] {
-            let answered = bind(&mut root, &handle, parameters(vec![Arc::new(Int64Array::from(vec![id]))])).await;
+            let answered =
+                bind(&mut root, &handle, parameters(vec![Arc::new(Int64Array::from(vec![id]))])).await;
             assert_eq!(answered.unwrap(), handle);
             let info = root.info(&query(&handle)).await.unwrap().into_inner();
             assert_eq!(info.schema, prepared.dataset_schema, "one schema");
@@ -125,13 +132,17 @@ async fn a_ticket_outlives_its_statement_with_the_parameters_it_had() {
     let fixture = Fixture::start().await;
     let mut root = fixture.root().await;
     table(&mut root).await;
-    let handle = prepare(&mut root, "SELECT text FROM t WHERE id = $1").await.unwrap().prepared_statement_handle;
+    let handle =
+        prepare(&mut root, "SELECT text FROM t WHERE id = $1").await.unwrap().prepared_statement_handle;
     bind(&mut root, &handle, parameters(vec![Arc::new(Int64Array::from(vec![2]))])).await.unwrap();
     let info = root.info(&query(&handle)).await.unwrap().into_inner();
     bind(&mut root, &handle, parameters(vec![Arc::new(Int64Array::from(vec![1]))])).await.unwrap();
     let close = ActionClosePreparedStatementRequest { prepared_statement_handle: handle.clone() };
     for _ in 0..2 {
-        assert!(root.act("ClosePreparedStatement", any(&close)).await.unwrap().is_empty(), "closing twice is no error");
+        assert!(
+            root.act("ClosePreparedStatement", any(&close)).await.unwrap().is_empty(),
+            "closing twice is no error"
+        );
     }
     assert_eq!(root.info(&query(&handle)).await.unwrap_err().code(), Code::NotFound);
     assert_eq!(root.fetch(&info).await.unwrap().lines(), ["two"]);
@@ -145,7 +156,8 @@ async fn many_rows_of_parameters_are_one_commit() {
     let fixture = Fixture::start().await;
     let mut root = fixture.root().await;
     table(&mut root).await;
-    let handle = prepare(&mut root, "INSERT INTO t VALUES (?, ?, ?)").await.unwrap().prepared_statement_handle;
+    let handle =
+        prepare(&mut root, "INSERT INTO t VALUES (?, ?, ?)").await.unwrap().prepared_statement_handle;
     let command = CommandPreparedStatementUpdate { prepared_statement_handle: handle };
     let rows = |ids: Vec<i64>| {
         let texts: StringArray = ids.iter().map(|id| Some(format!("text {id}"))).collect();
@@ -171,7 +183,8 @@ async fn what_cannot_be_bound_is_refused() {
     let fixture = Fixture::start().await;
     let mut root = fixture.root().await;
     table(&mut root).await;
-    let handle = prepare(&mut root, "SELECT text FROM t WHERE id = $1").await.unwrap().prepared_statement_handle;
+    let handle =
+        prepare(&mut root, "SELECT text FROM t WHERE id = $1").await.unwrap().prepared_statement_handle;
     // Not bound at all.
     let status = match root.info(&query(&handle)).await {
         Err(status) => status,

@@ -13,10 +13,13 @@ use tonic::Code;
 use crate::fixture::{Client, Fixture, descriptor, eventually, only_ticket, statement};
 
 /// More rows than any buffer between server and client holds.
-const ENDLESS: &str = "SELECT a.value + b.value AS n FROM generate_series(1, 20000) a CROSS JOIN generate_series(1, 20000) b";
+const ENDLESS: &str =
+    "SELECT a.value + b.value AS n FROM generate_series(1, 20000) a CROSS JOIN generate_series(1, 20000) b";
 
 async fn notes(root: &mut Client) {
-    root.update("CREATE TABLE notes (id BIGINT PRIMARY KEY, text TEXT, score INTEGER NOT NULL)").await.unwrap();
+    root.update("CREATE TABLE notes (id BIGINT PRIMARY KEY, text TEXT, score INTEGER NOT NULL)")
+        .await
+        .unwrap();
     root.update("INSERT INTO notes VALUES (1, 'one', 10), (2, NULL, 20), (3, 'three', 30)").await.unwrap();
 }
 
@@ -64,9 +67,16 @@ async fn a_tables_schema_is_the_memoized_message_and_never_encoded_again() {
     let registry = fixture.database.registry_counters();
     let server = fixture.monitor.counters();
     for id in 0..100 {
-        let info = root.info(&statement(&format!("SELECT * FROM notes WHERE id = {id}"))).await.unwrap().into_inner();
+        let info = root
+            .info(&statement(&format!("SELECT * FROM notes WHERE id = {id}")))
+            .await
+            .unwrap()
+            .into_inner();
         let fetched = root.fetch(&info).await.unwrap();
-        assert!(info.schema.ends_with(&fetched.header), "the frame's content and the message are the same bytes");
+        assert!(
+            info.schema.ends_with(&fetched.header),
+            "the frame's content and the message are the same bytes"
+        );
     }
     assert_eq!(fixture.monitor.counters().schema_encodings, server.schema_encodings);
     let after = fixture.database.registry_counters();
@@ -151,7 +161,8 @@ async fn a_query_is_cancelled_from_another_connection_by_its_owner_only() {
     let request = CancelFlightInfoRequest { info: Some(info.clone()) }.encode_to_vec();
     let status = bob.act("CancelFlightInfo", request.clone()).await.unwrap_err();
     assert_eq!(status.code(), Code::NotFound, "{status:?}");
-    let answer = fixture.login("alice", "password-of-alice").await.act("CancelFlightInfo", request).await.unwrap();
+    let answer =
+        fixture.login("alice", "password-of-alice").await.act("CancelFlightInfo", request).await.unwrap();
     let answer = CancelFlightInfoResult::decode(answer[0].clone()).unwrap();
     assert_eq!(answer.status(), CancelStatus::Cancelled);
 
@@ -224,7 +235,8 @@ async fn errors_name_the_object_and_the_way_out() {
         assert_eq!(status.code(), code, "{sql}: {status:?}");
         assert!(status.message().starts_with(&format!("[{sqlstate}] ")), "{sql}: {status:?}");
     }
-    let transaction = CommandStatementQuery { query: "SELECT 1".to_owned(), transaction_id: Some(Bytes::from("t")) };
+    let transaction =
+        CommandStatementQuery { query: "SELECT 1".to_owned(), transaction_id: Some(Bytes::from("t")) };
     assert_eq!(root.info(&transaction).await.unwrap_err().code(), Code::NotFound);
     let status = root.act("BeginTransaction", Vec::new()).await.unwrap_err();
     assert!(matches!(status.code(), Code::InvalidArgument | Code::Unimplemented), "{status:?}");
@@ -264,6 +276,24 @@ async fn a_descriptor_of_nothing_is_refused() {
     for descriptor in [FlightDescriptor::default(), FlightDescriptor::new_path(Vec::new())] {
         let status = root.inner.get_flight_info(root.request(descriptor)).await.unwrap_err();
         assert!(matches!(status.code(), Code::InvalidArgument | Code::Unimplemented), "{status:?}");
+    }
+    fixture.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_caller_reads_at_least_the_seq_it_names() {
+    let fixture = Fixture::start().await;
+    let mut root = fixture.root().await;
+    notes(&mut root).await;
+    let seq = fixture.database.seq().0;
+    for (named, readable) in [(seq, true), (seq + 1, false)] {
+        let mut request = root.request(descriptor(&statement("SELECT 1")));
+        request.metadata_mut().insert("kalamdb-seq", named.to_string().parse().unwrap());
+        let answer = root.inner.get_flight_info(request).await;
+        assert_eq!(answer.is_ok(), readable, "{answer:?}");
+        if let Err(status) = answer {
+            assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+        }
     }
     fixture.shut_down().await;
 }

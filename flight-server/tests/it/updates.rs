@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::Schema;
-use arrow_flight::sql::{CommandPreparedStatementQuery, CommandPreparedStatementUpdate, CommandStatementUpdate};
+use arrow_flight::sql::{
+    CommandPreparedStatementQuery, CommandPreparedStatementUpdate, CommandStatementUpdate,
+};
 use arrow_flight::{FlightData, FlightDescriptor, PutResult};
 use futures::stream;
 use tonic::Code;
@@ -128,7 +130,8 @@ async fn a_failed_update_says_why_and_changes_nothing() {
 async fn do_put_of_what_is_no_put_is_refused() {
     let fixture = Fixture::start().await;
     let mut root = fixture.root().await;
-    let select = FlightData { flight_descriptor: Some(descriptor(&statement("SELECT 1"))), ..FlightData::default() };
+    let select =
+        FlightData { flight_descriptor: Some(descriptor(&statement("SELECT 1"))), ..FlightData::default() };
     let path = FlightData {
         flight_descriptor: Some(FlightDescriptor::new_path(vec!["t".to_owned()])),
         ..FlightData::default()
