@@ -2,7 +2,7 @@
 //!
 //! A writer plans against a [`Snapshot`] and hands its write set to the [`Committer`]. One thread, the sequencer, drains the
 //! queue: it validates each set against everything committed since it was planned, gives it its seq, writes the whole group as
-//! one batch with one sync, installs the new snapshot, and only then answers and publishes to the [`CommitFeed`]. While a group
+//! one batch with one sync, installs the new snapshot, and only then publishes to the [`CommitFeed`] and answers. While a group
 //! syncs, the next one gathers, so the cost of a sync is shared by whoever is waiting.
 //!
 //! Invariant: the only readable seq is the installed one, and nothing is installed before it is as durable as its set asks. No

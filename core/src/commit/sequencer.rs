@@ -1,7 +1,8 @@
 //! The thread that orders all commits.
 //!
-//! Group by group: validate, number, write once, sync once, install, answer, publish. A set that is refused does not touch the
+//! Group by group: validate, number, write once, sync once, install, publish, answer. A set that is refused does not touch the
 //! others of its group. Answers to refused sets wait for the write as well, since they may speak of rows the group wrote.
+//! Publishing comes before answering, so that whoever has an answer finds the commit in the feed; it never waits.
 //!
 //! Invariant: after a failed write nothing is written until the store is opened again: what reached the disk is unknown.
 
@@ -117,14 +118,18 @@ impl Sequencer {
         drop(overlay);
         let written = self.write(&mut group);
         let failed = written.is_err();
+        let synced = (group.sync && !failed).then_some(group.seq);
+        if !failed {
+            self.installed.feed.publish(group.records);
+        }
         for (answer, result, permit) in answers {
             let result = if failed && result.is_ok() { Err(outcome_unknown()) } else { result };
             drop(permit);
             // Nobody waits any more: the commit stands all the same.
             let _ = answer.send(result);
         }
-        if !failed {
-            self.publish(group);
+        if let (Some(seq), Some(directory)) = (synced, &self.directory) {
+            directory.note_synced_seq(before.epoch, seq);
         }
     }
 
@@ -156,16 +161,6 @@ impl Sequencer {
             }
         }
         Ok(())
-    }
-
-    fn publish(&self, group: Group) {
-        let Some(last) = group.records.last() else { return };
-        if group.sync
-            && let Some(directory) = &self.directory
-        {
-            directory.note_synced_seq(last.epoch, last.seq);
-        }
-        self.installed.feed.publish(group.records);
     }
 }
 

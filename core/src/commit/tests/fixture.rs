@@ -175,6 +175,7 @@ pub(super) fn put_user(id: UserId, name: &str) -> CatalogChange {
         updated_at: START_US,
         last_login_at: None,
         auth_generation: 0,
+        revision: 1,
     })
 }
 

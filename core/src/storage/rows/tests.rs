@@ -1,5 +1,6 @@
 //! Rows: round trips of every type, older layouts, damaged bytes, and the frozen bytes themselves.
 
+use arrow::array::Array;
 use datafusion::common::ScalarValue;
 use proptest::prelude::*;
 
