@@ -1,0 +1,142 @@
+//! Everything that lives as long as the database is open, built once and in order.
+//!
+//! Invariant: fields are set by [`AppContext::open`] and never again. Inner parts receive the few of them they need; only the
+//! statement layer receives the whole.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use tracing::info;
+
+use crate::clock::Clock;
+use crate::commit::Committer;
+use crate::config::Config;
+use crate::error::{Error, ErrorKind, Result, SqlState};
+use crate::ids::NodeId;
+use crate::jobs::{JobManager, JobParts};
+use crate::live_query::{LiveQueryManager, LiveQueryParts};
+use crate::schema_registry::SchemaRegistry;
+use crate::storage::blocking;
+
+/// The file of [`AppContext::secret`] in the data directory.
+const SECRET_FILE: &str = "secret";
+
+/// The parts of an open database.
+pub struct AppContext {
+    /// The name of this process, from the settings, in every log line, job and audit row.
+    pub node_id: NodeId,
+    /// The settings it was opened with.
+    pub config: Config,
+    /// The only source of time.
+    pub clock: Arc<dyn Clock>,
+    /// Seals tokens; made with the database, never shown.
+    pub secret: [u8; 32],
+    /// The commit order.
+    pub committer: Arc<Committer>,
+    /// The memoized schemas.
+    pub schema_registry: Arc<SchemaRegistry>,
+    /// The live queries.
+    pub live_queries: Arc<LiveQueryManager>,
+    /// The background work.
+    pub jobs: Arc<JobManager>,
+    /// When it was opened, microseconds UTC.
+    pub started_at: i64,
+}
+
+impl AppContext {
+    /// Opens the store, then starts what works on it. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// A setting that cannot work; a data directory that is in use, not writable, newer or damaged.
+    pub async fn open(config: Config, clock: Arc<dyn Clock>) -> Result<Arc<Self>> {
+        config.validate()?;
+        let node_id = config.node_id()?;
+        let started_at = clock.now_us();
+        let (committer, secret) = {
+            let (config, clock) = (config.clone(), Arc::clone(&clock));
+            blocking(move || {
+                let committer = Committer::open_config(&config, clock)?;
+                let secret = match &config.data_dir {
+                    Some(dir) => stored_secret(&dir.join(SECRET_FILE))?,
+                    None => rand::random(),
+                };
+                Ok((committer, secret))
+            })
+            .await?
+        };
+        let schema_registry = Arc::new(SchemaRegistry::new());
+        let live_queries = LiveQueryManager::start(LiveQueryParts {
+            committer: Arc::clone(&committer),
+            clock: Arc::clone(&clock),
+            secret,
+            config: &config,
+        });
+        let jobs = JobManager::start(JobParts {
+            committer: Arc::clone(&committer),
+            registry: Arc::clone(&schema_registry),
+            clock: Arc::clone(&clock),
+            node_id: node_id.clone(),
+            config: &config,
+        })
+        .await?;
+        info!(node = %node_id, database = %committer.database_id(), seq = committer.seq().0, "database opened");
+        Ok(Arc::new(Self {
+            node_id,
+            config,
+            clock,
+            secret,
+            committer,
+            schema_registry,
+            live_queries,
+            jobs,
+            started_at,
+        }))
+    }
+
+    /// Ends live queries, background work and at last the commit order.
+    ///
+    /// # Errors
+    /// When what was committed cannot be brought to disk.
+    pub async fn shutdown(&self) -> Result<()> {
+        self.live_queries.shutdown().await;
+        self.jobs.shutdown().await;
+        self.committer.shutdown().await?;
+        info!(node = %self.node_id, "database closed");
+        Ok(())
+    }
+}
+
+/// Reads the secret, or makes it; the store's lock keeps other processes away meanwhile.
+fn stored_secret(path: &Path) -> Result<[u8; 32]> {
+    let failed = |error: std::io::Error| {
+        Error::new(ErrorKind::Unavailable, SqlState::IO_ERROR, "the secret in the data directory cannot be read or made")
+            .hint("check that the data directory is writable")
+            .source(error)
+    };
+    match std::fs::read(path) {
+        Ok(bytes) => <[u8; 32]>::try_from(bytes.as_slice())
+            .map_err(|_| Error::corruption("the secret in the data directory is damaged").hint("restore it, or remove it: all tokens are then void")),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let secret: [u8; 32] = rand::random();
+            // Whole or not at all: it is written beside its place, brought to disk, and moved.
+            let fresh = path.with_extension("new");
+            write_private(&fresh, &secret).and_then(|()| std::fs::rename(&fresh, path)).map_err(failed)?;
+            Ok(secret)
+        }
+        Err(error) => Err(failed(error)),
+    }
+}
+
+fn write_private(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    use std::io::Write;
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::OpenOptionsExt;
+        options.mode(0o600);
+    }
+    let mut file = options.open(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}

@@ -1,0 +1,245 @@
+//! The embedding API: open a database, authenticate, get a session.
+//!
+//! ```
+//! use kalamdb_core::{Database, Outcome};
+//!
+//! # #[tokio::main]
+//! # async fn main() -> kalamdb_core::Result<()> {
+//! let database = Database::open_in_memory().await?;
+//! let session = database.session_for("root")?;
+//! session.execute("CREATE NAMESPACE app", ()).await?;
+//! session.execute("CREATE USER TABLE app.notes (id BIGINT PRIMARY KEY, body TEXT)", ()).await?;
+//! session.execute("INSERT INTO app.notes VALUES (1, 'milk'), (2, 'bread')", ()).await?;
+//! let rows = session.execute("SELECT count(*) FROM app.notes", ()).await?.rows()?;
+//! let batches = rows.collect().await?;
+//! assert_eq!(batches[0].num_rows(), 1);
+//! database.shutdown().await
+//! # }
+//! ```
+//!
+//! Invariant: a [`Session`] is only made for a user that exists, and what it may see follows from that user alone.
+
+use std::fmt;
+use std::sync::Arc;
+
+use base64::Engine as _;
+
+use crate::access::{Principal, Role};
+use crate::app_context::AppContext;
+use crate::clock::{Clock, SystemClock};
+use crate::commit::WriteSet;
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::ids::{DatabaseId, NodeId, Seq, UserId};
+use crate::schema_registry::{CatalogChange, RegistryCounters, UserRecord};
+use crate::sql::Engine;
+use crate::sql::Session;
+use crate::sql::password::{Passwords, login_failed};
+use crate::sql::session::user_is_gone;
+
+/// The user that is created with the database.
+const ROOT: &str = "root";
+
+/// An open database. Cloning is cheap; all clones are the same database.
+#[derive(Clone)]
+pub struct Database {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    ctx: Arc<AppContext>,
+    engine: Arc<Engine>,
+    passwords: Arc<Passwords>,
+    generated_root_password: Option<String>,
+}
+
+impl Database {
+    /// Opens the database of `config.data_dir`, or creates it. Must be called within a tokio runtime.
+    ///
+    /// ```no_run
+    /// # use kalamdb_core::{Config, Database, Result};
+    /// # async fn example() -> Result<()> {
+    /// let database = Database::open(Config::at("./my-data")).await?;
+    /// if let Some(password) = database.generated_root_password() {
+    ///     println!("root's password is {password}");
+    /// }
+    /// # database.shutdown().await
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// A setting that cannot work; a data directory that is in use, not writable, newer or damaged.
+    pub async fn open(config: Config) -> Result<Self> {
+        Self::open_with_clock(config, Arc::new(SystemClock)).await
+    }
+
+    /// Opens a database that is gone when it is closed.
+    ///
+    /// # Errors
+    /// As [`Database::open`].
+    pub async fn open_in_memory() -> Result<Self> {
+        Self::open(Config::in_memory()).await
+    }
+
+    /// Opens a database whose time is `clock`'s.
+    ///
+    /// # Errors
+    /// As [`Database::open`].
+    pub async fn open_with_clock(config: Config, clock: Arc<dyn Clock>) -> Result<Self> {
+        let ctx = AppContext::open(config, clock).await?;
+        let engine = Arc::new(Engine::new(&ctx)?);
+        let passwords = Arc::clone(&engine.passwords);
+        let generated_root_password = create_root(&ctx, &passwords).await?;
+        Ok(Self { inner: Arc::new(Inner { ctx, engine, passwords, generated_root_password }) })
+    }
+
+    /// The user of that name, if the password is right.
+    ///
+    /// # Errors
+    /// 28P01, with the same words whether the name or the password is wrong.
+    pub async fn authenticate(&self, username: &str, password: &str) -> Result<Principal> {
+        let snapshot = self.inner.ctx.committer.snapshot();
+        let user = snapshot.catalog.user_by_name(username);
+        let hash = user.and_then(|user| user.password_hash.clone());
+        match (self.inner.passwords.verify(password, hash).await?, user) {
+            (true, Some(user)) => Ok(user.principal()),
+            _ => Err(login_failed()),
+        }
+    }
+
+    /// The user of that number, as it is now.
+    ///
+    /// # Errors
+    /// 28000 when it does not exist any more.
+    pub fn principal(&self, user: UserId) -> Result<Principal> {
+        Ok(self.user(user)?.principal())
+    }
+
+    /// A number that grows when the user's password or role changes: a token made under another one is void.
+    ///
+    /// # Errors
+    /// 28000 when the user does not exist any more.
+    pub fn auth_generation(&self, user: UserId) -> Result<u32> {
+        Ok(self.user(user)?.auth_generation)
+    }
+
+    fn user(&self, id: UserId) -> Result<Arc<UserRecord>> {
+        let snapshot = self.inner.ctx.committer.snapshot();
+        snapshot.catalog.user(id).map(Arc::clone).ok_or_else(|| {
+            user_is_gone(&Principal { user_id: id, username: Arc::from(id.to_string()), role: Role::User })
+        })
+    }
+
+    /// A session of an authenticated user.
+    pub fn session(&self, principal: &Principal) -> Session {
+        Session::new(Arc::clone(&self.inner.ctx), Arc::clone(&self.inner.engine), principal.clone())
+    }
+
+    /// A session of the user of that name, without a password: for embedders, who vouch for their users themselves.
+    ///
+    /// # Errors
+    /// 28P01 when there is no such user.
+    pub fn session_for(&self, username: &str) -> Result<Session> {
+        let snapshot = self.inner.ctx.committer.snapshot();
+        match snapshot.catalog.user_by_name(username) {
+            Some(user) => Ok(self.session(&user.principal())),
+            None => Err(login_failed()),
+        }
+    }
+
+    /// Random bytes that were made with the database and stay: for signing tokens and tickets, with a purpose mixed in.
+    pub fn secret(&self) -> &[u8; 32] {
+        &self.inner.ctx.secret
+    }
+
+    /// The password `root` was given, when this call to `open` created the database and no password was configured.
+    pub fn generated_root_password(&self) -> Option<&str> {
+        self.inner.generated_root_password.as_deref()
+    }
+
+    /// The name of this process.
+    pub fn node_id(&self) -> &NodeId {
+        &self.inner.ctx.node_id
+    }
+
+    /// The settings it was opened with.
+    pub fn config(&self) -> &Config {
+        &self.inner.ctx.config
+    }
+
+    /// The identity of the data.
+    pub fn id(&self) -> DatabaseId {
+        self.inner.ctx.committer.database_id()
+    }
+
+    /// The last commit that can be read.
+    pub fn seq(&self) -> Seq {
+        self.inner.ctx.committer.seq()
+    }
+
+    /// Waits until commit `seq` can be read.
+    ///
+    /// # Errors
+    /// 57P01 when the database is closed before.
+    pub async fn wait_for(&self, seq: Seq) -> Result<()> {
+        if self.seq() >= seq {
+            return Ok(());
+        }
+        let mut published = self.inner.ctx.committer.commits().watch();
+        published.wait_for(|reached| *reached >= seq).await.map(|_| ()).map_err(|_| Error::shutting_down())
+    }
+
+    /// What the schema registry has done.
+    pub fn registry_counters(&self) -> RegistryCounters {
+        self.inner.ctx.schema_registry.counters()
+    }
+
+    /// The parts of the database, for servers that show more of them.
+    pub fn context(&self) -> &Arc<AppContext> {
+        &self.inner.ctx
+    }
+
+    /// Ends live queries and background work, commits what waits and closes the store.
+    ///
+    /// # Errors
+    /// When what was committed cannot be brought to disk.
+    pub async fn shutdown(&self) -> Result<()> {
+        self.inner.ctx.shutdown().await
+    }
+}
+
+impl fmt::Debug for Database {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Database").field("id", &self.id()).field("seq", &self.seq()).finish_non_exhaustive()
+    }
+}
+
+/// Creates `root` in a new database. Gives the password back when it was made here.
+async fn create_root(ctx: &AppContext, passwords: &Passwords) -> Result<Option<String>> {
+    let snapshot = ctx.committer.snapshot();
+    if snapshot.catalog.header().next_user_id != UserId::ROOT {
+        return Ok(None);
+    }
+    let generated = match &ctx.config.root_password {
+        Some(_) => None,
+        None => Some(base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(rand::random::<[u8; 18]>())),
+    };
+    let password = ctx.config.root_password.as_deref().or(generated.as_deref()).unwrap_or_default();
+    let now = ctx.clock.now_us();
+    let root = UserRecord {
+        id: UserId::ROOT,
+        username: Arc::from(ROOT),
+        revision: 1,
+        password_hash: Some(passwords.hash(password).await?),
+        role: Role::System,
+        email: None,
+        created_at: now,
+        updated_at: now,
+        last_login_at: None,
+        auth_generation: 1,
+    };
+    let mut set = WriteSet::new(UserId::SYSTEM, snapshot.seq);
+    set.catalog.push(CatalogChange::PutUser(root));
+    ctx.committer.commit(set).await?;
+    Ok(generated)
+}

@@ -1,0 +1,295 @@
+//! A place in a statement's tokens, for the grammar that stands in front of the SQL parser's.
+//!
+//! Unquoted names fold to lower case, quoted ones keep theirs; keywords are never quoted.
+
+use datafusion::sql::sqlparser::ast::helpers::attached_token::AttachedToken;
+use datafusion::sql::sqlparser::ast::{
+    Expr, GroupByExpr, ObjectName, Query, Select, SelectFlavor, SelectItem, SetExpr, TableWithJoins,
+};
+use datafusion::sql::sqlparser::dialect::{Dialect, PostgreSqlDialect};
+use datafusion::sql::sqlparser::parser::{Parser, ParserError, ParserOptions};
+use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan};
+
+use crate::error::{Error, Result};
+use crate::schema_registry::validate_name;
+
+/// How deep the SQL parser may recurse; the guard has bounded what it will meet.
+const RECURSION_MAX: usize = 192;
+
+static DIALECT: PostgreSqlDialect = PostgreSqlDialect {};
+
+/// A name with an optional namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct QualifiedName {
+    pub(crate) namespace: Option<String>,
+    pub(crate) name: String,
+}
+
+/// An SQL parser over tokens that passed the guard.
+pub(crate) fn parser(tokens: &[TokenWithSpan]) -> Parser<'static> {
+    Parser::new(&DIALECT as &dyn Dialect)
+        .with_recursion_limit(RECURSION_MAX)
+        .with_options(ParserOptions::new())
+        .with_tokens_with_locations(tokens.to_vec())
+}
+
+/// A parser's complaint as ours.
+pub(crate) fn syntax(error: ParserError) -> Error {
+    match error {
+        ParserError::TokenizerError(text) | ParserError::ParserError(text) => Error::syntax(text),
+        ParserError::RecursionLimitExceeded => Error::syntax("the statement nests too deeply"),
+    }
+}
+
+/// Reads tokens from front to back.
+pub(crate) struct Cursor<'a> {
+    tokens: &'a [TokenWithSpan],
+    at: usize,
+}
+
+impl<'a> Cursor<'a> {
+    pub(crate) fn new(tokens: &'a [TokenWithSpan]) -> Self {
+        Self { tokens, at: 0 }
+    }
+
+    pub(crate) fn peek(&self) -> Option<&'a Token> {
+        self.tokens.get(self.at).map(|token| &token.token)
+    }
+
+    /// What has not been read.
+    pub(crate) fn rest(&self) -> &'a [TokenWithSpan] {
+        self.tokens.get(self.at..).unwrap_or_default()
+    }
+
+    /// Goes on behind `count` tokens.
+    pub(crate) fn skip(&mut self, count: usize) {
+        self.at += count;
+    }
+
+    pub(crate) fn is_at_end(&self) -> bool {
+        self.at >= self.tokens.len()
+    }
+
+    /// Takes a keyword if it comes next.
+    pub(crate) fn keyword(&mut self, keyword: &str) -> bool {
+        let found = matches!(self.peek(), Some(Token::Word(word))
+            if word.quote_style.is_none() && word.value.eq_ignore_ascii_case(keyword));
+        self.at += usize::from(found);
+        found
+    }
+
+    /// Takes all keywords if they come next in this order, else none.
+    pub(crate) fn keywords(&mut self, keywords: &[&str]) -> bool {
+        let start = self.at;
+        let found = keywords.iter().all(|keyword| self.keyword(keyword));
+        if !found {
+            self.at = start;
+        }
+        found
+    }
+
+    pub(crate) fn expect_keyword(&mut self, keyword: &str) -> Result<()> {
+        if self.keyword(keyword) { Ok(()) } else { Err(self.unexpected(keyword)) }
+    }
+
+    pub(crate) fn token(&mut self, token: &Token) -> bool {
+        let found = self.peek() == Some(token);
+        self.at += usize::from(found);
+        found
+    }
+
+    pub(crate) fn expect_token(&mut self, token: &Token) -> Result<()> {
+        if self.token(token) { Ok(()) } else { Err(self.unexpected(&token.to_string())) }
+    }
+
+    pub(crate) fn expect_end(&self) -> Result<()> {
+        if self.is_at_end() { Ok(()) } else { Err(self.unexpected("the end of the statement")) }
+    }
+
+    /// A name: a word, folded unless quoted.
+    pub(crate) fn name(&mut self, kind: &str) -> Result<String> {
+        let Some(Token::Word(word)) = self.peek() else {
+            return Err(self.unexpected(&format!("the name of a {kind}")));
+        };
+        let name = if word.quote_style.is_some() { word.value.clone() } else { word.value.to_lowercase() };
+        validate_name(kind, &name)?;
+        self.at += 1;
+        Ok(name)
+    }
+
+    /// `name`, `namespace.name` or `kalam.namespace.name`.
+    pub(crate) fn qualified_name(&mut self, kind: &str) -> Result<QualifiedName> {
+        let mut parts = vec![self.name(kind)?];
+        while self.token(&Token::Period) {
+            parts.push(self.name(kind)?);
+        }
+        qualify(parts, kind)
+    }
+
+    /// A string in single quotes.
+    pub(crate) fn string(&mut self, what: &str) -> Result<String> {
+        match self.peek() {
+            Some(Token::SingleQuotedString(text) | Token::EscapedStringLiteral(text)) => {
+                self.at += 1;
+                Ok(text.clone())
+            }
+            Some(Token::DollarQuotedString(text)) => {
+                self.at += 1;
+                Ok(text.value.clone())
+            }
+            _ => Err(self.unexpected(&format!("{what} in single quotes"))),
+        }
+    }
+
+    /// A string in single quotes or a name.
+    pub(crate) fn string_or_name(&mut self, what: &str) -> Result<String> {
+        if matches!(self.peek(), Some(Token::Word(_))) { self.name(what) } else { self.string(what) }
+    }
+
+    /// A string, a number or a word, as text: the value of an option.
+    pub(crate) fn value(&mut self, what: &str) -> Result<String> {
+        match self.peek() {
+            Some(Token::Number(text, _)) => {
+                self.at += 1;
+                Ok(text.clone())
+            }
+            Some(Token::Word(word)) => {
+                self.at += 1;
+                Ok(word.value.clone())
+            }
+            _ => self.string(what),
+        }
+    }
+
+    /// `( name = value, ... )`, names in lower case.
+    pub(crate) fn options(&mut self) -> Result<Vec<(String, String)>> {
+        self.expect_token(&Token::LParen)?;
+        let mut options: Vec<(String, String)> = Vec::new();
+        loop {
+            let name = self.name("option")?;
+            self.expect_token(&Token::Eq)?;
+            let value = self.value(&format!("the value of option \"{name}\""))?;
+            if options.iter().any(|(other, _)| *other == name) {
+                return Err(Error::syntax(format!("option \"{name}\" is given twice")));
+            }
+            options.push((name, value));
+            if !self.token(&Token::Comma) {
+                self.expect_token(&Token::RParen)?;
+                return Ok(options);
+            }
+        }
+    }
+
+    /// The length of the parenthesised group that starts here, parentheses included.
+    pub(crate) fn group_len(&self) -> Option<usize> {
+        let mut depth = 0_usize;
+        for (index, token) in self.rest().iter().enumerate() {
+            match token.token {
+                Token::LParen => depth += 1,
+                Token::RParen => depth = depth.checked_sub(1)?,
+                _ => {}
+            }
+            if depth == 0 {
+                return (index > 0).then_some(index + 1);
+            }
+        }
+        None
+    }
+
+    pub(crate) fn unexpected(&self, expected: &str) -> Error {
+        match self.tokens.get(self.at) {
+            Some(found) => Error::syntax(format!(
+                "expected {expected}, found {} at line {}, column {}",
+                found.token, found.span.start.line, found.span.start.column
+            )),
+            None => Error::syntax(format!("expected {expected}, found the end of the statement")),
+        }
+    }
+}
+
+fn qualify(mut parts: Vec<String>, kind: &str) -> Result<QualifiedName> {
+    if parts.len() == 3 && parts.first().is_some_and(|catalog| catalog == super::CATALOG) {
+        parts.remove(0);
+    }
+    let too_long = || Error::syntax(format!("{kind} name \"{}\" has too many parts", parts.join(".")));
+    match parts.as_slice() {
+        [name] => Ok(QualifiedName { namespace: None, name: name.clone() }),
+        [namespace, name] => Ok(QualifiedName { namespace: Some(namespace.clone()), name: name.clone() }),
+        _ => Err(too_long()),
+    }
+}
+
+/// The name in a parsed statement.
+pub(crate) fn qualified(name: &ObjectName, kind: &str) -> Result<QualifiedName> {
+    let parts = name
+        .0
+        .iter()
+        .map(|part| match part.as_ident() {
+            Some(ident) => Ok(fold(ident)),
+            None => Err(Error::syntax(format!("{name} is not the name of a {kind}"))),
+        })
+        .collect::<Result<Vec<_>>>()?;
+    qualify(parts, kind)
+}
+
+/// A parsed identifier as it is stored.
+pub(crate) fn fold(ident: &datafusion::sql::sqlparser::ast::Ident) -> String {
+    if ident.quote_style.is_some() { ident.value.clone() } else { ident.value.to_lowercase() }
+}
+
+/// An expression written by the database itself.
+pub(crate) fn expression(text: &str) -> Result<Expr> {
+    Parser::new(&DIALECT).try_with_sql(text).and_then(|mut parser| parser.parse_expr()).map_err(syntax)
+}
+
+/// A query of nothing but `body`.
+pub(crate) fn query(body: SetExpr) -> Query {
+    Query {
+        with: None,
+        body: Box::new(body),
+        order_by: None,
+        limit_clause: None,
+        fetch: None,
+        locks: Vec::new(),
+        for_clause: None,
+        settings: None,
+        format_clause: None,
+        pipe_operators: Vec::new(),
+    }
+}
+
+/// `SELECT projection FROM from WHERE selection`.
+pub(crate) fn select(projection: Vec<SelectItem>, from: TableWithJoins, selection: Option<Expr>) -> Query {
+    query(SetExpr::Select(Box::new(Select {
+        select_token: AttachedToken::empty(),
+        optimizer_hints: Vec::new(),
+        distinct: None,
+        select_modifiers: None,
+        top: None,
+        top_before_distinct: false,
+        projection,
+        exclude: None,
+        into: None,
+        from: vec![from],
+        lateral_views: Vec::new(),
+        prewhere: None,
+        selection,
+        connect_by: Vec::new(),
+        group_by: GroupByExpr::Expressions(Vec::new(), Vec::new()),
+        cluster_by: Vec::new(),
+        distribute_by: Vec::new(),
+        sort_by: Vec::new(),
+        having: None,
+        named_window: Vec::new(),
+        qualify: None,
+        window_before_qualify: false,
+        value_table_mode: None,
+        flavor: SelectFlavor::Standard,
+    })))
+}
+
+/// A query written by the database itself.
+pub(crate) fn written_query(sql: &str) -> Result<Query> {
+    let query = Parser::new(&DIALECT).try_with_sql(sql).and_then(|mut parser| parser.parse_query());
+    query.map(|query| *query).map_err(syntax)
+}

@@ -1,0 +1,137 @@
+//! DataFusion as this database uses it: its settings, functions, analyzer rules, memory and spill limits, built once.
+//!
+//! Invariant: no view types anywhere, times in microseconds, names folded to lower case, and no way to a file: no object
+//! store is asked for, no table factory is reachable, and the statement layer never plans COPY or CREATE EXTERNAL TABLE.
+
+use std::sync::Arc;
+
+use datafusion::arrow::datatypes::{Field, FieldRef};
+use datafusion::common::config::Dialect;
+use datafusion::common::Result as DataFusionResult;
+use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
+use datafusion::execution::memory_pool::FairSpillPool;
+use datafusion::execution::runtime_env::RuntimeEnvBuilder;
+use datafusion::execution::session_state::SessionStateBuilder;
+use datafusion::execution::{FunctionRegistry, SessionState};
+use datafusion::logical_expr::planner::TypePlanner;
+use datafusion::optimizer::Analyzer;
+use datafusion::prelude::SessionConfig;
+use datafusion::sql::sqlparser::ast;
+
+use super::capped::capped;
+use super::functions::{Generator, generators};
+use super::password::Passwords;
+use super::uuids::{self, UuidRule};
+use crate::app_context::AppContext;
+use crate::config::Config;
+use crate::error::Result;
+use crate::types::ColumnType;
+
+/// What all sessions share to plan and run queries.
+pub(crate) struct Engine {
+    base: SessionState,
+    pub(crate) generator: Arc<Generator>,
+    pub(crate) passwords: Arc<Passwords>,
+}
+
+impl Engine {
+    pub(crate) fn new(ctx: &AppContext) -> Result<Self> {
+        let generator = Arc::new(Generator::new(Arc::clone(&ctx.clock), &ctx.node_id));
+        let mut rules = Analyzer::new().rules;
+        rules.insert(0, Arc::new(UuidRule));
+        let mut base = SessionStateBuilder::new()
+            .with_session_id(ctx.node_id.to_string())
+            .with_config(session_config(&ctx.config))
+            .with_runtime_env(Arc::new(runtime(&ctx.config)?.build()?))
+            .with_default_features()
+            .with_analyzer_rules(rules)
+            .with_type_planner(type_planner())
+            .build();
+        let limited = capped(|name| base.scalar_functions().get(name).cloned());
+        for function in limited.into_iter().chain(generators(&generator)).chain(uuids::functions()) {
+            base.register_udf(function)?;
+        }
+        Ok(Self { base, generator, passwords: Arc::default() })
+    }
+
+    /// The state of one statement, whose `NOW()` is the present.
+    pub(crate) fn state(&self) -> SessionState {
+        let mut state = self.base.clone();
+        state.mark_start_execution();
+        state
+    }
+}
+
+fn session_config(config: &Config) -> SessionConfig {
+    let mut session = SessionConfig::new()
+        .with_target_partitions(config.query_partitions)
+        .with_batch_size(config.batch_rows)
+        .with_information_schema(false);
+    let options = session.options_mut();
+    options.sql_parser.dialect = Dialect::PostgreSQL;
+    options.sql_parser.enable_ident_normalization = true;
+    options.sql_parser.map_string_types_to_utf8view = false;
+    options.execution.parquet.schema_force_view_types = false;
+    options.catalog.default_catalog = super::CATALOG.to_owned();
+    options.catalog.default_schema = crate::schema_registry::NAMESPACE_PUBLIC.to_owned();
+    options.catalog.create_default_catalog_and_schema = false;
+    session
+}
+
+fn runtime(config: &Config) -> Result<RuntimeEnvBuilder> {
+    let mode = match &config.data_dir {
+        Some(dir) => {
+            let spill = dir.join("spill");
+            std::fs::create_dir_all(&spill).map_err(|error| {
+                crate::error::Error::new(
+                    crate::error::ErrorKind::Unavailable,
+                    crate::error::SqlState::IO_ERROR,
+                    "the spill folder in the data directory cannot be created",
+                )
+                .source(error)
+            })?;
+            DiskManagerMode::Directories(vec![spill])
+        }
+        None => DiskManagerMode::OsTmpDirectory,
+    };
+    let disk = DiskManagerBuilder::default().with_mode(mode).with_max_temp_directory_size(config.spill_bytes_max);
+    Ok(RuntimeEnvBuilder::new()
+        .with_memory_pool(Arc::new(FairSpillPool::new(config.query_memory_bytes)))
+        .with_disk_manager_builder(disk))
+}
+
+pub(crate) fn type_planner() -> Arc<dyn TypePlanner> {
+    Arc::new(Types)
+}
+
+/// SQL types in casts mean what they mean in tables.
+#[derive(Debug)]
+struct Types;
+
+impl TypePlanner for Types {
+    fn plan_type_field(&self, sql: &ast::DataType) -> DataFusionResult<Option<FieldRef>> {
+        use ast::DataType as Sql;
+        let ours = matches!(
+            sql,
+            Sql::Timestamp(..)
+                | Sql::TimestampNtz(_)
+                | Sql::Datetime(_)
+                | Sql::Time(..)
+                | Sql::Uuid
+                | Sql::JSON
+                | Sql::JSONB
+                | Sql::Custom(..)
+                | Sql::Bytea
+                | Sql::Bytes(_)
+                | Sql::Blob(_)
+        );
+        if !ours {
+            return Ok(None);
+        }
+        match ColumnType::from_sql(sql) {
+            Ok(ty) => Ok(Some(Arc::new(Field::new("", ty.arrow(), true)))),
+            // A precision that columns cannot have is left to DataFusion.
+            Err(_) => Ok(None),
+        }
+    }
+}

@@ -1,0 +1,428 @@
+//! INSERT, and appends of batches.
+//!
+//! The rows to insert are a query, planned like any other; what comes out is cast to the columns' types, columns that are left
+//! out get their defaults row by row, and the rows become one commit.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use datafusion::arrow::array::{Array, ArrayRef, RecordBatch, RecordBatchOptions, StringArray, TimestampMicrosecondArray, new_null_array};
+use datafusion::arrow::compute::cast;
+use datafusion::arrow::datatypes::{DataType, Field, FieldRef};
+use datafusion::common::{DFSchema, ScalarValue};
+use datafusion::physical_plan::execute_stream;
+use datafusion::sql::planner::PlannerContext;
+use datafusion::sql::sqlparser::ast;
+use futures::StreamExt;
+
+use super::Attempts;
+use crate::commit::{RowWrite, TableWrite};
+use crate::error::{Error, ErrorKind, Result, SqlState};
+use crate::schema_registry::{ColumnDefault, ColumnDefinition, TableDefinition, TableSchemas};
+use crate::sql::cursor::{QualifiedName, qualified};
+use crate::sql::execution::Execution;
+use crate::sql::planner::{self, Planned, View};
+use crate::sql::result::Affected;
+use crate::sql::session::Session;
+use crate::sql::statement::insert_target;
+use crate::sql::typing::type_placeholders;
+use crate::tables::{RowLimits, RowWriter, cast_column};
+use crate::types::ColumnType;
+
+/// Where the rows go.
+pub(in crate::sql) struct Target {
+    pub(in crate::sql) schemas: Arc<TableSchemas>,
+    /// For each column of the table, its place among the rows' columns; `None` where the default stands in.
+    sources: Vec<Option<usize>>,
+}
+
+impl Target {
+    /// A target whose rows have `columns` (or, when empty, the table's first columns), in that order.
+    pub(in crate::sql) fn new(schemas: Arc<TableSchemas>, columns: &[String], width: Option<usize>) -> Result<Self> {
+        let definition = &schemas.definition;
+        let mut sources = vec![None; definition.columns.len()];
+        if columns.is_empty() {
+            let width = width.unwrap_or(definition.columns.len());
+            if width > definition.columns.len() {
+                return Err(Error::syntax(format!(
+                    "INSERT gives {width} values, table \"{}\" has {} columns",
+                    definition.qualified_name(),
+                    definition.columns.len()
+                )));
+            }
+            for (place, source) in sources.iter_mut().take(width).enumerate() {
+                *source = Some(place);
+            }
+            return Ok(Self { schemas, sources });
+        }
+        for (place, name) in columns.iter().enumerate() {
+            let position = column_position(definition, name)?;
+            let Some(source) = sources.get_mut(position) else { continue };
+            if source.replace(place).is_some() {
+                return Err(Error::new(
+                    ErrorKind::InvalidSql,
+                    SqlState::DUPLICATE_COLUMN,
+                    format!("column \"{name}\" is named twice"),
+                ));
+            }
+        }
+        if let Some(width) = width
+            && width != columns.len()
+        {
+            return Err(Error::syntax(format!("INSERT names {} columns and gives {width} values", columns.len())));
+        }
+        Ok(Self { schemas, sources })
+    }
+
+    /// The table's columns in the order of the rows' columns.
+    pub(in crate::sql) fn columns(&self) -> Vec<&ColumnDefinition> {
+        let mut placed: Vec<_> = self
+            .sources
+            .iter()
+            .zip(&self.schemas.definition.columns)
+            .filter_map(|(source, column)| source.map(|place| (place, column)))
+            .collect();
+        placed.sort_by_key(|(place, _)| *place);
+        placed.into_iter().map(|(_, column)| column).collect()
+    }
+
+    /// Rows as the table's visible schema has them.
+    pub(in crate::sql) fn complete(&self, execution: &Execution, batch: &RecordBatch) -> Result<RecordBatch> {
+        let columns = self
+            .sources
+            .iter()
+            .zip(&self.schemas.definition.columns)
+            .map(|(source, column)| match source.and_then(|place| batch.columns().get(place)) {
+                Some(array) => cast_column(column, array),
+                None => default_column(execution, column, batch.num_rows()),
+            })
+            .collect::<Result<Vec<_>>>()?;
+        unchecked(&self.schemas, columns, batch.num_rows())
+    }
+}
+
+/// A batch with the visible schema's columns, in which NULLs are not refused yet: that is the row writer's, which names them.
+fn unchecked(schemas: &TableSchemas, columns: Vec<ArrayRef>, rows: usize) -> Result<RecordBatch> {
+    let fields: Vec<_> =
+        schemas.visible.fields().iter().map(|field| Field::clone(field).with_nullable(true)).collect();
+    let schema = Arc::new(datafusion::arrow::datatypes::Schema::new(fields));
+    let options = RecordBatchOptions::new().with_row_count(Some(rows));
+    Ok(RecordBatch::try_new_with_options(schema, columns, &options)?)
+}
+
+fn column_position(definition: &TableDefinition, name: &str) -> Result<usize> {
+    definition.columns.iter().position(|column| *column.name == *name).ok_or_else(|| {
+        let names: Vec<_> = definition.columns.iter().take(12).map(|column| &*column.name).collect();
+        Error::new(
+            ErrorKind::NotFound,
+            SqlState::UNDEFINED_COLUMN,
+            format!("column \"{name}\" of table \"{}\" does not exist", definition.qualified_name()),
+        )
+        .hint(format!("columns are: {}", names.join(", ")))
+    })
+}
+
+/// What a column that is left out holds.
+pub(in crate::sql) fn default_column(execution: &Execution, column: &ColumnDefinition, rows: usize) -> Result<ArrayRef> {
+    let generator = &execution.session.engine().generator;
+    let array: ArrayRef = match &column.default {
+        None => return Ok(new_null_array(&column.ty.arrow(), rows)),
+        Some(default @ ColumnDefault::Literal(_)) => {
+            let value = default.literal(column.ty)?.unwrap_or(ScalarValue::Null);
+            value.to_array_of_size(rows)?
+        }
+        Some(ColumnDefault::Now) => {
+            let now = TimestampMicrosecondArray::from_value(execution.now_us(), rows);
+            let now: ArrayRef = Arc::new(now.with_timezone("UTC"));
+            match column.ty.arrow() {
+                // The instant itself, not its reading in some zone.
+                plain @ DataType::Timestamp(_, None) => cast(&now, &DataType::Int64).and_then(|now| cast(&now, &plain))?,
+                other => cast(&now, &other)?,
+            }
+        }
+        Some(ColumnDefault::SnowflakeId) => generator.snowflake_ids(rows),
+        Some(ColumnDefault::UuidV7) => generator.uuids(rows),
+        Some(ColumnDefault::Ulid) => generator.ulids(rows),
+        Some(ColumnDefault::CurrentUser) => {
+            Arc::new(StringArray::from_iter_values(std::iter::repeat_n(&*execution.principal.username, rows)))
+        }
+    };
+    cast_column(column, &array)
+}
+
+/// Plans the rows of an INSERT.
+pub(in crate::sql) fn plan(execution: &Execution, insert: &ast::Insert, view: View) -> Result<(Target, Planned)> {
+    let name = insert_target(insert)?;
+    let schemas = execution.schemas(execution.writable(&name)?);
+    let columns = insert
+        .columns
+        .iter()
+        .map(|column| Ok(qualified(column, "column")?.name))
+        .collect::<Result<Vec<_>>>()?;
+    let Some(source) = &insert.source else {
+        let values = vec![vec![default_keyword(); schemas.definition.columns.len()]];
+        let target = Target::new(schemas, &columns, None)?;
+        let planned = plan_values(execution, &target, values, view)?;
+        return Ok((target, planned));
+    };
+    if let ast::SetExpr::Values(values) = &*source.body
+        && is_bare(source)
+    {
+        let rows: Vec<Vec<ast::Expr>> = values.rows.iter().map(|row| row.content.clone()).collect();
+        let width = rows.first().map_or(0, Vec::len);
+        if rows.iter().any(|row| row.len() != width) {
+            return Err(Error::syntax("the rows of VALUES have different lengths"));
+        }
+        let target = Target::new(schemas, &columns, Some(width))?;
+        let planned = plan_values(execution, &target, rows, view)?;
+        return Ok((target, planned));
+    }
+    let mut planned = planner::plan_query(execution, source, view)?;
+    let target = Target::new(schemas, &columns, Some(planned.plan.schema().fields().len()))?;
+    planned.plan = type_placeholders(planned.plan, &fields(&target, parameter_type))?;
+    Ok((target, planned))
+}
+
+pub(in crate::sql) fn is_bare(query: &ast::Query) -> bool {
+    query.with.is_none() && query.order_by.is_none() && query.limit_clause.is_none() && query.fetch.is_none()
+}
+
+fn default_keyword() -> ast::Expr {
+    ast::Expr::Identifier(ast::Ident::new("DEFAULT"))
+}
+
+fn fields(target: &Target, ty: impl Fn(ColumnType) -> DataType) -> Vec<FieldRef> {
+    let columns = target.columns().into_iter();
+    columns.map(|column| Arc::new(Field::new(&*column.name, ty(column.ty), true))).collect()
+}
+
+/// The type a parameter for a column is taken in; the row's cast does the rest.
+pub(in crate::sql) fn parameter_type(ty: ColumnType) -> DataType {
+    match ty {
+        ColumnType::Uuid => DataType::Utf8,
+        other => other.arrow(),
+    }
+}
+
+/// VALUES are planned as the columns' types, so that `('1'), (2)` fit the same column.
+fn plan_values(execution: &Execution, target: &Target, mut rows: Vec<Vec<ast::Expr>>, view: View) -> Result<Planned> {
+    let columns = target.columns();
+    let mut only_text = vec![true; columns.len()];
+    let mut parameters: Vec<Option<FieldRef>> = Vec::new();
+    for row in &mut rows {
+        for ((value, column), only_text) in row.iter_mut().zip(&columns).zip(&mut only_text) {
+            if is_default(value) {
+                *value = default_expression(column)?;
+            }
+            *only_text &= is_text(value);
+            if let Some(index) = placeholder_index(value) {
+                if parameters.len() <= index {
+                    parameters.resize(index + 1, None);
+                }
+                if let Some(parameter) = parameters.get_mut(index) {
+                    *parameter = Some(Arc::new(Field::new(&*column.name, parameter_type(column.ty), true)));
+                }
+            }
+        }
+    }
+    // Text for these is read by the row's cast, which knows their notation.
+    let ty = |column: &ColumnDefinition, only_text: bool| match column.ty {
+        ColumnType::Uuid => DataType::Utf8,
+        ColumnType::Bytes | ColumnType::Embedding(_) if only_text => DataType::Utf8,
+        other => other.arrow(),
+    };
+    let types = columns.iter().zip(only_text).map(|(column, text)| Field::new(&*column.name, ty(column, text), true));
+    let schema = DFSchema::from_unqualified_fields(types.map(Arc::new).collect(), std::collections::HashMap::new())?;
+    let mut context = PlannerContext::new().with_prepare_param_data_types(parameters);
+    context.set_table_schema(Some(Arc::new(schema)));
+    planner::plan(execution, ast::Statement::Query(Box::new(values_query(rows))), view, &mut context)
+}
+
+fn is_default(value: &ast::Expr) -> bool {
+    matches!(value, ast::Expr::Identifier(ident)
+        if ident.quote_style.is_none() && ident.value.eq_ignore_ascii_case("default"))
+}
+
+fn is_text(value: &ast::Expr) -> bool {
+    matches!(value, ast::Expr::Value(value)
+        if matches!(value.value, ast::Value::SingleQuotedString(_) | ast::Value::EscapedStringLiteral(_) | ast::Value::Null))
+}
+
+fn placeholder_index(value: &ast::Expr) -> Option<usize> {
+    let ast::Expr::Value(value) = value else { return None };
+    let ast::Value::Placeholder(name) = &value.value else { return None };
+    name.strip_prefix('$')?.parse::<usize>().ok()?.checked_sub(1)
+}
+
+/// What DEFAULT stands for among values.
+pub(in crate::sql) fn default_expression(column: &ColumnDefinition) -> Result<ast::Expr> {
+    let text = match &column.default {
+        None => return Ok(ast::Expr::value(ast::Value::Null)),
+        Some(ColumnDefault::Literal(text)) => {
+            return Ok(ast::Expr::value(ast::Value::SingleQuotedString(text.clone())));
+        }
+        Some(function) => function.sql_text(column.ty),
+    };
+    crate::sql::cursor::expression(&text)
+}
+
+fn values_query(rows: Vec<Vec<ast::Expr>>) -> ast::Query {
+    let rows = rows.into_iter().map(ast::Parens::with_empty_span).collect();
+    let values = ast::Values { explicit_row: false, value_keyword: false, rows };
+    crate::sql::cursor::query(ast::SetExpr::Values(values))
+}
+
+/// Inserts, once for each row of parameters, in one commit.
+pub(in crate::sql) async fn insert(
+    session: &Session,
+    statement: &ast::Insert,
+    view: View,
+    params: &[Vec<ScalarValue>],
+) -> Result<Affected> {
+    let mut attempts = Attempts::new(session);
+    loop {
+        let execution = session.begin()?;
+        let (target, planned) = plan(&execution, statement, view)?;
+        let types = planned.resolve(params.first().map_or(0, Vec::len))?.0;
+        let mut rows = Rows::new(&execution, Arc::clone(&target.schemas))?;
+        for params in params {
+            let physical = planned.physical(planned.bind(&types, params)?).await?;
+            let mut batches = execute_stream(physical, planned.state.task_ctx())?;
+            while let Some(batch) = batches.next().await {
+                rows.insert(&target.complete(&execution, &batch?)?)?;
+            }
+        }
+        if let Some(affected) = rows.commit(&mut attempts).await? {
+            return Ok(affected);
+        }
+    }
+}
+
+/// Appends batches whose columns are matched by name.
+pub(in crate::sql) async fn append(
+    session: &Session,
+    namespace: Option<&str>,
+    table: &str,
+    batches: Vec<RecordBatch>,
+) -> Result<Affected> {
+    let name = QualifiedName { namespace: namespace.map(str::to_owned), name: table.to_owned() };
+    let mut attempts = Attempts::new(session);
+    loop {
+        let execution = session.begin()?;
+        let schemas = execution.schemas(execution.writable(&name)?);
+        let mut rows = Rows::new(&execution, Arc::clone(&schemas))?;
+        for batch in &batches {
+            let schema = batch.schema();
+            let names: Vec<String> = schema.fields().iter().map(|field| field.name().clone()).collect();
+            if names.is_empty() {
+                return Err(Error::invalid("the rows to append have no columns"));
+            }
+            let target = Target::new(Arc::clone(&schemas), &names, None)?;
+            rows.insert(&target.complete(&execution, batch)?)?;
+        }
+        if let Some(affected) = rows.commit(&mut attempts).await? {
+            return Ok(affected);
+        }
+    }
+}
+
+/// The encoder of a table's rows.
+pub(in crate::sql) fn writer(execution: &Execution, schemas: &Arc<TableSchemas>) -> Result<RowWriter> {
+    RowWriter::new(Arc::clone(schemas), RowLimits { row_bytes_max: execution.ctx().config.row_bytes_max })
+}
+
+/// The changes of one statement to one table, held to the statement's limits.
+pub(in crate::sql) struct Rows<'a> {
+    execution: &'a Execution,
+    schemas: Arc<TableSchemas>,
+    writer: Arc<RowWriter>,
+    writes: Vec<RowWrite>,
+    affected: u64,
+    rows: usize,
+    bytes: usize,
+    now_us: i64,
+}
+
+impl<'a> Rows<'a> {
+    pub(in crate::sql) fn new(execution: &'a Execution, schemas: Arc<TableSchemas>) -> Result<Self> {
+        let writer = Arc::new(writer(execution, &schemas)?);
+        Ok(Self::with_writer(execution, schemas, writer))
+    }
+
+    pub(in crate::sql) fn with_writer(
+        execution: &'a Execution,
+        schemas: Arc<TableSchemas>,
+        writer: Arc<RowWriter>,
+    ) -> Self {
+        let now_us = execution.now_us();
+        Self { execution, schemas, writer, writes: Vec::new(), affected: 0, rows: 0, bytes: 0, now_us }
+    }
+
+    fn count(&mut self, batch: &RecordBatch) -> Result<()> {
+        self.rows += batch.num_rows();
+        self.bytes = self.bytes.saturating_add(batch.get_array_memory_size());
+        self.affected += batch.num_rows() as u64;
+        let config = &self.execution.ctx().config;
+        if self.rows <= config.statement_rows_max && self.bytes <= config.statement_bytes_max {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::ResourceExhausted,
+            SqlState::PROGRAM_LIMIT_EXCEEDED,
+            format!("the statement writes too much to table \"{}\"", self.schemas.definition.qualified_name()),
+        )
+        .hint(format!(
+            "a statement writes at most {} rows and {} MiB; use several",
+            config.statement_rows_max,
+            config.statement_bytes_max >> 20
+        )))
+    }
+
+    /// Rows in the table's visible columns.
+    pub(in crate::sql) fn insert(&mut self, batch: &RecordBatch) -> Result<()> {
+        self.count(batch)?;
+        let scope = self.schemas.definition.scope_for(self.execution.principal.user_id);
+        self.writes.extend(self.writer.inserts(scope, batch, self.now_us)?);
+        Ok(())
+    }
+
+    /// Rows as they are stored, and as they shall be.
+    pub(in crate::sql) fn update(&mut self, before: &RecordBatch, after: &RecordBatch) -> Result<()> {
+        self.count(before)?;
+        let scope = self.schemas.definition.scope_for(self.execution.principal.user_id);
+        self.writes.extend(self.writer.updates(scope, before, after)?);
+        Ok(())
+    }
+
+    /// Rows as they are stored.
+    pub(in crate::sql) fn delete(&mut self, before: &RecordBatch) -> Result<()> {
+        self.count(before)?;
+        self.writes.extend(self.writer.deletes(before)?);
+        Ok(())
+    }
+
+    /// Refuses several rows of parameters that change the same row: each was planned on the row as it was before.
+    pub(in crate::sql) fn check_distinct(&self) -> Result<()> {
+        let mut seen = HashSet::with_capacity(self.writes.len());
+        let changed = self.writes.iter().filter_map(|write| match write {
+            RowWrite::Update { key, .. } | RowWrite::Delete { key, .. } => Some(key),
+            RowWrite::Insert { .. } | RowWrite::Append { .. } => None,
+        });
+        for key in changed {
+            if !seen.insert(key) {
+                return Err(Error::unsupported("changing a row twice in one batch").hint("send the rows one by one"));
+            }
+        }
+        Ok(())
+    }
+
+    /// `None` means that the statement is to be planned again.
+    pub(in crate::sql) async fn commit(self, attempts: &mut Attempts<'_>) -> Result<Option<Affected>> {
+        let definition = Arc::clone(&self.schemas.definition);
+        let scope = definition.scope_for(self.execution.principal.user_id);
+        let mut set = self.execution.write_set();
+        set.durability = definition.options.durability;
+        set.tables.push(TableWrite { table: definition, scope, rows: self.writes });
+        attempts.commit(set, self.affected).await
+    }
+}

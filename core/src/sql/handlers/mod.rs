@@ -1,0 +1,88 @@
+//! What each statement does: plain functions over a session, a file for each family.
+//!
+//! Invariant: whatever a statement changes is one commit, and its audit row is part of it.
+
+pub(super) mod admin;
+pub(super) mod insert;
+pub(super) mod namespace;
+pub(super) mod query;
+pub(super) mod show;
+pub(super) mod subscribe;
+pub(super) mod table;
+pub(super) mod update_delete;
+pub(super) mod user;
+
+use serde_json::Value;
+use tracing::debug;
+
+use super::execution::Execution;
+use super::result::{Affected, Outcome};
+use super::session::Session;
+use crate::commit::{TableWrite, WriteSet};
+use crate::error::{Error, ErrorKind, Result};
+use crate::ids::UserId;
+use crate::system_tables::audit::{self, AuditEntry};
+
+/// A statement that is run again, on a fresh snapshot, when another commit came first.
+pub(super) struct Attempts<'a> {
+    session: &'a Session,
+    left: usize,
+}
+
+impl<'a> Attempts<'a> {
+    pub(super) fn new(session: &'a Session) -> Self {
+        Self { session, left: session.ctx().config.conflict_retries_max }
+    }
+
+    /// Commits; `None` means that the statement is to be planned again.
+    pub(super) async fn commit(&mut self, set: WriteSet, rows: u64) -> Result<Option<Affected>> {
+        match self.session.ctx().committer.commit(set).await {
+            Ok(receipt) => Ok(Some(Affected { rows, seq: receipt.seq })),
+            Err(error) => self.lost(error).map(|()| None),
+        }
+    }
+
+    /// Whether an error only means that another commit came first, and there are attempts left.
+    fn lost(&mut self, error: Error) -> Result<()> {
+        if error.kind() != ErrorKind::Conflict || self.left == 0 {
+            return Err(error);
+        }
+        self.left -= 1;
+        debug!(left = self.left, "another commit came first, the statement is run again");
+        Ok(())
+    }
+}
+
+/// The audit row of what the statement does.
+pub(super) fn audit_row(
+    execution: &Execution,
+    action: &str,
+    target: &str,
+    details: Option<Value>,
+    subject: Option<UserId>,
+) -> Result<TableWrite> {
+    let ctx = execution.ctx();
+    let entry = AuditEntry { actor: &execution.principal, action, target, details, subject };
+    audit::write(&entry, &execution.snapshot, &ctx.schema_registry, &ctx.node_id, execution.now_us())
+}
+
+/// Writes down that a statement was refused, then gives its error back. What cannot be written down is refused all the same.
+pub(super) async fn denied(execution: &Execution, action: &str, target: &str, error: Error) -> Error {
+    if error.kind() != ErrorKind::PermissionDenied {
+        return error;
+    }
+    let mut set = execution.write_set();
+    match audit_row(execution, &format!("{action} DENIED"), target, None, None) {
+        Ok(row) => set.tables.push(row),
+        Err(failure) => return failure,
+    }
+    match execution.ctx().committer.commit(set).await {
+        Ok(_) => error,
+        Err(failure) => failure,
+    }
+}
+
+/// The result of a statement that found nothing to do.
+pub(super) fn nothing_to_do(execution: &Execution) -> Outcome {
+    Outcome::Affected(Affected { rows: 0, seq: execution.snapshot.seq })
+}

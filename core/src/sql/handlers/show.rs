@@ -1,0 +1,140 @@
+//! SHOW and DESCRIBE.
+
+use std::sync::{Arc, LazyLock};
+
+use datafusion::arrow::array::{ArrayRef, Int32Array, RecordBatch, StringArray};
+use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use datafusion::sql::sqlparser::ast;
+
+use crate::error::{Error, Result};
+use crate::sql::cursor::{self, QualifiedName};
+use crate::sql::execution::Execution;
+use crate::sql::planner::{self, View};
+use crate::sql::result::{Outcome, ResultSchema, RowStream};
+use crate::sql::session::Session;
+use crate::sql::statement::Show;
+
+fn text(name: &str, nullable: bool) -> Field {
+    Field::new(name, DataType::Utf8, nullable)
+}
+
+static NAMESPACES: LazyLock<SchemaRef> = LazyLock::new(|| Arc::new(Schema::new(vec![text("namespace", false)])));
+
+static TABLES: LazyLock<SchemaRef> = LazyLock::new(|| {
+    Arc::new(Schema::new(vec![text("namespace", false), text("table", false), text("type", false)]))
+});
+
+static SEARCH_PATH: LazyLock<SchemaRef> = LazyLock::new(|| Arc::new(Schema::new(vec![text("search_path", false)])));
+
+static DESCRIBE: LazyLock<SchemaRef> = LazyLock::new(|| {
+    Arc::new(Schema::new(vec![
+        text("column_name", false),
+        text("data_type", false),
+        text("is_nullable", false),
+        Field::new("key_position", DataType::Int32, true),
+        text("column_default", true),
+    ]))
+});
+
+/// What SHOW reads, where it is a query of a system table.
+fn query(show: &Show) -> Option<&'static str> {
+    match show {
+        Show::Users => Some("SELECT * FROM system.users ORDER BY username"),
+        Show::Storages => Some("SELECT * FROM system.storages ORDER BY storage_id"),
+        Show::Jobs => Some("SELECT * FROM system.jobs ORDER BY job_id"),
+        Show::LiveQueries => Some("SELECT * FROM system.live_queries ORDER BY live_id"),
+        Show::Stats => Some("SELECT * FROM system.stats ORDER BY metric_name"),
+        Show::Namespaces | Show::Tables(_) | Show::SearchPath => None,
+    }
+}
+
+fn parsed(sql: &str) -> Result<ast::Query> {
+    cursor::written_query(sql)
+}
+
+/// The schema of what SHOW shows.
+pub(in crate::sql) fn schema(execution: &Execution, show: &Show) -> Result<ResultSchema> {
+    if let Some(sql) = query(show) {
+        return planner::query_schema(execution, &parsed(sql)?);
+    }
+    Ok(ResultSchema { schema: Arc::clone(own_schema(show)), ipc: None })
+}
+
+fn own_schema(show: &Show) -> &'static SchemaRef {
+    match show {
+        Show::Namespaces => &NAMESPACES,
+        Show::SearchPath => &SEARCH_PATH,
+        _ => &TABLES,
+    }
+}
+
+pub(in crate::sql) async fn show(session: &Session, show: &Show) -> Result<Outcome> {
+    let execution = session.begin()?;
+    if let Some(sql) = query(show) {
+        let planned = planner::plan_query(&execution, &parsed(sql)?, View::default())?;
+        return Ok(Outcome::Rows(planned.rows(&execution, &[]).await?));
+    }
+    let columns: Vec<ArrayRef> = match show {
+        Show::Namespaces => {
+            let names = execution.readable_namespaces();
+            vec![Arc::new(StringArray::from_iter_values(names.iter().map(|name| &**name)))]
+        }
+        Show::SearchPath => vec![Arc::new(StringArray::from_iter_values([&*execution.namespace]))],
+        Show::Tables(namespace) => tables(&execution, namespace.as_deref())?,
+        _ => return Err(Error::internal("SHOW has nothing to show")),
+    };
+    rows(&execution, own_schema(show), columns)
+}
+
+fn tables(execution: &Execution, namespace: Option<&str>) -> Result<Vec<ArrayRef>> {
+    if let Some(name) = namespace
+        && execution.snapshot.catalog.namespace(name).is_none()
+    {
+        return Err(Error::namespace_not_found(name));
+    }
+    let tables: Vec<_> = execution
+        .readable_tables()
+        .filter(|table| namespace.is_none_or(|namespace| *table.namespace == *namespace))
+        .collect();
+    Ok(vec![
+        Arc::new(StringArray::from_iter_values(tables.iter().map(|table| &*table.namespace))),
+        Arc::new(StringArray::from_iter_values(tables.iter().map(|table| &*table.name))),
+        Arc::new(StringArray::from_iter_values(tables.iter().map(|table| table.kind.name()))),
+    ])
+}
+
+/// The schema of DESCRIBE.
+pub(in crate::sql) fn describe_schema() -> SchemaRef {
+    Arc::clone(&DESCRIBE)
+}
+
+pub(in crate::sql) fn describe(session: &Session, table: &QualifiedName) -> Result<Outcome> {
+    let execution = session.begin()?;
+    let definition = execution.readable(table)?;
+    let columns = &definition.columns;
+    let key_position = |id| {
+        let position = definition.primary_key.iter().position(|key| *key == id)?;
+        i32::try_from(position + 1).ok()
+    };
+    let arrays: Vec<ArrayRef> = vec![
+        Arc::new(StringArray::from_iter_values(columns.iter().map(|column| &*column.name))),
+        Arc::new(StringArray::from_iter_values(columns.iter().map(|column| match column.length_max {
+            Some(length) => format!("VARCHAR({length})"),
+            None => column.ty.sql_name(),
+        }))),
+        Arc::new(StringArray::from_iter_values(
+            columns.iter().map(|column| if column.nullable { "YES" } else { "NO" }),
+        )),
+        Arc::new(Int32Array::from_iter(columns.iter().map(|column| key_position(column.id)))),
+        Arc::new(StringArray::from_iter(
+            columns.iter().map(|column| column.default.as_ref().map(|default| default.sql_text(column.ty))),
+        )),
+    ];
+    rows(&execution, &DESCRIBE, arrays)
+}
+
+fn rows(execution: &Execution, schema: &SchemaRef, columns: Vec<ArrayRef>) -> Result<Outcome> {
+    let batch = RecordBatch::try_new(Arc::clone(schema), columns)?;
+    let schema = ResultSchema { schema: Arc::clone(schema), ipc: None };
+    Ok(Outcome::Rows(RowStream::of(schema, execution.snapshot.seq, batch)))
+}

@@ -1,0 +1,202 @@
+//! UPDATE and DELETE: a query over the table with what a write needs of each row, then a commit that fails when any of these
+//! rows has changed meanwhile; then the statement is run again.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use datafusion::arrow::array::{RecordBatch, RecordBatchOptions};
+use datafusion::arrow::datatypes::{Field, Schema};
+use datafusion::common::ScalarValue;
+use datafusion::physical_plan::execute_stream;
+use datafusion::sql::planner::PlannerContext;
+use datafusion::sql::sqlparser::ast;
+use futures::StreamExt;
+
+use super::Attempts;
+use super::insert::{Rows, default_expression, parameter_type};
+use crate::error::{Error, ErrorKind, Result, SqlState};
+use crate::schema_registry::{COLUMN_KEY, COLUMN_SEQ, COLUMN_VALUE, TableKind, TableSchemas};
+use crate::sql::cursor::{self, fold, qualified};
+use crate::sql::execution::Execution;
+use crate::sql::planner::{self, Planned, View};
+use crate::sql::result::Affected;
+use crate::sql::session::Session;
+use crate::sql::typing::type_placeholders;
+use crate::tables::cast_column;
+
+/// What a write needs of a stored row.
+const STORED: [&str; 3] = [COLUMN_SEQ, COLUMN_KEY, COLUMN_VALUE];
+
+/// Plans the rows an UPDATE changes: their new values in the table's columns, and what the write needs.
+pub(in crate::sql) fn plan_update(
+    execution: &Execution,
+    update: &ast::Update,
+    view: View,
+) -> Result<(Arc<TableSchemas>, Planned)> {
+    let (schemas, from) = target(execution, &update.table)?;
+    let definition = &schemas.definition;
+    if definition.kind == TableKind::Stream {
+        return Err(Error::unsupported(format!("UPDATE of STREAM table \"{}\"", definition.qualified_name()))
+            .hint("insert another row"));
+    }
+    let mut assigned = HashMap::new();
+    for assignment in &update.assignments {
+        let ast::AssignmentTarget::ColumnName(name) = &assignment.target else {
+            return Err(Error::unsupported("UPDATE ... SET (a, b) = (...)"));
+        };
+        let Some(name) = name.0.last().and_then(|part| part.as_ident()).map(fold) else {
+            return Err(Error::syntax(format!("{name} is not the name of a column")));
+        };
+        let Some(column) = definition.column(&name) else {
+            return Err(Error::new(
+                ErrorKind::NotFound,
+                SqlState::UNDEFINED_COLUMN,
+                format!("column \"{name}\" of table \"{}\" does not exist", definition.qualified_name()),
+            ));
+        };
+        let is_default = matches!(&assignment.value, ast::Expr::Identifier(ident)
+            if ident.quote_style.is_none() && ident.value.eq_ignore_ascii_case("default"));
+        let value = if is_default { default_expression(column)? } else { assignment.value.clone() };
+        if assigned.insert(name.clone(), value).is_some() {
+            return Err(Error::syntax(format!("column \"{name}\" is set twice")));
+        }
+    }
+    let mut projection = Vec::with_capacity(definition.columns.len() + STORED.len());
+    let mut fields = Vec::with_capacity(definition.columns.len());
+    for column in &definition.columns {
+        let name = ast::Ident::with_quote('"', &*column.name);
+        let value = assigned.remove(&*column.name).unwrap_or_else(|| ast::Expr::Identifier(name.clone()));
+        projection.push(ast::SelectItem::ExprWithAlias { expr: value, alias: name });
+        fields.push(Arc::new(Field::new(&*column.name, parameter_type(column.ty), true)));
+    }
+    projection.extend(STORED.iter().map(|name| stored(name)));
+    let mut planned = plan(execution, &schemas, projection, from, update.selection.clone(), view)?;
+    planned.plan = type_placeholders(planned.plan, &fields)?;
+    Ok((schemas, planned))
+}
+
+/// Plans the rows a DELETE removes: what the write needs of them.
+pub(in crate::sql) fn plan_delete(
+    execution: &Execution,
+    delete: &ast::Delete,
+    view: View,
+) -> Result<(Arc<TableSchemas>, Planned)> {
+    let (ast::FromTable::WithFromKeyword(tables) | ast::FromTable::WithoutKeyword(tables)) = &delete.from;
+    let [table] = tables.as_slice() else {
+        return Err(Error::unsupported("DELETE from several tables"));
+    };
+    let (schemas, from) = target(execution, table)?;
+    let projection = STORED.iter().map(|name| stored(name)).collect();
+    let planned = plan(execution, &schemas, projection, from, delete.selection.clone(), view)?;
+    Ok((schemas, planned))
+}
+
+fn stored(name: &str) -> ast::SelectItem {
+    ast::SelectItem::UnnamedExpr(ast::Expr::Identifier(ast::Ident::with_quote('"', name)))
+}
+
+fn target(execution: &Execution, table: &ast::TableWithJoins) -> Result<(Arc<TableSchemas>, ast::TableWithJoins)> {
+    let ast::TableFactor::Table { name, args: None, alias, .. } = &table.relation else {
+        return Err(Error::unsupported("changing anything but a table"));
+    };
+    if !table.joins.is_empty() || alias.as_ref().is_some_and(|alias| !alias.columns.is_empty()) {
+        return Err(Error::unsupported("changing a join"));
+    }
+    let definition = execution.writable(&qualified(name, "table")?)?;
+    Ok((execution.schemas(definition), table.clone()))
+}
+
+fn plan(
+    execution: &Execution,
+    schemas: &TableSchemas,
+    projection: Vec<ast::SelectItem>,
+    from: ast::TableWithJoins,
+    selection: Option<ast::Expr>,
+    view: View,
+) -> Result<Planned> {
+    let query = cursor::select(projection, from, selection);
+    let view = View { target: Some(schemas.definition.id), ..view };
+    planner::plan(execution, ast::Statement::Query(Box::new(query)), view, &mut PlannerContext::new())
+}
+
+/// Updates, once for each row of parameters, in one commit.
+pub(in crate::sql) async fn update(
+    session: &Session,
+    statement: &ast::Update,
+    view: View,
+    params: &[Vec<ScalarValue>],
+) -> Result<Affected> {
+    let mut attempts = Attempts::new(session);
+    loop {
+        let execution = session.begin()?;
+        let (schemas, planned) = plan_update(&execution, statement, view)?;
+        let mut rows = Rows::new(&execution, Arc::clone(&schemas))?;
+        run(&planned, params, |batch| {
+            let (before, after) = split(&schemas, &batch)?;
+            rows.update(&before, &after)
+        })
+        .await?;
+        if params.len() > 1 {
+            rows.check_distinct()?;
+        }
+        if let Some(affected) = rows.commit(&mut attempts).await? {
+            return Ok(affected);
+        }
+    }
+}
+
+/// Deletes, once for each row of parameters, in one commit.
+pub(in crate::sql) async fn delete(
+    session: &Session,
+    statement: &ast::Delete,
+    view: View,
+    params: &[Vec<ScalarValue>],
+) -> Result<Affected> {
+    let mut attempts = Attempts::new(session);
+    loop {
+        let execution = session.begin()?;
+        let (schemas, planned) = plan_delete(&execution, statement, view)?;
+        let mut rows = Rows::new(&execution, schemas)?;
+        run(&planned, params, |batch| rows.delete(&batch)).await?;
+        if params.len() > 1 {
+            rows.check_distinct()?;
+        }
+        if let Some(affected) = rows.commit(&mut attempts).await? {
+            return Ok(affected);
+        }
+    }
+}
+
+async fn run(
+    planned: &Planned,
+    params: &[Vec<ScalarValue>],
+    mut take: impl FnMut(RecordBatch) -> Result<()>,
+) -> Result<()> {
+    let types = planned.resolve(params.first().map_or(0, Vec::len))?.0;
+    for params in params {
+        let physical = planned.physical(planned.bind(&types, params)?).await?;
+        let mut batches = execute_stream(physical, planned.state.task_ctx())?;
+        while let Some(batch) = batches.next().await {
+            take(batch?)?;
+        }
+    }
+    Ok(())
+}
+
+/// What is stored, and what shall be.
+fn split(schemas: &TableSchemas, batch: &RecordBatch) -> Result<(RecordBatch, RecordBatch)> {
+    let columns = &schemas.definition.columns;
+    let width = columns.len();
+    let positions: Vec<usize> = (width..width + STORED.len()).collect();
+    let before = batch.project(&positions)?;
+    let after = columns
+        .iter()
+        .zip(batch.columns())
+        .map(|(column, array)| cast_column(column, array))
+        .collect::<Result<Vec<_>>>()?;
+    let fields: Vec<_> =
+        schemas.visible.fields().iter().map(|field| Field::clone(field).with_nullable(true)).collect();
+    let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+    let after = RecordBatch::try_new_with_options(Arc::new(Schema::new(fields)), after, &options)?;
+    Ok((before, after))
+}

@@ -1,0 +1,93 @@
+//! Statements: read, routed in one `match`, run.
+//!
+//! | file | its one job |
+//! |---|---|
+//! | `guard`, `cursor`, `parameters`, `statement`, `create_table` | from text to a [`Statement`](statement::Statement) |
+//! | `session`, `execution`, `result` | who asks, what they see, what they get |
+//! | `engine`, `names`, `catalog`, `wildcard`, `planner` | DataFusion over a snapshot |
+//! | `functions`, `uuids`, `capped`, `password`, `stack` | functions, and limits on what they take |
+//! | `hot` | the two shapes that skip planning |
+//! | `handlers` | what each statement does |
+//!
+//! Invariant: whose rows a statement sees comes from its session alone.
+
+mod capped;
+mod catalog;
+mod create_table;
+mod cursor;
+mod engine;
+mod execution;
+mod functions;
+mod guard;
+mod handlers;
+mod hot;
+mod names;
+mod parameters;
+pub(crate) mod password;
+mod planner;
+mod result;
+pub(crate) mod session;
+mod stack;
+mod statement;
+mod typing;
+mod uuids;
+mod wildcard;
+
+use datafusion::common::ScalarValue;
+
+pub(crate) use engine::Engine;
+pub use guard::{SplitStatements, split_statements};
+pub use result::{Affected, Outcome, Params, ResultSchema, RowStream};
+pub use session::{Prepared, Session, StatementKind, TableInfo};
+pub use stack::STACK_BYTES;
+
+use self::handlers::{admin, insert, namespace, query, show, subscribe, table, update_delete, user};
+use self::planner::View;
+use self::statement::{Parsed, Statement};
+use crate::error::{Error, Result};
+
+/// The one catalog.
+pub(crate) const CATALOG: &str = "kalam";
+/// The namespace of the tables about tables.
+pub(crate) const INFORMATION_SCHEMA: &str = "information_schema";
+
+/// Runs a statement.
+async fn execute(session: &Session, parsed: &Parsed, params: Vec<ScalarValue>) -> Result<Outcome> {
+    let view = View { names_seq: parsed.names_seq, target: None };
+    match &parsed.statement {
+        Statement::Query(query) => query::select(session, query, view, &params).await,
+        Statement::Explain(explain) => query::explain(session, explain, view, &params).await,
+        Statement::Insert(statement) => insert::insert(session, statement, view, &[params]).await.map(Outcome::Affected),
+        Statement::Update(statement) => {
+            update_delete::update(session, statement, view, &[params]).await.map(Outcome::Affected)
+        }
+        Statement::Delete(statement) => {
+            update_delete::delete(session, statement, view, &[params]).await.map(Outcome::Affected)
+        }
+        Statement::CreateNamespace { name, if_not_exists } => namespace::create(session, name, *if_not_exists).await,
+        Statement::DropNamespace { name, if_exists, cascade } => {
+            namespace::drop(session, name, *if_exists, *cascade).await
+        }
+        Statement::CreateTable(statement) => table::create(session, statement).await,
+        Statement::DropTable { names, if_exists } => table::drop(session, names, *if_exists).await,
+        Statement::CreateUser(statement) => user::create(session, statement).await,
+        Statement::AlterUser { name, change } => user::alter(session, name, change).await,
+        Statement::DropUser { name, if_exists } => user::drop(session, name, *if_exists).await,
+        Statement::Use { namespace } => admin::use_namespace(session, namespace),
+        Statement::Show(what) => show::show(session, what).await,
+        Statement::Describe { table } => show::describe(session, table),
+        Statement::KillLiveQuery { id } => admin::kill_live_query(session, id).await,
+        Statement::Subscribe(statement) => subscribe::statement(session, statement, view, params).await,
+    }
+}
+
+/// Runs a write once for each row of parameters, all of it in one commit.
+async fn execute_batch(session: &Session, parsed: &Parsed, rows: Vec<Vec<ScalarValue>>) -> Result<Affected> {
+    let view = View { names_seq: parsed.names_seq, target: None };
+    match &parsed.statement {
+        Statement::Insert(statement) => insert::insert(session, statement, view, &rows).await,
+        Statement::Update(statement) => update_delete::update(session, statement, view, &rows).await,
+        Statement::Delete(statement) => update_delete::delete(session, statement, view, &rows).await,
+        _ => Err(Error::invalid("only INSERT, UPDATE and DELETE take several rows of parameters")),
+    }
+}

@@ -1,0 +1,142 @@
+//! What the names in a statement mean: tables of the snapshot, the session's own functions, DataFusion's functions.
+
+use std::sync::Arc;
+
+use datafusion::arrow::datatypes::{DataType, SchemaRef};
+use datafusion::catalog::cte_worktable::CteWorkTable;
+use datafusion::catalog::default_table_source::provider_as_source;
+use datafusion::catalog::{TableFunctionArgs, TableProvider};
+use datafusion::common::config::ConfigOptions;
+use datafusion::common::{DFSchema, Result as DataFusionResult, TableReference, plan_datafusion_err};
+use datafusion::execution::SessionState;
+use datafusion::logical_expr::planner::{ContextProvider, ExprPlanner, RelationPlanner, TypePlanner};
+use datafusion::logical_expr::simplify::SimplifyContext;
+use datafusion::logical_expr::{AggregateUDF, Expr, HigherOrderUDF, ScalarUDF, TableSource, WindowUDF};
+use datafusion::optimizer::simplify_expressions::ExprSimplifier;
+
+use super::catalog;
+use super::engine::type_planner;
+use super::cursor::QualifiedName;
+use super::execution::Execution;
+use super::functions::{SESSION_FUNCTIONS, session_function};
+use super::planner::View;
+use crate::error::{Error, Result};
+
+/// The planner's dictionary for one statement.
+pub(crate) struct Names<'a> {
+    execution: &'a Execution,
+    state: &'a SessionState,
+    view: View,
+}
+
+impl<'a> Names<'a> {
+    pub(crate) fn new(execution: &'a Execution, state: &'a SessionState, view: View) -> Self {
+        Self { execution, state, view }
+    }
+
+    fn table(&self, name: &TableReference) -> Result<Arc<dyn TableProvider>> {
+        let name = match name {
+            TableReference::Bare { table } => QualifiedName { namespace: None, name: table.to_string() },
+            TableReference::Partial { schema, table } => {
+                QualifiedName { namespace: Some(schema.to_string()), name: table.to_string() }
+            }
+            TableReference::Full { catalog, schema, table } => {
+                if &**catalog != super::CATALOG {
+                    return Err(Error::table_not_found(format!("{catalog}.{schema}.{table}"))
+                        .hint("the only catalog is \"kalam\""));
+                }
+                QualifiedName { namespace: Some(schema.to_string()), name: table.to_string() }
+            }
+        };
+        if self.execution.namespace_of(&name) == super::INFORMATION_SCHEMA {
+            return catalog::information_schema(self.execution, &name.name);
+        }
+        let definition = self.execution.readable(&name)?;
+        catalog::provider(self.execution, definition, self.view)
+    }
+}
+
+impl ContextProvider for Names<'_> {
+    fn get_table_source(&self, name: TableReference) -> DataFusionResult<Arc<dyn TableSource>> {
+        Ok(provider_as_source(self.table(&name)?))
+    }
+
+    fn get_table_function_source(&self, name: &str, args: Vec<Expr>) -> DataFusionResult<Arc<dyn TableSource>> {
+        let function = self
+            .state
+            .table_functions()
+            .get(name)
+            .ok_or_else(|| plan_datafusion_err!("table function \"{name}\" does not exist"))?;
+        let context = SimplifyContext::builder()
+            .with_config_options(Arc::clone(self.state.config_options()))
+            .with_query_execution_start_time(self.state.execution_props().query_execution_start_time)
+            .build();
+        let simplifier = ExprSimplifier::new(context);
+        let schema = DFSchema::empty();
+        let args = args
+            .into_iter()
+            .map(|arg| simplifier.coerce(arg, &schema).and_then(|arg| simplifier.simplify(arg)))
+            .collect::<DataFusionResult<Vec<_>>>()?;
+        let provider = function.create_table_provider_with_args(TableFunctionArgs::new(&args, self.state))?;
+        Ok(provider_as_source(provider))
+    }
+
+    fn create_cte_work_table(&self, name: &str, schema: SchemaRef) -> DataFusionResult<Arc<dyn TableSource>> {
+        Ok(provider_as_source(Arc::new(CteWorkTable::new(name, schema))))
+    }
+
+    fn get_expr_planners(&self) -> &[Arc<dyn ExprPlanner>] {
+        self.state.expr_planners()
+    }
+
+    fn get_relation_planners(&self) -> &[Arc<dyn RelationPlanner>] {
+        self.state.relation_planners()
+    }
+
+    fn get_type_planner(&self) -> Option<Arc<dyn TypePlanner>> {
+        Some(type_planner())
+    }
+
+    fn get_function_meta(&self, name: &str) -> Option<Arc<ScalarUDF>> {
+        let principal = &self.execution.principal;
+        session_function(name, &principal.username, principal.role.name(), &self.execution.namespace)
+            .or_else(|| self.state.scalar_functions().get(name).cloned())
+    }
+
+    fn get_higher_order_meta(&self, name: &str) -> Option<Arc<HigherOrderUDF>> {
+        self.state.higher_order_functions().get(name).cloned()
+    }
+
+    fn get_aggregate_meta(&self, name: &str) -> Option<Arc<AggregateUDF>> {
+        self.state.aggregate_functions().get(name).cloned()
+    }
+
+    fn get_window_meta(&self, name: &str) -> Option<Arc<WindowUDF>> {
+        self.state.window_functions().get(name).cloned()
+    }
+
+    fn get_variable_type(&self, _: &[String]) -> Option<DataType> {
+        None
+    }
+
+    fn options(&self) -> &ConfigOptions {
+        self.state.config_options()
+    }
+
+    fn udf_names(&self) -> Vec<String> {
+        let own = SESSION_FUNCTIONS.into_iter().map(str::to_owned);
+        self.state.scalar_functions().keys().cloned().chain(own).collect()
+    }
+
+    fn higher_order_function_names(&self) -> Vec<String> {
+        self.state.higher_order_functions().keys().cloned().collect()
+    }
+
+    fn udaf_names(&self) -> Vec<String> {
+        self.state.aggregate_functions().keys().cloned().collect()
+    }
+
+    fn udwf_names(&self) -> Vec<String> {
+        self.state.window_functions().keys().cloned().collect()
+    }
+}

@@ -1,0 +1,323 @@
+//! From a parsed query to DataFusion's plan, and from the plan to rows.
+//!
+//! Names are resolved against the statement's snapshot, one by one as the query names them. Invariant: a result's schema
+//! depends on the text and the catalog, never on the values of parameters, so what was announced is what comes.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use datafusion::arrow::array::{RecordBatch, RecordBatchOptions};
+use datafusion::arrow::compute::cast;
+use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use datafusion::catalog::default_table_source::source_as_provider;
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
+use datafusion::common::{ParamValues, ScalarValue};
+use datafusion::execution::SessionState;
+use datafusion::logical_expr::LogicalPlan;
+use datafusion::physical_plan::{ExecutionPlan, execute_stream};
+use datafusion::sql::planner::{ParserOptions, PlannerContext, SqlToRel};
+use datafusion::sql::sqlparser::ast;
+use futures::StreamExt;
+
+use super::execution::Execution;
+use super::names::Names;
+use super::result::{ResultSchema, RowStream};
+use super::session::{Description, StatementKind, announce};
+use super::stack::DeepStream;
+use super::statement::{Parsed, Statement};
+use super::{handlers, parameters, wildcard};
+use crate::error::{Error, Result};
+use crate::ids::TableId;
+use crate::live_query::LiveQueryPlan;
+use crate::schema_registry::TableDefinition;
+use crate::tables::KalamTable;
+
+/// How tables appear to one statement.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct View {
+    /// Tables show `_seq`, to those who name it.
+    pub(crate) names_seq: bool,
+    /// The table an UPDATE or DELETE changes; it shows what the write needs.
+    pub(crate) target: Option<TableId>,
+}
+
+/// A plan with the state it was made with.
+pub(crate) struct Planned {
+    pub(crate) plan: LogicalPlan,
+    pub(crate) state: SessionState,
+}
+
+/// Plans a query (or an EXPLAIN of one).
+pub(crate) fn plan(
+    execution: &Execution,
+    mut statement: ast::Statement,
+    view: View,
+    context: &mut PlannerContext,
+) -> Result<Planned> {
+    if view.names_seq || view.target.is_some() {
+        wildcard::expand(&mut statement, execution)?;
+    }
+    let state = execution.session.engine().state();
+    let options = &state.config_options().sql_parser;
+    let options = ParserOptions::new()
+        .with_parse_float_as_decimal(options.parse_float_as_decimal)
+        .with_enable_ident_normalization(true)
+        .with_support_varchar_with_length(true)
+        .with_map_string_types_to_utf8view(false);
+    let names = Names::new(execution, &state, view);
+    let plan = SqlToRel::new_with_options(&names, options).sql_statement_to_plan_with_context(statement, context)?;
+    drop(names);
+    Ok(Planned { plan, state })
+}
+
+/// Plans the query of a SELECT statement.
+pub(crate) fn plan_query(execution: &Execution, query: &ast::Query, view: View) -> Result<Planned> {
+    plan(execution, ast::Statement::Query(Box::new(query.clone())), view, &mut PlannerContext::new())
+}
+
+/// The types a plan's parameters need; `None` where nothing says it.
+pub(crate) type ParameterTypes = HashMap<String, Option<DataType>>;
+
+impl Planned {
+    /// Gives every parameter a type, and the plan's columns as they then are.
+    ///
+    /// A parameter whose type nothing says is text, as in PostgreSQL, unless that cannot be; then it is a number.
+    pub(crate) fn resolve(&self, parameter_count: usize) -> Result<(ParameterTypes, LogicalPlan)> {
+        if let LogicalPlan::Explain(_) = self.plan {
+            return Ok((self.plan.get_parameter_types()?, self.plan.clone()));
+        }
+        if parameter_count == 0 {
+            return Ok((HashMap::new(), self.analyse(self.plan.clone())?));
+        }
+        let types = self.plan.get_parameter_types()?;
+        let mut first_error = None;
+        for guess in [DataType::Utf8, DataType::Int64, DataType::Float64] {
+            let mut guessed = types.clone();
+            for index in 1..=parameter_count {
+                let ty = guessed.entry(format!("${index}")).or_default();
+                ty.get_or_insert_with(|| guess.clone());
+            }
+            let nulls = (1..=parameter_count)
+                .map(|index| {
+                    let ty = guessed.get(&format!("${index}")).and_then(Option::as_ref).unwrap_or(&guess);
+                    Ok(ScalarValue::try_from(ty)?)
+                })
+                .collect::<Result<Vec<_>>>()?;
+            let analysed = self
+                .plan
+                .clone()
+                .replace_params_with_values(&ParamValues::from(nulls))
+                .map_err(Error::from)
+                .and_then(|plan| self.analyse(plan));
+            match analysed {
+                Ok(plan) => return Ok((guessed, plan)),
+                Err(error) => first_error = first_error.or(Some(error)),
+            }
+        }
+        Err(first_error.unwrap_or_else(|| Error::internal("a statement's parameters have no types")))
+    }
+
+    fn analyse(&self, plan: LogicalPlan) -> Result<LogicalPlan> {
+        Ok(self.state.analyzer().execute_and_check(plan, self.state.config_options(), |_, _| {})?)
+    }
+
+    /// Puts values in the place of parameters.
+    pub(crate) fn bind(&self, types: &ParameterTypes, params: &[ScalarValue]) -> Result<LogicalPlan> {
+        if params.is_empty() {
+            return Ok(self.plan.clone());
+        }
+        let values = params
+            .iter()
+            .enumerate()
+            .map(|(index, value)| match types.get(&format!("${}", index + 1)) {
+                Some(Some(ty)) => parameters::cast(value, ty),
+                _ => Ok(value.clone()),
+            })
+            .collect::<Result<Vec<_>>>()?;
+        Ok(self.plan.clone().replace_params_with_values(&ParamValues::from(values))?)
+    }
+
+    /// The plan that runs.
+    pub(crate) async fn physical(&self, plan: LogicalPlan) -> Result<Arc<dyn ExecutionPlan>> {
+        if let LogicalPlan::Explain(_) = plan {
+            return Ok(self.state.create_physical_plan(&plan).await?);
+        }
+        let analysed = self.analyse(plan)?;
+        self.physical_of_analysed(analysed).await
+    }
+
+    async fn physical_of_analysed(&self, analysed: LogicalPlan) -> Result<Arc<dyn ExecutionPlan>> {
+        let optimised = self.state.optimizer().optimize(analysed, &self.state, |_, _| {})?;
+        Ok(self.state.query_planner().create_physical_plan(&optimised, &self.state).await?)
+    }
+
+    /// Runs a query.
+    pub(crate) async fn rows(&self, execution: &Execution, params: &[ScalarValue]) -> Result<RowStream> {
+        let (types, analysed) = self.resolve(params.len())?;
+        let schema = result_schema(execution, &analysed)?;
+        let physical = if params.is_empty() && !matches!(analysed, LogicalPlan::Explain(_)) {
+            self.physical_of_analysed(analysed).await?
+        } else {
+            self.physical(self.bind(&types, params)?).await?
+        };
+        let batches = execute_stream(physical, self.state.task_ctx())?;
+        let stamp = Arc::clone(&schema.schema);
+        let batches = batches.map(move |batch| restamp(&stamp, batch?)).boxed();
+        Ok(RowStream::new(schema, execution.snapshot.seq, DeepStream::new(batches)))
+    }
+}
+
+/// What a statement takes and gives.
+pub(crate) fn describe(execution: &Execution, parsed: &Parsed) -> Result<Description> {
+    let view = View { names_seq: parsed.names_seq, target: None };
+    let count = parsed.parameters.count;
+    let update = |types: &ParameterTypes| Description {
+        kind: StatementKind::Update,
+        schema: None,
+        parameters: announce(parsed, types),
+    };
+    match &parsed.statement {
+        Statement::Query(query) => query_description(execution, parsed, plan_query(execution, query, view)?),
+        Statement::Explain(explain) => {
+            let planned = plan(execution, ast::Statement::clone(explain), view, &mut PlannerContext::new())?;
+            query_description(execution, parsed, planned)
+        }
+        Statement::Insert(insert) => {
+            let (_, planned) = handlers::insert::plan(execution, insert, view)?;
+            Ok(update(&planned.resolve(count)?.0))
+        }
+        Statement::Update(statement) => {
+            let (_, planned) = handlers::update_delete::plan_update(execution, statement, view)?;
+            Ok(update(&planned.resolve(count)?.0))
+        }
+        Statement::Delete(statement) => {
+            let (_, planned) = handlers::update_delete::plan_delete(execution, statement, view)?;
+            Ok(update(&planned.resolve(count)?.0))
+        }
+        Statement::Show(show) => {
+            let schema = handlers::show::schema(execution, show)?;
+            Ok(Description { kind: StatementKind::Query, schema: Some(schema), parameters: Vec::new() })
+        }
+        Statement::Describe { .. } => {
+            let schema = Some(ResultSchema { schema: handlers::show::describe_schema(), ipc: None });
+            Ok(Description { kind: StatementKind::Query, schema, parameters: Vec::new() })
+        }
+        Statement::Subscribe(subscribe) => {
+            let planned = plan_query(execution, &subscribe.query, view)?;
+            let (types, analysed) = planned.resolve(count)?;
+            let live = LiveQueryPlan::extract(&analysed, &planned.state)?;
+            let schema = Some(ResultSchema { schema: Arc::clone(live.schema()), ipc: None });
+            Ok(Description { kind: StatementKind::Subscribe, schema, parameters: announce(parsed, &types) })
+        }
+        _ => Ok(update(&HashMap::new())),
+    }
+}
+
+/// The schema of a query without parameters.
+pub(crate) fn query_schema(execution: &Execution, query: &ast::Query) -> Result<ResultSchema> {
+    let planned = plan_query(execution, query, View::default())?;
+    result_schema(execution, &planned.resolve(0)?.1)
+}
+
+fn query_description(execution: &Execution, parsed: &Parsed, planned: Planned) -> Result<Description> {
+    let (types, analysed) = planned.resolve(parsed.parameters.count)?;
+    let schema = Some(result_schema(execution, &analysed)?);
+    Ok(Description { kind: StatementKind::Query, schema, parameters: announce(parsed, &types) })
+}
+
+/// The schema of an analysed plan's rows: the registry's own when the plan reads one table and gives what it shows.
+fn result_schema(execution: &Execution, plan: &LogicalPlan) -> Result<ResultSchema> {
+    let schema = plan.schema().as_arrow();
+    if let Some(table) = only_table(plan)?
+        && let Some(schemas) = execution.ctx().schema_registry.match_visible(schema, &table)
+    {
+        return Ok(ResultSchema { schema: Arc::clone(&schemas.visible), ipc: Some(schemas.visible_ipc()) });
+    }
+    let fields: Vec<_> = schema
+        .fields()
+        .iter()
+        .map(|field| {
+            let plain = plain_type(field.data_type());
+            if plain == *field.data_type() {
+                Arc::clone(field)
+            } else {
+                Arc::new(Field::new(field.name(), plain, field.is_nullable()).with_metadata(field.metadata().clone()))
+            }
+        })
+        .collect();
+    Ok(ResultSchema { schema: Arc::new(Schema::new(fields)), ipc: None })
+}
+
+/// The table a plan reads, when it reads one, once.
+fn only_table(plan: &LogicalPlan) -> Result<Option<Arc<TableDefinition>>> {
+    let mut tables = Vec::new();
+    plan.apply_with_subqueries(|node| {
+        if let LogicalPlan::TableScan(scan) = node {
+            let provider = source_as_provider(&scan.source)?;
+            let any: &dyn std::any::Any = provider.as_ref();
+            tables.push(any.downcast_ref::<KalamTable>().map(|table| Arc::clone(&table.schemas().definition)));
+        }
+        Ok(TreeNodeRecursion::Continue)
+    })?;
+    match tables.pop() {
+        Some(table) if tables.is_empty() => Ok(table),
+        _ => Ok(None),
+    }
+}
+
+/// A type that every driver reads: no views, dictionaries, run-ends or unsigned numbers.
+fn plain_type(ty: &DataType) -> DataType {
+    let item = |field: &Arc<Field>| {
+        Arc::new(Field::new(field.name(), plain_type(field.data_type()), field.is_nullable()))
+    };
+    match ty {
+        DataType::Utf8View => DataType::Utf8,
+        DataType::BinaryView => DataType::Binary,
+        DataType::Float16 => DataType::Float32,
+        DataType::UInt8 => DataType::Int16,
+        DataType::UInt16 => DataType::Int32,
+        DataType::UInt32 | DataType::UInt64 => DataType::Int64,
+        DataType::Decimal32(precision, scale) | DataType::Decimal64(precision, scale) => {
+            DataType::Decimal128(*precision, *scale)
+        }
+        DataType::Dictionary(_, value) => plain_type(value),
+        DataType::RunEndEncoded(_, values) => plain_type(values.data_type()),
+        DataType::List(field) | DataType::ListView(field) => DataType::List(item(field)),
+        DataType::LargeList(field) | DataType::LargeListView(field) => DataType::LargeList(item(field)),
+        DataType::FixedSizeList(field, len) => DataType::FixedSizeList(item(field), *len),
+        DataType::Struct(fields) => DataType::Struct(fields.iter().map(item).collect()),
+        other => other.clone(),
+    }
+}
+
+/// A batch with exactly `schema`; columns are only touched where their type differs.
+pub(crate) fn restamp(schema: &SchemaRef, batch: RecordBatch) -> Result<RecordBatch> {
+    if Arc::ptr_eq(schema, batch.schema_ref()) {
+        return Ok(batch);
+    }
+    let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+    let columns = batch
+        .columns()
+        .iter()
+        .zip(schema.fields())
+        .map(|(column, field)| {
+            if column.data_type() == field.data_type() {
+                Ok(Arc::clone(column))
+            } else {
+                Ok(cast(column, field.data_type())?)
+            }
+        })
+        .collect::<Result<Vec<_>>>()?;
+    Ok(RecordBatch::try_new_with_options(Arc::clone(schema), columns, &options)?)
+}
+
+/// Whether two schemas have the same columns, whatever their metadata.
+pub(crate) fn same_columns(one: &SchemaRef, other: &SchemaRef) -> bool {
+    Arc::ptr_eq(one, other)
+        || (one.fields().len() == other.fields().len()
+            && one.fields().iter().zip(other.fields()).all(|(one, other)| {
+                one.name() == other.name()
+                    && one.data_type() == other.data_type()
+                    && one.is_nullable() == other.is_nullable()
+            }))
+}
