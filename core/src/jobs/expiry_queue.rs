@@ -58,11 +58,6 @@ impl ExpiryQueue {
         self.horizon.is_some_and(|horizon| horizon <= now)
     }
 
-    pub(super) fn clear(&mut self) {
-        self.soonest.clear();
-        self.horizon = None;
-    }
-
     fn forget_latest(&mut self) {
         // Sorted from the latest to the soonest, because of `Reverse`.
         let mut sorted = std::mem::take(&mut self.soonest).into_sorted_vec();
@@ -108,8 +103,6 @@ mod tests {
         let next = soonest.len() as i64;
         assert!(!queue.needs_scan(next - 1));
         assert!(queue.needs_scan(1_000));
-        queue.clear();
-        assert!(!queue.needs_scan(1_000));
     }
 
     #[test]

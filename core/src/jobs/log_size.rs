@@ -8,8 +8,8 @@ use std::collections::VecDeque;
 use crate::change_log::CommitRecord;
 use crate::ids::Seq;
 
-/// One step of the count is about this large, so that a gibibyte takes a thousand.
-const STEP_BYTES: u64 = 1 << 20;
+/// The limit is counted in about this many steps.
+const STEPS: u64 = 1_000;
 
 /// The log from its floor to the last noted commit.
 #[derive(Debug)]
@@ -18,14 +18,16 @@ pub(super) struct LogSize {
     steps: VecDeque<(Seq, u64)>,
     floor: Seq,
     bytes: u64,
+    step_bytes: u64,
 }
 
 impl LogSize {
-    /// A log of `bytes` that reaches from `floor` to `last`.
-    pub(super) fn new(floor: Seq, last: Seq, bytes: u64) -> Self {
-        let mut size = Self { steps: VecDeque::new(), floor, bytes: 0 };
+    /// A log of `bytes` that reaches from `floor` to `last` and is to be kept to about `bytes_max`.
+    pub(super) fn new(floor: Seq, last: Seq, bytes: u64, bytes_max: u64) -> Self {
+        let step_bytes = (bytes_max / STEPS).max(1);
+        let mut size = Self { steps: VecDeque::new(), floor, bytes: 0, step_bytes };
         // Nothing is known about how the bytes are spread, so evenly.
-        let steps = bytes.div_ceil(STEP_BYTES).clamp(1, last.0.saturating_sub(floor.0).max(1));
+        let steps = bytes.div_ceil(step_bytes).min(10 * STEPS).clamp(1, last.0.saturating_sub(floor.0).max(1));
         for step in 1..=steps {
             let up_to = floor.0 + (last.0.saturating_sub(floor.0)) * step / steps;
             size.add(Seq(up_to), bytes / steps);
@@ -37,7 +39,7 @@ impl LogSize {
     pub(super) fn note(&mut self, record: &CommitRecord) {
         let bytes = record.bytes() as u64;
         match self.steps.back_mut() {
-            Some((up_to, step)) if *step < STEP_BYTES => {
+            Some((up_to, step)) if *step < self.step_bytes => {
                 *up_to = record.seq;
                 *step += bytes;
                 self.bytes += bytes;
@@ -88,19 +90,19 @@ mod tests {
 
     #[test]
     fn the_oldest_steps_go_first_and_only_as_many_as_needed() {
-        let mut size = LogSize::new(Seq(0), Seq(1_000), 10 * STEP_BYTES);
-        assert_eq!(size.bytes(), 10 * STEP_BYTES);
-        assert_eq!(size.floor_for(10 * STEP_BYTES), None);
-        assert_eq!(size.floor_for(7 * STEP_BYTES), Some(Seq(300)));
+        let mut size = LogSize::new(Seq(0), Seq(1_000), 10_000, 10_000);
+        assert_eq!(size.bytes(), 10_000);
+        assert_eq!(size.floor_for(10_000), None);
+        assert_eq!(size.floor_for(7_000), Some(Seq(300)));
         size.trimmed(Seq(300));
-        assert_eq!(size.bytes(), 7 * STEP_BYTES);
-        assert_eq!(size.floor_for(7 * STEP_BYTES), None);
+        assert_eq!(size.bytes(), 7_000);
+        assert_eq!(size.floor_for(7_000), None);
         assert_eq!(size.floor_for(0), Some(Seq(1_000)));
     }
 
     #[test]
     fn an_empty_log_needs_no_trim() {
-        assert_eq!(LogSize::new(Seq(5), Seq(5), 0).floor_for(0), None);
-        assert_eq!(LogSize::new(Seq(5), Seq(5), 100).floor_for(1_000), None);
+        assert_eq!(LogSize::new(Seq(5), Seq(5), 0, 10).floor_for(0), None);
+        assert_eq!(LogSize::new(Seq(5), Seq(5), 100, 1_000).floor_for(1_000), None);
     }
 }

@@ -70,7 +70,8 @@ impl Trim {
         let (Some((size, counted)), Some(records)) = (size.as_mut(), records) else {
             let snapshot = self.store.committer.snapshot();
             let bytes = self.store.committer.storage_metrics().log_bytes;
-            *size = Some((LogSize::new(snapshot.log_floor, snapshot.seq, bytes), snapshot.seq));
+            let fresh = LogSize::new(snapshot.log_floor, snapshot.seq, bytes, self.limits.bytes_max);
+            *size = Some((fresh, snapshot.seq));
             return;
         };
         for record in records {

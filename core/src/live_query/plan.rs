@@ -11,7 +11,7 @@ use bytes::Bytes;
 use datafusion::arrow::datatypes::{DataType, Field, SchemaRef};
 use datafusion::catalog::default_table_source::source_as_provider;
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
-use datafusion::common::{Column, DFSchema};
+use datafusion::common::{Column, DFSchema, ScalarValue};
 use datafusion::execution::SessionState;
 use datafusion::logical_expr::simplify::SimplifyContext;
 use datafusion::logical_expr::{
@@ -51,6 +51,26 @@ impl LiveQueryPlan {
             state.analyzer().execute_and_check(plan.clone(), state.config_options(), |_, _| {})?;
         let shape = Shape::of(&analysed)?;
         shape.into_plan(state)
+    }
+
+    /// The columns subscribers of a SELECT get, before its parameters have values.
+    ///
+    /// # Errors
+    /// As [`LiveQueryPlan::extract`].
+    pub fn describe(plan: &LogicalPlan, state: &SessionState) -> Result<SchemaRef> {
+        let with_nulls = plan.clone().transform_up(|node| {
+            node.map_expressions(|expr| {
+                expr.transform_up(|node| match &node {
+                    Expr::Placeholder(parameter) => {
+                        let data_type = parameter.field.as_ref().map_or(&DataType::Null, |field| field.data_type());
+                        Ok(Transformed::yes(lit(ScalarValue::try_from(data_type)?)))
+                    }
+                    _ => Ok(Transformed::no(node)),
+                })
+            })
+        })?;
+        let plan = with_nulls.data.recompute_schema()?;
+        Ok(Arc::clone(Self::extract(&plan, state)?.schema()))
     }
 
     /// The columns subscribers get: `_op`, `_seq` and the query's.
@@ -210,8 +230,10 @@ fn name_outputs(outputs: Vec<(Expr, String)>, full: &DFSchema) -> Result<Vec<Out
             .hint("choose another alias"));
         }
         let (_, field) = expr.to_field(full)?;
-        let field = Field::new(&name, field.data_type().clone(), field.is_nullable())
-            .with_metadata(field.metadata().clone());
+        // Whether an expression can be NULL may depend on parameters, the announced schema must not.
+        let nullable = field.is_nullable() || !matches!(expr, Expr::Column(_));
+        let field =
+            Field::new(&name, field.data_type().clone(), nullable).with_metadata(field.metadata().clone());
         named.push(Output { expr, field, hidden });
     }
     Ok(named)

@@ -1,0 +1,4 @@
+//! The integration tests of the core, in one program.
+
+mod live;
+mod tidy;
