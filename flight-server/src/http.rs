@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 
 use axum::Router;
 use axum::extract::State;
+use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use axum::routing::get;
@@ -59,8 +60,12 @@ impl HttpServer {
     }
 }
 
-async fn health() -> &'static str {
-    "ok\n"
+/// 503 once writes are refused because their outcome could not be made durable.
+async fn health(State(database): State<Database>) -> (StatusCode, &'static str) {
+    match database.context().committer.is_poisoned() {
+        false => (StatusCode::OK, "ok\n"),
+        true => (StatusCode::SERVICE_UNAVAILABLE, "writes are refused until the database is opened again\n"),
+    }
 }
 
 async fn metrics(State(database): State<Database>) -> impl IntoResponse {
@@ -104,14 +109,40 @@ fn gauge(name: &'static str, help: &'static str, value: u64) -> Metric {
 }
 
 fn collect(database: &Database) -> Vec<Metric> {
+    let context = database.context();
     let schemas = database.registry_counters();
+    let live = context.live_queries.counters();
+    let storage = context.committer.storage_metrics();
     vec![
         gauge("kalamdb_up", "1 while the process serves.", 1),
         counter("kalamdb_commit_seq", "Number of the newest commit.", database.seq().0),
+        gauge("kalamdb_commit_queue_length", "Write sets that wait.", context.committer.queue_len() as u64),
+        gauge("kalamdb_storage_disk_bytes", "Bytes of live data files, without the log.", storage.disk_bytes),
+        gauge("kalamdb_storage_memtable_bytes", "Bytes in memtables.", storage.memtable_bytes),
+        gauge("kalamdb_storage_cache_bytes", "Bytes in the block cache.", storage.cache_bytes),
+        gauge("kalamdb_storage_compactions_running", "Compactions that run.", storage.compactions_running),
+        gauge("kalamdb_change_log_bytes", "About how many bytes the change log has.", storage.log_bytes),
+        gauge("kalamdb_live_subscriptions", "Live queries that run.", live.subscriptions as u64),
+        gauge("kalamdb_live_distinct_queries", "Distinct queries among them.", live.groups as u64),
+        gauge("kalamdb_live_ring_bytes", "Bytes of frames kept for subscribers.", live.ring_bytes as u64),
+        gauge("kalamdb_live_frontier_seq", "Commit up to which all is matched.", live.frontier.0),
+        counter(
+            "kalamdb_live_evaluations_total",
+            "Evaluations of a query over new commits.",
+            live.evaluations,
+        ),
+        counter("kalamdb_live_frames_total", "Frames taken by subscribers.", live.frames),
+        counter(
+            "kalamdb_live_log_reads_total",
+            "Reads of the change log by slow subscribers.",
+            live.log_reads,
+        ),
+        counter("kalamdb_live_resets_total", "Snapshots that began anew.", live.resets),
         counter("kalamdb_schema_hits_total", "Schemas found memoized.", schemas.hits),
         counter("kalamdb_schema_misses_total", "Schemas that were not memoized.", schemas.misses),
         counter("kalamdb_schema_builds_total", "Arrow schemas built.", schemas.builds),
         counter("kalamdb_schema_encodings_total", "Arrow schemas encoded for the wire.", schemas.encodings),
+        gauge("kalamdb_schema_bytes", "About how many bytes memoized schemas take.", schemas.bytes as u64),
     ]
 }
 

@@ -4,21 +4,38 @@ use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::path::Path;
 
-/// Completes when the process is asked to end: SIGTERM or SIGINT, Ctrl-C elsewhere.
-pub(super) async fn asked_to_end() -> io::Result<()> {
+/// What asks the process to end: SIGTERM and SIGINT, Ctrl-C elsewhere.
+pub(super) struct Termination {
     #[cfg(unix)]
-    {
-        use tokio::signal::unix::{SignalKind, signal};
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+    signals: [tokio::signal::unix::Signal; 2],
+}
+
+impl Termination {
+    /// From now on the process is not ended by a signal but told of it.
+    pub(super) fn listen() -> io::Result<Self> {
+        #[cfg(unix)]
+        {
+            use tokio::signal::unix::{SignalKind, signal};
+            Ok(Self { signals: [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?] })
         }
-        Ok(())
+        #[cfg(not(unix))]
+        Ok(Self {})
     }
-    #[cfg(not(unix))]
-    tokio::signal::ctrl_c().await
+
+    /// Completes at the first request to end.
+    pub(super) async fn asked(&mut self) -> io::Result<()> {
+        #[cfg(unix)]
+        {
+            let [terminate, interrupt] = &mut self.signals;
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            Ok(())
+        }
+        #[cfg(not(unix))]
+        tokio::signal::ctrl_c().await
+    }
 }
 
 /// Writes a new file that only its owner can read, and makes it durable. Fails when the file exists.

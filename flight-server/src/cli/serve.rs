@@ -22,6 +22,8 @@ use crate::{http, logging};
 pub(super) const ROOT_PASSWORD_FILE: &str = "root-password";
 /// The file that is there once a data directory holds a database.
 const FORMAT_FILE: &str = "FORMAT";
+/// How long HTTP answers may take to end.
+const HTTP_DRAIN: Duration = Duration::from_secs(1);
 /// Letters and digits of a generated password: 143 bits.
 const PASSWORD_CHARS: usize = 24;
 
@@ -112,7 +114,7 @@ async fn serve(mut config: ServerConfig) -> Result<(), Failure> {
         let path = data_dir.join(ROOT_PASSWORD_FILE);
         eprintln!("created user root with the password {password} (kept in {})", path.display());
     }
-    let asked_to_end = platform::asked_to_end();
+    let mut termination = platform::Termination::listen()?;
     let shutdown = CancellationToken::new();
     let server = Server::bind(database.clone(), &config).await?;
     let address = server.local_addr();
@@ -126,7 +128,7 @@ async fn serve(mut config: ServerConfig) -> Result<(), Failure> {
     announce(address, http_address)?;
 
     let ended = tokio::select! {
-        asked = asked_to_end => {
+        asked = termination.asked() => {
             asked?;
             None
         }
@@ -146,7 +148,10 @@ async fn serve(mut config: ServerConfig) -> Result<(), Failure> {
         },
     };
     if let Some(http) = http {
-        http.await??;
+        // A scraper that keeps its connection open is not waited for.
+        if let Ok(ended) = tokio::time::timeout(HTTP_DRAIN, http).await {
+            ended??;
+        }
     }
     database.shutdown().await?;
     info!("shut down");

@@ -1,5 +1,7 @@
 //! The command line, run as a user runs it.
 
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod serve;
 #[path = "../crash/server.rs"]
 #[allow(dead_code, reason = "shared with the crash test, which uses more of it")]

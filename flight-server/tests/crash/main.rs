@@ -7,6 +7,8 @@
 //!
 //! `KALAMDB_CRASH_CYCLES` (default 50) and `KALAMDB_SEED` set how often and with which choices.
 
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod model;
 mod refusals;
 mod server;
