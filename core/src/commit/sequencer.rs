@@ -123,7 +123,11 @@ impl Sequencer {
             self.installed.feed.publish(group.records);
         }
         for (answer, result, permit) in answers {
-            let result = if failed && result.is_ok() { Err(outcome_unknown()) } else { result };
+            let result = match result {
+                Ok(_) if failed => Err(outcome_unknown()),
+                Err(_) if failed => Err(poisoned()),
+                result => result,
+            };
             drop(permit);
             // Nobody waits any more: the commit stands all the same.
             let _ = answer.send(result);

@@ -61,7 +61,8 @@ pub struct RocksStorage {
 struct Store {
     db: DB,
     cache: Cache,
-    _directory: Option<Arc<DataDirectory>>,
+    /// `None` for a store in memory.
+    directory: Option<Arc<DataDirectory>>,
 }
 
 type View<'a> = ::rocksdb::Snapshot<'a>;
@@ -107,7 +108,7 @@ impl RocksStorage {
             ColumnFamilyDescriptor::new(family_name(partition), family_options(partition, options, &cache))
         });
         let db = DB::open_cf_descriptors(database_options, path, families).map_err(open_error)?;
-        Ok(Self { store: Arc::new(Store { db, cache, _directory: directory }) })
+        Ok(Self { store: Arc::new(Store { db, cache, directory }) })
     }
 }
 
@@ -216,6 +217,10 @@ impl StorageBackend for RocksStorage {
     }
 
     fn sync(&self) -> Result<()> {
+        // There is nothing below memory to sync to, and RocksDB's files in memory refuse to be.
+        if self.store.directory.is_none() {
+            return Ok(());
+        }
         self.store.db.flush_wal(true).map_err(write_error)
     }
 
