@@ -29,9 +29,11 @@ pub const OP_UPDATE: u8 = 3;
 /// One message to a subscriber. Frames with rows are shared by all subscribers of a query.
 #[derive(Debug)]
 pub struct Frame {
-    /// Every commit up to this one has been delivered entirely. 0 before the first snapshot is complete.
+    /// Every commit up to this one has been delivered entirely: in a fragment the one before its own. 0 before the first
+    /// snapshot is complete.
     pub complete_through: Seq,
-    /// Where to resume; present when `complete_through` moved.
+    /// Where to resume; present when `complete_through` moved and no rest follows, because only then has a client that folded
+    /// every frame a state of its own to resume from.
     pub resume_token: Option<Bytes>,
     /// The rest of the same snapshot or commit follows in the next frame.
     pub more: bool,

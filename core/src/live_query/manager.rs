@@ -110,11 +110,17 @@ pub struct LiveCounters {
 pub(super) struct Stop {
     pub(super) reason: CloseReason,
     pub(super) message: String,
+    /// Follows the last frame.
+    pub(super) failure: Option<Arc<Error>>,
 }
 
 impl Stop {
     pub(super) fn new(reason: CloseReason, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into() }
+        Self { reason, message: message.into(), failure: None }
+    }
+
+    pub(super) fn failed(error: &Arc<Error>) -> Self {
+        Self { reason: CloseReason::Failed, message: error.to_string(), failure: Some(Arc::clone(error)) }
     }
 
     /// Whether frames that are ready are delivered first.

@@ -16,12 +16,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
 use super::evaluator::{Change, Images};
-use super::frame::CloseReason;
 use super::group::Group;
 use super::manager::{Shared, Stop};
 use crate::change_log::{CommitRecord, TableChanges};
 use crate::error::{Error, Result};
-use crate::ids::{ScopeId, Seq, TableId};
+use crate::ids::{SchemaVersion, ScopeId, Seq, TableId};
 use crate::schema_registry::{CatalogChange, TableSchemas};
 use crate::storage;
 use crate::tables::images;
@@ -174,21 +173,20 @@ impl Work {
             .filter(|(_, changes)| (changes.table, changes.scope) == self.place)
             .collect();
         // Groups of one table have the same version, unless the table was just altered: then the others are about to end.
-        let mut decoded: Option<(Arc<TableSchemas>, Result<Images>)> = None;
+        let mut decoded: Option<(SchemaVersion, Result<Images, Arc<Error>>)> = None;
         for group in self.groups {
-            let table = &group.plan.table;
-            let reusable = decoded.as_ref().is_some_and(|(of, _)| of.definition.version == table.definition.version);
-            if !reusable {
-                let current = changes.iter().copied().filter(|(_, changes)| changes.version == group.key.version);
-                decoded = Some((Arc::clone(table), images_of(table, current)));
+            let version = group.key.version;
+            if decoded.as_ref().is_none_or(|(of, _)| *of != version) {
+                let current = changes.iter().copied().filter(|(_, changes)| changes.version == version);
+                decoded = Some((version, images_of(&group.plan.table, current).map_err(Arc::new)));
             }
-            let Some((_, images)) = &decoded else { continue };
-            let delivered = match images {
-                Ok(images) => show(shared, &group, images, through).map_err(|error| error.to_string()),
-                Err(error) => Err(error.to_string()),
+            let delivered = match &decoded {
+                Some((_, Ok(images))) => show(shared, &group, images, through).map_err(Arc::new),
+                Some((_, Err(error))) => Err(Arc::clone(error)),
+                None => Ok(()),
             };
-            if let Err(message) = delivered {
-                shared.end_group(&group, &Stop::new(CloseReason::Failed, message));
+            if let Err(error) = delivered {
+                shared.end_group(&group, &Stop::failed(&error));
             }
         }
     }

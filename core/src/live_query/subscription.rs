@@ -162,7 +162,7 @@ struct Driver {
     outbox: VecDeque<Arc<Frame>>,
     phase: Phase,
     /// Follows the last frame.
-    failure: Option<Error>,
+    failure: Option<Arc<Error>>,
     _membership: Membership,
 }
 
@@ -216,14 +216,13 @@ impl Driver {
                 return Some(Ok(frame));
             }
             let step = match &self.phase {
-                Phase::Ended => return self.failure.take().map(Err),
+                Phase::Ended => return self.failure.take().map(|error| Err(repeated(&error))),
                 Phase::Snapshot(_) => self.snapshot_step().await,
                 Phase::Live => self.live_step().await,
             };
             if let Err(error) = step {
                 debug!(subscription = self.registered.id.0, %error, "live query failed");
-                self.close(&Stop::new(CloseReason::Failed, error.to_string()));
-                self.failure = Some(error);
+                self.close(&Stop::failed(&Arc::new(error)));
             }
         }
     }
@@ -260,6 +259,7 @@ impl Driver {
             _ => maker.complete(complete, body),
         };
         self.push(frame);
+        self.failure.clone_from(&stop.failure);
         self.phase = Phase::Ended;
     }
 
@@ -412,6 +412,15 @@ impl Driver {
         let body = FrameBody::Reset { reason, snapshot_seq };
         let frame = self.group.maker.unmoved(self.delivered, MoreFollows::No, body);
         self.push(frame);
+    }
+}
+
+/// An error that several streams end with, for one of them.
+fn repeated(error: &Arc<Error>) -> Error {
+    let own = Error::new(error.kind(), error.sqlstate(), error.message()).source(Arc::clone(error));
+    match error.hint_text() {
+        Some(hint) => own.hint(hint),
+        None => own,
     }
 }
 

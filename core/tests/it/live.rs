@@ -89,10 +89,14 @@ struct Client {
 
 impl Client {
     fn take(&mut self, frame: &Frame) -> Result<(), String> {
+        // A stream that cannot resume begins at nothing.
+        if matches!(frame.body, FrameBody::Started { resumed: false, .. }) {
+            (self.complete_through, self.token) = (Seq(0), None);
+        }
         if frame.complete_through < self.complete_through {
             return Err(format!("went back from {} to {}", self.complete_through, frame.complete_through));
         }
-        if frame.complete_through > self.complete_through && frame.resume_token.is_none() {
+        if !frame.more && frame.complete_through > self.complete_through && frame.resume_token.is_none() {
             return Err("moved without a token".to_owned());
         }
         match &frame.body {
@@ -171,7 +175,7 @@ fn rows_of(batch: &RecordBatch) -> Vec<(u8, Row)> {
 }
 
 fn text_row(batch: &RecordBatch, row: usize) -> Row {
-    let value = |column| format!("{:?}", ScalarValue::try_from_array(column, row).expect("a value"));
+    let value = |column: &Arc<dyn Array>| format!("{:?}", ScalarValue::try_from_array(column, row).expect("a value"));
     batch.columns().iter().map(value).collect()
 }
 
