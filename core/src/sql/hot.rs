@@ -278,13 +278,11 @@ fn operand(expr: &Expr) -> Option<Operand> {
     }
 }
 
-fn number(text: &str, sign: i64) -> Option<Operand> {
+fn number(text: &str, sign: i32) -> Option<Operand> {
     let value = if let Ok(whole) = text.parse::<i64>() {
-        ScalarValue::Int64(Some(whole.checked_mul(sign)?))
+        ScalarValue::Int64(Some(whole.checked_mul(i64::from(sign))?))
     } else if text.contains('.') && text.len() <= 15 && !text.contains(['e', 'E']) {
-        #[expect(clippy::cast_precision_loss, reason = "the sign is 1 or -1")]
-        let sign = sign as f64;
-        ScalarValue::Float64(Some(text.parse::<f64>().ok()? * sign))
+        ScalarValue::Float64(Some(text.parse::<f64>().ok()? * f64::from(sign)))
     } else {
         return None;
     };

@@ -10,7 +10,7 @@ use datafusion::arrow::array::{RecordBatch, RecordBatchOptions};
 use datafusion::arrow::compute::cast;
 use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::catalog::default_table_source::source_as_provider;
-use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
+use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::common::{ParamValues, ScalarValue};
 use datafusion::execution::SessionState;
 use datafusion::logical_expr::LogicalPlan;
@@ -205,8 +205,8 @@ pub(crate) fn describe(execution: &Execution, parsed: &Parsed) -> Result<Descrip
         Statement::Subscribe(subscribe) => {
             let planned = plan_query(execution, &subscribe.query, view)?;
             let (types, analysed) = planned.resolve(count)?;
-            let live = LiveQueryPlan::extract(&analysed, &planned.state)?;
-            let schema = Some(ResultSchema { schema: Arc::clone(live.schema()), ipc: None });
+            let schema = LiveQueryPlan::describe(&analysed, &planned.state)?;
+            let schema = Some(ResultSchema { schema, ipc: None });
             Ok(Description { kind: StatementKind::Subscribe, schema, parameters: announce(parsed, &types) })
         }
         _ => Ok(update(&HashMap::new())),

@@ -117,6 +117,7 @@ pub(crate) struct Parsed {
 pub(crate) fn parse(sql: &str, config: &Config) -> Result<Parsed> {
     let mut tokens = guard::tokenize(sql, config)?;
     let parameters = parameters::number(&mut tokens, config.parameters_max)?;
+    drop_empty_parentheses(&mut tokens);
     let names_seq = tokens.iter().any(|token| is_seq(&token.token));
     let statement = match own_grammar(&tokens)? {
         Some(statement) => statement,
@@ -126,6 +127,27 @@ pub(crate) fn parse(sql: &str, config: &Config) -> Result<Parsed> {
         return Err(Error::syntax("this statement takes no parameters").hint("write the values into the text"));
     }
     Ok(Parsed { sql: Arc::from(sql), statement, parameters, names_seq })
+}
+
+/// `CURRENT_USER()`: the SQL parser knows these functions only as standard SQL writes them, without parentheses.
+fn drop_empty_parentheses(tokens: &mut Vec<TokenWithSpan>) {
+    const BARE: [&str; 4] = ["current_user", "session_user", "user", "current_catalog"];
+    let is_bare = |token: &TokenWithSpan| {
+        matches!(&token.token, Token::Word(word)
+            if word.quote_style.is_none() && BARE.iter().any(|bare| word.value.eq_ignore_ascii_case(bare)))
+    };
+    let empty: Vec<usize> = tokens
+        .windows(3)
+        .enumerate()
+        .filter(|(_, window)| match window {
+            [name, open, close] => is_bare(name) && open.token == Token::LParen && close.token == Token::RParen,
+            _ => false,
+        })
+        .map(|(index, _)| index + 1)
+        .collect();
+    for index in empty.into_iter().rev() {
+        tokens.drain(index..index + 2);
+    }
 }
 
 fn is_seq(token: &Token) -> bool {

@@ -1,4 +1,5 @@
 //! The integration tests of the core, in one program.
 
 mod live;
+mod sql;
 mod tidy;
