@@ -82,9 +82,14 @@ pub fn run() -> ExitCode {
 }
 
 fn is_broken_pipe(failure: &(dyn Error + 'static)) -> bool {
-    std::iter::successors(Some(failure), |error| error.source())
-        .filter_map(|error| error.downcast_ref::<io::Error>())
-        .any(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    let mut cause = Some(failure);
+    while let Some(current) = cause {
+        if current.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe) {
+            return true;
+        }
+        cause = current.source();
+    }
+    false
 }
 
 /// The failure and what caused it, without saying anything twice.
