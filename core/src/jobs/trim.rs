@@ -21,6 +21,9 @@ use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::ids::{Seq, UserId};
 use crate::storage;
 
+/// A log smaller than this is never trimmed for its size: a trim's own commits are some KiB, and must not call for the next one.
+const LOG_BYTES_MIN: u64 = 64 << 10;
+
 pub(super) struct Trim {
     pub(super) store: Arc<JobStore>,
     pub(super) interval_ms: u64,
@@ -83,7 +86,7 @@ impl Trim {
     async fn trim(&self, size: &mut LogSize) -> Result<()> {
         let snapshot = self.store.committer.snapshot();
         size.trimmed(snapshot.log_floor);
-        let by_bytes = match size.bytes() > self.limits.bytes_max {
+        let by_bytes = match size.bytes() > self.limits.bytes_max.max(LOG_BYTES_MIN) {
             true => size.floor_for(self.limits.bytes_max / 10 * 9),
             false => None,
         };
