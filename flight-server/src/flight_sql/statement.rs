@@ -6,16 +6,21 @@
 //! Invariants: the batches of a DoGet have exactly the schema of its FlightInfo, or the DoGet fails; dropping the stream
 //! drops the query.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use arrow_flight::sql::{ProstMessageExt, TicketStatementQuery};
 use arrow_flight::{FlightData, FlightDescriptor, FlightEndpoint, FlightInfo, Ticket};
 use bytes::Bytes;
 use futures::stream::BoxStream;
-use futures::{StreamExt, stream};
+use futures::{FutureExt, StreamExt, stream};
 use kalamdb_core::{Error, ErrorKind, Outcome, Prepared, Result, RowStream, Seq, SqlState, StatementKind};
 use prost::Message;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::{Response, Status};
+use tracing::Instrument;
 
 use super::encode::{BatchEncoder, WireSchema};
 use super::queries::{RunningGuard, Started};
@@ -28,6 +33,11 @@ use crate::status::from_core;
 const TICKET_LIFETIME_US: i64 = 5 * 60 * 1_000_000;
 /// Parameters beyond this do not ride in a ticket; such a statement can only be fetched from where it is kept aside.
 const TICKET_PARAMETER_BYTES_MAX: usize = 1 << 20;
+
+/// Messages that are answered without a task when they are there at once.
+const READY_MESSAGES_MAX: usize = 4;
+/// Messages made ahead of the reader; beyond it the query waits.
+const MESSAGES_AHEAD_MAX: usize = 2;
 
 /// The messages of a DoGet.
 pub(crate) type DataStream = BoxStream<'static, std::result::Result<FlightData, Status>>;
@@ -229,18 +239,43 @@ impl FlightState {
         }
     }
 
-    /// Ends a stream when its query is cancelled, its caller's deadline passes or, if it is endless, the server goes down;
-    /// and turns a panic inside it into its last error.
+    /// Runs a stream beside its reader: a reader that does not read must not keep a query alive that was cancelled, whose
+    /// caller's deadline has passed or, if it is endless, whose server goes down.
     fn bounded(
         &self,
-        messages: BoxStream<'static, Result<FlightData>>,
+        mut messages: Messages,
         guard: RunningGuard,
         caller: &Caller,
         endless: Endless,
     ) -> DataStream {
+        // What is there at once, and for a point query that is everything, needs no task.
+        let mut ready = Vec::new();
+        while ready.len() < READY_MESSAGES_MAX {
+            match messages.next().now_or_never() {
+                Some(Some(message)) => ready.push(message.map_err(from_core)),
+                Some(None) => return stream::iter(ready).boxed(),
+                None => break,
+            }
+        }
+        let stop = self.stop(guard.token().clone(), caller, endless);
+        let (sender, receiver) = mpsc::channel(MESSAGES_AHEAD_MAX);
+        let work = async move {
+            let last = pump(messages, stop, &sender).await;
+            // The query is gone by now; only its last word may still wait for the reader.
+            drop(guard);
+            if let Some(status) = last {
+                let _reader_is_gone = sender.send(Err(status)).await;
+            }
+        };
+        // The response owns the task: once it is dropped, the channel is closed and the task ends.
+        tokio::spawn(work.in_current_span());
+        stream::iter(ready).chain(ReceiverStream::new(receiver)).boxed()
+    }
+
+    /// Waits for what ends a stream early; answers the status it ends with.
+    fn stop(&self, cancelled_by_owner: CancellationToken, caller: &Caller, endless: Endless) -> Stop {
         let shutdown = self.shutdown.clone();
         let deadline = caller.deadline.map(tokio::time::Instant::from_std);
-        let token = guard.token().clone();
         let stop = async move {
             let at_deadline = async {
                 match deadline {
@@ -255,29 +290,43 @@ impl FlightState {
                 }
             };
             tokio::select! {
-                () = token.cancelled() => from_core(cancelled()),
+                () = cancelled_by_owner.cancelled() => from_core(cancelled()),
                 () = at_deadline => deadline_passed(),
                 () = going_down => from_core(Error::shutting_down()),
             }
         };
-        let state = Some((messages, Box::pin(stop), guard));
-        let stopping = stream::unfold(state, |state| async move {
-            let (mut messages, mut stop, guard) = state?;
-            tokio::select! {
-                biased;
-                message = messages.next() => {
-                    message.map(|message| (message.map_err(from_core), Some((messages, stop, guard))))
-                }
-                status = &mut stop => Some((Err(status), None)),
-            }
-        });
-        std::panic::AssertUnwindSafe(stopping)
-            .catch_unwind()
-            .map(|message| match message {
-                Ok(message) => message,
-                Err(_) => Err(from_core(Error::internal("the query could not be completed"))),
-            })
-            .boxed()
+        Box::pin(stop)
+    }
+}
+
+type Messages = BoxStream<'static, Result<FlightData>>;
+type Stop = std::pin::Pin<Box<dyn Future<Output = Status> + Send>>;
+
+/// Sends messages to the reader until there are no more, the reader is gone, or the stream is stopped. Answers the status to
+/// end with, unless the stream ended as it should; the query is dropped when this returns.
+async fn pump(
+    messages: Messages,
+    mut stop: Stop,
+    sender: &mpsc::Sender<std::result::Result<FlightData, Status>>,
+) -> Option<Status> {
+    let mut messages = AssertUnwindSafe(messages).catch_unwind();
+    loop {
+        let place = tokio::select! {
+            biased;
+            status = &mut stop => return Some(status),
+            place = sender.reserve() => place.ok()?,
+        };
+        let message = tokio::select! {
+            biased;
+            status = &mut stop => return Some(status),
+            () = sender.closed() => return None,
+            message = messages.next() => message?,
+        };
+        match message {
+            Ok(Ok(data)) => place.send(Ok(data)),
+            Ok(Err(error)) => return Some(from_core(error)),
+            Err(_) => return Some(from_core(Error::internal("the query could not be completed"))),
+        }
     }
 }
 
