@@ -17,6 +17,7 @@ use datafusion::logical_expr::planner::TypePlanner;
 use datafusion::optimizer::Analyzer;
 use datafusion::prelude::SessionConfig;
 use datafusion::sql::sqlparser::ast;
+use tokio::sync::Mutex;
 
 use super::capped::capped;
 use super::functions::{Generator, generators};
@@ -32,6 +33,8 @@ pub(crate) struct Engine {
     base: SessionState,
     pub(crate) generator: Arc<Generator>,
     pub(crate) passwords: Arc<Passwords>,
+    /// The turn of statements that lost against another commit.
+    pub(crate) losers: Mutex<()>,
 }
 
 impl Engine {
@@ -51,7 +54,7 @@ impl Engine {
         for function in limited.into_iter().chain(generators(&generator)).chain(uuids::functions()) {
             base.register_udf(function)?;
         }
-        Ok(Self { base, generator, passwords: Arc::default() })
+        Ok(Self { base, generator, passwords: Arc::default(), losers: Mutex::default() })
     }
 
     /// The state of one statement, whose `NOW()` is the present.

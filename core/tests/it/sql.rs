@@ -82,7 +82,7 @@ async fn statements_do_what_they_say() {
     assert_eq!(rows(&root, "SELECT t.id FROM t WHERE id = 1", ()).await, ["1"]);
     assert_eq!(rows(&root, "SELECT id, _seq > 0 FROM t WHERE id = 1", ()).await, ["1|true"]);
     assert_eq!(rows(&root, "SELECT * FROM (SELECT *, 1 AS one FROM t) s WHERE id = 1 AND 0 < (SELECT max(_seq) FROM t)", ()).await.len(), 1);
-    assert_eq!(rows(&root, "SELECT current_user(), CURRENT_USER, current_schema()", ()).await, ["root|root|app"]);
+    assert_eq!(rows(&root, "SELECT current_user(), CURRENT_USER AS me, current_schema()", ()).await, ["root|root|app"]);
     assert!(rows(&root, "SHOW TABLES", ()).await.contains(&"app|t|shared".to_owned()));
     assert_eq!(rows(&root, "DESCRIBE t", ()).await[0], "id|BIGINT|NO|1|NULL");
     assert_eq!(rows(&root, "SELECT count(*) FROM information_schema.columns WHERE table_name = 't'", ()).await, ["4"]);

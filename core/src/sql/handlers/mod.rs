@@ -13,6 +13,7 @@ pub(super) mod update_delete;
 pub(super) mod user;
 
 use serde_json::Value;
+use tokio::sync::MutexGuard;
 use tracing::debug;
 
 use super::execution::Execution;
@@ -24,21 +25,30 @@ use crate::ids::UserId;
 use crate::system_tables::audit::{self, AuditEntry};
 
 /// A statement that is run again, on a fresh snapshot, when another commit came first.
+///
+/// Who has lost once waits for the others who have: they would only make each other plan in vain.
 pub(super) struct Attempts<'a> {
     session: &'a Session,
     left: usize,
+    turn: Option<MutexGuard<'a, ()>>,
 }
 
 impl<'a> Attempts<'a> {
     pub(super) fn new(session: &'a Session) -> Self {
-        Self { session, left: session.ctx().config.conflict_retries_max }
+        Self { session, left: session.ctx().config.conflict_retries_max, turn: None }
     }
 
     /// Commits; `None` means that the statement is to be planned again.
     pub(super) async fn commit(&mut self, set: WriteSet, rows: u64) -> Result<Option<Affected>> {
         match self.session.ctx().committer.commit(set).await {
             Ok(receipt) => Ok(Some(Affected { rows, seq: receipt.seq })),
-            Err(error) => self.lost(error).map(|()| None),
+            Err(error) => {
+                self.lost(error)?;
+                if self.turn.is_none() {
+                    self.turn = Some(self.session.engine().losers.lock().await);
+                }
+                Ok(None)
+            }
         }
     }
 
