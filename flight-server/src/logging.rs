@@ -3,7 +3,7 @@
 //! Invariant: every line names the node, also lines of libraries and of spawned tasks, because the name is put in by the
 //! formatter and not by whoever logs.
 
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::io::IsTerminal;
 
 use kalamdb_core::ids::NodeId;
