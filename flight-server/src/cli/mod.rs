@@ -84,7 +84,8 @@ pub fn run() -> ExitCode {
 fn is_broken_pipe(failure: &(dyn Error + 'static)) -> bool {
     let mut cause = Some(failure);
     while let Some(current) = cause {
-        if current.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe) {
+        if current.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+        {
             return true;
         }
         cause = current.source();
