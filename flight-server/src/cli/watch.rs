@@ -11,6 +11,7 @@ use arrow::array::{ArrayRef, AsArray, RecordBatch, StringArray};
 use arrow::buffer::Buffer;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, UInt8Type};
 use arrow::error::ArrowError;
+use arrow::ipc::convert::try_schema_from_ipc_buffer;
 use arrow::ipc::reader::StreamDecoder;
 use bytes::Bytes;
 use clap::Args;
@@ -148,8 +149,9 @@ impl Watch<'_> {
         match frame.body {
             Some(Body::Started(started)) => {
                 *decoder = StreamDecoder::new();
+                // The decoder looks at a message without a body only when the next one comes.
+                let schema = Arc::new(try_schema_from_ipc_buffer(&started.schema_ipc)?);
                 decoder.decode(&mut Buffer::from(started.schema_ipc))?;
-                let schema = decoder.schema().ok_or("the server sent no schema")?;
                 self.printed.start(&schema)?;
             }
             Some(Body::Snapshot(batch) | Body::Delta(batch)) => {
