@@ -17,7 +17,7 @@ use crate::{Result, Scale};
 
 const WIDE_COLUMNS: usize = 50;
 const TABLE_COLUMNS: usize = 20;
-const BYTES_MAX: u64 = 2_000_000;
+const BYTES_MAX: usize = 2_000_000;
 
 pub(crate) async fn run(kalam: &Kalam, scale: Scale, report: &mut Report) -> Result<()> {
     kalam

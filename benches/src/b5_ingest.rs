@@ -10,11 +10,9 @@ use arrow::array::{
     ArrayRef, BooleanArray, Float64Array, Int32Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray,
 };
 use arrow_flight::FlightData;
-use arrow_flight::sql::command_statement_ingest::TableDefinitionOptions;
-use arrow_flight::sql::command_statement_ingest::table_definition_options::{
-    TableExistsOption, TableNotExistOption,
+use arrow_flight::sql::{
+    CommandStatementIngest, ProstMessageExt, TableDefinitionOptions, TableExistsOption, TableNotExistOption,
 };
-use arrow_flight::sql::{CommandStatementIngest, ProstMessageExt};
 use bytes::Bytes;
 use prost::Message;
 

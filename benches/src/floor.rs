@@ -29,7 +29,7 @@ use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::Result;
-use crate::load::{Load, Operation};
+use crate::load::Load;
 use crate::report::Samples;
 use crate::wire::Wire;
 

@@ -87,7 +87,8 @@ impl Wire {
 
     /// DoPut of messages whose first one carries the descriptor; the replies' metadata.
     pub(crate) async fn put(&mut self, messages: Vec<FlightData>) -> Result<Vec<Bytes>> {
-        let request = self.request(tonic::Request::new(futures::stream::iter(messages)));
+        let mut request = Request::new(futures::stream::iter(messages));
+        request.metadata_mut().insert("authorization", self.authorization.clone());
         let mut replies = self.client.do_put(request).await?.into_inner();
         let mut metadata = Vec::new();
         while let Some(reply) = replies.message().await? {
