@@ -37,8 +37,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
         }
     }
     drop(frames); // unsubscribes
-    drop(root);
     database.shutdown().await?;
+    drop((root, database)); // the directory is free when the last handle is gone
 
     // What was acknowledged is there after any kind of restart.
     let database = Database::open(config).await?;
@@ -47,8 +47,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let answer = pretty_format_batches(&rows.collect().await?)?.to_string();
     println!("{answer}");
     assert!(answer.contains("| 3       | 49     |"), "{answer}");
-    drop(root);
     database.shutdown().await?;
+    drop((root, database));
     std::fs::remove_dir_all(directory)?;
     Ok(())
 }

@@ -8,7 +8,7 @@ import pytest
 
 from server import ROOT_PASSWORD, Server
 
-_user_numbers = itertools.count(1)
+_numbers = itertools.count(1)
 
 
 @pytest.fixture(scope="session")
@@ -56,10 +56,10 @@ def db(server):
 
 @pytest.fixture
 def namespace(server, request):
-    """A namespace named after the test."""
-    name = re.sub(r"[^a-z0-9]+", "_", request.node.name.lower()).strip("_")[:50]
+    """A namespace named after the test, its cases told apart by a number."""
+    name = re.sub(r"[^a-z0-9]+", "_", request.node.name.lower())[:50].strip("_") + f"_{next(_numbers)}"
     with connect(server) as connection:
-        execute(connection, f"CREATE NAMESPACE IF NOT EXISTS {name}")
+        execute(connection, f"CREATE NAMESPACE {name}")
     return name
 
 
@@ -68,7 +68,7 @@ def new_user(server):
     """Makes users of role `user` with a name and password of their own; returns (name, password)."""
 
     def make(role="user"):
-        name, password = f"guest{next(_user_numbers)}", "a long enough secret"
+        name, password = f"guest{next(_numbers)}", "a long enough secret"
         with connect(server) as connection:
             execute(connection, f"CREATE USER '{name}' WITH PASSWORD '{password}' ROLE {role}")
         return name, password

@@ -26,7 +26,7 @@ def message(*fields):
     out = b""
     for number, value in fields:
         if isinstance(value, int):
-            out += varint(number << 3) + varint(int(value))
+            out += varint(number << 3) + varint(int(value) & (1 << 64) - 1)
         else:
             raw = value.encode() if isinstance(value, str) else bytes(value)
             out += varint(number << 3 | 2) + varint(len(raw)) + raw

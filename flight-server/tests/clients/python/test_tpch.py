@@ -77,7 +77,7 @@ def test_query(loaded, corpus, number):
         cursor.execute(sql.rstrip().rstrip(";"))
         rows = cursor.fetchall()
         names = [column[0].lower() for column in cursor.description]
-    header, *expected = [line.split("|") for line in answer.rstrip("\n").split("\n")]
+    header, *expected = [line.split("|") for line in answer.removesuffix("\n").split("\n")]
     assert len(names) == len(header) and len(rows) == len(expected)
     for row, line in zip(rows, expected, strict=True):
         assert all(map(equal, row, line)), f"{row} is not {line}"
