@@ -12,6 +12,7 @@ use arrow::array::{ArrayRef, RecordBatch, StringArray};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, Schema, TimeUnit};
 use arrow_flight::FlightInfo;
+use arrow_flight::error::FlightError;
 use arrow_flight::sql::client::FlightSqlServiceClient;
 use async_trait::async_trait;
 use futures::TryStreamExt;
@@ -41,12 +42,20 @@ fn error(source: impl Display) -> SltError {
     SltError(source.to_string())
 }
 
+/// The server's own words, without what the client library puts around them.
+fn answer(source: FlightError) -> SltError {
+    match source {
+        FlightError::Tonic(status) => SltError(status.message().to_owned()),
+        other => error(other),
+    }
+}
+
 impl FlightConnection {
     pub(crate) async fn open(address: &str, connection: &Connection) -> Result<FlightConnection, SltError> {
         let (user, password) = credentials(connection);
         let channel = Endpoint::from_shared(format!("http://{address}")).map_err(error)?.connect().await.map_err(error)?;
         let mut client = FlightSqlServiceClient::new(channel);
-        client.handshake(&user, &password).await.map_err(error)?;
+        client.handshake(&user, &password).await.map_err(answer)?;
         Ok(FlightConnection { client })
     }
 
@@ -56,8 +65,8 @@ impl FlightConnection {
         let mut rows = Vec::new();
         for endpoint in info.endpoint {
             let ticket = endpoint.ticket.ok_or_else(|| error("an endpoint without a ticket"))?;
-            let mut stream = self.client.do_get(ticket).await.map_err(error)?;
-            while let Some(batch) = stream.try_next().await.map_err(error)? {
+            let mut stream = self.client.do_get(ticket).await.map_err(answer)?;
+            while let Some(batch) = stream.try_next().await.map_err(answer)? {
                 // Clients such as ADBC refuse a stream whose schema is not the advertised one.
                 same_fields(&advertised, &batch.schema())?;
                 rows.extend(format::rows(&batch).map_err(error)?);
@@ -74,19 +83,23 @@ impl AsyncDB for FlightConnection {
 
     async fn run(&mut self, sql: &str) -> Result<DBOutput<WireType>, SltError> {
         let (parameters, sql) = split_parameters(sql)?;
-        let mut prepared = self.client.prepare(sql.clone(), None).await.map_err(error)?;
-        let is_query = !prepared.dataset_schema().map_err(error)?.fields().is_empty();
+        if is_ddl(&sql) {
+            let count = self.client.execute_update(sql, None).await.map_err(answer)?;
+            return Ok(DBOutput::StatementComplete(count.max(0).unsigned_abs()));
+        }
+        let mut prepared = self.client.prepare(sql.clone(), None).await.map_err(answer)?;
+        let is_query = !prepared.dataset_schema().map_err(answer)?.fields().is_empty();
         let bound = parameters.is_some();
         if let Some(parameters) = parameters {
-            prepared.set_parameters(parameters).map_err(error)?;
+            prepared.set_parameters(parameters).map_err(answer)?;
         }
         let result = if !is_query {
-            prepared.execute_update().await.map(|count| DBOutput::StatementComplete(count.max(0).unsigned_abs())).map_err(error)
+            prepared.execute_update().await.map(|count| DBOutput::StatementComplete(count.max(0).unsigned_abs())).map_err(answer)
         } else {
             let info = if bound { prepared.execute().await } else { self.client.execute(sql, None).await };
-            self.read(info.map_err(error)?).await
+            self.read(info.map_err(answer)?).await
         };
-        prepared.close().await.map_err(error)?;
+        prepared.close().await.map_err(answer)?;
         result
     }
 
@@ -108,6 +121,11 @@ impl AsyncDB for FlightConnection {
             _ => None,
         })
     }
+}
+
+/// Statements about the catalog go through the ad hoc door; a new password also ends the token a Close would need.
+fn is_ddl(sql: &str) -> bool {
+    sql.split_whitespace().next().is_some_and(|word| matches!(word, "CREATE" | "ALTER" | "DROP"))
 }
 
 fn credentials(connection: &Connection) -> (String, String) {
