@@ -24,8 +24,9 @@ use futures::{StreamExt, stream};
 use prost::Message;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::broadcast;
-use tokio_stream::wrappers::{BroadcastStream, TcpListenerStream};
+use tokio_stream::wrappers::BroadcastStream;
 use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::Result;
@@ -60,8 +61,10 @@ impl Floor {
         let address = listener.local_addr()?;
         let service = FloorService { constants: Arc::clone(&constants), live: broadcast::Sender::new(LIVE_MESSAGES_MAX) };
         let service = FlightServiceServer::new(service).max_decoding_message_size(64 << 20);
+        // The server's own setting of TCP_NODELAY does not reach connections somebody else accepts.
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         runtime.spawn(
-            Server::builder().tcp_nodelay(true).add_service(service).serve_with_incoming(TcpListenerStream::new(listener)),
+            Server::builder().add_service(service).serve_with_incoming(incoming),
         );
         Ok(Self { runtime, address, constants })
     }
