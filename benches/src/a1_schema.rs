@@ -37,7 +37,9 @@ pub(crate) async fn run(kalam: &Kalam, scale: Scale, report: &mut Report) -> Res
 fn create(table: &str, columns: usize) -> String {
     let types = ["BIGINT", "TEXT", "DOUBLE", "TIMESTAMP", "BOOLEAN"];
     let columns: Vec<String> = (1..columns)
-        .map(|column| format!("column_{column} {}", types.get(column % types.len()).copied().unwrap_or("TEXT")))
+        .map(|column| {
+            format!("column_{column} {}", types.get(column % types.len()).copied().unwrap_or("TEXT"))
+        })
         .collect();
     format!("CREATE TABLE {table} (id BIGINT PRIMARY KEY, {})", columns.join(", "))
 }
@@ -115,7 +117,10 @@ async fn encodings(kalam: &Kalam, scale: Scale, report: &mut Report) -> Result<(
     let encoded = after.encodings - before.encodings;
     report.add(Row {
         id: "A4",
-        what: format!("schema encodings by the registry over {} GetFlightInfo + DoGet of a plain SELECT", scale.repeats),
+        what: format!(
+            "schema encodings by the registry over {} GetFlightInfo + DoGet of a plain SELECT",
+            scale.repeats
+        ),
         measured: encoded.to_string(),
         floor: String::new(),
         ratio: None,

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use arrow::array::{
-    ArrayRef, BooleanArray, Float64Array, Int32Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray,
+    ArrayRef, BooleanArray, Float64Array, Int32Array, Int64Array, RecordBatch, StringArray,
+    TimestampMicrosecondArray,
 };
 use arrow_flight::FlightData;
 use arrow_flight::sql::{
@@ -39,14 +40,22 @@ pub(crate) async fn run(kalam: &Kalam, floor: &Floor, scale: Scale, report: &mut
         let messages = messages(ingest * scale.ingest_rows, scale.ingest_rows)?;
         floor_rates.push(rows_per_second(&mut theirs, messages.clone(), scale.ingest_rows, None).await?);
         let before = resident_bytes();
-        our_rates.push(rows_per_second(&mut ours, messages, scale.ingest_rows, Some(scale.ingest_rows)).await?);
+        our_rates
+            .push(rows_per_second(&mut ours, messages, scale.ingest_rows, Some(scale.ingest_rows)).await?);
         peak_bytes = peak_bytes.max(resident_bytes().saturating_sub(before));
     }
     let (our_rate, floor_rate) = (median(our_rates), median(floor_rates));
     report.add(Row {
         id: "B5",
-        what: format!("bulk ingest, 8 columns, {} statements of {} rows, durable", scale.ingests, scale.ingest_rows),
-        measured: format!("{} rows; at most {} MB more resident after a statement", rate(our_rate), peak_bytes / 1_000_000),
+        what: format!(
+            "bulk ingest, 8 columns, {} statements of {} rows, durable",
+            scale.ingests, scale.ingest_rows
+        ),
+        measured: format!(
+            "{} rows; at most {} MB more resident after a statement",
+            rate(our_rate),
+            peak_bytes / 1_000_000
+        ),
         floor: format!("DoPut to nowhere: {} rows", rate(floor_rate)),
         ratio: ratio(our_rate, floor_rate),
         target: ">= 1 M rows/s",
@@ -55,7 +64,12 @@ pub(crate) async fn run(kalam: &Kalam, floor: &Floor, scale: Scale, report: &mut
     Ok(())
 }
 
-async fn rows_per_second(wire: &mut Wire, messages: Vec<FlightData>, rows: usize, counted: Option<usize>) -> Result<f64> {
+async fn rows_per_second(
+    wire: &mut Wire,
+    messages: Vec<FlightData>,
+    rows: usize,
+    counted: Option<usize>,
+) -> Result<f64> {
     let start = Instant::now();
     let affected = wire.update(messages).await?;
     let elapsed = start.elapsed();
@@ -93,7 +107,10 @@ fn batch(first: usize, rows: usize) -> Result<RecordBatch> {
         ("rate", Arc::new(Float64Array::from_iter_values(ids().map(|id| 1.0 / (id as f64 + 1.0))))),
         ("ok", Arc::new(BooleanArray::from_iter(ids().map(|id| Some(id % 3 == 0))))),
         ("name", Arc::new(StringArray::from_iter_values(ids().map(|id| format!("customer {id}"))))),
-        ("at", Arc::new(TimestampMicrosecondArray::from_iter_values(ids().map(|id| 1_700_000_000_000_000 + id)))),
+        (
+            "at",
+            Arc::new(TimestampMicrosecondArray::from_iter_values(ids().map(|id| 1_700_000_000_000_000 + id))),
+        ),
     ];
     Ok(RecordBatch::try_from_iter(columns)?)
 }

@@ -10,8 +10,8 @@ use std::time::Duration;
 use arrow::array::{Float64Array, Int64Array, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use bytes::Bytes;
-use kalamdb_core::sql::Prepared;
 use kalamdb_core::ScalarValue;
+use kalamdb_core::sql::Prepared;
 
 use crate::floor::{Floor, fdatasync, rocksdb_synced};
 use crate::host::Kalam;
@@ -83,7 +83,10 @@ impl Operation for EmbeddedInsert {
 
 pub(crate) async fn run(kalam: &Kalam, floor: &Floor, scale: Scale, report: &mut Report) -> Result<()> {
     kalam
-        .execute(&["CREATE NAMESPACE inserts", "CREATE TABLE inserts.t (id BIGINT PRIMARY KEY, body TEXT, score DOUBLE)"])
+        .execute(&[
+            "CREATE NAMESPACE inserts",
+            "CREATE TABLE inserts.t (id BIGINT PRIMARY KEY, body TEXT, score DOUBLE)",
+        ])
         .await?;
     let folder = kalam.folder().to_owned();
     let length = scale.round;

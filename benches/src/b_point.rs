@@ -33,7 +33,8 @@ impl PointQuery {
         let handle = wire.prepare("SELECT id, name, score FROM points.t WHERE id = $1").await?;
         let parameters = Arc::new(Schema::new(vec![Field::new("1", DataType::Int64, true)]));
         // Clients start at different keys and step by a number that visits them all.
-        let mut query = Self { wire, command: prepared_query(&handle), rebinds, parameters, keys, next: client * 7_919 };
+        let mut query =
+            Self { wire, command: prepared_query(&handle), rebinds, parameters, keys, next: client * 7_919 };
         query.bind().await?;
         Ok(query)
     }
@@ -72,7 +73,11 @@ pub(crate) async fn run(kalam: &Kalam, floor: &Floor, scale: Scale, report: &mut
         .await?;
     floor.answer_with(&answer()?)?;
     for rebinds in [false, true] {
-        let how = if rebinds { "bound each time (DoPut, GetFlightInfo, DoGet)" } else { "bound once (GetFlightInfo, DoGet)" };
+        let how = if rebinds {
+            "bound each time (DoPut, GetFlightInfo, DoGet)"
+        } else {
+            "bound once (GetFlightInfo, DoGet)"
+        };
         let (ours, theirs) = contest(kalam, floor, scale, rebinds, 1).await?;
         latency(report, how, &ours, &theirs);
         let (ours, theirs) = contest(kalam, floor, scale, rebinds, MANY).await?;
@@ -98,7 +103,13 @@ fn answer() -> Result<RecordBatch> {
     )?)
 }
 
-async fn contest(kalam: &Kalam, floor: &Floor, scale: Scale, rebinds: bool, clients: u64) -> Result<(Load, Load)> {
+async fn contest(
+    kalam: &Kalam,
+    floor: &Floor,
+    scale: Scale,
+    rebinds: bool,
+    clients: u64,
+) -> Result<(Load, Load)> {
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for client in 0..clients {
         ours.push(PointQuery::new(kalam.connect().await?, rebinds, scale.point_rows, client).await?);

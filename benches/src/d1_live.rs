@@ -36,7 +36,10 @@ struct Both {
 
 pub(crate) async fn run(kalam: &Kalam, floor: &Floor, scale: Scale, report: &mut Report) -> Result<()> {
     kalam
-        .execute(&["CREATE NAMESPACE live", "CREATE TABLE live.t (id BIGINT PRIMARY KEY, body TEXT, score DOUBLE)"])
+        .execute(&[
+            "CREATE NAMESPACE live",
+            "CREATE TABLE live.t (id BIGINT PRIMARY KEY, body TEXT, score DOUBLE)",
+        ])
         .await?;
     let mut ours = subscribe(kalam).await?;
     let mut floor_reader = floor.connect().await?;
@@ -50,11 +53,16 @@ pub(crate) async fn run(kalam: &Kalam, floor: &Floor, scale: Scale, report: &mut
         measure(&mut our_writer, &mut ours, scale.round, &mut our_times).await?;
         measure(&mut floor_writer, &mut theirs, scale.round, &mut floor_times).await?;
     }
-    let (acknowledged, delivered) = (our_times.acknowledged.percentile(50), our_times.delivered.percentile(50));
+    let (acknowledged, delivered) =
+        (our_times.acknowledged.percentile(50), our_times.delivered.percentile(50));
     report.add(Row {
         id: "D1",
         what: "INSERT to frame at one subscriber, durable".to_owned(),
-        measured: format!("frame {}; acknowledgement p50 {}", our_times.delivered.summary(), show(acknowledged)),
+        measured: format!(
+            "frame {}; acknowledgement p50 {}",
+            our_times.delivered.summary(),
+            show(acknowledged)
+        ),
         floor: format!(
             "frame {}; acknowledgement p50 {}",
             floor_times.delivered.summary(),
@@ -91,7 +99,8 @@ async fn measure(
 /// Starts the live query and waits until its snapshot is complete.
 async fn subscribe(kalam: &Kalam) -> Result<mpsc::Receiver<Instant>> {
     let mut client = LiveQueryClient::new(channel(kalam.address()).await?);
-    let mut request = Request::new(SubscribeRequest { sql: "SELECT * FROM live.t".to_owned(), ..Default::default() });
+    let mut request =
+        Request::new(SubscribeRequest { sql: "SELECT * FROM live.t".to_owned(), ..Default::default() });
     request.metadata_mut().insert("authorization", Kalam::authorization().parse()?);
     let mut frames = client.subscribe(request).await?.into_inner();
     while let Some(frame) = frames.message().await? {

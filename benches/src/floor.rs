@@ -15,8 +15,8 @@ use arrow_flight::flight_service_server::{FlightService, FlightServiceServer};
 use arrow_flight::sql::{ActionCreatePreparedStatementResult, DoPutUpdateResult, ProstMessageExt};
 use arrow_flight::utils::batches_to_flight_data;
 use arrow_flight::{
-    Action, ActionType, Criteria, Empty, FlightData, FlightDescriptor, FlightEndpoint, FlightInfo, HandshakeRequest,
-    HandshakeResponse, PollInfo, PutResult, SchemaResult, Ticket,
+    Action, ActionType, Criteria, Empty, FlightData, FlightDescriptor, FlightEndpoint, FlightInfo,
+    HandshakeRequest, HandshakeResponse, PollInfo, PutResult, SchemaResult, Ticket,
 };
 use bytes::Bytes;
 use futures::stream::BoxStream;
@@ -59,13 +59,14 @@ impl Floor {
         let constants = Arc::new(RwLock::new(Constants::default()));
         let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0"))?;
         let address = listener.local_addr()?;
-        let service = FloorService { constants: Arc::clone(&constants), live: broadcast::Sender::new(LIVE_MESSAGES_MAX) };
+        let service = FloorService {
+            constants: Arc::clone(&constants),
+            live: broadcast::Sender::new(LIVE_MESSAGES_MAX),
+        };
         let service = FlightServiceServer::new(service).max_decoding_message_size(64 << 20);
         // The server's own setting of TCP_NODELAY does not reach connections somebody else accepts.
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-        runtime.spawn(
-            Server::builder().add_service(service).serve_with_incoming(incoming),
-        );
+        runtime.spawn(Server::builder().add_service(service).serve_with_incoming(incoming));
         Ok(Self { runtime, address, constants })
     }
 
@@ -125,7 +126,8 @@ impl FlightService for FloorService {
 
     async fn do_get(&self, request: Request<Ticket>) -> Reply<Self::DoGetStream> {
         if request.into_inner().ticket.as_ref() == LIVE {
-            let live = BroadcastStream::new(self.live.subscribe()).map(|data| data.map_err(|lag| Status::data_loss(lag.to_string())));
+            let live = BroadcastStream::new(self.live.subscribe())
+                .map(|data| data.map_err(|lag| Status::data_loss(lag.to_string())));
             return Ok(Response::new(live.boxed()));
         }
         let data: Vec<_> = self.constants().data.iter().cloned().map(Ok).collect();
@@ -141,7 +143,9 @@ impl FlightService for FloorService {
             drop(self.live.send(data));
         }
         let result = DoPutUpdateResult { record_count: 1 };
-        Ok(Response::new(stream::iter([Ok(PutResult { app_metadata: result.encode_to_vec().into() })]).boxed()))
+        Ok(Response::new(
+            stream::iter([Ok(PutResult { app_metadata: result.encode_to_vec().into() })]).boxed(),
+        ))
     }
 
     async fn do_action(&self, _: Request<Action>) -> Reply<Self::DoActionStream> {
@@ -212,7 +216,9 @@ pub(crate) fn rocksdb_synced(folder: &Path, threads: u64, length: Duration) -> R
             .collect();
         writers
             .into_iter()
-            .map(|writer| writer.join().map_err(|_| "a writer panicked".into()).and_then(|samples| Ok(samples?)))
+            .map(|writer| {
+                writer.join().map_err(|_| "a writer panicked".into()).and_then(|samples| Ok(samples?))
+            })
             .collect::<Result<Vec<_>>>()
     })?;
     let mut load = Load::default();

@@ -35,10 +35,17 @@ impl Kalam {
         let place = binary.parent().ok_or("the binary has no directory")?;
         let folder = tempfile::Builder::new().prefix("kalamdb-bench-").tempdir_in(place)?;
         let mut settings = ServerConfig::load(&Sources::default())?;
-        settings.core = Config { root_password: Some(ROOT_PASSWORD.to_owned()), ..Config::at(folder.path().join("data")) };
+        settings.core = Config {
+            root_password: Some(ROOT_PASSWORD.to_owned()),
+            ..Config::at(folder.path().join("data"))
+        };
         settings.listen = SocketAddr::from(([127, 0, 0, 1], 0));
         settings.http_listen = None;
-        let runtime = Builder::new_multi_thread().worker_threads(2).thread_stack_size(STACK_BYTES).enable_all().build()?;
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_stack_size(STACK_BYTES)
+            .enable_all()
+            .build()?;
         let shutdown = CancellationToken::new();
         let (database, server) = runtime.block_on(async {
             let database = Database::open(settings.core.clone()).await?;
@@ -47,7 +54,8 @@ impl Kalam {
         })?;
         let address = server.local_addr();
         let token = shutdown.clone();
-        let serving = runtime.spawn(async move { server.serve(token).await.map_err(|error| error.to_string()) });
+        let serving =
+            runtime.spawn(async move { server.serve(token).await.map_err(|error| error.to_string()) });
         Ok(Self { runtime, database, address, folder, shutdown, serving })
     }
 

@@ -22,7 +22,11 @@ pub(crate) struct Load {
 }
 
 /// One round of all clients at once; gives the clients back for the next one.
-pub(crate) async fn round<O: Operation>(clients: Vec<O>, length: Duration, load: &mut Load) -> Result<Vec<O>> {
+pub(crate) async fn round<O: Operation>(
+    clients: Vec<O>,
+    length: Duration,
+    load: &mut Load,
+) -> Result<Vec<O>> {
     let begin = Instant::now();
     let mut tasks = JoinSet::new();
     for mut client in clients {

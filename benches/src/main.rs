@@ -82,7 +82,9 @@ impl Scale {
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let scale = if arguments.quick { Scale::QUICK } else { Scale::FULL };
-    let wanted = |id: &str| arguments.only.is_empty() || arguments.only.iter().any(|only| only.eq_ignore_ascii_case(id));
+    let wanted = |id: &str| {
+        arguments.only.is_empty() || arguments.only.iter().any(|only| only.eq_ignore_ascii_case(id))
+    };
     let clients = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let kalam = host::Kalam::start()?;
     let floor = floor::Floor::start()?;

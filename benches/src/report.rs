@@ -39,7 +39,9 @@ impl Report {
 
     pub(crate) fn print(&self) {
         if self.quick || cfg!(debug_assertions) {
-            println!("These figures come from a quick run or an unoptimised build: they show that the benchmarks work, nothing else.\n");
+            println!(
+                "These figures come from a quick run or an unoptimised build: they show that the benchmarks work, nothing else.\n"
+            );
         }
         println!("{}\n", machine());
         println!("| id | what | measured | floor | ratio | target | met |");
@@ -66,7 +68,9 @@ fn machine() -> String {
         .lines()
         .find_map(|line| line.strip_prefix("model name"))
         .map_or("an unknown processor", |rest| rest.trim_start_matches([' ', '\t', ':']));
-    format!("{threads} hardware threads, {model}; server, floor and clients in one process, each with its own runtime of 2 threads")
+    format!(
+        "{threads} hardware threads, {model}; server, floor and clients in one process, each with its own runtime of 2 threads"
+    )
 }
 
 /// Durations of single operations.

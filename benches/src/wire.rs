@@ -7,8 +7,9 @@ use std::net::SocketAddr;
 use arrow::array::RecordBatch;
 use arrow_flight::flight_service_client::FlightServiceClient;
 use arrow_flight::sql::{
-    ActionCreatePreparedStatementRequest, ActionCreatePreparedStatementResult, Any, CommandPreparedStatementQuery,
-    CommandPreparedStatementUpdate, CommandStatementQuery, DoPutUpdateResult, ProstMessageExt,
+    ActionCreatePreparedStatementRequest, ActionCreatePreparedStatementResult, Any,
+    CommandPreparedStatementQuery, CommandPreparedStatementUpdate, CommandStatementQuery, DoPutUpdateResult,
+    ProstMessageExt,
 };
 use arrow_flight::utils::batches_to_flight_data;
 use arrow_flight::{Action, FlightData, FlightDescriptor, HandshakeRequest};
@@ -41,7 +42,8 @@ pub(crate) struct Wire {
 impl Wire {
     /// Connects and exchanges the password for a token, as the common drivers do.
     pub(crate) async fn connect(address: SocketAddr, user: &str, password: &str) -> Result<Self> {
-        let mut client = FlightServiceClient::new(channel(address).await?).max_decoding_message_size(64 << 20);
+        let mut client =
+            FlightServiceClient::new(channel(address).await?).max_decoding_message_size(64 << 20);
         let mut request = Request::new(futures::stream::iter([HandshakeRequest::default()]));
         request.metadata_mut().insert("authorization", basic(user, password).parse()?);
         let response = client.handshake(request).await?;
@@ -118,12 +120,18 @@ pub(crate) fn ad_hoc(sql: &str) -> Bytes {
 
 /// The command of a prepared query: descriptor of GetFlightInfo, and of the DoPut that binds its parameters.
 pub(crate) fn prepared_query(handle: &Bytes) -> Bytes {
-    CommandPreparedStatementQuery { prepared_statement_handle: handle.clone() }.as_any().encode_to_vec().into()
+    CommandPreparedStatementQuery { prepared_statement_handle: handle.clone() }
+        .as_any()
+        .encode_to_vec()
+        .into()
 }
 
 /// The command of a prepared update.
 pub(crate) fn prepared_update(handle: &Bytes) -> Bytes {
-    CommandPreparedStatementUpdate { prepared_statement_handle: handle.clone() }.as_any().encode_to_vec().into()
+    CommandPreparedStatementUpdate { prepared_statement_handle: handle.clone() }
+        .as_any()
+        .encode_to_vec()
+        .into()
 }
 
 /// Schema message and batches as a DoPut under `command`.

@@ -53,7 +53,11 @@ fn answer(source: FlightError) -> SltError {
 impl FlightConnection {
     pub(crate) async fn open(address: &str, connection: &Connection) -> Result<FlightConnection, SltError> {
         let (user, password) = credentials(connection);
-        let channel = Endpoint::from_shared(format!("http://{address}")).map_err(error)?.connect().await.map_err(error)?;
+        let channel = Endpoint::from_shared(format!("http://{address}"))
+            .map_err(error)?
+            .connect()
+            .await
+            .map_err(error)?;
         let mut client = FlightSqlServiceClient::new(channel);
         client.handshake(&user, &password).await.map_err(answer)?;
         Ok(FlightConnection { client })
@@ -94,7 +98,11 @@ impl AsyncDB for FlightConnection {
             prepared.set_parameters(parameters).map_err(answer)?;
         }
         let result = if !is_query {
-            prepared.execute_update().await.map(|count| DBOutput::StatementComplete(count.max(0).unsigned_abs())).map_err(answer)
+            prepared
+                .execute_update()
+                .await
+                .map(|count| DBOutput::StatementComplete(count.max(0).unsigned_abs()))
+                .map_err(answer)
         } else {
             let info = if bound { prepared.execute().await } else { self.client.execute(sql, None).await };
             self.read(info.map_err(answer)?).await
@@ -115,7 +123,9 @@ impl AsyncDB for FlightConnection {
     fn error_sql_state(error: &SltError) -> Option<String> {
         let bytes = error.0.as_bytes();
         bytes.windows(7).find_map(|window| match window {
-            [b'[', state @ .., b']'] if state.iter().all(|byte| byte.is_ascii_digit() || byte.is_ascii_uppercase()) => {
+            [b'[', state @ .., b']']
+                if state.iter().all(|byte| byte.is_ascii_digit() || byte.is_ascii_uppercase()) =>
+            {
                 Some(String::from_utf8_lossy(state).into_owned())
             }
             _ => None,
@@ -144,7 +154,11 @@ fn credentials(connection: &Connection) -> (String, String) {
 /// Names, types and nullability must agree; metadata may differ.
 fn same_fields(advertised: &Schema, actual: &Schema) -> Result<(), SltError> {
     let strip = |schema: &Schema| -> Vec<(String, DataType, bool)> {
-        schema.fields().iter().map(|field| (field.name().clone(), field.data_type().clone(), field.is_nullable())).collect()
+        schema
+            .fields()
+            .iter()
+            .map(|field| (field.name().clone(), field.data_type().clone(), field.is_nullable()))
+            .collect()
     };
     let (advertised, actual) = (strip(advertised), strip(actual));
     if advertised == actual {

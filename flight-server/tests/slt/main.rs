@@ -32,7 +32,11 @@ fn main() {
         .collect();
     trials.push(Trial::test("the_folder_has_files", move || {
         let found = slt_files(&folder).len();
-        if found >= 20 { Ok(()) } else { Err(format!("only {found} .slt files in {}", folder.display()).into()) }
+        if found >= 20 {
+            Ok(())
+        } else {
+            Err(format!("only {found} .slt files in {}", folder.display()).into())
+        }
     }));
     sqllogictest::harness::run(&Arguments::from_args(), trials).exit();
 }
@@ -73,7 +77,9 @@ async fn run_records(server: &Server, records: Vec<Record<WireType>>, failures: 
     for record in records {
         match &record {
             Record::Halt { .. } => break,
-            Record::Statement { connection, .. } | Record::Query { connection, .. } | Record::Let { connection, .. } => {
+            Record::Statement { connection, .. }
+            | Record::Query { connection, .. }
+            | Record::Let { connection, .. } => {
                 *current.lock().expect("no panics while held") = connection.clone();
             }
             _ => {}
