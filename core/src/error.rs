@@ -269,20 +269,20 @@ impl From<DataFusionError> for Error {
             DataFusionError::Plan(message) => Error::new(
                 ErrorKind::InvalidSql,
                 SqlState::SYNTAX_ERROR,
-                lowercase_first(&message),
+                client_text(plan_reason(&message)),
             ),
             DataFusionError::SchemaError(inner, _) => from_schema_error(&inner),
             DataFusionError::NotImplemented(feature) => Error::new(
                 ErrorKind::Unsupported,
                 SqlState::FEATURE_NOT_SUPPORTED,
-                lowercase_first(&feature),
+                client_text(&feature),
             ),
             DataFusionError::ResourcesExhausted(message) => {
-                Error::new(ErrorKind::ResourceExhausted, SqlState::OUT_OF_MEMORY, lowercase_first(&message))
+                Error::new(ErrorKind::ResourceExhausted, SqlState::OUT_OF_MEMORY, client_text(&message))
                     .hint("select less, or raise query_memory_bytes")
             }
             DataFusionError::Execution(message) => {
-                Error::new(ErrorKind::InvalidArgument, SqlState::DATA_EXCEPTION, lowercase_first(&message))
+                Error::new(ErrorKind::InvalidArgument, SqlState::DATA_EXCEPTION, client_text(&message))
             }
             DataFusionError::Collection(errors) => errors
                 .into_iter()
@@ -291,6 +291,12 @@ impl From<DataFusionError> for Error {
             other => Error::internal("the query failed").source(other),
         }
     }
+}
+
+/// The part of a planning error that is for users. For arguments that fit no signature the planner puts it behind an account
+/// of its own trials and a request to report them.
+fn plan_reason(message: &str) -> &str {
+    message.rsplit_once("apache/datafusion/issues. ").map_or(message, |(_, reason)| reason)
 }
 
 /// An error that several readers of one stream share cannot be moved out; its text is kept.
@@ -379,11 +385,14 @@ impl From<ArrowError> for Error {
             ArrowError::NotYetImplemented(_) => (ErrorKind::Unsupported, SqlState::FEATURE_NOT_SUPPORTED),
             _ => (ErrorKind::InvalidArgument, SqlState::DATA_EXCEPTION),
         };
-        Error::new(kind, sqlstate, lowercase_first(&error.to_string()))
+        Error::new(kind, sqlstate, client_text(&error.to_string()))
     }
 }
 
-fn lowercase_first(text: &str) -> String {
+/// Another library's message in the style of ours, without its advice to report bugs to its authors.
+fn client_text(text: &str) -> String {
+    let text = text.split("\nThis issue was likely caused by a bug").next().unwrap_or(text);
+    let text = text.strip_prefix("Internal error: ").unwrap_or(text).trim_end_matches('.');
     let mut chars = text.chars();
     match chars.next() {
         Some(first) if !chars.clone().next().is_some_and(char::is_uppercase) => {

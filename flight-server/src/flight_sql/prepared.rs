@@ -49,12 +49,15 @@ impl FlightState {
         })
     }
 
-    /// DoPut of parameters for a query.
+    /// DoPut of parameters for a query, or for an update that comes in a call of its own.
     pub(super) async fn bind(&self, caller: &Caller, handle: Bytes, inbound: Inbound) -> Result<Bytes> {
         // Asked before the data is read, so that an unknown handle is not paid for.
         let entry = self.prepared.get(caller.user(), &handle)?;
         let parameters = Parameters::read(inbound).await?;
-        let bound = parameters.one_row(entry.prepared.parameters().len())?;
+        let bound = match entry.prepared.kind() {
+            StatementKind::Update => parameters.any_rows()?,
+            StatementKind::Query | StatementKind::Subscribe => parameters.one_row(entry.prepared.parameters().len())?,
+        };
         self.prepared.bind(caller.user(), &handle, bound)?;
         let result = DoPutPreparedStatementResult { prepared_statement_handle: Some(handle) };
         Ok(result.encode_to_vec().into())
@@ -72,11 +75,15 @@ impl FlightState {
         if entry.prepared.parameters().is_empty() {
             return update::run(&entry.prepared, &Bound::default()).await;
         }
-        match parameters.columns {
-            // Nothing was sent with the call: what was bound before counts.
-            None | Some(0) => update::run(&entry.prepared, &entry.bound).await,
-            Some(_) => {
-                let mut rows = parameters.rows()?;
+        // Nothing was sent with the call: what was bound before counts.
+        let bound_before = matches!(parameters.columns, None | Some(0));
+        match &*entry.bound {
+            Bound { values, frames } if bound_before && (values.is_some() || frames.is_empty()) => {
+                update::run(&entry.prepared, &entry.bound).await
+            }
+            Bound { frames, .. } => {
+                let mut rows =
+                    if bound_before { rows_of(&decode_frames(frames.clone())?)? } else { parameters.rows()? };
                 if entry.prepared.kind() == StatementKind::Update && rows.len() != 1 {
                     return Ok(entry.prepared.execute_batch(rows).await?.into());
                 }
@@ -131,6 +138,13 @@ impl Parameters {
 
     fn rows(&self) -> Result<Vec<Vec<ScalarValue>>> {
         rows_of(&self.batches)
+    }
+
+    /// The rows an update takes: one of them as values, more as they came.
+    fn any_rows(self) -> Result<Bound> {
+        let mut rows = self.rows()?;
+        let values = if rows.len() == 1 { rows.pop() } else { None };
+        Ok(Bound { values, frames: self.frames.into_bytes() })
     }
 
     /// The one row a query takes.
