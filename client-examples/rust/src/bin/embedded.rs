@@ -43,7 +43,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     // What was acknowledged is there after any kind of restart.
     let database = Database::open(config).await?;
     let root = database.session_for("root")?;
-    let rows = root.execute("SELECT count(*) AS players, sum(points) AS points FROM scores", ()).await?.rows()?;
+    let rows =
+        root.execute("SELECT count(*) AS players, sum(points) AS points FROM scores", ()).await?.rows()?;
     let answer = pretty_format_batches(&rows.collect().await?)?.to_string();
     println!("{answer}");
     assert!(answer.contains("| 3       | 49     |"), "{answer}");
