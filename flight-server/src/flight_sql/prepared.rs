@@ -56,7 +56,9 @@ impl FlightState {
         let parameters = Parameters::read(inbound).await?;
         let bound = match entry.prepared.kind() {
             StatementKind::Update => parameters.any_rows()?,
-            StatementKind::Query | StatementKind::Subscribe => parameters.one_row(entry.prepared.parameters().len())?,
+            StatementKind::Query | StatementKind::Subscribe => {
+                parameters.one_row(entry.prepared.parameters().len())?
+            }
         };
         self.prepared.bind(caller.user(), &handle, bound)?;
         let result = DoPutPreparedStatementResult { prepared_statement_handle: Some(handle) };
@@ -82,8 +84,11 @@ impl FlightState {
                 update::run(&entry.prepared, &entry.bound).await
             }
             Bound { frames, .. } => {
-                let mut rows =
-                    if bound_before { rows_of(&decode_frames(frames.clone())?)? } else { parameters.rows()? };
+                let mut rows = if bound_before {
+                    rows_of(&decode_frames(frames.clone())?)?
+                } else {
+                    parameters.rows()?
+                };
                 if entry.prepared.kind() == StatementKind::Update && rows.len() != 1 {
                     return Ok(entry.prepared.execute_batch(rows).await?.into());
                 }
