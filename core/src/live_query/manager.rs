@@ -1,38 +1,28 @@
 //! The one owner of live queries: who is subscribed, to what, within which limits, and how subscriptions end.
 //!
-//! Invariant: a subscription is in the registry exactly as long as its [`Subscription`] lives; a group exactly as long as it
-//! has a subscription.
+//! Invariant: a [`Subscription`] holds its place in the registry, so that dropping it ends it everywhere.
 
-use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 
-use dashmap::DashMap;
-use datafusion::execution::SessionState;
-use datafusion::prelude::{SessionConfig, SessionContext};
 use parking_lot::Mutex;
-use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
-use super::frame::{CloseReason, ResetReason};
-use super::group::{FrameLimits, FrameMaker, Group, GroupKey, RingTotal};
+use super::SubscribeRequest;
+use super::frame::CloseReason;
+use super::group::FrameLimits;
 use super::matcher;
 use super::plan::LiveQueryPlan;
+use super::registry::{Membership, Registered, Shared, Stop, check_current};
 use super::subscription::{Begin, Subscription};
-use super::token::{Position, Sealer, SecurityFingerprint, TokenScope};
-use super::{SnapshotMode, SubscribeRequest, SubscribeStart};
 use crate::access::Principal;
 use crate::clock::Clock;
-use crate::commit::{Committer, Snapshot};
+use crate::commit::Committer;
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result, SqlState};
-use crate::ids::{ScopeId, Seq, SubscriptionId, TableId, UserId};
-use crate::schema_registry::Catalog;
-
-/// All rings together hold at most this many times what one may.
-const RINGS_MAX: usize = 64;
+use crate::ids::{Seq, SubscriptionId, UserId};
 
 /// What a [`LiveQueryManager`] is made of.
 pub struct LiveQueryParts<'a> {
@@ -105,133 +95,10 @@ pub struct LiveCounters {
     pub frontier: Seq,
 }
 
-/// How a subscription is told to end.
-#[derive(Clone, Debug)]
-pub(super) struct Stop {
-    pub(super) reason: CloseReason,
-    pub(super) message: String,
-    /// Follows the last frame.
-    pub(super) failure: Option<Arc<Error>>,
-}
-
-impl Stop {
-    pub(super) fn new(reason: CloseReason, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into(), failure: None }
-    }
-
-    pub(super) fn failed(error: &Arc<Error>) -> Self {
-        Self { reason: CloseReason::Failed, message: error.to_string(), failure: Some(Arc::clone(error)) }
-    }
-
-    /// Whether frames that are ready are delivered first.
-    pub(super) fn drains(&self) -> bool {
-        match self.reason {
-            CloseReason::TableDropped | CloseReason::SchemaChanged | CloseReason::Failed | CloseReason::Completed => {
-                true
-            }
-            CloseReason::Killed | CloseReason::UserDropped | CloseReason::AccessChanged | CloseReason::Shutdown => {
-                false
-            }
-        }
-    }
-}
-
-/// What the registry knows of a subscription.
-pub(super) struct Registered {
-    pub(super) id: SubscriptionId,
-    pub(super) principal: Principal,
-    pub(super) group: Arc<Group>,
-    pub(super) stop: watch::Sender<Option<Stop>>,
-    pub(super) sql: String,
-    pub(super) label: String,
-    pub(super) created_at: i64,
-    pub(super) updated_at: AtomicU64,
-    pub(super) changes: AtomicU64,
-    pub(super) frames: AtomicU64,
-    pub(super) complete_through: AtomicU64,
-}
-
-impl Registered {
-    /// Ends the subscription; the first reason stays.
-    pub(super) fn end(&self, stop: Stop) {
-        self.stop.send_if_modified(|current| {
-            let first = current.is_none();
-            if first {
-                *current = Some(stop);
-            }
-            first
-        });
-    }
-}
-
-/// What the manager, the matcher and the subscriptions have in common.
-pub(super) struct Shared {
-    pub(super) committer: Arc<Committer>,
-    pub(super) clock: Arc<dyn Clock>,
-    /// For scans of snapshots.
-    pub(super) session: SessionState,
-    /// Everything up to here has been matched.
-    pub(super) frontier: watch::Sender<Seq>,
-    /// The groups each change has to be shown to.
-    pub(super) by_table: DashMap<(TableId, ScopeId), Vec<Arc<Group>>>,
-    /// New groups, for the matcher to adopt.
-    pub(super) pending: Mutex<Vec<Arc<Group>>>,
-    pub(super) counters: Counters,
-    subscriptions: DashMap<SubscriptionId, Arc<Registered>>,
-    members: Mutex<Members>,
-    sealer: Sealer,
-    ring_bytes_max: usize,
-    rings: Arc<RingTotal>,
-    subscriptions_max: usize,
-    subscriptions_per_user_max: usize,
-    last_id: AtomicU64,
-}
-
-#[derive(Default)]
-pub(super) struct Counters {
-    pub(super) evaluations: AtomicU64,
-    pub(super) frames: AtomicU64,
-    pub(super) log_reads: AtomicU64,
-    pub(super) resets: AtomicU64,
-}
-
-/// Who shares what; behind one lock, so that joining and leaving a group cannot pass each other.
-#[derive(Default)]
-struct Members {
-    groups: HashMap<GroupKey, (Arc<Group>, usize)>,
-    per_user: HashMap<UserId, usize>,
-    total: usize,
-    /// Set at shutdown: nobody joins any more.
-    closed: bool,
-}
-
 impl LiveQueryManager {
     /// Starts the matcher. Must be called within a tokio runtime.
     pub fn start(parts: LiveQueryParts<'_>) -> Arc<Self> {
-        let LiveQueryParts { committer, clock, secret, config } = parts;
-        let mut session = SessionConfig::new().with_target_partitions(1).with_batch_size(config.batch_rows);
-        session.options_mut().execution.parquet.schema_force_view_types = false;
-        let frontier = committer.snapshot().seq;
-        let shared = Arc::new(Shared {
-            committer,
-            clock,
-            session: SessionContext::new_with_config(session).state(),
-            frontier: watch::Sender::new(frontier),
-            by_table: DashMap::new(),
-            pending: Mutex::default(),
-            counters: Counters::default(),
-            subscriptions: DashMap::new(),
-            members: Mutex::default(),
-            sealer: Sealer::new(&secret),
-            ring_bytes_max: config.live_ring_bytes,
-            rings: Arc::new(RingTotal {
-                bytes: AtomicUsize::new(0),
-                bytes_max: config.live_ring_bytes.saturating_mul(RINGS_MAX),
-            }),
-            subscriptions_max: config.subscriptions_max,
-            subscriptions_per_user_max: config.subscriptions_per_user_max,
-            last_id: AtomicU64::new(0),
-        });
+        let shared = Arc::new(Shared::new(parts));
         let stop = CancellationToken::new();
         let matcher = tokio::spawn(matcher::run(Arc::clone(&shared), stop.clone()));
         Arc::new(Self { shared, stop, matcher: Mutex::new(Some(matcher)) })
@@ -370,242 +237,10 @@ impl Registered {
     }
 }
 
-impl Shared {
-    /// Finds or makes the group of equal subscriptions and counts the new member.
-    fn join(&self, principal: &Principal, plan: LiveQueryPlan, limits: FrameLimits) -> Result<Arc<Group>> {
-        let definition = &plan.table.definition;
-        let key = GroupKey {
-            table: definition.id,
-            version: definition.version,
-            scope: plan.scope,
-            fingerprint: plan.fingerprint,
-            limits,
-        };
-        let mut members = self.members.lock();
-        if members.closed {
-            return Err(Error::shutting_down());
-        }
-        if members.total >= self.subscriptions_max {
-            return Err(too_many("subscriptions_max", self.subscriptions_max));
-        }
-        let own = members.per_user.get(&principal.user_id).copied().unwrap_or_default();
-        if own >= self.subscriptions_per_user_max {
-            return Err(too_many("subscriptions_per_user_max", self.subscriptions_per_user_max));
-        }
-        members.total += 1;
-        *members.per_user.entry(principal.user_id).or_default() += 1;
-        if let Some((group, count)) = members.groups.get_mut(&key) {
-            *count += 1;
-            return Ok(Arc::clone(group));
-        }
-        let group = Arc::new(Group::new(
-            key.clone(),
-            plan.clone(),
-            self.frame_maker(&plan, limits),
-            self.ring_bytes_max,
-            Arc::clone(&self.rings),
-        ));
-        // In this order: a group that was adopted is always shown the commits that follow.
-        self.by_table.entry((key.table, key.scope)).or_default().push(Arc::clone(&group));
-        self.pending.lock().push(Arc::clone(&group));
-        members.groups.insert(key, (Arc::clone(&group), 1));
-        Ok(group)
-    }
-
-    fn frame_maker(&self, plan: &LiveQueryPlan, limits: FrameLimits) -> FrameMaker {
-        let definition = &plan.table.definition;
-        FrameMaker {
-            scope: TokenScope {
-                database: self.committer.database_id(),
-                query: plan.fingerprint,
-                table: definition.id,
-                version: definition.version,
-                security: SecurityFingerprint::of(plan.scope),
-            },
-            epoch: self.committer.epochs().current(),
-            sealer: self.sealer.clone(),
-            clock: Arc::clone(&self.clock),
-            limits,
-        }
-    }
-
-    fn leave(&self, user: UserId, group: &Arc<Group>) {
-        let mut members = self.members.lock();
-        members.total = members.total.saturating_sub(1);
-        if let Some(count) = members.per_user.get_mut(&user) {
-            *count -= 1;
-            if *count == 0 {
-                members.per_user.remove(&user);
-            }
-        }
-        let Some((_, count)) = members.groups.get_mut(&group.key) else { return };
-        *count -= 1;
-        if *count > 0 {
-            return;
-        }
-        members.groups.remove(&group.key);
-        self.pending.lock().retain(|pending| !Arc::ptr_eq(pending, group));
-        let place = (group.key.table, group.key.scope);
-        if let Some(mut groups) = self.by_table.get_mut(&place) {
-            groups.retain(|other| !Arc::ptr_eq(other, group));
-        }
-        self.by_table.remove_if(&place, |_, groups| groups.is_empty());
-    }
-
-    fn register(
-        &self,
-        principal: &Principal,
-        request: &SubscribeRequest,
-        mut membership: Membership,
-    ) -> Result<(Arc<Registered>, Membership)> {
-        let id = SubscriptionId(self.last_id.fetch_add(1, Ordering::Relaxed) + 1);
-        let now = self.clock.now_us();
-        let registered = Arc::new(Registered {
-            id,
-            principal: principal.clone(),
-            group: Arc::clone(&membership.group),
-            stop: watch::Sender::new(None),
-            sql: request.sql.clone(),
-            label: cut_label(&request.label),
-            created_at: now,
-            updated_at: AtomicU64::new(u64::try_from(now).unwrap_or_default()),
-            changes: AtomicU64::new(0),
-            frames: AtomicU64::new(0),
-            complete_through: AtomicU64::new(0),
-        });
-        membership.id = Some(id);
-        self.subscriptions.insert(id, Arc::clone(&registered));
-        // A shutdown that passed over the registry before the line above is seen here, a later one sees the registry's entry.
-        if self.members.lock().closed {
-            return Err(Error::shutting_down());
-        }
-        Ok((registered, membership))
-    }
-
-    /// Where a subscription begins, as of `snapshot`.
-    fn begin(&self, group: &Group, request: &SubscribeRequest, snapshot: &Snapshot) -> Result<Begin> {
-        let place = match &request.start {
-            SubscribeStart::Now => {
-                return Ok(match request.snapshot {
-                    SnapshotMode::Include | SnapshotMode::Only => Begin::Snapshot { reset: None },
-                    SnapshotMode::Skip => Begin::After { seq: snapshot.seq, resumed: false },
-                });
-            }
-            _ if request.snapshot == SnapshotMode::Only => {
-                return Err(Error::invalid("a live query of the snapshot only cannot resume")
-                    .hint("leave out the resume token and the seq"));
-            }
-            SubscribeStart::Token(token) => match group.maker.sealer.open(&group.maker.scope, token)? {
-                Ok(position) if self.is_kept(position, snapshot) => position.seq,
-                Ok(_) => return Ok(Begin::Snapshot { reset: Some(ResetReason::Server) }),
-                Err(reason) => return Ok(Begin::Snapshot { reset: Some(reason) }),
-            },
-            SubscribeStart::AfterSeq(seq) if *seq > snapshot.seq => {
-                return Err(Error::invalid(format!("seq {seq} is in the future: the newest is {}", snapshot.seq)));
-            }
-            SubscribeStart::AfterSeq(seq) => *seq,
-        };
-        if place < snapshot.log_floor {
-            return Ok(Begin::Snapshot { reset: Some(ResetReason::Retention) });
-        }
-        Ok(Begin::After { seq: place, resumed: true })
-    }
-
-    /// Whether the commit a token names is part of the history this database has.
-    fn is_kept(&self, position: Position, snapshot: &Snapshot) -> bool {
-        position.seq <= snapshot.seq && self.committer.epochs().contains(position.epoch, position.seq)
-    }
-
-    /// Ends subscriptions whose table or user is no longer what it was.
-    pub(super) fn end_outdated(&self, catalog: &Catalog) {
-        for entry in &self.subscriptions {
-            if let Err(stop) = check_current(&entry.group, &entry.principal, catalog) {
-                entry.end(stop);
-            }
-        }
-    }
-
-    /// Ends all subscriptions of a group, e.g. after its expressions failed.
-    pub(super) fn end_group(&self, group: &Arc<Group>, stop: &Stop) {
-        for entry in &self.subscriptions {
-            if Arc::ptr_eq(&entry.group, group) {
-                entry.end(stop.clone());
-            }
-        }
-    }
-
-    pub(super) fn has_subscriptions(&self, user: UserId) -> bool {
-        self.members.lock().per_user.contains_key(&user)
-    }
-}
-
-/// Whether the table and the user a subscription was made with are still the same; else how it ends.
-pub(super) fn check_current(group: &Group, principal: &Principal, catalog: &Catalog) -> Result<(), Stop> {
-    let name = group.plan.table.definition.qualified_name();
-    match catalog.table_by_id(group.key.table) {
-        None => {
-            return Err(Stop::new(CloseReason::TableDropped, format!("table \"{name}\" was dropped")));
-        }
-        Some(definition) if definition.version != group.key.version => {
-            return Err(Stop::new(CloseReason::SchemaChanged, format!("table \"{name}\" was altered")));
-        }
-        Some(_) => {}
-    }
-    // The database's own principal is no user of the catalog.
-    if principal.user_id == UserId::SYSTEM {
-        return Ok(());
-    }
-    match catalog.user(principal.user_id) {
-        None => {
-            Err(Stop::new(CloseReason::UserDropped, format!("user \"{}\" was dropped", principal.username)))
-        }
-        Some(user) if user.role != principal.role => Err(Stop::new(
-            CloseReason::AccessChanged,
-            format!("the role of user \"{}\" was changed", principal.username),
-        )),
-        Some(_) => Ok(()),
-    }
-}
-
-/// A place in the registry, given back when dropped.
-pub(super) struct Membership {
-    shared: Arc<Shared>,
-    user: UserId,
-    group: Arc<Group>,
-    id: Option<SubscriptionId>,
-}
-
-impl Drop for Membership {
-    fn drop(&mut self) {
-        if let Some(id) = self.id {
-            self.shared.subscriptions.remove(&id);
-            debug!(subscription = id.0, user = self.user.0, "live query ended");
-        }
-        self.shared.leave(self.user, &self.group);
-    }
-}
-
 fn frame_limits(request: &SubscribeRequest) -> FrameLimits {
     let or = |value: usize, default: usize| if value == 0 { default } else { value };
     FrameLimits {
         rows_max: or(request.max_rows, SubscribeRequest::MAX_ROWS),
         bytes_max: or(request.max_bytes, SubscribeRequest::MAX_BYTES).min(SubscribeRequest::MAX_BYTES_LIMIT),
     }
-}
-
-fn cut_label(label: &str) -> String {
-    let mut end = label.len().min(SubscribeRequest::LABEL_BYTES_MAX);
-    while !label.is_char_boundary(end) {
-        end -= 1;
-    }
-    label.get(..end).unwrap_or_default().to_owned()
-}
-
-fn too_many(setting: &str, limit: usize) -> Error {
-    Error::new(
-        ErrorKind::ResourceExhausted,
-        SqlState::TOO_MANY,
-        format!("there are already {limit} live queries"),
-    )
-    .hint(format!("end one, or raise {setting}"))
 }

@@ -17,7 +17,7 @@ use tracing::{debug, error};
 
 use super::evaluator::{Change, Images};
 use super::group::Group;
-use super::manager::{Shared, Stop};
+use super::registry::{Shared, Stop};
 use crate::change_log::{CommitRecord, TableChanges};
 use crate::error::{Error, Result};
 use crate::ids::{SchemaVersion, ScopeId, Seq, TableId};

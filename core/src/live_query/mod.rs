@@ -15,6 +15,7 @@ mod group;
 mod manager;
 mod matcher;
 mod plan;
+mod registry;
 mod subscription;
 mod token;
 

@@ -27,8 +27,8 @@ use tracing::debug;
 
 use super::frame::{CloseReason, Frame, FrameBody, ResetReason};
 use super::group::{Group, MoreFollows, RingRead};
-use super::manager::{Membership, Registered, Shared, Stop, check_current};
 use super::matcher::{changes_of, images_of};
+use super::registry::{Membership, Registered, Shared, Stop, check_current};
 use super::{SnapshotMode, SubscribeRequest};
 use crate::change_log;
 use crate::commit::Snapshot;
@@ -328,11 +328,7 @@ impl Driver {
             return Ok(());
         }
         let reached = self.up_to.map_or(frontier, |up_to| up_to.min(frontier)).max(self.cursor);
-        let ends = self.up_to == Some(reached);
-        let moved = reached > self.cursor;
-        if (moved && (ends || self.heartbeat.is_zero()))
-            || (!self.heartbeat.is_zero() && Instant::now() >= self.heartbeat_at)
-        {
+        if self.up_to == Some(reached) || self.progress_is_due(reached) {
             self.cursor = reached;
             let frame = self.group.progress(reached);
             self.outbox.push_back(frame);
@@ -340,6 +336,15 @@ impl Driver {
         }
         self.wait().await;
         Ok(())
+    }
+
+    /// Whether the client has to be told that nothing changed up to `reached`. What counts is what was delivered: the cursor may
+    /// have moved there without a frame.
+    fn progress_is_due(&self, reached: Seq) -> bool {
+        match self.heartbeat.is_zero() {
+            true => reached > self.delivered,
+            false => Instant::now() >= self.heartbeat_at,
+        }
     }
 
     async fn wait(&mut self) {
@@ -397,6 +402,11 @@ impl Driver {
         assert!(through >= after, "the change log is read forwards");
         self.outbox.extend(entries.into_iter().flat_map(|entry| entry.frames));
         self.cursor = through;
+        // Here too, so that a long way through a log without news does not look like a dead stream.
+        if self.outbox.is_empty() && self.progress_is_due(through) {
+            let frame = self.group.progress(through);
+            self.outbox.push_back(frame);
+        }
         Ok(())
     }
 

@@ -341,21 +341,28 @@ impl Subscriber {
     }
 
     /// Follows until everything up to `goal` is there, with pauses and reconnects.
-    async fn follow(&mut self, goal: tokio::sync::watch::Receiver<Option<Seq>>) -> Result<(), String> {
+    async fn follow(&mut self, mut goal: tokio::sync::watch::Receiver<Option<Seq>>) -> Result<(), String> {
         loop {
             let request = self.request();
             let mut stream = self.session.subscribe(request).await.map_err(|error| error.to_string())?;
             let frames_until_disconnect = self.random.random_range(1..40);
             for _ in 0..frames_until_disconnect {
-                let reached = |client: &Client| goal.borrow().is_some_and(|goal| client.complete_through >= goal);
-                if reached(&self.client) {
+                // Marked as seen before looking. The goal becomes known after the last commit, perhaps when its frame has been
+                // taken, and without a heartbeat no other follows.
+                let goal_seq = *goal.borrow_and_update();
+                if goal_seq.is_some_and(|goal| self.client.complete_through >= goal) {
                     return Ok(());
                 }
-                let frame = tokio::time::timeout(Duration::from_secs(20), stream.next())
-                    .await
-                    .map_err(|_| format!("no frame after {}", self.client.complete_through))?
-                    .ok_or("the stream ended")?
-                    .map_err(|error| error.to_string())?;
+                let frame = tokio::select! {
+                    frame = tokio::time::timeout(Duration::from_secs(20), stream.next()) => frame
+                        .map_err(|_| format!("no frame after {}, goal {goal_seq:?}", self.client.complete_through))?
+                        .ok_or("the stream ended")?
+                        .map_err(|error| error.to_string())?,
+                    changed = goal.changed() => match changed {
+                        Ok(()) => continue,
+                        Err(_) => return Err("there is no goal any more".to_owned()),
+                    },
+                };
                 self.client.take(&frame)?;
                 if self.random.random_ratio(1, 8) {
                     tokio::time::sleep(Duration::from_millis(self.random.random_range(0..4))).await;
@@ -584,7 +591,11 @@ async fn folding_the_frames_gives_the_query_at_every_frontier() {
 
 /// A database in memory with a shared table `app.t`.
 async fn with_table() -> (Database, Session) {
-    let config = Config { root_password: Some("correct horse".to_owned()), ..Config::in_memory() };
+    with_table_and(Config::in_memory()).await
+}
+
+async fn with_table_and(config: Config) -> (Database, Session) {
+    let config = Config { root_password: Some("correct horse".to_owned()), ..config };
     let database = Database::open(config).await.expect("open");
     let root = database.session_for("root").expect("root");
     for sql in [
@@ -656,8 +667,78 @@ async fn equal_live_queries_are_evaluated_once_and_share_their_frames() {
     assert!(Arc::ptr_eq(&frames[0], &frames[1]));
     let counters = database.context().live_queries.counters();
     assert_eq!((counters.subscriptions, counters.groups, counters.evaluations), (2, 1, 1));
-    drop(streams);
-    assert_eq!(database.context().live_queries.counters().subscriptions, 0);
+}
+
+#[tokio::test]
+async fn a_dropped_stream_is_unregistered_at_once() {
+    let (database, root) = with_table().await;
+    root.execute("INSERT INTO app.t VALUES (1, 2, 'x', 0.0)", ()).await.expect("insert");
+    let live = &database.context().live_queries;
+    let numbers = || (live.counters().subscriptions, live.counters().groups, live.list().len());
+    let subscribe = async |sql: &str| root.subscribe(SubscribeRequest::new(sql)).await.expect(sql);
+    // One that was never polled, two equal ones of which one is within its snapshot, and one that waits for changes.
+    let fresh = subscribe("SELECT id, a FROM app.t").await;
+    let mut in_snapshot = subscribe("SELECT id FROM app.t").await;
+    let mut waiting = subscribe("SELECT id FROM app.t").await;
+    next(&mut in_snapshot).await;
+    while !matches!(next(&mut waiting).await.body, FrameBody::SnapshotEnd) {}
+    assert!(futures::poll!(waiting.next()).is_pending());
+    assert_eq!(numbers(), (3, 2, 3));
+    drop(fresh);
+    assert_eq!(numbers(), (2, 1, 2));
+    drop(waiting);
+    assert_eq!(numbers(), (1, 1, 1));
+    drop(in_snapshot);
+    assert_eq!(numbers(), (0, 0, 0));
+}
+
+#[tokio::test]
+async fn without_a_heartbeat_commits_that_change_nothing_are_reported_from_the_log_too() {
+    // No commit stays in memory, so that every subscriber reads the change log.
+    let (database, root) = with_table_and(Config { commit_ring_bytes: 0, ..Config::in_memory() }).await;
+    let mut request = SubscribeRequest::new("SELECT id FROM app.t WHERE a > 5");
+    request.heartbeat = Duration::ZERO;
+    let mut stream = root.subscribe(request).await.expect("subscribe");
+    assert!(matches!(next(&mut stream).await.body, FrameBody::Started { .. }));
+    assert!(matches!(next(&mut stream).await.body, FrameBody::SnapshotEnd));
+    for id in 1..4 {
+        root.execute(&format!("INSERT INTO app.t VALUES ({id}, 1, 'x', 0.0)"), ()).await.expect("insert");
+        let frame = next(&mut stream).await;
+        assert!(matches!(frame.body, FrameBody::Progress), "{frame:?}");
+        assert_eq!(frame.complete_through, database.seq());
+        assert!(frame.resume_token.is_some());
+    }
+    assert!(database.context().live_queries.counters().log_reads > 0);
+}
+
+#[tokio::test]
+async fn a_subscriber_that_reads_nothing_holds_no_more_than_the_ring() {
+    const RING_BYTES: usize = 8_000;
+    let (database, root) = with_table_and(Config { live_ring_bytes: RING_BYTES, ..Config::in_memory() }).await;
+    let live = &database.context().live_queries;
+    let mut slow = root.subscribe(SubscribeRequest::new("SELECT id FROM app.t")).await.expect("subscribe");
+    let mut quick = root.subscribe(SubscribeRequest::new("SELECT id FROM app.t")).await.expect("subscribe");
+    for stream in [&mut slow, &mut quick] {
+        while !matches!(next(stream).await.body, FrameBody::SnapshotEnd) {}
+    }
+    for id in 0..200 {
+        root.execute(&format!("INSERT INTO app.t VALUES ({id}, 1, 'x', 0.0)"), ()).await.expect("insert");
+        // When the quick one has the commit, the ring does too.
+        assert_eq!(next(&mut quick).await.complete_through, database.seq());
+        let held = live.counters().ring_bytes;
+        assert!(held <= RING_BYTES, "{held} bytes after row {id}");
+    }
+    assert_eq!(live.counters().log_reads, 0, "who keeps up is served from memory");
+    let mut ids = Vec::new();
+    while ids.len() < 200 {
+        let frame = next(&mut slow).await;
+        let FrameBody::Delta(rows) = &frame.body else { panic!("{frame:?}") };
+        ids.extend(rows_of(&rows.batch).into_iter().map(|(op, row)| (op, row[0].clone())));
+    }
+    let expected: Vec<_> = (0..200).map(|id| (OP_INSERT, format!("{:?}", ScalarValue::Int64(Some(id))))).collect();
+    assert_eq!(ids, expected);
+    let counters = live.counters();
+    assert!(counters.log_reads > 0 && counters.resets == 0, "who does not reads the change log: {counters:?}");
 }
 
 #[tokio::test]
@@ -713,8 +794,29 @@ async fn streams_say_why_they_end() {
     let dropped = subscribe().await;
     root.execute("INSERT INTO app.t VALUES (2, 0, 'x', 0.0)", ()).await.expect("insert zero");
     assert_eq!(ended(failing).await, CloseReason::Failed);
+    let create = "CREATE SHARED TABLE app.u (id BIGINT PRIMARY KEY) WITH (ACCESS_LEVEL='public')";
+    root.execute(create, ()).await.expect("another table");
+    let other = root.subscribe(SubscribeRequest::new("SELECT * FROM app.u")).await.expect("subscribe to it");
     root.execute("DROP TABLE app.t", ()).await.expect("drop");
     assert_eq!(ended(dropped).await, CloseReason::TableDropped);
+    // Nobody else's stream ends with it.
+    root.execute("INSERT INTO app.u VALUES (1)", ()).await.expect("insert");
+    let mut other = other;
+    while !matches!(next(&mut other).await.body, FrameBody::Delta(_)) {}
+    drop(other);
+
+    for (user, sql, reason) in [
+        ("ann", "ALTER USER 'ann' SET ROLE dba", CloseReason::AccessChanged),
+        ("bob", "DROP USER 'bob'", CloseReason::UserDropped),
+    ] {
+        let create = format!("CREATE USER {user} WITH PASSWORD 'correct horse' ROLE service");
+        root.execute(&create, ()).await.expect("create a user");
+        let session = database.session_for(user).expect("a session");
+        let mut stream = session.subscribe(SubscribeRequest::new("SELECT * FROM app.u")).await.expect("subscribe");
+        next(&mut stream).await;
+        root.execute(sql, ()).await.expect(sql);
+        assert_eq!(ended(stream).await, reason, "{sql}");
+    }
 
     let stream = root.subscribe(SubscribeRequest::new("SELECT * FROM system.jobs")).await.expect("jobs");
     database.shutdown().await.expect("shutdown");

@@ -98,7 +98,9 @@ fn rocksdb_time_and_tonic_stay_where_they_belong() {
     let mut broken = Vec::new();
     for source in sources("core") {
         for (number, line) in source.body().filter(|(_, line)| !line.trim_start().starts_with("//")) {
-            let misplaced = (line.contains("rocksdb::") && !source.path.ends_with("storage/rocksdb.rs"))
+            // `pub use rocksdb::` in `storage/mod.rs` names our own module.
+            let own_module = source.path.ends_with("storage/mod.rs") && line.starts_with("pub use rocksdb::");
+            let misplaced = (line.contains("rocksdb::") && !own_module && !source.path.ends_with("storage/rocksdb.rs"))
                 || (line.contains("SystemTime::now") && !source.path.ends_with("clock.rs"))
                 || line.contains("tonic::");
             if misplaced {
