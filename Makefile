@@ -30,7 +30,8 @@ run: build ## Builds, starts a server with a demo and prints how to connect to i
 test: test-rust test-examples test-python test-java ## Runs all tests: Rust, the client examples, real clients.
 
 bench: setup-build ## Runs the benchmarks, release build, and prints a table.
-	cargo run --release --package kalamdb-benches
+	cargo build --release --workspace --bins
+	$(CARGO_TARGET_DIR)/release/kalamdb-benches
 
 bench-quick: build ## Runs every benchmark for a moment, to see that it works; its figures mean nothing.
 	$(CARGO_TARGET_DIR)/debug/kalamdb-benches --quick

@@ -101,7 +101,7 @@ impl Sequencer {
             sync: false,
         };
         let mut answers = Vec::with_capacity(pendings.len());
-        let mut overlay = Overlay::new(&*before.storage, &self.last_changes);
+        let mut overlay = Overlay::new(&*before.storage, &self.last_changes, group.commit_ts);
         for pending in pendings {
             // The caller gave up before its turn came.
             if pending.answer.is_closed() {

@@ -13,7 +13,7 @@ use crate::change_log::{RowChange, RowOp, TableChanges};
 use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::ids::{ScopeId, Seq, TableId, UserId};
 use crate::schema_registry::{Catalog, ScopeKind, TableDefinition};
-use crate::storage::rows::{row_seq, set_row_seq};
+use crate::storage::rows::{RowHeader, row_seq, set_row_seq};
 use crate::storage::{Partition, StorageSnapshot, keys};
 
 /// Keys whose presence is asked for in one read.
@@ -51,6 +51,8 @@ impl LastChanges {
 pub(super) struct Overlay<'a> {
     storage: &'a dyn StorageSnapshot,
     last_changes: &'a LastChanges,
+    /// Rows that expired by now count as deleted, although their expiry commit may not have come yet.
+    now_us: i64,
     rows: HashMap<Bytes, Option<Seq>>,
     /// What to put back when the set at hand is refused.
     undo: Vec<(Bytes, Option<Option<Seq>>)>,
@@ -58,8 +60,8 @@ pub(super) struct Overlay<'a> {
 
 impl<'a> Overlay<'a> {
     /// An overlay of the rows in `storage`, with the changes `last_changes` tells of in it.
-    pub(super) fn new(storage: &'a dyn StorageSnapshot, last_changes: &'a LastChanges) -> Self {
-        Self { storage, last_changes, rows: HashMap::new(), undo: Vec::new() }
+    pub(super) fn new(storage: &'a dyn StorageSnapshot, last_changes: &'a LastChanges, now_us: i64) -> Self {
+        Self { storage, last_changes, now_us, rows: HashMap::new(), undo: Vec::new() }
     }
 
     /// Validates the rows of a set and turns them into the changes of commit `seq`. The next call, or the end of the group,
@@ -136,14 +138,14 @@ impl<'a> Overlay<'a> {
         Ok(changes)
     }
 
-    /// The seqs of the stored rows under the keys that must be read, in order.
-    fn read_stored(&self, target: &Target<'_>, rows: &[RowWrite]) -> Result<Vec<Option<Seq>>> {
+    /// The stored rows under the keys that must be read, in order.
+    fn read_stored(&self, target: &Target<'_>, rows: &[RowWrite]) -> Result<Vec<Option<Stored>>> {
         let keys: Vec<Bytes> =
             rows.iter().filter(|row| target.must_read(row)).filter_map(|row| key_of(row).cloned()).collect();
         let mut stored = Vec::with_capacity(keys.len());
         for some in keys.chunks(READ_KEYS_MAX) {
             for found in self.storage.multi_get(Partition::Rows, some)? {
-                stored.push(found.as_deref().map(row_seq).transpose()?);
+                stored.push(found.map(|row| Stored::read(row, self.now_us)).transpose()?);
             }
         }
         Ok(stored)
@@ -154,18 +156,27 @@ impl<'a> Overlay<'a> {
         target: &Target<'_>,
         scope: ScopeId,
         row: RowWrite,
-        stored: Option<Seq>,
+        stored: Option<Stored>,
         seq: Seq,
         ordinal: &mut u32,
     ) -> Result<RowChange> {
         match row {
             RowWrite::Insert { key, row } => {
                 target.check_key(&key)?;
-                if self.current(&key, stored).is_some() {
-                    return Err(target.taken(&key));
+                // What the group did to the key comes after what is stored.
+                match stored.filter(|_| !self.rows.contains_key(&key)) {
+                    // To whoever follows the log the expired row is still there, so it is replaced, not inserted.
+                    Some(Stored { expired: Some(old), .. }) => {
+                        self.set(&key, Some(seq));
+                        Ok(RowChange { op: RowOp::Update, key, old: Some(old), new: Some(stamped(row, seq)?) })
+                    }
+                    Some(_) => Err(target.taken(&key)),
+                    None if self.rows.get(&key).is_some_and(Option::is_some) => Err(target.taken(&key)),
+                    None => {
+                        self.set(&key, Some(seq));
+                        Ok(RowChange { op: RowOp::Insert, key, old: None, new: Some(stamped(row, seq)?) })
+                    }
                 }
-                self.set(&key, Some(seq));
-                Ok(RowChange { op: RowOp::Insert, key, old: None, new: Some(stamped(row, seq)?) })
             }
             RowWrite::Append { row } => {
                 if target.table.has_key() {
@@ -176,12 +187,12 @@ impl<'a> Overlay<'a> {
                 Ok(RowChange { op: RowOp::Insert, key: key.into(), old: None, new: Some(stamped(row, seq)?) })
             }
             RowWrite::Update { key, expected, old, row } => {
-                self.check_unchanged(target, &key, expected, &old, stored)?;
+                self.check_unchanged(target, &key, expected, &old, stored.map(|stored| stored.seq))?;
                 self.set(&key, Some(seq));
                 Ok(RowChange { op: RowOp::Update, key, old: Some(old), new: Some(stamped(row, seq)?) })
             }
             RowWrite::Delete { key, expected, old } => {
-                self.check_unchanged(target, &key, expected, &old, stored)?;
+                self.check_unchanged(target, &key, expected, &old, stored.map(|stored| stored.seq))?;
                 self.set(&key, None);
                 Ok(RowChange { op: RowOp::Delete, key, old: Some(old), new: None })
             }
@@ -218,6 +229,21 @@ impl<'a> Overlay<'a> {
     fn set(&mut self, key: &Bytes, state: Option<Seq>) {
         let before = self.rows.insert(Bytes::clone(key), state);
         self.undo.push((Bytes::clone(key), before));
+    }
+}
+
+/// A row that is stored under a key.
+struct Stored {
+    seq: Seq,
+    /// The row, when its time is over.
+    expired: Option<Bytes>,
+}
+
+impl Stored {
+    fn read(row: Bytes, now_us: i64) -> Result<Self> {
+        let (header, _) = RowHeader::read(&row)?;
+        let expired = header.expires_at.is_some_and(|at| at <= now_us);
+        Ok(Self { seq: header.seq, expired: expired.then_some(row) })
     }
 }
 

@@ -1,5 +1,6 @@
 //! What the names in a statement mean: tables of the snapshot, the session's own functions, DataFusion's functions.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use datafusion::arrow::datatypes::{DataType, SchemaRef};
@@ -20,18 +21,43 @@ use super::cursor::QualifiedName;
 use super::execution::Execution;
 use super::functions::{SESSION_FUNCTIONS, session_function};
 use super::planner::View;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result, SqlState};
 
 /// The planner's dictionary for one statement.
 pub(crate) struct Names<'a> {
     execution: &'a Execution,
     state: &'a SessionState,
     view: View,
+    /// A function the statement calls that nobody has; the planner's own error for it is only a text.
+    unknown_function: RefCell<Option<String>>,
 }
 
 impl<'a> Names<'a> {
     pub(crate) fn new(execution: &'a Execution, state: &'a SessionState, view: View) -> Self {
-        Self { execution, state, view }
+        Self { execution, state, view, unknown_function: RefCell::new(None) }
+    }
+
+    /// Why planning failed: 42883 when a function was not found, else `error`.
+    pub(crate) fn explain(self, error: impl Into<Error>) -> Error {
+        match self.unknown_function.into_inner() {
+            Some(name) => Error::new(
+                ErrorKind::NotFound,
+                SqlState::UNDEFINED_FUNCTION,
+                format!("function \"{name}\" does not exist"),
+            ),
+            None => error.into(),
+        }
+    }
+
+    fn note_function(&self, name: &str) {
+        let known = self.state.scalar_functions().contains_key(name)
+            || self.state.higher_order_functions().contains_key(name)
+            || self.state.aggregate_functions().contains_key(name)
+            || self.state.window_functions().contains_key(name)
+            || SESSION_FUNCTIONS.contains(&name);
+        if !known {
+            self.unknown_function.borrow_mut().get_or_insert_with(|| name.to_owned());
+        }
     }
 
     fn table(&self, name: &TableReference) -> Result<Arc<dyn TableProvider>> {
@@ -108,6 +134,7 @@ impl ContextProvider for Names<'_> {
     }
 
     fn get_aggregate_meta(&self, name: &str) -> Option<Arc<AggregateUDF>> {
+        self.note_function(name);
         self.state.aggregate_functions().get(name).cloned()
     }
 

@@ -22,7 +22,7 @@ const CONCURRENT_MAX: usize = 2;
 
 /// Computes and compares password hashes.
 #[derive(Debug)]
-pub struct Passwords {
+pub(crate) struct Passwords {
     permits: Arc<Semaphore>,
     /// The hash compared for unknown names, made at the first use.
     dummy: Arc<OnceLock<String>>,

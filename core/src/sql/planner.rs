@@ -65,8 +65,8 @@ pub(crate) fn plan(
         .with_support_varchar_with_length(true)
         .with_map_string_types_to_utf8view(false);
     let names = Names::new(execution, &state, view);
-    let plan = SqlToRel::new_with_options(&names, options).sql_statement_to_plan_with_context(statement, context)?;
-    drop(names);
+    let planned = SqlToRel::new_with_options(&names, options).sql_statement_to_plan_with_context(statement, context);
+    let plan = planned.map_err(|error| names.explain(error))?;
     Ok(Planned { plan, state })
 }
 
