@@ -6,7 +6,7 @@
 pub mod live {
     //! Live queries.
 
-    #[allow(unreachable_pub, missing_docs, clippy::all)]
+    #[allow(unreachable_pub, missing_docs, clippy::all, clippy::clone_on_ref_ptr)]
     pub mod v1 {
         //! Version 1 of the live query interface: `LiveQuery.Subscribe` and its frames.
         tonic::include_proto!("kalamdb.live.v1");

@@ -42,8 +42,11 @@ fn messages() -> TableDefinition {
     definition(&columns, &[1, 2, 0])
 }
 
+/// Room, day and id of a message.
+type Message = (&'static str, i32, i64);
+
 /// A few rows of `messages`, with their keys.
-fn rows() -> Vec<(Vec<u8>, (&'static str, i32, i64))> {
+fn rows() -> Vec<(Vec<u8>, Message)> {
     let mut rows = Vec::new();
     for room in ["", "a", "ab", "abc", "b", "\u{fff}"] {
         for day in [i32::MIN, -1, 0, 1, i32::MAX] {

@@ -396,7 +396,12 @@ pub fn cast_column(column: &ColumnDefinition, array: &ArrayRef) -> Result<ArrayR
         .hint("cast them with CAST(... AS ...)"));
     }
     let options = CastOptions { safe: false, format_options: FormatOptions::default() };
-    Ok(cast_with_options(array, &target, &options)?)
+    cast_with_options(array, &target, &options).map_err(|error| {
+        let error = Error::from(error);
+        let sqlstate = if array.data_type().is_numeric() { SqlState::NUMERIC_OUT_OF_RANGE } else { error.sqlstate() };
+        let message = format!("column \"{}\" of type {}: {}", column.name, column.ty, error.message());
+        Error::new(error.kind(), sqlstate, message)
+    })
 }
 
 fn cast_text(ty: ColumnType, array: &ArrayRef) -> Result<ArrayRef> {

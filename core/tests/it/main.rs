@@ -1,5 +1,7 @@
 //! The integration tests of the core, in one program.
 
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod live;
 mod sql;
 mod tidy;

@@ -2,6 +2,8 @@
 //!
 //! Each test has a server and a database in memory of its own, so they run side by side and see nothing of each other.
 
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod access;
 mod fixture;
 mod hostile;

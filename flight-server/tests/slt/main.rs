@@ -7,6 +7,8 @@
 //! What the files can say beyond plain sqllogictest is described in `tests/slt/README.md`. A file's failures are all
 //! reported, not only the first, and a line of level ERROR in the server's log fails the file as well.
 
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod client;
 mod format;
 mod server;

@@ -15,7 +15,7 @@ pub(in crate::sql) async fn create(session: &Session, name: &str, if_not_exists:
     let mut attempts = Attempts::new(session);
     loop {
         let execution = session.begin()?;
-        if let Err(error) = execution.principal.require(Role::Dba, &format!("create namespace \"{name}\"")) {
+        if let Err(error) = execution.principal.require(Role::Dba, format!("create namespace \"{name}\"")) {
             return Err(denied(&execution, "CREATE NAMESPACE", name, error).await);
         }
         if if_not_exists && execution.snapshot.catalog.namespace(name).is_some() {
@@ -41,7 +41,7 @@ pub(in crate::sql) async fn drop(session: &Session, name: &str, if_exists: bool,
     let mut attempts = Attempts::new(session);
     loop {
         let execution = session.begin()?;
-        if let Err(error) = execution.principal.require(Role::Dba, &format!("drop namespace \"{name}\"")) {
+        if let Err(error) = execution.principal.require(Role::Dba, format!("drop namespace \"{name}\"")) {
             return Err(denied(&execution, "DROP NAMESPACE", name, error).await);
         }
         let catalog = &execution.snapshot.catalog;
