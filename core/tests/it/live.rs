@@ -181,6 +181,7 @@ fn text_row(batch: &RecordBatch, row: usize) -> Row {
 
 /// The result of the same SELECT on a pinned snapshot, by DataFusion's own planner.
 async fn select(
+    context: &SessionContext,
     database: &Database,
     snapshot: &Arc<Snapshot>,
     table: &str,
@@ -190,9 +191,7 @@ async fn select(
     let definition = snapshot.catalog.table("app", table).expect("the table exists");
     let schemas = database.context().schema_registry.schemas(definition);
     let provider = KalamTable::stored(Arc::clone(snapshot), schemas, RowSchema::Full, scope, i64::MIN);
-    let mut config = SessionConfig::new().with_target_partitions(1);
-    config.options_mut().execution.parquet.schema_force_view_types = false;
-    let context = SessionContext::new_with_config(config);
+    context.deregister_table("t").expect("deregistered");
     context.register_table("t", Arc::new(provider)).expect("registered");
     let batches = context.sql(&query.sql("t")).await.expect("planned").collect().await.expect("selected");
     let mut rows = BTreeMap::new();
@@ -376,13 +375,17 @@ impl Subscriber {
         /// Evenly spread over all frontiers, the last among them; each costs a SELECT.
         const COMPARED_MAX: usize = 40;
         let mut compared = 0;
+        // One for all, because making one costs more than a SELECT.
+        let mut config = SessionConfig::new().with_target_partitions(1);
+        config.options_mut().execution.parquet.schema_force_view_types = false;
+        let context = SessionContext::new_with_config(config);
         let checkpoints = std::mem::take(&mut self.client.checkpoints);
         let step = checkpoints.len().div_ceil(COMPARED_MAX).max(1);
         for (seq, held) in checkpoints.into_iter().rev().step_by(step) {
             let Some(snapshot) = pinned.get(&seq) else { continue };
             let Some(definition) = snapshot.catalog.table("app", &self.table.name) else { continue };
             let scope = definition.scope_for(self.session.principal().user_id);
-            let selected = select(database, snapshot, &self.table.name, scope, &self.query).await;
+            let selected = select(&context, database, snapshot, &self.table.name, scope, &self.query).await;
             if held != selected {
                 let query = self.query.sql(&self.table.name);
                 return Err(format!("{query} at {seq}: held {held:#?}, selected {selected:#?}"));
@@ -452,6 +455,16 @@ struct Totals {
     frames: u64,
     log_reads: u64,
     resets: u64,
+}
+
+impl Totals {
+    /// Takes what a database counted before it is shut down.
+    fn add(&mut self, database: &Database) {
+        let live = database.context().live_queries.counters();
+        self.frames += live.frames;
+        self.log_reads += live.log_reads;
+        self.resets += live.resets;
+    }
 }
 
 async fn run_case(
@@ -528,6 +541,7 @@ async fn run_database(seed: u64, cases: std::ops::Range<u64>, totals: &mut Total
         let phases = if on_disk && random.random_ratio(1, 2) { 2 } else { 1 };
         for phase in 0..phases {
             if phase > 0 {
+                totals.add(&database);
                 database = reopen(database, &config, &mut subscribers).await.map_err(failed(case))?;
             }
             run_case(&database, &mut subscribers, &tables, &mut random, totals).await.map_err(|error| (case, error))?;
@@ -537,10 +551,7 @@ async fn run_database(seed: u64, cases: std::ops::Range<u64>, totals: &mut Total
             return Err((case, format!("{} subscriptions are left", live.subscriptions)));
         }
     }
-    let live = database.context().live_queries.counters();
-    totals.frames += live.frames;
-    totals.log_reads += live.log_reads;
-    totals.resets += live.resets;
+    totals.add(&database);
     database.shutdown().await.map_err(failed(first))
 }
 
