@@ -109,13 +109,19 @@ impl AppContext {
 /// Reads the secret, or makes it; the store's lock keeps other processes away meanwhile.
 fn stored_secret(path: &Path) -> Result<[u8; 32]> {
     let failed = |error: std::io::Error| {
-        Error::new(ErrorKind::Unavailable, SqlState::IO_ERROR, "the secret in the data directory cannot be read or made")
-            .hint("check that the data directory is writable")
-            .source(error)
+        Error::new(
+            ErrorKind::Unavailable,
+            SqlState::IO_ERROR,
+            "the secret in the data directory cannot be read or made",
+        )
+        .hint("check that the data directory is writable")
+        .source(error)
     };
     match std::fs::read(path) {
-        Ok(bytes) => <[u8; 32]>::try_from(bytes.as_slice())
-            .map_err(|_| Error::corruption("the secret in the data directory is damaged").hint("restore it, or remove it: all tokens are then void")),
+        Ok(bytes) => <[u8; 32]>::try_from(bytes.as_slice()).map_err(|_| {
+            Error::corruption("the secret in the data directory is damaged")
+                .hint("restore it, or remove it: all tokens are then void")
+        }),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let secret: [u8; 32] = rand::random();
             // Whole or not at all: it is written beside its place, brought to disk, and moved.

@@ -184,12 +184,8 @@ impl Error {
 
     /// No such table (42P01), e.g. `table "app.notes" does not exist`.
     pub fn table_not_found(name: impl fmt::Display) -> Self {
-        Self::new(
-            ErrorKind::NotFound,
-            SqlState::UNDEFINED_TABLE,
-            format!("table \"{name}\" does not exist"),
-        )
-        .hint("SHOW TABLES lists the tables you can read")
+        Self::new(ErrorKind::NotFound, SqlState::UNDEFINED_TABLE, format!("table \"{name}\" does not exist"))
+            .hint("SHOW TABLES lists the tables you can read")
     }
 
     /// No such namespace (3F000).
@@ -266,17 +262,13 @@ impl From<DataFusionError> for Error {
             DataFusionError::Shared(inner) => from_shared(&inner),
             DataFusionError::ArrowError(inner, _) => (*inner).into(),
             DataFusionError::SQL(inner, _) => Error::syntax(inner.to_string()),
-            DataFusionError::Plan(message) => Error::new(
-                ErrorKind::InvalidSql,
-                SqlState::SYNTAX_ERROR,
-                client_text(plan_reason(&message)),
-            ),
+            DataFusionError::Plan(message) => {
+                Error::new(ErrorKind::InvalidSql, SqlState::SYNTAX_ERROR, client_text(plan_reason(&message)))
+            }
             DataFusionError::SchemaError(inner, _) => from_schema_error(&inner),
-            DataFusionError::NotImplemented(feature) => Error::new(
-                ErrorKind::Unsupported,
-                SqlState::FEATURE_NOT_SUPPORTED,
-                client_text(&feature),
-            ),
+            DataFusionError::NotImplemented(feature) => {
+                Error::new(ErrorKind::Unsupported, SqlState::FEATURE_NOT_SUPPORTED, client_text(&feature))
+            }
             DataFusionError::ResourcesExhausted(message) => {
                 Error::new(ErrorKind::ResourceExhausted, SqlState::OUT_OF_MEMORY, client_text(&message))
                     .hint("select less, or raise query_memory_bytes")
@@ -284,10 +276,9 @@ impl From<DataFusionError> for Error {
             DataFusionError::Execution(message) => {
                 Error::new(ErrorKind::InvalidArgument, SqlState::DATA_EXCEPTION, client_text(&message))
             }
-            DataFusionError::Collection(errors) => errors
-                .into_iter()
-                .next()
-                .map_or_else(|| Error::internal("the query failed"), Into::into),
+            DataFusionError::Collection(errors) => {
+                errors.into_iter().next().map_or_else(|| Error::internal("the query failed"), Into::into)
+            }
             other => Error::internal("the query failed").source(other),
         }
     }
@@ -348,14 +339,13 @@ fn from_schema_error(error: &SchemaError) -> Error {
             format!("column \"{}\" is ambiguous", field.flat_name()),
         )
         .hint("qualify it with its table"),
-        SchemaError::DuplicateQualifiedField { name, .. } | SchemaError::DuplicateUnqualifiedField { name } => {
-            Error::new(
-                ErrorKind::InvalidSql,
-                SqlState::DUPLICATE_COLUMN,
-                format!("column \"{name}\" appears more than once"),
-            )
-            .hint("give each column an alias of its own")
-        }
+        SchemaError::DuplicateQualifiedField { name, .. }
+        | SchemaError::DuplicateUnqualifiedField { name } => Error::new(
+            ErrorKind::InvalidSql,
+            SqlState::DUPLICATE_COLUMN,
+            format!("column \"{name}\" appears more than once"),
+        )
+        .hint("give each column an alias of its own"),
     }
 }
 
@@ -375,9 +365,7 @@ impl From<ArrowError> for Error {
                 };
             }
             ArrowError::DivideByZero => (ErrorKind::InvalidArgument, SqlState::DIVISION_BY_ZERO),
-            ArrowError::ArithmeticOverflow(_) => {
-                (ErrorKind::InvalidArgument, SqlState::NUMERIC_OUT_OF_RANGE)
-            }
+            ArrowError::ArithmeticOverflow(_) => (ErrorKind::InvalidArgument, SqlState::NUMERIC_OUT_OF_RANGE),
             ArrowError::CastError(_) | ArrowError::ParseError(_) => {
                 (ErrorKind::InvalidArgument, SqlState::INVALID_TEXT_REPRESENTATION)
             }

@@ -60,9 +60,10 @@ pub use datafusion::common::ScalarValue;
 pub use error::{Error, ErrorKind, Result, SqlState};
 pub use ids::{DatabaseId, NodeId, Seq, SubscriptionId, UserId};
 pub use live_query::{
-    CloseReason, EncodedBatch, Frame, FrameBody, ResetReason, SnapshotMode, SubscribeRequest, SubscribeStart, Subscription,
+    CloseReason, EncodedBatch, Frame, FrameBody, ResetReason, SnapshotMode, SubscribeRequest, SubscribeStart,
+    Subscription,
 };
 pub use sql::{
-    Affected, Outcome, Params, Prepared, ResultSchema, RowStream, STACK_BYTES, Session, SplitStatements, StatementKind,
-    TableInfo, split_statements,
+    Affected, Outcome, Params, Prepared, ResultSchema, RowStream, STACK_BYTES, Session, SplitStatements,
+    StatementKind, TableInfo, split_statements,
 };

@@ -77,7 +77,10 @@ pub(super) fn header_key(seq: Seq) -> Vec<u8> {
 
 /// The headers of the commits after `after` up to `up_to`.
 pub(super) fn header_range(after: Seq, up_to: Seq) -> KeyRange {
-    KeyRange { start: header_key(Seq(after.0.saturating_add(1))), end: KeyRange::prefix(header_key(up_to)).end }
+    KeyRange {
+        start: header_key(Seq(after.0.saturating_add(1))),
+        end: KeyRange::prefix(header_key(up_to)).end,
+    }
 }
 
 pub(super) fn all_headers() -> KeyRange {
@@ -140,7 +143,11 @@ fn append_parts(batch: &mut WriteBatch, seq: Seq, changes: &TableChanges) -> Res
             bytes <= PART_BYTES_MAX
         });
         let (these, rest) = rows.split_at(fitting.count().max(1));
-        batch.put(Partition::Log, part_key(changes.table, changes.scope, seq, part), encode_part(changes.version, these)?);
+        batch.put(
+            Partition::Log,
+            part_key(changes.table, changes.scope, seq, part),
+            encode_part(changes.version, these)?,
+        );
         rows = rest;
         part += 1;
     }
@@ -201,7 +208,9 @@ fn encode_header(database: DatabaseId, record: &CommitRecord, tables: &[TableSum
 }
 
 fn length(bytes: usize) -> Result<[u8; 4]> {
-    u32::try_from(bytes).map(u32::to_le_bytes).map_err(|_| Error::internal("a log entry is longer than 4 GiB"))
+    u32::try_from(bytes)
+        .map(u32::to_le_bytes)
+        .map_err(|_| Error::internal("a log entry is longer than 4 GiB"))
 }
 
 pub(super) fn decode_header(value: &[u8]) -> Result<CommitHeader> {

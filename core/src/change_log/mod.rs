@@ -100,7 +100,8 @@ impl CommitRecord {
     /// The memory the record takes, about.
     pub fn bytes(&self) -> usize {
         let row = |change: &RowChange| change.bytes() + size_of::<RowChange>();
-        let table = |changes: &TableChanges| size_of::<TableChanges>() + changes.rows.iter().map(row).sum::<usize>();
+        let table =
+            |changes: &TableChanges| size_of::<TableChanges>() + changes.rows.iter().map(row).sum::<usize>();
         // A definition of a table is the largest change of the catalog; a few KiB is what a wide one takes.
         size_of::<Self>() + self.catalog.len() * 2_048 + self.tables.iter().map(table).sum::<usize>()
     }

@@ -7,7 +7,8 @@ use std::ops::ControlFlow;
 use bytes::Bytes;
 
 use super::codec::{
-    CommitHeader, all_headers, damaged, decode_header, decode_part, header_key, header_range, part_key, part_range, part_seq,
+    CommitHeader, all_headers, damaged, decode_header, decode_part, header_key, header_range, part_key,
+    part_range, part_seq,
 };
 use super::{CommitRecord, TableChanges};
 use crate::error::Result;
@@ -150,7 +151,12 @@ pub fn read_record(storage: &dyn StorageSnapshot, seq: Seq) -> Result<Option<Com
         if rows.len() as u64 != summary.rows {
             return Err(damaged());
         }
-        tables.push(TableChanges { table: summary.table, version: summary.version, scope: summary.scope, rows });
+        tables.push(TableChanges {
+            table: summary.table,
+            version: summary.version,
+            scope: summary.scope,
+            rows,
+        });
     }
     Ok(Some(CommitRecord {
         seq,

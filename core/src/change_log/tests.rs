@@ -15,7 +15,12 @@ use crate::storage::{
 const DATABASE: DatabaseId = DatabaseId(uuid::Uuid::from_bytes([7; 16]));
 
 fn insert(key: &str, new: &[u8]) -> RowChange {
-    RowChange { op: RowOp::Insert, key: key.to_owned().into(), old: None, new: Some(Bytes::copy_from_slice(new)) }
+    RowChange {
+        op: RowOp::Insert,
+        key: key.to_owned().into(),
+        old: None,
+        new: Some(Bytes::copy_from_slice(new)),
+    }
 }
 
 fn changes(table: u32, scope: u64, rows: Vec<RowChange>) -> TableChanges {
@@ -44,22 +49,28 @@ fn store_with(records: &[CommitRecord]) -> RocksStorage {
     storage
 }
 
-fn read_seqs(snapshot: &dyn StorageSnapshot, table: u32, scope: u64, after: u64, up_to: u64) -> Option<Vec<u64>> {
-    let slice = read(snapshot, TableId(table), ScopeId(scope), Seq(after), Seq(up_to), usize::MAX).unwrap()?;
+fn read_seqs(
+    snapshot: &dyn StorageSnapshot,
+    table: u32,
+    scope: u64,
+    after: u64,
+    up_to: u64,
+) -> Option<Vec<u64>> {
+    let slice =
+        read(snapshot, TableId(table), ScopeId(scope), Seq(after), Seq(up_to), usize::MAX).unwrap()?;
     assert_eq!(slice.complete_through, Seq(up_to.max(after)));
     Some(slice.changes.iter().map(|(seq, _)| seq.0).collect())
 }
 
 fn row_change() -> impl Strategy<Value = RowChange> {
     let image = || prop::collection::vec(any::<u8>(), 0..20).prop_map(Bytes::from);
-    (image(), prop_oneof![Just(RowOp::Insert), Just(RowOp::Update), Just(RowOp::Delete)], image(), image()).prop_map(
-        |(key, op, old, new)| RowChange {
+    (image(), prop_oneof![Just(RowOp::Insert), Just(RowOp::Update), Just(RowOp::Delete)], image(), image())
+        .prop_map(|(key, op, old, new)| RowChange {
             op,
             key,
             old: (op != RowOp::Insert).then_some(old),
             new: (op != RowOp::Delete).then_some(new),
-        },
-    )
+        })
 }
 
 proptest! {
@@ -130,7 +141,8 @@ fn a_scope_reads_only_its_own_changes() {
 
 #[test]
 fn a_read_ends_at_a_commit_once_it_has_enough() {
-    let commits: Vec<_> = (1..=4).map(|seq| record(seq, vec![changes(1, 0, vec![insert("k", &[0; 100])])])).collect();
+    let commits: Vec<_> =
+        (1..=4).map(|seq| record(seq, vec![changes(1, 0, vec![insert("k", &[0; 100])])])).collect();
     let snapshot = store_with(&commits).snapshot();
     let read = |after| read(&*snapshot, TableId(1), ScopeId(0), Seq(after), Seq(9), 150).unwrap().unwrap();
     let first = read(0);
@@ -141,7 +153,8 @@ fn a_read_ends_at_a_commit_once_it_has_enough() {
 
 #[test]
 fn large_commits_are_cut_into_parts_and_read_as_one() {
-    let rows: Vec<_> = (0..5).map(|row| insert(&format!("k{row}"), &vec![row; PART_BYTES_MAX * 2 / 5])).collect();
+    let rows: Vec<_> =
+        (0..5).map(|row| insert(&format!("k{row}"), &vec![row; PART_BYTES_MAX * 2 / 5])).collect();
     let mut rows_with_giant = rows.clone();
     rows_with_giant.insert(2, insert("giant", &vec![9; PART_BYTES_MAX + 1]));
     let record = record(1, vec![changes(1, 0, rows_with_giant)]);
@@ -154,7 +167,8 @@ fn large_commits_are_cut_into_parts_and_read_as_one() {
 
 #[test]
 fn trimming_moves_the_floor_and_readers_below_it_are_told() {
-    let commits: Vec<_> = (1..=4).map(|seq| record(seq, vec![changes(1, 7, vec![insert("k", b"v")])])).collect();
+    let commits: Vec<_> =
+        (1..=4).map(|seq| record(seq, vec![changes(1, 7, vec![insert("k", b"v")])])).collect();
     let storage = store_with(&commits);
     let before = storage.snapshot();
     let step = trim(&*before, Seq(2)).unwrap().unwrap();
@@ -174,15 +188,12 @@ fn trimming_moves_the_floor_and_readers_below_it_are_told() {
 
 #[test]
 fn the_bytes_are_frozen() {
-    let update = RowChange {
-        op: RowOp::Update,
-        key: "k".into(),
-        old: Some("o".into()),
-        new: Some("nn".into()),
-    };
+    let update =
+        RowChange { op: RowOp::Update, key: "k".into(), old: Some("o".into()), new: Some("nn".into()) };
     let delete = RowChange { op: RowOp::Delete, key: "d".into(), old: Some("x".into()), new: None };
     let mut record = record(258, vec![changes(1000, 7, vec![insert("i", b"v"), update, delete])]);
-    record.catalog = vec![CatalogChange::DropTable(TableId(1001)), CatalogChange::DropStorage(Arc::from("s"))];
+    record.catalog =
+        vec![CatalogChange::DropTable(TableId(1001)), CatalogChange::DropStorage(Arc::from("s"))];
     let mut batch = WriteBatch::new();
     append(&mut batch, DATABASE, &record).unwrap();
     let put = |key: Vec<u8>, value: Vec<u8>| WriteOp::Put {
@@ -190,7 +201,10 @@ fn the_bytes_are_frozen() {
         key: key.into(),
         value: value.into(),
     };
-    assert_eq!(part_key(TableId(1000), ScopeId(7), Seq(258), 0), *b"C\0\0\x03\xE8\0\0\0\0\0\0\0\x07\0\0\0\0\0\0\x01\x02\0\0\0\0");
+    assert_eq!(
+        part_key(TableId(1000), ScopeId(7), Seq(258), 0),
+        *b"C\0\0\x03\xE8\0\0\0\0\0\0\0\x07\0\0\0\0\0\0\x01\x02\0\0\0\0"
+    );
     assert_eq!(header_key(Seq(258)), *b"H\0\0\0\0\0\0\x01\x02");
     let part = [
         &[1, 1, 0, 0, 0, 3, 0, 0, 0][..],

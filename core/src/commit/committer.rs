@@ -95,7 +95,8 @@ impl Committer {
         clock: Arc<dyn Clock>,
         options: CommitterOptions,
     ) -> Result<Arc<Self>> {
-        let Recovered { database, epochs, snapshot } = recover(&*storage, directory.as_deref(), clock.now_us())?;
+        let Recovered { database, epochs, snapshot } =
+            recover(&*storage, directory.as_deref(), clock.now_us())?;
         tracing::info!(database = %database, epoch = snapshot.epoch.0, seq = snapshot.seq.0, "recovered the store");
         let seq = snapshot.seq;
         let installed = Arc::new(Installed {
@@ -159,7 +160,8 @@ impl Committer {
         let trim = match set.trim_log_to {
             Some(up_to) => {
                 let snapshot = self.snapshot();
-                storage::blocking(move || change_log::trim(&*snapshot.storage, up_to.min(snapshot.seq))).await?
+                storage::blocking(move || change_log::trim(&*snapshot.storage, up_to.min(snapshot.seq)))
+                    .await?
             }
             None => None,
         };

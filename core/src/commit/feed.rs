@@ -70,7 +70,11 @@ impl CommitFeed {
         let mut ring = self.shared.ring.lock();
         let mut last = None;
         for record in records {
-            debug_assert_eq!(record.seq.0, ring.evicted_through.0 + ring.records.len() as u64 + 1, "the ring has no gap");
+            debug_assert_eq!(
+                record.seq.0,
+                ring.evicted_through.0 + ring.records.len() as u64 + 1,
+                "the ring has no gap"
+            );
             last = Some(record.seq);
             let bytes = record.bytes();
             ring.bytes += bytes;

@@ -80,7 +80,9 @@ impl WriteSet {
 
     /// Whether there is nothing to commit.
     pub fn is_empty(&self) -> bool {
-        self.catalog.is_empty() && self.trim_log_to.is_none() && self.tables.iter().all(|write| write.rows.is_empty())
+        self.catalog.is_empty()
+            && self.trim_log_to.is_none()
+            && self.tables.iter().all(|write| write.rows.is_empty())
     }
 
     /// The bytes of all keys and rows.

@@ -63,7 +63,11 @@ pub(super) fn put_last_commit(batch: &mut WriteBatch, seq: Seq, commit_ts: i64) 
 ///
 /// # Errors
 /// `Corruption` when the store does not fit together, or ends before the last commit that is known to be on disk.
-pub(super) fn recover(storage: &dyn StorageBackend, directory: Option<&DataDirectory>, now_us: i64) -> Result<Recovered> {
+pub(super) fn recover(
+    storage: &dyn StorageBackend,
+    directory: Option<&DataDirectory>,
+    now_us: i64,
+) -> Result<Recovered> {
     let before = storage.snapshot();
     let mut batch = WriteBatch::new();
     let stored = match before.get(Partition::Meta, DATABASE_ID_KEY)? {
@@ -84,7 +88,8 @@ pub(super) fn recover(storage: &dyn StorageBackend, directory: Option<&DataDirec
         batch.put(Partition::Meta, key, seq.0.to_be_bytes().to_vec());
         epochs.ends.insert(epochs.current, seq);
     }
-    epochs.current = Epoch(epochs.current.0.checked_add(1).ok_or_else(|| Error::internal("no epochs are left"))?);
+    epochs.current =
+        Epoch(epochs.current.0.checked_add(1).ok_or_else(|| Error::internal("no epochs are left"))?);
     batch.put(Partition::Meta, EPOCH_KEY, epochs.current.0.to_be_bytes().to_vec());
     storage.write(batch, true)?;
     if let Some(directory) = directory {
@@ -92,7 +97,8 @@ pub(super) fn recover(storage: &dyn StorageBackend, directory: Option<&DataDirec
     }
     let storage = storage.snapshot();
     let log_floor = change_log::floor(&*storage)?;
-    let snapshot = Snapshot { seq, commit_ts, epoch: epochs.current, catalog: Arc::new(catalog), storage, log_floor };
+    let snapshot =
+        Snapshot { seq, commit_ts, epoch: epochs.current, catalog: Arc::new(catalog), storage, log_floor };
     Ok(Recovered { database, epochs, snapshot })
 }
 
@@ -128,7 +134,8 @@ fn stored_state(before: &dyn StorageSnapshot, id: &[u8]) -> Result<State> {
     let (seq, commit_ts) = stored_last_commit(before)?;
     check_log_end(before, database, seq)?;
     let current = before.get(Partition::Meta, EPOCH_KEY)?.ok_or_else(|| damaged("the epoch is missing"))?;
-    let mut epochs = EpochHistory { current: Epoch(u32::from_be_bytes(fixed(&current)?)), ends: BTreeMap::new() };
+    let mut epochs =
+        EpochHistory { current: Epoch(u32::from_be_bytes(fixed(&current)?)), ends: BTreeMap::new() };
     for entry in before.scan(Partition::Meta, KeyRange::prefix(EPOCH_END_PREFIX), Direction::Forward) {
         let (key, value) = entry?;
         let epoch = Epoch(u32::from_be_bytes(fixed(key.get(EPOCH_END_PREFIX.len()..).unwrap_or_default())?));
@@ -138,7 +145,8 @@ fn stored_state(before: &dyn StorageSnapshot, id: &[u8]) -> Result<State> {
 }
 
 fn stored_last_commit(before: &dyn StorageSnapshot) -> Result<(Seq, i64)> {
-    let value = before.get(Partition::Meta, LAST_COMMIT_KEY)?.ok_or_else(|| damaged("the last commit is missing"))?;
+    let value =
+        before.get(Partition::Meta, LAST_COMMIT_KEY)?.ok_or_else(|| damaged("the last commit is missing"))?;
     let (seq, commit_ts) = value.split_at_checked(8).ok_or_else(|| damaged("the last commit is cut off"))?;
     Ok((Seq(u64::from_be_bytes(fixed(seq)?)), i64::from_be_bytes(fixed(commit_ts)?)))
 }
@@ -153,9 +161,10 @@ fn check_log_end(before: &dyn StorageSnapshot, database: DatabaseId, seq: Seq) -
 }
 
 fn stored_catalog(before: &dyn StorageSnapshot) -> Result<Catalog> {
-    let header = before.get(Partition::Meta, CATALOG_HEADER_KEY)?.ok_or_else(|| damaged("the catalog is missing"))?;
-    let header: CatalogHeader =
-        serde_json::from_slice(&header).map_err(|error| damaged("the catalog's header cannot be read").source(error))?;
+    let header =
+        before.get(Partition::Meta, CATALOG_HEADER_KEY)?.ok_or_else(|| damaged("the catalog is missing"))?;
+    let header: CatalogHeader = serde_json::from_slice(&header)
+        .map_err(|error| damaged("the catalog's header cannot be read").source(error))?;
     let mut records = Vec::new();
     for entry in before.scan(Partition::Meta, KeyRange::prefix(CATALOG_PREFIX), Direction::Forward) {
         let (_, value) = entry?;
@@ -172,5 +181,6 @@ fn fixed<const N: usize>(bytes: &[u8]) -> Result<[u8; N]> {
 }
 
 fn damaged(why: &str) -> Error {
-    Error::corruption(format!("the state of the store is damaged: {why}")).hint("restore the data directory from a backup")
+    Error::corruption(format!("the state of the store is damaged: {why}"))
+        .hint("restore the data directory from a backup")
 }

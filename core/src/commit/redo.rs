@@ -25,7 +25,11 @@ pub(super) const CATALOG_HEADER_KEY: &[u8] = b"catalog_header";
 ///
 /// # Errors
 /// Whatever [`Catalog::apply`] refuses.
-pub(super) fn redo(batch: &mut WriteBatch, record: &CommitRecord, catalog: &Arc<Catalog>) -> Result<Arc<Catalog>> {
+pub(super) fn redo(
+    batch: &mut WriteBatch,
+    record: &CommitRecord,
+    catalog: &Arc<Catalog>,
+) -> Result<Arc<Catalog>> {
     let mut catalog = Arc::clone(catalog);
     for change in &record.catalog {
         let next = catalog.apply(change)?;
@@ -82,5 +86,6 @@ pub(super) fn put_header(batch: &mut WriteBatch, header: CatalogHeader) -> Resul
 }
 
 fn json(value: &impl serde::Serialize) -> Result<Vec<u8>> {
-    serde_json::to_vec(value).map_err(|error| Error::internal("a catalog record cannot be written").source(error))
+    serde_json::to_vec(value)
+        .map_err(|error| Error::internal("a catalog record cannot be written").source(error))
 }

@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use arc_swap::ArcSwap;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
-use super::redo::redo;
 use super::recovery::put_last_commit;
+use super::redo::redo;
 use super::validation::{LastChanges, Overlay};
 use super::{CommitFeed, Receipt, Snapshot, WriteSet};
 use crate::change_log::{self, CommitRecord, TrimStep};

@@ -168,7 +168,12 @@ impl<'a> Overlay<'a> {
                     // To whoever follows the log the expired row is still there, so it is replaced, not inserted.
                     Some(Stored { expired: Some(old), .. }) => {
                         self.set(&key, Some(seq));
-                        Ok(RowChange { op: RowOp::Update, key, old: Some(old), new: Some(stamped(row, seq)?) })
+                        Ok(RowChange {
+                            op: RowOp::Update,
+                            key,
+                            old: Some(old),
+                            new: Some(stamped(row, seq)?),
+                        })
                     }
                     Some(_) => Err(target.taken(&key)),
                     None if self.rows.get(&key).is_some_and(Option::is_some) => Err(target.taken(&key)),
@@ -180,10 +185,13 @@ impl<'a> Overlay<'a> {
             }
             RowWrite::Append { row } => {
                 if target.table.has_key() {
-                    return Err(Error::internal("a row without a key was given to a table with a primary key"));
+                    return Err(Error::internal(
+                        "a row without a key was given to a table with a primary key",
+                    ));
                 }
                 let key = keys::hidden_key(target.table.id, scope, seq, *ordinal);
-                *ordinal = ordinal.checked_add(1).ok_or_else(|| Error::internal("a commit has too many rows"))?;
+                *ordinal =
+                    ordinal.checked_add(1).ok_or_else(|| Error::internal("a commit has too many rows"))?;
                 Ok(RowChange { op: RowOp::Insert, key: key.into(), old: None, new: Some(stamped(row, seq)?) })
             }
             RowWrite::Update { key, expected, old, row } => {
@@ -270,7 +278,10 @@ impl Target<'_> {
         if key.starts_with(&self.prefix) {
             return Ok(());
         }
-        Err(Error::internal(format!("a row key does not belong to table \"{}\"", self.table.qualified_name())))
+        Err(Error::internal(format!(
+            "a row key does not belong to table \"{}\"",
+            self.table.qualified_name()
+        )))
     }
 
     fn taken(&self, key: &[u8]) -> Error {
@@ -296,7 +307,9 @@ impl Target<'_> {
 
 fn key_of(row: &RowWrite) -> Option<&Bytes> {
     match row {
-        RowWrite::Insert { key, .. } | RowWrite::Update { key, .. } | RowWrite::Delete { key, .. } => Some(key),
+        RowWrite::Insert { key, .. } | RowWrite::Update { key, .. } | RowWrite::Delete { key, .. } => {
+            Some(key)
+        }
         RowWrite::Append { .. } => None,
     }
 }
@@ -326,6 +339,8 @@ fn check_table(table: &TableDefinition, scope: ScopeId, catalog: &Catalog) -> Re
                 "the user who owns these rows no longer exists",
             )),
         },
-        _ => Err(Error::internal(format!("table \"{}\" was written in a wrong scope", table.qualified_name()))),
+        _ => {
+            Err(Error::internal(format!("table \"{}\" was written in a wrong scope", table.qualified_name())))
+        }
     }
 }

@@ -86,7 +86,8 @@ impl Expiry {
         }
         let now = self.clock.now_us();
         loop {
-            let due: Vec<_> = std::iter::from_fn(|| current.queue.pop_due(now)).take(ROWS_PER_COMMIT).collect();
+            let due: Vec<_> =
+                std::iter::from_fn(|| current.queue.pop_due(now)).take(ROWS_PER_COMMIT).collect();
             if !due.is_empty() {
                 self.delete(due).await?;
             } else if current.queue.needs_scan(now) {

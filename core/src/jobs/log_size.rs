@@ -27,7 +27,8 @@ impl LogSize {
         let step_bytes = (bytes_max / STEPS).max(1);
         let mut size = Self { steps: VecDeque::new(), floor, bytes: 0, step_bytes };
         // Nothing is known about how the bytes are spread, so evenly.
-        let steps = bytes.div_ceil(step_bytes).min(10 * STEPS).clamp(1, last.0.saturating_sub(floor.0).max(1));
+        let steps =
+            bytes.div_ceil(step_bytes).min(10 * STEPS).clamp(1, last.0.saturating_sub(floor.0).max(1));
         for step in 1..=steps {
             let up_to = floor.0 + (last.0.saturating_sub(floor.0)) * step / steps;
             size.add(Seq(up_to), bytes / steps);

@@ -128,7 +128,12 @@ impl Job {
 
     /// Moves to `next` at `now`.
     pub(super) fn become_status(&mut self, next: JobStatus, now: i64) {
-        assert!(self.status.may_become(next), "a job cannot go from {} to {}", self.status.name(), next.name());
+        assert!(
+            self.status.may_become(next),
+            "a job cannot go from {} to {}",
+            self.status.name(),
+            next.name()
+        );
         self.status = next;
         self.updated_at = now;
         if next == JobStatus::Running {
@@ -175,7 +180,10 @@ impl Job {
 /// One row of a system table in its visible schema. Every column must be given, in any order.
 pub(crate) fn row(table: &TableSchemas, values: Vec<(&str, ScalarValue)>) -> Result<RecordBatch> {
     let missing = |name: &str| {
-        Error::internal(format!("a row of \"{}\" has no column \"{name}\"", table.definition.qualified_name()))
+        Error::internal(format!(
+            "a row of \"{}\" has no column \"{name}\"",
+            table.definition.qualified_name()
+        ))
     };
     let columns = table
         .visible

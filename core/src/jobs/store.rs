@@ -122,7 +122,12 @@ impl JobStore {
     }
 
     /// Commits rows of `system.jobs`, in its visible schema, in the place of those that have the same id.
-    async fn put(&self, snapshot: Arc<Snapshot>, schemas: Arc<TableSchemas>, batch: RecordBatch) -> Result<()> {
+    async fn put(
+        &self,
+        snapshot: Arc<Snapshot>,
+        schemas: Arc<TableSchemas>,
+        batch: RecordBatch,
+    ) -> Result<()> {
         let read_seq = snapshot.seq;
         let table = Arc::clone(&schemas.definition);
         let rows = storage::blocking(move || {
@@ -140,7 +145,9 @@ impl JobStore {
         })
         .await?;
         let write = TableWrite { table, scope: ScopeId::SHARED, rows };
-        self.committer.commit(WriteSet { tables: vec![write], ..WriteSet::new(UserId::SYSTEM, read_seq) }).await?;
+        self.committer
+            .commit(WriteSet { tables: vec![write], ..WriteSet::new(UserId::SYSTEM, read_seq) })
+            .await?;
         Ok(())
     }
 

@@ -18,11 +18,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use datafusion::arrow::array::{
-    Array, ArrayRef, AsArray, BooleanArray, Int64Array, RecordBatch, RecordBatchOptions, UInt8Array, UInt32Array,
-    make_comparator,
+    Array, ArrayRef, AsArray, BooleanArray, Int64Array, RecordBatch, RecordBatchOptions, UInt8Array,
+    UInt32Array, make_comparator,
 };
 use datafusion::arrow::compute::kernels::cmp::not_distinct;
-use datafusion::arrow::compute::{SortOptions, and, filter_record_batch, interleave, prep_null_mask_filter, take};
+use datafusion::arrow::compute::{
+    SortOptions, and, filter_record_batch, interleave, prep_null_mask_filter, take,
+};
 use datafusion::arrow::datatypes::{DataType, Field, FieldRef, Int64Type, Schema, SchemaRef};
 use datafusion::common::DFSchema;
 use datafusion::execution::SessionState;
@@ -107,7 +109,8 @@ impl Evaluator {
             Arc::new(Field::new("_op", DataType::UInt8, false)),
             Arc::new(Field::new(COLUMN_SEQ, DataType::Int64, false)),
         ];
-        fields.extend(compiled.iter().filter(|output| !output.hidden).map(|output| Arc::clone(&output.field)));
+        fields
+            .extend(compiled.iter().filter(|output| !output.hidden).map(|output| Arc::clone(&output.field)));
         let schema = Arc::new(Schema::new(fields));
         let schema_ipc = encode_schema(&schema)?;
         Ok(Self { columns, seq_position, filter, outputs: compiled, schema, schema_ipc, key_columns })
@@ -180,9 +183,10 @@ impl Evaluator {
 
     /// For each change whose old and new image both match, in order: do the selected values differ?
     fn changed_pairs(&self, images: &Images, old: &Side, new: &Side) -> Result<Vec<bool>> {
-        let pairs = images.changes.iter().filter_map(|change| {
-            Some((old.position(change.old)?, new.position(change.new)?))
-        });
+        let pairs = images
+            .changes
+            .iter()
+            .filter_map(|change| Some((old.position(change.old)?, new.position(change.new)?)));
         let (old_rows, new_rows): (Vec<_>, Vec<_>) =
             pairs.map(|(old, new)| (row_number(old), row_number(new))).unzip();
         let (old_rows, new_rows) = (UInt32Array::from(old_rows), UInt32Array::from(new_rows));

@@ -183,8 +183,12 @@ impl EncodedBatch {
     pub(crate) fn encode(batch: RecordBatch) -> Result<Self> {
         let options = IpcWriteOptions::default();
         let mut tracker = DictionaryTracker::new(true);
-        let (dictionaries, data) =
-            IpcDataGenerator::default().encode(&batch, &mut tracker, &options, &mut IpcWriteContext::default())?;
+        let (dictionaries, data) = IpcDataGenerator::default().encode(
+            &batch,
+            &mut tracker,
+            &options,
+            &mut IpcWriteContext::default(),
+        )?;
         assert!(dictionaries.is_empty(), "a live query's columns have no dictionaries");
         Ok(Self { ipc: encapsulate(data, &options)?, rows: batch.num_rows(), batch })
     }
@@ -203,7 +207,8 @@ impl EncodedBatch {
 pub(crate) fn encode_schema(schema: &Schema) -> Result<Bytes> {
     let options = IpcWriteOptions::default();
     let mut tracker = DictionaryTracker::new(true);
-    let data = IpcDataGenerator::default().schema_to_bytes_with_dictionary_tracker(schema, &mut tracker, &options);
+    let data =
+        IpcDataGenerator::default().schema_to_bytes_with_dictionary_tracker(schema, &mut tracker, &options);
     Ok(encapsulate(data, &options)?)
 }
 

@@ -120,16 +120,17 @@ impl LiveQueryManager {
         // The snapshot is taken after joining: whatever commits from now on, the matcher shows to the group.
         let membership = Membership { shared: Arc::clone(shared), user: principal.user_id, group, id: None };
         let snapshot = shared.committer.snapshot();
-        check_current(&membership.group, principal, &snapshot.catalog).map_err(|stop| {
-            Error::conflict(format!("the live query cannot begin: {}", stop.message))
-        })?;
+        check_current(&membership.group, principal, &snapshot.catalog)
+            .map_err(|stop| Error::conflict(format!("the live query cannot begin: {}", stop.message)))?;
         let begin = shared.begin(&membership.group, request, &snapshot)?;
         let position = match &begin {
             Begin::Snapshot { .. } => snapshot.seq,
             Begin::After { seq, .. } => *seq,
         };
         if request.up_to_seq.is_some_and(|up_to| up_to < position) {
-            return Err(Error::invalid(format!("up_to_seq is before the start of the live query, which is {position}")));
+            return Err(Error::invalid(format!(
+                "up_to_seq is before the start of the live query, which is {position}"
+            )));
         }
         let registered = shared.register(principal, request, membership)?;
         debug!(subscription = registered.0.id.0, user = principal.user_id.0, "live query began");
@@ -141,7 +142,8 @@ impl LiveQueryManager {
     /// # Errors
     /// 42704 when there is none of that number.
     pub fn kill(&self, id: SubscriptionId) -> Result<()> {
-        let Some(registered) = self.shared.subscriptions.get(&id).map(|entry| Arc::clone(entry.value())) else {
+        let Some(registered) = self.shared.subscriptions.get(&id).map(|entry| Arc::clone(entry.value()))
+        else {
             return Err(Error::new(
                 ErrorKind::NotFound,
                 SqlState::UNDEFINED_OBJECT,

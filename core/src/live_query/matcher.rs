@@ -158,8 +158,13 @@ fn touched(shared: &Shared, records: &[Arc<CommitRecord>]) -> Vec<Work> {
     }
     rows.into_iter()
         .filter_map(|(place, rows)| {
-            let groups: Vec<_> =
-                shared.by_table.get(&place)?.iter().filter(|group| group.is_adopted()).map(Arc::clone).collect();
+            let groups: Vec<_> = shared
+                .by_table
+                .get(&place)?
+                .iter()
+                .filter(|group| group.is_adopted())
+                .map(Arc::clone)
+                .collect();
             Some(Work { place, groups, rows })
         })
         .collect()

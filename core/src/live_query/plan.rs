@@ -47,8 +47,7 @@ impl LiveQueryPlan {
     /// # Errors
     /// 0A000, naming it, for anything else than expressions over one table's row with an optional condition.
     pub fn extract(plan: &LogicalPlan, state: &SessionState) -> Result<Self> {
-        let analysed =
-            state.analyzer().execute_and_check(plan.clone(), state.config_options(), |_, _| {})?;
+        let analysed = state.analyzer().execute_and_check(plan.clone(), state.config_options(), |_, _| {})?;
         let shape = Shape::of(&analysed)?;
         shape.into_plan(state)
     }
@@ -62,7 +61,8 @@ impl LiveQueryPlan {
             node.map_expressions(|expr| {
                 expr.transform_up(|node| match &node {
                     Expr::Placeholder(parameter) => {
-                        let data_type = parameter.field.as_ref().map_or(&DataType::Null, |field| field.data_type());
+                        let data_type =
+                            parameter.field.as_ref().map_or(&DataType::Null, |field| field.data_type());
                         Ok(Transformed::yes(lit(ScalarValue::try_from(data_type)?)))
                     }
                     _ => Ok(Transformed::no(node)),
@@ -204,7 +204,8 @@ fn canonical_text(
     let mut text = format!("{} scope {scope}", table.definition.qualified_name());
     let write = |text: &mut String, expr: &Expr, name: &str| {
         // The debug form tells literals of different types apart, which the display form does not.
-        write!(text, "\n{name:?} = {expr:?}").map_err(|error| Error::internal("formatting failed").source(error))
+        write!(text, "\n{name:?} = {expr:?}")
+            .map_err(|error| Error::internal("formatting failed").source(error))
     };
     if let Some(filter) = filter {
         write(&mut text, filter, "where")?;
@@ -266,7 +267,10 @@ enum Folding {
 fn check_expression(expr: &Expr, folding: Folding) -> Result<()> {
     expr.apply(|node| {
         let refused_part = match node {
-            Expr::Exists(_) | Expr::InSubquery(_) | Expr::SetComparison(_) | Expr::ScalarSubquery(_)
+            Expr::Exists(_)
+            | Expr::InSubquery(_)
+            | Expr::SetComparison(_)
+            | Expr::ScalarSubquery(_)
             | Expr::OuterReferenceColumn(..) => Some("a subquery".to_owned()),
             Expr::AggregateFunction(call) => Some(format!("the aggregate function {}()", call.func.name())),
             Expr::WindowFunction(call) => Some(format!("the window function {}()", call.fun.name())),

@@ -52,12 +52,14 @@ impl Stop {
     /// Whether frames that are ready are delivered first.
     pub(super) fn drains(&self) -> bool {
         match self.reason {
-            CloseReason::TableDropped | CloseReason::SchemaChanged | CloseReason::Failed | CloseReason::Completed => {
-                true
-            }
-            CloseReason::Killed | CloseReason::UserDropped | CloseReason::AccessChanged | CloseReason::Shutdown => {
-                false
-            }
+            CloseReason::TableDropped
+            | CloseReason::SchemaChanged
+            | CloseReason::Failed
+            | CloseReason::Completed => true,
+            CloseReason::Killed
+            | CloseReason::UserDropped
+            | CloseReason::AccessChanged
+            | CloseReason::Shutdown => false,
         }
     }
 }
@@ -160,7 +162,12 @@ impl Shared {
     }
 
     /// Finds or makes the group of equal subscriptions and counts the new member.
-    pub(super) fn join(&self, principal: &Principal, plan: LiveQueryPlan, limits: FrameLimits) -> Result<Arc<Group>> {
+    pub(super) fn join(
+        &self,
+        principal: &Principal,
+        plan: LiveQueryPlan,
+        limits: FrameLimits,
+    ) -> Result<Arc<Group>> {
         let definition = &plan.table.definition;
         let key = GroupKey {
             table: definition.id,
@@ -271,7 +278,12 @@ impl Shared {
     }
 
     /// Where a subscription begins, as of `snapshot`.
-    pub(super) fn begin(&self, group: &Group, request: &SubscribeRequest, snapshot: &Snapshot) -> Result<Begin> {
+    pub(super) fn begin(
+        &self,
+        group: &Group,
+        request: &SubscribeRequest,
+        snapshot: &Snapshot,
+    ) -> Result<Begin> {
         let place = match &request.start {
             SubscribeStart::Now => {
                 return Ok(match request.snapshot {
@@ -289,7 +301,10 @@ impl Shared {
                 Err(reason) => return Ok(Begin::Snapshot { reset: Some(reason) }),
             },
             SubscribeStart::AfterSeq(seq) if *seq > snapshot.seq => {
-                return Err(Error::invalid(format!("seq {seq} is in the future: the newest is {}", snapshot.seq)));
+                return Err(Error::invalid(format!(
+                    "seq {seq} is in the future: the newest is {}",
+                    snapshot.seq
+                )));
             }
             SubscribeStart::AfterSeq(seq) => *seq,
         };

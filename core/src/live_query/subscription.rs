@@ -68,7 +68,8 @@ impl Subscription {
         request: &SubscribeRequest,
     ) -> Self {
         let evaluator = &registered.group.plan.evaluator;
-        let (id, schema, schema_ipc) = (registered.id, Arc::clone(evaluator.schema()), evaluator.schema_ipc());
+        let (id, schema, schema_ipc) =
+            (registered.id, Arc::clone(evaluator.schema()), evaluator.schema_ipc());
         let mut driver = Driver {
             group: Arc::clone(&registered.group),
             woken: registered.group.woken(),
@@ -246,7 +247,9 @@ impl Driver {
         // Frames that are still in the outbox stand before this one, so it may say what they complete.
         let complete = match (&self.phase, self.outbox.is_empty()) {
             (Phase::Live, true) => self.delivered,
-            _ => self.outbox.back().map_or(self.delivered, |frame| frame.complete_through.max(self.delivered)),
+            _ => {
+                self.outbox.back().map_or(self.delivered, |frame| frame.complete_through.max(self.delivered))
+            }
         };
         let body = FrameBody::Closed {
             reason: stop.reason,
@@ -435,7 +438,11 @@ fn repeated(error: &Arc<Error>) -> Error {
 }
 
 /// Starts the SELECT of a group at `snapshot`. Expired rows that no commit has deleted yet are part of it; see `evaluator`.
-async fn open_scan(shared: &Shared, group: &Group, snapshot: &Arc<Snapshot>) -> Result<SendableRecordBatchStream> {
+async fn open_scan(
+    shared: &Shared,
+    group: &Group,
+    snapshot: &Arc<Snapshot>,
+) -> Result<SendableRecordBatchStream> {
     let plan = &group.plan;
     let (snapshot, schemas) = (Arc::clone(snapshot), Arc::clone(&plan.table));
     let table = KalamTable::stored(snapshot, schemas, RowSchema::Full, plan.scope, i64::MIN);

@@ -121,7 +121,8 @@ impl Sealer {
     /// 22023 when the token is damaged, forged, newer than this program or of another query.
     pub(crate) fn open(&self, scope: &TokenScope, token: &[u8]) -> Result<Result<Position, ResetReason>> {
         let damaged = || {
-            Error::invalid("the resume token is not valid").hint("subscribe without a token to start with a snapshot")
+            Error::invalid("the resume token is not valid")
+                .hint("subscribe without a token to start with a snapshot")
         };
         if token.len() > TOKEN_BYTES_MAX {
             return Err(damaged());

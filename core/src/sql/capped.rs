@@ -145,7 +145,9 @@ impl Argument {
     fn number(&self, row: usize) -> i64 {
         let row = self.row(row);
         let numbers = self.numbers.as_ref().map(|numbers| numbers.as_primitive::<Int64Type>());
-        numbers.filter(|numbers| row < numbers.len() && numbers.is_valid(row)).map_or(0, |numbers| numbers.value(row))
+        numbers
+            .filter(|numbers| row < numbers.len() && numbers.is_valid(row))
+            .map_or(0, |numbers| numbers.value(row))
     }
 
     fn bytes(&self, row: usize) -> u64 {
@@ -190,7 +192,8 @@ fn series_len(arguments: &[Argument], row: usize) -> u64 {
         // The unit of a time's number against that of an interval is not worked out: the smallest step is assumed to be an
         // hour of microseconds or a day of days, so a finer series must be short.
         Some(_) if temporal => {
-            if matches!(arguments.first().map(|argument| argument.array.data_type()), Some(DataType::Date32)) {
+            if matches!(arguments.first().map(|argument| argument.array.data_type()), Some(DataType::Date32))
+            {
                 1
             } else {
                 60_000_000

@@ -45,7 +45,9 @@ pub(crate) fn parse(cursor: &mut Cursor<'_>, kind: Option<TableKind>) -> Result<
     let if_not_exists = cursor.keywords(&["IF", "NOT", "EXISTS"]);
     let name = cursor.qualified_name("table")?;
     if cursor.keyword("AS") {
-        return Err(Error::unsupported("CREATE TABLE ... AS").hint("create the table, then INSERT ... SELECT"));
+        return Err(
+            Error::unsupported("CREATE TABLE ... AS").hint("create the table, then INSERT ... SELECT")
+        );
     }
     if cursor.keyword("LIKE") {
         return Err(Error::unsupported("CREATE TABLE ... LIKE"));
@@ -64,7 +66,8 @@ pub(crate) fn parse(cursor: &mut Cursor<'_>, kind: Option<TableKind>) -> Result<
     }
     let given = if cursor.keyword("WITH") { cursor.options()? } else { Vec::new() };
     let (kind, options) = options(kind, &given)?;
-    let mut table = CreateTable { name, if_not_exists, kind, columns: Vec::new(), primary_key: Vec::new(), options };
+    let mut table =
+        CreateTable { name, if_not_exists, kind, columns: Vec::new(), primary_key: Vec::new(), options };
     for column in &columns {
         add_column(&mut table, column)?;
     }
@@ -72,16 +75,24 @@ pub(crate) fn parse(cursor: &mut Cursor<'_>, kind: Option<TableKind>) -> Result<
         add_constraint(&mut table, constraint)?;
     }
     if cursor.keyword("AS") {
-        return Err(Error::unsupported("CREATE TABLE ... AS").hint("create the table, then INSERT ... SELECT"));
+        return Err(
+            Error::unsupported("CREATE TABLE ... AS").hint("create the table, then INSERT ... SELECT")
+        );
     }
     Ok(table)
 }
 
 fn options(kind: Option<TableKind>, given: &[(String, String)]) -> Result<(TableKind, TableOptions)> {
-    let in_with = given.iter().find(|(name, _)| name == "type").map(|(_, value)| TableKind::parse(value)).transpose()?;
+    let in_with = given
+        .iter()
+        .find(|(name, _)| name == "type")
+        .map(|(_, value)| TableKind::parse(value))
+        .transpose()?;
     let kind = match (kind, in_with) {
         (Some(kind), Some(other)) if kind != other => {
-            return Err(Error::syntax(format!("CREATE {kind} TABLE with TYPE='{other}'")).hint("say the type once"));
+            return Err(
+                Error::syntax(format!("CREATE {kind} TABLE with TYPE='{other}'")).hint("say the type once")
+            );
         }
         (Some(kind), _) | (None, Some(kind)) => kind,
         (None, None) => TableKind::Shared,
@@ -94,7 +105,8 @@ fn options(kind: Option<TableKind>, given: &[(String, String)]) -> Result<(Table
             "flush_policy" => options.flush_policy = FlushPolicy::parse(value)?,
             "ttl_seconds" => {
                 let seconds = value.parse().map_err(|_| {
-                    Error::invalid(format!("TTL_SECONDS cannot be \"{value}\"")).hint("it is a whole number of seconds")
+                    Error::invalid(format!("TTL_SECONDS cannot be \"{value}\""))
+                        .hint("it is a whole number of seconds")
                 })?;
                 options.ttl_seconds = Some(seconds);
             }
@@ -119,7 +131,10 @@ fn scope(value: &str) -> Result<ScopeKind> {
     match value.to_ascii_lowercase().as_str() {
         "user" => Ok(ScopeKind::User),
         "shared" => Ok(ScopeKind::Shared),
-        _ => Err(Error::invalid(format!("scope \"{value}\" does not exist")).hint("scopes are USER and SHARED")),
+        _ => {
+            Err(Error::invalid(format!("scope \"{value}\" does not exist"))
+                .hint("scopes are USER and SHARED"))
+        }
     }
 }
 
@@ -160,7 +175,9 @@ fn add_column(table: &mut CreateTable, column: &ast::ColumnDef) -> Result<()> {
 }
 
 fn is_serial(name: &str) -> bool {
-    ["serial", "bigserial", "smallserial", "serial4", "serial8"].iter().any(|serial| name.eq_ignore_ascii_case(serial))
+    ["serial", "bigserial", "smallserial", "serial4", "serial8"]
+        .iter()
+        .any(|serial| name.eq_ignore_ascii_case(serial))
 }
 
 fn second_key(table: &CreateTable) -> Error {

@@ -60,8 +60,11 @@ impl Execution {
         if self.may_read(table) {
             return Ok(table);
         }
-        Err(Error::permission_denied(format!("permission denied to read table \"{}\"", table.qualified_name()))
-            .hint(self.role_hint(table, table.options.access_level.reader().name())))
+        Err(Error::permission_denied(format!(
+            "permission denied to read table \"{}\"",
+            table.qualified_name()
+        ))
+        .hint(self.role_hint(table, table.options.access_level.reader().name())))
     }
 
     /// The table of that name, which the principal may write.
@@ -81,8 +84,11 @@ impl Execution {
         if allowed {
             return Ok(table);
         }
-        Err(Error::permission_denied(format!("permission denied to write table \"{}\"", table.qualified_name()))
-            .hint(self.role_hint(table, table.options.access_level.writer().name())))
+        Err(Error::permission_denied(format!(
+            "permission denied to write table \"{}\"",
+            table.qualified_name()
+        ))
+        .hint(self.role_hint(table, table.options.access_level.writer().name())))
     }
 
     fn role_hint(&self, table: &TableDefinition, role: &str) -> String {

@@ -53,7 +53,8 @@ impl Generator {
             };
             fresh.max(after)
         };
-        let previous = self.last_snowflake.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| Some(next(last)));
+        let previous =
+            self.last_snowflake.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| Some(next(last)));
         next(previous.unwrap_or_else(|last| last))
     }
 
@@ -211,7 +212,12 @@ pub(crate) const SESSION_FUNCTIONS: [&str; 8] = [
 ];
 
 /// The function of that name for a session; `None` when it is none of [`SESSION_FUNCTIONS`].
-pub(crate) fn session_function(name: &str, username: &str, role: &str, namespace: &str) -> Option<Arc<ScalarUDF>> {
+pub(crate) fn session_function(
+    name: &str,
+    username: &str,
+    role: &str,
+    namespace: &str,
+) -> Option<Arc<ScalarUDF>> {
     let name = SESSION_FUNCTIONS.into_iter().find(|known| *known == name)?;
     let value = match name {
         "current_user" | "session_user" | "user" => username,

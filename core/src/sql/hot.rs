@@ -71,7 +71,11 @@ impl Shape {
     }
 
     /// Runs the statement once for each row of parameters, in one commit.
-    pub(crate) async fn try_run_batch(&self, session: &Session, rows: &[Vec<ScalarValue>]) -> Result<Option<Affected>> {
+    pub(crate) async fn try_run_batch(
+        &self,
+        session: &Session,
+        rows: &[Vec<ScalarValue>],
+    ) -> Result<Option<Affected>> {
         match self {
             Self::Insert(insert) => insert.run(session, rows).await,
             Self::Planned | Self::Point(_) => Ok(None),
@@ -132,7 +136,12 @@ impl Point {
         else {
             return None;
         };
-        if !bare || !from.joins.is_empty() || !with_hints.is_empty() || !partitions.is_empty() || !index_hints.is_empty() {
+        if !bare
+            || !from.joins.is_empty()
+            || !with_hints.is_empty()
+            || !partitions.is_empty()
+            || !index_hints.is_empty()
+        {
             return None;
         }
         let mut conditions = Vec::new();
@@ -171,7 +180,8 @@ impl Point {
         let schema = match &projection {
             None => ResultSchema { schema: Arc::clone(&schemas.visible), ipc: Some(schemas.visible_ipc()) },
             Some(positions) => {
-                let fields = positions.iter().map(|position| schemas.visible.fields().get(*position).map(Arc::clone));
+                let fields =
+                    positions.iter().map(|position| schemas.visible.fields().get(*position).map(Arc::clone));
                 ResultSchema { schema: Arc::new(Schema::new(fields.collect::<Option<Vec<_>>>()?)), ipc: None }
             }
         };
@@ -179,7 +189,11 @@ impl Point {
         Some(CompiledPoint { definition: Arc::clone(definition), reader, key, projection, schema })
     }
 
-    fn compiled(&self, execution: &Execution, definition: &Arc<TableDefinition>) -> Option<Arc<CompiledPoint>> {
+    fn compiled(
+        &self,
+        execution: &Execution,
+        definition: &Arc<TableDefinition>,
+    ) -> Option<Arc<CompiledPoint>> {
         let mut compiled = self.compiled.lock();
         if let Some(compiled) = &*compiled
             && Arc::ptr_eq(&compiled.definition, definition)
@@ -196,10 +210,15 @@ impl Point {
         // A missing right or name is the planned path's to tell.
         let Ok(definition) = execution.readable(&self.table) else { return Ok(None) };
         let Some(compiled) = self.compiled(&execution, definition) else { return Ok(None) };
-        let key = compiled.key.iter().map(|(ty, operand)| key_value(*ty, operand, params)).collect::<Option<Vec<_>>>();
+        let key = compiled
+            .key
+            .iter()
+            .map(|(ty, operand)| key_value(*ty, operand, params))
+            .collect::<Option<Vec<_>>>();
         let Some(key) = key else { return Ok(None) };
         let scope = definition.scope_for(execution.principal.user_id);
-        let (snapshot, now_us, point) = (Arc::clone(&execution.snapshot), execution.now_us(), Arc::clone(&compiled));
+        let (snapshot, now_us, point) =
+            (Arc::clone(&execution.snapshot), execution.now_us(), Arc::clone(&compiled));
         let batch = blocking(move || point.reader.read(&*snapshot.storage, scope, &key, now_us)).await?;
         let batch = match &compiled.projection {
             None => batch,
@@ -225,7 +244,9 @@ fn conjunction(expr: &Expr, conditions: &mut Vec<(String, Operand)>) -> Option<(
         }
         Expr::BinaryOp { left, op: BinaryOperator::Eq, right } => {
             let (column, operand) = match (&**left, &**right) {
-                (Expr::Identifier(column), value) | (value, Expr::Identifier(column)) => (column, operand(value)?),
+                (Expr::Identifier(column), value) | (value, Expr::Identifier(column)) => {
+                    (column, operand(value)?)
+                }
                 _ => return None,
             };
             let column = fold(column);
@@ -271,7 +292,9 @@ fn operand(expr: &Expr) -> Option<Operand> {
             },
             _ => None,
         },
-        Expr::Identifier(ident) if ident.quote_style.is_none() && ident.value.eq_ignore_ascii_case("default") => {
+        Expr::Identifier(ident)
+            if ident.quote_style.is_none() && ident.value.eq_ignore_ascii_case("default") =>
+        {
             Some(Operand::Default)
         }
         _ => None,
@@ -359,7 +382,11 @@ impl InsertValues {
         Some(Self { table: insert_target(insert).ok()?, columns, rows, compiled: Mutex::default() })
     }
 
-    fn compiled(&self, execution: &Execution, definition: &Arc<TableDefinition>) -> Option<Arc<CompiledInsert>> {
+    fn compiled(
+        &self,
+        execution: &Execution,
+        definition: &Arc<TableDefinition>,
+    ) -> Option<Arc<CompiledInsert>> {
         let mut compiled = self.compiled.lock();
         if let Some(compiled) = &*compiled
             && Arc::ptr_eq(&compiled.definition, definition)
@@ -367,22 +394,29 @@ impl InsertValues {
             return Some(Arc::clone(compiled));
         }
         let schemas = execution.schemas(definition);
-        let target = Target::new(Arc::clone(&schemas), &self.columns, self.rows.first().map(Vec::len)).ok()?;
+        let target =
+            Target::new(Arc::clone(&schemas), &self.columns, self.rows.first().map(Vec::len)).ok()?;
         let types = target.columns().iter().map(|column| (column.name.to_string(), column.ty)).collect();
         let writer = Arc::new(writer(execution, &schemas).ok()?);
-        let fresh = Arc::new(CompiledInsert { definition: Arc::clone(definition), schemas, target, writer, types });
+        let fresh =
+            Arc::new(CompiledInsert { definition: Arc::clone(definition), schemas, target, writer, types });
         *compiled = Some(Arc::clone(&fresh));
         Some(fresh)
     }
 
-    async fn run<P: AsRef<[ScalarValue]>>(&self, session: &Session, params: &[P]) -> Result<Option<Affected>> {
+    async fn run<P: AsRef<[ScalarValue]>>(
+        &self,
+        session: &Session,
+        params: &[P],
+    ) -> Result<Option<Affected>> {
         let mut attempts = Attempts::new(session);
         loop {
             let execution = session.begin()?;
             let Ok(definition) = execution.writable(&self.table) else { return Ok(None) };
             let Some(compiled) = self.compiled(&execution, definition) else { return Ok(None) };
             let Some(batch) = self.batch(&compiled, params)? else { return Ok(None) };
-            let mut rows = Rows::with_writer(&execution, Arc::clone(&compiled.schemas), Arc::clone(&compiled.writer));
+            let mut rows =
+                Rows::with_writer(&execution, Arc::clone(&compiled.schemas), Arc::clone(&compiled.writer));
             rows.insert(&compiled.target.complete(&execution, &batch)?)?;
             if let Some(affected) = rows.commit(&mut attempts).await? {
                 return Ok(Some(affected));
@@ -391,7 +425,11 @@ impl InsertValues {
     }
 
     /// The rows as given; `None` when the values of a column are not of one type.
-    fn batch<P: AsRef<[ScalarValue]>>(&self, compiled: &CompiledInsert, params: &[P]) -> Result<Option<RecordBatch>> {
+    fn batch<P: AsRef<[ScalarValue]>>(
+        &self,
+        compiled: &CompiledInsert,
+        params: &[P],
+    ) -> Result<Option<RecordBatch>> {
         let count = self.rows.len() * params.len();
         let mut columns = Vec::with_capacity(compiled.types.len());
         let mut fields = Vec::with_capacity(compiled.types.len());
@@ -428,7 +466,9 @@ fn array_of(ty: ColumnType, mut values: Vec<ScalarValue>) -> Result<Option<Array
         ColumnType::Text | ColumnType::Json | ColumnType::File => first == DataType::Utf8,
         ColumnType::Boolean => matches!(first, DataType::Boolean | DataType::Utf8),
         ColumnType::Bytes => first == DataType::Utf8 || first == DataType::Binary,
-        ColumnType::Decimal { .. } => matches!(first, DataType::Utf8 | DataType::Int64) || first == ty.arrow(),
+        ColumnType::Decimal { .. } => {
+            matches!(first, DataType::Utf8 | DataType::Int64) || first == ty.arrow()
+        }
         _ => true,
     };
     if !same_family {

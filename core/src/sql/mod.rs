@@ -57,14 +57,18 @@ async fn execute(session: &Session, parsed: &Parsed, params: Vec<ScalarValue>) -
     match &parsed.statement {
         Statement::Query(query) => query::select(session, query, view, &params).await,
         Statement::Explain(explain) => query::explain(session, explain, view, &params).await,
-        Statement::Insert(statement) => insert::insert(session, statement, view, &[params]).await.map(Outcome::Affected),
+        Statement::Insert(statement) => {
+            insert::insert(session, statement, view, &[params]).await.map(Outcome::Affected)
+        }
         Statement::Update(statement) => {
             update_delete::update(session, statement, view, &[params]).await.map(Outcome::Affected)
         }
         Statement::Delete(statement) => {
             update_delete::delete(session, statement, view, &[params]).await.map(Outcome::Affected)
         }
-        Statement::CreateNamespace { name, if_not_exists } => namespace::create(session, name, *if_not_exists).await,
+        Statement::CreateNamespace { name, if_not_exists } => {
+            namespace::create(session, name, *if_not_exists).await
+        }
         Statement::DropNamespace { name, if_exists, cascade } => {
             namespace::drop(session, name, *if_exists, *cascade).await
         }

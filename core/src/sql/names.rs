@@ -16,8 +16,8 @@ use datafusion::logical_expr::{AggregateUDF, Expr, HigherOrderUDF, ScalarUDF, Ta
 use datafusion::optimizer::simplify_expressions::ExprSimplifier;
 
 use super::catalog;
-use super::engine::type_planner;
 use super::cursor::QualifiedName;
+use super::engine::type_planner;
 use super::execution::Execution;
 use super::functions::{SESSION_FUNCTIONS, session_function};
 use super::planner::View;
@@ -87,7 +87,11 @@ impl ContextProvider for Names<'_> {
         Ok(provider_as_source(self.table(&name)?))
     }
 
-    fn get_table_function_source(&self, name: &str, args: Vec<Expr>) -> DataFusionResult<Arc<dyn TableSource>> {
+    fn get_table_function_source(
+        &self,
+        name: &str,
+        args: Vec<Expr>,
+    ) -> DataFusionResult<Arc<dyn TableSource>> {
         let function = self
             .state
             .table_functions()

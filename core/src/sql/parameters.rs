@@ -38,7 +38,8 @@ pub(crate) fn number(tokens: &mut Vec<TokenWithSpan>, count_max: usize) -> Resul
             Token::Question => token.token = Token::Placeholder(numbered.question()?),
             // `?|`, `?&` are operators elsewhere; here they are a parameter and an operator.
             Token::QuestionPipe | Token::QuestionAnd => {
-                let operator = if token.token == Token::QuestionPipe { Token::Pipe } else { Token::Ampersand };
+                let operator =
+                    if token.token == Token::QuestionPipe { Token::Pipe } else { Token::Ampersand };
                 let span = token.span;
                 out.push(TokenWithSpan { token: Token::Placeholder(numbered.question()?), span });
                 token.token = operator;
@@ -139,7 +140,11 @@ impl ParameterNames {
         if given.len() == self.count {
             return Ok(given);
         }
-        Err(undefined(format!("the statement has {} parameters, {} values were given", self.count, given.len())))
+        Err(undefined(format!(
+            "the statement has {} parameters, {} values were given",
+            self.count,
+            given.len()
+        )))
     }
 
     fn named(&self, values: Vec<(String, ScalarValue)>) -> Result<Vec<ScalarValue>> {
@@ -208,15 +213,16 @@ pub(crate) fn cast(value: &ScalarValue, to: &DataType) -> Result<ScalarValue> {
         return super::uuids::scalar(value);
     }
     let options = CastOptions { safe: false, format_options: FormatOptions::default() };
-    let array = datafusion::arrow::compute::cast_with_options(&value.to_array()?, to, &options).map_err(|error| {
-        let error = Error::from(error);
-        let state = if matches!(from, DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View) {
-            SqlState::INVALID_TEXT_REPRESENTATION
-        } else {
-            SqlState::NUMERIC_OUT_OF_RANGE
-        };
-        Error::new(ErrorKind::InvalidArgument, state, error.message().to_owned())
-    })?;
+    let array =
+        datafusion::arrow::compute::cast_with_options(&value.to_array()?, to, &options).map_err(|error| {
+            let error = Error::from(error);
+            let state = if matches!(from, DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View) {
+                SqlState::INVALID_TEXT_REPRESENTATION
+            } else {
+                SqlState::NUMERIC_OUT_OF_RANGE
+            };
+            Error::new(ErrorKind::InvalidArgument, state, error.message().to_owned())
+        })?;
     Ok(ScalarValue::try_from_array(&array, 0)?)
 }
 
@@ -257,7 +263,8 @@ mod tests {
     fn values_must_fit_the_statement() {
         let one = || ScalarValue::Int64(Some(1));
         let (_, names) = numbered("SELECT :a, :b").unwrap();
-        let named = |list: &[&str]| Params::Named(list.iter().map(|name| ((*name).to_owned(), one())).collect());
+        let named =
+            |list: &[&str]| Params::Named(list.iter().map(|name| ((*name).to_owned(), one())).collect());
         assert_eq!(names.values(named(&["b", "a"])).unwrap().len(), 2);
         assert!(names.values(named(&["a"])).is_err());
         assert!(names.values(named(&["a", "b", "c"])).is_err());

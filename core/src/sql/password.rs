@@ -41,7 +41,9 @@ impl Passwords {
     /// 22023 unless it has 8 to 1,024 bytes.
     pub(crate) async fn hash(&self, password: &str) -> Result<String> {
         if !PASSWORD_BYTES.contains(&password.len()) {
-            return Err(Error::invalid("the password is too short or too long").hint("it has 8 to 1024 bytes"));
+            return Err(
+                Error::invalid("the password is too short or too long").hint("it has 8 to 1024 bytes")
+            );
         }
         let password = password.to_owned();
         self.compute(move || hash(password.as_bytes())).await
@@ -52,7 +54,8 @@ impl Passwords {
     /// # Errors
     /// XX001 for a hash that cannot be read.
     pub(crate) async fn verify(&self, password: &str, expected: Option<String>) -> Result<bool> {
-        let password = if password.len() <= *PASSWORD_BYTES.end() { password.to_owned() } else { String::new() };
+        let password =
+            if password.len() <= *PASSWORD_BYTES.end() { password.to_owned() } else { String::new() };
         let dummy = Arc::clone(&self.dummy);
         self.compute(move || {
             let known = expected.is_some();
@@ -66,14 +69,18 @@ impl Passwords {
                     }
                 },
             };
-            let parsed = PasswordHash::new(&expected)
-                .map_err(|error| Error::corruption("a password hash cannot be read").source(error.to_string()))?;
+            let parsed = PasswordHash::new(&expected).map_err(|error| {
+                Error::corruption("a password hash cannot be read").source(error.to_string())
+            })?;
             Ok(hasher()?.verify_password(password.as_bytes(), &parsed).is_ok() && known)
         })
         .await
     }
 
-    async fn compute<T: Send + 'static>(&self, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    async fn compute<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<T> {
         let permit = Arc::clone(&self.permits).acquire_owned().await.map_err(|_| Error::shutting_down())?;
         // The permit goes along: a caller that stops waiting does not make room for another computation.
         blocking(move || {
@@ -101,10 +108,6 @@ fn hash(password: &[u8]) -> Result<String> {
 
 /// The one answer to a failed login.
 pub(crate) fn login_failed() -> Error {
-    Error::new(
-        ErrorKind::Unauthenticated,
-        SqlState::INVALID_PASSWORD,
-        "user name or password is wrong",
-    )
-    .hint("check both; an administrator can set a new password with ALTER USER")
+    Error::new(ErrorKind::Unauthenticated, SqlState::INVALID_PASSWORD, "user name or password is wrong")
+        .hint("check both; an administrator can set a new password with ALTER USER")
 }

@@ -65,7 +65,8 @@ pub(crate) fn plan(
         .with_support_varchar_with_length(true)
         .with_map_string_types_to_utf8view(false);
     let names = Names::new(execution, &state, view);
-    let planned = SqlToRel::new_with_options(&names, options).sql_statement_to_plan_with_context(statement, context);
+    let planned =
+        SqlToRel::new_with_options(&names, options).sql_statement_to_plan_with_context(statement, context);
     let plan = planned.map_err(|error| names.explain(error))?;
     Ok(Planned { plan, state })
 }
@@ -241,7 +242,10 @@ fn result_schema(execution: &Execution, plan: &LogicalPlan) -> Result<ResultSche
             if plain == *field.data_type() {
                 Arc::clone(field)
             } else {
-                Arc::new(Field::new(field.name(), plain, field.is_nullable()).with_metadata(field.metadata().clone()))
+                Arc::new(
+                    Field::new(field.name(), plain, field.is_nullable())
+                        .with_metadata(field.metadata().clone()),
+                )
             }
         })
         .collect();
@@ -255,7 +259,8 @@ fn only_table(plan: &LogicalPlan) -> Result<Option<Arc<TableDefinition>>> {
         if let LogicalPlan::TableScan(scan) = node {
             let provider = source_as_provider(&scan.source)?;
             let any: &dyn std::any::Any = provider.as_ref();
-            tables.push(any.downcast_ref::<KalamTable>().map(|table| Arc::clone(&table.schemas().definition)));
+            tables
+                .push(any.downcast_ref::<KalamTable>().map(|table| Arc::clone(&table.schemas().definition)));
         }
         Ok(TreeNodeRecursion::Continue)
     })?;

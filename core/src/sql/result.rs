@@ -77,7 +77,9 @@ impl Outcome {
     pub fn affected(self) -> Result<Affected> {
         match self {
             Self::Affected(affected) => Ok(affected),
-            Self::Rows(_) | Self::Subscription(_) => Err(Error::invalid("the statement gives rows, not a count")),
+            Self::Rows(_) | Self::Subscription(_) => {
+                Err(Error::invalid("the statement gives rows, not a count"))
+            }
         }
     }
 
@@ -165,6 +167,9 @@ impl Stream for RowStream {
 
 impl fmt::Debug for RowStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RowStream").field("schema", &self.schema).field("seq", &self.seq).finish_non_exhaustive()
+        f.debug_struct("RowStream")
+            .field("schema", &self.schema)
+            .field("seq", &self.seq)
+            .finish_non_exhaustive()
     }
 }

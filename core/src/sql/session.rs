@@ -115,7 +115,11 @@ impl Session {
         self.run(&statement, params).await
     }
 
-    pub(crate) async fn run(&self, statement: &Arc<KnownStatement>, params: Vec<ScalarValue>) -> Result<Outcome> {
+    pub(crate) async fn run(
+        &self,
+        statement: &Arc<KnownStatement>,
+        params: Vec<ScalarValue>,
+    ) -> Result<Outcome> {
         if let Some(outcome) = statement.shape.try_run(self, &params).await? {
             return Ok(outcome);
         }
@@ -145,7 +149,12 @@ impl Session {
     ///
     /// # Errors
     /// 42P01, 42703, 42501 for the table and its columns; 22xxx, 23xxx for the rows; 54000 for too many.
-    pub async fn append(&self, namespace: Option<&str>, table: &str, batches: Vec<RecordBatch>) -> Result<Affected> {
+    pub async fn append(
+        &self,
+        namespace: Option<&str>,
+        table: &str,
+        batches: Vec<RecordBatch>,
+    ) -> Result<Affected> {
         Deep::new(handlers::insert::append(self, namespace, table, batches)).await
     }
 
@@ -156,7 +165,9 @@ impl Session {
     pub fn tables(&self) -> Result<Vec<TableInfo>> {
         let execution = self.begin()?;
         let tables = execution.readable_tables();
-        Ok(tables.map(|definition| TableInfo::new(self.inner.ctx.schema_registry.schemas(definition))).collect())
+        Ok(tables
+            .map(|definition| TableInfo::new(self.inner.ctx.schema_registry.schemas(definition)))
+            .collect())
     }
 
     /// The namespaces the principal may look into, by name.
@@ -172,7 +183,8 @@ impl Session {
             return Ok(Arc::clone(known));
         }
         let parsed = super::stack::deep(|| parse(sql, &self.inner.ctx.config))?;
-        let keep = sql.len() <= STATEMENT_KEPT_BYTES_MAX && !matches!(parsed.statement, Statement::CreateUser(_) | Statement::AlterUser { .. });
+        let keep = sql.len() <= STATEMENT_KEPT_BYTES_MAX
+            && !matches!(parsed.statement, Statement::CreateUser(_) | Statement::AlterUser { .. });
         let known = Arc::new(KnownStatement { shape: Shape::of(&parsed), parsed });
         if keep {
             let mut statements = self.inner.statements.lock();
@@ -264,7 +276,9 @@ impl Prepared {
         if let (Outcome::Rows(rows), Some(announced)) = (&outcome, &self.description.schema)
             && !planner::same_columns(&rows.schema, &announced.schema)
         {
-            return Err(Error::unsupported("a prepared statement whose result changed").hint("prepare it again"));
+            return Err(
+                Error::unsupported("a prepared statement whose result changed").hint("prepare it again")
+            );
         }
         Ok(outcome)
     }
@@ -275,7 +289,8 @@ impl Prepared {
     /// As [`Prepared::execute`]; 22023 for anything but INSERT, UPDATE and DELETE.
     pub async fn execute_batch(&self, rows: Vec<Vec<ScalarValue>>) -> Result<Affected> {
         let names = &self.statement.parsed.parameters;
-        let rows = rows.into_iter().map(|row| names.values(Params::Positional(row))).collect::<Result<Vec<_>>>()?;
+        let rows =
+            rows.into_iter().map(|row| names.values(Params::Positional(row))).collect::<Result<Vec<_>>>()?;
         if let Some(affected) = self.statement.shape.try_run_batch(&self.session, &rows).await? {
             return Ok(affected);
         }
@@ -285,7 +300,10 @@ impl Prepared {
 
 impl fmt::Debug for Prepared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Prepared").field("sql", &self.sql()).field("kind", &self.kind()).finish_non_exhaustive()
+        f.debug_struct("Prepared")
+            .field("sql", &self.sql())
+            .field("kind", &self.kind())
+            .finish_non_exhaustive()
     }
 }
 

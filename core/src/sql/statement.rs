@@ -64,7 +64,10 @@ pub(crate) enum UserChange {
 // Passwords are shown to nobody, not even to a debugger's log line.
 impl std::fmt::Debug for CreateUser {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("CreateUser").field("name", &self.name).field("role", &self.role).finish_non_exhaustive()
+        f.debug_struct("CreateUser")
+            .field("name", &self.name)
+            .field("role", &self.role)
+            .finish_non_exhaustive()
     }
 }
 
@@ -124,7 +127,9 @@ pub(crate) fn parse(sql: &str, config: &Config) -> Result<Parsed> {
         None => foreign_grammar(&tokens)?,
     };
     if parameters.count > 0 && !takes_parameters(&statement) {
-        return Err(Error::syntax("this statement takes no parameters").hint("write the values into the text"));
+        return Err(
+            Error::syntax("this statement takes no parameters").hint("write the values into the text")
+        );
     }
     Ok(Parsed { sql: Arc::from(sql), statement, parameters, names_seq })
 }
@@ -140,7 +145,9 @@ fn drop_empty_parentheses(tokens: &mut Vec<TokenWithSpan>) {
         .windows(3)
         .enumerate()
         .filter(|(_, window)| match window {
-            [name, open, close] => is_bare(name) && open.token == Token::LParen && close.token == Token::RParen,
+            [name, open, close] => {
+                is_bare(name) && open.token == Token::LParen && close.token == Token::RParen
+            }
             _ => false,
         })
         .map(|(index, _)| index + 1)
@@ -427,9 +434,10 @@ fn explain(statement: ast::Statement) -> Result<Statement> {
 /// `WITH x AS (...) INSERT ...` is a query for the parser.
 fn query_or_write(query: Box<ast::Query>) -> Result<Statement> {
     match *query.body {
-        ast::SetExpr::Insert(_) | ast::SetExpr::Update(_) | ast::SetExpr::Delete(_) | ast::SetExpr::Merge(_) => {
-            Err(Error::unsupported("WITH in front of a write"))
-        }
+        ast::SetExpr::Insert(_)
+        | ast::SetExpr::Update(_)
+        | ast::SetExpr::Delete(_)
+        | ast::SetExpr::Merge(_) => Err(Error::unsupported("WITH in front of a write")),
         _ if !query.locks.is_empty() => Err(Error::unsupported("SELECT ... FOR UPDATE")),
         _ => Ok(Statement::Query(query)),
     }
@@ -442,7 +450,10 @@ fn check_insert(insert: ast::Insert) -> Result<ast::Insert> {
     refuse(insert.on.is_some() || insert.or.is_some() || insert.ignore, "INSERT ... ON CONFLICT")?;
     refuse(insert.returning.is_some() || insert.output.is_some(), "RETURNING")?;
     refuse(insert.overwrite || insert.replace_into, "INSERT OVERWRITE and REPLACE")?;
-    refuse(insert.table_alias.is_some() || insert.insert_alias.is_some(), "an alias for the table of INSERT")?;
+    refuse(
+        insert.table_alias.is_some() || insert.insert_alias.is_some(),
+        "an alias for the table of INSERT",
+    )?;
     refuse(!insert.assignments.is_empty(), "INSERT ... SET")?;
     refuse(insert.partitioned.is_some() || !insert.after_columns.is_empty(), "INSERT ... PARTITION")?;
     refuse(

@@ -27,7 +27,9 @@ fn typed(expr: Expr, field: &FieldRef) -> Expr {
         Expr::Placeholder(Placeholder { id, field: None }) => {
             Expr::Placeholder(Placeholder { id, field: Some(Arc::clone(field)) })
         }
-        Expr::Alias(Alias { expr, relation, name, metadata, .. }) if matches!(*expr, Expr::Placeholder(_)) => {
+        Expr::Alias(Alias { expr, relation, name, metadata, .. })
+            if matches!(*expr, Expr::Placeholder(_)) =>
+        {
             Expr::Alias(Alias::new(typed(*expr, field), relation, name).with_metadata(metadata))
         }
         other => other,

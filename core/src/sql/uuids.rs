@@ -52,7 +52,8 @@ fn format(array: &ArrayRef) -> Result<ArrayRef> {
     let uuids = downcast::<FixedSizeBinaryArray>(array)?;
     let mut builder = StringBuilder::with_capacity(uuids.len(), uuids.len() * 36);
     for value in uuids.iter() {
-        builder.append_option(value.map(|bytes| uuid::Uuid::from_slice(bytes).unwrap_or_default().to_string()));
+        builder
+            .append_option(value.map(|bytes| uuid::Uuid::from_slice(bytes).unwrap_or_default().to_string()));
     }
     Ok(Arc::new(builder.finish()))
 }
@@ -76,7 +77,8 @@ fn from_text(text: &str) -> Result<uuid::Uuid> {
 }
 
 fn from_bytes(bytes: &[u8]) -> Result<uuid::Uuid> {
-    uuid::Uuid::from_slice(bytes).map_err(|_| invalid(format!("{} bytes are not a value of type UUID", bytes.len())))
+    uuid::Uuid::from_slice(bytes)
+        .map_err(|_| invalid(format!("{} bytes are not a value of type UUID", bytes.len())))
 }
 
 fn invalid(message: String) -> Error {
@@ -168,10 +170,12 @@ impl AnalyzerRule for UuidRule {
                 schema.merge(input.schema());
             }
             if let LogicalPlan::TableScan(scan) = &node {
-                let full = DFSchema::try_from_qualified_schema(scan.table_name.clone(), &scan.source.schema())?;
+                let full =
+                    DFSchema::try_from_qualified_schema(scan.table_name.clone(), &scan.source.schema())?;
                 schema.merge(&full);
             }
-            if node.inputs().is_empty() && !matches!(node, LogicalPlan::TableScan(_) | LogicalPlan::Values(_)) {
+            if node.inputs().is_empty() && !matches!(node, LogicalPlan::TableScan(_) | LogicalPlan::Values(_))
+            {
                 return Ok(Transformed::no(node));
             }
             let names = NamePreserver::new(&node);
@@ -192,19 +196,30 @@ fn rewrite(expr: Expr, schema: &DFSchema) -> Transformed<Expr> {
         Expr::BinaryExpr(BinaryExpr { left, op, right }) if is_comparison(op) => {
             let (left_ty, right_ty) = (ty(&left), ty(&right));
             if left_ty == Some(UUID) && is_text(right_ty.as_ref()) {
-                return Transformed::yes(Expr::BinaryExpr(BinaryExpr::new(left, op, Box::new(to_uuid(*right)))));
+                return Transformed::yes(Expr::BinaryExpr(BinaryExpr::new(
+                    left,
+                    op,
+                    Box::new(to_uuid(*right)),
+                )));
             }
             if right_ty == Some(UUID) && is_text(left_ty.as_ref()) {
-                return Transformed::yes(Expr::BinaryExpr(BinaryExpr::new(Box::new(to_uuid(*left)), op, right)));
+                return Transformed::yes(Expr::BinaryExpr(BinaryExpr::new(
+                    Box::new(to_uuid(*left)),
+                    op,
+                    right,
+                )));
             }
             Transformed::no(Expr::BinaryExpr(BinaryExpr { left, op, right }))
         }
         Expr::InList(InList { expr, list, negated }) if ty(&expr) == Some(UUID) => {
-            let list = list.into_iter().map(|item| if is_text(ty(&item).as_ref()) { to_uuid(item) } else { item });
+            let list =
+                list.into_iter().map(|item| if is_text(ty(&item).as_ref()) { to_uuid(item) } else { item });
             Transformed::yes(Expr::InList(InList::new(expr, list.collect(), negated)))
         }
         Expr::Between(Between { expr, negated, low, high }) if ty(&expr) == Some(UUID) => {
-            let bound = |bound: Box<Expr>| if is_text(ty(&bound).as_ref()) { Box::new(to_uuid(*bound)) } else { bound };
+            let bound = |bound: Box<Expr>| {
+                if is_text(ty(&bound).as_ref()) { Box::new(to_uuid(*bound)) } else { bound }
+            };
             let between = Between::new(expr, negated, bound(low), bound(high));
             Transformed::yes(Expr::Between(between))
         }

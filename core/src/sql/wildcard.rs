@@ -64,7 +64,8 @@ struct Source {
 
 impl Expander<'_> {
     fn expand_select(&self, select: &mut Select) -> Result<()> {
-        let is_wildcard = |item: &SelectItem| matches!(item, SelectItem::Wildcard(_) | SelectItem::QualifiedWildcard(..));
+        let is_wildcard =
+            |item: &SelectItem| matches!(item, SelectItem::Wildcard(_) | SelectItem::QualifiedWildcard(..));
         if !select.projection.iter().any(is_wildcard) {
             return Ok(());
         }
@@ -179,7 +180,8 @@ fn merge(sources: &mut [Source], right: usize, constraint: Option<&JoinConstrain
             .filter_map(|column| column.0.last().and_then(|part| part.as_ident()).map(fold))
             .collect(),
         Some(JoinConstraint::Natural) => {
-            return Err(Error::unsupported("NATURAL JOIN in a statement with _seq and *").hint("write out the columns"));
+            return Err(Error::unsupported("NATURAL JOIN in a statement with _seq and *")
+                .hint("write out the columns"));
         }
         _ => return Ok(()),
     };
@@ -202,8 +204,10 @@ impl Source {
         let Some(columns) = &self.columns else {
             let qualifier = qualifier();
             if qualifier.is_empty() {
-                return Err(Error::unsupported("* over a subquery without an alias in a statement with _seq")
-                    .hint("give the subquery an alias"));
+                return Err(Error::unsupported(
+                    "* over a subquery without an alias in a statement with _seq",
+                )
+                .hint("give the subquery an alias"));
             }
             projection.push(SelectItem::QualifiedWildcard(
                 SelectItemQualifiedWildcardKind::ObjectName(ObjectName::from(qualifier)),
@@ -230,5 +234,6 @@ fn plain(options: &WildcardAdditionalOptions) -> Result<()> {
     if is_plain {
         return Ok(());
     }
-    Err(Error::unsupported("* with EXCEPT, REPLACE or RENAME in a statement with _seq").hint("write out the columns"))
+    Err(Error::unsupported("* with EXCEPT, REPLACE or RENAME in a statement with _seq")
+        .hint("write out the columns"))
 }

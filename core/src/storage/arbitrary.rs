@@ -40,7 +40,10 @@ pub(super) fn any_type() -> impl Strategy<Value = ColumnType> {
 
 /// Bytes that meet the escapes often.
 fn bytes() -> impl Strategy<Value = Vec<u8>> {
-    prop::collection::vec(prop_oneof![3 => prop::sample::select(vec![0_u8, 1, 2, 0x61, 0xFE, 0xFF]), 1 => any::<u8>()], 0..12)
+    prop::collection::vec(
+        prop_oneof![3 => prop::sample::select(vec![0_u8, 1, 2, 0x61, 0xFE, 0xFF]), 1 => any::<u8>()],
+        0..12,
+    )
 }
 
 fn text() -> impl Strategy<Value = String> {
@@ -56,14 +59,15 @@ pub(super) fn value(ty: ColumnType) -> BoxedStrategy<ScalarValue> {
         ColumnType::Integer => any::<i32>().prop_map(ScalarValue::from).boxed(),
         ColumnType::BigInt => any::<i64>().prop_map(ScalarValue::from).boxed(),
         ColumnType::Real => any::<f32>().prop_map(ScalarValue::from).boxed(),
-        ColumnType::Double => {
-            prop_oneof![any::<f64>(), prop::sample::select(vec![0.0, -0.0, f64::NAN, -f64::NAN, f64::INFINITY, -1.0, 1.0])]
-                .prop_map(ScalarValue::from)
-                .boxed()
-        }
-        ColumnType::Decimal { precision, scale } => {
-            any::<i128>().prop_map(move |value| ScalarValue::Decimal128(Some(value), precision, scale)).boxed()
-        }
+        ColumnType::Double => prop_oneof![
+            any::<f64>(),
+            prop::sample::select(vec![0.0, -0.0, f64::NAN, -f64::NAN, f64::INFINITY, -1.0, 1.0])
+        ]
+        .prop_map(ScalarValue::from)
+        .boxed(),
+        ColumnType::Decimal { precision, scale } => any::<i128>()
+            .prop_map(move |value| ScalarValue::Decimal128(Some(value), precision, scale))
+            .boxed(),
         ColumnType::Text | ColumnType::Json | ColumnType::File => {
             text().prop_map(|text| ScalarValue::Utf8(Some(text))).boxed()
         }
@@ -75,7 +79,9 @@ pub(super) fn value(ty: ColumnType) -> BoxedStrategy<ScalarValue> {
             .prop_map(|micros| ScalarValue::TimestampMicrosecond(Some(micros), Some("UTC".into())))
             .boxed(),
         ColumnType::Date => any::<i32>().prop_map(|days| ScalarValue::Date32(Some(days))).boxed(),
-        ColumnType::Time => any::<i64>().prop_map(|micros| ScalarValue::Time64Microsecond(Some(micros))).boxed(),
+        ColumnType::Time => {
+            any::<i64>().prop_map(|micros| ScalarValue::Time64Microsecond(Some(micros))).boxed()
+        }
         ColumnType::Uuid => {
             any::<[u8; 16]>().prop_map(|uuid| ScalarValue::FixedSizeBinary(16, Some(uuid.to_vec()))).boxed()
         }

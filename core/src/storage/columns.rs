@@ -5,8 +5,8 @@
 use arrow::array::{Array, ArrayRef, ArrowPrimitiveType, AsArray};
 use arrow::buffer::{BooleanBuffer, NullBuffer};
 use arrow::datatypes::{
-    Date32Type, Decimal128Type, Float32Type, Float64Type, Int16Type, Int32Type, Int64Type, Time64MicrosecondType,
-    TimestampMicrosecondType,
+    Date32Type, Decimal128Type, Float32Type, Float64Type, Int16Type, Int32Type, Int64Type,
+    Time64MicrosecondType, TimestampMicrosecondType,
 };
 
 use crate::error::{Error, Result};
@@ -52,8 +52,9 @@ impl<'a> Column<'a> {
     /// # Errors
     /// `Internal` when it has another form: the planner casts before it writes.
     pub(super) fn new(ty: ColumnType, array: &'a ArrayRef) -> Result<Self> {
-        let values = view(ty, array)
-            .ok_or_else(|| Error::internal(format!("a column of type {ty} was given as Arrow {}", array.data_type())))?;
+        let values = view(ty, array).ok_or_else(|| {
+            Error::internal(format!("a column of type {ty} was given as Arrow {}", array.data_type()))
+        })?;
         Ok(Self { nulls: array.nulls(), values })
     }
 
@@ -102,7 +103,9 @@ fn view(ty: ColumnType, array: &ArrayRef) -> Option<Values<'_>> {
             let decimals = array.as_primitive_opt::<Decimal128Type>()?;
             (decimals.scale() == scale).then(|| Values::I128(decimals.values()))?
         }
-        ColumnType::Timestamp | ColumnType::TimestampTz => Values::I64(slice::<TimestampMicrosecondType>(array)?),
+        ColumnType::Timestamp | ColumnType::TimestampTz => {
+            Values::I64(slice::<TimestampMicrosecondType>(array)?)
+        }
         ColumnType::Date => Values::I32(slice::<Date32Type>(array)?),
         ColumnType::Time => Values::I64(slice::<Time64MicrosecondType>(array)?),
         ColumnType::Text | ColumnType::Json | ColumnType::File => {
@@ -120,8 +123,10 @@ fn view(ty: ColumnType, array: &ArrayRef) -> Option<Values<'_>> {
         ColumnType::Embedding(dimensions) => {
             let lists = array.as_fixed_size_list_opt()?;
             let elements = lists.values().as_primitive_opt::<Float32Type>()?;
-            (lists.value_length() == i32::from(dimensions))
-                .then(|| Values::Embeddings { dimensions: usize::from(dimensions), elements: elements.values() })?
+            (lists.value_length() == i32::from(dimensions)).then(|| Values::Embeddings {
+                dimensions: usize::from(dimensions),
+                elements: elements.values(),
+            })?
         }
     })
 }

@@ -112,7 +112,9 @@ fn check_format_text(text: &str) -> Result<()> {
         .ok_or_else(damaged)?;
     let features = lines.next().and_then(|line| line.strip_prefix("features")).ok_or_else(damaged)?;
     if version > FORMAT_VERSION {
-        return Err(newer(format!("the data directory has format {version}, this program reads up to {FORMAT_VERSION}")));
+        return Err(newer(format!(
+            "the data directory has format {version}, this program reads up to {FORMAT_VERSION}"
+        )));
     }
     match features.split_whitespace().next() {
         Some(feature) => Err(newer(format!("the data directory needs the feature \"{feature}\""))),

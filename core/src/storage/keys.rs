@@ -247,9 +247,10 @@ fn push_scalar(key: &mut Vec<u8>, ty: ColumnType, value: &ScalarValue) -> Result
         (ColumnType::Decimal { scale, .. }, ScalarValue::Decimal128(value, _, given)) if scale == *given => {
             value.map(Value::I128)
         }
-        (ColumnType::Text, ScalarValue::Utf8(value) | ScalarValue::LargeUtf8(value) | ScalarValue::Utf8View(value)) => {
-            value.as_ref().map(|text| Value::Variable(text.as_bytes()))
-        }
+        (
+            ColumnType::Text,
+            ScalarValue::Utf8(value) | ScalarValue::LargeUtf8(value) | ScalarValue::Utf8View(value),
+        ) => value.as_ref().map(|text| Value::Variable(text.as_bytes())),
         (
             ColumnType::Bytes,
             ScalarValue::Binary(value) | ScalarValue::LargeBinary(value) | ScalarValue::BinaryView(value),
@@ -313,9 +314,15 @@ impl KeyReader<'_> {
             ColumnType::BigInt => ScalarValue::Int64(Some(self.i64()?)),
             ColumnType::Time => ScalarValue::Time64Microsecond(Some(self.i64()?)),
             ColumnType::Timestamp => ScalarValue::TimestampMicrosecond(Some(self.i64()?), None),
-            ColumnType::TimestampTz => ScalarValue::TimestampMicrosecond(Some(self.i64()?), Some("UTC".into())),
-            ColumnType::Real => ScalarValue::Float32(Some(from_ordered_f32(u32::from_be_bytes(self.take()?)))),
-            ColumnType::Double => ScalarValue::Float64(Some(from_ordered_f64(u64::from_be_bytes(self.take()?)))),
+            ColumnType::TimestampTz => {
+                ScalarValue::TimestampMicrosecond(Some(self.i64()?), Some("UTC".into()))
+            }
+            ColumnType::Real => {
+                ScalarValue::Float32(Some(from_ordered_f32(u32::from_be_bytes(self.take()?))))
+            }
+            ColumnType::Double => {
+                ScalarValue::Float64(Some(from_ordered_f64(u64::from_be_bytes(self.take()?))))
+            }
             ColumnType::Decimal { precision, scale } => {
                 let unscaled = i128::from_be_bytes(self.take()?) ^ i128::MIN;
                 ScalarValue::Decimal128(Some(unscaled), precision, scale)

@@ -11,15 +11,15 @@ use std::sync::Arc;
 
 use ::rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBPinnableSlice,
-    DBRecoveryMode, Env, Error as RocksError, ErrorKind as RocksErrorKind, IteratorMode, LogLevel, Options, ReadOptions,
-    SliceTransform, WriteBatch as RocksBatch, WriteOptions,
+    DBRecoveryMode, Env, Error as RocksError, ErrorKind as RocksErrorKind, IteratorMode, LogLevel, Options,
+    ReadOptions, SliceTransform, WriteBatch as RocksBatch, WriteOptions,
 };
 use bytes::Bytes;
 use self_cell::self_cell;
 
 use super::{
-    DataDirectory, Direction, Entries, KeyRange, Partition, StorageBackend, StorageMetrics, StorageSnapshot, Visitor,
-    WriteBatch, WriteOp, after_prefix, keys,
+    DataDirectory, Direction, Entries, KeyRange, Partition, StorageBackend, StorageMetrics, StorageSnapshot,
+    Visitor, WriteBatch, WriteOp, after_prefix, keys,
 };
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result, SqlState};
@@ -199,7 +199,9 @@ impl StorageBackend for RocksStorage {
         let mut rocks = RocksBatch::with_capacity_bytes(batch.bytes() + 16 * batch.ops().len() + 16);
         for op in batch.ops() {
             match op {
-                WriteOp::Put { partition, key, value } => rocks.put_cf(self.store.family(*partition)?, key, value),
+                WriteOp::Put { partition, key, value } => {
+                    rocks.put_cf(self.store.family(*partition)?, key, value)
+                }
                 WriteOp::Delete { partition, key } => rocks.delete_cf(self.store.family(*partition)?, key),
                 WriteOp::DeleteRange { partition, range } => {
                     let Some(end) = &range.end else {
@@ -366,5 +368,6 @@ fn read_error(error: RocksError, what: &str) -> Error {
 }
 
 fn write_error(error: RocksError) -> Error {
-    Error::new(ErrorKind::Unavailable, SqlState::OUTCOME_UNKNOWN, "the store could not be written").source(error)
+    Error::new(ErrorKind::Unavailable, SqlState::OUTCOME_UNKNOWN, "the store could not be written")
+        .source(error)
 }

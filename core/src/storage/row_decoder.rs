@@ -5,13 +5,13 @@
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, BinaryBuilder, BooleanBuilder, FixedSizeBinaryBuilder, FixedSizeListBuilder, Float32Builder,
-    PrimitiveBuilder, StringBuilder,
+    Array, ArrayRef, BinaryBuilder, BooleanBuilder, FixedSizeBinaryBuilder, FixedSizeListBuilder,
+    Float32Builder, PrimitiveBuilder, StringBuilder,
 };
 use arrow::compute::concat;
 use arrow::datatypes::{
-    ArrowPrimitiveType, Date32Type, Decimal128Type, Float32Type, Float64Type, Int16Type, Int32Type, Int64Type,
-    Time64MicrosecondType, TimestampMicrosecondType,
+    ArrowPrimitiveType, Date32Type, Decimal128Type, Float32Type, Float64Type, Int16Type, Int32Type,
+    Int64Type, Time64MicrosecondType, TimestampMicrosecondType,
 };
 use datafusion::common::ScalarValue;
 
@@ -91,7 +91,9 @@ impl RowDecoder {
             .iter()
             .rfind(|plan| plan.since <= header.version)
             .filter(|_| header.version <= self.newest)
-            .ok_or_else(|| Error::corruption(format!("a stored row has the unknown version {}", header.version)))?;
+            .ok_or_else(|| {
+                Error::corruption(format!("a stored row has the unknown version {}", header.version))
+            })?;
         let (nulls, body) = rest.split_at_checked(plan.nulls_bytes).ok_or_else(damaged)?;
         let mut reader = RowReader { rest: body };
         for (position, (ty, wanted)) in plan.columns.iter().enumerate() {

@@ -56,7 +56,12 @@ impl RowEncoder {
     ///
     /// # Errors
     /// `Internal` when the columns are not those of the layout; 54000 when a value has 4 GiB or more.
-    pub fn encode(&self, columns: &[ArrayRef], row_count: usize, expires_at: Option<i64>) -> Result<Vec<Vec<u8>>> {
+    pub fn encode(
+        &self,
+        columns: &[ArrayRef],
+        row_count: usize,
+        expires_at: Option<i64>,
+    ) -> Result<Vec<Vec<u8>>> {
         let types = &self.types;
         if columns.len() != types.len() || columns.iter().any(|column| column.len() != row_count) {
             return Err(Error::internal("a batch does not have the columns of its table"));
@@ -91,7 +96,9 @@ impl RowEncoder {
 
 fn push_nulls(row: &mut Vec<u8>, values: &[Option<Value<'_>>]) {
     for eight in values.chunks(8) {
-        row.push(eight.iter().enumerate().fold(0, |byte, (bit, value)| byte | (u8::from(value.is_none()) << bit)));
+        row.push(
+            eight.iter().enumerate().fold(0, |byte, (bit, value)| byte | (u8::from(value.is_none()) << bit)),
+        );
     }
 }
 

@@ -22,7 +22,12 @@ fn put_all(storage: &dyn StorageBackend, partition: Partition, keys: &[&[u8]]) {
     storage.write(batch, true).unwrap();
 }
 
-fn scanned(storage: &dyn StorageBackend, partition: Partition, range: KeyRange, direction: Direction) -> Vec<Vec<u8>> {
+fn scanned(
+    storage: &dyn StorageBackend,
+    partition: Partition,
+    range: KeyRange,
+    direction: Direction,
+) -> Vec<Vec<u8>> {
     let snapshot = storage.snapshot();
     let scanned: Vec<Vec<u8>> = snapshot
         .scan(partition, range.clone(), direction)
@@ -110,7 +115,9 @@ fn scans_keep_to_their_range_in_both_directions() {
 fn many_keys_are_read_in_the_order_asked() {
     on_every_backend(|storage| {
         put_all(storage, Partition::Rows, &[b"a", b"b", b"c", b"d", b"e"]);
-        for wanted in [&["e", "x", "a", "a", "c"][..], &["a", "b"][..], &["a", "b", "c", "d", "zz"][..], &[][..]] {
+        for wanted in
+            [&["e", "x", "a", "a", "c"][..], &["a", "b"][..], &["a", "b", "c", "d", "zz"][..], &[][..]]
+        {
             let keys: Vec<Bytes> = wanted.iter().map(|key| Bytes::copy_from_slice(key.as_bytes())).collect();
             let found = storage.snapshot().multi_get(Partition::Rows, &keys).unwrap();
             let expected: Vec<Option<Bytes>> = wanted
@@ -137,7 +144,9 @@ fn a_visit_stops_when_told_and_passes_errors_on() {
         assert_eq!(seen, 2);
         let error = storage
             .snapshot()
-            .visit(Partition::Log, KeyRange::all(), Direction::Forward, &mut |_, _| Err(Error::corruption("bad row")))
+            .visit(Partition::Log, KeyRange::all(), Direction::Forward, &mut |_, _| {
+                Err(Error::corruption("bad row"))
+            })
             .unwrap_err();
         assert_eq!(error.message(), "bad row");
     });
@@ -156,7 +165,8 @@ fn prefixes_end_where_the_next_begins() {
 
 #[tokio::test]
 async fn blocking_work_that_panics_is_an_error() {
-    let error = blocking(|| -> Result<()> { std::panic::resume_unwind(Box::new("broken")) }).await.unwrap_err();
+    let error =
+        blocking(|| -> Result<()> { std::panic::resume_unwind(Box::new("broken")) }).await.unwrap_err();
     assert_eq!(error.kind(), crate::error::ErrorKind::Internal);
     assert_eq!(blocking(|| Ok(7)).await.unwrap(), 7);
 }

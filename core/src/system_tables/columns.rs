@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use datafusion::arrow::array::{ArrayRef, Int32Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
+use datafusion::arrow::array::{
+    ArrayRef, Int32Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray,
+};
 use datafusion::arrow::compute::cast;
 
 use crate::error::{Error, Result};
@@ -36,7 +38,10 @@ pub(super) fn text<T: AsRef<str>>(name: &'static str, values: impl Iterator<Item
 }
 
 /// A text column with NULLs.
-pub(super) fn optional_text<T: AsRef<str>>(name: &'static str, values: impl Iterator<Item = Option<T>>) -> Column {
+pub(super) fn optional_text<T: AsRef<str>>(
+    name: &'static str,
+    values: impl Iterator<Item = Option<T>>,
+) -> Column {
     (name, Arc::new(values.collect::<StringArray>()))
 }
 

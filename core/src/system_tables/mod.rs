@@ -55,9 +55,7 @@ pub fn batch(sources: &SystemSources<'_>, table: &TableSchemas) -> Result<Option
         SystemTable::Namespaces => namespaces::batch(&sources.snapshot.catalog, table),
         SystemTable::Storages => storages::batch(&sources.snapshot.catalog, table),
         SystemTable::Tables => tables::batch(&sources.snapshot.catalog, table),
-        SystemTable::LiveQueries => {
-            live_queries::batch(&sources.live_queries.list(), sources.node_id, table)
-        }
+        SystemTable::LiveQueries => live_queries::batch(&sources.live_queries.list(), sources.node_id, table),
         SystemTable::Stats => stats::batch(sources, table),
         SystemTable::Jobs | SystemTable::AuditLogs => return Ok(None),
     }

@@ -15,7 +15,10 @@ pub(super) fn batch(catalog: &Catalog, table: &TableSchemas) -> Result<RecordBat
             text("name", namespaces.iter().map(|namespace| &*namespace.name)),
             times("created_at", namespaces.iter().map(|namespace| namespace.created_at)),
             optional_text("options", namespaces.iter().map(|namespace| namespace.options.as_deref())),
-            integers("table_count", namespaces.iter().map(|namespace| catalog.tables_in(&namespace.name).count())),
+            integers(
+                "table_count",
+                namespaces.iter().map(|namespace| catalog.tables_in(&namespace.name).count()),
+            ),
         ],
     )
 }

@@ -17,8 +17,8 @@ use futures::StreamExt;
 use kalamdb_core::commit::Snapshot;
 use kalamdb_core::ids::{ScopeId, Seq};
 use kalamdb_core::live_query::{
-    CloseReason, Frame, FrameBody, OP_DELETE, OP_INSERT, OP_UPDATE, ResetReason, SnapshotMode, SubscribeRequest,
-    SubscribeStart, Subscription,
+    CloseReason, Frame, FrameBody, OP_DELETE, OP_INSERT, OP_UPDATE, ResetReason, SnapshotMode,
+    SubscribeRequest, SubscribeStart, Subscription,
 };
 use kalamdb_core::sql::Session;
 use kalamdb_core::tables::{KalamTable, RowSchema};
@@ -101,8 +101,10 @@ impl Client {
         }
         match &frame.body {
             FrameBody::Started { schema, key_columns, resumed, .. } => {
-                let names: Vec<_> = schema.fields().iter().skip(2).map(|field| field.name().as_str()).collect();
-                let position = |key: &String| names.iter().position(|name| name == key).expect("the key is selected");
+                let names: Vec<_> =
+                    schema.fields().iter().skip(2).map(|field| field.name().as_str()).collect();
+                let position =
+                    |key: &String| names.iter().position(|name| name == key).expect("the key is selected");
                 let key = (!key_columns.is_empty()).then(|| key_columns.iter().map(position).collect());
                 if *resumed && self.complete.key != key {
                     return Err("resumed with another key".to_owned());
@@ -157,7 +159,9 @@ impl Client {
 fn check_seqs(batch: &RecordBatch, after: Seq, frame: &Frame) -> Result<(), String> {
     let limit = if frame.more { Seq(frame.complete_through.0 + 1) } else { frame.complete_through };
     for row in 0..batch.num_rows() {
-        let ScalarValue::Int64(Some(seq)) = ScalarValue::try_from_array(batch.column(1), row).expect("a value") else {
+        let ScalarValue::Int64(Some(seq)) =
+            ScalarValue::try_from_array(batch.column(1), row).expect("a value")
+        else {
             return Err("_seq is not a BIGINT".to_owned());
         };
         let seq = Seq(u64::try_from(seq).expect("a seq"));
@@ -175,7 +179,8 @@ fn rows_of(batch: &RecordBatch) -> Vec<(u8, Row)> {
 }
 
 fn text_row(batch: &RecordBatch, row: usize) -> Row {
-    let value = |column: &Arc<dyn Array>| format!("{:?}", ScalarValue::try_from_array(column, row).expect("a value"));
+    let value =
+        |column: &Arc<dyn Array>| format!("{:?}", ScalarValue::try_from_array(column, row).expect("a value"));
     batch.columns().iter().map(value).collect()
 }
 
@@ -268,12 +273,16 @@ impl Table {
         match self.kind {
             Kind::User => format!("CREATE USER TABLE app.{name} (id BIGINT PRIMARY KEY, {columns})"),
             Kind::Shared => {
-                format!("CREATE SHARED TABLE app.{name} (id BIGINT PRIMARY KEY, {columns}) WITH (ACCESS_LEVEL='public')")
+                format!(
+                    "CREATE SHARED TABLE app.{name} (id BIGINT PRIMARY KEY, {columns}) WITH (ACCESS_LEVEL='public')"
+                )
             }
             Kind::Keyless => {
                 format!("CREATE SHARED TABLE app.{name} (id BIGINT, {columns}) WITH (ACCESS_LEVEL='public')")
             }
-            Kind::Stream => format!("CREATE STREAM TABLE app.{name} (id BIGINT, {columns}) WITH (TTL_SECONDS=1)"),
+            Kind::Stream => {
+                format!("CREATE STREAM TABLE app.{name} (id BIGINT, {columns}) WITH (TTL_SECONDS=1)")
+            }
         }
     }
 
@@ -371,7 +380,11 @@ impl Subscriber {
     }
 
     /// Compares what was held at each frontier whose snapshot was kept; says how many were.
-    async fn check(&mut self, database: &Database, pinned: &BTreeMap<Seq, Arc<Snapshot>>) -> Result<usize, String> {
+    async fn check(
+        &mut self,
+        database: &Database,
+        pinned: &BTreeMap<Seq, Arc<Snapshot>>,
+    ) -> Result<usize, String> {
         /// Evenly spread over all frontiers, the last among them; each costs a SELECT.
         const COMPARED_MAX: usize = 40;
         let mut compared = 0;
@@ -404,7 +417,10 @@ async fn write(session: Session, tables: Vec<Table>, seed: u64, statements: usiz
         if let Err(error) = session.execute(&sql, ()).await {
             let expected = matches!(
                 error.kind(),
-                ErrorKind::AlreadyExists | ErrorKind::Conflict | ErrorKind::PermissionDenied | ErrorKind::Unsupported
+                ErrorKind::AlreadyExists
+                    | ErrorKind::Conflict
+                    | ErrorKind::PermissionDenied
+                    | ErrorKind::Unsupported
             );
             if !expected {
                 return Err(format!("{sql}: {error}"));
@@ -418,7 +434,10 @@ async fn write(session: Session, tables: Vec<Table>, seed: u64, statements: usiz
 }
 
 /// Keeps the snapshot of every commit it sees.
-async fn pin(database: Arc<Database>, stop: tokio_util::sync::CancellationToken) -> BTreeMap<Seq, Arc<Snapshot>> {
+async fn pin(
+    database: Arc<Database>,
+    stop: tokio_util::sync::CancellationToken,
+) -> BTreeMap<Seq, Arc<Snapshot>> {
     let mut pinned = BTreeMap::new();
     let mut heads = database.context().committer.commits().watch();
     loop {
@@ -489,7 +508,9 @@ async fn run_case(
         goal.send_replace(Some(database.seq()));
         Ok::<(), String>(())
     };
-    let followers = futures::future::try_join_all(subscribers.iter_mut().map(|subscriber| subscriber.follow(goals.clone())));
+    let followers = futures::future::try_join_all(
+        subscribers.iter_mut().map(|subscriber| subscriber.follow(goals.clone())),
+    );
     let outcome = futures::future::try_join(writers, followers).await;
     stop.cancel();
     let pinned = pins.await.map_err(|error| error.to_string())?;
@@ -500,7 +521,11 @@ async fn run_case(
     Ok(())
 }
 
-async fn run_database(seed: u64, cases: std::ops::Range<u64>, totals: &mut Totals) -> Result<(), (u64, String)> {
+async fn run_database(
+    seed: u64,
+    cases: std::ops::Range<u64>,
+    totals: &mut Totals,
+) -> Result<(), (u64, String)> {
     let first = cases.start;
     let failed = |case: u64| move |error: kalamdb_core::Error| (case, error.to_string());
     let mut random = StdRng::seed_from_u64(seed ^ first);
@@ -544,7 +569,9 @@ async fn run_database(seed: u64, cases: std::ops::Range<u64>, totals: &mut Total
                 totals.add(&database);
                 database = reopen(database, &config, &mut subscribers).await.map_err(failed(case))?;
             }
-            run_case(&database, &mut subscribers, &tables, &mut random, totals).await.map_err(|error| (case, error))?;
+            run_case(&database, &mut subscribers, &tables, &mut random, totals)
+                .await
+                .map_err(|error| (case, error))?;
         }
         let live = database.context().live_queries.counters();
         if live.subscriptions != 0 {
@@ -630,8 +657,10 @@ async fn next(stream: &mut Subscription) -> Arc<Frame> {
 async fn rows_enter_change_and_leave_a_condition() {
     let (database, root) = with_table().await;
     root.execute("INSERT INTO app.t VALUES (1, 1, 'x', 0.0), (2, 9, 'y', 0.0)", ()).await.expect("insert");
-    let mut stream =
-        root.subscribe(SubscribeRequest::new("SELECT id, a FROM app.t WHERE a > 5")).await.expect("subscribe");
+    let mut stream = root
+        .subscribe(SubscribeRequest::new("SELECT id, a FROM app.t WHERE a > 5"))
+        .await
+        .expect("subscribe");
     assert!(matches!(next(&mut stream).await.body, FrameBody::Started { .. }));
     assert!(matches!(&next(&mut stream).await.body, FrameBody::Snapshot(rows) if rows.rows == 1));
     assert!(matches!(next(&mut stream).await.body, FrameBody::SnapshotEnd));
@@ -659,7 +688,10 @@ async fn rows_enter_change_and_leave_a_condition() {
     root.execute("UPDATE app.t SET b = 'other' WHERE id = 1", ()).await.expect("unselected");
     root.execute("DELETE FROM app.t WHERE id = 1", ()).await.expect("delete");
     let frame = next(&mut stream).await;
-    assert!(matches!(&frame.body, FrameBody::Delta(rows) if rows_of(&rows.batch)[0].0 == OP_DELETE), "{frame:?}");
+    assert!(
+        matches!(&frame.body, FrameBody::Delta(rows) if rows_of(&rows.batch)[0].0 == OP_DELETE),
+        "{frame:?}"
+    );
 }
 
 #[tokio::test]
@@ -725,7 +757,8 @@ async fn without_a_heartbeat_commits_that_change_nothing_are_reported_from_the_l
 #[tokio::test]
 async fn a_subscriber_that_reads_nothing_holds_no_more_than_the_ring() {
     const RING_BYTES: usize = 8_000;
-    let (database, root) = with_table_and(Config { live_ring_bytes: RING_BYTES, ..Config::in_memory() }).await;
+    let (database, root) =
+        with_table_and(Config { live_ring_bytes: RING_BYTES, ..Config::in_memory() }).await;
     let live = &database.context().live_queries;
     let mut slow = root.subscribe(SubscribeRequest::new("SELECT id FROM app.t")).await.expect("subscribe");
     let mut quick = root.subscribe(SubscribeRequest::new("SELECT id FROM app.t")).await.expect("subscribe");
@@ -746,10 +779,14 @@ async fn a_subscriber_that_reads_nothing_holds_no_more_than_the_ring() {
         let FrameBody::Delta(rows) = &frame.body else { panic!("{frame:?}") };
         ids.extend(rows_of(&rows.batch).into_iter().map(|(op, row)| (op, row[0].clone())));
     }
-    let expected: Vec<_> = (0..200).map(|id| (OP_INSERT, format!("{:?}", ScalarValue::Int64(Some(id))))).collect();
+    let expected: Vec<_> =
+        (0..200).map(|id| (OP_INSERT, format!("{:?}", ScalarValue::Int64(Some(id))))).collect();
     assert_eq!(ids, expected);
     let counters = live.counters();
-    assert!(counters.log_reads > 0 && counters.resets == 0, "who does not reads the change log: {counters:?}");
+    assert!(
+        counters.log_reads > 0 && counters.resets == 0,
+        "who does not reads the change log: {counters:?}"
+    );
 }
 
 #[tokio::test]
@@ -785,7 +822,8 @@ async fn streams_say_why_they_end() {
             return reason;
         }
     };
-    let subscribe = async || root.subscribe(SubscribeRequest::new("SELECT * FROM app.t")).await.expect("subscribe");
+    let subscribe =
+        async || root.subscribe(SubscribeRequest::new("SELECT * FROM app.t")).await.expect("subscribe");
 
     let stream = subscribe().await;
     root.execute(&format!("KILL LIVE QUERY '{}'", stream.id()), ()).await.expect("kill");
@@ -801,7 +839,8 @@ async fn streams_say_why_they_end() {
     root.execute("INSERT INTO app.t VALUES (1, 2, 'x', 0.0)", ()).await.expect("insert");
     assert_eq!(ended(bounded).await, CloseReason::Completed);
 
-    let failing = root.subscribe(SubscribeRequest::new("SELECT 1 / a AS one FROM app.t")).await.expect("divide");
+    let failing =
+        root.subscribe(SubscribeRequest::new("SELECT 1 / a AS one FROM app.t")).await.expect("divide");
     let dropped = subscribe().await;
     root.execute("INSERT INTO app.t VALUES (2, 0, 'x', 0.0)", ()).await.expect("insert zero");
     assert_eq!(ended(failing).await, CloseReason::Failed);
@@ -823,7 +862,8 @@ async fn streams_say_why_they_end() {
         let create = format!("CREATE USER {user} WITH PASSWORD 'correct horse' ROLE service");
         root.execute(&create, ()).await.expect("create a user");
         let session = database.session_for(user).expect("a session");
-        let mut stream = session.subscribe(SubscribeRequest::new("SELECT * FROM app.u")).await.expect("subscribe");
+        let mut stream =
+            session.subscribe(SubscribeRequest::new("SELECT * FROM app.u")).await.expect("subscribe");
         next(&mut stream).await;
         root.execute(sql, ()).await.expect(sql);
         assert_eq!(ended(stream).await, reason, "{sql}");

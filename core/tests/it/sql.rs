@@ -69,25 +69,58 @@ async fn statements_do_what_they_say() {
     let (database, root) = database().await;
     run(&root, "CREATE TABLE app.t (id BIGINT PRIMARY KEY, name TEXT NOT NULL DEFAULT 'x', n INT, at TIMESTAMP DEFAULT NOW())")
         .await;
-    assert_eq!(run(&root, "INSERT INTO app.t (id, name, n) VALUES (1, 'a', 10), (2, DEFAULT, -5), (3, 'c', NULL)").await, 3);
-    assert_eq!(rows(&root, "SELECT id, name, n FROM app.t ORDER BY id", ()).await, ["1|a|10", "2|x|-5", "3|c|NULL"]);
+    assert_eq!(
+        run(&root, "INSERT INTO app.t (id, name, n) VALUES (1, 'a', 10), (2, DEFAULT, -5), (3, 'c', NULL)")
+            .await,
+        3
+    );
+    assert_eq!(
+        rows(&root, "SELECT id, name, n FROM app.t ORDER BY id", ()).await,
+        ["1|a|10", "2|x|-5", "3|c|NULL"]
+    );
     assert_eq!(run(&root, "UPDATE app.t SET n = n + 1, name = upper(name) WHERE n IS NOT NULL").await, 2);
-    assert_eq!(rows(&root, "SELECT id, name, n FROM app.t ORDER BY id", ()).await, ["1|A|11", "2|X|-4", "3|c|NULL"]);
-    assert_eq!(run(&root, "UPDATE app.t AS u SET id = u.id + 10 WHERE id IN (SELECT max(id) FROM app.t)").await, 1);
+    assert_eq!(
+        rows(&root, "SELECT id, name, n FROM app.t ORDER BY id", ()).await,
+        ["1|A|11", "2|X|-4", "3|c|NULL"]
+    );
+    assert_eq!(
+        run(&root, "UPDATE app.t AS u SET id = u.id + 10 WHERE id IN (SELECT max(id) FROM app.t)").await,
+        1
+    );
     assert_eq!(run(&root, "DELETE FROM app.t WHERE name LIKE 'X%'").await, 1);
     assert_eq!(rows(&root, "SELECT id FROM app.t ORDER BY id", ()).await, ["1", "13"]);
     assert_eq!(run(&root, "INSERT INTO app.t (id, name) SELECT id + 100, name FROM app.t").await, 2);
-    assert_eq!(rows(&root, "SELECT count(*), min(id), max(id) FROM app.t WHERE at <= now()", ()).await, ["4|1|113"]);
+    assert_eq!(
+        rows(&root, "SELECT count(*), min(id), max(id) FROM app.t WHERE at <= now()", ()).await,
+        ["4|1|113"]
+    );
     run(&root, "USE app").await;
     assert_eq!(rows(&root, "SELECT t.id FROM t WHERE id = 1", ()).await, ["1"]);
     assert_eq!(rows(&root, "SELECT id, _seq > 0 FROM t WHERE id = 1", ()).await, ["1|true"]);
-    assert_eq!(rows(&root, "SELECT * FROM (SELECT *, 1 AS one FROM t) s WHERE id = 1 AND 0 < (SELECT max(_seq) FROM t)", ()).await.len(), 1);
-    assert_eq!(rows(&root, "SELECT current_user(), CURRENT_USER AS me, current_schema()", ()).await, ["root|root|app"]);
+    assert_eq!(
+        rows(
+            &root,
+            "SELECT * FROM (SELECT *, 1 AS one FROM t) s WHERE id = 1 AND 0 < (SELECT max(_seq) FROM t)",
+            ()
+        )
+        .await
+        .len(),
+        1
+    );
+    assert_eq!(
+        rows(&root, "SELECT current_user(), CURRENT_USER AS me, current_schema()", ()).await,
+        ["root|root|app"]
+    );
     assert!(rows(&root, "SHOW TABLES", ()).await.contains(&"app|t|shared".to_owned()));
     assert_eq!(rows(&root, "DESCRIBE t", ()).await[0], "id|BIGINT|NO|1|NULL");
-    assert_eq!(rows(&root, "SELECT count(*) FROM information_schema.columns WHERE table_name = 't'", ()).await, ["4"]);
+    assert_eq!(
+        rows(&root, "SELECT count(*) FROM information_schema.columns WHERE table_name = 't'", ()).await,
+        ["4"]
+    );
     assert!(!rows(&root, "EXPLAIN SELECT * FROM t", ()).await.is_empty());
-    assert!(rows(&root, "SELECT action FROM system.audit_logs", ()).await.contains(&"CREATE TABLE".to_owned()));
+    assert!(
+        rows(&root, "SELECT action FROM system.audit_logs", ()).await.contains(&"CREATE TABLE".to_owned())
+    );
     run(&root, "DROP TABLE app.t").await;
     run(&root, "DROP NAMESPACE app").await;
     database.shutdown().await.unwrap();
@@ -119,12 +152,20 @@ async fn every_type_goes_in_and_comes_out() {
     .await;
     assert_eq!(
         found,
-        ["0192f3a4-b5c6-7d8e-9f00-010203040506|true|1|2|3|1.5|2.5|12.34|x|0aff|{\"a\":1}|2026-01-02T03:04:05|2026-01-02T01:04:05Z|2026-01-02|03:04:05|[1.0, 2.5]|root"]
+        [
+            "0192f3a4-b5c6-7d8e-9f00-010203040506|true|1|2|3|1.5|2.5|12.34|x|0aff|{\"a\":1}|2026-01-02T03:04:05|2026-01-02T01:04:05Z|2026-01-02|03:04:05|[1.0, 2.5]|root"
+        ]
     );
     run(&root, "INSERT INTO app.k (b) VALUES (false), (true)").await;
-    assert_eq!(rows(&root, "SELECT count(DISTINCT id), count(DISTINCT l), count(DISTINCT t) FROM app.k", ()).await, ["3|3|3"]);
+    assert_eq!(
+        rows(&root, "SELECT count(DISTINCT id), count(DISTINCT l), count(DISTINCT t) FROM app.k", ()).await,
+        ["3|3|3"]
+    );
     assert_eq!(run(&root, "UPDATE app.k SET y = 'abc', e = '[3, 4]', id = 'ffffffff-ffff-ffff-ffff-ffffffffffff' WHERE l = 3").await, 1);
-    assert_eq!(rows(&root, "SELECT y, e FROM app.k WHERE id IN ('ffffffff-ffff-ffff-ffff-ffffffffffff')", ()).await, ["616263|[3.0, 4.0]"]);
+    assert_eq!(
+        rows(&root, "SELECT y, e FROM app.k WHERE id IN ('ffffffff-ffff-ffff-ffff-ffffffffffff')", ()).await,
+        ["616263|[3.0, 4.0]"]
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -214,7 +255,8 @@ async fn a_thousand_selects_build_one_schema() {
         root.execute(&format!("SELECT * FROM {table}"), ()).await.unwrap();
         assert_eq!(database.registry_counters().builds - after.builds, 1, "{table} made again");
     }
-    for table in ["users", "jobs", "namespaces", "storages", "live_queries", "tables", "audit_logs", "stats"] {
+    for table in ["users", "jobs", "namespaces", "storages", "live_queries", "tables", "audit_logs", "stats"]
+    {
         let sql = format!("SELECT * FROM system.{table}");
         let one = root.execute(&sql, ()).await.unwrap().rows().unwrap();
         let two = root.execute(&sql, ()).await.unwrap().rows().unwrap();
@@ -295,10 +337,18 @@ async fn prepared_statements_announce_what_comes() {
     let got = select.execute(vec![ScalarValue::Int64(Some(2))]).await.unwrap().rows().unwrap();
     assert!(Arc::ptr_eq(&got.schema, &announced.schema));
     let update = root.prepare("UPDATE app.t SET name = :name WHERE id < :id").await.unwrap();
-    let params = vec![("id".to_owned(), ScalarValue::Int64(Some(3))), ("name".to_owned(), ScalarValue::from("new"))];
+    let params =
+        vec![("id".to_owned(), ScalarValue::Int64(Some(3))), ("name".to_owned(), ScalarValue::from("new"))];
     assert_eq!(update.execute(params).await.unwrap().affected().unwrap().rows, 2);
     let delete = root.prepare("DELETE FROM app.t WHERE name = ?").await.unwrap();
-    assert_eq!(delete.execute_batch(vec![vec![ScalarValue::from("new")], vec![ScalarValue::from("n3")]]).await.unwrap().rows, 3);
+    assert_eq!(
+        delete
+            .execute_batch(vec![vec![ScalarValue::from("new")], vec![ScalarValue::from("n3")]])
+            .await
+            .unwrap()
+            .rows,
+        3
+    );
     for (sql, types) in [
         ("SELECT $1", "Utf8"),
         ("SELECT $1 + 1", "Int64"),
@@ -312,7 +362,15 @@ async fn prepared_statements_announce_what_comes() {
         let got: Vec<_> = prepared.parameters().iter().map(|field| field.data_type().to_string()).collect();
         assert_eq!(got.join(","), types, "{sql}");
     }
-    assert_eq!(rows(&root, "SELECT count(*) FROM app.t WHERE u = ?", vec![ScalarValue::from("0192f3a4-b5c6-7d8e-9f00-010203040506")]).await, ["0"]);
+    assert_eq!(
+        rows(
+            &root,
+            "SELECT count(*) FROM app.t WHERE u = ?",
+            vec![ScalarValue::from("0192f3a4-b5c6-7d8e-9f00-010203040506")]
+        )
+        .await,
+        ["0"]
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -353,11 +411,20 @@ async fn compiled_shapes_equal_planned_ones() {
         "(9, 'g', 1, 1.23456, 1, NULL)",
     ] {
         let hot = root.execute(&format!("INSERT INTO app.a VALUES {values}"), ()).await;
-        let planned = root.execute(&format!("INSERT INTO app.b SELECT * FROM (VALUES {values}) AS v(i, t, v, d, b, ts)"), ()).await;
-        let state = |result: &Result<Outcome, Error>| result.as_ref().err().map(|error| error.sqlstate().to_string());
+        let planned = root
+            .execute(
+                &format!("INSERT INTO app.b SELECT * FROM (VALUES {values}) AS v(i, t, v, d, b, ts)"),
+                (),
+            )
+            .await;
+        let state =
+            |result: &Result<Outcome, Error>| result.as_ref().err().map(|error| error.sqlstate().to_string());
         assert_eq!(state(&hot), state(&planned), "{values}: {hot:?} {planned:?}");
     }
-    assert_eq!(rows(&root, "SELECT * FROM app.a ORDER BY i", ()).await, rows(&root, "SELECT * FROM app.b ORDER BY i", ()).await);
+    assert_eq!(
+        rows(&root, "SELECT * FROM app.a ORDER BY i", ()).await,
+        rows(&root, "SELECT * FROM app.b ORDER BY i", ()).await
+    );
     for condition in [
         "t = 'a' AND i = 1",
         "i = 2 AND 'b' = t",
@@ -370,7 +437,8 @@ async fn compiled_shapes_equal_planned_ones() {
     ] {
         for columns in ["*", "v, i", "i"] {
             let hot = rows(&root, &format!("SELECT {columns} FROM app.a WHERE {condition}"), ()).await;
-            let planned = rows(&root, &format!("SELECT {columns} FROM app.a WHERE {condition} AND 1 = 1"), ()).await;
+            let planned =
+                rows(&root, &format!("SELECT {columns} FROM app.a WHERE {condition} AND 1 = 1"), ()).await;
             assert_eq!(hot, planned, "{columns} {condition}");
         }
     }

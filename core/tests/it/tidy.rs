@@ -83,7 +83,8 @@ fn a_module_names_only_what_stands_before_it() {
         let Some(own) = place(&module) else { continue };
         for (number, line) in source.body().filter(|(_, line)| !line.trim_start().starts_with("//")) {
             for named in line.split("crate::").skip(1) {
-                let name: String = named.chars().take_while(|c| c.is_ascii_lowercase() || *c == '_').collect();
+                let name: String =
+                    named.chars().take_while(|c| c.is_ascii_lowercase() || *c == '_').collect();
                 if place(&name).is_some_and(|place| place > own) {
                     broken.push(format!("{}:{number}: \"{module}\" names \"{name}\"", inside.display()));
                 }
@@ -100,9 +101,10 @@ fn rocksdb_time_and_tonic_stay_where_they_belong() {
         for (number, line) in source.body().filter(|(_, line)| !line.trim_start().starts_with("//")) {
             // `pub use rocksdb::` in `storage/mod.rs` names our own module.
             let own_module = source.path.ends_with("storage/mod.rs") && line.starts_with("pub use rocksdb::");
-            let misplaced = (line.contains("rocksdb::") && !own_module && !source.path.ends_with("storage/rocksdb.rs"))
-                || (line.contains("SystemTime::now") && !source.path.ends_with("clock.rs"))
-                || line.contains("tonic::");
+            let misplaced =
+                (line.contains("rocksdb::") && !own_module && !source.path.ends_with("storage/rocksdb.rs"))
+                    || (line.contains("SystemTime::now") && !source.path.ends_with("clock.rs"))
+                    || line.contains("tonic::");
             if misplaced {
                 broken.push(format!("{}:{number}: {line}", source.path.display()));
             }

@@ -14,12 +14,14 @@ use crate::clock::ManualClock;
 use crate::commit::{Committer, CommitterOptions, Receipt, RowWrite, Snapshot, TableWrite, WriteSet};
 use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::ids::{ColumnId, ScopeId, Seq, TableId, UserId};
-use crate::schema_registry::{CatalogChange, ColumnDefinition, TableDefinition, TableKind, TableOptions, UserRecord};
+use crate::schema_registry::{
+    CatalogChange, ColumnDefinition, TableDefinition, TableKind, TableOptions, UserRecord,
+};
 use crate::storage::keys::KeyEncoder;
 use crate::storage::rows::{RowEncoder, row_seq};
 use crate::storage::{
-    Direction, KeyRange, Partition, RocksStorage, StorageBackend, StorageMetrics, StorageOptions, StorageSnapshot,
-    WriteBatch,
+    Direction, KeyRange, Partition, RocksStorage, StorageBackend, StorageMetrics, StorageOptions,
+    StorageSnapshot, WriteBatch,
 };
 use crate::types::ColumnType;
 
@@ -143,7 +145,13 @@ impl Fixture {
     }
 
     pub(super) async fn insert(&self, id: i64, note: &str) -> Result<Receipt> {
-        self.committer.commit(self.set(&self.shared, ScopeId::SHARED, vec![insert(&self.shared, ScopeId::SHARED, id, note)])).await
+        self.committer
+            .commit(self.set(
+                &self.shared,
+                ScopeId::SHARED,
+                vec![insert(&self.shared, ScopeId::SHARED, id, note)],
+            ))
+            .await
     }
 
     pub(super) fn update(&self, snapshot: &Snapshot, id: i64, note: &str) -> WriteSet {
@@ -185,7 +193,8 @@ pub(super) fn table(id: TableId, name: &str, kind: TableKind, key: &[usize]) -> 
         ColumnDefinition::new(ColumnId(2), "note", ColumnType::Text, true),
     ];
     let options = TableOptions::of(kind);
-    let table = TableDefinition::create(id, "public".into(), name.into(), kind, columns, key, options, ANN, START_US);
+    let table =
+        TableDefinition::create(id, "public".into(), name.into(), kind, columns, key, options, ANN, START_US);
     Arc::new(table.unwrap())
 }
 
@@ -195,7 +204,8 @@ pub(super) fn key(table: &TableDefinition, scope: ScopeId, id: i64) -> Bytes {
 }
 
 pub(super) fn encoded(table: &TableDefinition, id: i64, note: &str) -> Vec<u8> {
-    let columns: [ArrayRef; 2] = [Arc::new(Int64Array::from(vec![id])), Arc::new(StringArray::from(vec![note]))];
+    let columns: [ArrayRef; 2] =
+        [Arc::new(Int64Array::from(vec![id])), Arc::new(StringArray::from(vec![note]))];
     let types = table.columns.iter().map(|column| column.ty).collect();
     RowEncoder::new(table.version, types).encode(&columns, 1, None).unwrap().remove(0)
 }
@@ -205,14 +215,23 @@ pub(super) fn insert(table: &TableDefinition, scope: ScopeId, id: i64, note: &st
 }
 
 /// Key and bytes of a stored row.
-pub(super) fn stored(snapshot: &Snapshot, table: &TableDefinition, scope: ScopeId, id: i64) -> Option<(Bytes, Bytes)> {
+pub(super) fn stored(
+    snapshot: &Snapshot,
+    table: &TableDefinition,
+    scope: ScopeId,
+    id: i64,
+) -> Option<(Bytes, Bytes)> {
     let key = key(table, scope, id);
     let row = snapshot.storage.get(Partition::Rows, &key).unwrap()?;
     Some((key, row))
 }
 
 /// Everything in a partition under a prefix.
-pub(super) fn dump(storage: &dyn StorageSnapshot, partition: Partition, prefix: &[u8]) -> BTreeMap<Vec<u8>, Vec<u8>> {
+pub(super) fn dump(
+    storage: &dyn StorageSnapshot,
+    partition: Partition,
+    prefix: &[u8],
+) -> BTreeMap<Vec<u8>, Vec<u8>> {
     storage
         .scan(partition, KeyRange::prefix(prefix), Direction::Forward)
         .map(|entry| entry.map(|(key, value)| (key.into_vec(), value.into_vec())))

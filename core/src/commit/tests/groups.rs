@@ -20,7 +20,8 @@ const SHARED: ScopeId = ScopeId::SHARED;
 /// Commits `sets` as one group, in order.
 async fn as_one_group(fixture: &Fixture, sets: Vec<WriteSet>) -> Vec<Result<Receipt>> {
     let held = fixture.storage.hold_next_write();
-    let mut first = fixture.committer.commit(fixture.set(&fixture.keyless, SHARED, vec![append(fixture)])).boxed();
+    let mut first =
+        fixture.committer.commit(fixture.set(&fixture.keyless, SHARED, vec![append(fixture)])).boxed();
     assert!(futures::poll!(&mut first).is_pending());
     held.entered();
     let writes = fixture.storage.writes.load(Ordering::SeqCst);
@@ -322,7 +323,8 @@ async fn trimming_is_a_commit_that_moves_the_floor() {
     assert_eq!((old.log_floor, new.log_floor), (Seq::ZERO, Seq(3)));
     let read = |snapshot: &crate::commit::Snapshot, after| {
         let (table, bytes_max) = (fixture.shared.id, usize::MAX);
-        let slice = change_log::read(&*snapshot.storage, table, SHARED, Seq(after), snapshot.seq, bytes_max).unwrap();
+        let slice =
+            change_log::read(&*snapshot.storage, table, SHARED, Seq(after), snapshot.seq, bytes_max).unwrap();
         slice.map(|slice| slice.changes.len())
     };
     assert_eq!((read(&old, 0), read(&new, 0), read(&new, 3)), (Some(4), None, Some(2)));

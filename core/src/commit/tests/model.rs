@@ -6,7 +6,9 @@ use std::sync::Arc;
 use futures::FutureExt;
 use proptest::prelude::*;
 
-use super::fixture::{ANN, BOB, Fixture, START_US, TestStorage, dump, encoded, insert, key, open, state_of, stored};
+use super::fixture::{
+    ANN, BOB, Fixture, START_US, TestStorage, dump, encoded, insert, key, open, state_of, stored,
+};
 use crate::change_log;
 use crate::commit::redo::redo;
 use crate::commit::{RowWrite, Snapshot, TableWrite, WriteSet};
@@ -51,10 +53,15 @@ fn plan(fixture: &Fixture, snapshot: &Snapshot, planned: &PlannedSet, note: &str
         let found = stored(snapshot, table, scope, *id);
         let row = match (action, found) {
             (Action::Insert, _) => insert(table, scope, *id, note),
-            (Action::Update, Some((key, old))) => {
-                RowWrite::Update { key, expected: row_seq(&old).unwrap(), old, row: encoded(table, *id, note) }
+            (Action::Update, Some((key, old))) => RowWrite::Update {
+                key,
+                expected: row_seq(&old).unwrap(),
+                old,
+                row: encoded(table, *id, note),
+            },
+            (Action::Delete, Some((key, old))) => {
+                RowWrite::Delete { key, expected: row_seq(&old).unwrap(), old }
             }
-            (Action::Delete, Some((key, old))) => RowWrite::Delete { key, expected: row_seq(&old).unwrap(), old },
             (Action::Update | Action::Delete, None) => continue,
         };
         set.tables.push(TableWrite { table: Arc::clone(table), scope, rows: vec![row] });
@@ -146,8 +153,14 @@ async fn check(groups: Vec<Vec<PlannedSet>>) {
     let snapshot = fixture.snapshot();
     let replayed = replayed(&snapshot).snapshot();
     assert_eq!(dump(&*replayed, Partition::Rows, b""), model);
-    assert_eq!(dump(&*replayed, Partition::Meta, b"catalog/user"), dump(&*snapshot.storage, Partition::Meta, b"catalog/user"));
-    assert_eq!(dump(&*replayed, Partition::Meta, b"catalog/table"), dump(&*snapshot.storage, Partition::Meta, b"catalog/table"));
+    assert_eq!(
+        dump(&*replayed, Partition::Meta, b"catalog/user"),
+        dump(&*snapshot.storage, Partition::Meta, b"catalog/user")
+    );
+    assert_eq!(
+        dump(&*replayed, Partition::Meta, b"catalog/table"),
+        dump(&*snapshot.storage, Partition::Meta, b"catalog/table")
+    );
     old_snapshots_stay(&fixture.shared, &snapshots[0]);
 
     fixture.committer.shutdown().await.unwrap();

@@ -15,8 +15,12 @@ pub(in crate::sql) fn use_namespace(session: &Session, namespace: &str) -> Resul
 pub(in crate::sql) async fn kill_live_query(session: &Session, id: &str) -> Result<Outcome> {
     let execution = session.begin()?;
     let unknown = || {
-        Error::new(ErrorKind::NotFound, SqlState::UNDEFINED_OBJECT, format!("live query \"{id}\" does not exist"))
-            .hint("SELECT live_id FROM system.live_queries lists them")
+        Error::new(
+            ErrorKind::NotFound,
+            SqlState::UNDEFINED_OBJECT,
+            format!("live query \"{id}\" does not exist"),
+        )
+        .hint("SELECT live_id FROM system.live_queries lists them")
     };
     let number = SubscriptionId(id.trim().parse().map_err(|_| unknown())?);
     let live_queries = &session.ctx().live_queries;

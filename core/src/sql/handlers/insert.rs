@@ -6,7 +6,9 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use datafusion::arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions, StringArray, TimestampMicrosecondArray, new_null_array};
+use datafusion::arrow::array::{
+    ArrayRef, RecordBatch, RecordBatchOptions, StringArray, TimestampMicrosecondArray, new_null_array,
+};
 use datafusion::arrow::compute::cast;
 use datafusion::arrow::datatypes::{DataType, Field, FieldRef};
 use datafusion::common::{DFSchema, ScalarValue};
@@ -38,7 +40,11 @@ pub(in crate::sql) struct Target {
 
 impl Target {
     /// A target whose rows have `columns` (or, when empty, the table's first columns), in that order.
-    pub(in crate::sql) fn new(schemas: Arc<TableSchemas>, columns: &[String], width: Option<usize>) -> Result<Self> {
+    pub(in crate::sql) fn new(
+        schemas: Arc<TableSchemas>,
+        columns: &[String],
+        width: Option<usize>,
+    ) -> Result<Self> {
         let definition = &schemas.definition;
         let mut sources = vec![None; definition.columns.len()];
         if columns.is_empty() {
@@ -69,7 +75,10 @@ impl Target {
         if let Some(width) = width
             && width != columns.len()
         {
-            return Err(Error::syntax(format!("INSERT names {} columns and gives {width} values", columns.len())));
+            return Err(Error::syntax(format!(
+                "INSERT names {} columns and gives {width} values",
+                columns.len()
+            )));
         }
         Ok(Self { schemas, sources })
     }
@@ -123,7 +132,11 @@ fn column_position(definition: &TableDefinition, name: &str) -> Result<usize> {
 }
 
 /// What a column that is left out holds.
-pub(in crate::sql) fn default_column(execution: &Execution, column: &ColumnDefinition, rows: usize) -> Result<ArrayRef> {
+pub(in crate::sql) fn default_column(
+    execution: &Execution,
+    column: &ColumnDefinition,
+    rows: usize,
+) -> Result<ArrayRef> {
     let generator = &execution.session.engine().generator;
     let array: ArrayRef = match &column.default {
         None => return Ok(new_null_array(&column.ty.arrow(), rows)),
@@ -136,7 +149,9 @@ pub(in crate::sql) fn default_column(execution: &Execution, column: &ColumnDefin
             let now: ArrayRef = Arc::new(now.with_timezone("UTC"));
             match column.ty.arrow() {
                 // The instant itself, not its reading in some zone.
-                plain @ DataType::Timestamp(_, None) => cast(&now, &DataType::Int64).and_then(|now| cast(&now, &plain))?,
+                plain @ DataType::Timestamp(_, None) => {
+                    cast(&now, &DataType::Int64).and_then(|now| cast(&now, &plain))?
+                }
                 other => cast(&now, &other)?,
             }
         }
@@ -151,7 +166,11 @@ pub(in crate::sql) fn default_column(execution: &Execution, column: &ColumnDefin
 }
 
 /// Plans the rows of an INSERT.
-pub(in crate::sql) fn plan(execution: &Execution, insert: &ast::Insert, view: View) -> Result<(Target, Planned)> {
+pub(in crate::sql) fn plan(
+    execution: &Execution,
+    insert: &ast::Insert,
+    view: View,
+) -> Result<(Target, Planned)> {
     let name = insert_target(insert)?;
     let schemas = execution.schemas(execution.writable(&name)?);
     let columns = insert
@@ -205,7 +224,12 @@ pub(in crate::sql) fn parameter_type(ty: ColumnType) -> DataType {
 }
 
 /// VALUES are planned as the columns' types, so that `('1'), (2)` fit the same column.
-fn plan_values(execution: &Execution, target: &Target, mut rows: Vec<Vec<ast::Expr>>, view: View) -> Result<Planned> {
+fn plan_values(
+    execution: &Execution,
+    target: &Target,
+    mut rows: Vec<Vec<ast::Expr>>,
+    view: View,
+) -> Result<Planned> {
     let columns = target.columns();
     let mut only_text = vec![true; columns.len()];
     let mut parameters: Vec<Option<FieldRef>> = Vec::new();
@@ -231,8 +255,10 @@ fn plan_values(execution: &Execution, target: &Target, mut rows: Vec<Vec<ast::Ex
         ColumnType::Bytes | ColumnType::Embedding(_) if only_text => DataType::Utf8,
         other => other.arrow(),
     };
-    let types = columns.iter().zip(only_text).map(|(column, text)| Field::new(&*column.name, ty(column, text), true));
-    let schema = DFSchema::from_unqualified_fields(types.map(Arc::new).collect(), std::collections::HashMap::new())?;
+    let types =
+        columns.iter().zip(only_text).map(|(column, text)| Field::new(&*column.name, ty(column, text), true));
+    let schema =
+        DFSchema::from_unqualified_fields(types.map(Arc::new).collect(), std::collections::HashMap::new())?;
     let mut context = PlannerContext::new().with_prepare_param_data_types(parameters);
     context.set_table_schema(Some(Arc::new(schema)));
     planner::plan(execution, ast::Statement::Query(Box::new(values_query(rows))), view, &mut context)
@@ -369,7 +395,10 @@ impl<'a> Rows<'a> {
         Err(Error::new(
             ErrorKind::ResourceExhausted,
             SqlState::PROGRAM_LIMIT_EXCEEDED,
-            format!("the statement writes too much to table \"{}\"", self.schemas.definition.qualified_name()),
+            format!(
+                "the statement writes too much to table \"{}\"",
+                self.schemas.definition.qualified_name()
+            ),
         )
         .hint(format!(
             "a statement writes at most {} rows and {} MiB; use several",
@@ -410,7 +439,9 @@ impl<'a> Rows<'a> {
         });
         for key in changed {
             if !seen.insert(key) {
-                return Err(Error::unsupported("changing a row twice in one batch").hint("send the rows one by one"));
+                return Err(
+                    Error::unsupported("changing a row twice in one batch").hint("send the rows one by one")
+                );
             }
         }
         Ok(())

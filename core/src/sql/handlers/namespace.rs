@@ -37,7 +37,12 @@ pub(in crate::sql) async fn create(session: &Session, name: &str, if_not_exists:
     }
 }
 
-pub(in crate::sql) async fn drop(session: &Session, name: &str, if_exists: bool, cascade: bool) -> Result<Outcome> {
+pub(in crate::sql) async fn drop(
+    session: &Session,
+    name: &str,
+    if_exists: bool,
+    cascade: bool,
+) -> Result<Outcome> {
     let mut attempts = Attempts::new(session);
     loop {
         let execution = session.begin()?;
@@ -60,7 +65,8 @@ pub(in crate::sql) async fn drop(session: &Session, name: &str, if_exists: bool,
             }
         }
         set.catalog.push(CatalogChange::DropNamespace(namespace.id));
-        let details = json!({ "tables": dropped.iter().map(|table| table.qualified_name()).collect::<Vec<_>>() });
+        let details =
+            json!({ "tables": dropped.iter().map(|table| table.qualified_name()).collect::<Vec<_>>() });
         set.tables.push(audit_row(&execution, "DROP NAMESPACE", name, Some(details), None)?);
         if let Some(affected) = attempts.commit(set, 0).await? {
             for table in dropped {

@@ -18,13 +18,15 @@ fn text(name: &str, nullable: bool) -> Field {
     Field::new(name, DataType::Utf8, nullable)
 }
 
-static NAMESPACES: LazyLock<SchemaRef> = LazyLock::new(|| Arc::new(Schema::new(vec![text("namespace", false)])));
+static NAMESPACES: LazyLock<SchemaRef> =
+    LazyLock::new(|| Arc::new(Schema::new(vec![text("namespace", false)])));
 
 static TABLES: LazyLock<SchemaRef> = LazyLock::new(|| {
     Arc::new(Schema::new(vec![text("namespace", false), text("table", false), text("type", false)]))
 });
 
-static SEARCH_PATH: LazyLock<SchemaRef> = LazyLock::new(|| Arc::new(Schema::new(vec![text("search_path", false)])));
+static SEARCH_PATH: LazyLock<SchemaRef> =
+    LazyLock::new(|| Arc::new(Schema::new(vec![text("search_path", false)])));
 
 static DESCRIBE: LazyLock<SchemaRef> = LazyLock::new(|| {
     Arc::new(Schema::new(vec![

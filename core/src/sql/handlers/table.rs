@@ -29,8 +29,10 @@ pub(in crate::sql) async fn create(session: &Session, table: &CreateTable) -> Re
             return Err(Error::namespace_not_found(&namespace));
         }
         if RESERVED_NAMESPACES.contains(&namespace.as_str()) {
-            return Err(Error::permission_denied(format!("permission denied to create table \"{full_name}\""))
-                .hint(format!("namespace \"{namespace}\" belongs to the database")));
+            return Err(Error::permission_denied(format!(
+                "permission denied to create table \"{full_name}\""
+            ))
+            .hint(format!("namespace \"{namespace}\" belongs to the database")));
         }
         if catalog.table(&namespace, &table.name.name).is_some() {
             if table.if_not_exists {
@@ -45,7 +47,8 @@ pub(in crate::sql) async fn create(session: &Session, table: &CreateTable) -> Re
         }
         if catalog.storage(&table.options.storage_id).is_none() {
             let message = format!("storage \"{}\" does not exist", table.options.storage_id);
-            return Err(Error::new(ErrorKind::NotFound, SqlState::UNDEFINED_OBJECT, message).hint("SHOW STORAGES lists them"));
+            return Err(Error::new(ErrorKind::NotFound, SqlState::UNDEFINED_OBJECT, message)
+                .hint("SHOW STORAGES lists them"));
         }
         let definition = TableDefinition::create(
             catalog.next_table_id(),
@@ -81,7 +84,11 @@ fn may_create(execution: &Execution, table: &CreateTable, full_name: &str) -> Re
     ))
 }
 
-pub(in crate::sql) async fn drop(session: &Session, names: &[QualifiedName], if_exists: bool) -> Result<Outcome> {
+pub(in crate::sql) async fn drop(
+    session: &Session,
+    names: &[QualifiedName],
+    if_exists: bool,
+) -> Result<Outcome> {
     let mut attempts = Attempts::new(session);
     loop {
         let execution = session.begin()?;
@@ -98,8 +105,10 @@ pub(in crate::sql) async fn drop(session: &Session, names: &[QualifiedName], if_
                 Err(error) => return Err(error),
             };
             if table.kind == TableKind::System || &*table.namespace == NAMESPACE_SYSTEM {
-                return Err(Error::permission_denied(format!("permission denied to drop table \"{full_name}\""))
-                    .hint("system tables always exist"));
+                return Err(Error::permission_denied(format!(
+                    "permission denied to drop table \"{full_name}\""
+                ))
+                .hint("system tables always exist"));
             }
             set.catalog.push(CatalogChange::DropTable(table.id));
             set.tables.push(audit_row(&execution, "DROP TABLE", &full_name, None, None)?);

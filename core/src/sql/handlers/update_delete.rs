@@ -36,8 +36,11 @@ pub(in crate::sql) fn plan_update(
     let (schemas, from) = target(execution, &update.table)?;
     let definition = &schemas.definition;
     if definition.kind == TableKind::Stream {
-        return Err(Error::unsupported(format!("UPDATE of STREAM table \"{}\"", definition.qualified_name()))
-            .hint("insert another row"));
+        return Err(Error::unsupported(format!(
+            "UPDATE of STREAM table \"{}\"",
+            definition.qualified_name()
+        ))
+        .hint("insert another row"));
     }
     let mut assigned = HashMap::new();
     for assignment in &update.assignments {
@@ -95,7 +98,10 @@ fn stored(name: &str) -> ast::SelectItem {
     ast::SelectItem::UnnamedExpr(ast::Expr::Identifier(ast::Ident::with_quote('"', name)))
 }
 
-fn target(execution: &Execution, table: &ast::TableWithJoins) -> Result<(Arc<TableSchemas>, ast::TableWithJoins)> {
+fn target(
+    execution: &Execution,
+    table: &ast::TableWithJoins,
+) -> Result<(Arc<TableSchemas>, ast::TableWithJoins)> {
     let ast::TableFactor::Table { name, args: None, alias, .. } = &table.relation else {
         return Err(Error::unsupported("changing anything but a table"));
     };

@@ -121,7 +121,8 @@ pub(in crate::sql) async fn drop(session: &Session, name: &str, if_exists: bool)
             Err(error) => return Err(error),
         };
         if user.id == UserId::ROOT {
-            return Err(Error::permission_denied("permission denied to drop user \"root\"").hint("root always exists"));
+            return Err(Error::permission_denied("permission denied to drop user \"root\"")
+                .hint("root always exists"));
         }
         if user.id == execution.principal.user_id {
             return Err(Error::permission_denied(format!("permission denied to drop user \"{name}\""))

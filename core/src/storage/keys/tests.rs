@@ -25,15 +25,23 @@ fn compare(left: &ScalarValue, right: &ScalarValue) -> Ordering {
         (false, false) => left.partial_cmp(&right).unwrap(),
     };
     match (left, right) {
-        (ScalarValue::Float32(Some(left)), ScalarValue::Float32(Some(right))) => float((*left).into(), (*right).into()),
+        (ScalarValue::Float32(Some(left)), ScalarValue::Float32(Some(right))) => {
+            float((*left).into(), (*right).into())
+        }
         (ScalarValue::Float64(Some(left)), ScalarValue::Float64(Some(right))) => float(*left, *right),
-        (ScalarValue::Utf8(Some(left)), ScalarValue::Utf8(Some(right))) => left.as_bytes().cmp(right.as_bytes()),
+        (ScalarValue::Utf8(Some(left)), ScalarValue::Utf8(Some(right))) => {
+            left.as_bytes().cmp(right.as_bytes())
+        }
         (left, right) => left.partial_cmp(right).unwrap(),
     }
 }
 
 fn compare_rows(left: &[ScalarValue], right: &[ScalarValue]) -> Ordering {
-    left.iter().zip(right).map(|(left, right)| compare(left, right)).find(|order| order.is_ne()).unwrap_or(Ordering::Equal)
+    left.iter()
+        .zip(right)
+        .map(|(left, right)| compare(left, right))
+        .find(|order| order.is_ne())
+        .unwrap_or(Ordering::Equal)
 }
 
 proptest! {
@@ -93,7 +101,11 @@ fn the_bytes_are_frozen() {
     check(ColumnType::Boolean, ScalarValue::Boolean(None), &[2]);
     check(ColumnType::SmallInt, ScalarValue::Int16(Some(-2)), &[1, 0x7F, 0xFE]);
     check(ColumnType::Integer, ScalarValue::Int32(Some(1)), &[1, 0x80, 0, 0, 1]);
-    check(ColumnType::BigInt, ScalarValue::Int64(Some(-1)), &[1, 0x7F, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF]);
+    check(
+        ColumnType::BigInt,
+        ScalarValue::Int64(Some(-1)),
+        &[1, 0x7F, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF],
+    );
     check(ColumnType::Real, ScalarValue::Float32(Some(1.0)), &[1, 0xBF, 0x80, 0, 0]);
     check(ColumnType::Real, ScalarValue::Float32(Some(-1.0)), &[1, 0x40, 0x7F, 0xFF, 0xFF]);
     check(ColumnType::Double, ScalarValue::Float64(Some(-0.0)), &[1, 0x80, 0, 0, 0, 0, 0, 0, 0]);
@@ -108,7 +120,11 @@ fn the_bytes_are_frozen() {
     check(ColumnType::Bytes, ScalarValue::Binary(Some(vec![0xFF, 0])), &[1, 0xFF, 0, 0xFF, 0, 1]);
     check(ColumnType::Date, ScalarValue::Date32(Some(0)), &[1, 0x80, 0, 0, 0]);
     check(ColumnType::Time, ScalarValue::Time64Microsecond(Some(1)), &[1, 0x80, 0, 0, 0, 0, 0, 0, 1]);
-    check(ColumnType::Timestamp, ScalarValue::TimestampMicrosecond(Some(1), None), &[1, 0x80, 0, 0, 0, 0, 0, 0, 1]);
+    check(
+        ColumnType::Timestamp,
+        ScalarValue::TimestampMicrosecond(Some(1), None),
+        &[1, 0x80, 0, 0, 0, 0, 0, 0, 1],
+    );
     check(
         ColumnType::Uuid,
         ScalarValue::FixedSizeBinary(16, Some((0..16).collect())),
@@ -134,7 +150,8 @@ fn a_start_of_text_covers_the_texts_that_begin_with_it() {
 #[test]
 fn long_keys_and_unordered_types_are_refused() {
     let encoder = KeyEncoder::new(&[ColumnType::Text]).unwrap();
-    let error = encoder.encode_values(TABLE, SCOPE, &["x".repeat(KEY_BYTES_MAX).as_str().into()]).unwrap_err();
+    let error =
+        encoder.encode_values(TABLE, SCOPE, &["x".repeat(KEY_BYTES_MAX).as_str().into()]).unwrap_err();
     assert_eq!(error.sqlstate(), SqlState::PROGRAM_LIMIT_EXCEEDED);
     assert!(KeyEncoder::new(&[ColumnType::Json]).is_err());
     assert!(encoder.encode_values(TABLE, SCOPE, &[ScalarValue::Int64(Some(1))]).is_err());

@@ -129,7 +129,8 @@ fn the_bytes_are_frozen() {
     ];
     let encode = |expires_at| {
         let columns = arbitrary::columns(&types, std::slice::from_ref(&row));
-        let mut encoded = RowEncoder::new(VERSION, types.clone()).encode(&columns, 1, expires_at).unwrap().remove(0);
+        let mut encoded =
+            RowEncoder::new(VERSION, types.clone()).encode(&columns, 1, expires_at).unwrap().remove(0);
         set_row_seq(&mut encoded, Seq(0x0102)).unwrap();
         encoded
     };
@@ -152,8 +153,10 @@ fn the_bytes_are_frozen() {
 
 #[test]
 fn rows_of_older_layouts_get_the_value_an_added_column_began_with() {
-    let text = |texts: &[&str]| std::sync::Arc::new(arrow::array::StringArray::from(texts.to_vec())) as ArrayRef;
-    let number = |numbers: &[i64]| std::sync::Arc::new(arrow::array::Int64Array::from(numbers.to_vec())) as ArrayRef;
+    let text =
+        |texts: &[&str]| std::sync::Arc::new(arrow::array::StringArray::from(texts.to_vec())) as ArrayRef;
+    let number =
+        |numbers: &[i64]| std::sync::Arc::new(arrow::array::Int64Array::from(numbers.to_vec())) as ArrayRef;
     // Version 1 has (1 text, 2 bigint); version 4 dropped 2 and added 3.
     let layouts = [
         RowLayout {
