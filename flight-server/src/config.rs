@@ -8,6 +8,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 
 use kalamdb_core::Config;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
@@ -34,7 +35,7 @@ pub struct ServerConfig {
     pub reflection: bool,
     /// The largest message a client may send, in bytes. Default 64 MiB.
     pub message_bytes_max: usize,
-    /// How long open calls may take to end after SIGTERM, in milliseconds. Default and maximum 10,000.
+    /// How long open calls may take to end after SIGTERM, in milliseconds. Default 8,000, maximum 10,000.
     pub drain_ms: u64,
     /// Filter of log lines in `tracing`'s syntax, e.g. `info` or `kalamdb_core=debug`. Default `info`.
     pub log_level: String,
@@ -106,7 +107,7 @@ impl Default for ServerSettings {
             tls_key: String::new(),
             reflection: true,
             message_bytes_max: 64 << 20,
-            drain_ms: 10_000,
+            drain_ms: 8_000,
             log_level: "info".to_owned(),
             log_format: LogFormat::Text,
         }
@@ -164,8 +165,8 @@ impl ServerConfig {
         let server_names = server_settings()?;
         let (server, core): (Table, Table) =
             table.into_iter().partition(|(name, _)| server_names.contains_key(name));
-        let core: Config = core.try_into().map_err(|error| one_line(&error))?;
-        let server: ServerSettings = server.try_into().map_err(|error| one_line(&error))?;
+        let core: Config = typed(core)?;
+        let server: ServerSettings = typed(server)?;
         core.validate().map_err(|error| error.to_string())?;
         let config = Self {
             listen: resolve("listen", &server.listen)?,
@@ -253,6 +254,22 @@ fn resolve(name: &str, text: &str) -> Result<SocketAddr, ConfigError> {
     })
 }
 
+/// Reads settings into `T`. A value of the wrong type is refused by the setting's name, which the deserializer does not know.
+fn typed<T: DeserializeOwned>(table: Table) -> Result<T, ConfigError> {
+    let refused = match table.clone().try_into() {
+        Ok(settings) => return Ok(settings),
+        Err(error) => one_line(&error),
+    };
+    // Every setting has a default, so the one at fault also fails alone.
+    for (name, value) in table {
+        let alone = Table::from_iter([(name.clone(), value)]);
+        if let Err(error) = alone.try_into::<T>() {
+            return Err(ConfigError(format!("setting \"{name}\": {}", one_line(&error))));
+        }
+    }
+    Err(ConfigError(refused))
+}
+
 /// TOML's errors draw the place over several lines; without a file there is no place to draw.
 fn one_line(error: &toml::de::Error) -> String {
     error.message().replace('\n', " ")
@@ -317,7 +334,8 @@ mod tests {
         };
         check(Some("lisen = \"x\""), &[], &[], "setting \"lisen\"");
         check(Some("listen = \"x\""), &[], &[], "\"x\" is not an address");
-        check(Some("row_bytes_max = \"x\""), &[], &[], "row_bytes_max");
+        check(Some("node_id = \"a\"\nrow_bytes_max = \"x\""), &[], &[], "setting \"row_bytes_max\"");
+        check(Some("row_bytes_max = -1"), &[], &[], "setting \"row_bytes_max\"");
         check(Some("= 1"), &[], &[], "configuration file");
         check(None, &[("KALAMDB_ROW_BYTES_MAX", "-1")], &[], "variable KALAMDB_ROW_BYTES_MAX");
         check(None, &[("KALAMDB_INSECURE", "maybe")], &[], "neither true nor false");
@@ -326,7 +344,7 @@ mod tests {
         check(None, &[], &[("listen", "0.0.0.0:8815")], "--insecure");
         check(None, &[], &[("http_listen", "0.0.0.0:8815")], "--insecure");
         check(None, &[], &[("tls_cert", "a.pem")], "go together");
-        check(None, &[], &[("log_format", "xml")], "xml");
+        check(None, &[], &[("log_format", "xml")], "setting \"log_format\": unknown variant `xml`");
     }
 
     #[test]

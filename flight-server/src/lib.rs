@@ -25,6 +25,7 @@ mod flight_sql;
 pub mod http;
 pub mod live;
 pub mod logging;
+mod offload;
 mod seal;
 pub mod server;
 mod status;

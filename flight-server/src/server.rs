@@ -11,6 +11,7 @@ use std::time::Duration;
 use arrow_flight::flight_service_server::FlightServiceServer;
 use kalamdb_core::Database;
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Identity, ServerTlsConfig};
 use tracing::info;
@@ -19,6 +20,7 @@ use crate::auth::{AuthLayer, Authenticator};
 use crate::config::ServerConfig;
 use crate::connection;
 use crate::flight_sql::{FlightSqlService, FlightState};
+use crate::offload::Offloaded;
 
 /// What may go wrong before and while serving.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
@@ -76,6 +78,8 @@ pub struct Server {
     reflection: bool,
     message_bytes_max: usize,
     drain: Duration,
+    /// Where calls run.
+    runtime: Handle,
 }
 
 impl Server {
@@ -107,12 +111,20 @@ impl Server {
             reflection: config.reflection,
             message_bytes_max: config.message_bytes_max,
             drain: Duration::from_millis(config.drain_ms),
+            runtime: Handle::current(),
         })
     }
 
     /// The address clients reach, with the port that was picked for port 0.
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
+    }
+
+    /// Runs calls on `runtime`, so that connections and signals do not wait for queries; without it they run where
+    /// [`Server::bind`] was called.
+    #[must_use]
+    pub fn calls_on(self, runtime: Handle) -> Self {
+        Self { runtime, ..self }
     }
 
     /// Reads the counters while the server serves.
@@ -139,8 +151,8 @@ impl Server {
         }
         let router = limited(builder)
             .layer(AuthLayer::new(self.authenticator))
-            .add_service(flight)
-            .add_service(live)
+            .add_service(Offloaded::new(flight, self.runtime.clone()))
+            .add_service(Offloaded::new(live, self.runtime))
             .add_service(health_service)
             .add_optional_service(reflection);
 

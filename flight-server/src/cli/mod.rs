@@ -17,6 +17,7 @@ use std::io;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use tokio::runtime::Runtime;
 
 /// Why a command failed.
 type Failure = Box<dyn Error + Send + Sync>;
@@ -53,6 +54,14 @@ enum OutputFormat {
     Json,
     /// An Arrow IPC stream.
     Arrow,
+}
+
+/// How rows are printed, and how much of them.
+#[derive(Clone, Copy, Debug)]
+struct OutputStyle {
+    format: OutputFormat,
+    /// Whether a table shows long values whole.
+    full: bool,
 }
 
 impl OutputFormat {
@@ -108,10 +117,14 @@ fn describe(failure: &(dyn Error + 'static)) -> String {
     text
 }
 
-fn runtime() -> io::Result<tokio::runtime::Runtime> {
+fn runtime() -> io::Result<Runtime> {
+    runtime_of("kalam-worker")
+}
+
+fn runtime_of(thread: &str) -> io::Result<Runtime> {
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
-        .thread_name("kalam-worker")
+        .thread_name(thread)
         .thread_stack_size(THREAD_STACK_BYTES)
         .build()
 }

@@ -5,7 +5,7 @@
 use std::io::Write;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, RecordBatch, StringArray};
+use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions, StringArray};
 use arrow::csv::{Writer as CsvWriter, WriterBuilder as CsvBuilder};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::error::ArrowError;
@@ -14,10 +14,14 @@ use arrow::json::writer::{LineDelimited, Writer as JsonWriter, WriterBuilder as 
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use arrow::util::pretty::pretty_format_batches_with_options;
 
-use super::{Failure, OutputFormat};
+use super::{Failure, OutputFormat, OutputStyle};
 
 /// Rows of one block of a table; each block has column widths of its own.
 const TABLE_BLOCK_ROWS: usize = 1_000;
+/// Characters of a value that a table of many columns shows.
+const CELL_CHARS_MAX: usize = 60;
+/// Tables with up to so many columns show values whole: there are plans and definitions among them.
+const WHOLE_COLUMNS_MAX: usize = 2;
 
 /// Prints one result.
 pub(super) struct Printer<W: Write> {
@@ -27,7 +31,7 @@ pub(super) struct Printer<W: Write> {
 }
 
 enum Kind<W: Write> {
-    Table { out: W, block: Vec<RecordBatch>, block_rows: usize, printed: bool },
+    Table { out: W, cells: Cells, block: Vec<RecordBatch>, block_rows: usize, printed: bool },
     Csv { writer: Box<CsvWriter<W>>, text: SchemaRef },
     Json(Box<JsonWriter<W, LineDelimited>>),
     Arrow(Box<StreamWriter<W>>),
@@ -35,9 +39,15 @@ enum Kind<W: Write> {
 
 impl<W: Write> Printer<W> {
     /// Prepares to print rows of `schema`.
-    pub(super) fn new(format: OutputFormat, schema: &SchemaRef, out: W) -> Result<Self, Failure> {
-        let kind = match format {
-            OutputFormat::Table => Kind::Table { out, block: Vec::new(), block_rows: 0, printed: false },
+    pub(super) fn new(style: OutputStyle, schema: &SchemaRef, out: W) -> Result<Self, Failure> {
+        let kind = match style.format {
+            OutputFormat::Table => Kind::Table {
+                out,
+                cells: Cells::of(schema, style.full),
+                block: Vec::new(),
+                block_rows: 0,
+                printed: false,
+            },
             OutputFormat::Csv => {
                 let text = flat_schema(schema);
                 let mut writer = CsvBuilder::new().with_header(true).build(out);
@@ -110,10 +120,11 @@ impl<W: Write> Printer<W> {
     }
 
     fn print_block(&mut self) -> Result<(), Failure> {
-        if let Kind::Table { out, block, block_rows, printed } = &mut self.kind
+        if let Kind::Table { out, cells, block, block_rows, printed } = &mut self.kind
             && !block.is_empty()
         {
-            let table = pretty_format_batches_with_options(block, &options())?;
+            let texts = block.iter().map(|batch| cells.show(batch)).collect::<Result<Vec<_>, _>>()?;
+            let table = pretty_format_batches_with_options(&texts, &options())?;
             writeln!(out, "{table}")?;
             out.flush()?;
             block.clear();
@@ -122,6 +133,61 @@ impl<W: Write> Printer<W> {
         }
         Ok(())
     }
+}
+
+/// What a table shows of a value.
+#[derive(Clone, Copy)]
+enum Cells {
+    /// Everything, over several lines if it has them.
+    Whole,
+    /// One line, cut where it gets long.
+    Cut,
+}
+
+impl Cells {
+    fn of(schema: &Schema, full: bool) -> Self {
+        if full || schema.fields().len() <= WHOLE_COLUMNS_MAX { Self::Whole } else { Self::Cut }
+    }
+
+    /// `batch` with every value as the text the table shows.
+    fn show(self, batch: &RecordBatch) -> Result<RecordBatch, ArrowError> {
+        let options = options();
+        let columns = batch.columns().iter().map(|column| {
+            let formatter = ArrayFormatter::try_new(column, &options)?;
+            let texts = (0..column.len()).map(|row| Some(self.cell(&formatter.value(row).to_string())));
+            Ok(Arc::new(texts.collect::<StringArray>()) as ArrayRef)
+        });
+        let columns = columns.collect::<Result<Vec<_>, ArrowError>>()?;
+        let fields =
+            batch.schema_ref().fields().iter().map(|field| Field::new(field.name(), DataType::Utf8, true));
+        let schema = Arc::new(Schema::new(fields.collect::<Vec<_>>()));
+        let rows = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+        RecordBatch::try_new_with_options(schema, columns, &rows)
+    }
+
+    fn cell(self, value: &str) -> String {
+        match self {
+            Self::Whole => printable(value, |c| c == '\n'),
+            Self::Cut => {
+                let mut text = printable(value, |_| false);
+                let mut tail = text.char_indices().skip(CELL_CHARS_MAX - 1);
+                if let (Some((last, _)), Some(_)) = (tail.next(), tail.next()) {
+                    text.truncate(last);
+                    text.push('…');
+                }
+                text
+            }
+        }
+    }
+}
+
+/// `value` without control characters but those that are `kept`: it must not send sequences to a terminal.
+pub(super) fn printable(value: &str, kept: impl Fn(char) -> bool) -> String {
+    let mut text = String::with_capacity(value.len());
+    for c in value.chars() {
+        if c.is_control() && !kept(c) { text.extend(c.escape_default()) } else { text.push(c) }
+    }
+    text
 }
 
 /// How values look as text.
@@ -181,7 +247,8 @@ mod tests {
 
     fn print(format: OutputFormat, batches: &[RecordBatch]) -> (String, u64) {
         let mut out = Vec::new();
-        let mut printer = Printer::new(format, &rows(0).schema(), &mut out).expect("printer");
+        let style = OutputStyle { format, full: false };
+        let mut printer = Printer::new(style, &rows(0).schema(), &mut out).expect("printer");
         for batch in batches {
             printer.write(batch).expect("write");
         }
@@ -211,5 +278,31 @@ mod tests {
         assert_eq!(text.matches("| id").count(), 4);
         let (text, count) = print(OutputFormat::Table, &[]);
         assert_eq!((text.matches("| id").count(), count), (1, 0));
+    }
+
+    #[test]
+    fn tables_of_many_columns_cut_long_values() {
+        let long = "x".repeat(CELL_CHARS_MAX + 1);
+        let column = |value: &str| Arc::new(StringArray::from(vec![value])) as ArrayRef;
+        let table = |names: &[&str], full: bool| {
+            let batch = RecordBatch::try_from_iter(
+                names.iter().map(|name| (*name, column(&format!("{long}\n\u{1b}")))),
+            )
+            .expect("batch");
+            let mut out = Vec::new();
+            let style = OutputStyle { format: OutputFormat::Table, full };
+            let mut printer = Printer::new(style, &batch.schema(), &mut out).expect("printer");
+            printer.write(&batch).expect("write");
+            printer.finish().expect("finish");
+            String::from_utf8(out).expect("text")
+        };
+        let cut = format!("| {}… |", "x".repeat(CELL_CHARS_MAX - 1));
+        assert!(table(&["a", "b", "c"], false).contains(&cut));
+        for whole in [table(&["a", "b", "c"], true), table(&["a", "b"], false)] {
+            assert!(
+                whole.contains(&long) && whole.contains("\\u{1b}") && !whole.contains('\u{1b}'),
+                "{whole}"
+            );
+        }
     }
 }

@@ -10,7 +10,7 @@ use tokio::runtime::Runtime;
 
 use super::client::AuthorizedChannel;
 use super::sql::run_statement;
-use super::{Failure, OutputFormat};
+use super::{Failure, OutputStyle};
 
 const HELP: &str = "A statement ends with a semicolon and may span lines.
   \\d        tables
@@ -22,7 +22,7 @@ const HELP: &str = "A statement ends with a semicolon and may span lines.
 pub(super) fn run(
     runtime: &Runtime,
     mut client: FlightSqlServiceClient<AuthorizedChannel>,
-    format: OutputFormat,
+    style: OutputStyle,
 ) -> Result<(), Failure> {
     let mut editor = DefaultEditor::new()?;
     let history = history_file();
@@ -36,7 +36,8 @@ pub(super) fn run(
         let prompt = if text.is_empty() { "kalamdb> " } else { "      -> " };
         match editor.readline(prompt) {
             Ok(line) => {
-                if text.is_empty() && is_end(&line) {
+                // Whoever is caught in an open quote still gets out.
+                if is_end(&line) && (text.is_empty() || line.trim_start().starts_with('\\')) {
                     break;
                 }
                 text.push_str(&line);
@@ -57,14 +58,16 @@ pub(super) fn run(
         }
         editor.add_history_entry(&entry)?;
         for statement in statements {
-            if let Err(failure) = runtime.block_on(run_interruptible(&mut client, &statement, format)) {
+            if let Err(failure) = runtime.block_on(run_interruptible(&mut client, &statement, style)) {
                 eprintln!("{}", super::describe(failure.as_ref()));
                 break;
             }
         }
     }
-    if let Some(path) = &history {
-        editor.save_history(path)?;
+    if let Some(path) = &history
+        && let Err(error) = editor.save_history(path)
+    {
+        eprintln!("the history was not saved to \"{}\": {error}", path.display());
     }
     Ok(())
 }
@@ -72,10 +75,10 @@ pub(super) fn run(
 async fn run_interruptible(
     client: &mut FlightSqlServiceClient<AuthorizedChannel>,
     statement: &str,
-    format: OutputFormat,
+    style: OutputStyle,
 ) -> Result<(), Failure> {
     tokio::select! {
-        done = run_statement(client, statement, format) => done,
+        done = run_statement(client, statement, style) => done,
         // Dropping the call cancels the query in the server.
         _ = tokio::signal::ctrl_c() => Err("cancelled".into()),
     }

@@ -10,10 +10,11 @@ use clap::Args;
 use kalamdb_core::Database;
 use rand::Rng;
 use rand::distr::Alphanumeric;
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{Failure, platform, runtime};
+use super::{Failure, platform, runtime, runtime_of};
 use crate::config::{ServerConfig, Sources};
 use crate::server::Server;
 use crate::{http, logging};
@@ -101,13 +102,15 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), Failure> {
     let config = ServerConfig::load(&args.sources()?)?;
     logging::start(&config.core.node_id()?, &config.log_level, config.log_format)?;
     let runtime = runtime()?;
-    let served = runtime.block_on(serve(config));
-    // Whatever a client still holds must not keep the process.
-    runtime.shutdown_timeout(Duration::from_secs(1));
+    let calls = runtime_of("kalam-call")?;
+    let served = runtime.block_on(serve(config, calls.handle()));
+    // Whatever a client still holds, or a query still computes, must not keep the process.
+    calls.shutdown_background();
+    runtime.shutdown_timeout(Duration::from_millis(200));
     served
 }
 
-async fn serve(mut config: ServerConfig) -> Result<(), Failure> {
+async fn serve(mut config: ServerConfig, calls: &Handle) -> Result<(), Failure> {
     let made_up = prepare_root_password(&mut config)?;
     let database = Database::open(config.core.clone()).await?;
     if let (Some(password), Some(data_dir)) = (made_up, &config.core.data_dir) {
@@ -116,7 +119,7 @@ async fn serve(mut config: ServerConfig) -> Result<(), Failure> {
     }
     let mut termination = platform::Termination::listen()?;
     let shutdown = CancellationToken::new();
-    let server = Server::bind(database.clone(), &config).await?;
+    let server = Server::bind(database.clone(), &config).await?.calls_on(calls.clone());
     let address = server.local_addr();
     let http = match config.http_listen {
         Some(listen) => Some(http::HttpServer::bind(listen, database.clone(), shutdown.clone()).await?),

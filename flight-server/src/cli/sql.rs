@@ -12,7 +12,7 @@ use kalamdb_core::sql::split_statements;
 
 use super::client::{AuthorizedChannel, ConnectArgs, explain};
 use super::output::Printer;
-use super::{Failure, OutputFormat, repl, runtime};
+use super::{Failure, OutputFormat, OutputStyle, repl, runtime};
 
 /// Runs SQL: a text with -c, a file with -f, else what is typed or piped in.
 #[derive(Debug, Args)]
@@ -28,11 +28,14 @@ pub(super) struct SqlArgs {
     /// How rows are printed; the default is table on a terminal, else csv
     #[arg(long, value_enum)]
     format: Option<OutputFormat>,
+    /// Shows long values whole; else a table of more than two columns cuts them at 60 characters
+    #[arg(long)]
+    full: bool,
 }
 
 /// Runs one text of statements, or a conversation.
 pub(super) fn run(args: &SqlArgs) -> Result<(), Failure> {
-    let format = OutputFormat::or_default(args.format);
+    let style = OutputStyle { format: OutputFormat::or_default(args.format), full: args.full };
     let text = match (&args.command, &args.file) {
         (Some(text), _) => Some(text.clone()),
         (None, Some(path)) => Some(
@@ -49,15 +52,15 @@ pub(super) fn run(args: &SqlArgs) -> Result<(), Failure> {
     let runtime = runtime()?;
     let client = runtime.block_on(args.connect.connect())?.flight_sql();
     match text {
-        Some(text) => runtime.block_on(run_all(client, &text, format)),
-        None => repl::run(&runtime, client, format),
+        Some(text) => runtime.block_on(run_all(client, &text, style)),
+        None => repl::run(&runtime, client, style),
     }
 }
 
 async fn run_all(
     mut client: FlightSqlServiceClient<AuthorizedChannel>,
     text: &str,
-    format: OutputFormat,
+    style: OutputStyle,
 ) -> Result<(), Failure> {
     let split = split_statements(text);
     // The last statement needs no semicolon; a text that cannot be read is for the server to refuse.
@@ -67,7 +70,7 @@ async fn run_all(
         return Err("there is no statement to run".into());
     }
     for statement in &statements {
-        run_statement(&mut client, statement, format).await?;
+        run_statement(&mut client, statement, style).await?;
     }
     Ok(())
 }
@@ -76,7 +79,7 @@ async fn run_all(
 pub(super) async fn run_statement(
     client: &mut FlightSqlServiceClient<AuthorizedChannel>,
     statement: &str,
-    format: OutputFormat,
+    style: OutputStyle,
 ) -> Result<(), Failure> {
     let started = Instant::now();
     let mut prepared = client.prepare(statement.to_owned(), None).await.map_err(explain)?;
@@ -86,7 +89,7 @@ pub(super) async fn run_statement(
         let info = prepared.execute().await.map_err(explain)?;
         let schema = Arc::new(info.clone().try_decode_schema()?);
         let stdout = std::io::BufWriter::new(std::io::stdout().lock());
-        let mut printer = Printer::new(format, &schema, stdout)?;
+        let mut printer = Printer::new(style, &schema, stdout)?;
         for ticket in info.endpoint.into_iter().filter_map(|endpoint| endpoint.ticket) {
             let mut rows = client.do_get(ticket).await.map_err(explain)?;
             while let Some(batch) = rows.try_next().await.map_err(explain)? {

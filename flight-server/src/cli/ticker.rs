@@ -6,7 +6,7 @@ use arrow::array::RecordBatch;
 use arrow::util::display::ArrayFormatter;
 
 use super::Failure;
-use super::output::options;
+use super::output::{options, printable};
 
 /// The narrowest and widest a column is padded to.
 const WIDTH_MIN: usize = 6;
@@ -35,7 +35,10 @@ impl<W: Write> Ticker<W> {
             .collect::<Result<Vec<_>, _>>()?;
         let lines: Vec<Vec<String>> = (0..batch.num_rows())
             .map(|row| {
-                formatters.iter().map(|formatter| one_line(&formatter.value(row).to_string())).collect()
+                formatters
+                    .iter()
+                    .map(|formatter| printable(&formatter.value(row).to_string(), |_| false))
+                    .collect()
             })
             .collect();
         if self.widths.is_empty() {
@@ -60,14 +63,6 @@ impl<W: Write> Ticker<W> {
         }
         Ok(writeln!(self.out, "{}", line.trim_end())?)
     }
-}
-
-/// A value must not break out of its line, nor send control sequences to a terminal.
-fn one_line(value: &str) -> String {
-    value
-        .chars()
-        .flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] })
-        .collect()
 }
 
 #[cfg(test)]

@@ -24,7 +24,7 @@ use tonic::{Code, Status};
 use super::client::{ConnectArgs, Connection, explain_status};
 use super::output::Printer;
 use super::ticker::Ticker;
-use super::{Failure, OutputFormat, runtime};
+use super::{Failure, OutputFormat, OutputStyle, runtime};
 
 /// The first and the longest wait before connecting again.
 const BACKOFF_FIRST: Duration = Duration::from_millis(200);
@@ -209,7 +209,10 @@ impl Printed {
         self.finish()?;
         let output = match self.format {
             OutputFormat::Table => Output::Lines(Ticker::new(std::io::stdout())),
-            format => Output::Rows(Printer::new(format, &schema, std::io::stdout())?),
+            format => {
+                let style = OutputStyle { format, full: true };
+                Output::Rows(Printer::new(style, &schema, std::io::stdout())?)
+            }
         };
         self.output = Some((schema, output));
         Ok(())

@@ -82,11 +82,11 @@ async fn sql_says_what_failed_and_stops_there() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let server = Server::start(folder.path()).await;
     let output =
-        run(&server, &["sql", "-c", "SELECT 1 AS one; SELECT * FROM app.missing; SELECT 3 AS three"]);
+        run(&server, &["sql", "-c", "SELECT 1 AS one; SELECT * FROM public.missing; SELECT 3 AS three"]);
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(text(&output.stdout), "one\n1\n");
     let said = text(&output.stderr);
-    assert!(said.contains("kalamdb: [42P01] table \"app.missing\" does not exist"), "{said}");
+    assert!(said.contains("kalamdb: [42P01] table \"public.missing\" does not exist"), "{said}");
 
     let wrong =
         kalamdb(&server, &["sql", "-c", "SELECT 1"]).env("KALAMDB_PASSWORD", "wrong").output().expect("run");

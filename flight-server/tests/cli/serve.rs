@@ -80,22 +80,30 @@ async fn every_log_line_names_the_node() {
 async fn health_and_metrics_are_served_over_http() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let server = Server::spawn(plain(folder.path(), &["--http-listen", "127.0.0.1:0"])).await.expect("start");
-    let listening = |line: &String| line.split_once("http_address=").map(|(_, rest)| rest.to_owned());
-    let deadline = Instant::now() + Duration::from_secs(10);
-    let rest = loop {
-        if let Some(rest) = server.log.lines().iter().find_map(listening) {
-            break rest;
-        }
-        assert!(Instant::now() < deadline, "the HTTP address is logged");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    };
-    let address = rest.split_whitespace().next().expect("an address");
+    let address = http_address(&server).await;
+    let address = address.as_str();
     assert!(get(address, "/healthz").ends_with("\r\n\r\nok\n"));
     let metrics = get(address, "/metrics");
     assert!(metrics.contains("text/plain; version=0.0.4"), "{metrics}");
     assert!(metrics.contains("\nkalamdb_commit_seq "), "{metrics}");
     assert!(get(address, "/nothing").starts_with("HTTP/1.1 404"));
     server.stop().await;
+}
+
+/// Where the server's log says that health and metrics are.
+async fn http_address(server: &Server) -> String {
+    let listening = |line: &String| {
+        let (_, rest) = line.split_once("http_address=")?;
+        rest.split_whitespace().next().map(str::to_owned)
+    };
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        if let Some(address) = server.log.lines().iter().find_map(listening) {
+            return address;
+        }
+        assert!(Instant::now() < deadline, "the HTTP address is logged");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 fn get(address: &str, path: &str) -> String {
@@ -154,9 +162,44 @@ async fn a_subscription_that_cannot_start_is_a_status_alone() {
         assert_eq!(status.code(), code, "{sql}: {status:?}");
         assert!(status.message().contains(says), "{sql}: {status:?}");
     };
-    check("SELECT * FROM app.missing", true, Code::NotFound, "app.missing").await;
+    check("SELECT * FROM app.missing", true, Code::NotFound, "3F000").await;
+    check("SELECT * FROM public.missing", true, Code::NotFound, "public.missing").await;
     check("SELEC", true, Code::InvalidArgument, "42601").await;
     check("INSERT INTO app.missing VALUES (1)", true, Code::InvalidArgument, "[").await;
     check("SELECT 1", false, Code::Unauthenticated, "").await;
     server.stop().await;
+}
+
+/// Runs for minutes, and seldom lets go of its thread.
+const BUSY: &str = "SELECT count(*) AS n FROM generate_series(1, 300000) x, generate_series(1, 300000) y \
+    WHERE x.value + y.value < 0";
+/// What the manual promises for the end of a server.
+const END_MAX: Duration = Duration::from_secs(10);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_busy_query_does_not_keep_the_end_waiting() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let server = Server::spawn(plain(folder.path(), &["--http-listen", "127.0.0.1:0"])).await.expect("start");
+    let http = http_address(&server).await;
+    let query = |sql: &str| {
+        let mut command = kalamdb(&server, &["sql", "-c", sql, "--data-dir"]);
+        command
+            .arg(folder.path())
+            .env_remove("KALAMDB_PASSWORD")
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        command.spawn().expect("run kalamdb")
+    };
+    let busy = query(BUSY);
+    for _ in 0..5 {
+        let asked = Instant::now();
+        assert!(get(&http, "/healthz").ends_with("ok\n"));
+        assert!(asked.elapsed() < END_MAX, "health waits for a query: {:?}", asked.elapsed());
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    let asked = Instant::now();
+    server.stop().await;
+    assert!(asked.elapsed() <= END_MAX, "the server took {:?} to end", asked.elapsed());
+    let output = busy.wait_with_output().expect("the query's client ends");
+    assert_eq!(output.status.code(), Some(1), "the query was cut off");
 }

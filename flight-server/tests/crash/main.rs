@@ -11,6 +11,7 @@
 
 mod model;
 mod refusals;
+#[allow(dead_code, reason = "shared with the test of the command line, which reads the log")]
 mod server;
 mod tables;
 mod writer;

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use crate::server::{Server, command};
+use crate::server::{Server, command, command_on};
 use crate::tables;
 
 async fn refusal(data_dir: &Path) -> String {
@@ -94,12 +94,12 @@ async fn a_log_that_was_cut_short_is_refused() {
 fn wrong_settings_are_refused_before_anything_is_opened() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let data_dir = folder.path().join("data");
-    for (arguments, says) in [
-        (["--node-id", "not a node"], "node id"),
-        (["--listen", "0.0.0.0:0"], "--insecure"),
-        (["--set", "no_such=1"], "no_such"),
+    for (address, arguments, says) in [
+        ("127.0.0.1:0", ["--node-id", "not a node"], "node id"),
+        ("0.0.0.0:0", ["--log-format", "json"], "--insecure"),
+        ("127.0.0.1:0", ["--set", "no_such=1"], "no_such"),
     ] {
-        let output = command(&data_dir).args(arguments).output().expect("run the server");
+        let output = command_on(&data_dir, address).args(arguments).output().expect("run the server");
         assert_eq!(output.status.code(), Some(1), "{arguments:?}");
         let said = String::from_utf8(output.stderr).expect("text");
         assert_says(&said, says);

@@ -1,9 +1,10 @@
 //! The real program as a child process, and a Flight SQL client for it.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use arrow::array::RecordBatch;
@@ -65,6 +66,9 @@ impl Server {
         let started = Instant::now();
         let mut child = command.spawn().expect("start the server");
         let stdout = child.stdout.take().expect("stdout");
+        // From the start: a server that has much to say must not wait for a reader.
+        let log = Log::default();
+        let following = log.follow(child.stderr.take().expect("stderr"));
         let first_line = tokio::task::spawn_blocking(move || {
             let mut line = String::new();
             BufReader::new(stdout).read_line(&mut line).map(|_| line)
@@ -73,16 +77,11 @@ impl Server {
         let ready_in = started.elapsed();
         let line =
             line.expect("the server says something in time").expect("reader").expect("stdout is readable");
-        let mut stderr = child.stderr.take().expect("stderr");
         match line.trim().strip_prefix("listening on ") {
-            Some(address) => {
-                let log = Log::default();
-                log.follow(stderr);
-                Ok(Self { child, address: address.to_owned(), ready_in, log })
-            }
+            Some(address) => Ok(Self { child, address: address.to_owned(), ready_in, log }),
             None => {
-                let mut said = String::new();
-                stderr.read_to_string(&mut said).expect("stderr is readable");
+                following.join().expect("stderr is readable");
+                let said = log.lines().join("\n");
                 let status = child.wait().expect("the server ended");
                 assert!(!status.success(), "a server that refuses must not exit with 0: {said}");
                 Err(said)
@@ -141,14 +140,14 @@ impl Drop for Server {
 pub(crate) struct Log(Arc<Mutex<Vec<String>>>);
 
 impl Log {
-    fn follow(&self, stderr: ChildStderr) {
+    fn follow(&self, stderr: ChildStderr) -> JoinHandle<()> {
         let lines = Arc::clone(&self.0);
         std::thread::spawn(move || {
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
                 eprintln!("server: {line}");
                 lines.lock().push(line);
             }
-        });
+        })
     }
 
     pub(crate) fn lines(&self) -> Vec<String> {

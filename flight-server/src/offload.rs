@@ -1,0 +1,66 @@
+//! Calls run on a runtime of their own, apart from the connections they came by.
+//!
+//! A query may keep a processor busy for long between two batches. Invariant: it keeps busy only threads that are there for
+//! it, so that connections are served, keep-alives are answered and signals are heard at any load.
+
+use std::convert::Infallible;
+use std::task::{Context, Poll};
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use tokio::runtime::Handle;
+use tokio::task::JoinSet;
+use tonic::Status;
+use tonic::body::Body;
+use tonic::server::NamedService;
+use tower_service::Service;
+use tracing::Instrument;
+
+/// A service whose calls run on `runtime`.
+#[derive(Clone, Debug)]
+pub(crate) struct Offloaded<S> {
+    inner: S,
+    runtime: Handle,
+}
+
+impl<S> Offloaded<S> {
+    /// Calls of `inner` run on `runtime` from now on; their responses are read wherever the caller is.
+    pub(crate) fn new(inner: S, runtime: Handle) -> Self {
+        Self { inner, runtime }
+    }
+}
+
+impl<S: NamedService> NamedService for Offloaded<S> {
+    const NAME: &'static str = S::NAME;
+}
+
+impl<S> Service<http::Request<Body>> for Offloaded<S>
+where
+    S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>,
+    S::Future: Send + 'static,
+{
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let call = self.inner.call(request).in_current_span();
+        // A caller that goes away drops the future, and with it the set, which ends the call.
+        let mut task = JoinSet::new();
+        task.spawn_on(call, &self.runtime);
+        async move {
+            match task.join_next().await {
+                Some(Ok(response)) => response,
+                ended => {
+                    tracing::error!(?ended, "a call did not end in order");
+                    Ok(Status::internal("[XX000] the call could not be completed").into_http())
+                }
+            }
+        }
+        .boxed()
+    }
+}
