@@ -398,8 +398,13 @@ pub fn cast_column(column: &ColumnDefinition, array: &ArrayRef) -> Result<ArrayR
     let options = CastOptions { safe: false, format_options: FormatOptions::default() };
     cast_with_options(array, &target, &options).map_err(|error| {
         let error = Error::from(error);
-        let sqlstate =
-            if array.data_type().is_numeric() { SqlState::NUMERIC_OUT_OF_RANGE } else { error.sqlstate() };
+        // A number that does not fit is out of range; only text can be badly written.
+        let sqlstate = match error.sqlstate() {
+            SqlState::INVALID_TEXT_REPRESENTATION if array.data_type().is_numeric() => {
+                SqlState::NUMERIC_OUT_OF_RANGE
+            }
+            other => other,
+        };
         let message = format!("column \"{}\" of type {}: {}", column.name, column.ty, error.message());
         Error::new(error.kind(), sqlstate, message)
     })

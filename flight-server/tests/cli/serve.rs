@@ -165,7 +165,7 @@ async fn a_subscription_that_cannot_start_is_a_status_alone() {
     check("SELECT * FROM app.missing", true, Code::NotFound, "3F000").await;
     check("SELECT * FROM public.missing", true, Code::NotFound, "public.missing").await;
     check("SELEC", true, Code::InvalidArgument, "42601").await;
-    check("INSERT INTO app.missing VALUES (1)", true, Code::InvalidArgument, "[").await;
+    check("INSERT INTO app.missing VALUES (1)", true, Code::Unimplemented, "[0A000]").await;
     check("SELECT 1", false, Code::Unauthenticated, "").await;
     server.stop().await;
 }
