@@ -152,6 +152,23 @@ impl Planned {
         Ok(self.state.query_planner().create_physical_plan(&optimised, &self.state).await?)
     }
 
+    /// Runs the plan once for each row of parameters, which all have the same types, and hands over what comes.
+    pub(crate) async fn each_batch(
+        &self,
+        params: &[Vec<ScalarValue>],
+        mut take: impl FnMut(RecordBatch) -> Result<()>,
+    ) -> Result<()> {
+        let types = self.resolve(params.first().map_or(0, Vec::len))?.0;
+        for params in params {
+            let physical = self.physical(self.bind(&types, params)?).await?;
+            let mut batches = execute_stream(physical, self.state.task_ctx())?;
+            while let Some(batch) = batches.next().await {
+                take(batch?)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Runs a query.
     pub(crate) async fn rows(&self, execution: &Execution, params: &[ScalarValue]) -> Result<RowStream> {
         let (types, analysed) = self.resolve(params.len())?;

@@ -12,10 +12,8 @@ use datafusion::arrow::array::{
 use datafusion::arrow::compute::cast;
 use datafusion::arrow::datatypes::{DataType, Field, FieldRef};
 use datafusion::common::{DFSchema, ScalarValue};
-use datafusion::physical_plan::execute_stream;
 use datafusion::sql::planner::PlannerContext;
 use datafusion::sql::sqlparser::ast;
-use futures::StreamExt;
 
 use super::Attempts;
 use crate::commit::{RowWrite, TableWrite};
@@ -309,15 +307,8 @@ pub(in crate::sql) async fn insert(
     loop {
         let execution = session.begin()?;
         let (target, planned) = plan(&execution, statement, view)?;
-        let types = planned.resolve(params.first().map_or(0, Vec::len))?.0;
         let mut rows = Rows::new(&execution, Arc::clone(&target.schemas))?;
-        for params in params {
-            let physical = planned.physical(planned.bind(&types, params)?).await?;
-            let mut batches = execute_stream(physical, planned.state.task_ctx())?;
-            while let Some(batch) = batches.next().await {
-                rows.insert(&target.complete(&execution, &batch?)?)?;
-            }
-        }
+        planned.each_batch(params, |batch| rows.insert(&target.complete(&execution, &batch)?)).await?;
         if let Some(affected) = rows.commit(&mut attempts).await? {
             return Ok(affected);
         }

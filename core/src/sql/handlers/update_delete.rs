@@ -7,10 +7,8 @@ use std::sync::Arc;
 use datafusion::arrow::array::{RecordBatch, RecordBatchOptions};
 use datafusion::arrow::datatypes::{Field, Schema};
 use datafusion::common::ScalarValue;
-use datafusion::physical_plan::execute_stream;
 use datafusion::sql::planner::PlannerContext;
 use datafusion::sql::sqlparser::ast;
-use futures::StreamExt;
 
 use super::Attempts;
 use super::insert::{Rows, default_expression, parameter_type};
@@ -137,11 +135,12 @@ pub(in crate::sql) async fn update(
         let execution = session.begin()?;
         let (schemas, planned) = plan_update(&execution, statement, view)?;
         let mut rows = Rows::new(&execution, Arc::clone(&schemas))?;
-        run(&planned, params, |batch| {
-            let (before, after) = split(&schemas, &batch)?;
-            rows.update(&before, &after)
-        })
-        .await?;
+        planned
+            .each_batch(params, |batch| {
+                let (before, after) = split(&schemas, &batch)?;
+                rows.update(&before, &after)
+            })
+            .await?;
         if params.len() > 1 {
             rows.check_distinct()?;
         }
@@ -163,7 +162,7 @@ pub(in crate::sql) async fn delete(
         let execution = session.begin()?;
         let (schemas, planned) = plan_delete(&execution, statement, view)?;
         let mut rows = Rows::new(&execution, schemas)?;
-        run(&planned, params, |batch| rows.delete(&batch)).await?;
+        planned.each_batch(params, |batch| rows.delete(&batch)).await?;
         if params.len() > 1 {
             rows.check_distinct()?;
         }
@@ -171,22 +170,6 @@ pub(in crate::sql) async fn delete(
             return Ok(affected);
         }
     }
-}
-
-async fn run(
-    planned: &Planned,
-    params: &[Vec<ScalarValue>],
-    mut take: impl FnMut(RecordBatch) -> Result<()>,
-) -> Result<()> {
-    let types = planned.resolve(params.first().map_or(0, Vec::len))?.0;
-    for params in params {
-        let physical = planned.physical(planned.bind(&types, params)?).await?;
-        let mut batches = execute_stream(physical, planned.state.task_ctx())?;
-        while let Some(batch) = batches.next().await {
-            take(batch?)?;
-        }
-    }
-    Ok(())
 }
 
 /// What is stored, and what shall be.
