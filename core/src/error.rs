@@ -10,6 +10,7 @@ use std::fmt;
 use datafusion::arrow::error::ArrowError;
 use datafusion::common::SchemaError;
 use datafusion::error::DataFusionError;
+use parquet::errors::ParquetError;
 
 /// The core's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -97,6 +98,7 @@ impl SqlState {
     pub const PROGRAM_LIMIT_EXCEEDED: Self = Self("54000");
     pub const STATEMENT_TOO_COMPLEX: Self = Self("54001");
     pub const OBJECT_NOT_IN_STATE: Self = Self("55000");
+    pub const OBJECT_IN_USE: Self = Self("55006");
     pub const QUERY_CANCELED: Self = Self("57014");
     pub const SHUTTING_DOWN: Self = Self("57P01");
     pub const IO_ERROR: Self = Self("58030");
@@ -261,6 +263,7 @@ impl From<DataFusionError> for Error {
             DataFusionError::Context(_, inner) | DataFusionError::Diagnostic(_, inner) => (*inner).into(),
             DataFusionError::Shared(inner) => from_shared(&inner),
             DataFusionError::ArrowError(inner, _) => (*inner).into(),
+            DataFusionError::ParquetError(inner) => (*inner).into(),
             DataFusionError::SQL(inner, _) => Error::syntax(inner.to_string()),
             DataFusionError::Plan(message) => {
                 Error::new(ErrorKind::InvalidSql, SqlState::SYNTAX_ERROR, client_text(plan_reason(&message)))
@@ -346,6 +349,18 @@ fn from_schema_error(error: &SchemaError) -> Error {
             format!("column \"{name}\" appears more than once"),
         )
         .hint("give each column an alias of its own"),
+    }
+}
+
+impl From<ParquetError> for Error {
+    fn from(error: ParquetError) -> Self {
+        match error {
+            ParquetError::External(inner) => match inner.downcast::<Error>() {
+                Ok(ours) => *ours,
+                Err(other) => Error::internal("a segment could not be read").source(other),
+            },
+            other => Error::corruption("a segment is damaged").source(other),
+        }
     }
 }
 

@@ -41,6 +41,10 @@ number! {
     SchemaVersion(u32)
 }
 number! {
+    /// A segment of cold rows.
+    SegmentId(u32)
+}
+number! {
     /// A namespace.
     NamespaceId(u32)
 }

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`ids`], [`error`], [`config`], [`clock`], [`access`], `types` | the words everything else is written in |
 //! | `storage` | ordered bytes on disk: the trait, RocksDB, and the frozen key and row encodings |
+//! | `cold_storage` | Parquet segments: which there are, writing them, finding rows in them |
 //! | `schema_registry` | tables, users and namespaces (the catalog) and their memoized Arrow schemas |
 //! | `change_log` | what each commit changed: pure redo, and the source of every subscriber |
 //! | `commit` | the one commit order: sequencer, group commit, installed snapshots, recovery |
@@ -32,6 +33,8 @@ pub mod ids;
 pub mod types;
 
 pub mod storage;
+
+pub mod cold_storage;
 
 pub mod schema_registry;
 

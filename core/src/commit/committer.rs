@@ -2,23 +2,26 @@
 //!
 //! Invariant: a commit that was answered with a receipt is in every snapshot taken afterwards.
 
+use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::JoinHandle;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
+use super::moves::{Move, Moves};
 use super::recovery::{Recovered, recover};
-use super::sequencer::{Installed, Pending, Sequencer, outcome_unknown, poisoned};
-use super::validation::LastChanges;
-use super::{CommitFeed, EpochHistory, Receipt, Snapshot, WriteSet};
+use super::sequencer::{Installed, Pending, Prepared, Sequencer, outcome_unknown, poisoned};
+use super::validation::{LastChanges, key_is_taken};
+use super::{CommitFeed, EpochHistory, Receipt, RowWrite, Snapshot, TableWrite, WriteSet};
 use crate::change_log;
 use crate::clock::Clock;
+use crate::cold_storage::{Place, SegmentStore, is_marked};
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result, SqlState};
-use crate::ids::{DatabaseId, Seq};
+use crate::ids::{DatabaseId, SegmentId, Seq, TableId};
 use crate::storage::{self, DataDirectory, RocksStorage, StorageBackend, StorageMetrics, StorageOptions};
 
 /// The queue's bytes are counted in these units, since a semaphore counts in 32 bits.
@@ -35,6 +38,8 @@ pub struct CommitterOptions {
     pub set_bytes_max: usize,
     /// Bytes of recent commits kept for followers.
     pub ring_bytes_max: usize,
+    /// Bytes of segments' footers and key filters kept in memory.
+    pub segment_cache_bytes: usize,
 }
 
 impl Default for CommitterOptions {
@@ -50,6 +55,7 @@ impl From<&Config> for CommitterOptions {
             queue_bytes_max: 256 << 20,
             set_bytes_max: config.statement_bytes_max,
             ring_bytes_max: config.commit_ring_bytes,
+            segment_cache_bytes: config.segment_cache_bytes,
         }
     }
 }
@@ -60,6 +66,7 @@ pub struct Committer {
     database: DatabaseId,
     epochs: EpochHistory,
     installed: Arc<Installed>,
+    next_segment: AtomicU32,
     options: CommitterOptions,
     queue_permits: Arc<Semaphore>,
     queue: Mutex<Option<mpsc::Sender<Pending>>>,
@@ -95,14 +102,21 @@ impl Committer {
         clock: Arc<dyn Clock>,
         options: CommitterOptions,
     ) -> Result<Arc<Self>> {
-        let Recovered { database, epochs, snapshot } =
-            recover(&*storage, directory.as_deref(), clock.now_us())?;
+        let segments = match &directory {
+            Some(directory) => {
+                SegmentStore::in_folder(&directory.segments_path(), options.segment_cache_bytes)?
+            }
+            None => SegmentStore::in_memory(options.segment_cache_bytes),
+        };
+        let Recovered { database, epochs, snapshot, next_segment } =
+            recover(&*storage, directory.as_deref(), segments, clock.now_us())?;
         tracing::info!(database = %database, epoch = snapshot.epoch.0, seq = snapshot.seq.0, "recovered the store");
         let seq = snapshot.seq;
         let installed = Arc::new(Installed {
             snapshot: ArcSwap::from_pointee(snapshot),
             poisoned: AtomicBool::new(false),
             feed: CommitFeed::starting_after(seq, options.ring_bytes_max),
+            moves: Moves::default(),
         });
         let sequencer = Sequencer {
             storage: Arc::clone(&storage),
@@ -122,6 +136,7 @@ impl Committer {
             database,
             epochs,
             installed,
+            next_segment: AtomicU32::new(next_segment.0),
             options,
             queue_permits: Arc::new(Semaphore::new(permits(options.queue_bytes_max) as usize)),
             queue: Mutex::new(Some(queue)),
@@ -165,10 +180,12 @@ impl Committer {
             }
             None => None,
         };
-        if trim.is_none() && set.trim_log_to.is_some() && set.tables.is_empty() && set.catalog.is_empty() {
+        let only_trims = set.tables.is_empty() && set.catalog.is_empty() && set.cold.is_none();
+        if trim.is_none() && set.trim_log_to.is_some() && only_trims {
             let snapshot = self.installed.snapshot.load();
             return Ok(Receipt { seq: snapshot.seq, commit_ts: snapshot.commit_ts });
         }
+        let cold_checked = self.check_cold_keys(&set).await?;
         let wanted = permits(bytes.min(self.options.queue_bytes_max));
         let permit = Arc::clone(&self.queue_permits)
             .acquire_many_owned(wanted)
@@ -176,11 +193,55 @@ impl Committer {
             .map_err(|_| Error::shutting_down())?;
         let queue = self.queue.lock().clone().ok_or_else(Error::shutting_down)?;
         let (answer, answered) = oneshot::channel();
-        let pending = Pending { set, trim, bytes, answer, _permit: permit };
+        let prepared = Prepared { set, trim, cold_checked };
+        let pending = Pending { prepared, bytes, answer, _permit: permit };
         queue.send(pending).await.map_err(|_| Error::shutting_down())?;
         drop(queue);
         // The sequencer answers every set it took, unless it broke down.
         answered.await.unwrap_or_else(|_| Err(outcome_unknown()))
+    }
+
+    /// Begins to move rows of a table between hot and cold.
+    ///
+    /// # Errors
+    /// 55006 when rows of the table are being moved already.
+    pub fn begin_move(&self, table: TableId) -> Result<Move> {
+        Move::begin(table, Arc::clone(&self.installed))
+    }
+
+    /// A number for a new segment.
+    pub fn new_segment_id(&self) -> SegmentId {
+        SegmentId(self.next_segment.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Looks for the keys of inserts among cold rows, and says as of which seq they were found free. The sequencer asks for no
+    /// more than that no rows have become cold since: it does not wait for files.
+    ///
+    /// # Errors
+    /// 23505 for a taken key, and whatever reading segments returns.
+    async fn check_cold_keys(&self, set: &WriteSet) -> Result<Seq> {
+        let snapshot = self.snapshot();
+        for write in &set.tables {
+            let segments = snapshot.cold.segments(write.table.id);
+            if segments.is_empty() || !write.table.has_key() {
+                continue;
+            }
+            let keys = inserted_keys(write);
+            if keys.is_empty() {
+                continue;
+            }
+            let layout = write.table.segment_keys()?;
+            for segment in segments {
+                let found = snapshot.cold.store().find(&snapshot.storage, segment, &layout, &keys).await?;
+                for (key, position) in keys.iter().zip(found) {
+                    let Some(position) = position else { continue };
+                    if !is_marked(&*snapshot.storage, Place { segment: segment.id, position })? {
+                        return Err(key_is_taken(&write.table, key));
+                    }
+                }
+            }
+        }
+        Ok(snapshot.seq)
     }
 
     /// The latest commits.
@@ -241,6 +302,23 @@ impl Drop for Committer {
 
 fn join(thread: JoinHandle<()>) -> Result<()> {
     thread.join().map_err(|_| Error::internal("the sequencer broke down"))
+}
+
+/// The keys a write inserts, but for those whose rows it deletes first.
+fn inserted_keys(write: &TableWrite) -> Vec<bytes::Bytes> {
+    let deleted: HashSet<&[u8]> = write
+        .rows
+        .iter()
+        .filter_map(|row| match row {
+            RowWrite::Delete { key, .. } => Some(&**key),
+            _ => None,
+        })
+        .collect();
+    let inserted = write.rows.iter().filter_map(|row| match row {
+        RowWrite::Insert { key, .. } if !deleted.contains(&**key) => Some(bytes::Bytes::clone(key)),
+        _ => None,
+    });
+    inserted.collect()
 }
 
 fn permits(bytes: usize) -> u32 {

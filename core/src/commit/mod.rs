@@ -10,6 +10,7 @@
 
 mod committer;
 mod feed;
+mod moves;
 mod recovery;
 mod redo;
 mod sequencer;
@@ -21,18 +22,20 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::ids::{Epoch, ScopeId, Seq, UserId};
+use crate::cold_storage::{Manifest, NewSegment, Place};
+use crate::ids::{Epoch, ScopeId, SegmentId, Seq, TableId, UserId};
 use crate::schema_registry::{Catalog, CatalogChange, Durability, TableDefinition};
 use crate::storage::StorageSnapshot;
 
 pub use committer::{Committer, CommitterOptions};
 pub use feed::CommitFeed;
+pub use moves::Move;
 pub use recovery::EpochHistory;
 
 /// The database as of one commit. A statement takes one and never another.
 ///
-/// The manifest of cold segments and the hot columnar tier belong in here, beside `storage`; the overlay of an open transaction
-/// is kept with the session, beside the snapshot it reads.
+/// The hot columnar tier belongs in here, beside `storage`; the overlay of an open transaction is kept with the session, beside
+/// the snapshot it reads.
 pub struct Snapshot {
     /// The last commit it contains.
     pub seq: Seq,
@@ -44,6 +47,8 @@ pub struct Snapshot {
     pub catalog: Arc<Catalog>,
     /// The rows and the change log.
     pub storage: Arc<dyn StorageSnapshot>,
+    /// The segments of cold rows. Stored rows of a table up to its `flushed` seq are in them, whatever `storage` still has.
+    pub cold: Arc<Manifest>,
     /// The seq up to which the change log has been trimmed.
     pub log_floor: Seq,
 }
@@ -63,6 +68,31 @@ pub struct WriteSet {
     pub durability: Durability,
     /// Trims the change log up to this seq, or as far as one step goes.
     pub trim_log_to: Option<Seq>,
+    /// Moves rows between hot and cold, which nobody who reads can tell.
+    pub cold: Option<ColdWrite>,
+}
+
+/// What a write set does to cold storage.
+#[derive(Clone, Debug)]
+pub enum ColdWrite {
+    /// The hot rows of a table as of the snapshot of a [`Move`] are in segments.
+    Flush {
+        /// The table.
+        table: TableId,
+        /// The seq of the snapshot.
+        through: Seq,
+        /// The segments.
+        added: Vec<NewSegment>,
+    },
+    /// Removes stored rows that are in segments by now. Keys that have another row by then keep it.
+    Clean {
+        /// The table.
+        table: TableId,
+        /// The keys.
+        keys: Vec<Bytes>,
+    },
+    /// The objects of segments that are no more have been removed.
+    Removed(Vec<SegmentId>),
 }
 
 impl WriteSet {
@@ -75,6 +105,7 @@ impl WriteSet {
             catalog: Vec::new(),
             durability: Durability::Durable,
             trim_log_to: None,
+            cold: None,
         }
     }
 
@@ -82,6 +113,7 @@ impl WriteSet {
     pub fn is_empty(&self) -> bool {
         self.catalog.is_empty()
             && self.trim_log_to.is_none()
+            && self.cold.is_none()
             && self.tables.iter().all(|write| write.rows.is_empty())
     }
 
@@ -127,6 +159,8 @@ pub enum RowWrite {
         old: Bytes,
         /// The encoded new row.
         row: Vec<u8>,
+        /// Where the plan saw the old row, when it was cold.
+        place: Option<Place>,
     },
     /// Removes a row that must still be the one the plan saw.
     Delete {
@@ -136,6 +170,8 @@ pub enum RowWrite {
         expected: Seq,
         /// The stored row the plan saw.
         old: Bytes,
+        /// Where the plan saw it, when it was cold.
+        place: Option<Place>,
     },
 }
 

@@ -16,8 +16,9 @@ use std::sync::Arc;
 use super::Snapshot;
 use super::redo::{CATALOG_HEADER_KEY, CATALOG_PREFIX, put_header, put_record};
 use crate::change_log;
+use crate::cold_storage::{self, SegmentStore};
 use crate::error::{Error, Result};
-use crate::ids::{DatabaseId, Epoch, Seq};
+use crate::ids::{DatabaseId, Epoch, SegmentId, Seq};
 use crate::schema_registry::{Catalog, CatalogHeader};
 use crate::storage::{
     DataDirectory, Direction, KeyRange, Partition, StorageBackend, StorageSnapshot, WriteBatch,
@@ -52,6 +53,7 @@ pub(super) struct Recovered {
     pub(super) database: DatabaseId,
     pub(super) epochs: EpochHistory,
     pub(super) snapshot: Snapshot,
+    pub(super) next_segment: SegmentId,
 }
 
 pub(super) fn put_last_commit(batch: &mut WriteBatch, seq: Seq, commit_ts: i64) {
@@ -66,6 +68,7 @@ pub(super) fn put_last_commit(batch: &mut WriteBatch, seq: Seq, commit_ts: i64) 
 pub(super) fn recover(
     storage: &dyn StorageBackend,
     directory: Option<&DataDirectory>,
+    segments: Arc<SegmentStore>,
     now_us: i64,
 ) -> Result<Recovered> {
     let before = storage.snapshot();
@@ -97,9 +100,17 @@ pub(super) fn recover(
     }
     let storage = storage.snapshot();
     let log_floor = change_log::floor(&*storage)?;
-    let snapshot =
-        Snapshot { seq, commit_ts, epoch: epochs.current, catalog: Arc::new(catalog), storage, log_floor };
-    Ok(Recovered { database, epochs, snapshot })
+    let (cold, next_segment) = cold_storage::restore(&*storage, segments)?;
+    let snapshot = Snapshot {
+        seq,
+        commit_ts,
+        epoch: epochs.current,
+        catalog: Arc::new(catalog),
+        storage,
+        cold: Arc::new(cold),
+        log_floor,
+    };
+    Ok(Recovered { database, epochs, snapshot, next_segment })
 }
 
 struct State {

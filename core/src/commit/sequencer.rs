@@ -12,16 +12,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use arc_swap::ArcSwap;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
+use super::moves::Moves;
 use super::recovery::put_last_commit;
 use super::redo::redo;
 use super::validation::{LastChanges, Overlay};
-use super::{CommitFeed, Receipt, Snapshot, WriteSet};
+use super::{ColdWrite, CommitFeed, Receipt, Snapshot, WriteSet};
 use crate::change_log::{self, CommitRecord, TrimStep};
 use crate::clock::Clock;
+use crate::cold_storage::{ColdChange, Manifest, NewSegment, Place, Segment, put_mark};
 use crate::error::{Error, ErrorKind, Result, SqlState};
-use crate::ids::{DatabaseId, Seq, Shard};
-use crate::schema_registry::{Catalog, Durability};
-use crate::storage::{DataDirectory, StorageBackend, WriteBatch};
+use crate::ids::{DatabaseId, Seq, Shard, TableId};
+use crate::schema_registry::{Catalog, CatalogChange, Durability};
+use crate::storage::rows::row_seq;
+use crate::storage::{DataDirectory, Partition, StorageBackend, StorageSnapshot, WriteBatch};
 
 /// Sets of one group; more wait for the next.
 const GROUP_LEN_MAX: usize = 4_096;
@@ -30,12 +33,19 @@ const GROUP_BYTES_MAX: usize = 16 << 20;
 
 /// A write set in the queue.
 pub(super) struct Pending {
-    pub(super) set: WriteSet,
-    pub(super) trim: Option<TrimStep>,
+    pub(super) prepared: Prepared,
     pub(super) bytes: usize,
     pub(super) answer: oneshot::Sender<Result<Receipt>>,
     /// Its share of the bytes the queue may hold; given back when the set is done.
     pub(super) _permit: OwnedSemaphorePermit,
+}
+
+/// A write set, and what was found out for it before its turn.
+pub(super) struct Prepared {
+    pub(super) set: WriteSet,
+    pub(super) trim: Option<TrimStep>,
+    /// The seq as of which the keys of its inserts were found free among cold rows.
+    pub(super) cold_checked: Seq,
 }
 
 /// What the sequencer shares with the handles.
@@ -43,6 +53,7 @@ pub(super) struct Installed {
     pub(super) snapshot: ArcSwap<Snapshot>,
     pub(super) poisoned: AtomicBool,
     pub(super) feed: CommitFeed,
+    pub(super) moves: Moves,
 }
 
 pub(super) struct Sequencer {
@@ -61,8 +72,18 @@ struct Group {
     seq: Seq,
     commit_ts: i64,
     catalog: Arc<Catalog>,
+    cold: Arc<Manifest>,
+    /// Segments the group takes out of the manifest.
+    retired: Vec<Arc<Segment>>,
     log_floor: Seq,
     sync: bool,
+}
+
+/// What a group's sets are added with.
+struct Context<'a> {
+    before: &'a Snapshot,
+    database: DatabaseId,
+    moves: &'a Moves,
 }
 
 impl Sequencer {
@@ -91,27 +112,32 @@ impl Sequencer {
 
     fn commit(&mut self, pendings: Vec<Pending>) {
         let before = self.installed.snapshot.load_full();
+        // Commit times never go back; whether a row has expired is judged by the clock, as queries judge it.
+        let now_us = self.clock.now_us();
         let mut group = Group {
             batch: WriteBatch::new(),
             records: Vec::with_capacity(pendings.len()),
             seq: before.seq,
-            commit_ts: self.clock.now_us().max(before.commit_ts),
+            commit_ts: now_us.max(before.commit_ts),
             catalog: Arc::clone(&before.catalog),
+            cold: Arc::clone(&before.cold),
+            retired: Vec::new(),
             log_floor: before.log_floor,
             sync: false,
         };
         let mut answers = Vec::with_capacity(pendings.len());
-        let mut overlay = Overlay::new(&*before.storage, &self.last_changes, group.commit_ts);
+        let context = Context { before: &before, database: self.database, moves: &self.installed.moves };
+        let mut overlay = Overlay::new(&*before.storage, &self.last_changes, now_us);
         for pending in pendings {
             // The caller gave up before its turn came.
             if pending.answer.is_closed() {
                 continue;
             }
-            let Pending { set, trim, answer, _permit, .. } = pending;
+            let Pending { prepared, answer, _permit, .. } = pending;
             let result = if self.is_poisoned() {
                 Err(poisoned())
             } else {
-                group.add(&mut overlay, set, trim, before.epoch, self.database)
+                group.add(&mut overlay, prepared, &context)
             };
             answers.push((answer, result, _permit));
         }
@@ -156,10 +182,13 @@ impl Sequencer {
             epoch: self.installed.snapshot.load().epoch,
             catalog: Arc::clone(&group.catalog),
             storage: self.storage.snapshot(),
+            cold: Arc::clone(&group.cold),
             log_floor: group.log_floor,
         };
         self.installed.snapshot.store(Arc::new(snapshot));
+        group.cold.store().retire(group.retired.drain(..));
         for record in &group.records {
+            self.installed.moves.note(record);
             for changes in &record.tables {
                 self.last_changes.note(changes.table, changes.scope, record.seq);
             }
@@ -173,32 +202,32 @@ impl Group {
     fn add(
         &mut self,
         overlay: &mut Overlay<'_>,
-        set: WriteSet,
-        trim: Option<TrimStep>,
-        epoch: crate::ids::Epoch,
-        database: DatabaseId,
+        prepared: Prepared,
+        context: &Context<'_>,
     ) -> Result<Receipt> {
+        let Prepared { set, trim, cold_checked } = prepared;
         let seq = self.seq.next();
         // Rows are checked against the catalog as the set leaves it, so that a set can create a table and fill it.
         let mut catalog = Arc::clone(&self.catalog);
         for change in &set.catalog {
             catalog = Arc::new(catalog.apply(change)?);
         }
-        let tables = overlay.apply(set.tables, &catalog, set.read_seq, seq)?;
+        let tables = overlay.apply(set.tables, &catalog, &self.cold, (set.read_seq, cold_checked), seq)?;
         let record = CommitRecord {
             seq,
             commit_ts: self.commit_ts,
-            epoch,
+            epoch: context.before.epoch,
             shard: Shard(0),
             principal: set.principal,
             catalog: set.catalog,
             tables,
         };
         let start = self.batch.mark();
-        let redone = redo(&mut self.batch, &record, &self.catalog)
-            .and_then(|catalog| change_log::append(&mut self.batch, database, &record).map(|()| catalog));
-        match redone {
-            Ok(catalog) => self.catalog = catalog,
+        match self.redo(overlay, &record, set.cold, context) {
+            Ok(Redone { catalog, cold, retired }) => {
+                (self.catalog, self.cold) = (catalog, cold);
+                self.retired.extend(retired);
+            }
             Err(error) => {
                 self.batch.truncate(start);
                 overlay.rollback();
@@ -216,6 +245,100 @@ impl Group {
         self.records.push(Arc::new(record));
         Ok(Receipt { seq, commit_ts: self.commit_ts })
     }
+
+    /// Adds what a commit writes to the batch; after an error the caller takes it back.
+    fn redo(
+        &mut self,
+        overlay: &Overlay<'_>,
+        record: &CommitRecord,
+        cold: Option<ColdWrite>,
+        context: &Context<'_>,
+    ) -> Result<Redone> {
+        let catalog = redo(&mut self.batch, record, &self.catalog)?;
+        change_log::append(&mut self.batch, context.database, record)?;
+        for place in overlay.new_marks() {
+            put_mark(&mut self.batch, *place, record.seq);
+        }
+        let mut changes = Vec::new();
+        for change in &record.catalog {
+            if let CatalogChange::DropTable(table) = change {
+                changes.push(ColdChange::DropTable(*table));
+            }
+        }
+        match cold {
+            None => {}
+            Some(ColdWrite::Flush { table, through, added }) => {
+                self.mark_touched(table, through, &added, record.seq, context)?;
+                changes.push(ColdChange::Flush { table, through, added });
+            }
+            Some(ColdWrite::Clean { table, keys }) => {
+                clean(&mut self.batch, &*context.before.storage, overlay, self.cold.flushed(table), &keys)?;
+            }
+            Some(ColdWrite::Removed(segments)) => {
+                changes.extend(segments.into_iter().map(ColdChange::Removed));
+            }
+        }
+        let (mut cold, mut retired) = (Arc::clone(&self.cold), Vec::new());
+        for change in &changes {
+            let (after, gone) = cold.apply(change, record.seq, &mut self.batch)?;
+            cold = Arc::new(after);
+            retired.extend(gone);
+        }
+        Ok(Redone { catalog, cold, retired })
+    }
+
+    /// Marks the rows of new segments that were changed after the snapshot they were written from.
+    fn mark_touched(
+        &mut self,
+        table: TableId,
+        through: Seq,
+        added: &[NewSegment],
+        seq: Seq,
+        context: &Context<'_>,
+    ) -> Result<()> {
+        if self.catalog.table_by_id(table).is_none() {
+            return Err(Error::conflict("the table was dropped while its rows were flushed"));
+        }
+        let mut touched = context.moves.touched_after(table, through)?;
+        let in_group = self.records.iter().flat_map(|record| &record.tables);
+        for changes in in_group.filter(|changes| changes.table == table) {
+            let changed = changes.rows.iter().filter(|change| change.old.is_some());
+            touched.extend(changed.map(|change| bytes::Bytes::clone(&change.key)));
+        }
+        for key in &touched {
+            let found = added
+                .iter()
+                .find_map(|new| Some(Place { segment: new.segment.id, position: new.keys.position(key)? }));
+            if let Some(place) = found {
+                put_mark(&mut self.batch, place, seq);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The state after a commit of the group.
+struct Redone {
+    catalog: Arc<Catalog>,
+    cold: Arc<Manifest>,
+    retired: Vec<Arc<Segment>>,
+}
+
+/// Removes the stored rows of `keys` that are in segments by now.
+fn clean(
+    batch: &mut WriteBatch,
+    storage: &dyn StorageSnapshot,
+    overlay: &Overlay<'_>,
+    flushed: Seq,
+    keys: &[bytes::Bytes],
+) -> Result<()> {
+    for (key, row) in keys.iter().zip(storage.multi_get(Partition::Rows, keys)?) {
+        let Some(row) = row else { continue };
+        if row_seq(&row)? <= flushed && !overlay.has_changed(key) {
+            batch.delete(Partition::Rows, bytes::Bytes::clone(key));
+        }
+    }
+    Ok(())
 }
 
 /// Why nothing is written any more.

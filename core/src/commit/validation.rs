@@ -3,13 +3,14 @@
 //! Invariant: a refused set leaves no trace; a set is accepted only if running it alone after all seqs before it would give the
 //! same result.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::{RowWrite, TableWrite};
 use crate::change_log::{RowChange, RowOp, TableChanges};
+use crate::cold_storage::{Manifest, Place, is_marked};
 use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::ids::{ScopeId, Seq, TableId, UserId};
 use crate::schema_registry::{Catalog, ScopeKind, TableDefinition};
@@ -54,6 +55,10 @@ pub(super) struct Overlay<'a> {
     /// Rows that expired by now count as deleted, although their expiry commit may not have come yet.
     now_us: i64,
     rows: HashMap<Bytes, Option<Seq>>,
+    /// Cold rows that are gone since the sets before.
+    marks: HashSet<Place>,
+    /// Those of them that the set at hand changed.
+    new_marks: Vec<Place>,
     /// What to put back when the set at hand is refused.
     undo: Vec<(Bytes, Option<Option<Seq>>)>,
 }
@@ -61,27 +66,51 @@ pub(super) struct Overlay<'a> {
 impl<'a> Overlay<'a> {
     /// An overlay of the rows in `storage`, with the changes `last_changes` tells of in it.
     pub(super) fn new(storage: &'a dyn StorageSnapshot, last_changes: &'a LastChanges, now_us: i64) -> Self {
-        Self { storage, last_changes, now_us, rows: HashMap::new(), undo: Vec::new() }
+        Self {
+            storage,
+            last_changes,
+            now_us,
+            rows: HashMap::new(),
+            marks: HashSet::new(),
+            new_marks: Vec::new(),
+            undo: Vec::new(),
+        }
     }
 
     /// Validates the rows of a set and turns them into the changes of commit `seq`. The next call, or the end of the group,
-    /// makes them part of the overlay; after an error they are not.
+    /// makes them part of the overlay; after an error they are not. `planned` are the seqs of the set's snapshot and of the one
+    /// in which the keys of its inserts were found free among cold rows.
     ///
     /// # Errors
-    /// 23505 when an inserted key is taken; 40001 when a row or a table has changed since it was read.
+    /// 23505 when an inserted key is taken; 40001 when a row or a table has changed since it was read, or was moved.
     pub(super) fn apply(
         &mut self,
         tables: Vec<TableWrite>,
         catalog: &Catalog,
-        read_seq: Seq,
+        cold: &Manifest,
+        planned: (Seq, Seq),
         seq: Seq,
     ) -> Result<Vec<TableChanges>> {
         self.undo.clear();
-        self.apply_tables(tables, catalog, read_seq, seq).inspect_err(|_| self.rollback())
+        self.new_marks.clear();
+        self.apply_tables(tables, catalog, cold, planned, seq).inspect_err(|_| self.rollback())
+    }
+
+    /// The cold rows the last [`Overlay::apply`] changed or deleted.
+    pub(super) fn new_marks(&self) -> &[Place] {
+        &self.new_marks
+    }
+
+    /// Whether a set of the group has changed the row under a key.
+    pub(super) fn has_changed(&self, key: &Bytes) -> bool {
+        self.rows.contains_key(key)
     }
 
     /// Takes back what the last [`Overlay::apply`] did.
     pub(super) fn rollback(&mut self) {
+        for place in self.new_marks.drain(..) {
+            self.marks.remove(&place);
+        }
         for (key, before) in self.undo.drain(..).rev() {
             match before {
                 Some(state) => self.rows.insert(key, state),
@@ -94,7 +123,8 @@ impl<'a> Overlay<'a> {
         &mut self,
         tables: Vec<TableWrite>,
         catalog: &Catalog,
-        read_seq: Seq,
+        cold: &Manifest,
+        planned: (Seq, Seq),
         seq: Seq,
     ) -> Result<Vec<TableChanges>> {
         let mut changed: Vec<TableChanges> = Vec::with_capacity(tables.len());
@@ -105,7 +135,7 @@ impl<'a> Overlay<'a> {
             }
             check_table(&write.table, write.scope, catalog)?;
             let (table, scope) = (Arc::clone(&write.table), write.scope);
-            let rows = self.apply_rows(write, read_seq, seq, &mut ordinal)?;
+            let rows = self.apply_rows(write, cold, planned, seq, &mut ordinal)?;
             let same = changed.iter_mut().find(|changes| changes.table == table.id && changes.scope == scope);
             match same {
                 Some(changes) => changes.rows.extend(rows),
@@ -118,15 +148,20 @@ impl<'a> Overlay<'a> {
     fn apply_rows(
         &mut self,
         write: TableWrite,
-        read_seq: Seq,
+        cold: &Manifest,
+        (read_seq, cold_checked): (Seq, Seq),
         seq: Seq,
         ordinal: &mut u32,
     ) -> Result<Vec<RowChange>> {
         let TableWrite { table, scope, rows } = write;
+        let moved = cold.moved(table.id);
         let target = Target {
             table: &table,
             prefix: keys::scope_prefix(table.id, scope),
-            unchanged: !self.last_changes.changed_after(table.id, scope, read_seq),
+            unchanged: !self.last_changes.changed_after(table.id, scope, read_seq) && moved <= read_seq,
+            cold,
+            flushed: cold.flushed(table.id),
+            unknown_keys: moved > cold_checked,
         };
         let stored = self.read_stored(&target, &rows)?;
         let mut stored = stored.into_iter();
@@ -145,7 +180,9 @@ impl<'a> Overlay<'a> {
         let mut stored = Vec::with_capacity(keys.len());
         for some in keys.chunks(READ_KEYS_MAX) {
             for found in self.storage.multi_get(Partition::Rows, some)? {
-                stored.push(found.map(|row| Stored::read(row, self.now_us)).transpose()?);
+                let row = found.map(|row| Stored::read(row, self.now_us)).transpose()?;
+                // What has been flushed is only still there to be removed.
+                stored.push(row.filter(|row| row.seq > target.flushed));
             }
         }
         Ok(stored)
@@ -163,6 +200,9 @@ impl<'a> Overlay<'a> {
         match row {
             RowWrite::Insert { key, row } => {
                 target.check_key(&key)?;
+                if target.unknown_keys {
+                    return Err(target.moved());
+                }
                 // What the group did to the key comes after what is stored.
                 match stored.filter(|_| !self.rows.contains_key(&key)) {
                     // To whoever follows the log the expired row is still there, so it is replaced, not inserted.
@@ -194,30 +234,33 @@ impl<'a> Overlay<'a> {
                     ordinal.checked_add(1).ok_or_else(|| Error::internal("a commit has too many rows"))?;
                 Ok(RowChange { op: RowOp::Insert, key: key.into(), old: None, new: Some(stamped(row, seq)?) })
             }
-            RowWrite::Update { key, expected, old, row } => {
-                self.check_unchanged(target, &key, expected, &old, stored.map(|stored| stored.seq))?;
+            RowWrite::Update { key, expected, old, row, place } => {
+                let seen = Seen { key: &key, expected, old: &old, place };
+                self.check_unchanged(target, seen, stored.map(|stored| stored.seq))?;
                 self.set(&key, Some(seq));
                 Ok(RowChange { op: RowOp::Update, key, old: Some(old), new: Some(stamped(row, seq)?) })
             }
-            RowWrite::Delete { key, expected, old } => {
-                self.check_unchanged(target, &key, expected, &old, stored.map(|stored| stored.seq))?;
+            RowWrite::Delete { key, expected, old, place } => {
+                let seen = Seen { key: &key, expected, old: &old, place };
+                self.check_unchanged(target, seen, stored.map(|stored| stored.seq))?;
                 self.set(&key, None);
                 Ok(RowChange { op: RowOp::Delete, key, old: Some(old), new: None })
             }
         }
     }
 
-    fn check_unchanged(
-        &self,
-        target: &Target<'_>,
-        key: &Bytes,
-        expected: Seq,
-        old: &[u8],
-        stored: Option<Seq>,
-    ) -> Result<()> {
+    /// Checks that the row a plan saw is still the one that is there, and claims its place when it is cold.
+    fn check_unchanged(&mut self, target: &Target<'_>, seen: Seen<'_>, stored: Option<Seq>) -> Result<()> {
+        let Seen { key, expected, old, place } = seen;
         target.check_key(key)?;
         if row_seq(old)? != expected {
             return Err(Error::internal("the old image of a row is not the row that was read"));
+        }
+        if let Some(place) = place {
+            return self.claim(target, place);
+        }
+        if expected <= target.flushed {
+            return Err(target.moved());
         }
         // Nothing of the table changed since the plan read it, so what it saw is what is stored.
         let stored = if target.unchanged { Some(expected) } else { stored };
@@ -230,6 +273,22 @@ impl<'a> Overlay<'a> {
         )))
     }
 
+    /// A cold row never changes: it is gone once its place is marked or its segment is no more.
+    fn claim(&mut self, target: &Target<'_>, place: Place) -> Result<()> {
+        if target.cold.segment(target.table.id, place.segment).is_none() {
+            return Err(target.moved());
+        }
+        if self.marks.contains(&place) || (!target.unchanged && is_marked(self.storage, place)?) {
+            return Err(Error::conflict(format!(
+                "a row of table \"{}\" was changed by another commit",
+                target.table.qualified_name()
+            )));
+        }
+        self.marks.insert(place);
+        self.new_marks.push(place);
+        Ok(())
+    }
+
     fn current(&self, key: &Bytes, stored: Option<Seq>) -> Option<Seq> {
         self.rows.get(key).copied().unwrap_or(stored)
     }
@@ -238,6 +297,14 @@ impl<'a> Overlay<'a> {
         let before = self.rows.insert(Bytes::clone(key), state);
         self.undo.push((Bytes::clone(key), before));
     }
+}
+
+/// The row a plan saw.
+struct Seen<'a> {
+    key: &'a Bytes,
+    expected: Seq,
+    old: &'a [u8],
+    place: Option<Place>,
 }
 
 /// A row that is stored under a key.
@@ -261,6 +328,11 @@ struct Target<'a> {
     prefix: [u8; keys::SCOPE_PREFIX_BYTES],
     /// Whether nothing of it changed since the set was planned.
     unchanged: bool,
+    cold: &'a Manifest,
+    /// Stored rows up to this seq are in segments.
+    flushed: Seq,
+    /// Whether rows have become cold since the keys of inserts were looked for among cold rows.
+    unknown_keys: bool,
 }
 
 impl Target<'_> {
@@ -268,7 +340,9 @@ impl Target<'_> {
     fn must_read(&self, row: &RowWrite) -> bool {
         match row {
             RowWrite::Insert { .. } => true,
-            RowWrite::Update { .. } | RowWrite::Delete { .. } => !self.unchanged,
+            RowWrite::Update { place, .. } | RowWrite::Delete { place, .. } => {
+                !self.unchanged && place.is_none()
+            }
             RowWrite::Append { .. } => false,
         }
     }
@@ -284,25 +358,35 @@ impl Target<'_> {
         )))
     }
 
-    fn taken(&self, key: &[u8]) -> Error {
-        let columns: Vec<&str> = self.table.key_columns().map(|column| &*column.name).collect();
-        let values = keys::KeyEncoder::new(&self.table.key_types()).and_then(|encoder| encoder.decode(key));
-        let values = values.map_or_else(
-            |_| String::new(),
-            |values| values.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
-        );
-        let values: String = values.chars().take(200).collect();
-        Error::new(
-            ErrorKind::AlreadyExists,
-            SqlState::UNIQUE_VIOLATION,
-            format!(
-                "table \"{}\" already has a row with primary key ({}) = ({values})",
-                self.table.qualified_name(),
-                columns.join(", ")
-            ),
-        )
-        .hint("use another key, or UPDATE the row that is there")
+    fn moved(&self) -> Error {
+        let name = self.table.qualified_name();
+        Error::conflict(format!("rows of table \"{name}\" were moved to another place meanwhile"))
     }
+
+    fn taken(&self, key: &[u8]) -> Error {
+        key_is_taken(self.table, key)
+    }
+}
+
+/// The error for a key that a row of the table has.
+pub(super) fn key_is_taken(table: &TableDefinition, key: &[u8]) -> Error {
+    let columns: Vec<&str> = table.key_columns().map(|column| &*column.name).collect();
+    let values = keys::KeyEncoder::new(&table.key_types()).and_then(|encoder| encoder.decode(key));
+    let values = values.map_or_else(
+        |_| String::new(),
+        |values| values.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+    );
+    let values: String = values.chars().take(200).collect();
+    Error::new(
+        ErrorKind::AlreadyExists,
+        SqlState::UNIQUE_VIOLATION,
+        format!(
+            "table \"{}\" already has a row with primary key ({}) = ({values})",
+            table.qualified_name(),
+            columns.join(", ")
+        ),
+    )
+    .hint("use another key, or UPDATE the row that is there")
 }
 
 fn key_of(row: &RowWrite) -> Option<&Bytes> {

@@ -201,7 +201,7 @@ fn deletes(snapshot: &Snapshot, due: &[Due]) -> Result<Vec<TableWrite>> {
         if header.seq != due.seq {
             continue;
         }
-        let delete = RowWrite::Delete { key, expected: header.seq, old };
+        let delete = RowWrite::Delete { key, expected: header.seq, old, place: None };
         match writes.iter_mut().rev().find(|(place, _)| *place == (table, scope)) {
             Some((_, write)) => write.rows.push(delete),
             None => {

@@ -1,10 +1,12 @@
-//! Background work: expiry of STREAM rows, trimming of the change log, and the record of jobs in `system.jobs`.
+//! Background work: expiry of STREAM rows, flushes, trimming of the change log, and the record of jobs in `system.jobs`.
 //!
 //! Invariant: every task here is owned by the [`JobManager`], ends when told to and is joined at shutdown; everything it changes
 //! is a commit like any other.
 
 mod expiry;
 mod expiry_queue;
+mod flush;
+mod hot_size;
 mod log_size;
 mod record;
 mod store;
@@ -13,24 +15,32 @@ mod trim;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use serde_json::json;
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
 use self::expiry::Expiry;
+use self::flush::{FlushRequest, Flushes, not_flushed};
+use self::hot_size::is_flushed;
+use self::record::JobKind as Kind;
 use self::store::JobStore;
 use self::trim::{Trim, TrimLimits};
 use crate::clock::Clock;
 use crate::commit::Committer;
 use crate::config::Config;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ids::{JobId, NodeId};
-use crate::schema_registry::SchemaRegistry;
+use crate::schema_registry::{SchemaRegistry, TableDefinition};
 
 pub use record::{JobKind, JobStatus};
 
 pub(crate) use record::row;
 pub(crate) use store::encode_row;
+
+/// Flushes that were asked for and wait for their turn.
+const FLUSH_REQUESTS_MAX: usize = 1_024;
 
 /// What a [`JobManager`] is made of.
 pub struct JobParts<'a> {
@@ -49,6 +59,7 @@ pub struct JobParts<'a> {
 /// Owner of all background work.
 pub struct JobManager {
     store: Arc<JobStore>,
+    flushes: mpsc::Sender<FlushRequest>,
     stop: CancellationToken,
     tasks: Mutex<Vec<(&'static str, JoinHandle<()>)>>,
 }
@@ -61,7 +72,7 @@ impl JobManager {
     pub async fn start(parts: JobParts<'_>) -> Result<Arc<Self>> {
         let JobParts { committer, registry, clock, node_id, config } = parts;
         let stop = CancellationToken::new();
-        let store = Arc::new(JobStore::new(committer, registry, clock, node_id, stop.clone()));
+        let store = Arc::new(JobStore::new(committer, Arc::clone(&registry), clock, node_id, stop.clone()));
         store.recover().await?;
         let expiry = Expiry {
             committer: Arc::clone(&store.committer),
@@ -78,8 +89,36 @@ impl JobManager {
             },
             stop: stop.clone(),
         };
-        let tasks = vec![("expiry", tokio::spawn(expiry.run())), ("trim", tokio::spawn(trim.run()))];
-        Ok(Arc::new(Self { store, stop, tasks: Mutex::new(tasks) }))
+        let (flushes, requests) = mpsc::channel(FLUSH_REQUESTS_MAX);
+        let flush = Flushes {
+            store: Arc::clone(&store),
+            registry,
+            interval_ms: config.flush_check_interval_ms,
+            requests,
+            stop: stop.clone(),
+        };
+        let tasks = vec![
+            ("expiry", tokio::spawn(expiry.run())),
+            ("trim", tokio::spawn(trim.run())),
+            ("flush", tokio::spawn(flush.run())),
+        ];
+        Ok(Arc::new(Self { store, flushes, stop, tasks: Mutex::new(tasks) }))
+    }
+
+    /// Has the hot rows of a table flushed. The job's row is there when this returns; the work comes when its turn does.
+    ///
+    /// # Errors
+    /// 0A000 for a table that is not flushed, 57P01 while closing, and whatever the commit of the job's row returns.
+    pub async fn flush(&self, table: &TableDefinition) -> Result<JobId> {
+        if !is_flushed(table) {
+            return Err(not_flushed(table));
+        }
+        // A place first, so that no job is made that nobody would do. When none is free the statement waits for one.
+        let place = self.flushes.reserve().await.map_err(|_| Error::shutting_down())?;
+        let job = self.store.enqueue(Kind::Flush, Some(table), json!({ "by": "statement" })).await?;
+        let id = job.id().clone();
+        place.send(FlushRequest { table: table.id, job });
+        Ok(id)
     }
 
     /// Asks a running job to end; its row says `cancelled` once it has.
@@ -88,6 +127,11 @@ impl JobManager {
     /// 42704 when no job of this id is running.
     pub fn cancel(&self, id: &JobId) -> Result<()> {
         self.store.cancel(id)
+    }
+
+    /// Waits until a job has ended; its row then says how. Returns at once for a job that is not known.
+    pub async fn wait(&self, id: &JobId) {
+        self.store.wait(id).await;
     }
 
     /// Jobs that are running.

@@ -2,6 +2,8 @@
 //!
 //! ```text
 //! new -> queued -> running -> completed | failed | cancelled
+//!           ^         |
+//!           +- retrying
 //! ```
 //!
 //! Invariant: a job's state only moves along an arrow, and each move that others can see is a commit.
@@ -20,6 +22,8 @@ use crate::schema_registry::TableSchemas;
 /// What a job does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum JobKind {
+    /// Writes the hot rows of a table to segments.
+    Flush,
     /// Trims the change log.
     LogTrim,
 }
@@ -28,6 +32,7 @@ impl JobKind {
     /// Its name in `system.jobs`.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Flush => "flush",
             Self::LogTrim => "log_trim",
         }
     }
@@ -35,6 +40,7 @@ impl JobKind {
     /// The two letters its ids begin with.
     pub(super) fn prefix(self) -> &'static str {
         match self {
+            Self::Flush => "FL",
             Self::LogTrim => "TR",
         }
     }
@@ -49,6 +55,8 @@ pub enum JobStatus {
     Queued,
     /// It is at work.
     Running,
+    /// It failed for a reason that may pass, and is tried again after a while.
+    Retrying,
     /// It did what it was for.
     Completed,
     /// It did not; see the error.
@@ -58,12 +66,23 @@ pub enum JobStatus {
 }
 
 impl JobStatus {
+    const ALL: [Self; 7] = [
+        Self::New,
+        Self::Queued,
+        Self::Running,
+        Self::Retrying,
+        Self::Completed,
+        Self::Failed,
+        Self::Cancelled,
+    ];
+
     /// Its name in `system.jobs`.
     pub fn name(self) -> &'static str {
         match self {
             Self::New => "new",
             Self::Queued => "queued",
             Self::Running => "running",
+            Self::Retrying => "retrying",
             Self::Completed => "completed",
             Self::Failed => "failed",
             Self::Cancelled => "cancelled",
@@ -72,9 +91,7 @@ impl JobStatus {
 
     /// The status of a name.
     pub(super) fn parse(name: &str) -> Option<Self> {
-        [Self::New, Self::Queued, Self::Running, Self::Completed, Self::Failed, Self::Cancelled]
-            .into_iter()
-            .find(|status| status.name() == name)
+        Self::ALL.into_iter().find(|status| status.name() == name)
     }
 
     /// Whether a job never leaves it.
@@ -87,7 +104,8 @@ impl JobStatus {
         match self {
             Self::New => next == Self::Queued,
             Self::Queued => matches!(next, Self::Running | Self::Failed | Self::Cancelled),
-            Self::Running => next.is_final(),
+            Self::Running => next.is_final() || next == Self::Retrying,
+            Self::Retrying => matches!(next, Self::Queued | Self::Failed | Self::Cancelled),
             Self::Completed | Self::Failed | Self::Cancelled => false,
         }
     }
@@ -98,10 +116,16 @@ impl JobStatus {
 pub(super) struct Job {
     pub(super) id: JobId,
     pub(super) kind: JobKind,
+    /// The table it works on: namespace and name.
+    pub(super) table: Option<(Arc<str>, Arc<str>)>,
     pub(super) status: JobStatus,
     pub(super) parameters: Value,
     pub(super) result: Option<String>,
     pub(super) error: Option<String>,
+    /// How far it is.
+    pub(super) trace: Option<String>,
+    pub(super) retries: u16,
+    pub(super) retries_max: u16,
     pub(super) created_at: i64,
     pub(super) updated_at: i64,
     pub(super) started_at: Option<i64>,
@@ -114,10 +138,14 @@ impl Job {
         Self {
             id,
             kind,
+            table: None,
             status: JobStatus::New,
             parameters,
             result: None,
             error: None,
+            trace: None,
+            retries: 0,
+            retries_max: 0,
             created_at: now,
             updated_at: now,
             started_at: None,
@@ -137,7 +165,10 @@ impl Job {
         self.status = next;
         self.updated_at = now;
         if next == JobStatus::Running {
-            self.started_at = Some(now);
+            self.started_at.get_or_insert(now);
+        }
+        if next == JobStatus::Retrying {
+            self.retries += 1;
         }
         if next.is_final() {
             self.completed_at = Some(now);
@@ -149,22 +180,24 @@ impl Job {
         let text = |text: &str| ScalarValue::Utf8(Some(text.to_owned()));
         let optional = |text: &Option<String>| ScalarValue::Utf8(text.clone());
         let none = || ScalarValue::Utf8(None);
+        let name = |name: &Option<&Arc<str>>| ScalarValue::Utf8(name.map(|name| name.to_string()));
+        let count = |count: u16| ScalarValue::Int16(Some(i16::try_from(count).unwrap_or(i16::MAX)));
         let time = |at: Option<i64>| ScalarValue::TimestampMicrosecond(at, None);
         row(
             jobs,
             vec![
                 ("job_id", text(&self.id.0)),
                 ("job_type", text(self.kind.name())),
-                ("namespace_id", none()),
-                ("table_name", none()),
+                ("namespace_id", name(&self.table.as_ref().map(|(namespace, _)| namespace))),
+                ("table_name", name(&self.table.as_ref().map(|(_, name)| name))),
                 ("status", text(self.status.name())),
                 ("parameters", text(&self.parameters.to_string())),
                 ("result", optional(&self.result)),
-                ("trace", none()),
+                ("trace", optional(&self.trace)),
                 ("error_message", optional(&self.error)),
                 ("idempotency_key", none()),
-                ("retry_count", ScalarValue::Int16(Some(0))),
-                ("max_retries", ScalarValue::Int16(Some(0))),
+                ("retry_count", count(self.retries)),
+                ("max_retries", count(self.retries_max)),
                 ("memory_used", ScalarValue::Int64(None)),
                 ("cpu_used", ScalarValue::Int64(None)),
                 ("created_at", time(Some(self.created_at))),
@@ -205,8 +238,8 @@ mod tests {
 
     #[test]
     fn a_job_moves_only_forwards() {
-        use JobStatus::{Cancelled, Completed, Failed, New, Queued, Running};
-        let all = [New, Queued, Running, Completed, Failed, Cancelled];
+        use JobStatus::{Cancelled, Completed, Failed, New, Queued, Retrying, Running};
+        let all = JobStatus::ALL;
         let allowed: Vec<_> = all
             .into_iter()
             .flat_map(|from| all.into_iter().map(move |to| (from, to)))
@@ -219,9 +252,13 @@ mod tests {
                 (Queued, Running),
                 (Queued, Failed),
                 (Queued, Cancelled),
+                (Running, Retrying),
                 (Running, Completed),
                 (Running, Failed),
                 (Running, Cancelled),
+                (Retrying, Queued),
+                (Retrying, Failed),
+                (Retrying, Cancelled),
             ]
         );
         for status in all {

@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use datafusion::arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
@@ -12,6 +13,7 @@ use datafusion::arrow::compute::cast;
 use datafusion::common::ScalarValue;
 use parking_lot::Mutex;
 use serde_json::Value;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use uuid::Uuid;
@@ -21,7 +23,7 @@ use crate::clock::Clock;
 use crate::commit::{Committer, RowWrite, Snapshot, TableWrite, WriteSet};
 use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::ids::{JobId, NodeId, ScopeId, UserId};
-use crate::schema_registry::{SchemaRegistry, SystemTable, TableSchemas};
+use crate::schema_registry::{SchemaRegistry, SystemTable, TableDefinition, TableSchemas};
 use crate::storage::{self, Direction, KeyRange, Partition, keys, rows};
 use crate::tables::{RowLimits, RowWriter, images};
 
@@ -31,7 +33,10 @@ pub(super) struct JobStore {
     registry: Arc<SchemaRegistry>,
     node: NodeId,
     stop: CancellationToken,
+    /// Jobs that wait or run.
     running: Mutex<HashMap<JobId, CancellationToken>>,
+    /// Wakes whoever waits for a job's end.
+    ended: Notify,
 }
 
 impl JobStore {
@@ -42,39 +47,96 @@ impl JobStore {
         node: NodeId,
         stop: CancellationToken,
     ) -> Self {
-        Self { committer, clock, registry, node, stop, running: Mutex::default() }
+        Self { committer, clock, registry, node, stop, running: Mutex::default(), ended: Notify::new() }
     }
 
-    /// Runs `work` as a job. The job's outcome is in its row; an error is returned only when that could not be written.
-    pub(super) async fn run<F, W>(&self, kind: JobKind, parameters: Value, work: W) -> Result<JobId>
-    where
-        F: Future<Output = Result<String>>,
-        W: FnOnce(CancellationToken) -> F,
-    {
+    /// Makes a job that waits; its row is there when this returns.
+    pub(super) async fn enqueue(
+        &self,
+        kind: JobKind,
+        table: Option<&TableDefinition>,
+        parameters: Value,
+    ) -> Result<Queued> {
+        // The last digits: the first ones are the time, which jobs made together have in common.
         let random = Uuid::now_v7().simple().to_string();
-        let id = JobId(format!("{}-{}", kind.prefix(), random.get(..12).unwrap_or(&random)));
+        let id = JobId(format!("{}-{}", kind.prefix(), random.get(20..).unwrap_or(&random)));
         let now = self.clock.now_us();
         let mut job = Job::new(id.clone(), kind, parameters, self.node.clone(), now);
+        job.table = table.map(|table| (Arc::clone(&table.namespace), Arc::clone(&table.name)));
         job.become_status(JobStatus::Queued, now);
         self.save(&job).await?;
-
         let stop = self.stop.child_token();
-        self.running.lock().insert(id.clone(), stop.clone());
-        let outcome = self.work(&mut job, work(stop)).await;
-        self.running.lock().remove(&id);
-        outcome.map(|()| id)
+        self.running.lock().insert(id, stop.clone());
+        Ok(Queued { job, stop })
     }
 
-    async fn work(&self, job: &mut Job, work: impl Future<Output = Result<String>>) -> Result<()> {
-        job.become_status(JobStatus::Running, self.clock.now_us());
-        self.save(job).await?;
-        info!(job = %job.id, kind = job.kind.name(), node = %job.node, "job began");
-        let outcome = work.await;
+    /// Does a job that waits. Its outcome is in its row; an error is returned only when that could not be written. What fails for
+    /// a reason that may pass is tried again up to `retries_max` times, after longer and longer pauses.
+    pub(super) async fn run<F, W>(&self, queued: Queued, retries_max: u16, work: W) -> Result<JobId>
+    where
+        F: Future<Output = Result<String>>,
+        W: Fn(CancellationToken) -> F,
+    {
+        let Queued { mut job, stop } = queued;
+        job.retries_max = retries_max;
+        let outcome = self.attempts(&mut job, &stop, work).await;
+        self.running.lock().remove(&job.id);
+        self.ended.notify_waiters();
+        outcome.map(|()| job.id)
+    }
+
+    /// Waits until a job has ended.
+    pub(super) async fn wait(&self, id: &JobId) {
+        loop {
+            let ended = self.ended.notified();
+            if !self.running.lock().contains_key(id) {
+                return;
+            }
+            ended.await;
+        }
+    }
+
+    async fn attempts<F, W>(&self, job: &mut Job, stop: &CancellationToken, work: W) -> Result<()>
+    where
+        F: Future<Output = Result<String>>,
+        W: Fn(CancellationToken) -> F,
+    {
+        /// The pause before the first new attempt; it doubles each time.
+        const PAUSE_MS: u64 = 200;
+        loop {
+            let outcome = match stop.is_cancelled() {
+                true => Err(cancelled()),
+                false => {
+                    job.become_status(JobStatus::Running, self.clock.now_us());
+                    self.save(job).await?;
+                    info!(job = %job.id, kind = job.kind.name(), node = %job.node, "job began");
+                    work(stop.clone()).await
+                }
+            };
+            match outcome {
+                Err(error) if may_pass(&error) && job.retries < job.retries_max => {
+                    warn!(job = %job.id, %error, "job failed and is tried again");
+                    job.error = Some(error.to_string());
+                    job.become_status(JobStatus::Retrying, self.clock.now_us());
+                    self.save(job).await?;
+                    let pause = Duration::from_millis(PAUSE_MS << job.retries.min(8));
+                    if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_some() {
+                        job.become_status(JobStatus::Queued, self.clock.now_us());
+                        self.save(job).await?;
+                    }
+                }
+                outcome => return self.finish(job, outcome).await,
+            }
+        }
+    }
+
+    async fn finish(&self, job: &mut Job, outcome: Result<String>) -> Result<()> {
         let now = self.clock.now_us();
         match outcome {
             Ok(result) => {
                 info!(job = %job.id, result, "job completed");
                 job.result = Some(result);
+                job.error = None;
                 job.become_status(JobStatus::Completed, now);
             }
             Err(error) => {
@@ -136,7 +198,9 @@ impl JobStore {
                 writes.push(match write {
                     RowWrite::Insert { key, row } => match snapshot.storage.get(Partition::Rows, &key)? {
                         None => RowWrite::Insert { key, row },
-                        Some(old) => RowWrite::Update { key, expected: rows::row_seq(&old)?, old, row },
+                        Some(old) => {
+                            RowWrite::Update { key, expected: rows::row_seq(&old)?, old, row, place: None }
+                        }
                     },
                     other => other,
                 });
@@ -166,6 +230,28 @@ impl JobStore {
         warn!(jobs = unfinished.num_rows(), "marked jobs that the last shutdown interrupted as failed");
         self.put(snapshot, schemas, unfinished).await
     }
+}
+
+/// A job whose row is there and whose work has not begun.
+pub(super) struct Queued {
+    job: Job,
+    stop: CancellationToken,
+}
+
+impl Queued {
+    pub(super) fn id(&self) -> &JobId {
+        &self.job.id
+    }
+}
+
+fn cancelled() -> Error {
+    Error::new(ErrorKind::Cancelled, SqlState::QUERY_CANCELED, "the job was ended")
+        .hint("the next one goes on where it was")
+}
+
+/// Whether what went wrong may be gone at the next attempt.
+fn may_pass(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Conflict | ErrorKind::Unavailable | ErrorKind::ResourceExhausted)
 }
 
 /// The inserts of rows that the database itself makes, in the visible schema of a system table.

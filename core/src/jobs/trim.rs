@@ -97,7 +97,8 @@ impl Trim {
         let Some(target) = by_bytes.max(by_age).filter(|target| *target > floor) else { return Ok(()) };
         let parameters = json!({ "up_to_seq": target.0, "log_bytes": size.bytes() });
         let committer = Arc::clone(&self.store.committer);
-        self.store.run(JobKind::LogTrim, parameters, |stop| trim_to(committer, target, stop)).await?;
+        let job = self.store.enqueue(JobKind::LogTrim, None, parameters).await?;
+        self.store.run(job, 0, |stop| trim_to(Arc::clone(&committer), target, stop)).await?;
         size.trimmed(self.store.committer.snapshot().log_floor);
         Ok(())
     }

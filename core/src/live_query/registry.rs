@@ -138,11 +138,14 @@ impl Shared {
         let LiveQueryParts { committer, clock, secret, config } = parts;
         let mut session = SessionConfig::new().with_target_partitions(1).with_batch_size(config.batch_rows);
         session.options_mut().execution.parquet.schema_force_view_types = false;
-        let frontier = committer.snapshot().seq;
+        let snapshot = committer.snapshot();
+        let frontier = snapshot.seq;
+        let context = SessionContext::new_with_config(session);
+        snapshot.cold.store().register(&context.runtime_env());
         Self {
             committer,
             clock,
-            session: SessionContext::new_with_config(session).state(),
+            session: context.state(),
             frontier: watch::Sender::new(frontier),
             by_table: DashMap::new(),
             pending: Mutex::default(),

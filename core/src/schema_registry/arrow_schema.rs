@@ -1,9 +1,13 @@
-//! Builds the three Arrow schemas of a table version. Only `registry` calls it, once per version.
+//! Builds the Arrow schemas of a table version. Only `registry` calls it, once per version.
 //!
 //! Columns, in order:
 //! - *visible*: the table's columns, as `SELECT *` and every client sees them;
 //! - *full*: visible and `_seq` (Int64, never NULL), the commit that wrote the row;
-//! - *write*: full and `_key` (Binary, never NULL) and `_value` (Binary, never NULL), the stored bytes of the row.
+//! - *write*: full and `_key` (Binary, never NULL) and `_value` (Binary, never NULL), the stored bytes of the row, and `_place`
+//!   (Int64), where it is when it is cold.
+//!
+//! A segment has the full schema's columns, then `_user_id` (Int64, never NULL) when users have rows of their own, then `_row_id`
+//! (FixedSizeBinary(12), never NULL) when there is no primary key.
 //!
 //! Invariant: equal fields of different tables are the same allocation, so a thousand alike tables cost little.
 
@@ -13,6 +17,7 @@ use arrow::datatypes::{DataType, Field, FieldRef, Fields, Schema, SchemaRef};
 use dashmap::DashMap;
 
 use super::definition::TableDefinition;
+use super::options::ScopeKind;
 use crate::types::{ColumnType, DATA_TYPE_METADATA_KEY};
 
 /// The commit that wrote the row.
@@ -21,12 +26,19 @@ pub const COLUMN_SEQ: &str = "_seq";
 pub const COLUMN_KEY: &str = "_key";
 /// The stored value of the row.
 pub const COLUMN_VALUE: &str = "_value";
+/// Where the row is, when it is cold.
+pub const COLUMN_PLACE: &str = "_place";
+/// The owner's number, in segments of tables in which each user has rows of their own.
+pub const COLUMN_USER: &str = "_user_id";
+/// The hidden key, in segments of tables without a primary key.
+pub const COLUMN_ROW_ID: &str = "_row_id";
 
-/// The three schemas of one version.
+/// The schemas of one version.
 pub(super) struct BuiltSchemas {
     pub(super) visible: SchemaRef,
     pub(super) full: SchemaRef,
     pub(super) write: SchemaRef,
+    pub(super) segment: SchemaRef,
 }
 
 /// Hands out one allocation for equal fields.
@@ -81,8 +93,21 @@ pub(super) fn build(definition: &TableDefinition, interner: &FieldInterner) -> B
     let mut write = full.clone();
     write.push(system(COLUMN_KEY, ColumnType::Bytes));
     write.push(system(COLUMN_VALUE, ColumnType::Bytes));
+    write.push(interner.field(&Arc::from(COLUMN_PLACE), ColumnType::BigInt, true));
+    let mut segment = full.clone();
+    if definition.options.scope == ScopeKind::User {
+        segment.push(system(COLUMN_USER, ColumnType::BigInt));
+    }
+    if !definition.has_key() {
+        segment.push(Arc::new(Field::new(COLUMN_ROW_ID, DataType::FixedSizeBinary(12), false)));
+    }
     let schema = |fields: Vec<FieldRef>| Arc::new(Schema::new(Fields::from(fields)));
-    BuiltSchemas { visible: schema(visible), full: schema(full), write: schema(write) }
+    BuiltSchemas {
+        visible: schema(visible),
+        full: schema(full),
+        write: schema(write),
+        segment: schema(segment),
+    }
 }
 
 /// Whether `schema` is the visible schema of `definition`, without building one.

@@ -11,9 +11,12 @@ use serde::{Deserialize, Serialize};
 
 use super::names::{validate_column_name, validate_name};
 use super::options::{ScopeKind, TableKind, TableOptions};
+use crate::cold_storage::SegmentKeys;
 use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::ids::{ColumnId, SchemaVersion, ScopeId, TableId, UserId};
 use crate::types::ColumnType;
+
+use crate::storage::keys::KeyEncoder;
 
 pub use crate::storage::rows::RowLayout;
 
@@ -291,6 +294,21 @@ impl TableDefinition {
     /// Whether the user declared a primary key; without one rows have hidden ids.
     pub fn has_key(&self) -> bool {
         !self.primary_key.is_empty()
+    }
+
+    /// How the keys of cold rows are made of the columns that the segments of this version have.
+    ///
+    /// # Errors
+    /// XX000 when a key column has a type that cannot be a key, which no stored definition has.
+    pub fn segment_keys(&self) -> Result<SegmentKeys> {
+        // The table's columns, `_seq`, and then the system columns there are; see `arrow_schema`.
+        let after_seq = self.columns.len() + 1;
+        let is_scoped = self.options.scope == ScopeKind::User;
+        let scope = is_scoped.then_some(after_seq);
+        if !self.has_key() {
+            return Ok(SegmentKeys::hidden(self.id, after_seq + usize::from(is_scoped), scope));
+        }
+        Ok(SegmentKeys::primary(self.id, KeyEncoder::new(&self.key_types())?, self.key_positions(), scope))
     }
 
     /// The column of that name.

@@ -21,6 +21,7 @@ pub use records::{
     StorageRecord, UserRecord,
 };
 pub use registry::{
-    COLUMN_KEY, COLUMN_SEQ, COLUMN_VALUE, RegistryCounters, SchemaRegistry, TableSchemas, encode_schema,
+    COLUMN_KEY, COLUMN_PLACE, COLUMN_ROW_ID, COLUMN_SEQ, COLUMN_USER, COLUMN_VALUE, RegistryCounters,
+    SchemaRegistry, TableSchemas, encode_schema,
 };
 pub use system_definitions::{SystemTable, system_definitions};

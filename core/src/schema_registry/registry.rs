@@ -14,7 +14,9 @@ use arrow::ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteOptions};
 use bytes::Bytes;
 use dashmap::DashMap;
 
-pub use super::arrow_schema::{COLUMN_KEY, COLUMN_SEQ, COLUMN_VALUE};
+pub use super::arrow_schema::{
+    COLUMN_KEY, COLUMN_PLACE, COLUMN_ROW_ID, COLUMN_SEQ, COLUMN_USER, COLUMN_VALUE,
+};
 use super::arrow_schema::{FieldInterner, build, is_visible};
 use super::definition::TableDefinition;
 use crate::ids::{SchemaVersion, TableId};
@@ -27,8 +29,10 @@ pub struct TableSchemas {
     pub visible: SchemaRef,
     /// Visible and `_seq` (Int64, never NULL).
     pub full: SchemaRef,
-    /// Full and `_key`, `_value` (Binary, never NULL): what UPDATE and DELETE read.
+    /// Full and `_key`, `_value` (Binary, never NULL), `_place` (Int64): what UPDATE and DELETE read.
     pub write: SchemaRef,
+    /// Full and the system columns that make a cold row's key: what segments have.
+    pub segment: SchemaRef,
     visible_ipc: OnceLock<Bytes>,
     encodings: Arc<AtomicU64>,
 }
@@ -45,8 +49,9 @@ impl TableSchemas {
     }
 
     fn bytes(&self) -> usize {
-        let fields = self.visible.fields().len() + self.full.fields().len() + self.write.fields().len();
-        let schemas = 3 * (size_of::<Schema>() + 4 * size_of::<usize>());
+        let schemas = [&self.visible, &self.full, &self.write, &self.segment];
+        let fields: usize = schemas.iter().map(|schema| schema.fields().len()).sum();
+        let schemas = schemas.len() * (size_of::<Schema>() + 4 * size_of::<usize>());
         let message = self.visible_ipc.get().map_or(0, Bytes::len);
         size_of::<Self>() + schemas + fields * size_of::<usize>() + message + size_of::<(Key, Arc<Self>)>()
     }
@@ -181,6 +186,7 @@ impl SchemaRegistry {
             visible: built.visible,
             full: built.full,
             write: built.write,
+            segment: built.segment,
             visible_ipc: OnceLock::new(),
             encodings: Arc::clone(&self.encodings),
         })

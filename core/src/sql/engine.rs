@@ -1,7 +1,7 @@
 //! DataFusion as this database uses it: its settings, functions, analyzer rules, memory and spill limits, built once.
 //!
-//! Invariant: no view types anywhere, times in microseconds, names folded to lower case, and no way to a file: no object
-//! store is asked for, no table factory is reachable, and the statement layer never plans COPY or CREATE EXTERNAL TABLE.
+//! Invariant: no view types anywhere, times in microseconds, names folded to lower case, and no way to a file: the
+//! only object store that is asked for is that of the segments, no table factory is reachable, and the statement layer never plans COPY or CREATE EXTERNAL TABLE.
 
 use std::sync::Arc;
 
@@ -51,6 +51,7 @@ impl Engine {
             .with_type_planner(type_planner())
             .build();
         let limited = capped(|name| base.scalar_functions().get(name).cloned());
+        ctx.committer.snapshot().cold.store().register(base.runtime_env());
         for function in limited.into_iter().chain(generators(&generator)).chain(uuids::functions()) {
             base.register_udf(function)?;
         }

@@ -22,7 +22,6 @@ use super::session::Session;
 use super::statement::{Parsed, Statement, insert_target};
 use crate::error::Result;
 use crate::schema_registry::{TableDefinition, TableKind, TableSchemas};
-use crate::storage::blocking;
 use crate::tables::{PointReader, RowSchema, RowWriter};
 use crate::types::ColumnType;
 
@@ -94,7 +93,7 @@ pub(crate) struct Point {
 
 struct CompiledPoint {
     definition: Arc<TableDefinition>,
-    reader: PointReader,
+    reader: Arc<PointReader>,
     /// For each key column, in key order: its type and its operand.
     key: Vec<(ColumnType, Operand)>,
     /// Positions of the result's columns; `None` for all.
@@ -185,7 +184,7 @@ impl Point {
                 ResultSchema { schema: Arc::new(Schema::new(fields.collect::<Option<Vec<_>>>()?)), ipc: None }
             }
         };
-        let reader = PointReader::new(schemas, RowSchema::Visible).ok()?;
+        let reader = Arc::new(PointReader::new(schemas, RowSchema::Visible).ok()?);
         Some(CompiledPoint { definition: Arc::clone(definition), reader, key, projection, schema })
     }
 
@@ -217,9 +216,7 @@ impl Point {
             .collect::<Option<Vec<_>>>();
         let Some(key) = key else { return Ok(None) };
         let scope = definition.scope_for(execution.principal.user_id);
-        let (snapshot, now_us, point) =
-            (Arc::clone(&execution.snapshot), execution.now_us(), Arc::clone(&compiled));
-        let batch = blocking(move || point.reader.read(&*snapshot.storage, scope, &key, now_us)).await?;
+        let batch = compiled.reader.read(&execution.snapshot, scope, &key, execution.now_us()).await?;
         let batch = match &compiled.projection {
             None => batch,
             Some(positions) => {

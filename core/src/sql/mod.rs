@@ -2,7 +2,7 @@
 //!
 //! | file | its one job |
 //! |---|---|
-//! | `guard`, `cursor`, `parameters`, `statement`, `create_table` | from text to a [`Statement`](statement::Statement) |
+//! | `guard`, `cursor`, `parameters`, `statement`, `create_table`, `storage_statement` | from text to a [`Statement`](statement::Statement) |
 //! | `session`, `execution`, `result` | who asks, what they see, what they get |
 //! | `engine`, `names`, `catalog`, `wildcard`, `planner` | DataFusion over a snapshot |
 //! | `functions`, `uuids`, `capped`, `password`, `stack` | functions, and limits on what they take |
@@ -29,6 +29,7 @@ mod result;
 pub(crate) mod session;
 mod stack;
 mod statement;
+mod storage_statement;
 mod typing;
 mod uuids;
 mod wildcard;
@@ -41,7 +42,7 @@ pub use result::{Affected, Outcome, Params, ResultSchema, RowStream};
 pub use session::{Prepared, Session, StatementKind, TableInfo};
 pub use stack::STACK_BYTES;
 
-use self::handlers::{admin, insert, namespace, query, show, subscribe, table, update_delete, user};
+use self::handlers::{admin, insert, namespace, query, show, storage, subscribe, table, update_delete, user};
 use self::planner::View;
 use self::statement::{Parsed, Statement};
 use crate::error::{Error, Result};
@@ -81,6 +82,9 @@ async fn execute(session: &Session, parsed: &Parsed, params: Vec<ScalarValue>) -
         Statement::Show(what) => show::show(session, what).await,
         Statement::Describe { table } => show::describe(session, table),
         Statement::KillLiveQuery { id } => admin::kill_live_query(session, id).await,
+        Statement::KillJob { id } => storage::kill_job(session, id).await,
+        Statement::Flush(target) => storage::flush(session, target).await,
+        Statement::ShowManifest { table } => storage::show_manifest(session, table).await,
         Statement::Subscribe(statement) => subscribe::statement(session, statement, view, params).await,
     }
 }

@@ -216,10 +216,9 @@ pub(crate) fn describe(execution: &Execution, parsed: &Parsed) -> Result<Descrip
             let schema = handlers::show::schema(execution, show)?;
             Ok(Description { kind: StatementKind::Query, schema: Some(schema), parameters: Vec::new() })
         }
-        Statement::Describe { .. } => {
-            let schema = Some(ResultSchema { schema: handlers::show::describe_schema(), ipc: None });
-            Ok(Description { kind: StatementKind::Query, schema, parameters: Vec::new() })
-        }
+        Statement::Describe { .. } => Ok(fixed(handlers::show::describe_schema())),
+        Statement::Flush(_) => Ok(fixed(handlers::storage::flush_schema())),
+        Statement::ShowManifest { .. } => Ok(fixed(handlers::storage::manifest_schema())),
         Statement::Subscribe(subscribe) => {
             let planned = plan_query(execution, &subscribe.query, view)?;
             let (types, analysed) = planned.resolve(count)?;
@@ -229,6 +228,12 @@ pub(crate) fn describe(execution: &Execution, parsed: &Parsed) -> Result<Descrip
         }
         _ => Ok(update(&HashMap::new())),
     }
+}
+
+/// Of a statement whose rows always have the same columns.
+fn fixed(schema: SchemaRef) -> Description {
+    let schema = Some(ResultSchema { schema, ipc: None });
+    Description { kind: StatementKind::Query, schema, parameters: Vec::new() }
 }
 
 /// The schema of a query without parameters.

@@ -12,7 +12,8 @@ use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan};
 
 use super::cursor::{Cursor, QualifiedName, parser, qualified, syntax};
 use super::parameters::{self, ParameterNames};
-use super::{create_table, guard};
+use super::storage_statement::FlushTarget;
+use super::{create_table, guard, storage_statement};
 use crate::access::Role;
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -40,6 +41,9 @@ pub(crate) enum Statement {
     Show(Show),
     Describe { table: QualifiedName },
     KillLiveQuery { id: String },
+    KillJob { id: String },
+    Flush(FlushTarget),
+    ShowManifest { table: QualifiedName },
     Subscribe(Box<Subscribe>),
 }
 
@@ -194,12 +198,17 @@ fn own_grammar(tokens: &[TokenWithSpan]) -> Result<Option<Statement>> {
         cursor.keyword("TABLE");
         Statement::Describe { table: cursor.qualified_name("table")? }
     } else if cursor.keyword("KILL") {
-        if !cursor.keywords(&["LIVE", "QUERY"]) {
-            return Err(Error::unsupported("KILL of anything but a LIVE QUERY"));
+        if cursor.keyword("JOB") {
+            Statement::KillJob { id: cursor.value("the id of a job")? }
+        } else if cursor.keywords(&["LIVE", "QUERY"]) {
+            Statement::KillLiveQuery { id: cursor.value("the id of a live query")? }
+        } else {
+            return Err(Error::unsupported("KILL of anything but a LIVE QUERY or a JOB"));
         }
-        Statement::KillLiveQuery { id: cursor.value("the id of a live query")? }
     } else if cursor.keyword("SUBSCRIBE") {
         subscribe(&mut cursor)?
+    } else if let Some(statement) = storage_statement::parse(&mut cursor)? {
+        statement
     } else {
         return match unsupported(tokens) {
             Some(feature) => Err(Error::unsupported(feature)),
@@ -311,6 +320,9 @@ fn set(cursor: &mut Cursor<'_>) -> Result<Statement> {
 }
 
 fn show(cursor: &mut Cursor<'_>) -> Result<Statement> {
+    if cursor.keywords(&["MANIFEST", "FOR"]) {
+        return Ok(Statement::ShowManifest { table: cursor.qualified_name("table")? });
+    }
     let show = if cursor.keyword("NAMESPACES") || cursor.keyword("SCHEMAS") {
         Show::Namespaces
     } else if cursor.keyword("TABLES") {
@@ -340,7 +352,7 @@ fn show(cursor: &mut Cursor<'_>) -> Result<Statement> {
         Show::SearchPath
     } else {
         return Err(cursor.unexpected(
-            "NAMESPACES, TABLES, COLUMNS, USERS, STORAGES, JOBS, LIVE QUERIES, STATS or search_path",
+            "NAMESPACES, TABLES, COLUMNS, USERS, STORAGES, JOBS, LIVE QUERIES, MANIFEST FOR, STATS or search_path",
         ));
     };
     Ok(Statement::Show(show))
@@ -489,7 +501,7 @@ fn check_delete(delete: ast::Delete) -> Result<ast::Delete> {
 
 /// Statements whose first words say that the database does not have them.
 fn unsupported(tokens: &[TokenWithSpan]) -> Option<String> {
-    const FEATURES: [(&[&str], &str); 34] = [
+    const FEATURES: [(&[&str], &str); 32] = [
         (&["ALTER", "TABLE"], "ALTER TABLE"),
         (&["ALTER", "NAMESPACE"], "ALTER NAMESPACE"),
         (&["ALTER"], ""),
@@ -508,8 +520,6 @@ fn unsupported(tokens: &[TokenWithSpan]) -> Option<String> {
         (&["EXECUTE"], "EXECUTE"),
         (&["PREPARE"], "PREPARE"),
         (&["DEALLOCATE"], "DEALLOCATE"),
-        (&["FLUSH"], "FLUSH"),
-        (&["STORAGE"], "STORAGE"),
         (&["BACKUP"], "BACKUP"),
         (&["RESTORE"], "RESTORE"),
         (&["EXPORT"], "EXPORT"),

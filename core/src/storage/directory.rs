@@ -4,6 +4,7 @@
 //! DATA_DIR/LOCK         held by the process that has the database open
 //! DATA_DIR/FORMAT       text: `kalamdb`, `format 1`, `features` and a list of them
 //! DATA_DIR/store/       RocksDB
+//! DATA_DIR/segments/    Parquet
 //! DATA_DIR/synced-seq   28 bytes: "KSEQ" | epoch u32 LE | seq u64 LE | not seq u64 LE | not epoch u32 LE
 //! ```
 //!
@@ -57,6 +58,11 @@ impl DataDirectory {
     /// Where RocksDB lives.
     pub(crate) fn store_path(&self) -> PathBuf {
         self.path.join("store")
+    }
+
+    /// Where the segments on this machine live.
+    pub(crate) fn segments_path(&self) -> PathBuf {
+        self.path.join("segments")
     }
 
     /// The last seq that was known to be on stable storage, and the epoch it was written in; `None` when nothing was noted or

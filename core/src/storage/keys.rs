@@ -92,6 +92,19 @@ impl KeyEncoder {
     /// # Errors
     /// 54000 when a key is longer than [`KEY_BYTES_MAX`]; `Internal` when a column has another type than its key column.
     pub fn encode(&self, table: TableId, scope: ScopeId, columns: &[ArrayRef]) -> Result<Vec<Bytes>> {
+        self.encode_each(table, |_| scope, columns)
+    }
+
+    /// As [`KeyEncoder::encode`], of rows that have each the scope `scope_of` says.
+    ///
+    /// # Errors
+    /// As [`KeyEncoder::encode`].
+    pub fn encode_each(
+        &self,
+        table: TableId,
+        scope_of: impl Fn(usize) -> ScopeId,
+        columns: &[ArrayRef],
+    ) -> Result<Vec<Bytes>> {
         if columns.len() != self.types.len() {
             return Err(wrong_columns(self.types.len(), columns.len()));
         }
@@ -102,12 +115,11 @@ impl KeyEncoder {
             .zip(columns)
             .map(|(ty, array)| Column::new(*ty, array))
             .collect::<Result<_>>()?;
-        let prefix = scope_prefix(table, scope);
         let mut arena = Vec::with_capacity(row_count * (SCOPE_PREFIX_BYTES + 12 * columns.len()));
         let mut ends = Vec::with_capacity(row_count);
         let mut start = 0;
         for row in 0..row_count {
-            arena.extend_from_slice(&prefix);
+            arena.extend_from_slice(&scope_prefix(table, scope_of(row)));
             for column in &columns {
                 push_value(&mut arena, column.value(row)?);
             }

@@ -1,4 +1,4 @@
-//! Ordered bytes that survive: three partitions of keys and values, written in atomic batches and read through snapshots.
+//! Ordered bytes that survive: four partitions of keys and values, written in atomic batches and read through snapshots.
 //!
 //! It knows nothing of tables, only of bytes; [`keys`] and [`rows`] say what the bytes of the `Rows` partition mean. Storage is
 //! synchronous, and [`blocking`] is the only way from async code into it, a whole batch of work at a time.
@@ -34,11 +34,13 @@ pub enum Partition {
     Rows,
     /// The change log.
     Log,
+    /// What is known of cold rows: segments, filters, marks.
+    Cold,
 }
 
 impl Partition {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Meta, Self::Rows, Self::Log];
+    pub const ALL: [Self; 4] = [Self::Meta, Self::Rows, Self::Log, Self::Cold];
 }
 
 /// A range of keys: `start` is inclusive, `end` exclusive, `None` means to the last key.

@@ -142,7 +142,7 @@ fn family_options(partition: Partition, options: StorageOptions, cache: &Cache) 
 
     let mut family = Options::default();
     family.set_write_buffer_size(match partition {
-        Partition::Meta => options.write_buffer_bytes.min(4 << 20),
+        Partition::Meta | Partition::Cold => options.write_buffer_bytes.min(4 << 20),
         Partition::Rows | Partition::Log => options.write_buffer_bytes,
     });
     family.set_max_write_buffer_number(3);
@@ -162,6 +162,7 @@ fn family_name(partition: Partition) -> &'static str {
         Partition::Meta => "meta",
         Partition::Rows => "rows",
         Partition::Log => "log",
+        Partition::Cold => "cold",
     }
 }
 

@@ -38,6 +38,8 @@ pub enum Output {
     Key,
     /// The stored row itself: Binary, never NULL.
     Value,
+    /// Where a cold row is: Int64, NULL, since rows that are decoded are hot.
+    Place,
 }
 
 /// Builds Arrow columns from stored rows, in the order they are pushed.
@@ -120,6 +122,7 @@ impl RowDecoder {
                 }
                 Builder::Key(keys) => keys.append_value(key),
                 Builder::Value(values) => values.append_value(value),
+                Builder::Place(places) => places.append_null(),
                 _ => {}
             }
         }
@@ -150,7 +153,7 @@ impl VersionPlan {
             .enumerate()
             .filter(|(_, output)| match output {
                 Output::Column { id, .. } => !layout.columns.iter().any(|(present, _)| present == id),
-                Output::Seq | Output::Key | Output::Value => false,
+                Output::Seq | Output::Key | Output::Value | Output::Place => false,
             })
             .map(|(index, _)| index)
             .collect();
@@ -225,6 +228,7 @@ enum Builder {
     Seq(PrimitiveBuilder<Int64Type>),
     Key(BinaryBuilder),
     Value(BinaryBuilder),
+    Place(PrimitiveBuilder<Int64Type>),
 }
 
 /// The rows, by position, whose version does not have the column; they were pushed as NULL.
@@ -248,7 +252,7 @@ macro_rules! with_builder {
             Builder::Bytes($builder, $absences) => $body,
             Builder::Uuid($builder, $absences) => $body,
             Builder::Embedding($builder, $absences) => $body,
-            Builder::Seq(_) | Builder::Key(_) | Builder::Value(_) => $otherwise,
+            Builder::Seq(_) | Builder::Key(_) | Builder::Value(_) | Builder::Place(_) => $otherwise,
         }
     };
 }
@@ -259,6 +263,7 @@ impl Builder {
             Output::Seq => return Self::Seq(PrimitiveBuilder::new()),
             Output::Key => return Self::Key(BinaryBuilder::new()),
             Output::Value => return Self::Value(BinaryBuilder::new()),
+            Output::Place => return Self::Place(PrimitiveBuilder::new()),
             Output::Column { ty, .. } => *ty,
         };
         let none = Vec::new();
@@ -310,7 +315,7 @@ impl Builder {
                 }
                 builder.append(true);
             }
-            Self::Seq(_) | Self::Key(_) | Self::Value(_) => {}
+            Self::Seq(_) | Self::Key(_) | Self::Value(_) | Self::Place(_) => {}
         }
         Ok(())
     }
@@ -336,7 +341,7 @@ impl Builder {
                 }
                 builder.append(false);
             }
-            Self::Seq(_) | Self::Key(_) | Self::Value(_) => {}
+            Self::Seq(_) | Self::Key(_) | Self::Value(_) | Self::Place(_) => {}
         }
     }
 
@@ -348,7 +353,7 @@ impl Builder {
 
     fn finish(&mut self, output: &Output) -> Result<ArrayRef> {
         let (array, absences): (ArrayRef, Absences) = match self {
-            Self::Seq(builder) => return Ok(Arc::new(builder.finish())),
+            Self::Seq(builder) | Self::Place(builder) => return Ok(Arc::new(builder.finish())),
             Self::Key(builder) | Self::Value(builder) => return Ok(Arc::new(builder.finish())),
             _ => with_builder!(
                 self, builder, absences => (Arc::new(builder.finish()) as ArrayRef, std::mem::take(absences)),

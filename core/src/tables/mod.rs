@@ -6,6 +6,9 @@
 //! Invariant: the scope of a scan is an argument of the provider and never comes from SQL; every key that is read begins with
 //! the table and that scope.
 
+mod cold;
+mod cold_rows;
+pub mod flush;
 pub mod images;
 mod key_filter;
 mod point;

@@ -2,18 +2,19 @@
 
 use std::sync::Arc;
 
-use arrow::array::ArrayRef;
 use arrow::record_batch::{RecordBatch, RecordBatchOptions};
 use bytes::Bytes;
 use datafusion::common::ScalarValue;
 
-use super::source::{RowSchema, project_schema, row_decoder};
+use super::scan::Shown;
+use super::source::{RowSchema, row_decoder};
+use crate::cold_storage::{Place, is_marked};
+use crate::commit::Snapshot;
 use crate::error::{Error, Result};
 use crate::ids::ScopeId;
 use crate::schema_registry::TableSchemas;
 use crate::storage::keys::KeyEncoder;
-use crate::storage::rows::row_expires_at;
-use crate::storage::{Partition, StorageSnapshot};
+use crate::storage::{Partition, blocking};
 
 /// Reads rows of one table by key. Made once for a prepared statement.
 #[derive(Debug)]
@@ -40,13 +41,13 @@ impl PointReader {
     }
 
     /// The row whose key columns have `values` (in key order, in the columns' Arrow types): a batch with one row or none, its
-    /// schema the memoized allocation. Rows that expired at or before `now_us` are not seen. Blocks on storage.
+    /// schema the memoized allocation. Rows that expired at or before `now_us` are not seen.
     ///
     /// # Errors
-    /// XX001 for damaged bytes; XX000 for values of other types.
-    pub fn read(
-        &self,
-        storage: &dyn StorageSnapshot,
+    /// XX001 for damaged bytes; XX000 for values of other types; 58030 when a segment cannot be read.
+    pub async fn read(
+        self: &Arc<Self>,
+        snapshot: &Arc<Snapshot>,
         scope: ScopeId,
         values: &[ScalarValue],
         now_us: i64,
@@ -54,53 +55,54 @@ impl PointReader {
         if values.len() != self.schemas.definition.primary_key.len() {
             return Err(Error::internal("a point read needs the whole key"));
         }
-        let key = if values.iter().any(ScalarValue::is_null) {
-            None
-        } else {
-            // A key longer than any stored one finds nothing.
-            self.keys.encode_values(self.schemas.definition.id, scope, values).ok()
-        };
-        let row = match &key {
-            Some(key) => storage.get(Partition::Rows, key)?,
-            None => None,
-        };
-        self.batch(key.as_deref().zip(row), now_us)
+        let is_null = values.iter().any(ScalarValue::is_null);
+        // A key longer than any stored one finds nothing.
+        let key = self.keys.encode_values(self.schemas.definition.id, scope, values).ok();
+        let Some(key) = key.filter(|_| !is_null).map(Bytes::from) else { return self.batch(None) };
+        let (reader, at, stored) = (Arc::clone(self), Arc::clone(snapshot), Bytes::clone(&key));
+        let hot = blocking(move || reader.read_hot(&at, &stored, now_us)).await?;
+        match hot {
+            Some(row) => self.batch(Some((&key, row))),
+            None => self.read_cold(snapshot, key).await,
+        }
     }
 
-    /// The rows that have the encoded keys, in their order, without those that do not exist. Blocks on storage.
-    ///
-    /// # Errors
-    /// XX001 for damaged bytes.
-    pub fn read_keys(
-        &self,
-        storage: &dyn StorageSnapshot,
-        keys: &[Bytes],
-        now_us: i64,
-    ) -> Result<RecordBatch> {
-        let rows = storage.multi_get(Partition::Rows, keys)?;
-        self.batch(keys.iter().zip(rows).filter_map(|(key, row)| Some((&**key, row?))), now_us)
+    fn read_hot(&self, snapshot: &Snapshot, key: &[u8], now_us: i64) -> Result<Option<Bytes>> {
+        let shown = Shown { now_us, flushed: snapshot.cold.flushed(self.schemas.definition.id) };
+        match snapshot.storage.get(Partition::Rows, key)? {
+            Some(row) if shown.has(&row)? => Ok(Some(row)),
+            _ => Ok(None),
+        }
     }
 
-    /// The encoded keys of rows whose key columns are `columns`, in key order.
-    ///
-    /// # Errors
-    /// 54000 for a key that is too long; XX000 for columns of other types.
-    pub fn encode_keys(&self, scope: ScopeId, columns: &[ArrayRef]) -> Result<Vec<Bytes>> {
-        self.keys.encode(self.schemas.definition.id, scope, columns)
+    /// A key is in at most one segment as a row that is not gone.
+    async fn read_cold(&self, snapshot: &Snapshot, key: Bytes) -> Result<RecordBatch> {
+        let definition = &self.schemas.definition;
+        let segments = snapshot.cold.segments(definition.id);
+        if segments.is_empty() {
+            return self.batch(None);
+        }
+        let (store, keys) = (snapshot.cold.store(), definition.segment_keys()?);
+        for segment in segments.iter().rev() {
+            let found = store.find(&snapshot.storage, segment, &keys, std::slice::from_ref(&key)).await?;
+            let Some(position) = found.first().copied().flatten() else { continue };
+            if is_marked(&*snapshot.storage, Place { segment: segment.id, position })? {
+                continue;
+            }
+            let row = store.rows(segment, &[position]).await?;
+            let schema = self.columns.of(&self.schemas);
+            let columns = row.columns().get(..schema.fields().len()).unwrap_or_default().to_vec();
+            return Ok(RecordBatch::try_new(Arc::clone(schema), columns)?);
+        }
+        self.batch(None)
     }
 
-    fn batch<'a>(
-        &self,
-        rows: impl IntoIterator<Item = (&'a [u8], Bytes)>,
-        now_us: i64,
-    ) -> Result<RecordBatch> {
-        let schema = project_schema(self.columns.of(&self.schemas), None)?;
+    fn batch(&self, row: Option<(&Bytes, Bytes)>) -> Result<RecordBatch> {
+        let schema = Arc::clone(self.columns.of(&self.schemas));
         let positions: Vec<usize> = (0..schema.fields().len()).collect();
         let mut decoder = row_decoder(&self.schemas.definition, &positions)?;
-        for (key, row) in rows {
-            if row_expires_at(&row)?.is_none_or(|expires_at| expires_at > now_us) {
-                decoder.push(key, &row)?;
-            }
+        if let Some((key, row)) = row {
+            decoder.push(key, &row)?;
         }
         let options = RecordBatchOptions::new().with_row_count(Some(decoder.len()));
         Ok(RecordBatch::try_new_with_options(schema, decoder.finish()?, &options)?)

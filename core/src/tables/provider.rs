@@ -15,7 +15,9 @@ use datafusion::datasource::TableType;
 use datafusion::error::Result as DataFusionResult;
 use datafusion::logical_expr::{Expr, TableProviderFilterPushDown};
 use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::union::UnionExec;
 
+use super::cold::ColdScan;
 use super::key_filter::key_filter;
 use super::scan::{KalamScanExec, Scan};
 use super::source::{RowSchema, ScanSource};
@@ -154,17 +156,28 @@ impl TableProvider for KalamTable {
 
     async fn scan(
         &self,
-        _state: &dyn Session,
+        state: &dyn Session,
         projection: Option<&Vec<usize>>,
         filters: &[Expr],
         limit: Option<usize>,
     ) -> DataFusionResult<Arc<dyn ExecutionPlan>> {
-        let (sources, pinned) = match &self.computed {
-            Some(batches) => (vec![ScanSource::Batches(Arc::clone(batches))], None),
+        let projection = projection.map(Vec::as_slice);
+        let (sources, pinned, cold) = match &self.computed {
+            Some(batches) => (vec![ScanSource::Batches(Arc::clone(batches))], None, None),
             None => {
                 let filters: Vec<&Expr> = filters.iter().collect();
                 let filter = key_filter(&self.schemas.definition, self.scope, &filters);
-                (filter.ranges.into_iter().map(ScanSource::Stored).collect(), Some(filter.pinned))
+                let cold = ColdScan {
+                    snapshot: &self.snapshot,
+                    schemas: &self.schemas,
+                    columns: self.columns,
+                    ranges: &filter.ranges,
+                    pinned: filter.pinned,
+                    projection,
+                    limit,
+                };
+                let cold = cold.plan(state).await?;
+                (filter.ranges.into_iter().map(ScanSource::Stored).collect(), Some(filter.pinned), cold)
             }
         };
         let scan = Scan {
@@ -175,6 +188,10 @@ impl TableProvider for KalamTable {
             sources,
             pinned,
         };
-        Ok(Arc::new(KalamScanExec::new(Arc::new(scan), projection.map(Vec::as_slice), limit)?))
+        let hot: Arc<dyn ExecutionPlan> = Arc::new(KalamScanExec::new(Arc::new(scan), projection, limit)?);
+        match cold {
+            Some(cold) => UnionExec::try_new(vec![hot, cold]),
+            None => Ok(hot),
+        }
     }
 }

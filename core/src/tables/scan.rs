@@ -4,7 +4,7 @@
 //! the stream ends the work after the chunk that is being read.
 //!
 //! Invariant: rows come in key order (or its reverse), each once; a row whose `expires_at` is not after the statement's time
-//! does not come at all.
+//! does not come at all, nor does one that is in a segment by now.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -34,10 +34,11 @@ use futures::{TryStreamExt, stream};
 use super::source::{RowSchema, ScanSource, project_schema, row_decoder};
 use crate::commit::Snapshot;
 use crate::error::{Error, Result};
+use crate::ids::Seq;
 use crate::schema_registry::TableSchemas;
 use crate::storage::keys::SCOPE_PREFIX_BYTES;
 use crate::storage::row_decoder::RowDecoder;
-use crate::storage::rows::row_expires_at;
+use crate::storage::rows::RowHeader;
 use crate::storage::{Direction, KeyRange, Partition, blocking};
 use crate::types::ColumnType;
 
@@ -47,8 +48,8 @@ pub(super) const BATCH_ROWS_MAX: usize = 8_192;
 const BATCH_BYTES_MAX: usize = 8 << 20;
 /// A chunk is ended after this many rows even if none of them is shown.
 const CHUNK_ROWS_MAX: usize = 65_536;
-/// Single keys asked for at once.
-const POINTS_MAX: usize = 256;
+/// Single keys asked for at once: with the largest rows they are a batch's bytes several times over, not many times.
+const POINTS_MAX: usize = 16;
 /// Batches read ahead of the consumer; a full buffer stops the reading.
 const BUFFERED_BATCHES_MAX: usize = 2;
 
@@ -64,7 +65,14 @@ pub(super) struct Scan {
     pub(super) pinned: Option<usize>,
 }
 
-/// Streams the rows of a table in one partition.
+impl Scan {
+    fn shown(&self) -> Shown {
+        let flushed = self.snapshot.cold.flushed(self.schemas.definition.id);
+        Shown { now_us: self.now_us, flushed }
+    }
+}
+
+/// Streams the hot rows of a table in one partition.
 #[derive(Clone)]
 pub struct KalamScanExec {
     scan: Arc<Scan>,
@@ -302,7 +310,7 @@ impl ExecutionPlan for KalamScanExec {
     }
 }
 
-fn is_point(range: &KeyRange) -> bool {
+pub(super) fn is_point(range: &KeyRange) -> bool {
     match &range.end {
         Some(end) => end.strip_suffix(&[0]).is_some_and(|start| start == range.start),
         None => false,
@@ -380,14 +388,14 @@ impl Cursor {
 
     /// Reads a range; gives what is left of it when the budget ends first.
     fn read_range(&mut self, range: KeyRange, budget: &mut Budget) -> Result<Option<KeyRange>> {
-        let (decoder, now_us) = (&mut self.decoder, self.scan.now_us);
+        let (decoder, shown) = (&mut self.decoder, self.scan.shown());
         let mut stopped_at = None;
         self.scan.snapshot.storage.visit(
             Partition::Rows,
             range.clone(),
             self.direction,
             &mut |key, row| {
-                push_unless_expired(decoder, key, row, now_us, budget)?;
+                shown.push(decoder, key, row, budget)?;
                 if budget.is_spent() {
                     stopped_at = Some(key.to_vec());
                     return Ok(ControlFlow::Break(()));
@@ -420,7 +428,7 @@ impl Cursor {
         };
         for (key, row) in keys.iter().zip(rows) {
             if let Some(row) = row {
-                push_unless_expired(&mut self.decoder, key, &row, self.scan.now_us, budget)?;
+                self.scan.shown().push(&mut self.decoder, key, &row, budget)?;
             }
         }
         Ok(())
@@ -471,19 +479,28 @@ impl Budget {
     }
 }
 
-fn push_unless_expired(
-    decoder: &mut RowDecoder,
-    key: &[u8],
-    row: &[u8],
-    now_us: i64,
-    budget: &mut Budget,
-) -> Result<()> {
-    budget.visits = budget.visits.saturating_sub(1);
-    if row_expires_at(row)?.is_some_and(|expires_at| expires_at <= now_us) {
-        return Ok(());
+/// Which stored rows a statement sees.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shown {
+    /// Rows that expire at this time or before are gone.
+    pub(super) now_us: i64,
+    /// Rows of commits up to this one are cold.
+    pub(super) flushed: Seq,
+}
+
+impl Shown {
+    pub(super) fn has(self, row: &[u8]) -> Result<bool> {
+        let (header, _) = RowHeader::read(row)?;
+        Ok(header.seq > self.flushed && header.expires_at.is_none_or(|expires_at| expires_at > self.now_us))
     }
-    decoder.push(key, row)?;
-    budget.rows = budget.rows.saturating_sub(1);
-    budget.bytes = budget.bytes.saturating_sub(row.len());
-    Ok(())
+
+    fn push(self, decoder: &mut RowDecoder, key: &[u8], row: &[u8], budget: &mut Budget) -> Result<()> {
+        budget.visits = budget.visits.saturating_sub(1);
+        if self.has(row)? {
+            decoder.push(key, row)?;
+            budget.rows = budget.rows.saturating_sub(1);
+            budget.bytes = budget.bytes.saturating_sub(row.len());
+        }
+        Ok(())
+    }
 }

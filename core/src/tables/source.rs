@@ -13,7 +13,7 @@ use crate::storage::row_decoder::{Output, RowDecoder};
 
 /// A part of a table's rows. A scan reads its sources one after the other: a key has one live place, so nothing is merged.
 ///
-/// Cold segments and the rows of an open transaction will be further sources.
+/// Cold rows are read by plan nodes of their own, beside this one; the rows of an open transaction will be a further source.
 #[derive(Clone, Debug)]
 pub enum ScanSource {
     /// The stored rows in a range of keys, in key order.
@@ -30,7 +30,7 @@ pub enum RowSchema {
     Visible,
     /// And `_seq`, for statements that name it.
     Full,
-    /// And `_key` and `_value`, for UPDATE and DELETE.
+    /// And `_key`, `_value` and `_place`, for UPDATE and DELETE.
     Write,
 }
 
@@ -52,6 +52,7 @@ fn output(definition: &TableDefinition, position: usize) -> Result<Output> {
             0 => Ok(Output::Seq),
             1 => Ok(Output::Key),
             2 => Ok(Output::Value),
+            3 => Ok(Output::Place),
             _ => Err(Error::internal(format!(
                 "table \"{}\" has no column at position {position}",
                 definition.qualified_name()

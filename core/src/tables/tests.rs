@@ -17,6 +17,7 @@ use datafusion::prelude::{SessionConfig, SessionContext};
 use futures::StreamExt;
 
 use super::*;
+use crate::cold_storage::{Manifest, SegmentStore};
 use crate::commit::{RowWrite, Snapshot};
 use crate::error::{Result, SqlState};
 use crate::ids::{ColumnId, Epoch, ScopeId, Seq, TableId, UserId};
@@ -52,6 +53,7 @@ impl Fixture {
             epoch: Epoch(1),
             catalog: Arc::new(Catalog::initial(0)),
             storage: self.storage.snapshot(),
+            cold: Arc::new(Manifest::empty(SegmentStore::in_memory(0))),
             log_floor: Seq::ZERO,
         })
     }
@@ -350,13 +352,13 @@ async fn expired_rows_are_not_seen() {
     assert_eq!(seen(59_999_999).await, [1, 2, 3]);
     assert_eq!(seen(60_000_000).await, [3]);
     assert!(seen(90_000_000).await.is_empty());
-    let reader = PointReader::new(Arc::clone(&schemas), RowSchema::Visible).unwrap();
-    let read = |now_us: i64| {
+    let reader = Arc::new(PointReader::new(Arc::clone(&schemas), RowSchema::Visible).unwrap());
+    let read = async |now_us: i64| {
         let snapshot = fixture.snapshot();
         let key = [ScalarValue::Int64(Some(1))];
-        reader.read(snapshot.storage.as_ref(), ScopeId::SHARED, &key, now_us).unwrap().num_rows()
+        reader.read(&snapshot, ScopeId::SHARED, &key, now_us).await.unwrap().num_rows()
     };
-    assert_eq!((read(0), read(60_000_000)), (1, 0));
+    assert_eq!((read(0).await, read(60_000_000).await), (1, 0));
 }
 
 #[tokio::test]
@@ -368,7 +370,7 @@ async fn updates_move_keys_and_deletes_remove_rows() {
     let writer = RowWriter::new(Arc::clone(&schemas), LIMITS).unwrap();
     let all = |fixture: &Fixture| fixture.provider(&schemas, RowSchema::Write, ScopeId::SHARED, 0);
 
-    let before = fixture.query(all(&fixture), "SELECT _seq, _key, _value FROM t").await.remove(0);
+    let before = fixture.query(all(&fixture), "SELECT _seq, _key, _value, _place FROM t").await.remove(0);
     let after = [numbers([2, 3, 3 + 1]), numbers([10, 20, 30])].to_vec();
     let after = RecordBatch::try_new(Arc::clone(&schemas.visible), after).unwrap();
     let writes = writer.updates(ScopeId::SHARED, &before, &after).unwrap();

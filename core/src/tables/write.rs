@@ -14,11 +14,12 @@ use arrow::record_batch::RecordBatch;
 use arrow::util::display::FormatOptions;
 use bytes::Bytes;
 
+use crate::cold_storage::Place;
 use crate::commit::RowWrite;
 use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::ids::{ScopeId, Seq};
 use crate::schema_registry::{
-    COLUMN_KEY, COLUMN_SEQ, COLUMN_VALUE, ColumnDefinition, TableDefinition, TableSchemas,
+    COLUMN_KEY, COLUMN_PLACE, COLUMN_SEQ, COLUMN_VALUE, ColumnDefinition, TableDefinition, TableSchemas,
 };
 use crate::storage::keys::KeyEncoder;
 use crate::storage::rows::RowEncoder;
@@ -73,7 +74,7 @@ impl RowWriter {
         Ok(keys.into_iter().zip(rows).map(|(key, row)| RowWrite::Insert { key, row }).collect())
     }
 
-    /// Deletes of the rows of `batch`, which has at least the columns `_seq`, `_key` and `_value` of the write schema.
+    /// Deletes of the rows of `batch`, which has at least the columns `_seq`, `_key`, `_value` and `_place` of the write schema.
     ///
     /// # Errors
     /// XX000 when it has not.
@@ -85,12 +86,13 @@ impl RowWriter {
                     key: stored.key(row)?,
                     expected: stored.seq(row)?,
                     old: stored.row(row)?,
+                    place: stored.place(row),
                 })
             })
             .collect()
     }
 
-    /// Updates of the rows of `before` (at least `_seq`, `_key`, `_value` of the write schema) to those of `after` (the visible
+    /// Updates of the rows of `before` (at least `_seq`, `_key`, `_value`, `_place` of the write schema) to those of `after` (the visible
     /// schema's columns), row by row. A row whose key changes is deleted and inserted; all deletes come first, so that keys can
     /// move among the rows of one statement.
     ///
@@ -116,11 +118,12 @@ impl RowWriter {
         let mut new_keys = new_keys.map(Vec::into_iter);
         for (position, row) in rows.into_iter().enumerate() {
             let (key, expected, old) = (stored.key(position)?, stored.seq(position)?, stored.row(position)?);
+            let place = stored.place(position);
             let new_key = new_keys.as_mut().and_then(Iterator::next).unwrap_or_else(|| key.clone());
             if new_key == key {
-                changed.push(RowWrite::Update { key, expected, old, row });
+                changed.push(RowWrite::Update { key, expected, old, row, place });
             } else {
-                moved_away.push(RowWrite::Delete { key, expected, old });
+                moved_away.push(RowWrite::Delete { key, expected, old, place });
                 changed.push(RowWrite::Insert { key: new_key, row });
             }
         }
@@ -206,6 +209,7 @@ impl RowWriter {
 /// The system columns of rows that were read to be changed.
 struct StoredRows<'a> {
     seqs: &'a Int64Array,
+    places: &'a Int64Array,
     keys: SharedBytes<'a>,
     rows: SharedBytes<'a>,
 }
@@ -220,6 +224,7 @@ impl<'a> StoredRows<'a> {
         let wrong = || Error::internal("the system columns of rows to change have other types");
         Ok(Self {
             seqs: column(COLUMN_SEQ)?.as_primitive_opt::<Int64Type>().ok_or_else(wrong)?,
+            places: column(COLUMN_PLACE)?.as_primitive_opt::<Int64Type>().ok_or_else(wrong)?,
             keys: SharedBytes::of(column(COLUMN_KEY)?).ok_or_else(wrong)?,
             rows: SharedBytes::of(column(COLUMN_VALUE)?).ok_or_else(wrong)?,
         })
@@ -228,6 +233,12 @@ impl<'a> StoredRows<'a> {
     fn seq(&self, row: usize) -> Result<Seq> {
         let seq = self.seqs.values().get(row).and_then(|seq| u64::try_from(*seq).ok());
         seq.map(Seq).ok_or_else(|| Error::internal("a row to change has no seq"))
+    }
+
+    /// `None` when the row is hot.
+    fn place(&self, row: usize) -> Option<Place> {
+        let is_cold = row < self.places.len() && self.places.is_valid(row);
+        is_cold.then(|| Place::from_u64(self.places.value(row).cast_unsigned()))
     }
 
     fn key(&self, row: usize) -> Result<Bytes> {

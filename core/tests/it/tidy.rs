@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The core's modules, each before those that may name it.
-const ORDER: [&str; 17] = [
+const ORDER: [&str; 18] = [
     "ids",
     "error",
     "config",
@@ -12,6 +12,7 @@ const ORDER: [&str; 17] = [
     "access",
     "types",
     "storage",
+    "cold_storage",
     "schema_registry",
     "change_log",
     "commit",

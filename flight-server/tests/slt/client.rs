@@ -63,6 +63,26 @@ impl FlightConnection {
         Ok(FlightConnection { client })
     }
 
+    /// Flushes all tables and waits until it is done.
+    pub(crate) async fn flush_all(&mut self) -> Result<(), SltError> {
+        self.run("FLUSH ALL TABLES").await?;
+        let unfinished = "SELECT job_id FROM system.jobs \
+                          WHERE job_type = 'flush' AND status NOT IN ('completed', 'failed', 'cancelled')";
+        loop {
+            match self.run(unfinished).await? {
+                DBOutput::Rows { rows, .. } if rows.is_empty() => break,
+                _ => tokio::time::sleep(Duration::from_millis(2)).await,
+            }
+        }
+        let failed =
+            "SELECT error_message FROM system.jobs WHERE job_type = 'flush' AND status <> 'completed'";
+        match self.run(failed).await? {
+            DBOutput::Rows { rows, .. } if rows.is_empty() => Ok(()),
+            DBOutput::Rows { rows, .. } => Err(SltError(format!("{rows:?}"))),
+            _ => Err(SltError("a query gave no rows".to_owned())),
+        }
+    }
+
     async fn read(&mut self, info: FlightInfo) -> Result<DBOutput<WireType>, SltError> {
         let advertised = info.clone().try_decode_schema().map_err(error)?;
         let types = advertised.fields().iter().map(|field| WireType::of(field.data_type())).collect();

@@ -4,6 +4,9 @@
 //! other and of their order. Statements go through an ordinary Flight SQL client: every statement is prepared, what the
 //! server calls an update is executed as one, the rest is read with an ad hoc query, DDL is not prepared at all, so all doors are used.
 //!
+//! Every file runs twice: as it is, with rows that are mostly hot, and as `flushed::NAME`, where all tables are flushed after every
+//! statement, so that whatever a query reads is cold. The results are the same.
+//!
 //! What the files can say beyond plain sqllogictest is described in `tests/slt/README.md`. A file's failures are all
 //! reported, not only the first, and a line of level ERROR in the server's log fails the file as well.
 
@@ -25,13 +28,13 @@ use server::Server;
 
 fn main() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/slt/sql");
-    let mut trials: Vec<Trial> = slt_files(&folder)
-        .into_iter()
-        .map(|path| {
-            let name = path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned());
-            Trial::test(name, move || run_file(&path))
-        })
-        .collect();
+    let mut trials = Vec::new();
+    for path in slt_files(&folder) {
+        let name = path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned());
+        let flushed = path.clone();
+        trials.push(Trial::test(format!("flushed::{name}"), move || run_file(&flushed, Rows::Flushed)));
+        trials.push(Trial::test(name, move || run_file(&path, Rows::AsTheyAre)));
+    }
     trials.push(Trial::test("the_folder_has_files", move || {
         let found = slt_files(&folder).len();
         if found >= 20 {
@@ -52,19 +55,33 @@ fn slt_files(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
-fn run_file(path: &Path) -> Result<(), Failed> {
+/// Where the rows are that queries read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Rows {
+    /// Where the server has put them.
+    AsTheyAre,
+    /// In segments: all tables are flushed after every statement.
+    Flushed,
+}
+
+fn run_file(path: &Path, rows: Rows) -> Result<(), Failed> {
     let records = parse_file::<WireType>(path).map_err(|error| error.to_string())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut failures = Vec::new();
     let server = Server::start()?;
-    runtime.block_on(run_records(&server, records, &mut failures));
+    runtime.block_on(run_records(&server, records, rows, &mut failures));
     // The connections end with the runtime that drives them; a server that drains waits for open ones.
     drop(runtime);
     failures.extend(server.stop());
     if failures.is_empty() { Ok(()) } else { Err(failures.join("\n").into()) }
 }
 
-async fn run_records(server: &Server, records: Vec<Record<WireType>>, failures: &mut Vec<String>) {
+async fn run_records(
+    server: &Server,
+    records: Vec<Record<WireType>>,
+    rows: Rows,
+    failures: &mut Vec<String>,
+) {
     // A connection maker is not told the connection's name, so the loop leaves the name of the record it is about to run.
     let current = Arc::new(Mutex::new(Connection::Default));
     let address = server.address().to_owned();
@@ -76,7 +93,15 @@ async fn run_records(server: &Server, records: Vec<Record<WireType>>, failures: 
         })
     };
     runner.with_column_validator(strict_column_validator);
+    let mut flusher = match rows {
+        Rows::AsTheyAre => None,
+        Rows::Flushed => match FlightConnection::open(server.address(), &Connection::Default).await {
+            Ok(flusher) => Some(flusher),
+            Err(error) => return failures.push(error.to_string()),
+        },
+    };
     for record in records {
+        let is_statement = matches!(&record, Record::Statement { .. });
         match &record {
             Record::Halt { .. } => break,
             Record::Statement { connection, .. }
@@ -88,6 +113,11 @@ async fn run_records(server: &Server, records: Vec<Record<WireType>>, failures: 
         }
         if let Err(error) = runner.run_async(record).await {
             failures.push(error.display(false).to_string());
+        }
+        if let Some(flusher) = flusher.as_mut().filter(|_| is_statement)
+            && let Err(error) = flusher.flush_all().await
+        {
+            failures.push(format!("a flush failed: {error}"));
         }
     }
     runner.shutdown_async().await;

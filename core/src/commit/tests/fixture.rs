@@ -160,7 +160,7 @@ impl Fixture {
         let mut set = self.set(
             &self.shared,
             ScopeId::SHARED,
-            vec![RowWrite::Update { key, expected, old, row: encoded(&self.shared, id, note) }],
+            vec![RowWrite::Update { key, expected, old, row: encoded(&self.shared, id, note), place: None }],
         );
         set.read_seq = snapshot.seq;
         set

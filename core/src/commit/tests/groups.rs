@@ -127,7 +127,7 @@ async fn of_two_updates_of_a_row_in_a_group_the_first_wins() {
     fixture.insert(1, "one").await.unwrap();
     let snapshot = fixture.snapshot();
     let (key, old) = stored(&snapshot, &fixture.shared, SHARED, 1).unwrap();
-    let delete = RowWrite::Delete { key, expected: row_seq(&old).unwrap(), old };
+    let delete = RowWrite::Delete { key, expected: row_seq(&old).unwrap(), old, place: None };
     let sets = vec![
         fixture.update(&snapshot, 1, "first"),
         fixture.update(&snapshot, 1, "second"),
@@ -137,7 +137,7 @@ async fn of_two_updates_of_a_row_in_a_group_the_first_wins() {
 
     // A row deleted in a group can be inserted again in the same group.
     let (key, old) = stored(&fixture.snapshot(), &fixture.shared, SHARED, 1).unwrap();
-    let delete = RowWrite::Delete { key, expected: row_seq(&old).unwrap(), old };
+    let delete = RowWrite::Delete { key, expected: row_seq(&old).unwrap(), old, place: None };
     let sets = vec![
         fixture.set(&fixture.shared, SHARED, vec![delete.clone()]),
         fixture.set(&fixture.shared, SHARED, vec![delete]),
@@ -156,7 +156,7 @@ async fn a_key_can_move_onto_one_that_moves_away() {
     let snapshot = fixture.snapshot();
     let delete = |id| {
         let (key, old) = stored(&snapshot, &fixture.shared, SHARED, id).unwrap();
-        RowWrite::Delete { key, expected: row_seq(&old).unwrap(), old }
+        RowWrite::Delete { key, expected: row_seq(&old).unwrap(), old, place: None }
     };
     let rows = vec![
         delete(1),

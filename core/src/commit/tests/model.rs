@@ -58,9 +58,10 @@ fn plan(fixture: &Fixture, snapshot: &Snapshot, planned: &PlannedSet, note: &str
                 expected: row_seq(&old).unwrap(),
                 old,
                 row: encoded(table, *id, note),
+                place: None,
             },
             (Action::Delete, Some((key, old))) => {
-                RowWrite::Delete { key, expected: row_seq(&old).unwrap(), old }
+                RowWrite::Delete { key, expected: row_seq(&old).unwrap(), old, place: None }
             }
             (Action::Update | Action::Delete, None) => continue,
         };

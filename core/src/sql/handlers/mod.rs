@@ -7,6 +7,7 @@ pub(super) mod insert;
 pub(super) mod namespace;
 pub(super) mod query;
 pub(super) mod show;
+pub(super) mod storage;
 pub(super) mod subscribe;
 pub(super) mod table;
 pub(super) mod update_delete;

@@ -7,6 +7,7 @@ use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::sql::sqlparser::ast;
 
 use crate::error::{Error, Result};
+use crate::ids::Seq;
 use crate::sql::cursor::{self, QualifiedName};
 use crate::sql::execution::Execution;
 use crate::sql::planner::{self, View};
@@ -85,7 +86,7 @@ pub(in crate::sql) async fn show(session: &Session, show: &Show) -> Result<Outco
         Show::Tables(namespace) => tables(&execution, namespace.as_deref())?,
         _ => return Err(Error::internal("SHOW has nothing to show")),
     };
-    rows(&execution, own_schema(show), columns)
+    rows(execution.snapshot.seq, own_schema(show), columns)
 }
 
 fn tables(execution: &Execution, namespace: Option<&str>) -> Result<Vec<ArrayRef>> {
@@ -132,11 +133,12 @@ pub(in crate::sql) fn describe(session: &Session, table: &QualifiedName) -> Resu
             columns.iter().map(|column| column.default.as_ref().map(|default| default.sql_text(column.ty))),
         )),
     ];
-    rows(&execution, &DESCRIBE, arrays)
+    rows(execution.snapshot.seq, &DESCRIBE, arrays)
 }
 
-fn rows(execution: &Execution, schema: &SchemaRef, columns: Vec<ArrayRef>) -> Result<Outcome> {
+/// Rows that were made, as of commit `seq`.
+pub(in crate::sql) fn rows(seq: Seq, schema: &SchemaRef, columns: Vec<ArrayRef>) -> Result<Outcome> {
     let batch = RecordBatch::try_new(Arc::clone(schema), columns)?;
     let schema = ResultSchema { schema: Arc::clone(schema), ipc: None };
-    Ok(Outcome::Rows(RowStream::of(schema, execution.snapshot.seq, batch)))
+    Ok(Outcome::Rows(RowStream::of(schema, seq, batch)))
 }

@@ -13,7 +13,7 @@ use datafusion::sql::sqlparser::ast;
 use super::Attempts;
 use super::insert::{Rows, default_expression, parameter_type};
 use crate::error::{Error, ErrorKind, Result, SqlState};
-use crate::schema_registry::{COLUMN_KEY, COLUMN_SEQ, COLUMN_VALUE, TableKind, TableSchemas};
+use crate::schema_registry::{COLUMN_KEY, COLUMN_PLACE, COLUMN_SEQ, COLUMN_VALUE, TableKind, TableSchemas};
 use crate::sql::cursor::{self, fold, qualified};
 use crate::sql::execution::Execution;
 use crate::sql::planner::{self, Planned, View};
@@ -23,7 +23,7 @@ use crate::sql::typing::type_placeholders;
 use crate::tables::cast_column;
 
 /// What a write needs of a stored row.
-const STORED: [&str; 3] = [COLUMN_SEQ, COLUMN_KEY, COLUMN_VALUE];
+const STORED: [&str; 4] = [COLUMN_SEQ, COLUMN_KEY, COLUMN_VALUE, COLUMN_PLACE];
 
 /// Plans the rows an UPDATE changes: their new values in the table's columns, and what the write needs.
 pub(in crate::sql) fn plan_update(

@@ -1,0 +1,170 @@
+//! The bytes of a segment, each compared with the checksum the database noted when it wrote them.
+//!
+//! Reads are widened to whole chunks of [`CHUNK_BYTES`]. The checksums come from the manifest, not from the object, so a byte that
+//! changed anywhere in it, its footer included, is found before anything is decoded.
+//!
+//! Invariant: no byte reaches a decoder that is not the byte that was written.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use datafusion::common::Result as DataFusionResult;
+use datafusion::datasource::listing::PartitionedFile;
+use datafusion::datasource::physical_plan::ParquetFileReaderFactory;
+use datafusion::physical_plan::metrics::ExecutionPlanMetricsSet;
+use futures::future::BoxFuture;
+use futures::{FutureExt, TryFutureExt};
+use object_store::ObjectStoreExt;
+use object_store::path::Path;
+use parquet::arrow::arrow_reader::ArrowReaderOptions;
+use parquet::arrow::async_reader::AsyncFileReader;
+use parquet::errors::ParquetError;
+use parquet::file::metadata::ParquetMetaData;
+
+use super::segment::{CHUNK_BYTES, Segment};
+use super::store::SegmentStore;
+use crate::error::{Error, ErrorKind, Result, SqlState};
+
+/// Reads one segment.
+pub(super) struct CheckedReader {
+    pub(super) store: Arc<SegmentStore>,
+    pub(super) segment: Arc<Segment>,
+}
+
+impl CheckedReader {
+    async fn read(&self, range: Range<u64>) -> Result<Bytes> {
+        let start = range.start / CHUNK_BYTES * CHUNK_BYTES;
+        let end = (range.end.div_ceil(CHUNK_BYTES) * CHUNK_BYTES).min(self.segment.bytes);
+        if range.start > range.end || range.end > end {
+            return Err(self.damaged("it ends too early"));
+        }
+        let path = Path::from(self.segment.path.as_str());
+        let bytes = self
+            .store
+            .objects()
+            .get_range(&path, start..end)
+            .await
+            .map_err(|error| unreadable(&self.segment, error))?;
+        if bytes.len() as u64 != end - start {
+            return Err(self.damaged("it ends too early"));
+        }
+        let first = usize::try_from(start / CHUNK_BYTES).unwrap_or(usize::MAX);
+        let chunk_bytes = usize::try_from(CHUNK_BYTES).unwrap_or(usize::MAX);
+        for (chunk, piece) in bytes.chunks(chunk_bytes).enumerate() {
+            if self.segment.checksum(first + chunk) != Some(crc32fast::hash(piece)) {
+                return Err(self.damaged("a checksum does not fit"));
+            }
+        }
+        let place = |offset: u64| usize::try_from(offset - start).unwrap_or(usize::MAX);
+        Ok(bytes.slice(place(range.start)..place(range.end)))
+    }
+
+    /// Neighbours are read together: ranges of one read are mostly the columns of one row group.
+    async fn read_all(&self, ranges: Vec<Range<u64>>) -> Result<Vec<Bytes>> {
+        /// Less than this between two ranges is read along.
+        const GAP_BYTES: u64 = 2 * CHUNK_BYTES;
+        let mut order: Vec<usize> = (0..ranges.len()).collect();
+        order.sort_by_key(|index| ranges.get(*index).map_or(0, |range| range.start));
+        let mut merged: Vec<(Range<u64>, Vec<usize>)> = Vec::new();
+        for index in order {
+            let Some(range) = ranges.get(index) else { continue };
+            match merged.last_mut() {
+                Some((last, members)) if range.start <= last.end.saturating_add(GAP_BYTES) => {
+                    last.end = last.end.max(range.end);
+                    members.push(index);
+                }
+                _ => merged.push((range.clone(), vec![index])),
+            }
+        }
+        let mut pieces = vec![Bytes::new(); ranges.len()];
+        for (whole, members) in merged {
+            let bytes = self.read(whole.clone()).await?;
+            for index in members {
+                let (Some(range), Some(piece)) = (ranges.get(index), pieces.get_mut(index)) else { continue };
+                let place = |offset: u64| usize::try_from(offset - whole.start).unwrap_or(usize::MAX);
+                *piece = bytes.slice(place(range.start)..place(range.end));
+            }
+        }
+        Ok(pieces)
+    }
+
+    fn damaged(&self, why: &str) -> Error {
+        Error::corruption(format!("segment \"{}\" is damaged: {why}", self.segment.path))
+            .hint("restore it from a backup; other tables are not affected")
+    }
+}
+
+/// Why a segment cannot be read.
+pub(super) fn unreadable(segment: &Segment, error: object_store::Error) -> Error {
+    match error {
+        object_store::Error::NotFound { .. } => {
+            Error::corruption(format!("segment \"{}\" is missing", segment.path))
+                .hint("restore it from a backup; other tables are not affected")
+        }
+        error => Error::new(
+            ErrorKind::Unavailable,
+            SqlState::IO_ERROR,
+            format!("segment \"{}\" cannot be read", segment.path),
+        )
+        .hint("the storage of the table's segments does not answer; try again")
+        .source(error),
+    }
+}
+
+fn outward(error: Error) -> ParquetError {
+    ParquetError::External(Box::new(error))
+}
+
+impl AsyncFileReader for CheckedReader {
+    fn get_bytes(&mut self, range: Range<u64>) -> BoxFuture<'_, parquet::errors::Result<Bytes>> {
+        self.read(range).map_err(outward).boxed()
+    }
+
+    fn get_byte_ranges(
+        &mut self,
+        ranges: Vec<Range<u64>>,
+    ) -> BoxFuture<'_, parquet::errors::Result<Vec<Bytes>>> {
+        self.read_all(ranges).map_err(outward).boxed()
+    }
+
+    /// The footer comes from the store's cache, with its page index whatever the options say.
+    fn get_metadata<'a>(
+        &'a mut self,
+        _: Option<&'a ArrowReaderOptions>,
+    ) -> BoxFuture<'a, parquet::errors::Result<Arc<ParquetMetaData>>> {
+        async move {
+            let open = self.store.open(&self.segment).await.map_err(outward)?;
+            Ok(Arc::clone(open.metadata.metadata()))
+        }
+        .boxed()
+    }
+}
+
+/// Makes the readers of DataFusion's scans of segments. Each file of such a scan has its `Arc<Segment>` as extension.
+#[derive(Debug)]
+pub struct CheckedReaderFactory {
+    store: Arc<SegmentStore>,
+}
+
+impl CheckedReaderFactory {
+    /// A factory for the segments of `store`.
+    pub fn new(store: Arc<SegmentStore>) -> Self {
+        Self { store }
+    }
+}
+
+impl ParquetFileReaderFactory for CheckedReaderFactory {
+    fn create_reader(
+        &self,
+        _: usize,
+        file: PartitionedFile,
+        _: Option<usize>,
+        _: &ExecutionPlanMetricsSet,
+    ) -> DataFusionResult<Box<dyn AsyncFileReader + Send>> {
+        let segment = file
+            .extension::<Arc<Segment>>()
+            .ok_or_else(|| Error::internal("a file of a cold scan is not a segment"))?;
+        Ok(Box::new(CheckedReader { store: Arc::clone(&self.store), segment: Arc::clone(segment) }))
+    }
+}

@@ -1,0 +1,92 @@
+//! The keys of a segment's rows, in memory while the segment is written: rows that are changed meanwhile are found by them.
+
+use bytes::Bytes;
+
+/// Row keys in ascending order, in one allocation.
+#[derive(Clone, Debug, Default)]
+pub struct KeyIndex {
+    bytes: Vec<u8>,
+    /// Where each key ends.
+    ends: Vec<usize>,
+}
+
+impl KeyIndex {
+    /// Adds keys, each above the one before.
+    pub fn extend<'a>(&mut self, keys: impl IntoIterator<Item = &'a Bytes>) {
+        for key in keys {
+            debug_assert!(self.last().is_none_or(|last| last < &**key), "keys come in ascending order");
+            self.bytes.extend_from_slice(key);
+            self.ends.push(self.bytes.len());
+        }
+    }
+
+    /// How many keys there are.
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// The key at a position.
+    pub fn get(&self, position: usize) -> Option<&[u8]> {
+        let end = *self.ends.get(position)?;
+        let start = match position {
+            0 => 0,
+            _ => *self.ends.get(position - 1)?,
+        };
+        self.bytes.get(start..end)
+    }
+
+    /// The lowest key.
+    pub fn first(&self) -> Option<&[u8]> {
+        self.get(0)
+    }
+
+    /// The highest key.
+    pub fn last(&self) -> Option<&[u8]> {
+        self.get(self.len().checked_sub(1)?)
+    }
+
+    /// All keys, in order.
+    pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        (0..self.len()).filter_map(|position| self.get(position))
+    }
+
+    /// The position of a key.
+    pub fn position(&self, key: &[u8]) -> Option<u32> {
+        let (mut low, mut high) = (0, self.len());
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if self.get(middle)? < key {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        (self.get(low)? == key).then(|| u32::try_from(low).ok()).flatten()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_found_at_their_positions() {
+        let keys: Vec<Bytes> =
+            (0..100_u32).map(|key| Bytes::from((key * 2).to_be_bytes().to_vec())).collect();
+        let mut index = KeyIndex::default();
+        index.extend(&keys);
+        for (position, key) in keys.iter().enumerate() {
+            assert_eq!(index.position(key), u32::try_from(position).ok());
+        }
+        for missing in [1_u32, 99, 199, 500] {
+            assert_eq!(index.position(&missing.to_be_bytes()), None);
+        }
+        assert_eq!(index.position(b""), None);
+        assert_eq!(KeyIndex::default().position(b"x"), None);
+    }
+}

@@ -1,0 +1,310 @@
+//! Finding and reading rows of a segment by their keys.
+//!
+//! Rows are sorted by key and the key of every [`BLOCK_ROWS`]th is in the footer, so a key is found by reading one block's key
+//! columns, and only when the filter over all keys says that it may be there.
+//!
+//! Invariant: a position that is given for a key is the row that has exactly this key.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
+use arrow::compute::concat_batches;
+use arrow::datatypes::{Int64Type, SchemaRef};
+use bytes::Bytes;
+use futures::TryStreamExt;
+use parquet::arrow::ProjectionMask;
+use parquet::arrow::arrow_reader::{RowSelection, RowSelector};
+use parquet::arrow::async_reader::ParquetRecordBatchStreamBuilder;
+
+use super::checked_reader::CheckedReader;
+use super::segment::{BLOCK_ROWS, Segment};
+use super::store::{OpenSegment, SegmentStore};
+use crate::error::{Error, Result};
+use crate::ids::{ScopeId, TableId};
+use crate::storage::keys::{KeyEncoder, scope_prefix};
+use crate::storage::{KeyRange, StorageSnapshot};
+
+/// How the key of a segment's row is made of its columns.
+#[derive(Clone, Debug)]
+pub struct SegmentKeys {
+    table: TableId,
+    /// `None` when the rows have hidden keys.
+    encoder: Option<KeyEncoder>,
+    /// The positions in the segment of the key's columns, in key order, or of the one with hidden keys.
+    columns: Vec<usize>,
+    /// The position of the column with the owner's number; `None` when all rows are shared.
+    scope: Option<usize>,
+}
+
+impl SegmentKeys {
+    /// Of rows whose primary key is in `columns`, in key order; with the owner's number in column `scope`.
+    pub fn primary(table: TableId, encoder: KeyEncoder, columns: Vec<usize>, scope: Option<usize>) -> Self {
+        Self { table, encoder: Some(encoder), columns, scope }
+    }
+
+    /// Of rows without a primary key, whose hidden keys are in `column`.
+    pub fn hidden(table: TableId, column: usize, scope: Option<usize>) -> Self {
+        Self { table, encoder: None, columns: vec![column], scope }
+    }
+
+    /// The columns that the key is made of.
+    fn wanted(&self) -> Vec<usize> {
+        let mut wanted: Vec<usize> = self.columns.iter().copied().chain(self.scope).collect();
+        wanted.sort_unstable();
+        wanted.dedup();
+        wanted
+    }
+
+    /// The keys of the rows of a batch that has all columns of the segment.
+    ///
+    /// # Errors
+    /// XX000 when the columns have other types.
+    pub fn of_rows(&self, batch: &RecordBatch) -> Result<Vec<Bytes>> {
+        self.of_columns(batch.num_rows(), |position| batch.columns().get(position))
+    }
+
+    /// The keys of the rows of a batch that has only the columns of [`SegmentKeys::wanted`].
+    fn of_projected(&self, batch: &RecordBatch) -> Result<Vec<Bytes>> {
+        let wanted = self.wanted();
+        self.of_columns(batch.num_rows(), |position| {
+            batch.columns().get(wanted.iter().position(|wanted| *wanted == position)?)
+        })
+    }
+
+    fn of_columns<'a>(
+        &self,
+        rows: usize,
+        column: impl Fn(usize) -> Option<&'a ArrayRef>,
+    ) -> Result<Vec<Bytes>> {
+        let missing = || Error::internal("a batch does not have the key columns of its segment");
+        let scopes = match self.scope {
+            None => None,
+            Some(position) => {
+                let array = column(position).ok_or_else(missing)?;
+                Some(array.as_primitive_opt::<Int64Type>().ok_or_else(missing)?.values())
+            }
+        };
+        let scope_of = |row: usize| match scopes {
+            None => ScopeId::SHARED,
+            Some(scopes) => {
+                ScopeId(scopes.get(row).and_then(|scope| u64::try_from(*scope).ok()).unwrap_or_default())
+            }
+        };
+        let columns: Vec<ArrayRef> = self
+            .columns
+            .iter()
+            .map(|position| column(*position).map(Arc::clone).ok_or_else(missing))
+            .collect::<Result<_>>()?;
+        match (&self.encoder, columns.as_slice()) {
+            (Some(encoder), columns) => encoder.encode_each(self.table, scope_of, columns),
+            (None, [hidden]) => {
+                let hidden = hidden.as_fixed_size_binary_opt().ok_or_else(missing)?;
+                if hidden.len() != rows {
+                    return Err(missing());
+                }
+                let key = |row| [&scope_prefix(self.table, scope_of(row))[..], hidden.value(row)].concat();
+                Ok((0..rows).map(|row| Bytes::from(key(row))).collect())
+            }
+            (None, _) => Err(missing()),
+        }
+    }
+}
+
+impl SegmentStore {
+    /// The positions of the rows whose keys are in a range.
+    ///
+    /// # Errors
+    /// XX001 when the segment is damaged, 58030 when it cannot be read.
+    pub async fn positions(
+        self: &Arc<Self>,
+        segment: &Arc<Segment>,
+        keys: &SegmentKeys,
+        range: &KeyRange,
+    ) -> Result<Range<u32>> {
+        if range.is_empty() || !segment.overlaps(range) {
+            return Ok(0..0);
+        }
+        let start = match range.start <= segment.first_key {
+            true => 0,
+            false => self.lower_bound(segment, keys, &range.start).await?,
+        };
+        let end = match &range.end {
+            Some(end) if *end <= segment.last_key => self.lower_bound(segment, keys, end).await?,
+            _ => segment.rows,
+        };
+        Ok(start..end)
+    }
+
+    /// The positions of single keys, in the order of `wanted`; `None` where the segment does not have the key.
+    ///
+    /// # Errors
+    /// As [`SegmentStore::positions`].
+    pub async fn find(
+        self: &Arc<Self>,
+        storage: &Arc<dyn StorageSnapshot>,
+        segment: &Arc<Segment>,
+        keys: &SegmentKeys,
+        wanted: &[Bytes],
+    ) -> Result<Vec<Option<u32>>> {
+        let mut found = vec![None; wanted.len()];
+        let within = |key: &Bytes| **key >= *segment.first_key && **key <= *segment.last_key;
+        if !wanted.iter().any(within) {
+            return Ok(found);
+        }
+        let filter = self.filter(storage, segment).await?;
+        let open = self.open(segment).await?;
+        let mut blocks: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
+        for (index, key) in wanted.iter().enumerate() {
+            if within(key) && filter.check(&**key) {
+                blocks.entry(block_of(&open, key)).or_default().push(index);
+            }
+        }
+        for (block, indexes) in blocks {
+            let in_block = self.block_keys(segment, &open, keys, block).await?;
+            for index in indexes {
+                let position = wanted.get(index).and_then(|key| in_block.binary_search(key).ok());
+                if let (Some(place), Some(position)) = (found.get_mut(index), position) {
+                    *place = Some(block * BLOCK_ROWS + u32::try_from(position).unwrap_or_default());
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// The rows at `positions`, ascending, with all columns.
+    ///
+    /// # Errors
+    /// As [`SegmentStore::positions`].
+    pub async fn rows(self: &Arc<Self>, segment: &Arc<Segment>, positions: &[u32]) -> Result<RecordBatch> {
+        let open = self.open(segment).await?;
+        let ranges: Vec<Range<u32>> = positions.iter().map(|position| *position..position + 1).collect();
+        self.read(segment, &open, ProjectionMask::all(), selection(&ranges, &[], segment.rows)).await
+    }
+
+    /// The first position whose key is not below `key`.
+    async fn lower_bound(
+        self: &Arc<Self>,
+        segment: &Arc<Segment>,
+        keys: &SegmentKeys,
+        key: &[u8],
+    ) -> Result<u32> {
+        let open = self.open(segment).await?;
+        let block = block_of(&open, key);
+        let in_block = self.block_keys(segment, &open, keys, block).await?;
+        let within = in_block.partition_point(|stored| **stored < *key);
+        Ok(block * BLOCK_ROWS + u32::try_from(within).unwrap_or_default())
+    }
+
+    async fn block_keys(
+        self: &Arc<Self>,
+        segment: &Arc<Segment>,
+        open: &OpenSegment,
+        keys: &SegmentKeys,
+        block: u32,
+    ) -> Result<Vec<Bytes>> {
+        let start = block * BLOCK_ROWS;
+        let end = start.saturating_add(BLOCK_ROWS).min(segment.rows);
+        let columns = ProjectionMask::roots(open.metadata.parquet_schema(), keys.wanted());
+        let batch = self.read(segment, open, columns, selection(&[start..end], &[], segment.rows)).await?;
+        let keys = keys.of_projected(&batch)?;
+        if keys.len() != (end - start) as usize || !keys.is_sorted() {
+            return Err(Error::corruption(format!("the rows of segment \"{}\" have no order", segment.path)));
+        }
+        Ok(keys)
+    }
+
+    async fn read(
+        self: &Arc<Self>,
+        segment: &Arc<Segment>,
+        open: &OpenSegment,
+        columns: ProjectionMask,
+        rows: RowSelection,
+    ) -> Result<RecordBatch> {
+        let reader = CheckedReader { store: Arc::clone(self), segment: Arc::clone(segment) };
+        let stream = ParquetRecordBatchStreamBuilder::new_with_metadata(reader, open.metadata.clone())
+            .with_projection(columns)
+            .with_row_selection(rows)
+            .with_batch_size(BLOCK_ROWS as usize)
+            .build()?;
+        let schema: SchemaRef = Arc::clone(stream.schema());
+        let batches: Vec<RecordBatch> = stream.try_collect().await?;
+        Ok(concat_batches(&schema, &batches)?)
+    }
+}
+
+/// The block in which a key is, if it is anywhere.
+fn block_of(open: &OpenSegment, key: &[u8]) -> u32 {
+    let (mut low, mut high) = (0, open.fences.len());
+    while low < high {
+        let middle = low + (high - low) / 2;
+        if open.fences.get(middle).is_some_and(|first| first <= key) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    u32::try_from(low.saturating_sub(1)).unwrap_or_default()
+}
+
+/// A selection of the rows in `ranges` (ascending, without overlaps) that are not in `gone` (ascending), of `rows` in all.
+pub fn selection(ranges: &[Range<u32>], gone: &[u32], rows: u32) -> RowSelection {
+    let mut selectors: Vec<RowSelector> = Vec::new();
+    let mut push = |selected: bool, count: u32| {
+        if count == 0 {
+            return;
+        }
+        let count = count as usize;
+        match selectors.last_mut() {
+            Some(last) if last.skip != selected => last.row_count += count,
+            _ if selected => selectors.push(RowSelector::select(count)),
+            _ => selectors.push(RowSelector::skip(count)),
+        }
+    };
+    let mut at = 0;
+    for range in ranges {
+        push(false, range.start.saturating_sub(at));
+        at = at.max(range.start);
+        let first = gone.partition_point(|position| *position < at);
+        for position in gone.iter().skip(first).take_while(|position| **position < range.end) {
+            push(true, position - at);
+            push(false, 1);
+            at = position + 1;
+        }
+        push(true, range.end.saturating_sub(at));
+        at = at.max(range.end);
+    }
+    push(false, rows.saturating_sub(at));
+    RowSelection::from(selectors)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn selected(ranges: &[Range<u32>], gone: &[u32], rows: u32) -> Vec<u32> {
+        let selection = selection(ranges, gone, rows);
+        let mut at = 0;
+        let mut positions = Vec::new();
+        for selector in selection.iter() {
+            let end = at + u32::try_from(selector.row_count).unwrap();
+            if !selector.skip {
+                positions.extend(at..end);
+            }
+            at = end;
+        }
+        assert_eq!(at, rows, "every row is spoken of");
+        positions
+    }
+
+    #[test]
+    fn a_selection_has_the_rows_of_the_ranges_that_are_not_gone() {
+        assert_eq!(selected(&[0..5], &[], 5), [0, 1, 2, 3, 4]);
+        assert_eq!(selected(&[0..5], &[0, 4], 5), [1, 2, 3]);
+        assert_eq!(selected(&[1..3, 5..6], &[0, 2, 4, 5, 9], 10), [1]);
+        assert!(selected(&[], &[1], 3).is_empty());
+        assert_eq!(selected(&[2..2, 2..4], &[3], 4), [2]);
+        assert!(selected(&[0..3], &[0, 1, 2], 3).is_empty());
+    }
+}

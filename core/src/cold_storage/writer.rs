@@ -1,0 +1,237 @@
+//! Rows into a segment: Parquet, sorted by row key, with pages of at most [`BLOCK_ROWS`] rows.
+//!
+//! ```text
+//! footer, key-value metadata
+//!   kalamdb:format   "1"
+//!   kalamdb:fences   base64 of the keys of the rows 0, 2048, 4096, ...: per key its length u32 LE, then its bytes
+//! ```
+//!
+//! Beside the file two things are made for the manifest: the checksums of its chunks, and a filter over all row keys.
+//!
+//! Invariant: what is written is not part of the database until the commit that adds the segment is.
+
+use std::io::{self, Write};
+
+use arrow::datatypes::SchemaRef;
+use arrow::record_batch::RecordBatch;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use parquet::arrow::ArrowWriter;
+use parquet::basic::{Compression, ZstdLevel};
+use parquet::bloom_filter::Sbbf;
+use parquet::errors::ParquetError;
+use parquet::file::metadata::KeyValue;
+use parquet::file::properties::{EnabledStatistics, WriterProperties};
+use parquet::schema::types::ColumnPath;
+
+use super::key_index::KeyIndex;
+use super::segment::{BLOCK_ROWS, CHUNK_BYTES};
+use super::store::Sink;
+use crate::error::{Error, ErrorKind, Result, SqlState};
+
+pub(super) const FORMAT_KEY: &str = "kalamdb:format";
+pub(super) const FORMAT: &str = "1";
+pub(super) const FENCES_KEY: &str = "kalamdb:fences";
+/// Rows of a row group: what one thread reads at a time.
+const ROW_GROUP_ROWS: usize = 128 << 10;
+/// A row group is ended when it has this many bytes, which are in memory until then.
+const ROW_GROUP_BYTES: usize = 64 << 20;
+/// How often a key that is not in the segment seems to be: each costs a page.
+const FILTER_FALSE_POSITIVES: f64 = 0.001;
+
+/// Writes one segment.
+pub struct SegmentWriter {
+    arrow: ArrowWriter<ChecksumSink>,
+    keys: KeyIndex,
+}
+
+/// A segment that has been written but is not yet on stable storage.
+pub struct WrittenSegment {
+    pub(super) sink: Sink,
+    /// Its length.
+    pub bytes: u64,
+    /// As [`super::Segment::checksums`].
+    pub checksums: Vec<u8>,
+    /// The keys of its rows, by position.
+    pub keys: KeyIndex,
+    /// The bits of a split block bloom filter over the keys.
+    pub filter: Bytes,
+}
+
+impl SegmentWriter {
+    /// A segment whose rows have `schema`.
+    ///
+    /// # Errors
+    /// XX000 when the schema has a type that Parquet does not.
+    pub fn new(sink: Sink, schema: SchemaRef) -> Result<Self> {
+        let block_rows = BLOCK_ROWS as usize;
+        let mut properties = WriterProperties::builder()
+            .set_created_by(concat!("kalamdb ", env!("CARGO_PKG_VERSION")).to_owned())
+            .set_compression(Compression::ZSTD(ZstdLevel::try_new(1).map_err(unwritable)?))
+            .set_data_page_row_count_limit(block_rows)
+            .set_write_batch_size(block_rows / 2)
+            .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
+            .set_max_row_group_bytes(Some(ROW_GROUP_BYTES));
+        for field in schema.fields().iter().filter(|field| field.data_type().is_floating()) {
+            // Parquet's bounds leave NaN out, which SQL compares as the largest number: a filter would skip its rows.
+            let column = ColumnPath::from(field.name().as_str());
+            properties = properties.set_column_statistics_enabled(column, EnabledStatistics::None);
+        }
+        let properties = Some(properties.build());
+        let arrow = ArrowWriter::try_new(ChecksumSink::new(sink), schema, properties).map_err(unwritable)?;
+        Ok(Self { arrow, keys: KeyIndex::default() })
+    }
+
+    /// Adds the rows of `batch`, whose keys are `keys`, each above all before.
+    ///
+    /// # Errors
+    /// 58030 when the bytes cannot be written.
+    pub fn push(&mut self, batch: &RecordBatch, keys: &[Bytes]) -> Result<()> {
+        if batch.num_rows() != keys.len() {
+            return Err(Error::internal("a segment's rows have other keys"));
+        }
+        self.keys.extend(keys);
+        self.arrow.write(batch).map_err(unwritable)
+    }
+
+    /// Rows so far.
+    pub fn rows(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// Bytes so far, about.
+    pub fn bytes(&self) -> usize {
+        self.arrow.bytes_written() + self.arrow.in_progress_size()
+    }
+
+    /// Writes what is left.
+    ///
+    /// # Errors
+    /// As [`SegmentWriter::push`].
+    pub fn finish(mut self) -> Result<WrittenSegment> {
+        self.arrow.append_key_value_metadata(KeyValue::new(FORMAT_KEY.to_owned(), FORMAT.to_owned()));
+        self.arrow.append_key_value_metadata(KeyValue::new(FENCES_KEY.to_owned(), fences(&self.keys)?));
+        let sink = self.arrow.into_inner().map_err(unwritable)?;
+        let (sink, bytes, checksums) = sink.finish().map_err(|error| unwritable(error.into()))?;
+        let mut filter =
+            Sbbf::new_with_ndv_fpp(self.keys.len() as u64, FILTER_FALSE_POSITIVES).map_err(unwritable)?;
+        self.keys.iter().for_each(|key| filter.insert(key));
+        let mut bits = Vec::new();
+        filter.write_bitset(&mut bits).map_err(unwritable)?;
+        Ok(WrittenSegment { sink, bytes, checksums, keys: self.keys, filter: bits.into() })
+    }
+}
+
+fn fences(keys: &KeyIndex) -> Result<String> {
+    let mut bytes = Vec::new();
+    for position in (0..keys.len()).step_by(BLOCK_ROWS as usize) {
+        let key = keys.get(position).unwrap_or_default();
+        let length =
+            u32::try_from(key.len()).map_err(|_| Error::internal("a row key is longer than 4 GiB"))?;
+        bytes.extend_from_slice(&length.to_le_bytes());
+        bytes.extend_from_slice(key);
+    }
+    Ok(STANDARD.encode(bytes))
+}
+
+/// The keys of [`FENCES_KEY`]; `None` when they are damaged.
+pub(super) fn read_fences(text: &str) -> Option<KeyIndex> {
+    let bytes = Bytes::from(STANDARD.decode(text).ok()?);
+    let mut fences = KeyIndex::default();
+    let mut at = 0_usize;
+    while at < bytes.len() {
+        let length = usize::try_from(u32::from_le_bytes(*bytes.get(at..)?.first_chunk::<4>()?)).ok()?;
+        let (start, end) = (at + 4, (at + 4).checked_add(length)?);
+        if end > bytes.len() {
+            return None;
+        }
+        fences.extend([&bytes.slice(start..end)]);
+        at = end;
+    }
+    Some(fences)
+}
+
+fn unwritable(error: ParquetError) -> Error {
+    Error::new(ErrorKind::Unavailable, SqlState::IO_ERROR, "a segment cannot be written")
+        .hint("check the free space and the rights of the folder of the segments")
+        .source(error)
+}
+
+/// Counts and checks the bytes on their way out.
+struct ChecksumSink {
+    sink: Sink,
+    bytes: u64,
+    chunk: crc32fast::Hasher,
+    checksums: Vec<u8>,
+}
+
+impl ChecksumSink {
+    fn new(sink: Sink) -> Self {
+        Self { sink, bytes: 0, chunk: crc32fast::Hasher::new(), checksums: Vec::new() }
+    }
+
+    fn end_chunk(&mut self) {
+        let hasher = std::mem::take(&mut self.chunk);
+        self.checksums.extend_from_slice(&hasher.finalize().to_le_bytes());
+    }
+
+    fn finish(mut self) -> io::Result<(Sink, u64, Vec<u8>)> {
+        self.sink.flush()?;
+        if !self.bytes.is_multiple_of(CHUNK_BYTES) {
+            self.end_chunk();
+        }
+        Ok((self.sink, self.bytes, self.checksums))
+    }
+}
+
+impl Write for ChecksumSink {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        let written = self.sink.write(buffer)?;
+        let mut rest = buffer.get(..written).unwrap_or_default();
+        while !rest.is_empty() {
+            let room = CHUNK_BYTES - self.bytes % CHUNK_BYTES;
+            let (piece, after) = rest.split_at(rest.len().min(usize::try_from(room).unwrap_or(usize::MAX)));
+            self.chunk.update(piece);
+            self.bytes += piece.len() as u64;
+            if self.bytes.is_multiple_of(CHUNK_BYTES) {
+                self.end_chunk();
+            }
+            rest = after;
+        }
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.sink.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fences_come_back() {
+        let keys: Vec<Bytes> = (0..5_000_u32).map(|key| Bytes::from(key.to_be_bytes().to_vec())).collect();
+        let mut index = KeyIndex::default();
+        index.extend(&keys);
+        let text = fences(&index).unwrap();
+        let read = read_fences(&text).unwrap();
+        let expected: Vec<&[u8]> = keys.iter().step_by(2_048).map(|key| &**key).collect();
+        assert_eq!(read.iter().collect::<Vec<_>>(), expected);
+        assert!(read_fences(&STANDARD.encode([9, 0, 0, 0, 1])).is_none());
+    }
+
+    #[test]
+    fn every_chunk_has_its_checksum() {
+        let data: Vec<u8> = (0..200_000_u32).map(|number| (number % 251) as u8).collect();
+        let mut sink = ChecksumSink::new(Sink::Memory(Vec::new()));
+        data.chunks(777).for_each(|piece| sink.write_all(piece).unwrap());
+        let (_, bytes, checksums) = sink.finish().unwrap();
+        assert_eq!(bytes, 200_000);
+        let expected: Vec<u8> =
+            data.chunks(64 << 10).flat_map(|chunk| crc32fast::hash(chunk).to_le_bytes()).collect();
+        assert_eq!(checksums, expected);
+    }
+}

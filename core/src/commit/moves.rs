@@ -1,0 +1,107 @@
+//! Rows on their way from hot to cold: what is changed while a segment is written.
+//!
+//! A move begins by registering its table and then taking a snapshot. From then on the sequencer notes which rows of the table
+//! are overwritten or deleted, until the commit that ends the move marks them in the new segments.
+//!
+//! Invariant: every change of the table in a commit after the move's snapshot is noted before the move can be committed.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use super::Snapshot;
+use super::sequencer::Installed;
+use crate::change_log::CommitRecord;
+use crate::error::{Error, ErrorKind, Result, SqlState};
+use crate::ids::{Seq, TableId};
+
+/// Changed rows that are noted for one move; with more of them it is given up and begun anew later.
+const TOUCHED_LEN_MAX: usize = 1_000_000;
+
+/// The moves that are under way.
+#[derive(Debug, Default)]
+pub(super) struct Moves {
+    touched: Mutex<HashMap<TableId, Touched>>,
+}
+
+/// The rows of one table that were overwritten or deleted: by which commit, and their keys.
+#[derive(Debug, Default)]
+struct Touched {
+    keys: Vec<(Seq, Bytes)>,
+    overflowed: bool,
+}
+
+impl Moves {
+    fn begin(&self, table: TableId) -> Result<()> {
+        let mut moves = self.touched.lock();
+        if moves.contains_key(&table) {
+            return Err(Error::new(
+                ErrorKind::Conflict,
+                SqlState::OBJECT_IN_USE,
+                format!("rows of table {table} are being moved already"),
+            ));
+        }
+        moves.insert(table, Touched::default());
+        Ok(())
+    }
+
+    /// Notes what a commit changed.
+    pub(super) fn note(&self, record: &CommitRecord) {
+        let mut moves = self.touched.lock();
+        if moves.is_empty() {
+            return;
+        }
+        for changes in &record.tables {
+            let Some(touched) = moves.get_mut(&changes.table) else { continue };
+            let keys = changes.rows.iter().filter(|change| change.old.is_some()).map(|change| &change.key);
+            for key in keys {
+                if touched.keys.len() >= TOUCHED_LEN_MAX {
+                    touched.overflowed = true;
+                    break;
+                }
+                touched.keys.push((record.seq, Bytes::clone(key)));
+            }
+        }
+    }
+
+    /// The keys of the rows of a table that commits after `seq` have changed.
+    pub(super) fn touched_after(&self, table: TableId, seq: Seq) -> Result<Vec<Bytes>> {
+        let moves = self.touched.lock();
+        let touched = moves
+            .get(&table)
+            .ok_or_else(|| Error::internal(format!("no rows of table {table} are moved")))?;
+        if touched.overflowed {
+            return Err(Error::conflict("too many rows were changed while they were moved"));
+        }
+        let first = touched.keys.partition_point(|(by, _)| *by <= seq);
+        Ok(touched.keys.iter().skip(first).map(|(_, key)| Bytes::clone(key)).collect())
+    }
+}
+
+/// A move of rows that has begun. Dropping it ends it, whether it was committed or not.
+pub struct Move {
+    table: TableId,
+    snapshot: Arc<Snapshot>,
+    installed: Arc<Installed>,
+}
+
+impl Move {
+    pub(super) fn begin(table: TableId, installed: Arc<Installed>) -> Result<Self> {
+        installed.moves.begin(table)?;
+        let snapshot = installed.snapshot.load_full();
+        Ok(Self { table, snapshot, installed })
+    }
+
+    /// The rows that are moved are those of this snapshot.
+    pub fn snapshot(&self) -> &Arc<Snapshot> {
+        &self.snapshot
+    }
+}
+
+impl Drop for Move {
+    fn drop(&mut self) {
+        self.installed.moves.touched.lock().remove(&self.table);
+    }
+}

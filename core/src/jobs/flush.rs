@@ -1,0 +1,248 @@
+//! Flushes: the hot rows of a table become cold, by its policy or when asked.
+//!
+//! One flush at a time, so that background work never takes more than a thread and a segment's memory. Its steps: segments are
+//! written from a snapshot and brought to stable storage; one commit adds them and marks the rows that were changed meanwhile;
+//! then the stored rows are removed in small commits. A process that dies before the commit leaves files nobody knows, which are
+//! swept at the next start; one that dies after it leaves stored rows that are ignored, which are removed at the next start.
+//!
+//! Invariant: readers see every row once, before, during and after.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::sync::mpsc;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::hot_size::{HotSizes, is_flushed};
+use super::record::JobKind;
+use super::store::{JobStore, Queued};
+use crate::commit::{ColdWrite, CommitFeed, Committer, WriteSet};
+use crate::error::{Error, ErrorKind, Result};
+use crate::ids::{SegmentId, TableId, UserId};
+use crate::schema_registry::{Durability, SchemaRegistry};
+use crate::storage::keys::table_prefix;
+use crate::storage::{KeyRange, blocking};
+use crate::tables::flush::{flush, flushed_keys};
+
+/// How often a flush that fails for a reason that may pass is tried again.
+const RETRIES_MAX: u16 = 5;
+
+/// A flush somebody asked for.
+pub(super) struct FlushRequest {
+    pub(super) table: TableId,
+    pub(super) job: Queued,
+}
+
+pub(super) struct Flushes {
+    pub(super) store: Arc<JobStore>,
+    pub(super) registry: Arc<SchemaRegistry>,
+    pub(super) interval_ms: u64,
+    pub(super) requests: mpsc::Receiver<FlushRequest>,
+    pub(super) stop: CancellationToken,
+}
+
+impl Flushes {
+    /// Runs until told to stop.
+    pub(super) async fn run(mut self) {
+        let feed = self.store.committer.commits();
+        let mut heads = feed.watch();
+        let mut ticks = interval(Duration::from_millis(self.interval_ms.max(1)));
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut sizes: Option<HotSizes> = None;
+        if let Err(error) = self.recover().await {
+            warn!(%error, "what earlier flushes left could not be removed");
+        }
+        loop {
+            let request = tokio::select! {
+                () = self.stop.cancelled() => return,
+                changed = heads.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    // Only noted, so that the commits are counted while they are in memory.
+                    if let Some(known) = &mut sizes && !follow(&feed, known) {
+                        sizes = None;
+                    }
+                    continue;
+                }
+                Some(request) = self.requests.recv() => Some(request),
+                _ = ticks.tick() => None,
+            };
+            if let Err(error) = self.step(&feed, &mut sizes, request).await
+                && !self.stop.is_cancelled()
+            {
+                warn!(%error, "a flush could not be carried out");
+                sizes = None;
+            }
+        }
+    }
+
+    async fn step(
+        &self,
+        feed: &CommitFeed,
+        sizes: &mut Option<HotSizes>,
+        request: Option<FlushRequest>,
+    ) -> Result<()> {
+        let known = match sizes.take() {
+            Some(mut known) => match follow(feed, &mut known) {
+                true => known,
+                false => self.count().await?,
+            },
+            None => self.count().await?,
+        };
+        let known = sizes.insert(known);
+        if let Some(FlushRequest { table, job }) = request {
+            return self.flush(known, table, job).await;
+        }
+        let snapshot = self.store.committer.snapshot();
+        let now = self.store.clock.now_us();
+        for table in snapshot.catalog.tables().filter(|table| is_flushed(table)) {
+            let hot = known.of(table.id);
+            if self.stop.is_cancelled() || !hot.is_due(&table.options.flush_policy, now) {
+                continue;
+            }
+            let why = json!({ "by": "policy", "rows": hot.rows, "bytes": hot.bytes });
+            let job = self.store.enqueue(JobKind::Flush, Some(table), why).await?;
+            self.flush(known, table.id, job).await?;
+        }
+        self.remove_retired().await
+    }
+
+    async fn count(&self) -> Result<HotSizes> {
+        let (snapshot, now) = (self.store.committer.snapshot(), self.store.clock.now_us());
+        blocking(move || HotSizes::scan(&snapshot, now)).await
+    }
+
+    async fn flush(&self, sizes: &mut HotSizes, table: TableId, job: Queued) -> Result<()> {
+        let before = sizes.of(table);
+        self.store.run(job, RETRIES_MAX, |stop| self.flush_table(table, stop)).await?;
+        sizes.flushed(table, before, self.store.clock.now_us());
+        Ok(())
+    }
+
+    async fn flush_table(&self, table: TableId, stop: CancellationToken) -> Result<String> {
+        let committer = &self.store.committer;
+        let moving = committer.begin_move(table)?;
+        let snapshot = moving.snapshot();
+        let Some(definition) = snapshot.catalog.table_by_id(table) else {
+            return Ok("the table is gone".to_owned());
+        };
+        let schemas = self.registry.schemas(definition);
+        let ids = Arc::clone(committer);
+        let next_id = move || ids.new_segment_id();
+        let now = self.store.clock.now_us();
+        let flushed = flush(snapshot, &schemas, next_id, stop.clone(), now).await?;
+        if flushed.rows == 0 && snapshot.cold.flushed(table) == snapshot.seq {
+            return Ok("there was nothing to flush".to_owned());
+        }
+        let paths: Vec<_> = flushed.segments.iter().map(|new| Arc::clone(&new.segment)).collect();
+        let set = WriteSet {
+            cold: Some(ColdWrite::Flush { table, through: snapshot.seq, added: flushed.segments }),
+            ..WriteSet::new(UserId::SYSTEM, snapshot.seq)
+        };
+        let committed = committer.commit(set).await;
+        if let Err(error) = committed {
+            // Only what was refused is known not to be part of the database; for the rest the next start looks.
+            if error.kind() == ErrorKind::Conflict {
+                for segment in &paths {
+                    snapshot.cold.store().remove(segment).await?;
+                }
+            }
+            return Err(error);
+        }
+        drop(moving);
+        clean(committer, table, &stop).await?;
+        Ok(format!("flushed {} rows into {} segments of {} bytes", flushed.rows, paths.len(), flushed.bytes))
+    }
+
+    /// Removes the objects of segments that no snapshot has any more.
+    async fn remove_retired(&self) -> Result<()> {
+        let committer = &self.store.committer;
+        let store = Arc::clone(committer.snapshot().cold.store());
+        let removable: Vec<(SegmentId, _)> =
+            store.removable().into_iter().map(|segment| (segment.id, segment)).collect();
+        if removable.is_empty() {
+            return Ok(());
+        }
+        let mut removed = Vec::with_capacity(removable.len());
+        for (id, segment) in removable {
+            store.remove(&segment).await?;
+            removed.push(id);
+        }
+        let set = WriteSet {
+            cold: Some(ColdWrite::Removed(removed.clone())),
+            durability: Durability::Relaxed,
+            ..WriteSet::new(UserId::SYSTEM, committer.seq())
+        };
+        committer.commit(set).await?;
+        removed.into_iter().for_each(|id| store.forget(id));
+        Ok(())
+    }
+
+    /// Takes away what a process that died in the middle of a flush left.
+    async fn recover(&self) -> Result<()> {
+        let committer = &self.store.committer;
+        let snapshot = committer.snapshot();
+        let tables: Vec<TableId> = snapshot.catalog.tables().map(|table| table.id).collect();
+        let store = Arc::clone(snapshot.cold.store());
+        let known: HashSet<String> = tables
+            .iter()
+            .flat_map(|table| snapshot.cold.segments(*table))
+            .map(|segment| segment.path.clone())
+            .chain(store.removable().into_iter().map(|segment| segment.path.clone()))
+            .collect();
+        let swept = blocking(move || store.sweep(&|path| known.contains(path))).await?;
+        if swept > 0 {
+            info!(files = swept, "removed files of flushes that were not committed");
+        }
+        for table in tables.into_iter().filter(|table| snapshot.cold.table(*table).is_some()) {
+            clean(committer, table, &self.stop).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Counts the commits since the last call. False when they are no longer in memory.
+fn follow(feed: &CommitFeed, known: &mut HotSizes) -> bool {
+    let Some(records) = feed.after(known.followed) else { return false };
+    records.iter().for_each(|record| known.note(record));
+    true
+}
+
+/// Removes the stored rows of a table that are in segments, some at a time.
+async fn clean(committer: &Arc<Committer>, table: TableId, stop: &CancellationToken) -> Result<()> {
+    let mut rest = Some(KeyRange::prefix(table_prefix(table)));
+    while let Some(range) = rest {
+        if stop.is_cancelled() {
+            return Ok(());
+        }
+        let snapshot = committer.snapshot();
+        let (flushed, read_seq) = (snapshot.cold.flushed(table), snapshot.seq);
+        let (keys, next) = blocking(move || flushed_keys(&snapshot, range, flushed)).await?;
+        rest = next;
+        if keys.is_empty() {
+            continue;
+        }
+        let set = WriteSet {
+            cold: Some(ColdWrite::Clean { table, keys }),
+            durability: Durability::Relaxed,
+            ..WriteSet::new(UserId::SYSTEM, read_seq)
+        };
+        match committer.commit(set).await {
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::Conflict => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Why a table is not flushed.
+pub(super) fn not_flushed(table: &crate::schema_registry::TableDefinition) -> Error {
+    Error::unsupported(format!("flushing table \"{}\"", table.qualified_name()))
+        .hint("USER and SHARED tables are flushed; rows of STREAM tables expire instead")
+}

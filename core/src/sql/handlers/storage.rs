@@ -1,0 +1,126 @@
+//! FLUSH, SHOW MANIFEST and KILL JOB.
+//!
+//! Invariant: how many rows a USER table has is told to nobody who may not see all of them.
+
+use std::sync::{Arc, LazyLock};
+
+use datafusion::arrow::array::{ArrayRef, Int64Array, StringArray, TimestampMicrosecondArray};
+use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
+
+use super::audit_row;
+use super::show::rows;
+use crate::access::Role;
+use crate::cold_storage::marked;
+use crate::error::{Error, Result};
+use crate::ids::JobId;
+use crate::schema_registry::{TableDefinition, TableKind};
+use crate::sql::cursor::QualifiedName;
+use crate::sql::execution::Execution;
+use crate::sql::result::{Affected, Outcome};
+use crate::sql::session::Session;
+use crate::sql::storage_statement::FlushTarget;
+use crate::storage::blocking;
+
+static FLUSH: LazyLock<SchemaRef> = LazyLock::new(|| {
+    let text = |name: &str| Field::new(name, DataType::Utf8, false);
+    Arc::new(Schema::new(vec![text("job_id"), text("namespace_id"), text("table_name")]))
+});
+
+static MANIFEST: LazyLock<SchemaRef> = LazyLock::new(|| {
+    let number = |name: &str| Field::new(name, DataType::Int64, false);
+    Arc::new(Schema::new(vec![
+        number("segment_id"),
+        Field::new("path", DataType::Utf8, false),
+        number("rows"),
+        number("rows_gone"),
+        number("bytes"),
+        number("schema_version"),
+        number("through_seq"),
+        Field::new("created_at", DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())), false),
+    ]))
+});
+
+/// The schema of FLUSH: a row for each job.
+pub(in crate::sql) fn flush_schema() -> SchemaRef {
+    Arc::clone(&FLUSH)
+}
+
+/// The schema of SHOW MANIFEST: a row for each segment.
+pub(in crate::sql) fn manifest_schema() -> SchemaRef {
+    Arc::clone(&MANIFEST)
+}
+
+pub(in crate::sql) async fn flush(session: &Session, target: &FlushTarget) -> Result<Outcome> {
+    let execution = session.begin()?;
+    execution.principal.require(Role::Service, "flush tables")?;
+    let tables = match target {
+        FlushTarget::Table(name) => vec![Arc::clone(execution.find(name)?)],
+        FlushTarget::All(namespace) => flushed_tables(&execution, namespace.as_deref())?,
+    };
+    let mut jobs = Vec::with_capacity(tables.len());
+    for table in &tables {
+        jobs.push(session.ctx().jobs.flush(table).await?.to_string());
+    }
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(StringArray::from(jobs)),
+        Arc::new(StringArray::from_iter_values(tables.iter().map(|table| &*table.namespace))),
+        Arc::new(StringArray::from_iter_values(tables.iter().map(|table| &*table.name))),
+    ];
+    rows(session.ctx().committer.seq(), &FLUSH, columns)
+}
+
+fn flushed_tables(execution: &Execution, namespace: Option<&str>) -> Result<Vec<Arc<TableDefinition>>> {
+    if let Some(name) = namespace
+        && execution.snapshot.catalog.namespace(name).is_none()
+    {
+        return Err(Error::namespace_not_found(name));
+    }
+    let tables = execution.snapshot.catalog.tables();
+    let wanted = tables.filter(|table| {
+        matches!(table.kind, TableKind::User | TableKind::Shared)
+            && namespace.is_none_or(|namespace| *table.namespace == *namespace)
+    });
+    Ok(wanted.map(Arc::clone).collect())
+}
+
+pub(in crate::sql) async fn show_manifest(session: &Session, name: &QualifiedName) -> Result<Outcome> {
+    let execution = session.begin()?;
+    execution.principal.require(Role::Service, "see the segments of a table")?;
+    let table = Arc::clone(execution.find(name)?);
+    let snapshot = Arc::clone(&execution.snapshot);
+    let segments = snapshot.cold.segments(table.id).to_vec();
+    let gone: Vec<usize> = {
+        let ids: Vec<_> = segments.iter().map(|segment| segment.id).collect();
+        blocking(move || {
+            ids.into_iter().map(|id| Ok(marked(&*snapshot.storage, id)?.len())).collect::<Result<_>>()
+        })
+        .await?
+    };
+    let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+    let numbers = |values: Vec<i64>| Arc::new(Int64Array::from(values)) as ArrayRef;
+    let of_each = |value: &dyn Fn(&crate::cold_storage::Segment) -> u64| {
+        numbers(segments.iter().map(|segment| number(value(segment))).collect())
+    };
+    let created = segments.iter().map(|segment| segment.created_at);
+    let columns: Vec<ArrayRef> = vec![
+        of_each(&|segment| u64::from(segment.id.0)),
+        Arc::new(StringArray::from_iter_values(segments.iter().map(|segment| &segment.path))),
+        of_each(&|segment| u64::from(segment.rows)),
+        numbers(gone.into_iter().map(|gone| number(gone as u64)).collect()),
+        of_each(&|segment| segment.bytes),
+        of_each(&|segment| u64::from(segment.version.0)),
+        of_each(&|segment| segment.through.0),
+        Arc::new(TimestampMicrosecondArray::from_iter_values(created).with_timezone("UTC")),
+    ];
+    rows(execution.snapshot.seq, &MANIFEST, columns)
+}
+
+pub(in crate::sql) async fn kill_job(session: &Session, id: &str) -> Result<Outcome> {
+    let execution = session.begin()?;
+    execution.principal.require(Role::Dba, "end a job")?;
+    session.ctx().jobs.cancel(&JobId(id.to_owned()))?;
+    let mut set = execution.write_set();
+    set.tables.push(audit_row(&execution, "KILL JOB", id, None, None)?);
+    let receipt = session.ctx().committer.commit(set).await?;
+    Ok(Outcome::Affected(Affected { rows: 0, seq: receipt.seq }))
+}

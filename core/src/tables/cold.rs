@@ -1,0 +1,213 @@
+//! The cold rows of a scan: which positions of which segments, and the plan nodes that read them.
+//!
+//! Key ranges become ranges of positions, since segments are sorted by key; rows that are gone are left out of them. What is left
+//! is read by DataFusion's own Parquet source, which skips pages and row groups by the filters it is given.
+//!
+//! Invariant: the positions hold exactly the rows of the ranges that are alive in the snapshot, so a filter that became a range
+//! needs no second look.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use arrow::compute::SortOptions;
+use arrow::datatypes::{DataType, Field};
+use bytes::Bytes;
+use datafusion::catalog::Session;
+use datafusion::common::ScalarValue;
+use datafusion::common::config::TableParquetOptions;
+use datafusion::datasource::listing::PartitionedFile;
+use datafusion::datasource::physical_plan::parquet::ParquetAccessPlan;
+use datafusion::datasource::physical_plan::{FileGroup, FileScanConfigBuilder, ParquetSource};
+use datafusion::datasource::source::DataSourceExec;
+use datafusion::datasource::table_schema::TableSchema;
+use datafusion::physical_expr::expressions::Column;
+use datafusion::physical_expr::{LexOrdering, PhysicalSortExpr};
+use datafusion::physical_plan::ExecutionPlan;
+use parquet::arrow::RowNumber;
+use parquet::arrow::arrow_reader::RowSelection;
+
+use super::cold_rows::{COLUMN_POSITION, COLUMN_SEGMENT, ColdRowsExec};
+use super::scan::is_point;
+use super::source::RowSchema;
+use crate::cold_storage::{CheckedReaderFactory, Segment, SegmentKeys, SegmentStore, marked, selection};
+use crate::commit::Snapshot;
+use crate::error::Result;
+use crate::ids::SegmentId;
+use crate::schema_registry::TableSchemas;
+use crate::storage::{KeyRange, blocking};
+use crate::types::ColumnType;
+
+/// Segments that are each read by a partition of their own, so that their rows stay in order; with more of them they share
+/// partitions, and the rows have no order.
+const ORDERED_SEGMENTS_MAX: usize = 16;
+/// Rows that are worth a second partition.
+const PARTITION_ROWS_MIN: usize = 128 << 10;
+
+/// What is read of the cold rows of a table.
+pub(super) struct ColdScan<'a> {
+    pub(super) snapshot: &'a Snapshot,
+    pub(super) schemas: &'a Arc<TableSchemas>,
+    pub(super) columns: RowSchema,
+    /// Ascending, without overlaps.
+    pub(super) ranges: &'a [KeyRange],
+    /// How many of the first key columns have one value in all ranges.
+    pub(super) pinned: usize,
+    pub(super) projection: Option<&'a [usize]>,
+    pub(super) limit: Option<usize>,
+}
+
+/// The rows of one segment that a scan reads.
+struct Piece {
+    segment: Arc<Segment>,
+    selection: RowSelection,
+}
+
+impl ColdScan<'_> {
+    /// The node that reads the rows, as the hot scan's schema has them; `None` when there are none.
+    pub(super) async fn plan(&self, state: &dyn Session) -> Result<Option<Arc<dyn ExecutionPlan>>> {
+        let pieces = self.pieces().await?;
+        if pieces.is_empty() {
+            return Ok(None);
+        }
+        let partitions = state.config().target_partitions().max(1);
+        let mut files = Vec::with_capacity(pieces.len());
+        for piece in &pieces {
+            files.extend(self.files(piece, partitions.div_ceil(pieces.len())).await?);
+        }
+        let ordered = files.len() <= ORDERED_SEGMENTS_MAX.max(partitions);
+        let groups: Vec<FileGroup> = if ordered {
+            files.into_iter().map(|file| FileGroup::new(vec![file])).collect()
+        } else {
+            let mut groups = vec![Vec::new(); partitions];
+            for (index, file) in files.into_iter().enumerate() {
+                if let Some(group) = groups.get_mut(index % partitions) {
+                    group.push(file);
+                }
+            }
+            groups.into_iter().map(FileGroup::new).collect()
+        };
+        let options = TableParquetOptions {
+            global: state.config_options().execution.parquet.clone(),
+            ..TableParquetOptions::default()
+        };
+        let factory = CheckedReaderFactory::new(Arc::clone(self.snapshot.cold.store()));
+        let source = ParquetSource::new(self.table_schema())
+            .with_table_parquet_options(options)
+            .with_parquet_file_reader_factory(Arc::new(factory));
+        let builder = FileScanConfigBuilder::new(SegmentStore::url()?, Arc::new(source))
+            .with_file_groups(groups)
+            .with_limit(self.limit);
+        if self.columns == RowSchema::Write {
+            let rows = DataSourceExec::from_data_source(builder.build());
+            return Ok(Some(Arc::new(ColdRowsExec::new(rows, self.schemas, self.projection)?)));
+        }
+        let shown = self.columns.of(self.schemas).fields().len();
+        let positions = self.projection.map_or_else(|| (0..shown).collect(), <[usize]>::to_vec);
+        let ordering = if ordered { self.ordering() } else { None };
+        let config = builder
+            .with_output_ordering(ordering.into_iter().collect())
+            .with_projection_indices(Some(positions))?
+            .build();
+        Ok(Some(DataSourceExec::from_data_source(config)))
+    }
+
+    /// What a file has, and for a write also where the row is.
+    fn table_schema(&self) -> TableSchema {
+        let file = TableSchema::builder(Arc::clone(&self.schemas.segment));
+        if self.columns != RowSchema::Write {
+            return file.build();
+        }
+        let segment = Arc::new(Field::new(COLUMN_SEGMENT, DataType::UInt32, false));
+        let position = Field::new(COLUMN_POSITION, DataType::Int64, false).with_extension_type(RowNumber);
+        file.with_table_partition_cols(vec![segment]).with_virtual_columns(vec![Arc::new(position)]).build()
+    }
+
+    /// The order of the rows of a segment, as far as comparisons know it.
+    fn ordering(&self) -> Option<LexOrdering> {
+        let definition = &self.schemas.definition;
+        let options = SortOptions { descending: false, nulls_first: false };
+        let columns = definition.key_positions();
+        let sorted = columns.iter().skip(self.pinned).map_while(|position| {
+            let column = definition.columns.get(*position)?;
+            let is_ordered = !matches!(column.ty, ColumnType::Real | ColumnType::Double);
+            is_ordered.then(|| PhysicalSortExpr::new(Arc::new(Column::new(&column.name, *position)), options))
+        });
+        LexOrdering::new(sorted)
+    }
+
+    async fn pieces(&self) -> Result<Vec<Piece>> {
+        let definition = &self.schemas.definition;
+        let overlaps = |segment: &&Arc<Segment>| self.ranges.iter().any(|range| segment.overlaps(range));
+        let segments: Vec<Arc<Segment>> =
+            self.snapshot.cold.segments(definition.id).iter().filter(overlaps).map(Arc::clone).collect();
+        if segments.is_empty() {
+            return Ok(Vec::new());
+        }
+        let keys = definition.segment_keys()?;
+        let gone = gone(self.snapshot, &segments).await?;
+        let mut pieces = Vec::with_capacity(segments.len());
+        for (segment, gone) in segments.into_iter().zip(gone) {
+            let positions = self.positions(&segment, &keys).await?;
+            let selection = selection(&positions, &gone, segment.rows);
+            if selection.selects_any() {
+                pieces.push(Piece { segment, selection });
+            }
+        }
+        Ok(pieces)
+    }
+
+    /// The positions of the ranges in a segment, ascending.
+    async fn positions(&self, segment: &Arc<Segment>, keys: &SegmentKeys) -> Result<Vec<Range<u32>>> {
+        if self.ranges.iter().any(|range| segment.is_within(range)) {
+            return Ok(vec![segment.positions()]);
+        }
+        let store = self.snapshot.cold.store();
+        let (points, ranges): (Vec<&KeyRange>, Vec<&KeyRange>) =
+            self.ranges.iter().filter(|range| segment.overlaps(range)).partition(|range| is_point(range));
+        let wanted: Vec<Bytes> = points.iter().map(|range| Bytes::copy_from_slice(&range.start)).collect();
+        let found = store.find(&self.snapshot.storage, segment, keys, &wanted).await?;
+        let mut positions: Vec<Range<u32>> =
+            found.into_iter().flatten().map(|position| position..position + 1).collect();
+        for range in ranges {
+            positions.push(store.positions(segment, keys, range).await?);
+        }
+        positions.sort_by_key(|range| range.start);
+        Ok(positions)
+    }
+
+    /// The file of a piece, or several of the same with some of its row groups each when it is large.
+    async fn files(&self, piece: &Piece, parts_max: usize) -> Result<Vec<PartitionedFile>> {
+        let Piece { segment, selection } = piece;
+        let row_groups = self.snapshot.cold.store().row_groups(segment).await?;
+        let access = ParquetAccessPlan::try_new_from_overall_row_selection(
+            selection.clone(),
+            row_groups.row_groups(),
+        )?;
+        let parts = (selection.row_count() / PARTITION_ROWS_MIN).clamp(1, parts_max);
+        let groups_per_part = access.len().div_ceil(parts).max(1);
+        let mut files = Vec::with_capacity(parts);
+        for first in (0..access.len()).step_by(groups_per_part) {
+            let mut part = access.clone();
+            let own = first..first + groups_per_part;
+            (0..access.len()).filter(|group| !own.contains(group)).for_each(|group| part.skip(group));
+            if part.row_group_index_iter().next().is_none() {
+                continue;
+            }
+            let mut file = PartitionedFile::new(segment.path.clone(), segment.bytes)
+                .with_extension(part)
+                .with_extension(Arc::clone(segment));
+            if self.columns == RowSchema::Write {
+                file = file.with_partition_values(vec![ScalarValue::UInt32(Some(segment.id.0))]);
+            }
+            files.push(file);
+        }
+        Ok(files)
+    }
+}
+
+/// For each segment the positions of the rows that are gone, ascending.
+async fn gone(snapshot: &Snapshot, segments: &[Arc<Segment>]) -> Result<Vec<Vec<u32>>> {
+    let storage = Arc::clone(&snapshot.storage);
+    let ids: Vec<SegmentId> = segments.iter().map(|segment| segment.id).collect();
+    blocking(move || ids.into_iter().map(|id| marked(&*storage, id)).collect()).await
+}
