@@ -42,6 +42,8 @@ pub struct TableSegments {
 pub struct Manifest {
     store: Arc<SegmentStore>,
     tables: OrdMap<TableId, Arc<TableSegments>>,
+    /// No segment has this number or a higher one.
+    next: SegmentId,
 }
 
 /// A segment to add.
@@ -67,6 +69,15 @@ pub enum ColdChange {
         /// The segments; none when all those rows are gone.
         added: Vec<NewSegment>,
     },
+    /// Segments of a table are merged into others.
+    Compact {
+        /// The table.
+        table: TableId,
+        /// The old segments.
+        removed: Vec<SegmentId>,
+        /// The new ones.
+        added: Vec<NewSegment>,
+    },
     /// A table is no more.
     DropTable(TableId),
     /// The object of a segment that is no more has been removed.
@@ -76,7 +87,7 @@ pub enum ColdChange {
 impl Manifest {
     /// Of a database without segments.
     pub fn empty(store: Arc<SegmentStore>) -> Self {
-        Self { store, tables: OrdMap::new() }
+        Self { store, tables: OrdMap::new(), next: SegmentId(1) }
     }
 
     /// Where the objects are.
@@ -87,6 +98,11 @@ impl Manifest {
     /// The segments of a table; `None` when it never had any.
     pub fn table(&self, table: TableId) -> Option<&Arc<TableSegments>> {
         self.tables.get(&table)
+    }
+
+    /// The number of the next segment.
+    pub fn next(&self) -> SegmentId {
+        self.next
     }
 
     /// Hot rows of the table up to this commit are to be ignored.
@@ -129,13 +145,24 @@ impl Manifest {
                 if *through <= segments.flushed {
                     return Err(Error::internal("a flush goes back behind an earlier one"));
                 }
-                for new in added {
-                    batch.put(Partition::Cold, segment_key(*table, new.segment.id), json(&new.segment)?);
-                    batch.put(Partition::Cold, filter_key(new.segment.id), new.filter.clone());
-                    batch.put(Partition::Cold, NEXT_KEY, (new.segment.id.0 + 1).to_be_bytes().to_vec());
-                    segments.segments.push(Arc::clone(&new.segment));
-                }
+                after.add(batch, &mut segments, added)?;
                 (segments.flushed, segments.moved) = (*through, seq);
+                put_state(batch, *table, &segments);
+                after.tables.insert(*table, Arc::new(segments));
+            }
+            ColdChange::Compact { table, removed, added } => {
+                let mut segments =
+                    self.table(*table).map(|table| TableSegments::clone(table)).unwrap_or_default();
+                for id in removed {
+                    let position = segments.segments.iter().position(|segment| segment.id == *id);
+                    let position =
+                        position.ok_or_else(|| Error::conflict("a segment to merge is no more"))?;
+                    let segment = segments.segments.remove(position);
+                    retire(batch, &segment)?;
+                    retired.push(segment);
+                }
+                after.add(batch, &mut segments, added)?;
+                segments.moved = seq;
                 put_state(batch, *table, &segments);
                 after.tables.insert(*table, Arc::new(segments));
             }
@@ -152,6 +179,23 @@ impl Manifest {
         }
         Ok((after, retired))
     }
+
+    fn add(
+        &mut self,
+        batch: &mut WriteBatch,
+        segments: &mut TableSegments,
+        added: &[NewSegment],
+    ) -> Result<()> {
+        for new in added {
+            let id = new.segment.id;
+            batch.put(Partition::Cold, segment_key(new.segment.table, id), json(&new.segment)?);
+            batch.put(Partition::Cold, filter_key(id), new.filter.clone());
+            segments.segments.push(Arc::clone(&new.segment));
+            self.next = self.next.max(SegmentId(id.0 + 1));
+        }
+        batch.put(Partition::Cold, NEXT_KEY, self.next.0.to_be_bytes().to_vec());
+        Ok(())
+    }
 }
 
 fn retire(batch: &mut WriteBatch, segment: &Segment) -> Result<()> {
@@ -162,14 +206,12 @@ fn retire(batch: &mut WriteBatch, segment: &Segment) -> Result<()> {
     Ok(())
 }
 
-/// What the store says of its segments: the manifest, and the number of the next one. Segments whose objects are still to be
-/// removed are retired.
+/// What the store says of its segments. Those whose objects are still to be removed are retired.
 ///
 /// # Errors
 /// XX001 when the stored bytes are damaged.
-pub fn restore(storage: &dyn StorageSnapshot, store: Arc<SegmentStore>) -> Result<(Manifest, SegmentId)> {
+pub fn restore(storage: &dyn StorageSnapshot, store: Arc<SegmentStore>) -> Result<Manifest> {
     let mut manifest = Manifest::empty(store);
-    let mut next = SegmentId(1);
     let mut tables: std::collections::BTreeMap<TableId, TableSegments> = std::collections::BTreeMap::new();
     let mut retired = Vec::new();
     for tag in [b'F', b'G', b'N', b'S'] {
@@ -181,7 +223,7 @@ pub fn restore(storage: &dyn StorageSnapshot, store: Arc<SegmentStore>) -> Resul
                     (table.flushed, table.moved) = (seq(flushed)?, seq(moved)?);
                 }
                 b'G' => retired.push(Arc::new(segment(value)?)),
-                b'N' => next = SegmentId(number(value)?),
+                b'N' => manifest.next = SegmentId(number(value)?),
                 _ => {
                     let segment = segment(value)?;
                     if *key != segment_key(segment.table, segment.id) {
@@ -195,7 +237,7 @@ pub fn restore(storage: &dyn StorageSnapshot, store: Arc<SegmentStore>) -> Resul
     }
     manifest.store.retire(retired);
     manifest.tables = tables.into_iter().map(|(table, segments)| (table, Arc::new(segments))).collect();
-    Ok((manifest, next))
+    Ok(manifest)
 }
 
 /// Marks the row at a place as overwritten or deleted by a commit.
@@ -223,6 +265,27 @@ pub fn marked(storage: &dyn StorageSnapshot, segment: SegmentId) -> Result<Vec<u
         Ok(ControlFlow::Continue(()))
     })?;
     Ok(positions)
+}
+
+/// The marks of a segment that commits after `seq` have made: positions, ascending, each with its commit.
+///
+/// # Errors
+/// As [`marked`].
+pub fn marked_after(
+    storage: &dyn StorageSnapshot,
+    segment: SegmentId,
+    after: Seq,
+) -> Result<Vec<(u32, Seq)>> {
+    let mut marks = Vec::new();
+    let range = KeyRange::prefix(tagged(b'M', segment.0));
+    storage.visit(Partition::Cold, range, Direction::Forward, &mut |key, value| {
+        let by = seq(value)?;
+        if by > after {
+            marks.push((number(key.get(5..).unwrap_or_default())?, by));
+        }
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(marks)
 }
 
 fn tagged(tag: u8, number: u32) -> Vec<u8> {

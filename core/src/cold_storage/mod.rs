@@ -26,7 +26,9 @@ mod writer;
 
 pub use checked_reader::CheckedReaderFactory;
 pub use key_index::KeyIndex;
-pub use manifest::{ColdChange, Manifest, NewSegment, TableSegments, is_marked, marked, put_mark, restore};
+pub use manifest::{
+    ColdChange, Manifest, NewSegment, TableSegments, is_marked, marked, marked_after, put_mark, restore,
+};
 pub use reader::{SegmentKeys, selection};
 pub use segment::{Place, Segment};
 pub use store::SegmentStore;

@@ -13,7 +13,8 @@ use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use arrow::compute::concat_batches;
 use arrow::datatypes::{Int64Type, SchemaRef};
 use bytes::Bytes;
-use futures::TryStreamExt;
+use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{RowSelection, RowSelector};
 use parquet::arrow::async_reader::ParquetRecordBatchStreamBuilder;
@@ -181,6 +182,24 @@ impl SegmentStore {
         let open = self.open(segment).await?;
         let ranges: Vec<Range<u32>> = positions.iter().map(|position| *position..position + 1).collect();
         self.read(segment, &open, ProjectionMask::all(), selection(&ranges, &[], segment.rows)).await
+    }
+
+    /// The selected rows, with all columns, in the order of their positions.
+    ///
+    /// # Errors
+    /// As [`SegmentStore::positions`]; the stream's items likewise.
+    pub async fn stream(
+        self: &Arc<Self>,
+        segment: &Arc<Segment>,
+        rows: RowSelection,
+    ) -> Result<BoxStream<'static, Result<RecordBatch>>> {
+        let open = self.open(segment).await?;
+        let reader = CheckedReader { store: Arc::clone(self), segment: Arc::clone(segment) };
+        let stream = ParquetRecordBatchStreamBuilder::new_with_metadata(reader, open.metadata.clone())
+            .with_row_selection(rows)
+            .with_batch_size(BLOCK_ROWS as usize)
+            .build()?;
+        Ok(stream.map_err(Error::from).boxed())
     }
 
     /// The first position whose key is not below `key`.

@@ -108,10 +108,10 @@ impl Committer {
             }
             None => SegmentStore::in_memory(options.segment_cache_bytes),
         };
-        let Recovered { database, epochs, snapshot, next_segment } =
+        let Recovered { database, epochs, snapshot } =
             recover(&*storage, directory.as_deref(), segments, clock.now_us())?;
         tracing::info!(database = %database, epoch = snapshot.epoch.0, seq = snapshot.seq.0, "recovered the store");
-        let seq = snapshot.seq;
+        let (seq, next_segment) = (snapshot.seq, snapshot.cold.next());
         let installed = Arc::new(Installed {
             snapshot: ArcSwap::from_pointee(snapshot),
             poisoned: AtomicBool::new(false),

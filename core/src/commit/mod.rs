@@ -18,6 +18,7 @@ mod sequencer;
 mod tests;
 mod validation;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -83,6 +84,19 @@ pub enum ColdWrite {
         through: Seq,
         /// The segments.
         added: Vec<NewSegment>,
+    },
+    /// The rows of segments of a table are in others, as of the snapshot of a [`Move`].
+    Compact {
+        /// The table.
+        table: TableId,
+        /// The seq of the snapshot.
+        as_of: Seq,
+        /// The old segments.
+        removed: Vec<SegmentId>,
+        /// The new ones.
+        added: Vec<NewSegment>,
+        /// For each old segment and position the new place; `None` for rows that were gone.
+        places: Arc<HashMap<SegmentId, Vec<Option<Place>>>>,
     },
     /// Removes stored rows that are in segments by now. Keys that have another row by then keep it.
     Clean {

@@ -18,7 +18,7 @@ use super::redo::{CATALOG_HEADER_KEY, CATALOG_PREFIX, put_header, put_record};
 use crate::change_log;
 use crate::cold_storage::{self, SegmentStore};
 use crate::error::{Error, Result};
-use crate::ids::{DatabaseId, Epoch, SegmentId, Seq};
+use crate::ids::{DatabaseId, Epoch, Seq};
 use crate::schema_registry::{Catalog, CatalogHeader};
 use crate::storage::{
     DataDirectory, Direction, KeyRange, Partition, StorageBackend, StorageSnapshot, WriteBatch,
@@ -53,7 +53,6 @@ pub(super) struct Recovered {
     pub(super) database: DatabaseId,
     pub(super) epochs: EpochHistory,
     pub(super) snapshot: Snapshot,
-    pub(super) next_segment: SegmentId,
 }
 
 pub(super) fn put_last_commit(batch: &mut WriteBatch, seq: Seq, commit_ts: i64) {
@@ -100,7 +99,7 @@ pub(super) fn recover(
     }
     let storage = storage.snapshot();
     let log_floor = change_log::floor(&*storage)?;
-    let (cold, next_segment) = cold_storage::restore(&*storage, segments)?;
+    let cold = cold_storage::restore(&*storage, segments)?;
     let snapshot = Snapshot {
         seq,
         commit_ts,
@@ -110,7 +109,7 @@ pub(super) fn recover(
         cold: Arc::new(cold),
         log_floor,
     };
-    Ok(Recovered { database, epochs, snapshot, next_segment })
+    Ok(Recovered { database, epochs, snapshot })
 }
 
 struct State {

@@ -6,6 +6,7 @@
 //!
 //! Invariant: after a failed write nothing is written until the store is opened again: what reached the disk is unknown.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -19,9 +20,9 @@ use super::validation::{LastChanges, Overlay};
 use super::{ColdWrite, CommitFeed, Receipt, Snapshot, WriteSet};
 use crate::change_log::{self, CommitRecord, TrimStep};
 use crate::clock::Clock;
-use crate::cold_storage::{ColdChange, Manifest, NewSegment, Place, Segment, put_mark};
+use crate::cold_storage::{ColdChange, Manifest, NewSegment, Place, Segment, marked_after, put_mark};
 use crate::error::{Error, ErrorKind, Result, SqlState};
-use crate::ids::{DatabaseId, Seq, Shard, TableId};
+use crate::ids::{DatabaseId, SegmentId, Seq, Shard, TableId};
 use crate::schema_registry::{Catalog, CatalogChange, Durability};
 use crate::storage::rows::row_seq;
 use crate::storage::{DataDirectory, Partition, StorageBackend, StorageSnapshot, WriteBatch};
@@ -271,6 +272,11 @@ impl Group {
                 self.mark_touched(table, through, &added, record.seq, context)?;
                 changes.push(ColdChange::Flush { table, through, added });
             }
+            Some(ColdWrite::Compact { table, as_of, removed, added, places }) => {
+                self.check_table(table)?;
+                remark(&mut self.batch, &*context.before.storage, overlay, as_of, record.seq, &places)?;
+                changes.push(ColdChange::Compact { table, removed, added });
+            }
             Some(ColdWrite::Clean { table, keys }) => {
                 clean(&mut self.batch, &*context.before.storage, overlay, self.cold.flushed(table), &keys)?;
             }
@@ -287,6 +293,13 @@ impl Group {
         Ok(Redone { catalog, cold, retired })
     }
 
+    fn check_table(&self, table: TableId) -> Result<()> {
+        match self.catalog.table_by_id(table) {
+            Some(_) => Ok(()),
+            None => Err(Error::conflict("the table was dropped while its rows were moved")),
+        }
+    }
+
     /// Marks the rows of new segments that were changed after the snapshot they were written from.
     fn mark_touched(
         &mut self,
@@ -296,9 +309,7 @@ impl Group {
         seq: Seq,
         context: &Context<'_>,
     ) -> Result<()> {
-        if self.catalog.table_by_id(table).is_none() {
-            return Err(Error::conflict("the table was dropped while its rows were flushed"));
-        }
+        self.check_table(table)?;
         let mut touched = context.moves.touched_after(table, through)?;
         let in_group = self.records.iter().flat_map(|record| &record.tables);
         for changes in in_group.filter(|changes| changes.table == table) {
@@ -315,6 +326,26 @@ impl Group {
         }
         Ok(())
     }
+}
+
+/// Marks in new segments the rows that were marked in the old ones after those were read.
+fn remark(
+    batch: &mut WriteBatch,
+    storage: &dyn StorageSnapshot,
+    overlay: &Overlay<'_>,
+    as_of: Seq,
+    seq: Seq,
+    places: &HashMap<SegmentId, Vec<Option<Place>>>,
+) -> Result<()> {
+    for (segment, places) in places {
+        let in_group = overlay.marked_in(*segment).map(|position| (position, seq));
+        for (position, by) in marked_after(storage, *segment, as_of)?.into_iter().chain(in_group) {
+            if let Some(Some(place)) = places.get(position as usize) {
+                put_mark(batch, *place, by);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The state after a commit of the group.

@@ -12,7 +12,7 @@ use super::{RowWrite, TableWrite};
 use crate::change_log::{RowChange, RowOp, TableChanges};
 use crate::cold_storage::{Manifest, Place, is_marked};
 use crate::error::{Error, ErrorKind, Result, SqlState};
-use crate::ids::{ScopeId, Seq, TableId, UserId};
+use crate::ids::{ScopeId, SegmentId, Seq, TableId, UserId};
 use crate::schema_registry::{Catalog, ScopeKind, TableDefinition};
 use crate::storage::rows::{RowHeader, row_seq, set_row_seq};
 use crate::storage::{Partition, StorageSnapshot, keys};
@@ -99,6 +99,11 @@ impl<'a> Overlay<'a> {
     /// The cold rows the last [`Overlay::apply`] changed or deleted.
     pub(super) fn new_marks(&self) -> &[Place] {
         &self.new_marks
+    }
+
+    /// The positions of a segment that the sets of the group have marked.
+    pub(super) fn marked_in(&self, segment: SegmentId) -> impl Iterator<Item = u32> {
+        self.marks.iter().filter(move |place| place.segment == segment).map(|place| place.position)
     }
 
     /// Whether a set of the group has changed the row under a key.

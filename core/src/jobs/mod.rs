@@ -5,9 +5,10 @@
 
 mod expiry;
 mod expiry_queue;
-mod flush;
+
 mod hot_size;
 mod log_size;
+mod moves;
 mod record;
 mod store;
 mod trim;
@@ -22,8 +23,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::error;
 
 use self::expiry::Expiry;
-use self::flush::{FlushRequest, Flushes, not_flushed};
 use self::hot_size::is_flushed;
+use self::moves::{MoveRequest, Moves, not_flushed};
 use self::record::JobKind as Kind;
 use self::store::JobStore;
 use self::trim::{Trim, TrimLimits};
@@ -39,8 +40,8 @@ pub use record::{JobKind, JobStatus};
 pub(crate) use record::row;
 pub(crate) use store::encode_row;
 
-/// Flushes that were asked for and wait for their turn.
-const FLUSH_REQUESTS_MAX: usize = 1_024;
+/// Flushes and merges that were asked for and wait for their turn.
+const MOVE_REQUESTS_MAX: usize = 1_024;
 
 /// What a [`JobManager`] is made of.
 pub struct JobParts<'a> {
@@ -59,7 +60,7 @@ pub struct JobParts<'a> {
 /// Owner of all background work.
 pub struct JobManager {
     store: Arc<JobStore>,
-    flushes: mpsc::Sender<FlushRequest>,
+    moves: mpsc::Sender<MoveRequest>,
     stop: CancellationToken,
     tasks: Mutex<Vec<(&'static str, JoinHandle<()>)>>,
 }
@@ -89,8 +90,8 @@ impl JobManager {
             },
             stop: stop.clone(),
         };
-        let (flushes, requests) = mpsc::channel(FLUSH_REQUESTS_MAX);
-        let flush = Flushes {
+        let (moves, requests) = mpsc::channel(MOVE_REQUESTS_MAX);
+        let flush = Moves {
             store: Arc::clone(&store),
             registry,
             interval_ms: config.flush_check_interval_ms,
@@ -102,7 +103,7 @@ impl JobManager {
             ("trim", tokio::spawn(trim.run())),
             ("flush", tokio::spawn(flush.run())),
         ];
-        Ok(Arc::new(Self { store, flushes, stop, tasks: Mutex::new(tasks) }))
+        Ok(Arc::new(Self { store, moves, stop, tasks: Mutex::new(tasks) }))
     }
 
     /// Has the hot rows of a table flushed. The job's row is there when this returns; the work comes when its turn does.
@@ -110,14 +111,26 @@ impl JobManager {
     /// # Errors
     /// 0A000 for a table that is not flushed, 57P01 while closing, and whatever the commit of the job's row returns.
     pub async fn flush(&self, table: &TableDefinition) -> Result<JobId> {
+        self.request(Kind::Flush, table).await
+    }
+
+    /// Has the segments of a table merged, as [`JobManager::flush`] has its rows flushed.
+    ///
+    /// # Errors
+    /// As [`JobManager::flush`].
+    pub async fn compact(&self, table: &TableDefinition) -> Result<JobId> {
+        self.request(Kind::Compact, table).await
+    }
+
+    async fn request(&self, kind: Kind, table: &TableDefinition) -> Result<JobId> {
         if !is_flushed(table) {
             return Err(not_flushed(table));
         }
         // A place first, so that no job is made that nobody would do. When none is free the statement waits for one.
-        let place = self.flushes.reserve().await.map_err(|_| Error::shutting_down())?;
-        let job = self.store.enqueue(Kind::Flush, Some(table), json!({ "by": "statement" })).await?;
+        let place = self.moves.reserve().await.map_err(|_| Error::shutting_down())?;
+        let job = self.store.enqueue(kind, Some(table), json!({ "by": "statement" })).await?;
         let id = job.id().clone();
-        place.send(FlushRequest { table: table.id, job });
+        place.send(MoveRequest { kind, table: table.id, job });
         Ok(id)
     }
 

@@ -83,7 +83,7 @@ async fn execute(session: &Session, parsed: &Parsed, params: Vec<ScalarValue>) -
         Statement::Describe { table } => show::describe(session, table),
         Statement::KillLiveQuery { id } => admin::kill_live_query(session, id).await,
         Statement::KillJob { id } => storage::kill_job(session, id).await,
-        Statement::Flush(target) => storage::flush(session, target).await,
+        Statement::Move(kind, target) => storage::move_rows(session, *kind, target).await,
         Statement::ShowManifest { table } => storage::show_manifest(session, table).await,
         Statement::Subscribe(statement) => subscribe::statement(session, statement, view, params).await,
     }

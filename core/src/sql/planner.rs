@@ -217,7 +217,7 @@ pub(crate) fn describe(execution: &Execution, parsed: &Parsed) -> Result<Descrip
             Ok(Description { kind: StatementKind::Query, schema: Some(schema), parameters: Vec::new() })
         }
         Statement::Describe { .. } => Ok(fixed(handlers::show::describe_schema())),
-        Statement::Flush(_) => Ok(fixed(handlers::storage::flush_schema())),
+        Statement::Move(..) => Ok(fixed(handlers::storage::jobs_schema())),
         Statement::ShowManifest { .. } => Ok(fixed(handlers::storage::manifest_schema())),
         Statement::Subscribe(subscribe) => {
             let planned = plan_query(execution, &subscribe.query, view)?;

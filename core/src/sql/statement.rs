@@ -12,7 +12,7 @@ use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan};
 
 use super::cursor::{Cursor, QualifiedName, parser, qualified, syntax};
 use super::parameters::{self, ParameterNames};
-use super::storage_statement::FlushTarget;
+use super::storage_statement::{MoveKind, MoveTarget};
 use super::{create_table, guard, storage_statement};
 use crate::access::Role;
 use crate::config::Config;
@@ -42,7 +42,7 @@ pub(crate) enum Statement {
     Describe { table: QualifiedName },
     KillLiveQuery { id: String },
     KillJob { id: String },
-    Flush(FlushTarget),
+    Move(MoveKind, MoveTarget),
     ShowManifest { table: QualifiedName },
     Subscribe(Box<Subscribe>),
 }

@@ -27,14 +27,14 @@ use parquet::arrow::RowNumber;
 use parquet::arrow::arrow_reader::RowSelection;
 
 use super::cold_rows::{COLUMN_POSITION, COLUMN_SEGMENT, ColdRowsExec};
+use super::flush::gone_of;
 use super::scan::is_point;
 use super::source::RowSchema;
-use crate::cold_storage::{CheckedReaderFactory, Segment, SegmentKeys, SegmentStore, marked, selection};
+use crate::cold_storage::{CheckedReaderFactory, Segment, SegmentKeys, SegmentStore, selection};
 use crate::commit::Snapshot;
 use crate::error::Result;
-use crate::ids::SegmentId;
 use crate::schema_registry::TableSchemas;
-use crate::storage::{KeyRange, blocking};
+use crate::storage::KeyRange;
 use crate::types::ColumnType;
 
 /// Segments that are each read by a partition of their own, so that their rows stay in order; with more of them they share
@@ -144,7 +144,7 @@ impl ColdScan<'_> {
             return Ok(Vec::new());
         }
         let keys = definition.segment_keys()?;
-        let gone = gone(self.snapshot, &segments).await?;
+        let gone = gone_of(self.snapshot, &segments).await?;
         let mut pieces = Vec::with_capacity(segments.len());
         for (segment, gone) in segments.into_iter().zip(gone) {
             let positions = self.positions(&segment, &keys).await?;
@@ -203,11 +203,4 @@ impl ColdScan<'_> {
         }
         Ok(files)
     }
-}
-
-/// For each segment the positions of the rows that are gone, ascending.
-async fn gone(snapshot: &Snapshot, segments: &[Arc<Segment>]) -> Result<Vec<Vec<u32>>> {
-    let storage = Arc::clone(&snapshot.storage);
-    let ids: Vec<SegmentId> = segments.iter().map(|segment| segment.id).collect();
-    blocking(move || ids.into_iter().map(|id| marked(&*storage, id)).collect()).await
 }

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
 use super::source::row_decoder;
-use crate::cold_storage::{NewSegment, Segment, SegmentStore, SegmentWriter, WrittenSegment};
+use crate::cold_storage::{NewSegment, Place, Segment, SegmentStore, SegmentWriter, WrittenSegment, marked};
 use crate::commit::Snapshot;
 use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::ids::{SegmentId, Seq};
@@ -48,19 +48,27 @@ pub struct Flushed {
 pub async fn flush(
     snapshot: &Arc<Snapshot>,
     schemas: &Arc<TableSchemas>,
-    next_id: impl Fn() -> SegmentId + Send + 'static,
+    next_id: impl Fn() -> SegmentId + Send + Sync + 'static,
     stop: CancellationToken,
     now_us: i64,
 ) -> Result<Flushed> {
-    let store = Arc::clone(snapshot.cold.store());
-    let written = {
-        let (snapshot, schemas) = (Arc::clone(snapshot), Arc::clone(schemas));
-        blocking(move || Writer::new(&snapshot, &schemas, &next_id).write(&stop)).await?
-    };
+    let writer = SegmentsWriter::new(snapshot, schemas, Arc::new(next_id));
+    let written = blocking(move || write_hot(writer, &stop)).await?;
+    published(snapshot, schemas, written, now_us).await
+}
+
+/// Brings written segments to stable storage, reads them again, and describes them.
+pub(super) async fn published(
+    snapshot: &Snapshot,
+    schemas: &TableSchemas,
+    written: Vec<Written>,
+    now_us: i64,
+) -> Result<Flushed> {
+    let store = snapshot.cold.store();
     let mut flushed = Flushed { segments: Vec::new(), rows: 0, bytes: 0 };
-    for (id, path, mut written) in written {
-        store.publish(&path, &mut written).await?;
-        let new = describe(snapshot, schemas, id, path, written, now_us)?;
+    for Written { id, path, mut segment } in written {
+        store.publish(&path, &mut segment).await?;
+        let new = describe(snapshot, schemas, id, path, segment, now_us)?;
         store.verify(&new.segment).await?;
         flushed.rows += u64::from(new.segment.rows);
         flushed.bytes += new.segment.bytes;
@@ -94,39 +102,46 @@ fn describe(
     Ok(NewSegment { segment: Arc::new(segment), filter: written.filter, keys })
 }
 
-struct Writer<'a, F> {
-    snapshot: &'a Snapshot,
-    schemas: &'a Arc<TableSchemas>,
-    next_id: &'a F,
-    open: Option<(SegmentId, String, SegmentWriter)>,
-    done: Vec<(SegmentId, String, WrittenSegment)>,
+/// A segment that is written and not yet on stable storage.
+pub(super) struct Written {
+    id: SegmentId,
+    path: String,
+    segment: WrittenSegment,
 }
 
-impl<'a, F: Fn() -> SegmentId> Writer<'a, F> {
-    fn new(snapshot: &'a Snapshot, schemas: &'a Arc<TableSchemas>, next_id: &'a F) -> Self {
+/// Rows in key order into as many segments as they need.
+pub(super) struct SegmentsWriter {
+    snapshot: Arc<Snapshot>,
+    schemas: Arc<TableSchemas>,
+    next_id: Arc<dyn Fn() -> SegmentId + Send + Sync>,
+    open: Option<(SegmentId, String, SegmentWriter)>,
+    done: Vec<Written>,
+}
+
+fn write_hot(mut writer: SegmentsWriter, stop: &CancellationToken) -> Result<Vec<Written>> {
+    let mut rest = Some(KeyRange::prefix(table_prefix(writer.schemas.definition.id)));
+    while let Some(range) = rest {
+        if stop.is_cancelled() {
+            return Err(Error::new(ErrorKind::Cancelled, SqlState::QUERY_CANCELED, "the flush was ended")
+                .hint("the rows stay where they are"));
+        }
+        rest = writer.write_hot(range)?;
+    }
+    writer.finish()
+}
+
+impl SegmentsWriter {
+    pub(super) fn new(
+        snapshot: &Arc<Snapshot>,
+        schemas: &Arc<TableSchemas>,
+        next_id: Arc<dyn Fn() -> SegmentId + Send + Sync>,
+    ) -> Self {
+        let (snapshot, schemas) = (Arc::clone(snapshot), Arc::clone(schemas));
         Self { snapshot, schemas, next_id, open: None, done: Vec::new() }
     }
 
-    fn write(mut self, stop: &CancellationToken) -> Result<Vec<(SegmentId, String, WrittenSegment)>> {
-        let table = self.schemas.definition.id;
-        let mut rest = Some(KeyRange::prefix(table_prefix(table)));
-        while let Some(range) = rest {
-            if stop.is_cancelled() {
-                return Err(Error::new(
-                    ErrorKind::Cancelled,
-                    SqlState::QUERY_CANCELED,
-                    "the flush was ended",
-                )
-                .hint("the rows stay where they are"));
-            }
-            rest = self.write_chunk(range)?;
-        }
-        self.end_segment()?;
-        Ok(self.done)
-    }
-
-    /// Writes the first rows of a range, and gives what is left of it.
-    fn write_chunk(&mut self, range: KeyRange) -> Result<Option<KeyRange>> {
+    /// Writes the first hot rows of a range of keys, and gives what is left of it.
+    fn write_hot(&mut self, range: KeyRange) -> Result<Option<KeyRange>> {
         let flushed = self.snapshot.cold.flushed(self.schemas.definition.id);
         let shown: Vec<usize> = (0..self.schemas.full.fields().len()).collect();
         let mut decoder = row_decoder(&self.schemas.definition, &shown)?;
@@ -175,28 +190,52 @@ impl<'a, F: Fn() -> SegmentId> Writer<'a, F> {
         Ok(columns)
     }
 
-    fn push(&mut self, batch: &RecordBatch, keys: &[Bytes]) -> Result<()> {
-        if self.open.is_none() {
-            let id = (self.next_id)();
-            let path = SegmentStore::path(self.schemas.definition.id, self.snapshot.epoch, id);
-            let sink = self.snapshot.cold.store().create(&path)?;
-            let writer = SegmentWriter::new(sink, Arc::clone(&self.schemas.segment))?;
+    /// Adds rows with their keys, each above all before, and says where they are now.
+    pub(super) fn push(&mut self, batch: &RecordBatch, keys: &[Bytes]) -> Result<Vec<Place>> {
+        if keys.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (id, path, mut writer) = match self.open.take() {
+            Some(open) => open,
+            None => self.begin_segment()?,
+        };
+        let first = writer.rows();
+        writer.push(batch, keys)?;
+        let places = (first..writer.rows())
+            .map(|position| Place { segment: id, position: u32::try_from(position).unwrap_or(u32::MAX) })
+            .collect();
+        if writer.rows() >= SEGMENT_ROWS_MAX || writer.bytes() >= SEGMENT_BYTES_MAX {
+            self.done.push(Written { id, path, segment: writer.finish()? });
+        } else {
             self.open = Some((id, path, writer));
         }
-        let Some((_, _, writer)) = &mut self.open else { return Ok(()) };
-        writer.push(batch, keys)?;
-        if writer.rows() >= SEGMENT_ROWS_MAX || writer.bytes() >= SEGMENT_BYTES_MAX {
-            self.end_segment()?;
-        }
-        Ok(())
+        Ok(places)
     }
 
-    fn end_segment(&mut self) -> Result<()> {
-        if let Some((id, path, writer)) = self.open.take() {
-            self.done.push((id, path, writer.finish()?));
-        }
-        Ok(())
+    fn begin_segment(&self) -> Result<(SegmentId, String, SegmentWriter)> {
+        let id = (self.next_id)();
+        let path = SegmentStore::path(self.schemas.definition.id, self.snapshot.epoch, id);
+        let sink = self.snapshot.cold.store().create(&path)?;
+        Ok((id, path, SegmentWriter::new(sink, Arc::clone(&self.schemas.segment))?))
     }
+
+    /// Ends the last segment, and gives all.
+    pub(super) fn finish(mut self) -> Result<Vec<Written>> {
+        if let Some((id, path, writer)) = self.open.take() {
+            self.done.push(Written { id, path, segment: writer.finish()? });
+        }
+        Ok(self.done)
+    }
+}
+
+/// For each segment the positions of the rows that are gone, ascending.
+///
+/// # Errors
+/// XX001 when a mark is damaged, and whatever the storage returns.
+pub async fn gone_of(snapshot: &Snapshot, segments: &[Arc<Segment>]) -> Result<Vec<Vec<u32>>> {
+    let storage = Arc::clone(&snapshot.storage);
+    let ids: Vec<SegmentId> = segments.iter().map(|segment| segment.id).collect();
+    blocking(move || ids.into_iter().map(|id| marked(&*storage, id)).collect()).await
 }
 
 /// The keys of stored rows of a table that are in segments by now, from `start` on, and where to go on looking.

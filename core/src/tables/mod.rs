@@ -8,6 +8,7 @@
 
 mod cold;
 mod cold_rows;
+pub mod compact;
 pub mod flush;
 pub mod images;
 mod key_filter;

@@ -36,16 +36,20 @@ async fn rows(session: &Session, sql: &str) -> Vec<String> {
     lines
 }
 
-/// Starts a flush.
-async fn begin_flush(root: &Session, table: &str) -> JobId {
-    let job = rows(root, &format!("FLUSH TABLE {table}")).await;
+/// Starts a flush or a merge.
+async fn begin(root: &Session, what: &str, table: &str) -> JobId {
+    let job = rows(root, &format!("STORAGE {what} TABLE {table}")).await;
     JobId(job.first().unwrap().split('|').next().unwrap().to_owned())
 }
 
-/// Flushes, and checks that it went well.
 async fn flush(database: &Database, table: &str) {
+    complete(database, "FLUSH", table).await;
+}
+
+/// Flushes or merges, and checks that it went well.
+async fn complete(database: &Database, what: &str, table: &str) {
     let root = database.session_for("root").unwrap();
-    let job = begin_flush(&root, table).await;
+    let job = begin(&root, what, table).await;
     database.context().jobs.wait(&job).await;
     let outcome = format!("SELECT status, error_message FROM system.jobs WHERE job_id = '{job}'");
     assert_eq!(rows(&root, &outcome).await, ["completed|NULL"]);
@@ -164,6 +168,47 @@ async fn users_share_segments_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn merged_segments_have_what_was_alive_in_the_old_ones() {
+    let (database, root) = database().await;
+    done(&root, "CREATE USER TABLE app.t (id BIGINT PRIMARY KEY, v TEXT)").await;
+    let mut sessions = Vec::new();
+    for name in ["ann", "bob"] {
+        done(&root, &format!("CREATE USER '{name}' WITH PASSWORD 'a password'")).await;
+        sessions.push(database.session_for(name).unwrap());
+    }
+    for part in 0..4 {
+        for session in &sessions {
+            let from = part * 5_000;
+            let sql = format!(
+                "INSERT INTO app.t SELECT value, 'v' FROM generate_series({}, {})",
+                from + 1,
+                from + 5_000
+            );
+            done(session, &sql).await;
+        }
+        flush(&database, "app.t").await;
+    }
+    done(&sessions[0], "DELETE FROM app.t WHERE id % 2 = 0").await;
+    done(&sessions[0], "UPDATE app.t SET v = 'new' WHERE id <= 100").await;
+    done(&root, "DROP USER 'bob'").await;
+    let select = "SELECT count(*), sum(id), count(CASE WHEN v = 'new' THEN 1 END), max(_seq) FROM app.t";
+    let before = rows(&sessions[0], select).await;
+    assert_eq!(rows(&root, "SHOW MANIFEST FOR app.t").await.len(), 4);
+    complete(&database, "COMPACT", "app.t").await;
+    assert_eq!(rows(&sessions[0], select).await, before);
+    let manifest = rows(&root, "SHOW MANIFEST FOR app.t").await;
+    // Half of one user's rows without the 50 that are hot again, and none of the user's who is no more.
+    assert!(manifest.len() == 1 && manifest[0].contains("|9950|0|"), "{manifest:?}");
+    done(&sessions[0], "DELETE FROM app.t WHERE id BETWEEN 10000 AND 10010").await;
+    assert_eq!(
+        rows(&sessions[0], "SELECT count(*) FROM app.t WHERE id BETWEEN 9990 AND 10020").await,
+        ["10"]
+    );
+    assert_eq!(run(&sessions[0], "INSERT INTO app.t VALUES (9999, 'x')").await, Err("23505".to_owned()));
+    database.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_policy_flushes_by_itself_and_dropped_tables_leave_no_file() {
     let folder = tempfile::tempdir().unwrap();
     let config = Config { flush_check_interval_ms: 10, ..Config::at(folder.path()) };
@@ -197,6 +242,7 @@ enum Step {
     Shift(i64, i64),
     /// Waits for its end, or lets it run beside the next steps.
     Flush(bool),
+    Compact(bool),
     Restart,
 }
 
@@ -208,6 +254,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => span().prop_map(|(from, to)| Step::Delete(from, to)),
         1 => span().prop_map(|(from, to)| Step::Shift(from, to)),
         3 => any::<bool>().prop_map(Step::Flush),
+        1 => any::<bool>().prop_map(Step::Compact),
         1 => Just(Step::Restart),
     ]
 }
@@ -282,8 +329,12 @@ impl World {
                 }
             }
             Step::Flush(true) => flush(&self.database, "t").await,
+            Step::Compact(true) => complete(&self.database, "COMPACT", "t").await,
             Step::Flush(false) => {
-                begin_flush(&self.database.session_for("root").unwrap(), "t").await;
+                begin(&self.database.session_for("root").unwrap(), "FLUSH", "t").await;
+            }
+            Step::Compact(false) => {
+                begin(&self.database.session_for("root").unwrap(), "COMPACT", "t").await;
             }
             Step::Restart => {
                 self.database.shutdown().await.unwrap();

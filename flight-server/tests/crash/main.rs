@@ -3,7 +3,8 @@
 //! Eight writers, each with keys of its own, run statements over Flight SQL. Each writer knows two states per table: the one the
 //! server acknowledged last, and the one its running statement would make. The server is killed at a random moment and started
 //! again; then every table must show, for every writer, exactly one of the two. Anything older is a lost write, anything in
-//! between a torn statement, anything else a ghost.
+//! between a torn statement, anything else a ghost. Half of the tables are flushed all the time, so that the server dies in every
+//! step of a flush as well.
 //!
 //! `KALAMDB_CRASH_CYCLES` (default 50) and `KALAMDB_SEED` set how often and with which choices.
 

@@ -40,6 +40,7 @@ pub(crate) fn command_on(data_dir: &Path, address: &str) -> Command {
         .args(["serve", "--http-listen", "off", "--log-level", "warn", "--listen", address, "--data-dir"])
         .arg(data_dir)
         .env("KALAMDB_ROOT_PASSWORD", PASSWORD)
+        .env("KALAMDB_FLUSH_CHECK_INTERVAL_MS", "10")
         .env_remove("RUST_LOG")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

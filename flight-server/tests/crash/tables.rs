@@ -19,9 +19,16 @@ pub(crate) enum Table {
     User,
     /// Rows without a primary key.
     Keyless,
+    /// As `Shared`, flushed all the time.
+    ColdShared,
+    /// As `User`, flushed all the time.
+    ColdUser,
+    /// As `Keyless`, flushed all the time.
+    ColdKeyless,
 }
 
-pub(crate) const ALL: [Table; 3] = [Table::Shared, Table::User, Table::Keyless];
+pub(crate) const ALL: [Table; 6] =
+    [Table::Shared, Table::User, Table::Keyless, Table::ColdShared, Table::ColdUser, Table::ColdKeyless];
 
 impl Table {
     pub(crate) fn name(self) -> &'static str {
@@ -29,19 +36,33 @@ impl Table {
             Self::Shared => "crash.shared_rows",
             Self::User => "crash.user_rows",
             Self::Keyless => "crash.keyless_rows",
+            Self::ColdShared => "crash.cold_shared_rows",
+            Self::ColdUser => "crash.cold_user_rows",
+            Self::ColdKeyless => "crash.cold_keyless_rows",
         }
+    }
+
+    fn create(self) -> String {
+        let kind = match self {
+            Self::User | Self::ColdUser => "USER",
+            _ => "SHARED",
+        };
+        let key = match self {
+            Self::Keyless | Self::ColdKeyless => "",
+            _ => ", PRIMARY KEY (writer, id)",
+        };
+        let policy = match self {
+            Self::Shared | Self::User | Self::Keyless => "",
+            _ => " WITH (FLUSH_POLICY = 'rows:20')",
+        };
+        let columns = "writer BIGINT NOT NULL, id BIGINT NOT NULL, value BIGINT NOT NULL, pad TEXT";
+        format!("CREATE {kind} TABLE {} ({columns}{key}){policy}", self.name())
     }
 }
 
 pub(crate) async fn create(client: &mut Client) {
-    for sql in [
-        "CREATE NAMESPACE crash",
-        "CREATE SHARED TABLE crash.shared_rows (writer BIGINT NOT NULL, id BIGINT NOT NULL, value BIGINT NOT NULL, \
-         pad TEXT, PRIMARY KEY (writer, id))",
-        "CREATE USER TABLE crash.user_rows (writer BIGINT NOT NULL, id BIGINT NOT NULL, value BIGINT NOT NULL, \
-         pad TEXT, PRIMARY KEY (writer, id))",
-        "CREATE SHARED TABLE crash.keyless_rows (writer BIGINT NOT NULL, id BIGINT NOT NULL, value BIGINT NOT NULL, pad TEXT)",
-    ] {
+    let tables = ALL.map(Table::create);
+    for sql in std::iter::once("CREATE NAMESPACE crash").chain(tables.iter().map(String::as_str)) {
         if let Err(error) = client.run(sql).await {
             panic!("{sql}: {error}");
         }

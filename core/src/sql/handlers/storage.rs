@@ -1,4 +1,4 @@
-//! FLUSH, SHOW MANIFEST and KILL JOB.
+//! FLUSH, STORAGE COMPACT, SHOW MANIFEST and KILL JOB.
 //!
 //! Invariant: how many rows a USER table has is told to nobody who may not see all of them.
 
@@ -18,10 +18,10 @@ use crate::sql::cursor::QualifiedName;
 use crate::sql::execution::Execution;
 use crate::sql::result::{Affected, Outcome};
 use crate::sql::session::Session;
-use crate::sql::storage_statement::FlushTarget;
+use crate::sql::storage_statement::{MoveKind, MoveTarget};
 use crate::storage::blocking;
 
-static FLUSH: LazyLock<SchemaRef> = LazyLock::new(|| {
+static JOBS: LazyLock<SchemaRef> = LazyLock::new(|| {
     let text = |name: &str| Field::new(name, DataType::Utf8, false);
     Arc::new(Schema::new(vec![text("job_id"), text("namespace_id"), text("table_name")]))
 });
@@ -40,9 +40,9 @@ static MANIFEST: LazyLock<SchemaRef> = LazyLock::new(|| {
     ]))
 });
 
-/// The schema of FLUSH: a row for each job.
-pub(in crate::sql) fn flush_schema() -> SchemaRef {
-    Arc::clone(&FLUSH)
+/// The schema of FLUSH and COMPACT: a row for each job.
+pub(in crate::sql) fn jobs_schema() -> SchemaRef {
+    Arc::clone(&JOBS)
 }
 
 /// The schema of SHOW MANIFEST: a row for each segment.
@@ -50,23 +50,32 @@ pub(in crate::sql) fn manifest_schema() -> SchemaRef {
     Arc::clone(&MANIFEST)
 }
 
-pub(in crate::sql) async fn flush(session: &Session, target: &FlushTarget) -> Result<Outcome> {
+pub(in crate::sql) async fn move_rows(
+    session: &Session,
+    kind: MoveKind,
+    target: &MoveTarget,
+) -> Result<Outcome> {
     let execution = session.begin()?;
-    execution.principal.require(Role::Service, "flush tables")?;
+    execution.principal.require(Role::Service, "flush and compact tables")?;
     let tables = match target {
-        FlushTarget::Table(name) => vec![Arc::clone(execution.find(name)?)],
-        FlushTarget::All(namespace) => flushed_tables(&execution, namespace.as_deref())?,
+        MoveTarget::Table(name) => vec![Arc::clone(execution.find(name)?)],
+        MoveTarget::All(namespace) => flushed_tables(&execution, namespace.as_deref())?,
     };
     let mut jobs = Vec::with_capacity(tables.len());
     for table in &tables {
-        jobs.push(session.ctx().jobs.flush(table).await?.to_string());
+        let manager = &session.ctx().jobs;
+        let job = match kind {
+            MoveKind::Flush => manager.flush(table).await?,
+            MoveKind::Compact => manager.compact(table).await?,
+        };
+        jobs.push(job.to_string());
     }
     let columns: Vec<ArrayRef> = vec![
         Arc::new(StringArray::from(jobs)),
         Arc::new(StringArray::from_iter_values(tables.iter().map(|table| &*table.namespace))),
         Arc::new(StringArray::from_iter_values(tables.iter().map(|table| &*table.name))),
     ];
-    rows(session.ctx().committer.seq(), &FLUSH, columns)
+    rows(session.ctx().committer.seq(), &JOBS, columns)
 }
 
 fn flushed_tables(execution: &Execution, namespace: Option<&str>) -> Result<Vec<Arc<TableDefinition>>> {

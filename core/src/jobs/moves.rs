@@ -1,9 +1,10 @@
-//! Flushes: the hot rows of a table become cold, by its policy or when asked.
+//! Rows on the move: the hot rows of a table become cold, and its segments are merged, by its policy or when asked.
 //!
-//! One flush at a time, so that background work never takes more than a thread and a segment's memory. Its steps: segments are
+//! One move at a time, so that background work never takes more than a thread and a segment's memory. A flush's steps: segments are
 //! written from a snapshot and brought to stable storage; one commit adds them and marks the rows that were changed meanwhile;
 //! then the stored rows are removed in small commits. A process that dies before the commit leaves files nobody knows, which are
-//! swept at the next start; one that dies after it leaves stored rows that are ignored, which are removed at the next start.
+//! swept at the next start; one that dies after it leaves stored rows that are ignored, which are removed at the next start. A merge
+//! of segments goes the same way, and its old segments are removed when no snapshot has them any more.
 //!
 //! Invariant: readers see every row once, before, during and after.
 
@@ -20,32 +21,44 @@ use tracing::{info, warn};
 use super::hot_size::{HotSizes, is_flushed};
 use super::record::JobKind;
 use super::store::{JobStore, Queued};
-use crate::commit::{ColdWrite, CommitFeed, Committer, WriteSet};
+use crate::cold_storage::Segment;
+use crate::commit::{ColdWrite, CommitFeed, Committer, Snapshot, WriteSet};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{SegmentId, TableId, UserId};
 use crate::schema_registry::{Durability, SchemaRegistry};
 use crate::storage::keys::table_prefix;
 use crate::storage::{KeyRange, blocking};
-use crate::tables::flush::{flush, flushed_keys};
+use crate::tables::compact::{Compacted, compact};
+use crate::tables::flush::{flush, flushed_keys, gone_of};
 
 /// How often a flush that fails for a reason that may pass is tried again.
 const RETRIES_MAX: u16 = 5;
 
-/// A flush somebody asked for.
-pub(super) struct FlushRequest {
+/// Segments with fewer rows are small.
+const SMALL_ROWS: u32 = 128 << 10;
+/// So many small segments of a table are merged.
+const SMALL_SEGMENTS_MAX: usize = 8;
+/// Rows one merge takes at the most.
+const MERGE_ROWS_MAX: u64 = 4 << 20;
+/// How often it is looked for segments to merge, besides after each flush.
+const MERGE_CHECK_INTERVAL_US: i64 = 60_000_000;
+
+/// A move of rows somebody asked for.
+pub(super) struct MoveRequest {
+    pub(super) kind: JobKind,
     pub(super) table: TableId,
     pub(super) job: Queued,
 }
 
-pub(super) struct Flushes {
+pub(super) struct Moves {
     pub(super) store: Arc<JobStore>,
     pub(super) registry: Arc<SchemaRegistry>,
     pub(super) interval_ms: u64,
-    pub(super) requests: mpsc::Receiver<FlushRequest>,
+    pub(super) requests: mpsc::Receiver<MoveRequest>,
     pub(super) stop: CancellationToken,
 }
 
-impl Flushes {
+impl Moves {
     /// Runs until told to stop.
     pub(super) async fn run(mut self) {
         let feed = self.store.committer.commits();
@@ -53,6 +66,7 @@ impl Flushes {
         let mut ticks = interval(Duration::from_millis(self.interval_ms.max(1)));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut sizes: Option<HotSizes> = None;
+        let mut last_merge_check = self.store.clock.now_us();
         if let Err(error) = self.recover().await {
             warn!(%error, "what earlier flushes left could not be removed");
         }
@@ -72,7 +86,7 @@ impl Flushes {
                 Some(request) = self.requests.recv() => Some(request),
                 _ = ticks.tick() => None,
             };
-            if let Err(error) = self.step(&feed, &mut sizes, request).await
+            if let Err(error) = self.step(&feed, &mut sizes, &mut last_merge_check, request).await
                 && !self.stop.is_cancelled()
             {
                 warn!(%error, "a flush could not be carried out");
@@ -85,7 +99,8 @@ impl Flushes {
         &self,
         feed: &CommitFeed,
         sizes: &mut Option<HotSizes>,
-        request: Option<FlushRequest>,
+        last_merge_check: &mut i64,
+        request: Option<MoveRequest>,
     ) -> Result<()> {
         let known = match sizes.take() {
             Some(mut known) => match follow(feed, &mut known) {
@@ -95,8 +110,12 @@ impl Flushes {
             None => self.count().await?,
         };
         let known = sizes.insert(known);
-        if let Some(FlushRequest { table, job }) = request {
-            return self.flush(known, table, job).await;
+        match request {
+            Some(MoveRequest { kind: JobKind::Compact, table, job }) => {
+                return self.merge(job, table, Candidates::All).await;
+            }
+            Some(MoveRequest { table, job, .. }) => return self.flush(known, table, job).await,
+            None => {}
         }
         let snapshot = self.store.committer.snapshot();
         let now = self.store.clock.now_us();
@@ -108,8 +127,88 @@ impl Flushes {
             let why = json!({ "by": "policy", "rows": hot.rows, "bytes": hot.bytes });
             let job = self.store.enqueue(JobKind::Flush, Some(table), why).await?;
             self.flush(known, table.id, job).await?;
+            self.merge_if_worth(table.id).await?;
+        }
+        if now.saturating_sub(*last_merge_check) >= MERGE_CHECK_INTERVAL_US {
+            *last_merge_check = now;
+            for table in snapshot.catalog.tables().filter(|table| is_flushed(table)) {
+                self.merge_if_worth(table.id).await?;
+            }
         }
         self.remove_retired().await
+    }
+
+    async fn merge_if_worth(&self, table: TableId) -> Result<()> {
+        let snapshot = self.store.committer.snapshot();
+        let Some(definition) = snapshot.catalog.table_by_id(table) else { return Ok(()) };
+        let segments = to_merge(&snapshot, table, Candidates::Worth).await?;
+        if segments.is_empty() {
+            return Ok(());
+        }
+        let why = json!({ "by": "policy", "segments": segments.len() });
+        let job = self.store.enqueue(JobKind::Compact, Some(definition), why).await?;
+        self.merge(job, table, Candidates::Worth).await
+    }
+
+    async fn merge(&self, job: Queued, table: TableId, candidates: Candidates) -> Result<()> {
+        self.store.run(job, RETRIES_MAX, |stop| self.merge_segments(table, candidates, stop)).await?;
+        self.remove_retired().await
+    }
+
+    async fn merge_segments(
+        &self,
+        table: TableId,
+        candidates: Candidates,
+        stop: CancellationToken,
+    ) -> Result<String> {
+        let committer = &self.store.committer;
+        let moving = committer.begin_move(table)?;
+        let snapshot = moving.snapshot();
+        let Some(definition) = snapshot.catalog.table_by_id(table) else {
+            return Ok("the table is gone".to_owned());
+        };
+        let segments = to_merge(snapshot, table, candidates).await?;
+        if segments.is_empty() {
+            return Ok("there was nothing to merge".to_owned());
+        }
+        let schemas = self.registry.schemas(definition);
+        let ids = Arc::clone(committer);
+        let now = self.store.clock.now_us();
+        let merged = compact(snapshot, &schemas, &segments, move || ids.new_segment_id(), stop, now).await?;
+        let Compacted { flushed, places } = merged;
+        let added: Vec<_> = flushed.segments.iter().map(|new| Arc::clone(&new.segment)).collect();
+        let set = WriteSet {
+            cold: Some(ColdWrite::Compact {
+                table,
+                as_of: snapshot.seq,
+                removed: segments.iter().map(|segment| segment.id).collect(),
+                added: flushed.segments,
+                places: Arc::new(places),
+            }),
+            ..WriteSet::new(UserId::SYSTEM, snapshot.seq)
+        };
+        self.commit(set, &added).await?;
+        Ok(format!(
+            "merged {} segments into {} with {} rows and {} bytes",
+            segments.len(),
+            added.len(),
+            flushed.rows,
+            flushed.bytes
+        ))
+    }
+
+    /// Commits a move. The objects of segments that were refused are removed.
+    async fn commit(&self, set: WriteSet, added: &[Arc<Segment>]) -> Result<()> {
+        let committer = &self.store.committer;
+        let Err(error) = committer.commit(set).await else { return Ok(()) };
+        // Only what was refused is known not to be part of the database; for the rest the next start looks.
+        if error.kind() == ErrorKind::Conflict {
+            let store = Arc::clone(committer.snapshot().cold.store());
+            for segment in added {
+                store.remove(segment).await?;
+            }
+        }
+        Err(error)
     }
 
     async fn count(&self) -> Result<HotSizes> {
@@ -139,24 +238,15 @@ impl Flushes {
         if flushed.rows == 0 && snapshot.cold.flushed(table) == snapshot.seq {
             return Ok("there was nothing to flush".to_owned());
         }
-        let paths: Vec<_> = flushed.segments.iter().map(|new| Arc::clone(&new.segment)).collect();
+        let added: Vec<_> = flushed.segments.iter().map(|new| Arc::clone(&new.segment)).collect();
         let set = WriteSet {
             cold: Some(ColdWrite::Flush { table, through: snapshot.seq, added: flushed.segments }),
             ..WriteSet::new(UserId::SYSTEM, snapshot.seq)
         };
-        let committed = committer.commit(set).await;
-        if let Err(error) = committed {
-            // Only what was refused is known not to be part of the database; for the rest the next start looks.
-            if error.kind() == ErrorKind::Conflict {
-                for segment in &paths {
-                    snapshot.cold.store().remove(segment).await?;
-                }
-            }
-            return Err(error);
-        }
+        self.commit(set, &added).await?;
         drop(moving);
         clean(committer, table, &stop).await?;
-        Ok(format!("flushed {} rows into {} segments of {} bytes", flushed.rows, paths.len(), flushed.bytes))
+        Ok(format!("flushed {} rows into {} segments of {} bytes", flushed.rows, added.len(), flushed.bytes))
     }
 
     /// Removes the objects of segments that no snapshot has any more.
@@ -204,6 +294,44 @@ impl Flushes {
         }
         Ok(())
     }
+}
+
+/// Which segments of a table are merged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Candidates {
+    /// Those of which there are too many small ones, or that have too many rows that are gone.
+    Worth,
+    /// Every small one, and every one with rows that are gone.
+    All,
+}
+
+/// The segments to merge: none when it would not change anything.
+async fn to_merge(
+    snapshot: &Arc<Snapshot>,
+    table: TableId,
+    candidates: Candidates,
+) -> Result<Vec<Arc<Segment>>> {
+    let segments = snapshot.cold.segments(table).to_vec();
+    let gone = gone_of(snapshot, &segments).await?;
+    let is_small = |segment: &Segment| segment.rows < SMALL_ROWS;
+    let small = segments.iter().filter(|segment| is_small(segment)).count();
+    let small_max = if candidates == Candidates::All { 2 } else { SMALL_SEGMENTS_MAX };
+    let mut rows = 0;
+    let chosen: Vec<_> = segments
+        .into_iter()
+        .zip(gone)
+        .filter(|(segment, gone)| {
+            let share = if candidates == Candidates::All { segment.rows as usize } else { 4 };
+            let has_holes = !gone.is_empty() && gone.len() * share >= segment.rows as usize;
+            has_holes || (small >= small_max && is_small(segment))
+        })
+        .map(|(segment, _)| segment)
+        .take_while(|segment| {
+            rows += u64::from(segment.rows);
+            rows <= MERGE_ROWS_MAX
+        })
+        .collect();
+    Ok(chosen)
 }
 
 /// Counts the commits since the last call. False when they are no longer in memory.

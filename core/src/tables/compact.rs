@@ -1,0 +1,202 @@
+//! Several segments of a table into fewer, without the rows that are gone.
+//!
+//! Segments are sorted and no two have the same row, so the merge only has to pick the lowest key each time. Where each row went is
+//! kept until the commit, which marks in the new segments what was changed in the old ones meanwhile.
+//!
+//! Invariant: the new segments hold exactly the rows of the old ones that are alive in the snapshot and whose owner exists.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
+use std::sync::Arc;
+
+use arrow::compute::interleave_record_batch;
+use arrow::record_batch::RecordBatch;
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use tokio_util::sync::CancellationToken;
+
+use super::flush::{Flushed, SegmentsWriter, gone_of, published};
+use crate::cold_storage::{Place, Segment, SegmentKeys, selection};
+use crate::commit::Snapshot;
+use crate::error::{Error, ErrorKind, Result, SqlState};
+use crate::ids::{ScopeId, SegmentId, UserId};
+use crate::schema_registry::TableSchemas;
+use crate::storage::blocking;
+use crate::storage::keys::table_and_scope;
+
+/// Rows merged and written at once.
+const CHUNK_ROWS: usize = 8_192;
+
+/// What a merge made, and where each row of the old segments went.
+pub struct Compacted {
+    /// The new segments.
+    pub flushed: Flushed,
+    /// For each old segment and position the new place; `None` for rows that were gone.
+    pub places: HashMap<SegmentId, Vec<Option<Place>>>,
+}
+
+/// Merges `segments` of the table into new ones, which are then on stable storage and verified.
+///
+/// # Errors
+/// As `flush`.
+pub async fn compact(
+    snapshot: &Arc<Snapshot>,
+    schemas: &Arc<TableSchemas>,
+    segments: &[Arc<Segment>],
+    next_id: impl Fn() -> SegmentId + Send + Sync + 'static,
+    stop: CancellationToken,
+    now_us: i64,
+) -> Result<Compacted> {
+    let mut merge = Merge::open(snapshot, schemas, segments).await?;
+    let mut writer = SegmentsWriter::new(snapshot, schemas, Arc::new(next_id));
+    let mut places: HashMap<SegmentId, Vec<Option<Place>>> =
+        segments.iter().map(|segment| (segment.id, vec![None; segment.rows as usize])).collect();
+    while let Some(chunk) = merge.next_chunk().await? {
+        if stop.is_cancelled() {
+            return Err(Error::new(ErrorKind::Cancelled, SqlState::QUERY_CANCELED, "the merge was ended")
+                .hint("the segments stay as they are"));
+        }
+        let new_places;
+        let old_places = chunk.places;
+        (writer, new_places) = blocking(move || {
+            let new_places = writer.push(&chunk.batch, &chunk.keys)?;
+            Ok((writer, new_places))
+        })
+        .await?;
+        for (old, new) in old_places.into_iter().zip(new_places) {
+            let place = places.get_mut(&old.segment).and_then(|places| places.get_mut(old.position as usize));
+            if let Some(place) = place {
+                *place = Some(new);
+            }
+        }
+    }
+    let written = blocking(move || writer.finish()).await?;
+    let flushed = published(snapshot, schemas, written, now_us).await?;
+    Ok(Compacted { flushed, places })
+}
+
+/// Rows in key order, with their keys and the places they come from.
+struct Chunk {
+    batch: RecordBatch,
+    keys: Vec<Bytes>,
+    places: Vec<Place>,
+}
+
+/// The live rows of one segment, in key order.
+struct Input {
+    segment: SegmentId,
+    /// The positions of the rows that are still to come.
+    positions: std::vec::IntoIter<u32>,
+    batches: BoxStream<'static, Result<RecordBatch>>,
+    /// The batch at hand, its keys, and the next row.
+    batch: RecordBatch,
+    keys: Vec<Bytes>,
+    at: usize,
+}
+
+struct Merge {
+    snapshot: Arc<Snapshot>,
+    segment_keys: SegmentKeys,
+    inputs: Vec<Input>,
+    /// The next key of each input that has one.
+    next: BinaryHeap<Reverse<(Bytes, usize)>>,
+}
+
+impl Merge {
+    async fn open(
+        snapshot: &Arc<Snapshot>,
+        schemas: &Arc<TableSchemas>,
+        segments: &[Arc<Segment>],
+    ) -> Result<Self> {
+        let gone = gone_of(snapshot, segments).await?;
+        let mut merge = Self {
+            snapshot: Arc::clone(snapshot),
+            segment_keys: schemas.definition.segment_keys()?,
+            inputs: Vec::with_capacity(segments.len()),
+            next: BinaryHeap::new(),
+        };
+        for (segment, gone) in segments.iter().zip(gone) {
+            let rows = selection(std::slice::from_ref(&segment.positions()), &gone, segment.rows);
+            let alive: Vec<u32> =
+                segment.positions().filter(|position| gone.binary_search(position).is_err()).collect();
+            merge.inputs.push(Input {
+                segment: segment.id,
+                positions: alive.into_iter(),
+                batches: snapshot.cold.store().stream(segment, rows).await?,
+                batch: RecordBatch::new_empty(Arc::clone(&schemas.segment)),
+                keys: Vec::new(),
+                at: 0,
+            });
+        }
+        for index in 0..merge.inputs.len() {
+            merge.advance(index).await?;
+        }
+        Ok(merge)
+    }
+
+    /// Puts the next key of an input into the heap, reading on where its batch is used up.
+    async fn advance(&mut self, index: usize) -> Result<()> {
+        let Some(input) = self.inputs.get_mut(index) else { return Ok(()) };
+        while input.at >= input.keys.len() {
+            let Some(batch) = input.batches.next().await else { return Ok(()) };
+            input.batch = batch?;
+            input.keys = self.segment_keys.of_rows(&input.batch)?;
+            input.at = 0;
+        }
+        if let Some(key) = input.keys.get(input.at) {
+            self.next.push(Reverse((Bytes::clone(key), index)));
+        }
+        Ok(())
+    }
+
+    /// The next rows; `None` when there are no more.
+    async fn next_chunk(&mut self) -> Result<Option<Chunk>> {
+        let mut batches: Vec<RecordBatch> = Vec::new();
+        let (mut picked, mut keys, mut places) = (Vec::new(), Vec::new(), Vec::new());
+        // For each input the batch of `batches` it now reads from.
+        let mut sources: HashMap<usize, usize> = HashMap::new();
+        while keys.len() < CHUNK_ROWS {
+            let Some(Reverse((key, index))) = self.next.pop() else { break };
+            let is_owned = self.is_owned(&key);
+            let Some(input) = self.inputs.get_mut(index) else { break };
+            let position = input.positions.next().ok_or_else(|| Error::internal("a merge lost its place"))?;
+            if is_owned {
+                let source = *sources.entry(index).or_insert_with(|| {
+                    batches.push(input.batch.clone());
+                    batches.len() - 1
+                });
+                picked.push((source, input.at));
+                keys.push(key);
+                places.push(Place { segment: input.segment, position });
+            }
+            input.at += 1;
+            if input.at >= input.keys.len() {
+                sources.remove(&index);
+            }
+            self.advance(index).await?;
+        }
+        if keys.is_empty() && self.next.is_empty() {
+            return Ok(None);
+        }
+        let batches: Vec<&RecordBatch> = batches.iter().collect();
+        let batch = match batches.as_slice() {
+            [] => return Ok(Some(Chunk { batch: self.empty(), keys, places })),
+            batches => interleave_record_batch(batches, &picked)?,
+        };
+        Ok(Some(Chunk { batch, keys, places }))
+    }
+
+    fn empty(&self) -> RecordBatch {
+        let schema = self.inputs.first().map(|input| input.batch.schema());
+        RecordBatch::new_empty(schema.unwrap_or_else(|| Arc::new(arrow::datatypes::Schema::empty())))
+    }
+
+    /// Rows of users that are no more are left behind.
+    fn is_owned(&self, key: &[u8]) -> bool {
+        match table_and_scope(key) {
+            Some((_, ScopeId::SHARED)) | None => true,
+            Some((_, ScopeId(user))) => self.snapshot.catalog.user(UserId(user)).is_some(),
+        }
+    }
+}
