@@ -5,7 +5,8 @@
 //! | `guard`, `cursor`, `parameters`, `statement`, `create_table` | from text to a [`Statement`](statement::Statement) |
 //! | `session`, `execution`, `result` | who asks, what they see, what they get |
 //! | `engine`, `names`, `catalog`, `wildcard`, `planner` | DataFusion over a snapshot |
-//! | `functions`, `uuids`, `capped`, `password`, `stack` | functions, and limits on what they take |
+//! | `complexity`, `stack` | limits on what a text can grow into, and room for it |
+//! | `functions`, `uuids`, `capped`, `password` | functions, and limits on what they take |
 //! | `hot` | the two shapes that skip planning |
 //! | `handlers` | what each statement does |
 //!
@@ -13,6 +14,7 @@
 
 mod capped;
 mod catalog;
+mod complexity;
 mod create_table;
 mod cursor;
 mod engine;

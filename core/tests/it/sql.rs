@@ -470,3 +470,54 @@ async fn hostile_texts_are_errors() {
     assert_eq!(rows(&root, &ors, ()).await, ["0"]);
     assert_eq!(rows(&root, &format!("SELECT 1{}", " UNION ALL SELECT 1".repeat(300)), ()).await.len(), 301);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn short_texts_that_double_with_every_step_are_errors() {
+    let (_database, root) = database().await;
+    run(&root, "CREATE TABLE app.t (a INT)").await;
+    run(&root, "INSERT INTO app.t VALUES (1)").await;
+    let doubled = |steps: usize, first: &str, next: &dyn Fn(usize) -> String, last: &str| {
+        let steps: Vec<_> = (1..=steps).map(|step| format!("c{step} AS ({})", next(step - 1))).collect();
+        format!("WITH c0 AS ({first}), {} {last}", steps.join(", "))
+    };
+    let table = "SELECT a FROM app.t";
+    let joins = |before: usize| format!("SELECT x.a FROM c{before} x, c{before} y");
+    let unions = |before: usize| format!("SELECT a FROM c{before} UNION ALL SELECT a FROM c{before}");
+    let subqueries = |before: usize| {
+        format!("SELECT (SELECT max(a) FROM c{before}) + (SELECT min(a) FROM c{before}) AS a")
+    };
+    let sums = |before: usize| format!("SELECT a + a AS a FROM c{before}");
+    for steps in [20, 60, 150] {
+        for next in [&joins as &dyn Fn(usize) -> String, &unions, &subqueries] {
+            let sql = doubled(steps, table, next, &format!("SELECT * FROM c{steps}"));
+            assert_eq!(state(&root, &sql).await, "54001", "{sql}");
+        }
+        let sql = doubled(steps, table, &sums, &format!("SELECT a FROM c{steps} WHERE a > 0"));
+        assert_eq!(state(&root, &sql).await, "54001", "{sql}");
+    }
+    let nested = (0..40)
+        .fold("SELECT a FROM app.t".to_owned(), |inner, _| format!("SELECT a + a AS a FROM ({inner}) AS s"));
+    assert_eq!(state(&root, &format!("SELECT a FROM ({nested}) AS s WHERE a > 0")).await, "54001");
+    assert_eq!(state(&root, &format!("EXPLAIN SELECT a FROM ({nested}) AS s WHERE a > 0")).await, "54001");
+    assert_eq!(
+        state(&root, &format!("SUBSCRIBE TO (SELECT a FROM ({nested}) AS s WHERE a > 0)")).await,
+        "54001"
+    );
+    assert_eq!(
+        state(&root, &format!("DELETE FROM app.t WHERE a IN (SELECT a FROM ({nested}) AS s WHERE a > 0)"))
+            .await,
+        "54001"
+    );
+    // What is worth it is planned and run.
+    let sql = doubled(8, table, &unions, "SELECT count(*) FROM c8");
+    assert_eq!(rows(&root, &sql, ()).await, ["256"]);
+    let sql = doubled(8, table, &sums, "SELECT a FROM c8 WHERE a > 0");
+    assert_eq!(rows(&root, &sql, ()).await, ["256"]);
+    let sql = doubled(
+        150,
+        table,
+        &|before| format!("SELECT a + 1 AS a FROM c{before}"),
+        "SELECT a FROM c150 WHERE a > 0",
+    );
+    assert_eq!(rows(&root, &sql, ()).await, ["151"]);
+}
