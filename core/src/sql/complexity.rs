@@ -1,4 +1,4 @@
-//! What a short text can grow into: common table expressions that name each other twice, expressions over
+//! What a short text can grow into: common table expressions that name each other twice, grouping sets, expressions over
 //! expressions of subqueries. Each of them doubles with every step, so a text of a kilobyte can ask for a plan that fits into
 //! no memory.
 //!
@@ -24,6 +24,10 @@ const PLAN_NODES_MAX: u64 = 20_000;
 const WITH_NODES_MAX: u64 = 10 * PLAN_NODES_MAX;
 /// The parts of one expression, once the expressions of subqueries stand in place of their columns.
 const EXPRESSION_NODES_MAX: u64 = 50_000;
+/// Grouping sets of one SELECT, as many as of a CUBE of 12.
+const GROUPING_SETS_MAX: u64 = 1 << 12;
+/// Expressions in all grouping sets of one SELECT.
+const GROUPED_EXPRESSIONS_MAX: u64 = 1 << 16;
 /// `*` and `t.*` in one SELECT; each becomes all columns of its tables.
 const WILDCARDS_MAX: usize = 100;
 
@@ -150,7 +154,11 @@ impl Visitor for Relations {
                 "a SELECT has more than {WILDCARDS_MAX} wildcards"
             )));
         }
-        ControlFlow::Continue(())
+        let GroupByExpr::Expressions(by, _) = &select.group_by else { return ControlFlow::Continue(()) };
+        match check_grouping_sets(by) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(error) => ControlFlow::Break(error),
+        }
     }
 }
 
@@ -159,6 +167,33 @@ fn set_operations(body: &SetExpr) -> u64 {
         SetExpr::SetOperation { left, right, .. } => 1 + set_operations(left) + set_operations(right),
         _ => 0,
     }
+}
+
+/// The parts of GROUP BY multiply: each set of one is joined to each set of the others.
+fn check_grouping_sets(by: &[ast::Expr]) -> Result<()> {
+    let (mut sets, mut expressions) = (1_u64, 0_u64);
+    for part in by {
+        let len = |parts: &[Vec<ast::Expr>]| parts.len() as u64;
+        let (part_sets, part_expressions) = match part {
+            ast::Expr::Cube(parts) => {
+                let power =
+                    1_u64.checked_shl(u32::try_from(parts.len()).unwrap_or(u32::MAX)).unwrap_or(u64::MAX);
+                (power, (power / 2).saturating_mul(len(parts)))
+            }
+            ast::Expr::Rollup(parts) => (len(parts) + 1, len(parts).saturating_mul(len(parts) + 1) / 2),
+            ast::Expr::GroupingSets(parts) => (len(parts), parts.iter().map(|set| set.len() as u64).sum()),
+            _ => (1, 1),
+        };
+        expressions =
+            expressions.saturating_mul(part_sets).saturating_add(part_expressions.saturating_mul(sets));
+        sets = sets.saturating_mul(part_sets);
+    }
+    if sets > GROUPING_SETS_MAX || expressions > GROUPED_EXPRESSIONS_MAX {
+        return Err(too_complex(format!(
+            "GROUP BY makes more than {GROUPING_SETS_MAX} grouping sets or {GROUPED_EXPRESSIONS_MAX} expressions in them"
+        )));
+    }
+    Ok(())
 }
 
 fn too_complex(reason: String) -> Error {

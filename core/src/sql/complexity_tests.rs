@@ -53,6 +53,24 @@ fn common_table_expressions_count_as_often_as_they_are_named() {
 }
 
 #[test]
+fn grouping_sets_multiply() {
+    let columns = |count: usize| vec!["a"; count].join(", ");
+    let by = |parts: &str| state(&format!("SELECT 1 FROM t GROUP BY {parts}"));
+    assert_eq!(by(&format!("CUBE ({})", columns(12))), "ok");
+    assert_eq!(by(&format!("CUBE ({})", columns(13))), "54001");
+    assert_eq!(by(&format!("CUBE ({})", columns(63))), "54001");
+    assert_eq!(by(&format!("CUBE ({})", columns(64))), "54001");
+    assert_eq!(by(&format!("CUBE ({0}), CUBE ({0})", columns(6))), "ok");
+    assert_eq!(by(&format!("CUBE ({0}), CUBE ({0}), a", columns(7))), "54001");
+    assert_eq!(by(&format!("ROLLUP ({})", columns(300))), "ok");
+    assert_eq!(by(&format!("ROLLUP ({})", columns(10_000))), "54001");
+    assert_eq!(by(&format!("ROLLUP ({0}), ROLLUP ({0}), ROLLUP ({0})", columns(20))), "54001");
+    assert_eq!(by(&vec!["GROUPING SETS ((a), (b))"; 13].join(", ")), "54001");
+    assert_eq!(by(&vec!["GROUPING SETS ((a), (b))"; 5].join(", ")), "ok");
+    assert_eq!(by(&columns(5_000)), "ok");
+}
+
+#[test]
 fn wildcards_are_counted() {
     assert_eq!(state(&format!("SELECT {} FROM t", vec!["*"; 100].join(", "))), "ok");
     assert_eq!(state(&format!("SELECT {} FROM t", vec!["t.*"; 101].join(", "))), "54001");
