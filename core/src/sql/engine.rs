@@ -19,7 +19,7 @@ use datafusion::prelude::SessionConfig;
 use datafusion::sql::sqlparser::ast;
 use tokio::sync::Mutex;
 
-use super::capped::capped;
+use super::capped::{CapRule, capped};
 use super::functions::{Generator, generators};
 use super::password::Passwords;
 use super::uuids::{self, UuidRule};
@@ -42,6 +42,7 @@ impl Engine {
         let generator = Arc::new(Generator::new(Arc::clone(&ctx.clock), &ctx.node_id));
         let mut rules = Analyzer::new().rules;
         rules.insert(0, Arc::new(UuidRule));
+        rules.push(Arc::new(CapRule));
         let mut base = SessionStateBuilder::new()
             .with_session_id(ctx.node_id.to_string())
             .with_config(session_config(&ctx.config))

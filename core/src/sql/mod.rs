@@ -6,7 +6,8 @@
 //! | `session`, `execution`, `result` | who asks, what they see, what they get |
 //! | `engine`, `names`, `catalog`, `wildcard`, `planner` | DataFusion over a snapshot |
 //! | `complexity`, `stack` | limits on what a text can grow into, and room for it |
-//! | `functions`, `uuids`, `capped`, `password` | functions, and limits on what they take |
+//! | `functions`, `uuids`, `password` | the database's own functions |
+//! | `capped`, `concatenation`, `extent` | limits on what functions make |
 //! | `hot` | the two shapes that skip planning |
 //! | `handlers` | what each statement does |
 //!
@@ -15,10 +16,12 @@
 mod capped;
 mod catalog;
 mod complexity;
+mod concatenation;
 mod create_table;
 mod cursor;
 mod engine;
 mod execution;
+mod extent;
 mod functions;
 mod guard;
 mod handlers;

@@ -218,6 +218,12 @@ async fn wrong_statements_say_what_is_wrong() {
         ("SELECT repeat('a', 2000000000)", "54000"),
         ("SELECT lpad('a', 1500000000, 'b')", "54000"),
         ("SELECT range(1, 300000000)", "54000"),
+        ("SELECT regexp_replace(repeat('a', 1000000), '', repeat('b', 1000), 'g')", "54000"),
+        ("SELECT regexp_replace(repeat('a', 1000000), '(.*)', repeat('\\\\1', 1000))", "54000"),
+        ("SELECT array_to_string(array_repeat('a', 1000000), repeat('b', 1000))", "54000"),
+        ("SELECT array_join(array_repeat(1, 1000000), repeat('b', 1000))", "54000"),
+        ("SELECT array_replace_all(array_repeat('a', 1000000), 'a', repeat('b', 1000))", "54000"),
+        ("SELECT to_char(now(), repeat('%c', 30000000))", "54000"),
         ("SELECT 1 / 0", "22012"),
         ("SELECT CAST('x' AS INT)", "22P02"),
     ] {
@@ -520,4 +526,76 @@ async fn short_texts_that_double_with_every_step_are_errors() {
         "SELECT a FROM c150 WHERE a > 0",
     );
     assert_eq!(rows(&root, &sql, ()).await, ["151"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn values_that_double_with_every_step_are_errors() {
+    let (_database, root) = database().await;
+    for step in [
+        "a || a",
+        "concat(a, a)",
+        "concat_ws('', a, a)",
+        "overlay(a PLACING a FROM 1 FOR 0)",
+        "encode(a, 'hex')",
+        "array_to_string([a, a], '')",
+    ] {
+        let steps: Vec<_> =
+            (1..=12).map(|n| format!("c{n} AS (SELECT {step} AS a FROM c{})", n - 1)).collect();
+        let first = "SELECT repeat('a', 1000000) AS a";
+        let sql = format!("WITH c0 AS ({first}), {} SELECT length(a) FROM c12", steps.join(", "));
+        assert_eq!(state(&root, &sql).await, "54000", "{step}");
+    }
+    for step in ["a || a", "array_concat(a, a)", "array_append(a, a[1])"] {
+        let steps: Vec<_> =
+            (1..=12).map(|n| format!("c{n} AS (SELECT {step} AS a FROM c{})", n - 1)).collect();
+        let first = "SELECT array_repeat(repeat('a', 30000000), 2) AS a";
+        let sql = format!("WITH c0 AS ({first}), {} SELECT cardinality(a) FROM c12", steps.join(", "));
+        assert_eq!(state(&root, &sql).await, "54000", "{step}");
+    }
+    // Constants are not spread over more rows than there is room for.
+    let wide =
+        "SELECT max(length(repeat('a', 1000000) || CAST(value AS TEXT))) FROM generate_series(1, 5000)";
+    assert_eq!(state(&root, wide).await, "54000");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limited_functions_give_what_they_gave() {
+    let (_database, root) = database().await;
+    run(&root, "CREATE TABLE app.t (id INT PRIMARY KEY, name TEXT)").await;
+    run(&root, "INSERT INTO app.t VALUES (1, 'a'), (2, NULL), (3, 'c')").await;
+    for (sql, expected) in [
+        ("SELECT 'a' || 'b'", vec!["ab"]),
+        ("SELECT NULL || 'b'", vec!["NULL"]),
+        ("SELECT 'a' || 1 || true", vec!["a1true"]),
+        ("SELECT name || id FROM app.t ORDER BY id", vec!["a1", "NULL", "c3"]),
+        ("SELECT name || '-' || name AS n FROM app.t ORDER BY n", vec!["a-a", "c-c", "NULL"]),
+        (
+            "SELECT name || 'x', count(*) FROM app.t GROUP BY name || 'x' ORDER BY name || 'x'",
+            vec!["ax|1", "cx|1", "NULL|1"],
+        ),
+        ("SELECT id FROM app.t WHERE name || 'x' = 'cx'", vec!["3"]),
+        ("SELECT id FROM app.t WHERE id || 'x' LIKE '2%'", vec!["2"]),
+        ("SELECT [1, 2] || [3]", vec!["[1, 2, 3]"]),
+        ("SELECT array_append([1], 2)", vec!["[1, 2]"]),
+        ("SELECT [name, 'z'] FROM app.t ORDER BY id", vec!["[a, z]", "[NULL, z]", "[c, z]"]),
+        ("SELECT concat(name, NULL, id) FROM app.t ORDER BY id", vec!["a1", "2", "c3"]),
+        ("SELECT concat_ws('-', name, 'x', id) FROM app.t ORDER BY id", vec!["a-x-1", "x-2", "c-x-3"]),
+        ("SELECT regexp_replace('foobarbaz', 'b(..)', 'X\\1Y', 'g')", vec!["fooXarYXazY"]),
+        ("SELECT array_to_string([1, NULL, 3], '-', 'x')", vec!["1-x-3"]),
+        ("SELECT overlay('Txxxxas' PLACING 'hom' FROM 2 FOR 4)", vec!["Thomas"]),
+        ("SELECT encode('abc', 'hex')", vec!["616263"]),
+        ("SELECT to_char(TIMESTAMP '2024-01-02 03:04:05', '%Y/%m')", vec!["2024/01"]),
+        ("SELECT array_replace_all([1, 2, 1], 1, 9)", vec!["[9, 2, 9]"]),
+        ("SELECT id FROM app.t WHERE id = ANY(ARRAY[1, 3]) ORDER BY id", vec!["1", "3"]),
+    ] {
+        assert_eq!(rows(&root, sql, ()).await, expected, "{sql}");
+    }
+    let outcome =
+        root.execute("SELECT name || 'x', 'y' || 'z' FROM app.t", ()).await.unwrap().rows().unwrap();
+    let names: Vec<_> = outcome.schema.fields().iter().map(|field| field.name().clone()).collect();
+    assert_eq!(names, ["app.t.name || Utf8(\"x\")", "Utf8(\"y\") || Utf8(\"z\")"]);
+    assert_eq!(
+        rows(&root, "SELECT $1 || name FROM app.t WHERE id = 1", vec![ScalarValue::from("p")]).await,
+        ["pa"]
+    );
 }
