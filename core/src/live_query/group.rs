@@ -16,6 +16,7 @@ use datafusion::arrow::array::RecordBatch;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use super::catch_up::LogChunks;
 use super::evaluator::delivered_seqs;
 use super::frame::{EncodedBatch, Frame, FrameBody, held_bytes};
 use super::plan::LiveQueryPlan;
@@ -193,6 +194,8 @@ pub(crate) struct Group {
     pub(crate) maker: FrameMaker,
     ring: Mutex<Ring>,
     ring_bytes_max: usize,
+    /// For members that the ring does not serve.
+    pub(super) chunks: LogChunks,
     /// Bytes in all rings of the process, and their limit.
     total: Arc<RingTotal>,
     /// Changes whenever a subscriber has reason to look again.
@@ -232,6 +235,7 @@ impl Group {
             ring_bytes_max,
             total,
             wake: watch::Sender::new(()),
+            chunks: LogChunks::default(),
             progress: Mutex::default(),
         }
     }

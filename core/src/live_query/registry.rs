@@ -11,9 +11,10 @@ use dashmap::DashMap;
 use datafusion::execution::SessionState;
 use datafusion::prelude::{SessionConfig, SessionContext};
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tracing::debug;
 
+use super::catch_up::CHUNKS_AT_ONCE;
 use super::frame::{CloseReason, ResetReason};
 use super::group::{FrameLimits, FrameMaker, Group, GroupKey, RingTotal};
 use super::manager::LiveQueryParts;
@@ -107,6 +108,8 @@ pub(super) struct Shared {
     pub(super) counters: Counters,
     pub(super) subscriptions: DashMap<SubscriptionId, Arc<Registered>>,
     pub(super) members: Mutex<Members>,
+    /// Who has one may evaluate a chunk of the change log.
+    pub(super) chunk_places: Arc<Semaphore>,
     sealer: Sealer,
     ring_bytes_max: usize,
     pub(super) rings: Arc<RingTotal>,
@@ -149,6 +152,7 @@ impl Shared {
             counters: Counters::default(),
             subscriptions: DashMap::new(),
             members: Mutex::default(),
+            chunk_places: Arc::new(Semaphore::new(CHUNKS_AT_ONCE)),
             sealer: Sealer::new(&secret),
             ring_bytes_max: config.live_ring_bytes,
             rings: Arc::new(RingTotal {
