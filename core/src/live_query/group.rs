@@ -33,6 +33,8 @@ pub(crate) struct GroupKey {
     pub(crate) scope: ScopeId,
     pub(crate) fingerprint: Fingerprint,
     pub(crate) limits: FrameLimits,
+    /// Tells queries apart that are different although they have one fingerprint.
+    pub(crate) ordinal: u32,
 }
 
 /// The size of frames.

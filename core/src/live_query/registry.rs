@@ -173,12 +173,13 @@ impl Shared {
         limits: FrameLimits,
     ) -> Result<Arc<Group>> {
         let definition = &plan.table.definition;
-        let key = GroupKey {
+        let mut key = GroupKey {
             table: definition.id,
             version: definition.version,
             scope: plan.scope,
             fingerprint: plan.fingerprint,
             limits,
+            ordinal: 0,
         };
         let mut members = self.members.lock();
         if members.closed {
@@ -193,9 +194,13 @@ impl Shared {
         }
         members.total += 1;
         *members.per_user.entry(principal.user_id).or_default() += 1;
-        if let Some((group, count)) = members.groups.get_mut(&key) {
-            *count += 1;
-            return Ok(Arc::clone(group));
+        while let Some((group, count)) = members.groups.get_mut(&key) {
+            // Nobody is shown another query's rows, whatever the fingerprints say.
+            if group.plan.is_same(&plan) {
+                *count += 1;
+                return Ok(Arc::clone(group));
+            }
+            key.ordinal += 1;
         }
         let group = Arc::new(Group::new(
             key.clone(),
