@@ -283,6 +283,9 @@ impl Shared {
         if self.members.lock().closed {
             return Err(Error::shutting_down());
         }
+        // A change of the catalog that ended subscriptions before it is seen here, a later one ends this one too.
+        check_current(&registered.group, principal, &self.committer.snapshot().catalog)
+            .map_err(|stop| cannot_begin(&stop))?;
         Ok((registered, membership))
     }
 
@@ -337,8 +340,10 @@ impl Shared {
         }
     }
 
-    /// Ends all subscriptions of a group, e.g. after its expressions failed.
-    pub(super) fn end_group(&self, group: &Arc<Group>, stop: &Stop) {
+    /// Ends all subscriptions of a group whose expressions failed on the commits up to `through`. Those that are about to be
+    /// registered find the gap these commits leave, and fail on them by themselves.
+    pub(super) fn end_group(&self, group: &Arc<Group>, through: Seq, stop: &Stop) {
+        group.leave_gap(through);
         for entry in &self.subscriptions {
             if Arc::ptr_eq(&entry.group, group) {
                 entry.end(stop.clone());
@@ -395,6 +400,11 @@ impl Drop for Membership {
         }
         self.shared.leave(self.user, &self.group);
     }
+}
+
+/// The refusal of a live query whose table or user has changed since it was planned.
+pub(super) fn cannot_begin(stop: &Stop) -> Error {
+    Error::conflict(format!("the live query cannot begin: {}", stop.message))
 }
 
 fn cut_label(label: &str) -> String {
