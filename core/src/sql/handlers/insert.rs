@@ -441,7 +441,11 @@ impl<'a> Rows<'a> {
         let scope = definition.scope_for(self.execution.principal.user_id);
         let mut set = self.execution.write_set();
         set.durability = definition.options.durability;
-        set.tables.push(TableWrite { table: definition, scope, rows: self.writes });
+        // Keys move among the rows of all batches: what leaves a key comes before what takes it.
+        let (mut rows, mut others): (Vec<_>, Vec<_>) =
+            self.writes.into_iter().partition(|write| matches!(write, RowWrite::Delete { .. }));
+        rows.append(&mut others);
+        set.tables.push(TableWrite { table: definition, scope, rows });
         attempts.commit(set, self.affected).await
     }
 }
