@@ -8,6 +8,7 @@
 //! | `complexity`, `stack` | limits on what a text can grow into, and room for it |
 //! | `functions`, `uuids`, `password` | the database's own functions |
 //! | `capped`, `concatenation`, `extent` | limits on what functions make |
+//! | `turns` | who goes first among those that lost |
 //! | `hot` | the two shapes that skip planning |
 //! | `handlers` | what each statement does |
 //!
@@ -34,6 +35,7 @@ mod result;
 pub(crate) mod session;
 mod stack;
 mod statement;
+mod turns;
 mod typing;
 mod uuids;
 mod wildcard;
