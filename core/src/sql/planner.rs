@@ -57,7 +57,7 @@ pub(crate) fn plan(
     let operators_max = execution.ctx().config.sql_operators_max;
     complexity::check_statement(&statement, operators_max)?;
     if view.names_seq || view.target.is_some() {
-        wildcard::expand(&mut statement, execution)?;
+        wildcard::expand(&mut statement, execution, view)?;
     }
     let state = execution.session.engine().state();
     let options = &state.config_options().sql_parser;
