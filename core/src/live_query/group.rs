@@ -16,6 +16,7 @@ use datafusion::arrow::array::RecordBatch;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use super::catch_up::LogChunks;
 use super::evaluator::delivered_seqs;
 use super::frame::{EncodedBatch, Frame, FrameBody, held_bytes};
 use super::plan::LiveQueryPlan;
@@ -32,6 +33,8 @@ pub(crate) struct GroupKey {
     pub(crate) scope: ScopeId,
     pub(crate) fingerprint: Fingerprint,
     pub(crate) limits: FrameLimits,
+    /// Tells queries apart that are different although they have one fingerprint.
+    pub(crate) ordinal: u32,
 }
 
 /// The size of frames.
@@ -191,6 +194,8 @@ pub(crate) struct Group {
     pub(crate) key: GroupKey,
     pub(crate) plan: LiveQueryPlan,
     pub(crate) maker: FrameMaker,
+    /// For members that the ring does not serve.
+    pub(super) chunks: LogChunks,
     ring: Mutex<Ring>,
     ring_bytes_max: usize,
     /// Bytes in all rings of the process, and their limit.
@@ -206,6 +211,8 @@ struct Ring {
     /// Set by the matcher when it begins to follow.
     adopted: bool,
     floor: Seq,
+    /// What came last up to here is not in the ring, because it could not be evaluated.
+    gap: Seq,
     entries: VecDeque<Entry>,
     bytes: usize,
 }
@@ -228,6 +235,7 @@ impl Group {
             key,
             plan,
             maker,
+            chunks: LogChunks::default(),
             ring: Mutex::default(),
             ring_bytes_max,
             total,
@@ -289,6 +297,12 @@ impl Group {
         self.wake();
     }
 
+    /// The commits up to `through` could not be evaluated: whoever does not have them reads the change log, and learns why.
+    pub(crate) fn leave_gap(&self, through: Seq) {
+        self.ring.lock().gap = through;
+        self.wake();
+    }
+
     /// What comes after `cursor`, within `up_to` if there is one.
     pub(crate) fn read(&self, cursor: Seq, up_to: Option<Seq>) -> RingRead {
         let ring = self.ring.lock();
@@ -300,6 +314,8 @@ impl Group {
         }
         let position = ring.entries.partition_point(|entry| entry.through <= cursor);
         match ring.entries.get(position) {
+            None if cursor < ring.gap => RingRead::Behind,
+            Some(entry) if cursor < ring.gap && entry.first > ring.gap => RingRead::Behind,
             None => RingRead::UpToDate,
             Some(entry) if entry.first <= cursor || up_to.is_some_and(|up_to| entry.through > up_to) => {
                 RingRead::Behind

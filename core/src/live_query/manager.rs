@@ -15,7 +15,7 @@ use super::frame::CloseReason;
 use super::group::FrameLimits;
 use super::matcher;
 use super::plan::LiveQueryPlan;
-use super::registry::{Membership, Registered, Shared, Stop, check_current};
+use super::registry::{Membership, Registered, Shared, Stop, cannot_begin, check_current};
 use super::subscription::{Begin, Subscription};
 use crate::access::Principal;
 use crate::clock::Clock;
@@ -120,8 +120,7 @@ impl LiveQueryManager {
         // The snapshot is taken after joining: whatever commits from now on, the matcher shows to the group.
         let membership = Membership { shared: Arc::clone(shared), user: principal.user_id, group, id: None };
         let snapshot = shared.committer.snapshot();
-        check_current(&membership.group, principal, &snapshot.catalog)
-            .map_err(|stop| Error::conflict(format!("the live query cannot begin: {}", stop.message)))?;
+        check_current(&membership.group, principal, &snapshot.catalog).map_err(|stop| cannot_begin(&stop))?;
         let begin = shared.begin(&membership.group, request, &snapshot)?;
         let position = match &begin {
             Begin::Snapshot { .. } => snapshot.seq,
@@ -246,3 +245,7 @@ fn frame_limits(request: &SubscribeRequest) -> FrameLimits {
         bytes_max: or(request.max_bytes, SubscribeRequest::MAX_BYTES).min(SubscribeRequest::MAX_BYTES_LIMIT),
     }
 }
+
+#[cfg(test)]
+#[path = "manager_tests.rs"]
+mod tests;

@@ -191,7 +191,7 @@ impl Work {
                 None => Ok(()),
             };
             if let Err(error) = delivered {
-                shared.end_group(&group, &Stop::failed(&error));
+                shared.end_group(&group, through, &Stop::failed(&error));
             }
         }
     }

@@ -9,6 +9,8 @@
 //!
 //! Invariant: a subscriber's frames fold to the query's result at every `complete_through`; see [`frame`].
 
+mod canonical;
+mod catch_up;
 mod evaluator;
 mod frame;
 mod group;

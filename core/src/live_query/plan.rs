@@ -4,7 +4,6 @@
 //!
 //! Invariant: the scope comes from the table provider the planner was given, and so from the principal, never from the text.
 
-use std::fmt::Write as _;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -19,6 +18,7 @@ use datafusion::logical_expr::{
 };
 use datafusion::optimizer::simplify_expressions::ExprSimplifier;
 
+use super::canonical::canonical_text;
 use super::evaluator::{Evaluator, Output};
 use super::token::Fingerprint;
 use crate::error::{Error, ErrorKind, Result, SqlState};
@@ -37,6 +37,8 @@ pub struct LiveQueryPlan {
     pub(crate) scope: ScopeId,
     /// The condition's conjuncts over the table's full schema, for pushing down into a snapshot's scan.
     pub(crate) conjuncts: Vec<Expr>,
+    /// The expressions that are delivered, with their names.
+    outputs: Vec<(Expr, String)>,
     pub(crate) evaluator: Arc<Evaluator>,
     pub(crate) fingerprint: Fingerprint,
 }
@@ -71,6 +73,14 @@ impl LiveQueryPlan {
         })?;
         let plan = with_nulls.data.recompute_schema()?;
         Ok(Arc::clone(Self::extract(&plan, state)?.schema()))
+    }
+
+    /// Whether both deliver the same of the same table. Equal fingerprints say so too, as far as a hash can.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        self.table.definition.id == other.table.definition.id
+            && self.scope == other.scope
+            && self.conjuncts == other.conjuncts
+            && self.outputs == other.outputs
     }
 
     /// The columns subscribers get: `_op`, `_seq` and the query's.
@@ -182,38 +192,17 @@ impl Shape {
             outputs.push((expr, name));
         }
         let text = canonical_text(&self.table, self.scope, filter.as_ref(), &outputs)?;
-        let named = name_outputs(outputs, &full)?;
+        let named = name_outputs(outputs.clone(), &full)?;
         let evaluator = Evaluator::new(&self.table, filter.clone(), named, state)?;
         Ok(LiveQueryPlan {
             table: self.table,
             scope: self.scope,
             conjuncts: filter.map(split_conjunction_owned).unwrap_or_default(),
+            outputs,
             evaluator: Arc::new(evaluator),
             fingerprint: Fingerprint::of(&text),
         })
     }
-}
-
-/// The text equal live queries share: everything that decides what is delivered, except the table's version.
-fn canonical_text(
-    table: &TableSchemas,
-    scope: ScopeId,
-    filter: Option<&Expr>,
-    outputs: &[(Expr, String)],
-) -> Result<String> {
-    let mut text = format!("{} scope {scope}", table.definition.qualified_name());
-    let write = |text: &mut String, expr: &Expr, name: &str| {
-        // The debug form tells literals of different types apart, which the display form does not.
-        write!(text, "\n{name:?} = {expr:?}")
-            .map_err(|error| Error::internal("formatting failed").source(error))
-    };
-    if let Some(filter) = filter {
-        write(&mut text, filter, "where")?;
-    }
-    for (expr, name) in outputs {
-        write(&mut text, expr, name)?;
-    }
-    Ok(text)
 }
 
 /// Checks names, and gives each output its field.

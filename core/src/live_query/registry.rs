@@ -11,9 +11,10 @@ use dashmap::DashMap;
 use datafusion::execution::SessionState;
 use datafusion::prelude::{SessionConfig, SessionContext};
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tracing::debug;
 
+use super::catch_up::CHUNKS_AT_ONCE;
 use super::frame::{CloseReason, ResetReason};
 use super::group::{FrameLimits, FrameMaker, Group, GroupKey, RingTotal};
 use super::manager::LiveQueryParts;
@@ -107,6 +108,8 @@ pub(super) struct Shared {
     pub(super) counters: Counters,
     pub(super) subscriptions: DashMap<SubscriptionId, Arc<Registered>>,
     pub(super) members: Mutex<Members>,
+    /// Who has one may evaluate a chunk of the change log.
+    pub(super) chunk_places: Arc<Semaphore>,
     sealer: Sealer,
     ring_bytes_max: usize,
     pub(super) rings: Arc<RingTotal>,
@@ -152,6 +155,7 @@ impl Shared {
             counters: Counters::default(),
             subscriptions: DashMap::new(),
             members: Mutex::default(),
+            chunk_places: Arc::new(Semaphore::new(CHUNKS_AT_ONCE)),
             sealer: Sealer::new(&secret),
             ring_bytes_max: config.live_ring_bytes,
             rings: Arc::new(RingTotal {
@@ -172,12 +176,13 @@ impl Shared {
         limits: FrameLimits,
     ) -> Result<Arc<Group>> {
         let definition = &plan.table.definition;
-        let key = GroupKey {
+        let mut key = GroupKey {
             table: definition.id,
             version: definition.version,
             scope: plan.scope,
             fingerprint: plan.fingerprint,
             limits,
+            ordinal: 0,
         };
         let mut members = self.members.lock();
         if members.closed {
@@ -192,9 +197,13 @@ impl Shared {
         }
         members.total += 1;
         *members.per_user.entry(principal.user_id).or_default() += 1;
-        if let Some((group, count)) = members.groups.get_mut(&key) {
-            *count += 1;
-            return Ok(Arc::clone(group));
+        while let Some((group, count)) = members.groups.get_mut(&key) {
+            // Nobody is shown another query's rows, whatever the fingerprints say.
+            if group.plan.is_same(&plan) {
+                *count += 1;
+                return Ok(Arc::clone(group));
+            }
+            key.ordinal += 1;
         }
         let group = Arc::new(Group::new(
             key.clone(),
@@ -277,6 +286,9 @@ impl Shared {
         if self.members.lock().closed {
             return Err(Error::shutting_down());
         }
+        // A change of the catalog that ended subscriptions before it is seen here, a later one ends this one too.
+        check_current(&registered.group, principal, &self.committer.snapshot().catalog)
+            .map_err(|stop| cannot_begin(&stop))?;
         Ok((registered, membership))
     }
 
@@ -331,8 +343,10 @@ impl Shared {
         }
     }
 
-    /// Ends all subscriptions of a group, e.g. after its expressions failed.
-    pub(super) fn end_group(&self, group: &Arc<Group>, stop: &Stop) {
+    /// Ends all subscriptions of a group whose expressions failed on the commits up to `through`. Those that are about to be
+    /// registered find the gap these commits leave, and fail on them by themselves.
+    pub(super) fn end_group(&self, group: &Arc<Group>, through: Seq, stop: &Stop) {
+        group.leave_gap(through);
         for entry in &self.subscriptions {
             if Arc::ptr_eq(&entry.group, group) {
                 entry.end(stop.clone());
@@ -389,6 +403,11 @@ impl Drop for Membership {
         }
         self.shared.leave(self.user, &self.group);
     }
+}
+
+/// The refusal of a live query whose table or user has changed since it was planned.
+pub(super) fn cannot_begin(stop: &Stop) -> Error {
+    Error::conflict(format!("the live query cannot begin: {}", stop.message))
 }
 
 fn cut_label(label: &str) -> String {

@@ -25,20 +25,15 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 
+use super::catch_up::{LogChunk, LogRead, read_log};
 use super::frame::{CloseReason, Frame, FrameBody, ResetReason};
 use super::group::{Group, MoreFollows, RingRead};
-use super::matcher::{changes_of, images_of};
 use super::registry::{Membership, Registered, Shared, Stop, check_current};
 use super::{SnapshotMode, SubscribeRequest};
-use crate::change_log;
 use crate::commit::Snapshot;
 use crate::error::{Error, Result};
 use crate::ids::{Seq, SubscriptionId};
-use crate::storage;
 use crate::tables::{KalamTable, RowSchema};
-
-/// Bytes of the change log read at once by a subscriber that catches up.
-const LOG_CHUNK_BYTES: usize = 1 << 20;
 
 /// A running live query: a stream of frames. Dropping it ends the live query.
 ///
@@ -83,6 +78,7 @@ impl Subscription {
             heartbeat: request.heartbeat,
             heartbeat_at: Instant::now() + request.heartbeat,
             outbox: VecDeque::new(),
+            chunk: None,
             phase: Phase::Live,
             failure: None,
             shared,
@@ -161,6 +157,8 @@ struct Driver {
     heartbeat: Duration,
     heartbeat_at: Instant,
     outbox: VecDeque<Arc<Frame>>,
+    /// Where the frames in the outbox are from, kept for others of the group to take.
+    chunk: Option<Arc<LogChunk>>,
     phase: Phase,
     /// Follows the last frame.
     failure: Option<Arc<Error>>,
@@ -304,6 +302,7 @@ impl Driver {
 
     /// Puts the next frames into the outbox, or waits until there can be some.
     async fn live_step(&mut self) -> Result<()> {
+        self.chunk = None;
         if let Some(up_to) = self.up_to
             && self.cursor >= up_to
         {
@@ -374,36 +373,35 @@ impl Driver {
 
     /// Reads a chunk of the change log after the cursor.
     async fn read_log(&mut self, stop: Option<Stop>) -> Result<()> {
-        let snapshot = self.shared.committer.snapshot();
-        let outdated = check_current(&self.group, &self.registered.principal, &snapshot.catalog).err();
-        if let Some(stop) = outdated.or(stop) {
-            self.close(&stop);
+        if let Some(stop) = stop {
+            let snapshot = self.shared.committer.snapshot();
+            let outdated = check_current(&self.group, &self.registered.principal, &snapshot.catalog).err();
+            self.close(&outdated.unwrap_or(stop));
             return Ok(());
         }
-        let (after, up_to) = (self.cursor, self.up_to.map_or(snapshot.seq, |up_to| up_to.min(snapshot.seq)));
+        let after = self.cursor;
         self.shared.counters.log_reads.fetch_add(1, Ordering::Relaxed);
-        let group = Arc::clone(&self.group);
-        let storage = Arc::clone(&snapshot.storage);
-        let chunk = storage::blocking(move || {
-            let (table, scope) = (group.key.table, group.key.scope);
-            let slice = change_log::read(storage.as_ref(), table, scope, after, up_to, LOG_CHUNK_BYTES)?;
-            let Some(slice) = slice else { return Ok(None) };
-            let through = slice.complete_through;
-            let changes = slice.changes.iter().map(|(seq, changes)| (*seq, changes));
-            let images = images_of(&group.plan.table, changes)?;
-            let entries = match changes_of(&group, &images)? {
-                Some(batch) => group.maker.entries(&batch, through)?,
-                None => Vec::new(),
-            };
-            Ok(Some((entries, through)))
-        })
-        .await?;
-        let Some((entries, through)) = chunk else {
-            self.reset(snapshot);
-            return Ok(());
+        let read = read_log(&self.shared, &self.group, &self.registered.principal, after, self.up_to);
+        let read = tokio::select! {
+            read = read => read?,
+            // `next` looks at the reason and comes here again if there is none that matters.
+            _ = self.stop.changed() => return Ok(()),
         };
+        let chunk = match read {
+            LogRead::Chunk(chunk) => chunk,
+            LogRead::Gone(snapshot) => {
+                self.reset(snapshot);
+                return Ok(());
+            }
+            LogRead::Outdated(stop) => {
+                self.close(&stop);
+                return Ok(());
+            }
+        };
+        let through = chunk.through;
         assert!(through >= after, "the change log is read forwards");
-        self.outbox.extend(entries.into_iter().flat_map(|entry| entry.frames));
+        self.outbox.extend(chunk.frames.iter().map(Arc::clone));
+        self.chunk = Some(chunk);
         self.cursor = through;
         // Here too, so that a long way through a log without news does not look like a dead stream.
         if self.outbox.is_empty() && self.progress_is_due(through) {

@@ -12,7 +12,8 @@
 use std::fmt;
 
 use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::engine::DecodePaddingMode;
+use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, URL_SAFE_NO_PAD};
 use bytes::Bytes;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
@@ -179,15 +180,18 @@ pub fn token_to_text(token: &[u8]) -> String {
     URL_SAFE_NO_PAD.encode(token)
 }
 
-/// The token of a text made by [`token_to_text`].
+/// The token of a text made by [`token_to_text`], or of standard base64, as clients make it of a frame's bytes.
 ///
 /// # Errors
 /// 22023 when the text is not base64.
 pub fn token_from_text(text: &str) -> Result<Bytes> {
-    URL_SAFE_NO_PAD
-        .decode(text.trim())
+    const EITHER_PADDING: GeneralPurposeConfig =
+        GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
+    let text = text.trim().replace('+', "-").replace('/', "_");
+    GeneralPurpose::new(&base64::alphabet::URL_SAFE, EITHER_PADDING)
+        .decode(text)
         .map(Bytes::from)
-        .map_err(|_| Error::invalid("the resume token is not URL-safe base64"))
+        .map_err(|_| Error::invalid("the resume token is not base64"))
 }
 
 #[cfg(test)]
@@ -213,6 +217,11 @@ mod tests {
         assert_eq!(sealer.open(&scope(), &token).unwrap(), Ok(POSITION));
         let text = token_to_text(&token);
         assert_eq!(token_from_text(&text).unwrap(), token);
+        for bytes in [&token[..], &[0xFB, 0xFF, 0xBE], &[0xFF], &[0xFB, 0xF0]] {
+            let standard = base64::engine::general_purpose::STANDARD.encode(bytes);
+            assert_eq!(token_from_text(&standard).unwrap(), bytes, "{standard}");
+            assert_eq!(token_from_text(&token_to_text(bytes)).unwrap(), bytes, "{standard}");
+        }
     }
 
     #[test]

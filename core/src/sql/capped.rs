@@ -1,16 +1,23 @@
-//! Limits around DataFusion's functions whose result can be far greater than their arguments. The memory pool does not see
-//! what a scalar function allocates, and constants are folded while planning, so each is asked first how much it would make.
+//! Limits around DataFusion's functions whose result can be far greater than their arguments, or that make twice as much of
+//! them each time they are applied. The memory pool does not see what a scalar function allocates, and constants are folded
+//! while planning, so each is asked first how much it would make.
 
 use std::sync::Arc;
 
-use datafusion::arrow::array::{Array, ArrayRef, AsArray};
-use datafusion::arrow::compute::cast;
-use datafusion::arrow::datatypes::{DataType, FieldRef, Int64Type};
+use datafusion::arrow::datatypes::{DataType, FieldRef};
 use datafusion::common::Result as DataFusionResult;
+use datafusion::common::config::ConfigOptions;
+use datafusion::common::tree_node::{Transformed, TreeNode};
+use datafusion::logical_expr::expr::{BinaryExpr, ScalarFunction};
+use datafusion::logical_expr::expr_rewriter::NamePreserver;
 use datafusion::logical_expr::{
-    ColumnarValue, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature,
+    ColumnarValue, Expr, LogicalPlan, Operator, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDF,
+    ScalarUDFImpl, Signature,
 };
+use datafusion::optimizer::AnalyzerRule;
 
+use super::concatenation::concatenation;
+use super::extent::Argument;
 use crate::error::{Error, ErrorKind, SqlState};
 
 /// The largest single value.
@@ -20,39 +27,113 @@ const COLUMN_BYTES_MAX: u64 = 512 << 20;
 /// What one element of a list takes at least.
 const ELEMENT_BYTES: u64 = 8;
 
+/// What one element is at most as text, if it is not text.
+const ELEMENT_TEXT_BYTES: u64 = 48;
+/// What a byte of a format becomes at most: `%+` is a whole time.
+const FORMATTED_BYTES: u64 = 16;
+
 /// How the size of a result follows from the arguments of one row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Growth {
+pub(super) enum Growth {
     /// `repeat(text, n)`.
     Repeat,
     /// `lpad(text, n)`, `rpad(text, n)`.
     Pad,
     /// `replace(text, from, to)`.
     Replace,
+    /// `regexp_replace(text, pattern, to, flags)`.
+    RegexpReplace,
     /// `generate_series(from, to, step)`, `range(...)`.
     Series,
     /// `array_repeat(element, n)`, `array_resize(list, n)`.
     List,
+    /// `array_replace_all(list, from, to)` and its relatives.
+    ReplaceElements,
+    /// `array_to_string(list, delimiter, null)`.
+    Join,
+    /// `concat_ws(separator, text, ...)`.
+    Separated,
+    /// `encode(bytes, encoding)`.
+    Encode,
+    /// `to_char(time, format)`.
+    Format,
+    /// `concat(text, ...)`, `a || b`, and whatever else puts its arguments together.
+    Sum,
 }
 
-const CAPPED: [(&str, Growth); 8] = [
+const CAPPED: [(&str, Growth); 22] = [
     ("repeat", Growth::Repeat),
     ("lpad", Growth::Pad),
     ("rpad", Growth::Pad),
     ("replace", Growth::Replace),
+    ("regexp_replace", Growth::RegexpReplace),
     ("range", Growth::Series),
     ("generate_series", Growth::Series),
     ("array_repeat", Growth::List),
     ("array_resize", Growth::List),
+    ("array_replace", Growth::ReplaceElements),
+    ("array_replace_n", Growth::ReplaceElements),
+    ("array_replace_all", Growth::ReplaceElements),
+    ("array_to_string", Growth::Join),
+    ("concat_ws", Growth::Separated),
+    ("encode", Growth::Encode),
+    ("to_char", Growth::Format),
+    ("concat", Growth::Sum),
+    ("overlay", Growth::Sum),
+    ("make_array", Growth::Sum),
+    ("array_concat", Growth::Sum),
+    ("array_append", Growth::Sum),
+    ("array_prepend", Growth::Sum),
 ];
 
 /// The functions of `known` that need a limit, with it.
 pub(crate) fn capped(known: impl Fn(&str) -> Option<Arc<ScalarUDF>>) -> Vec<Arc<ScalarUDF>> {
-    let wrap = |(name, growth): (&str, Growth)| {
-        let inner = known(name)?;
-        Some(Arc::new(ScalarUDF::new_from_impl(Capped { inner, growth })))
-    };
-    CAPPED.into_iter().filter_map(wrap).collect()
+    CAPPED.into_iter().filter_map(|(name, _)| limited(&known(name)?)).collect()
+}
+
+/// `function` with its limit; `None` when it needs none or has it.
+fn limited(function: &Arc<ScalarUDF>) -> Option<Arc<ScalarUDF>> {
+    if function.inner().is::<Capped>() {
+        return None;
+    }
+    let (_, growth) = CAPPED.into_iter().find(|(name, _)| *name == function.name())?;
+    Some(Arc::new(ScalarUDF::new_from_impl(Capped { inner: Arc::clone(function), growth })))
+}
+
+/// Puts limits where the planner writes functions by itself, as for `ARRAY[...]`, and around `||`, which is none.
+#[derive(Debug)]
+pub(crate) struct CapRule;
+
+impl AnalyzerRule for CapRule {
+    fn name(&self) -> &str {
+        "kalam_capped"
+    }
+
+    fn analyze(&self, plan: LogicalPlan, _: &ConfigOptions) -> DataFusionResult<LogicalPlan> {
+        plan.transform_up_with_subqueries(|node| {
+            let names = NamePreserver::new(&node);
+            node.map_expressions(|expr| {
+                let name = names.save(&expr);
+                let rewritten = expr.transform_up(|expr| Ok(limit(expr)))?;
+                Ok(rewritten.update_data(|expr| name.restore(expr)))
+            })
+        })
+        .map(|rewritten| rewritten.data)?
+        .recompute_schema()
+    }
+}
+
+fn limit(expr: Expr) -> Transformed<Expr> {
+    match expr {
+        Expr::BinaryExpr(BinaryExpr { left, op: Operator::StringConcat, right }) => Transformed::yes(
+            Expr::ScalarFunction(ScalarFunction::new_udf(concatenation(), vec![*left, *right])),
+        ),
+        Expr::ScalarFunction(call) => match limited(&call.func) {
+            Some(func) => Transformed::yes(Expr::ScalarFunction(ScalarFunction { func, args: call.args })),
+            None => Transformed::no(Expr::ScalarFunction(call)),
+        },
+        other => Transformed::no(other),
+    }
 }
 
 #[derive(Debug, PartialEq, Eq, Hash)]
@@ -87,25 +168,32 @@ impl ScalarUDFImpl for Capped {
     }
 
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> DataFusionResult<ColumnarValue> {
-        self.check(&args)?;
+        self.growth.check(self.inner.name(), &args)?;
         self.inner.invoke_with_args(args)
     }
 }
 
-impl Capped {
-    fn check(&self, args: &ScalarFunctionArgs) -> DataFusionResult<()> {
+impl Growth {
+    /// Refuses what would be too large.
+    pub(super) fn check(self, name: &str, args: &ScalarFunctionArgs) -> DataFusionResult<()> {
         let all_constant = args.args.iter().all(|value| matches!(value, ColumnarValue::Scalar(_)));
         let rows = if all_constant { args.number_rows.min(1) } else { args.number_rows };
         let columns = args.args.iter().map(Argument::new).collect::<DataFusionResult<Vec<_>>>()?;
+        if self == Self::Sum {
+            let all = columns.iter().fold(0_u64, |all, column| all.saturating_add(column.all_bytes(rows)));
+            if all <= VALUE_BYTES_MAX {
+                return Ok(());
+            }
+        }
         let mut total = 0_u64;
         for row in 0..rows {
-            let bytes = self.growth.bytes(&columns, row);
+            let bytes = self.bytes(&columns, row);
             total = total.saturating_add(bytes);
             if bytes > VALUE_BYTES_MAX || total > COLUMN_BYTES_MAX {
                 return Err(Error::new(
                     ErrorKind::ResourceExhausted,
                     SqlState::PROGRAM_LIMIT_EXCEEDED,
-                    format!("the result of {}() is too large", self.inner.name()),
+                    format!("the result of {name} is too large"),
                 )
                 .hint(format!("a value has at most {} MiB", VALUE_BYTES_MAX >> 20))
                 .into());
@@ -113,60 +201,13 @@ impl Capped {
         }
         Ok(())
     }
-}
 
-/// An argument, as far as the size of the result depends on it.
-struct Argument {
-    /// As numbers, where it can be read so.
-    numbers: Option<ArrayRef>,
-    /// The bytes of each value.
-    array: ArrayRef,
-    constant: bool,
-}
-
-impl Argument {
-    fn new(value: &ColumnarValue) -> DataFusionResult<Self> {
-        let (array, constant) = match value {
-            ColumnarValue::Array(array) => (Arc::clone(array), false),
-            ColumnarValue::Scalar(scalar) => (scalar.to_array()?, true),
-        };
-        let numbers = if array.data_type().is_integer() || array.data_type().is_temporal() {
-            cast(&array, &DataType::Int64).ok()
-        } else {
-            None
-        };
-        Ok(Self { numbers, array, constant })
-    }
-
-    fn row(&self, row: usize) -> usize {
-        if self.constant { 0 } else { row }
-    }
-
-    fn number(&self, row: usize) -> i64 {
-        let row = self.row(row);
-        let numbers = self.numbers.as_ref().map(|numbers| numbers.as_primitive::<Int64Type>());
-        numbers
-            .filter(|numbers| row < numbers.len() && numbers.is_valid(row))
-            .map_or(0, |numbers| numbers.value(row))
-    }
-
-    fn bytes(&self, row: usize) -> u64 {
-        let row = self.row(row);
-        let len = match self.array.data_type() {
-            DataType::Utf8 => self.array.as_string::<i32>().value_length(row).unsigned_abs().into(),
-            DataType::LargeUtf8 => self.array.as_string::<i64>().value_length(row).unsigned_abs(),
-            DataType::Utf8View => self.array.as_string_view().value(row).len() as u64,
-            _ => (self.array.get_array_memory_size() / self.array.len().max(1)) as u64,
-        };
-        len.max(1)
-    }
-}
-
-impl Growth {
     fn bytes(self, arguments: &[Argument], row: usize) -> u64 {
         let number = |index: usize| arguments.get(index).map_or(0, |argument| argument.number(row));
         let bytes = |index: usize| arguments.get(index).map_or(1, |argument| argument.bytes(row));
         let count = |index: usize| u64::try_from(number(index)).unwrap_or(0);
+        let elements = |index: usize| arguments.get(index).map_or(0, |argument| argument.elements(row));
+        let sum = || arguments.iter().fold(0_u64, |sum, argument| sum.saturating_add(argument.bytes(row)));
         match self {
             Self::Repeat => count(1).saturating_mul(bytes(0)),
             Self::Pad => count(1).saturating_mul(4),
@@ -174,26 +215,50 @@ impl Growth {
                 let places = bytes(0) / bytes(1) + 1;
                 places.saturating_mul(bytes(2)).saturating_add(bytes(0))
             }
+            Self::RegexpReplace => regexp_replaced(arguments, row),
             Self::Series => series_len(arguments, row).saturating_mul(ELEMENT_BYTES),
             Self::List => {
                 // array_repeat has its element first; array_resize fills with its third argument.
                 let element = if arguments.len() > 2 { bytes(2) } else { bytes(0) };
                 count(1).saturating_mul(element.max(ELEMENT_BYTES))
             }
+            Self::ReplaceElements => bytes(0).saturating_add(elements(0).saturating_mul(bytes(2))),
+            Self::Join => {
+                let null = if arguments.len() > 2 { bytes(2) } else { 0 };
+                let leaves = arguments.first().map_or(0, |argument| argument.leaves(row));
+                let each = ELEMENT_TEXT_BYTES.saturating_add(bytes(1)).saturating_add(null);
+                bytes(0).saturating_add(leaves.saturating_mul(each))
+            }
+            Self::Separated => sum().saturating_add(bytes(0).saturating_mul(arguments.len() as u64)),
+            Self::Encode => bytes(0).saturating_mul(2),
+            Self::Format => bytes(1).saturating_mul(FORMATTED_BYTES),
+            Self::Sum => sum(),
         }
     }
+}
+
+/// A match can be at every place. A reference to a part of the match has two characters at least and puts in as much as
+/// matches, which is the whole text in all places together.
+fn regexp_replaced(arguments: &[Argument], row: usize) -> u64 {
+    let bytes = |index: usize| arguments.get(index).map_or(0, |argument| argument.bytes(row));
+    let has = |index: usize, wanted: &[char]| {
+        arguments.get(index).and_then(|argument| argument.text(row)).is_some_and(|text| text.contains(wanted))
+    };
+    let (text, to) = (bytes(0), bytes(2));
+    let places = if has(3, &['g']) { text.saturating_add(1) } else { 1 };
+    let references = if has(2, &['$', '\\']) { to / 2 + 1 } else { 0 };
+    text.saturating_add(places.saturating_mul(to)).saturating_add(references.saturating_mul(text))
 }
 
 fn series_len(arguments: &[Argument], row: usize) -> u64 {
     let number = |index: usize| arguments.get(index).map_or(0, |argument| i128::from(argument.number(row)));
     let (start, stop) = if arguments.len() == 1 { (0, number(0)) } else { (number(0), number(1)) };
-    let temporal = arguments.first().is_some_and(|argument| argument.array.data_type().is_temporal());
+    let temporal = arguments.first().is_some_and(|argument| argument.data_type().is_temporal());
     let step = match arguments.get(2) {
         // The unit of a time's number against that of an interval is not worked out: the smallest step is assumed to be an
         // hour of microseconds or a day of days, so a finer series must be short.
         Some(_) if temporal => {
-            if matches!(arguments.first().map(|argument| argument.array.data_type()), Some(DataType::Date32))
-            {
+            if matches!(arguments.first().map(|argument| argument.data_type()), Some(DataType::Date32)) {
                 1
             } else {
                 60_000_000

@@ -17,11 +17,11 @@ use datafusion::logical_expr::planner::TypePlanner;
 use datafusion::optimizer::Analyzer;
 use datafusion::prelude::SessionConfig;
 use datafusion::sql::sqlparser::ast;
-use tokio::sync::Mutex;
 
-use super::capped::capped;
+use super::capped::{CapRule, capped};
 use super::functions::{Generator, generators};
 use super::password::Passwords;
+use super::turns::Turns;
 use super::uuids::{self, UuidRule};
 use crate::app_context::AppContext;
 use crate::config::Config;
@@ -33,8 +33,8 @@ pub(crate) struct Engine {
     base: SessionState,
     pub(crate) generator: Arc<Generator>,
     pub(crate) passwords: Arc<Passwords>,
-    /// The turn of statements that lost against another commit.
-    pub(crate) losers: Mutex<()>,
+    /// The turns of statements that lost against another commit.
+    pub(crate) turns: Turns,
 }
 
 impl Engine {
@@ -42,6 +42,7 @@ impl Engine {
         let generator = Arc::new(Generator::new(Arc::clone(&ctx.clock), &ctx.node_id));
         let mut rules = Analyzer::new().rules;
         rules.insert(0, Arc::new(UuidRule));
+        rules.push(Arc::new(CapRule));
         let mut base = SessionStateBuilder::new()
             .with_session_id(ctx.node_id.to_string())
             .with_config(session_config(&ctx.config))
@@ -55,7 +56,7 @@ impl Engine {
         for function in limited.into_iter().chain(generators(&generator)).chain(uuids::functions()) {
             base.register_udf(function)?;
         }
-        Ok(Self { base, generator, passwords: Arc::default(), losers: Mutex::default() })
+        Ok(Self { base, generator, passwords: Arc::default(), turns: Turns::default() })
     }
 
     /// The state of one statement, whose `NOW()` is the present.

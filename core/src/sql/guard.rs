@@ -11,10 +11,12 @@ use datafusion::sql::sqlparser::tokenizer::{Location, Token, TokenWithSpan, Toke
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result, SqlState};
 
-/// Parentheses, brackets and CASE in one another.
+/// Parentheses and brackets in one another.
 const NESTING_MAX: usize = 128;
 /// Common table expressions and derived columns lists (`AS (`) in one statement; each adds to the depth of the plan.
 const WITH_MAX: usize = 200;
+/// Periods in one name: a column has at most three parts before it, a field of a struct a few more.
+const PERIODS_MAX: usize = 8;
 
 /// The tokens of exactly one statement, without white space, comments and closing semicolons.
 ///
@@ -47,13 +49,15 @@ pub(crate) fn tokenize(sql: &str, config: &Config) -> Result<Vec<TokenWithSpan>>
     Ok(tokens)
 }
 
-/// One level of nesting.
+/// One level of nesting: the statement itself, or what stands in parentheses, brackets or braces.
 #[derive(Default)]
 struct Level {
     /// Operators since the last comma: an upper bound of the depth of the tree they become.
     chain: usize,
     /// The longest chain seen at this level.
     longest: usize,
+    /// Set operations, which go on behind commas.
+    sets: usize,
     /// Commas of a FROM list join tables, so there they extend the chain instead of ending it.
     in_from: bool,
 }
@@ -65,86 +69,145 @@ impl Level {
     }
 }
 
+/// How deep the trees can be that the tokens read so far become.
+///
+/// Any word can be a name too. Where it can be one it is not taken for the end of anything, so that the depth is rather
+/// counted too high than too low.
+#[derive(Default)]
+struct Depth<'a> {
+    levels: Vec<Level>,
+    with_count: usize,
+    /// Periods in the name that is being read.
+    periods: usize,
+    previous: Option<&'a Token>,
+}
+
 fn check_depth(tokens: &[TokenWithSpan], operators_max: usize) -> Result<()> {
-    let mut levels = vec![Level::default()];
-    let mut with_count = 0;
-    let mut previous = Keyword::NoKeyword;
+    let mut depth = Depth { levels: vec![Level::default()], ..Depth::default() };
     for token in tokens {
-        let keyword = keyword_of(&token.token);
-        match &token.token {
-            Token::LParen | Token::LBracket | Token::LBrace => {
-                with_count += usize::from(matches!(previous, Keyword::AS | Keyword::MATERIALIZED));
-                levels.push(Level::default());
-            }
-            Token::RParen | Token::RBracket | Token::RBrace => close(&mut levels),
-            Token::Comma => comma(&mut levels),
-            Token::Word(_) if keyword == Keyword::CASE => levels.push(Level::default()),
-            Token::Word(_) if keyword == Keyword::END => close(&mut levels),
-            token => count(token, keyword, previous, &mut levels),
-        }
-        let chain = levels.last().map_or(0, |level| level.chain);
-        if chain > operators_max || levels.len() > NESTING_MAX || with_count > WITH_MAX {
+        depth.take(&token.token);
+        // What is open hangs below what is open around it.
+        let chains: usize = depth.levels.iter().map(|level| level.chain + level.sets).sum();
+        if chains > operators_max
+            || depth.levels.len() > NESTING_MAX
+            || depth.with_count > WITH_MAX
+            || depth.periods > PERIODS_MAX
+        {
             return Err(too_complex(operators_max));
         }
-        previous = keyword;
     }
     Ok(())
 }
 
-/// A closed level hangs below one operand of its parent, so its depth adds to the parent's chain.
-fn close(levels: &mut Vec<Level>) {
-    if levels.len() < 2 {
-        return;
+impl<'a> Depth<'a> {
+    fn take(&mut self, token: &'a Token) {
+        let previous = self.previous.replace(token);
+        if *token == Token::Period {
+            self.periods += 1;
+        } else if previous != Some(&Token::Period) {
+            self.periods = 0;
+        }
+        match token {
+            Token::LParen | Token::LBracket | Token::LBrace => {
+                let is_with = matches!(keyword(previous), Keyword::AS | Keyword::MATERIALIZED);
+                self.with_count += usize::from(is_with);
+                self.levels.push(Level::default());
+            }
+            Token::RParen | Token::RBracket | Token::RBrace => self.close(),
+            Token::Comma => self.comma(),
+            Token::Word(word) => self.word(word.keyword, previous),
+            token if is_operator(token) => self.add(),
+            _ => {}
+        }
     }
-    if let (Some(mut inner), Some(outer)) = (levels.pop(), levels.last_mut()) {
-        inner.end_chain();
-        outer.chain += inner.longest + 1;
-    }
-}
 
-fn comma(levels: &mut [Level]) {
-    if let Some(level) = levels.last_mut() {
-        if level.in_from {
+    fn add(&mut self) {
+        if let Some(level) = self.levels.last_mut() {
             level.chain += 1;
-        } else {
-            level.end_chain();
+        }
+    }
+
+    /// A closed level hangs below one operand of its parent, so its depth adds to the parent's chain.
+    fn close(&mut self) {
+        if self.levels.len() < 2 {
+            return;
+        }
+        if let (Some(mut inner), Some(outer)) = (self.levels.pop(), self.levels.last_mut()) {
+            inner.end_chain();
+            outer.chain += inner.longest + inner.sets + 1;
+        }
+    }
+
+    fn comma(&mut self) {
+        match self.levels.last_mut() {
+            Some(level) if level.in_from => level.chain += 1,
+            Some(level) => level.end_chain(),
+            None => {}
+        }
+    }
+
+    fn word(&mut self, word: Keyword, previous: Option<&Token>) {
+        let Some(level) = self.levels.last_mut() else { return };
+        let before = keyword(previous);
+        // Behind these every word is a name, and behind those it is that of a table.
+        let is_name = before == Keyword::AS || previous == Some(&Token::Period);
+        let is_table = matches!(before, Keyword::FROM | Keyword::JOIN) || previous == Some(&Token::Comma);
+        match word {
+            _ if is_infix(word) => level.chain += 1,
+            _ if is_set_operation(word) => level.sets += 1,
+            _ if is_name => {}
+            Keyword::FROM if before != Keyword::DISTINCT => level.in_from = true,
+            Keyword::WHERE
+            | Keyword::GROUP
+            | Keyword::ORDER
+            | Keyword::HAVING
+            | Keyword::WINDOW
+            | Keyword::LIMIT
+            | Keyword::SELECT
+                if !is_table =>
+            {
+                level.in_from = false;
+            }
+            _ => {}
         }
     }
 }
 
-fn count(token: &Token, keyword: Keyword, previous: Keyword, levels: &mut [Level]) {
-    let Some(level) = levels.last_mut() else { return };
-    match keyword {
-        Keyword::FROM if previous != Keyword::DISTINCT => level.in_from = true,
-        Keyword::WHERE
-        | Keyword::GROUP
-        | Keyword::ORDER
-        | Keyword::HAVING
-        | Keyword::WINDOW
-        | Keyword::LIMIT
-        | Keyword::SELECT
-        | Keyword::SET => level.in_from = false,
-        Keyword::WHEN | Keyword::THEN | Keyword::ELSE => level.end_chain(),
+/// Words that make a tree deeper.
+fn is_infix(word: Keyword) -> bool {
+    matches!(
+        word,
         Keyword::AND
-        | Keyword::OR
-        | Keyword::NOT
-        | Keyword::XOR
-        | Keyword::LIKE
-        | Keyword::ILIKE
-        | Keyword::SIMILAR
-        | Keyword::IS
-        | Keyword::BETWEEN
-        | Keyword::IN
-        | Keyword::COLLATE
-        | Keyword::AT
-        | Keyword::UNION
-        | Keyword::EXCEPT
-        | Keyword::INTERSECT
-        | Keyword::MINUS
-        | Keyword::JOIN => level.chain += 1,
-        _ if is_operator(token) => level.chain += 1,
-        _ => {}
-    }
+            | Keyword::OR
+            | Keyword::NOT
+            | Keyword::XOR
+            | Keyword::DIV
+            | Keyword::LIKE
+            | Keyword::ILIKE
+            | Keyword::RLIKE
+            | Keyword::REGEXP
+            | Keyword::SIMILAR
+            | Keyword::MATCH
+            | Keyword::MEMBER
+            | Keyword::IS
+            | Keyword::NOTNULL
+            | Keyword::BETWEEN
+            | Keyword::OVERLAPS
+            | Keyword::IN
+            | Keyword::COLLATE
+            | Keyword::AT
+            | Keyword::INTERVAL
+            | Keyword::PRIOR
+            | Keyword::JOIN
+            | Keyword::STRAIGHT_JOIN
+            | Keyword::APPLY
+            | Keyword::CASE
+            | Keyword::OPERATOR
+    )
+}
+
+fn is_set_operation(word: Keyword) -> bool {
+    matches!(word, Keyword::UNION | Keyword::EXCEPT | Keyword::INTERSECT | Keyword::MINUS)
 }
 
 /// Everything that is neither a name, a value nor punctuation is taken for an operator.
@@ -167,9 +230,9 @@ fn is_operator(token: &Token) -> bool {
     )
 }
 
-fn keyword_of(token: &Token) -> Keyword {
+fn keyword(token: Option<&Token>) -> Keyword {
     match token {
-        Token::Word(word) => word.keyword,
+        Some(Token::Word(word)) => word.keyword,
         _ => Keyword::NoKeyword,
     }
 }
@@ -260,6 +323,70 @@ mod tests {
         assert_eq!(state(&repeat("SELECT * FROM t", ",t", 5_000)), "54001");
         assert_eq!(state(&repeat("SELECT a", "[1]", 5_000)), "54001");
         assert_eq!(state(&format!("SELECT {}1{}", "(".repeat(500), ")".repeat(500))), "54001");
+        for link in
+            [" NOTNULL", " OPERATOR(+) a", " OVERLAPS a", " RLIKE a", " REGEXP a", " MATCH a", " MEMBER a"]
+        {
+            assert_eq!(state(&repeat("SELECT a", link, 5_000)), "54001", "{link}");
+        }
+        for link in [" DIV a", " NOT NULL", " IS NULL", " XOR a", " NOT LIKE a", " AT TIME ZONE a"] {
+            assert_eq!(state(&repeat("SELECT a", link, 5_000)), "54001", "{link}");
+        }
+        assert_eq!(state(&repeat("SELECT ", "INTERVAL ", 5_000)), "54001");
+        assert_eq!(state(&repeat("SELECT a", ".'b'", 5_000)), "54001");
+        assert_eq!(state(&repeat("SELECT a", ".a", 20)), "54001");
+        assert_eq!(state("SELECT kalam.app.t.a.b.c FROM kalam.app.t"), "ok");
+    }
+
+    #[test]
+    fn no_word_ends_a_chain_where_it_is_a_name() {
+        let repeat = |head: &str, link: &str, count: usize| format!("{head}{}", link.repeat(count));
+        // Commas do not end set operations, and those of FROM end nothing.
+        assert_eq!(state(&repeat("SELECT 1, 2", " UNION ALL SELECT 1, 2", 5_000)), "54001");
+        for name in ["set", "limit", "where", "group", "window", "case", "end", "when"] {
+            assert_eq!(
+                state(&repeat(&format!("SELECT * FROM t AS {name}"), ", t AS a", 5_000)),
+                "54001",
+                "{name}"
+            );
+            assert_eq!(state(&repeat(&format!("SELECT * FROM {name}"), ", t", 5_000)), "54001", "{name}");
+            assert_eq!(state(&repeat(&format!("SELECT * FROM a.{name}"), ", t", 5_000)), "54001", "{name}");
+            let alias = format!(" UNION ALL SELECT 1 AS {name}");
+            assert_eq!(state(&repeat("SELECT 1", &alias, 5_000)), "54001", "{name}");
+        }
+        for name in ["when", "then", "else", "end", "case", "t.when", "t.case", "t.end"] {
+            assert_eq!(
+                state(&repeat("SELECT 1 WHERE a", &format!(" OR {name} = 1"), 5_000)),
+                "54001",
+                "{name}"
+            );
+            assert_eq!(
+                state(&repeat("SELECT CASE WHEN a", &format!(" OR {name}"), 5_000)),
+                "54001",
+                "{name}"
+            );
+            assert_eq!(state(&repeat("SELECT 1", &format!(" + f({name}, 1)"), 5_000)), "54001", "{name}");
+            assert_eq!(
+                state(&repeat("SELECT 1", &format!(" UNION SELECT 1 {name}"), 5_000)),
+                "54001",
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn commas_end_chains_where_they_separate() {
+        let arms = " WHEN a = 1 THEN 2".repeat(400);
+        assert_eq!(
+            state(&format!("SELECT CASE{arms} ELSE 0 END, CASE{arms} END, CASE{arms} END FROM t")),
+            "ok"
+        );
+        assert_eq!(
+            state(&format!("UPDATE t SET a = CASE a{} END WHERE a = 3", " WHEN 1 THEN 2".repeat(5_000))),
+            "ok"
+        );
+        let columns = vec!["c = 1 AND d"; 5_000].join(", ");
+        assert_eq!(state(&format!("UPDATE t SET {columns} = 1 WHERE a = 1")), "ok");
+        assert_eq!(state(&format!("SELECT a FROM t WHERE a = 1 GROUP BY a ORDER BY {columns}")), "ok");
     }
 
     #[test]

@@ -5,7 +5,10 @@
 //! | `guard`, `cursor`, `parameters`, `statement`, `create_table`, `storage_statement` | from text to a [`Statement`](statement::Statement) |
 //! | `session`, `execution`, `result` | who asks, what they see, what they get |
 //! | `engine`, `names`, `catalog`, `wildcard`, `planner` | DataFusion over a snapshot |
-//! | `functions`, `uuids`, `capped`, `password`, `stack` | functions, and limits on what they take |
+//! | `complexity`, `stack` | limits on what a text can grow into, and room for it |
+//! | `functions`, `uuids`, `password` | the database's own functions |
+//! | `capped`, `concatenation`, `extent` | limits on what functions make |
+//! | `turns` | who goes first among those that lost |
 //! | `hot` | the two shapes that skip planning |
 //! | `handlers` | what each statement does |
 //!
@@ -13,10 +16,13 @@
 
 mod capped;
 mod catalog;
+mod complexity;
+mod concatenation;
 mod create_table;
 mod cursor;
 mod engine;
 mod execution;
+mod extent;
 mod functions;
 mod guard;
 mod handlers;
@@ -30,6 +36,7 @@ pub(crate) mod session;
 mod stack;
 mod statement;
 mod storage_statement;
+mod turns;
 mod typing;
 mod uuids;
 mod wildcard;

@@ -25,7 +25,7 @@ use super::result::{ResultSchema, RowStream};
 use super::session::{Description, StatementKind, announce};
 use super::stack::DeepStream;
 use super::statement::{Parsed, Statement};
-use super::{handlers, parameters, wildcard};
+use super::{complexity, handlers, parameters, wildcard};
 use crate::error::{Error, Result};
 use crate::ids::TableId;
 use crate::live_query::LiveQueryPlan;
@@ -54,8 +54,10 @@ pub(crate) fn plan(
     view: View,
     context: &mut PlannerContext,
 ) -> Result<Planned> {
+    let operators_max = execution.ctx().config.sql_operators_max;
+    complexity::check_statement(&statement, operators_max)?;
     if view.names_seq || view.target.is_some() {
-        wildcard::expand(&mut statement, execution)?;
+        wildcard::expand(&mut statement, execution, view)?;
     }
     let state = execution.session.engine().state();
     let options = &state.config_options().sql_parser;
@@ -68,6 +70,7 @@ pub(crate) fn plan(
     let planned =
         SqlToRel::new_with_options(&names, options).sql_statement_to_plan_with_context(statement, context);
     let plan = planned.map_err(|error| names.explain(error))?;
+    complexity::check_plan(&plan, operators_max)?;
     Ok(Planned { plan, state })
 }
 

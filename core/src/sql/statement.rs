@@ -6,7 +6,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use base64::Engine as _;
 use datafusion::sql::sqlparser::ast;
 use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan};
 
@@ -18,7 +17,7 @@ use crate::access::Role;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::ids::Seq;
-use crate::live_query::{SnapshotMode, SubscribeRequest, SubscribeStart};
+use crate::live_query::{SnapshotMode, SubscribeRequest, SubscribeStart, token_from_text};
 
 pub(crate) use super::create_table::CreateTable;
 
@@ -393,10 +392,8 @@ fn subscribe_option(request: &mut SubscribeRequest, name: &str, value: &str) -> 
             };
         }
         "resume_token" => {
-            let token = base64::engine::general_purpose::STANDARD
-                .decode(value)
-                .map_err(|_| wrong("it is a token from a frame, in base64"))?;
-            request.start = SubscribeStart::Token(token.into());
+            let token = token_from_text(value).map_err(|_| wrong("it is a token from a frame, in base64"))?;
+            request.start = SubscribeStart::Token(token);
         }
         "after_seq" => request.start = SubscribeStart::AfterSeq(Seq(number()?)),
         "up_to_seq" => request.up_to_seq = Some(Seq(number()?)),

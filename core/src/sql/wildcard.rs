@@ -8,16 +8,21 @@ use std::ops::ControlFlow;
 
 use datafusion::sql::sqlparser::ast::{
     self, Expr, Ident, JoinConstraint, JoinOperator, ObjectName, Query, Select, SelectItem,
-    SelectItemQualifiedWildcardKind, TableFactor, VisitMut, VisitorMut, WildcardAdditionalOptions,
+    SelectItemQualifiedWildcardKind, TableFactor, TableWithJoins, VisitMut, VisitorMut,
+    WildcardAdditionalOptions,
 };
 
 use super::cursor::{fold, qualified};
 use super::execution::Execution;
+use super::planner::View;
 use crate::error::{Error, Result};
 
-/// Writes out the wildcards of a statement.
-pub(crate) fn expand(statement: &mut ast::Statement, execution: &Execution) -> Result<()> {
-    let mut expander = Expander { execution, ctes: Vec::new() };
+/// Writes out the wildcards of a statement that sees tables as `view` says.
+///
+/// # Errors
+/// 0A000 for a wildcard that cannot be written out, and for NATURAL JOIN where it would join on `_seq` too.
+pub(crate) fn expand(statement: &mut ast::Statement, execution: &Execution, view: View) -> Result<()> {
+    let mut expander = Expander { execution, view, ctes: Vec::new() };
     match statement.visit(&mut expander) {
         ControlFlow::Break(error) => Err(error),
         ControlFlow::Continue(()) => Ok(()),
@@ -26,6 +31,7 @@ pub(crate) fn expand(statement: &mut ast::Statement, execution: &Execution) -> R
 
 struct Expander<'a> {
     execution: &'a Execution,
+    view: View,
     /// Names of common table expressions, which hide tables; one set for each query around.
     ctes: Vec<HashSet<String>>,
 }
@@ -45,6 +51,12 @@ impl VisitorMut for Expander<'_> {
     }
 
     fn pre_visit_select(&mut self, select: &mut Select) -> ControlFlow<Error> {
+        if self.view.names_seq && select.from.iter().any(is_natural) {
+            return ControlFlow::Break(
+                Error::unsupported("NATURAL JOIN in a statement with _seq")
+                    .hint("name the columns to join on with USING (...)"),
+            );
+        }
         match self.expand_select(select) {
             Ok(()) => ControlFlow::Continue(()),
             Err(error) => ControlFlow::Break(error),
@@ -171,6 +183,30 @@ fn constraint(operator: &JoinOperator) -> Option<&JoinConstraint> {
         | JoinOperator::FullOuter(constraint) => Some(constraint),
         _ => None,
     }
+}
+
+fn is_natural(from: &TableWithJoins) -> bool {
+    let nests = |factor: &TableFactor| matches!(factor, TableFactor::NestedJoin { table_with_joins, .. } if is_natural(table_with_joins));
+    nests(&from.relation)
+        || from.joins.iter().any(|join| {
+            nests(&join.relation)
+                || matches!(
+                    join.join_operator,
+                    JoinOperator::Join(JoinConstraint::Natural)
+                        | JoinOperator::Inner(JoinConstraint::Natural)
+                        | JoinOperator::Left(JoinConstraint::Natural)
+                        | JoinOperator::LeftOuter(JoinConstraint::Natural)
+                        | JoinOperator::Right(JoinConstraint::Natural)
+                        | JoinOperator::RightOuter(JoinConstraint::Natural)
+                        | JoinOperator::FullOuter(JoinConstraint::Natural)
+                        | JoinOperator::Semi(JoinConstraint::Natural)
+                        | JoinOperator::LeftSemi(JoinConstraint::Natural)
+                        | JoinOperator::RightSemi(JoinConstraint::Natural)
+                        | JoinOperator::Anti(JoinConstraint::Natural)
+                        | JoinOperator::LeftAnti(JoinConstraint::Natural)
+                        | JoinOperator::RightAnti(JoinConstraint::Natural)
+                )
+        })
 }
 
 fn merge(sources: &mut [Source], right: usize, constraint: Option<&JoinConstraint>) -> Result<()> {

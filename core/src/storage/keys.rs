@@ -155,24 +155,30 @@ impl KeyEncoder {
         Ok(key)
     }
 
-    /// What all keys begin with whose first columns are `values` and whose next column, a TEXT or BYTES, begins with `start`.
+    /// The bytes a key has for `value` in the column at `position`. Keys are such bytes, one column after the other, and none
+    /// of them begins with another one's.
     ///
     /// # Errors
-    /// As [`KeyEncoder::encode`]; `Internal` when the next column is neither TEXT nor BYTES.
-    pub fn encode_starts_with(
-        &self,
-        table: TableId,
-        scope: ScopeId,
-        values: &[ScalarValue],
-        start: &[u8],
-    ) -> Result<Vec<u8>> {
-        let mut key = self.encode_values(table, scope, values)?;
-        match self.types.get(values.len()) {
+    /// As [`KeyEncoder::encode`].
+    pub fn encode_column(&self, position: usize, value: &ScalarValue) -> Result<Vec<u8>> {
+        let ty = self.types.get(position).ok_or_else(|| wrong_columns(self.types.len(), position + 1))?;
+        let mut bytes = Vec::new();
+        push_scalar(&mut bytes, *ty, value)?;
+        check_length(bytes.len())?;
+        Ok(bytes)
+    }
+
+    /// What [`KeyEncoder::encode_column`] begins with for all values of a TEXT or BYTES that begin with `start`.
+    ///
+    /// # Errors
+    /// As [`KeyEncoder::encode`]; `Internal` when the column is neither TEXT nor BYTES.
+    pub fn encode_column_start(&self, position: usize, start: &[u8]) -> Result<Vec<u8>> {
+        match self.types.get(position) {
             Some(ColumnType::Text | ColumnType::Bytes) => {
-                key.push(MARKER_VALUE);
-                push_escaped(&mut key, start);
-                check_length(key.len())?;
-                Ok(key)
+                let mut bytes = vec![MARKER_VALUE];
+                push_escaped(&mut bytes, start);
+                check_length(bytes.len())?;
+                Ok(bytes)
             }
             _ => Err(Error::internal("only a key column of type TEXT or BYTES has a beginning")),
         }

@@ -1,17 +1,19 @@
-//! From filters to ranges of keys: equality on the first key columns, then on the next one values, a range or a beginning.
+//! From filters to ranges of keys: values of the first key columns, and of the next one an interval.
 //!
-//! Invariant: the ranges hold every row that all the filters accept. A filter reported `Exact` accepts every row in them, so
-//! that nobody evaluates it again.
-
-use std::collections::BTreeSet;
+//! Everything that is demanded of a column is combined, as bytes of the key: lists are intersected, and so are intervals.
+//!
+//! Invariant: the ranges hold every row that all the filters accept, and each row in them is accepted by every filter that
+//! was reported `Exact`. The optimizer asks again and again, about parts of the filters, and hands all that were pushed down
+//! to the scan together. So what is exact among some filters is exact among more of them: a further demand can only take
+//! values from a column that is used, and with fewer values the columns after it are used all the more.
 
 use datafusion::common::ScalarValue;
 use datafusion::logical_expr::{BinaryExpr, Expr, Operator, TableProviderFilterPushDown};
 
-use crate::error::Result;
-use crate::ids::{ScopeId, TableId};
+use crate::error::ErrorKind;
+use crate::ids::ScopeId;
 use crate::schema_registry::TableDefinition;
-use crate::storage::keys::{KeyEncoder, scope_prefix};
+use crate::storage::keys::{KEY_BYTES_MAX, KeyEncoder, scope_prefix};
 use crate::storage::{KeyRange, after_prefix};
 use crate::types::ColumnType;
 
@@ -31,303 +33,292 @@ pub(super) struct KeyFilter {
 
 /// Turns as many of `filters`, which all must hold, into key ranges of `scope` as possible.
 pub(super) fn key_filter(definition: &TableDefinition, scope: ScopeId, filters: &[&Expr]) -> KeyFilter {
-    let whole = || KeyFilter {
-        ranges: vec![KeyRange::prefix(scope_prefix(definition.id, scope))],
-        pinned: 0,
-        uses: vec![TableProviderFilterPushDown::Unsupported; filters.len()],
-    };
-    let Ok(encoder) = KeyEncoder::new(&definition.key_types()) else {
-        return whole();
-    };
-    if !definition.has_key() {
-        return whole();
-    }
-    let plan = plan(definition, filters);
-    // A literal longer than any key can be makes encoding fail; the filters then decide alone.
-    match plan.ranges(&encoder, definition.id, scope) {
-        Ok(ranges) => KeyFilter { ranges, pinned: plan.pinned(), uses: plan.uses },
-        Err(_) => whole(),
+    let prefix = scope_prefix(definition.id, scope);
+    match KeyEncoder::new(&definition.key_types()) {
+        Ok(encoder) if definition.has_key() => {
+            let columns = KeyColumns {
+                columns: definition.key_columns().map(|column| (&*column.name, column.ty)).collect(),
+                encoder,
+            };
+            let plan = Plan::new(&columns, filters);
+            KeyFilter { ranges: plan.ranges(&prefix), pinned: plan.pinned(), uses: plan.uses }
+        }
+        _ => KeyFilter {
+            ranges: vec![KeyRange::prefix(prefix)],
+            pinned: 0,
+            uses: vec![TableProviderFilterPushDown::Unsupported; filters.len()],
+        },
     }
 }
 
 /// What one filter demands of one key column.
-#[derive(Clone, Debug, PartialEq)]
-enum Demand {
-    /// One of these values; empty when no value will do.
-    Values(Vec<ScalarValue>),
-    /// At least, or more than when `false`.
-    Low(ScalarValue, bool),
-    /// At most, or less than when `false`.
-    High(ScalarValue, bool),
-    /// Both ends.
-    Between(ScalarValue, ScalarValue),
-    /// Text that begins so; whether that is all the filter demands.
-    StartsWith(String, bool),
+#[derive(Clone, Debug)]
+struct Demand {
+    /// The column's place in the key.
+    column: usize,
+    allowed: Allowed,
+    /// Whether that is all the filter demands.
+    is_all: bool,
 }
 
-/// The demands chosen: values for the first columns, then at most one of the others.
+/// Values of a key column, as the bytes a key has for them.
+#[derive(Clone, Debug)]
+enum Allowed {
+    /// These, ascending, each once; none when no value will do.
+    Values(Vec<Vec<u8>>),
+    /// Those that lie in the range.
+    Interval(KeyRange),
+}
+
+impl Allowed {
+    /// Fewer values, or a smaller interval: never more ranges than either of the two.
+    fn intersect(self, other: &Self) -> Self {
+        match (self, other) {
+            (Self::Values(mut values), Self::Values(others)) => {
+                values.retain(|value| others.binary_search(value).is_ok());
+                Self::Values(values)
+            }
+            (Self::Values(mut values), Self::Interval(interval)) => {
+                values.retain(|value| interval.contains(value));
+                Self::Values(values)
+            }
+            (Self::Interval(interval), Self::Values(values)) => {
+                Self::Values(values.iter().filter(|value| interval.contains(value)).cloned().collect())
+            }
+            (Self::Interval(interval), Self::Interval(other)) => Self::Interval(interval.intersect(other)),
+        }
+    }
+}
+
+/// The demands that are used: values for the first columns, then at most one interval.
 struct Plan {
-    values: Vec<Vec<ScalarValue>>,
+    values: Vec<Vec<Vec<u8>>>,
+    interval: Option<KeyRange>,
     /// Whether there are values for every key column, so that each range is one key.
     is_whole_key: bool,
-    last: Option<Last>,
     uses: Vec<TableProviderFilterPushDown>,
 }
 
-enum Last {
-    Range { low: Option<(ScalarValue, bool)>, high: Option<(ScalarValue, bool)> },
-    StartsWith(String),
-}
-
-fn plan(definition: &TableDefinition, filters: &[&Expr]) -> Plan {
-    let keys: Vec<(&str, ColumnType)> =
-        definition.key_columns().map(|column| (&*column.name, column.ty)).collect();
-    let demands: Vec<Option<(usize, Demand)>> = filters.iter().map(|filter| demand(&keys, filter)).collect();
-    let mut plan = Plan {
-        values: Vec::new(),
-        is_whole_key: false,
-        last: None,
-        uses: vec![TableProviderFilterPushDown::Unsupported; filters.len()],
-    };
-    let mut combinations = 1_usize;
-    for (position, (_, ty)) in keys.iter().enumerate() {
-        let of_column = || {
-            let here = demands.iter().enumerate();
-            here.filter_map(move |(filter, demand)| match demand {
-                Some((column, demand)) if *column == position => Some((filter, demand)),
-                _ => None,
-            })
-        };
-        let values = of_column().find_map(|(filter, demand)| match demand {
-            Demand::Values(values) => Some((filter, values)),
-            _ => None,
-        });
-        if let Some((filter, values)) = values {
-            combinations = combinations.saturating_mul(values.len());
-            if combinations > RANGES_MAX {
-                return plan;
-            }
-            plan.values.push(values.clone());
-            plan.mark(filter, if is_float(*ty) { Exactness::Inexact } else { Exactness::Exact });
-            continue;
-        }
-        // Stored order and comparison differ for NaN and for the two zeros.
-        if !is_float(*ty) {
-            plan.choose_last(of_column());
-        }
-        return plan;
-    }
-    plan.is_whole_key = true;
-    plan
-}
-
-enum Exactness {
-    Exact,
-    Inexact,
-}
-
 impl Plan {
-    fn mark(&mut self, filter: usize, exactness: Exactness) {
-        if let Some(place) = self.uses.get_mut(filter) {
-            *place = match exactness {
-                Exactness::Exact => TableProviderFilterPushDown::Exact,
-                Exactness::Inexact => TableProviderFilterPushDown::Inexact,
+    fn new(columns: &KeyColumns<'_>, filters: &[&Expr]) -> Self {
+        let demands: Vec<Option<Demand>> = filters.iter().map(|filter| columns.demand(filter)).collect();
+        let mut plan = Self {
+            values: Vec::new(),
+            interval: None,
+            is_whole_key: false,
+            uses: vec![TableProviderFilterPushDown::Unsupported; filters.len()],
+        };
+        let mut combinations = 1_usize;
+        for (position, (_, ty)) in columns.columns.iter().enumerate() {
+            let here = || demands.iter().flatten().filter(|demand| demand.column == position);
+            let Some(first) = here().next() else { return plan };
+            let allowed =
+                here().skip(1).fold(first.allowed.clone(), |all, demand| all.intersect(&demand.allowed));
+            if let Allowed::Values(values) = &allowed {
+                combinations = combinations.saturating_mul(values.len());
+                if combinations > RANGES_MAX {
+                    return plan;
+                }
+            }
+            plan.mark(position, *ty, &demands);
+            match allowed {
+                Allowed::Values(values) => plan.values.push(values),
+                Allowed::Interval(interval) => {
+                    plan.interval = Some(interval);
+                    return plan;
+                }
+            }
+        }
+        plan.is_whole_key = true;
+        plan
+    }
+
+    /// All demands of the column at `position` are used.
+    fn mark(&mut self, position: usize, ty: ColumnType, demands: &[Option<Demand>]) {
+        for (used, demand) in self.uses.iter_mut().zip(demands) {
+            let Some(demand) = demand.as_ref().filter(|demand| demand.column == position) else { continue };
+            // Stored order and comparison differ for NaN and for the two zeros.
+            *used = if demand.is_all && !is_float(ty) {
+                TableProviderFilterPushDown::Exact
+            } else {
+                TableProviderFilterPushDown::Inexact
             };
         }
-    }
-
-    /// Of several demands of a kind the first is taken; the others stay filters.
-    fn choose_last<'a>(&mut self, demands: impl Iterator<Item = (usize, &'a Demand)>) {
-        let (mut low, mut high, mut start) = (None, None, None);
-        for (filter, demand) in demands {
-            match demand {
-                Demand::Low(value, inclusive) if low.is_none() => low = Some((value.clone(), *inclusive)),
-                Demand::High(value, inclusive) if high.is_none() => high = Some((value.clone(), *inclusive)),
-                Demand::Between(from, to) if low.is_none() && high.is_none() => {
-                    low = Some((from.clone(), true));
-                    high = Some((to.clone(), true));
-                }
-                Demand::StartsWith(text, is_all) if start.is_none() && low.is_none() && high.is_none() => {
-                    start = Some((filter, text.clone(), *is_all));
-                    continue;
-                }
-                _ => continue,
-            }
-            self.mark(filter, Exactness::Exact);
-        }
-        // A beginning is only used where there is no range: one of the two is enough to narrow the scan.
-        self.last = match (low, high, start) {
-            (None, None, None) => None,
-            (None, None, Some((filter, text, is_all))) => {
-                self.mark(filter, if is_all { Exactness::Exact } else { Exactness::Inexact });
-                Some(Last::StartsWith(text))
-            }
-            (low, high, _) => Some(Last::Range { low, high }),
-        };
     }
 
     fn pinned(&self) -> usize {
         self.values.iter().take_while(|values| values.len() == 1).count()
     }
 
-    fn ranges(&self, encoder: &KeyEncoder, table: TableId, scope: ScopeId) -> Result<Vec<KeyRange>> {
-        let mut beginnings: Vec<Vec<ScalarValue>> = vec![Vec::new()];
+    /// In key order, because the values are and no value's bytes begin with another one's.
+    fn ranges(&self, scope: &[u8]) -> Vec<KeyRange> {
+        let mut beginnings = vec![scope.to_vec()];
         for values in &self.values {
             beginnings = beginnings
                 .iter()
-                .flat_map(|beginning| {
-                    values.iter().map(move |value| beginning.iter().cloned().chain([value.clone()]).collect())
-                })
+                .flat_map(|beginning| values.iter().map(move |value| joined(beginning, value)))
+                // No stored key is that long.
+                .filter(|beginning| beginning.len() <= KEY_BYTES_MAX)
                 .collect();
         }
-        // Equal keys have equal bytes: the set drops values named twice and brings the ranges into key order.
-        let mut ranges = BTreeSet::new();
-        for beginning in &beginnings {
-            let prefix = encoder.encode_values(table, scope, beginning)?;
-            if self.is_whole_key {
-                let point = KeyRange::point(prefix);
-                ranges.insert((point.start, point.end));
-                continue;
-            }
-            let encode = |value: &ScalarValue| {
-                let values: Vec<ScalarValue> = beginning.iter().cloned().chain([value.clone()]).collect();
-                encoder.encode_values(table, scope, &values)
-            };
-            let (start, end) = match &self.last {
-                None => {
-                    let end = after_prefix(&prefix);
-                    (prefix, end)
-                }
-                Some(Last::StartsWith(text)) => {
-                    let start = encoder.encode_starts_with(table, scope, beginning, text.as_bytes())?;
-                    let end = after_prefix(&start);
-                    (start, end)
-                }
-                Some(Last::Range { low, high }) => {
-                    let start = match low {
-                        None => Some(prefix.clone()),
-                        Some((value, true)) => Some(encode(value)?),
-                        Some((value, false)) => after_prefix(&encode(value)?),
-                    };
-                    let end = match high {
-                        None => after_prefix(&prefix),
-                        Some((value, true)) => after_prefix(&encode(value)?),
-                        Some((value, false)) => Some(encode(value)?),
-                    };
-                    // Nothing lies behind a prefix of 0xFF bytes only.
-                    let Some(start) = start else { continue };
-                    (start, end)
-                }
-            };
-            if end.as_ref().is_none_or(|end| start < *end) {
-                ranges.insert((start, end));
-            }
-        }
-        Ok(ranges.into_iter().map(|(start, end)| KeyRange { start, end }).collect())
+        let range = |beginning: Vec<u8>| match &self.interval {
+            _ if self.is_whole_key => KeyRange::point(beginning),
+            None => KeyRange::prefix(beginning),
+            Some(interval) => KeyRange {
+                start: joined(&beginning, &interval.start),
+                end: match &interval.end {
+                    Some(end) => Some(joined(&beginning, end)),
+                    None => after_prefix(&beginning),
+                },
+            },
+        };
+        beginnings.into_iter().map(range).filter(|range| !range.is_empty()).collect()
     }
+}
+
+fn joined(beginning: &[u8], value: &[u8]) -> Vec<u8> {
+    [beginning, value].concat()
 }
 
 fn is_float(ty: ColumnType) -> bool {
     matches!(ty, ColumnType::Real | ColumnType::Double)
 }
 
-/// Which key column a filter speaks about and what it demands; `None` for any other filter.
-fn demand(keys: &[(&str, ColumnType)], filter: &Expr) -> Option<(usize, Demand)> {
-    match filter {
-        Expr::BinaryExpr(BinaryExpr { left, op: Operator::Or, right }) => {
-            let (column, left) = demand(keys, left)?;
-            let (other, right) = demand(keys, right)?;
-            match (left, right) {
-                (Demand::Values(left), Demand::Values(right)) if column == other => {
-                    Some((column, Demand::Values(left.into_iter().chain(right).collect())))
-                }
+/// The columns filters can demand something of, in key order.
+struct KeyColumns<'a> {
+    columns: Vec<(&'a str, ColumnType)>,
+    encoder: KeyEncoder,
+}
+
+impl KeyColumns<'_> {
+    /// Which key column a filter speaks about and what it demands; `None` for any other filter. What comes of a filter depends
+    /// on nothing but itself.
+    fn demand(&self, filter: &Expr) -> Option<Demand> {
+        match filter {
+            Expr::BinaryExpr(BinaryExpr { left, op: Operator::Or, right }) => self.either(left, right),
+            Expr::BinaryExpr(BinaryExpr { left, op: Operator::And, right }) => self.both(left, right),
+            Expr::BinaryExpr(BinaryExpr { left, op, right }) => match (&**left, &**right) {
+                (Expr::Column(_), Expr::Literal(value, _)) => self.compared(left, *op, value),
+                (Expr::Literal(value, _), Expr::Column(_)) => self.compared(right, op.swap()?, value),
                 _ => None,
-            }
-        }
-        Expr::BinaryExpr(BinaryExpr { left, op: Operator::And, right }) => {
-            let (column, left) = demand(keys, left)?;
-            let (other, right) = demand(keys, right)?;
-            match (left, right) {
-                (Demand::Low(low, true), Demand::High(high, true))
-                | (Demand::High(high, true), Demand::Low(low, true))
-                    if column == other =>
-                {
-                    Some((column, Demand::Between(low, high)))
+            },
+            Expr::InList(list) if !list.negated => {
+                let (column, ty) = self.column(&list.expr)?;
+                let mut values = Vec::with_capacity(list.list.len());
+                for item in &list.list {
+                    let Expr::Literal(value, _) = item else { return None };
+                    // A comparison with NULL is never true.
+                    if !value.is_null() {
+                        values.push(key_value(ty, value)?);
+                    }
                 }
-                _ => None,
+                self.values(column, &values)
             }
+            Expr::Between(between) if !between.negated => {
+                let (Expr::Literal(low, _), Expr::Literal(high, _)) = (&*between.low, &*between.high) else {
+                    return None;
+                };
+                let low = self.compared(&between.expr, Operator::GtEq, low)?;
+                let high = self.compared(&between.expr, Operator::LtEq, high)?;
+                Some(Demand { allowed: low.allowed.intersect(&high.allowed), ..low })
+            }
+            Expr::Like(like) if !like.negated && !like.case_insensitive && like.escape_char.is_none() => {
+                let Expr::Literal(pattern, _) = &*like.pattern else { return None };
+                let (start, is_all) = pattern_start(pattern.try_as_str()??)?;
+                self.starts_with(&like.expr, start, is_all)
+            }
+            Expr::ScalarFunction(call) if call.name() == "starts_with" => {
+                let [text, Expr::Literal(start, _)] = call.args.as_slice() else { return None };
+                self.starts_with(text, start.try_as_str()??, true)
+            }
+            Expr::Column(_) => self.boolean(filter, true),
+            Expr::Not(column) => self.boolean(column, false),
+            _ => None,
         }
-        Expr::BinaryExpr(BinaryExpr { left, op, right }) => match (&**left, &**right) {
-            (Expr::Column(_), Expr::Literal(value, _)) => compared(key_column(keys, left)?, *op, value),
-            (Expr::Literal(value, _), Expr::Column(_)) => {
-                compared(key_column(keys, right)?, op.swap()?, value)
+    }
+
+    fn either(&self, left: &Expr, right: &Expr) -> Option<Demand> {
+        let (left, right) = (self.demand(left)?, self.demand(right)?);
+        let is_all = left.is_all && right.is_all;
+        match (left.allowed, right.allowed) {
+            (Allowed::Values(mut values), Allowed::Values(others)) if left.column == right.column => {
+                values.extend(others);
+                Some(Demand { column: left.column, allowed: sorted(values), is_all })
             }
             _ => None,
-        },
-        Expr::InList(list) if !list.negated => {
-            let (position, ty) = key_column(keys, &list.expr)?;
-            let mut values = Vec::with_capacity(list.list.len());
-            for item in &list.list {
-                let Expr::Literal(value, _) = item else { return None };
-                // A comparison with NULL is never true.
-                if !value.is_null() {
-                    values.push(key_value(ty, value)?);
-                }
+        }
+    }
+
+    fn both(&self, left: &Expr, right: &Expr) -> Option<Demand> {
+        let (left, right) = (self.demand(left)?, self.demand(right)?);
+        let is_all = left.is_all && right.is_all;
+        (left.column == right.column).then(|| Demand {
+            column: left.column,
+            allowed: left.allowed.intersect(&right.allowed),
+            is_all,
+        })
+    }
+
+    fn boolean(&self, column: &Expr, value: bool) -> Option<Demand> {
+        let (column, ColumnType::Boolean) = self.column(column)? else { return None };
+        self.values(column, &[ScalarValue::Boolean(Some(value))])
+    }
+
+    fn compared(&self, column: &Expr, op: Operator, value: &ScalarValue) -> Option<Demand> {
+        let (column, ty) = self.column(column)?;
+        let value = key_value(ty, value)?;
+        if op == Operator::Eq {
+            return self.values(column, &[value]);
+        }
+        if is_float(ty) {
+            return None;
+        }
+        // A bound that no key can have, because it is too long, is left to be evaluated.
+        let bytes = self.encoder.encode_column(column, &value).ok()?;
+        let interval = match op {
+            Operator::Gt => KeyRange { start: after_prefix(&bytes)?, end: None },
+            Operator::GtEq => KeyRange { start: bytes, end: None },
+            Operator::Lt => KeyRange { start: Vec::new(), end: Some(bytes) },
+            Operator::LtEq => KeyRange { start: Vec::new(), end: Some(after_prefix(&bytes)?) },
+            _ => return None,
+        };
+        Some(Demand { column, allowed: Allowed::Interval(interval), is_all: true })
+    }
+
+    fn starts_with(&self, column: &Expr, start: &str, is_all: bool) -> Option<Demand> {
+        let (column, ColumnType::Text) = self.column(column)? else { return None };
+        let start = self.encoder.encode_column_start(column, start.as_bytes()).ok()?;
+        Some(Demand { column, allowed: Allowed::Interval(KeyRange::prefix(start)), is_all })
+    }
+
+    fn values(&self, column: usize, values: &[ScalarValue]) -> Option<Demand> {
+        let mut encoded = Vec::with_capacity(values.len());
+        for value in values {
+            match self.encoder.encode_column(column, value) {
+                Ok(bytes) => encoded.push(bytes),
+                // No key has a value that is too long for it.
+                Err(error) if error.kind() == ErrorKind::ResourceExhausted => {}
+                Err(_) => return None,
             }
-            Some((position, Demand::Values(values)))
         }
-        Expr::Between(between) if !between.negated => {
-            let (position, ty) = key_column(keys, &between.expr)?;
-            let (Expr::Literal(low, _), Expr::Literal(high, _)) = (&*between.low, &*between.high) else {
-                return None;
-            };
-            Some((position, Demand::Between(key_value(ty, low)?, key_value(ty, high)?)))
-        }
-        Expr::Like(like) if !like.negated && !like.case_insensitive && like.escape_char.is_none() => {
-            let (position, ColumnType::Text) = key_column(keys, &like.expr)? else { return None };
-            let Expr::Literal(pattern, _) = &*like.pattern else { return None };
-            let (start, is_all) = pattern_start(pattern.try_as_str()??)?;
-            Some((position, Demand::StartsWith(start.to_owned(), is_all)))
-        }
-        Expr::ScalarFunction(call) if call.name() == "starts_with" => {
-            let [text, Expr::Literal(start, _)] = call.args.as_slice() else { return None };
-            let (position, ColumnType::Text) = key_column(keys, text)? else { return None };
-            Some((position, Demand::StartsWith(start.try_as_str()??.to_owned(), true)))
-        }
-        Expr::Column(_) => boolean(keys, filter, true),
-        Expr::Not(column) => boolean(keys, column, false),
-        _ => None,
+        Some(Demand { column, allowed: sorted(encoded), is_all: true })
+    }
+
+    fn column(&self, expr: &Expr) -> Option<(usize, ColumnType)> {
+        let Expr::Column(column) = expr else { return None };
+        self.columns
+            .iter()
+            .enumerate()
+            .find(|(_, (name, _))| *name == column.name)
+            .map(|(position, (_, ty))| (position, *ty))
     }
 }
 
-fn boolean(keys: &[(&str, ColumnType)], column: &Expr, value: bool) -> Option<(usize, Demand)> {
-    let (position, ColumnType::Boolean) = key_column(keys, column)? else { return None };
-    Some((position, Demand::Values(vec![ScalarValue::Boolean(Some(value))])))
-}
-
-fn compared(
-    (position, ty): (usize, ColumnType),
-    op: Operator,
-    value: &ScalarValue,
-) -> Option<(usize, Demand)> {
-    let value = key_value(ty, value)?;
-    let demand = match op {
-        Operator::Eq => Demand::Values(vec![value]),
-        Operator::Gt => Demand::Low(value, false),
-        Operator::GtEq => Demand::Low(value, true),
-        Operator::Lt => Demand::High(value, false),
-        Operator::LtEq => Demand::High(value, true),
-        _ => return None,
-    };
-    Some((position, demand))
-}
-
-fn key_column(keys: &[(&str, ColumnType)], expr: &Expr) -> Option<(usize, ColumnType)> {
-    let Expr::Column(column) = expr else { return None };
-    keys.iter()
-        .enumerate()
-        .find(|(_, (name, _))| *name == column.name)
-        .map(|(position, (_, ty))| (position, *ty))
+/// Equal values have equal bytes.
+fn sorted(mut values: Vec<Vec<u8>>) -> Allowed {
+    values.sort_unstable();
+    values.dedup();
+    Allowed::Values(values)
 }
 
 /// A literal in the column's own type; `None` when the comparison is one of another type, or with NULL or NaN.

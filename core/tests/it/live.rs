@@ -790,6 +790,44 @@ async fn a_subscriber_that_reads_nothing_holds_no_more_than_the_ring() {
 }
 
 #[tokio::test]
+async fn a_commit_that_no_ring_holds_is_evaluated_once_for_all_who_are_equal() {
+    let (database, root) = with_table_and(Config { live_ring_bytes: 1_000, ..Config::in_memory() }).await;
+    let mut streams = Vec::new();
+    for _ in 0..5 {
+        let mut request = SubscribeRequest::new("SELECT id, b FROM app.t WHERE a = 1");
+        request.max_rows = 100;
+        let mut stream = root.subscribe(request).await.expect("subscribe");
+        while !matches!(next(&mut stream).await.body, FrameBody::SnapshotEnd) {}
+        streams.push(stream);
+    }
+    let insert = "INSERT INTO app.t SELECT value, 1, repeat('x', 500), 0.0 FROM generate_series(1, 2000)";
+    root.execute(insert, ()).await.expect("insert");
+    let mut first = Vec::new();
+    for stream in &mut streams {
+        first.push(next(stream).await);
+    }
+    assert!(first.iter().all(|frame| Arc::ptr_eq(frame, &first[0])), "all deliver the same frames");
+    let mut last = Vec::new();
+    for stream in &mut streams {
+        let FrameBody::Delta(delta) = &first[0].body else { panic!("{:?}", first[0]) };
+        let mut rows = delta.rows;
+        loop {
+            let frame = next(stream).await;
+            let FrameBody::Delta(delta) = &frame.body else { panic!("{frame:?}") };
+            rows += delta.rows;
+            if !frame.more {
+                assert_eq!((rows, frame.complete_through), (2_000, database.seq()));
+                last.push(frame);
+                break;
+            }
+        }
+    }
+    assert!(last.iter().all(|frame| Arc::ptr_eq(frame, &last[0])));
+    let counters = database.context().live_queries.counters();
+    assert_eq!((counters.groups, counters.log_reads, counters.resets), (1, 5, 0));
+}
+
+#[tokio::test]
 async fn what_cannot_be_kept_up_to_date_is_refused_by_name() {
     let (_database, root) = with_table().await;
     for (sql, part) in [

@@ -218,6 +218,12 @@ async fn wrong_statements_say_what_is_wrong() {
         ("SELECT repeat('a', 2000000000)", "54000"),
         ("SELECT lpad('a', 1500000000, 'b')", "54000"),
         ("SELECT range(1, 300000000)", "54000"),
+        ("SELECT regexp_replace(repeat('a', 1000000), '', repeat('b', 1000), 'g')", "54000"),
+        ("SELECT regexp_replace(repeat('a', 1000000), '(.*)', repeat('\\\\1', 1000))", "54000"),
+        ("SELECT array_to_string(array_repeat('a', 1000000), repeat('b', 1000))", "54000"),
+        ("SELECT array_join(array_repeat(1, 1000000), repeat('b', 1000))", "54000"),
+        ("SELECT array_replace_all(array_repeat('a', 1000000), 'a', repeat('b', 1000))", "54000"),
+        ("SELECT to_char(now(), repeat('%c', 30000000))", "54000"),
         ("SELECT 1 / 0", "22012"),
         ("SELECT CAST('x' AS INT)", "22P02"),
     ] {
@@ -469,4 +475,127 @@ async fn hostile_texts_are_errors() {
     let ors = format!("SELECT count(*) FROM app.t WHERE a=0{}", " OR a=1".repeat(490));
     assert_eq!(rows(&root, &ors, ()).await, ["0"]);
     assert_eq!(rows(&root, &format!("SELECT 1{}", " UNION ALL SELECT 1".repeat(300)), ()).await.len(), 301);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn short_texts_that_double_with_every_step_are_errors() {
+    let (_database, root) = database().await;
+    run(&root, "CREATE TABLE app.t (a INT)").await;
+    run(&root, "INSERT INTO app.t VALUES (1)").await;
+    let doubled = |steps: usize, first: &str, next: &dyn Fn(usize) -> String, last: &str| {
+        let steps: Vec<_> = (1..=steps).map(|step| format!("c{step} AS ({})", next(step - 1))).collect();
+        format!("WITH c0 AS ({first}), {} {last}", steps.join(", "))
+    };
+    let table = "SELECT a FROM app.t";
+    let joins = |before: usize| format!("SELECT x.a FROM c{before} x, c{before} y");
+    let unions = |before: usize| format!("SELECT a FROM c{before} UNION ALL SELECT a FROM c{before}");
+    let subqueries = |before: usize| {
+        format!("SELECT (SELECT max(a) FROM c{before}) + (SELECT min(a) FROM c{before}) AS a")
+    };
+    let sums = |before: usize| format!("SELECT a + a AS a FROM c{before}");
+    for steps in [20, 60, 150] {
+        for next in [&joins as &dyn Fn(usize) -> String, &unions, &subqueries] {
+            let sql = doubled(steps, table, next, &format!("SELECT * FROM c{steps}"));
+            assert_eq!(state(&root, &sql).await, "54001", "{sql}");
+        }
+        let sql = doubled(steps, table, &sums, &format!("SELECT a FROM c{steps} WHERE a > 0"));
+        assert_eq!(state(&root, &sql).await, "54001", "{sql}");
+    }
+    let nested = (0..40)
+        .fold("SELECT a FROM app.t".to_owned(), |inner, _| format!("SELECT a + a AS a FROM ({inner}) AS s"));
+    assert_eq!(state(&root, &format!("SELECT a FROM ({nested}) AS s WHERE a > 0")).await, "54001");
+    assert_eq!(state(&root, &format!("EXPLAIN SELECT a FROM ({nested}) AS s WHERE a > 0")).await, "54001");
+    assert_eq!(
+        state(&root, &format!("SUBSCRIBE TO (SELECT a FROM ({nested}) AS s WHERE a > 0)")).await,
+        "54001"
+    );
+    assert_eq!(
+        state(&root, &format!("DELETE FROM app.t WHERE a IN (SELECT a FROM ({nested}) AS s WHERE a > 0)"))
+            .await,
+        "54001"
+    );
+    // What is worth it is planned and run.
+    let sql = doubled(8, table, &unions, "SELECT count(*) FROM c8");
+    assert_eq!(rows(&root, &sql, ()).await, ["256"]);
+    let sql = doubled(8, table, &sums, "SELECT a FROM c8 WHERE a > 0");
+    assert_eq!(rows(&root, &sql, ()).await, ["256"]);
+    let sql = doubled(
+        150,
+        table,
+        &|before| format!("SELECT a + 1 AS a FROM c{before}"),
+        "SELECT a FROM c150 WHERE a > 0",
+    );
+    assert_eq!(rows(&root, &sql, ()).await, ["151"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn values_that_double_with_every_step_are_errors() {
+    let (_database, root) = database().await;
+    for step in [
+        "a || a",
+        "concat(a, a)",
+        "concat_ws('', a, a)",
+        "overlay(a PLACING a FROM 1 FOR 0)",
+        "encode(a, 'hex')",
+        "array_to_string([a, a], '')",
+    ] {
+        let steps: Vec<_> =
+            (1..=12).map(|n| format!("c{n} AS (SELECT {step} AS a FROM c{})", n - 1)).collect();
+        let first = "SELECT repeat('a', 1000000) AS a";
+        let sql = format!("WITH c0 AS ({first}), {} SELECT length(a) FROM c12", steps.join(", "));
+        assert_eq!(state(&root, &sql).await, "54000", "{step}");
+    }
+    for step in ["a || a", "array_concat(a, a)", "array_append(a, a[1])"] {
+        let steps: Vec<_> =
+            (1..=12).map(|n| format!("c{n} AS (SELECT {step} AS a FROM c{})", n - 1)).collect();
+        let first = "SELECT array_repeat(repeat('a', 30000000), 2) AS a";
+        let sql = format!("WITH c0 AS ({first}), {} SELECT cardinality(a) FROM c12", steps.join(", "));
+        assert_eq!(state(&root, &sql).await, "54000", "{step}");
+    }
+    // Constants are not spread over more rows than there is room for.
+    let wide =
+        "SELECT max(length(repeat('a', 1000000) || CAST(value AS TEXT))) FROM generate_series(1, 5000)";
+    assert_eq!(state(&root, wide).await, "54000");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limited_functions_give_what_they_gave() {
+    let (_database, root) = database().await;
+    run(&root, "CREATE TABLE app.t (id INT PRIMARY KEY, name TEXT)").await;
+    run(&root, "INSERT INTO app.t VALUES (1, 'a'), (2, NULL), (3, 'c')").await;
+    for (sql, expected) in [
+        ("SELECT 'a' || 'b'", vec!["ab"]),
+        ("SELECT NULL || 'b'", vec!["NULL"]),
+        ("SELECT 'a' || 1 || true", vec!["a1true"]),
+        ("SELECT name || id FROM app.t ORDER BY id", vec!["a1", "NULL", "c3"]),
+        ("SELECT name || '-' || name AS n FROM app.t ORDER BY n", vec!["a-a", "c-c", "NULL"]),
+        (
+            "SELECT name || 'x', count(*) FROM app.t GROUP BY name || 'x' ORDER BY name || 'x'",
+            vec!["ax|1", "cx|1", "NULL|1"],
+        ),
+        ("SELECT id FROM app.t WHERE name || 'x' = 'cx'", vec!["3"]),
+        ("SELECT id FROM app.t WHERE id || 'x' LIKE '2%'", vec!["2"]),
+        ("SELECT [1, 2] || [3]", vec!["[1, 2, 3]"]),
+        ("SELECT array_append([1], 2)", vec!["[1, 2]"]),
+        ("SELECT [name, 'z'] FROM app.t ORDER BY id", vec!["[a, z]", "[NULL, z]", "[c, z]"]),
+        ("SELECT concat(name, NULL, id) FROM app.t ORDER BY id", vec!["a1", "2", "c3"]),
+        ("SELECT concat_ws('-', name, 'x', id) FROM app.t ORDER BY id", vec!["a-x-1", "x-2", "c-x-3"]),
+        ("SELECT regexp_replace('foobarbaz', 'b(..)', 'X\\1Y', 'g')", vec!["fooXarYXazY"]),
+        ("SELECT array_to_string([1, NULL, 3], '-', 'x')", vec!["1-x-3"]),
+        ("SELECT overlay('Txxxxas' PLACING 'hom' FROM 2 FOR 4)", vec!["Thomas"]),
+        ("SELECT encode('abc', 'hex')", vec!["616263"]),
+        ("SELECT to_char(TIMESTAMP '2024-01-02 03:04:05', '%Y/%m')", vec!["2024/01"]),
+        ("SELECT array_replace_all([1, 2, 1], 1, 9)", vec!["[9, 2, 9]"]),
+        ("SELECT id FROM app.t WHERE id = ANY(ARRAY[1, 3]) ORDER BY id", vec!["1", "3"]),
+    ] {
+        assert_eq!(rows(&root, sql, ()).await, expected, "{sql}");
+    }
+    let outcome =
+        root.execute("SELECT name || 'x', 'y' || 'z' FROM app.t", ()).await.unwrap().rows().unwrap();
+    let names: Vec<_> = outcome.schema.fields().iter().map(|field| field.name().clone()).collect();
+    assert_eq!(names, ["app.t.name || Utf8(\"x\")", "Utf8(\"y\") || Utf8(\"z\")"]);
+    assert_eq!(
+        rows(&root, "SELECT $1 || name FROM app.t WHERE id = 1", vec![ScalarValue::from("p")]).await,
+        ["pa"]
+    );
 }

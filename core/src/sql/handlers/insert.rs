@@ -375,10 +375,13 @@ impl<'a> Rows<'a> {
         Self { execution, schemas, writer, writes: Vec::new(), affected: 0, rows: 0, bytes: 0, now_us }
     }
 
-    fn count(&mut self, batch: &RecordBatch) -> Result<()> {
-        self.rows += batch.num_rows();
-        self.bytes = self.bytes.saturating_add(batch.get_array_memory_size());
-        self.affected += batch.num_rows() as u64;
+    /// Takes the writes of `rows` rows.
+    fn add(&mut self, rows: usize, mut writes: Vec<RowWrite>) -> Result<()> {
+        self.rows += rows;
+        self.affected += rows as u64;
+        let bytes: usize = writes.iter().map(RowWrite::bytes).sum();
+        self.bytes = self.bytes.saturating_add(bytes);
+        self.writes.append(&mut writes);
         let config = &self.execution.ctx().config;
         if self.rows <= config.statement_rows_max && self.bytes <= config.statement_bytes_max {
             return Ok(());
@@ -400,25 +403,19 @@ impl<'a> Rows<'a> {
 
     /// Rows in the table's visible columns.
     pub(in crate::sql) fn insert(&mut self, batch: &RecordBatch) -> Result<()> {
-        self.count(batch)?;
         let scope = self.schemas.definition.scope_for(self.execution.principal.user_id);
-        self.writes.extend(self.writer.inserts(scope, batch, self.now_us)?);
-        Ok(())
+        self.add(batch.num_rows(), self.writer.inserts(scope, batch, self.now_us)?)
     }
 
     /// Rows as they are stored, and as they shall be.
     pub(in crate::sql) fn update(&mut self, before: &RecordBatch, after: &RecordBatch) -> Result<()> {
-        self.count(before)?;
         let scope = self.schemas.definition.scope_for(self.execution.principal.user_id);
-        self.writes.extend(self.writer.updates(scope, before, after)?);
-        Ok(())
+        self.add(before.num_rows(), self.writer.updates(scope, before, after)?)
     }
 
     /// Rows as they are stored.
     pub(in crate::sql) fn delete(&mut self, before: &RecordBatch) -> Result<()> {
-        self.count(before)?;
-        self.writes.extend(self.writer.deletes(before)?);
-        Ok(())
+        self.add(before.num_rows(), self.writer.deletes(before)?)
     }
 
     /// Refuses several rows of parameters that change the same row: each was planned on the row as it was before.
@@ -444,7 +441,11 @@ impl<'a> Rows<'a> {
         let scope = definition.scope_for(self.execution.principal.user_id);
         let mut set = self.execution.write_set();
         set.durability = definition.options.durability;
-        set.tables.push(TableWrite { table: definition, scope, rows: self.writes });
+        // Keys move among the rows of all batches: what leaves a key comes before what takes it.
+        let (mut rows, mut others): (Vec<_>, Vec<_>) =
+            self.writes.into_iter().partition(|write| matches!(write, RowWrite::Delete { .. }));
+        rows.append(&mut others);
+        set.tables.push(TableWrite { table: definition, scope, rows });
         attempts.commit(set, self.affected).await
     }
 }

@@ -14,12 +14,12 @@ pub(super) mod update_delete;
 pub(super) mod user;
 
 use serde_json::Value;
-use tokio::sync::MutexGuard;
 use tracing::debug;
 
 use super::execution::Execution;
 use super::result::{Affected, Outcome};
 use super::session::Session;
+use super::turns::Turn;
 use crate::commit::{TableWrite, WriteSet};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::UserId;
@@ -27,11 +27,11 @@ use crate::system_tables::audit::{self, AuditEntry};
 
 /// A statement that is run again, on a fresh snapshot, when another commit came first.
 ///
-/// Who has lost once waits for the others who have: they would only make each other plan in vain.
+/// Who has lost once waits a while for the others who have over the same table: they would only make each other plan in vain.
 pub(super) struct Attempts<'a> {
     session: &'a Session,
     left: usize,
-    turn: Option<MutexGuard<'a, ()>>,
+    turn: Option<Turn>,
 }
 
 impl<'a> Attempts<'a> {
@@ -41,12 +41,13 @@ impl<'a> Attempts<'a> {
 
     /// Commits; `None` means that the statement is to be planned again.
     pub(super) async fn commit(&mut self, set: WriteSet, rows: u64) -> Result<Option<Affected>> {
+        let table = set.tables.first().map(|table| table.table.id);
         match self.session.ctx().committer.commit(set).await {
             Ok(receipt) => Ok(Some(Affected { rows, seq: receipt.seq })),
             Err(error) => {
                 self.lost(error)?;
-                if self.turn.is_none() {
-                    self.turn = Some(self.session.engine().losers.lock().await);
+                if let (None, Some(table)) = (&self.turn, table) {
+                    self.turn = self.session.engine().turns.take(table).await;
                 }
                 Ok(None)
             }

@@ -69,6 +69,8 @@ proptest! {
             for values in 0..row.len() {
                 let start = encoder.encode_values(TABLE, SCOPE, &row[..values]).unwrap();
                 prop_assert!(key.starts_with(&start));
+                let column = encoder.encode_column(values, &row[values]).unwrap();
+                prop_assert!(key.starts_with(&[start, column].concat()));
             }
         }
     }
@@ -139,12 +141,12 @@ fn the_bytes_are_frozen() {
 #[test]
 fn a_start_of_text_covers_the_texts_that_begin_with_it() {
     let encoder = KeyEncoder::new(&[ColumnType::BigInt, ColumnType::Text]).unwrap();
-    let one = ScalarValue::Int64(Some(1));
-    let start = encoder.encode_starts_with(TABLE, SCOPE, std::slice::from_ref(&one), b"a\0").unwrap();
-    let key = |text: &str| encoder.encode_values(TABLE, SCOPE, &[one.clone(), text.into()]).unwrap();
-    assert!(key("a\0").starts_with(&start) && key("a\0b").starts_with(&start));
-    assert!(!key("a").starts_with(&start) && !key("b").starts_with(&start));
-    assert!(encoder.encode_starts_with(TABLE, SCOPE, &[], b"a").is_err());
+    let start = encoder.encode_column_start(1, b"a\0").unwrap();
+    let column = |text: &str| encoder.encode_column(1, &text.into()).unwrap();
+    assert!(column("a\0").starts_with(&start) && column("a\0b").starts_with(&start));
+    assert!(!column("a").starts_with(&start) && !column("b").starts_with(&start));
+    assert!(encoder.encode_column_start(0, b"a").is_err());
+    assert!(encoder.encode_column_start(2, b"a").is_err());
 }
 
 #[test]

@@ -1,0 +1,161 @@
+//! How large the values of a function's arguments are, for those who have to know before the function is called.
+
+use std::ops::Range;
+
+use datafusion::arrow::array::{Array, ArrayRef, AsArray, OffsetSizeTrait};
+use datafusion::arrow::compute::cast;
+use datafusion::arrow::datatypes::{DataType, Int64Type};
+use datafusion::common::Result as DataFusionResult;
+use datafusion::logical_expr::ColumnarValue;
+
+/// What a value of a type without a width of its own is taken for.
+const UNKNOWN_BYTES: u64 = 16;
+
+/// An argument, as far as the size of a result depends on it.
+pub(super) struct Argument {
+    /// As numbers, where it can be read so.
+    numbers: Option<ArrayRef>,
+    array: ArrayRef,
+    constant: bool,
+}
+
+impl Argument {
+    pub(super) fn new(value: &ColumnarValue) -> DataFusionResult<Self> {
+        let (array, constant) = match value {
+            ColumnarValue::Array(array) => (ArrayRef::clone(array), false),
+            ColumnarValue::Scalar(scalar) => (scalar.to_array()?, true),
+        };
+        let numbers = if array.data_type().is_integer() || array.data_type().is_temporal() {
+            cast(&array, &DataType::Int64).ok()
+        } else {
+            None
+        };
+        Ok(Self { numbers, array, constant })
+    }
+
+    pub(super) fn data_type(&self) -> &DataType {
+        self.array.data_type()
+    }
+
+    /// The value of a row as a number; 0 when it is none.
+    pub(super) fn number(&self, row: usize) -> i64 {
+        let row = self.rows(row).start;
+        let numbers = self.numbers.as_ref().map(|numbers| numbers.as_primitive::<Int64Type>());
+        numbers
+            .filter(|numbers| row < numbers.len() && numbers.is_valid(row))
+            .map_or(0, |numbers| numbers.value(row))
+    }
+
+    /// The value of a row as text, where it is one.
+    pub(super) fn text(&self, row: usize) -> Option<&str> {
+        let row = self.rows(row).start;
+        if row >= self.array.len() || self.array.is_null(row) {
+            return None;
+        }
+        match self.array.data_type() {
+            DataType::Utf8 => Some(self.array.as_string::<i32>().value(row)),
+            DataType::LargeUtf8 => Some(self.array.as_string::<i64>().value(row)),
+            DataType::Utf8View => Some(self.array.as_string_view().value(row)),
+            _ => None,
+        }
+    }
+
+    /// The bytes of the value of a row, at least one.
+    pub(super) fn bytes(&self, row: usize) -> u64 {
+        extent(&self.array, self.rows(row)).bytes.max(1)
+    }
+
+    /// The bytes of the values of the first `rows` rows.
+    pub(super) fn all_bytes(&self, rows: usize) -> u64 {
+        if self.constant {
+            return self.bytes(0).saturating_mul(rows as u64);
+        }
+        extent(&self.array, 0..rows).bytes
+    }
+
+    /// The values that are no lists in the list of a row, however deep it is.
+    pub(super) fn leaves(&self, row: usize) -> u64 {
+        extent(&self.array, self.rows(row)).leaves
+    }
+
+    /// The elements of the list of a row.
+    pub(super) fn elements(&self, row: usize) -> u64 {
+        items(&self.array, self.rows(row)).map_or(0, |(_, items)| items.len() as u64)
+    }
+
+    fn rows(&self, row: usize) -> Range<usize> {
+        let row = if self.constant { 0 } else { row };
+        row..row + 1
+    }
+}
+
+/// What some values take.
+#[derive(Clone, Copy, Default)]
+struct Extent {
+    leaves: u64,
+    bytes: u64,
+}
+
+fn extent(array: &ArrayRef, rows: Range<usize>) -> Extent {
+    if let Some((items, range)) = items(array, rows.clone()) {
+        return extent(items, range);
+    }
+    let leaves = rows.len() as u64;
+    let bytes = match array.data_type() {
+        DataType::Utf8 => span(array.as_string::<i32>().value_offsets(), &rows),
+        DataType::LargeUtf8 => span(array.as_string::<i64>().value_offsets(), &rows),
+        DataType::Binary => span(array.as_binary::<i32>().value_offsets(), &rows),
+        DataType::LargeBinary => span(array.as_binary::<i64>().value_offsets(), &rows),
+        DataType::Utf8View => {
+            let views = array.as_string_view();
+            rows.map(|row| views.value(row).len() as u64).sum()
+        }
+        DataType::BinaryView => {
+            let views = array.as_binary_view();
+            rows.map(|row| views.value(row).len() as u64).sum()
+        }
+        DataType::Struct(_) => {
+            let columns = array.as_struct().columns();
+            return columns.iter().map(|column| extent(column, rows.clone())).fold(
+                Extent::default(),
+                |all, one| Extent {
+                    leaves: all.leaves.saturating_add(one.leaves),
+                    bytes: all.bytes.saturating_add(one.bytes),
+                },
+            );
+        }
+        DataType::FixedSizeBinary(width) => leaves.saturating_mul(u64::try_from(*width).unwrap_or(0)),
+        other => leaves.saturating_mul(other.primitive_width().map_or(UNKNOWN_BYTES, |width| width as u64)),
+    };
+    Extent { leaves, bytes }
+}
+
+/// The elements of the lists at `rows`; `None` when they are no lists.
+fn items(array: &ArrayRef, rows: Range<usize>) -> Option<(&ArrayRef, Range<usize>)> {
+    let within = |offsets: &[i32]| range(offsets, &rows);
+    match array.data_type() {
+        DataType::List(_) => {
+            let lists = array.as_list::<i32>();
+            Some((lists.values(), within(lists.value_offsets())))
+        }
+        DataType::LargeList(_) => {
+            let lists = array.as_list::<i64>();
+            Some((lists.values(), range(lists.value_offsets(), &rows)))
+        }
+        DataType::FixedSizeList(_, len) => {
+            let len = usize::try_from(*len).unwrap_or(0);
+            let lists = array.as_fixed_size_list();
+            Some((lists.values(), rows.start * len..rows.end * len))
+        }
+        _ => None,
+    }
+}
+
+fn range<O: OffsetSizeTrait>(offsets: &[O], rows: &Range<usize>) -> Range<usize> {
+    let at = |row: usize| offsets.get(row).map_or(0, |offset| offset.as_usize());
+    at(rows.start)..at(rows.end)
+}
+
+fn span<O: OffsetSizeTrait>(offsets: &[O], rows: &Range<usize>) -> u64 {
+    range(offsets, rows).len() as u64
+}

@@ -1,0 +1,65 @@
+//! Turns of statements that lost against another commit: one at a time over each table, so that they do not lose again and
+//! again against each other.
+//!
+//! Invariant: a turn only makes things quicker. Who does not get one in time goes on without it, so that a statement that
+//! takes long holds up the others no longer than that.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::{Mutex as TurnMutex, OwnedMutexGuard};
+use tokio::time::timeout;
+
+use crate::ids::TableId;
+
+/// How long a turn is waited for.
+const WAIT_MAX: Duration = Duration::from_secs(1);
+
+/// The turn over a table, given back when dropped.
+pub(crate) type Turn = OwnedMutexGuard<()>;
+
+/// The turns over all tables.
+#[derive(Default)]
+pub(crate) struct Turns(Mutex<HashMap<TableId, Weak<TurnMutex<()>>>>);
+
+impl Turns {
+    /// Waits for the turn over `table`; `None` when it takes too long.
+    pub(crate) async fn take(&self, table: TableId) -> Option<Turn> {
+        self.take_within(table, WAIT_MAX).await
+    }
+
+    async fn take_within(&self, table: TableId, wait: Duration) -> Option<Turn> {
+        timeout(wait, self.of(table).lock_owned()).await.ok()
+    }
+
+    fn of(&self, table: TableId) -> Arc<TurnMutex<()>> {
+        let mut turns = self.0.lock();
+        if let Some(turn) = turns.get(&table).and_then(Weak::upgrade) {
+            return turn;
+        }
+        // Only tables over which somebody waits are kept.
+        turns.retain(|_, turn| turn.strong_count() > 0);
+        let turn = Arc::default();
+        turns.insert(table, Arc::downgrade(&turn));
+        turn
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_table_has_one_turn_at_a_time() {
+        let turns = Turns::default();
+        let first = turns.take(TableId(1)).await;
+        assert!(first.is_some());
+        assert!(turns.take(TableId(2)).await.is_some(), "another table has its own");
+        assert!(turns.take_within(TableId(1), Duration::ZERO).await.is_none(), "nobody waits for ever");
+        drop(first);
+        assert!(turns.take(TableId(1)).await.is_some());
+        assert!(turns.0.lock().len() <= 2);
+    }
+}
