@@ -158,6 +158,14 @@ impl Session {
         Deep::new(handlers::insert::append(self, namespace, table, batches)).await
     }
 
+    /// Whether rows can be appended to a table, so that nobody sends them in vain.
+    ///
+    /// # Errors
+    /// 42P01, 3F000 when it does not exist, 42501 when the principal may not write it.
+    pub fn check_append(&self, namespace: Option<&str>, table: &str) -> Result<()> {
+        handlers::insert::check_append(self, namespace, table)
+    }
+
     /// The tables the principal may read, by namespace and name.
     ///
     /// # Errors
