@@ -35,6 +35,8 @@ pub struct ServerConfig {
     pub reflection: bool,
     /// The largest message a client may send, in bytes. Default 64 MiB.
     pub message_bytes_max: usize,
+    /// Bytes of rows and parameters that all clients together may have sent and the server still holds. Default 2 GiB.
+    pub inbound_bytes_max: usize,
     /// How long open calls may take to end after SIGTERM, in milliseconds. Default 8,000, maximum 10,000.
     pub drain_ms: u64,
     /// Filter of log lines in `tracing`'s syntax, e.g. `info` or `kalamdb_core=debug`. Default `info`.
@@ -92,6 +94,7 @@ struct ServerSettings {
     tls_key: String,
     reflection: bool,
     message_bytes_max: usize,
+    inbound_bytes_max: usize,
     drain_ms: u64,
     log_level: String,
     log_format: LogFormat,
@@ -107,6 +110,7 @@ impl Default for ServerSettings {
             tls_key: String::new(),
             reflection: true,
             message_bytes_max: 64 << 20,
+            inbound_bytes_max: 2 << 30,
             drain_ms: 8_000,
             log_level: "info".to_owned(),
             log_format: LogFormat::Text,
@@ -184,6 +188,7 @@ impl ServerConfig {
             },
             reflection: server.reflection,
             message_bytes_max: server.message_bytes_max,
+            inbound_bytes_max: server.inbound_bytes_max,
             drain_ms: server.drain_ms.min(10_000),
             log_level: server.log_level,
             log_format: server.log_format,

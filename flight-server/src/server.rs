@@ -94,12 +94,7 @@ impl Server {
         let local_addr = listener.local_addr()?;
         let closing = CancellationToken::new();
         let authenticator = Arc::new(Authenticator::new(database.clone()));
-        let state = FlightState::new(
-            database.clone(),
-            Arc::clone(&authenticator),
-            config.message_bytes_max,
-            closing.clone(),
-        )?;
+        let state = FlightState::new(database.clone(), Arc::clone(&authenticator), config, closing.clone())?;
         Ok(Self {
             listener,
             local_addr,

@@ -10,7 +10,7 @@
 //! | `live` | `SUBSCRIBE TO` as an endless DoGet |
 //! | `metadata`, `sql_info`, `type_info` | catalogs, tables, keys, what the server can do, its types |
 //! | `actions`, `session_options`, `handshake` | DoAction, the options of a session, logging in |
-//! | `sessions`, `queries` | state: sessions, prepared statements, running queries, all bounded |
+//! | `sessions`, `queries`, `budget` | state: sessions, prepared statements, running queries, all bounded |
 //! | `ticket`, `encode`, `decode`, `messages` | bytes |
 //!
 //! The dispatcher is our own because arrow-flight's `FlightSqlService` fixes GetSchema, PollFlightInfo and sessions as
@@ -20,6 +20,7 @@
 //! belongs to somebody else is as unknown as what never was.
 
 mod actions;
+mod budget;
 mod decode;
 mod encode;
 mod handshake;
@@ -54,10 +55,12 @@ use tonic::{Extensions, Status};
 pub(crate) use self::decode::decode_params;
 pub(crate) use self::service::FlightSqlService;
 
+use self::budget::Budget;
 use self::encode::{SchemaEncodings, WireSchema};
 use self::queries::{RunningQueries, StartedQueries};
 use self::sessions::{PreparedStatements, Sessions};
 use crate::auth::{Authenticator, Deadline, Identity};
+use crate::config::ServerConfig;
 use crate::seal::SealKey;
 use crate::status::from_core;
 
@@ -81,6 +84,8 @@ pub(crate) struct FlightState {
     no_columns: WireSchema,
     /// The largest message the transport takes in.
     message_bytes_max: usize,
+    /// Rows and parameters on their way in.
+    inbound: Arc<Budget>,
     /// Ends endless streams when the server goes down.
     shutdown: CancellationToken,
 }
@@ -89,7 +94,7 @@ impl FlightState {
     pub(crate) fn new(
         database: Database,
         authenticator: Arc<Authenticator>,
-        message_bytes_max: usize,
+        config: &ServerConfig,
         shutdown: CancellationToken,
     ) -> Result<Self> {
         let encodings = SchemaEncodings::default();
@@ -104,7 +109,8 @@ impl FlightState {
             encodings,
             database,
             authenticator,
-            message_bytes_max,
+            message_bytes_max: config.message_bytes_max,
+            inbound: Budget::new(config.inbound_bytes_max, config.inbound_bytes_max),
             shutdown,
         })
     }

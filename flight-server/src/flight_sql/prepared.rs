@@ -50,7 +50,7 @@ impl FlightState {
     }
 
     /// DoPut of parameters for a query, or for an update that comes in a call of its own.
-    pub(super) async fn bind(&self, caller: &Caller, handle: Bytes, inbound: Inbound) -> Result<Bytes> {
+    pub(super) async fn bind(&self, caller: &Caller, handle: Bytes, inbound: &mut Inbound) -> Result<Bytes> {
         // Asked before the data is read, so that an unknown handle is not paid for.
         let entry = self.prepared.get(caller.user(), &handle)?;
         let parameters = Parameters::read(inbound).await?;
@@ -70,7 +70,7 @@ impl FlightState {
         &self,
         caller: &Caller,
         handle: &[u8],
-        inbound: Inbound,
+        inbound: &mut Inbound,
     ) -> Result<Done> {
         let entry = self.prepared.get(caller.user(), handle)?;
         let parameters = Parameters::read(inbound).await?;
@@ -121,7 +121,7 @@ struct Parameters {
 
 impl Parameters {
     /// Reads the stream to its end: a reply before it confuses drivers.
-    async fn read(mut inbound: Inbound) -> Result<Self> {
+    async fn read(inbound: &mut Inbound) -> Result<Self> {
         let mut decoder = Decoder::default();
         let mut frames = Frames::default();
         let mut batches: Vec<RecordBatch> = Vec::new();
