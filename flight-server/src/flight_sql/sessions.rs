@@ -92,17 +92,37 @@ impl Sessions {
 /// The name of a prepared statement.
 pub(crate) type Handle = [u8; 16];
 
-/// Parameters bound to a prepared statement: one row.
-#[derive(Clone, Default)]
+/// Parameters bound to a prepared statement.
+#[derive(Debug, Default)]
 pub(crate) struct Bound {
-    pub(crate) values: Option<Vec<ScalarValue>>,
-    /// The same as they came, for tickets.
-    pub(crate) frames: Bytes,
+    /// The values, when they are one row.
+    values: Option<Vec<ScalarValue>>,
+    /// The same, or several rows, as they came.
+    frames: Bytes,
 }
 
 impl Bound {
+    pub(crate) fn new(values: Option<Vec<ScalarValue>>, frames: Bytes) -> Self {
+        Self { values, frames }
+    }
+
+    /// As they came, for tickets. Empty when nothing was bound.
+    pub(crate) fn frames(&self) -> &Bytes {
+        &self.frames
+    }
+
+    /// The one row a query takes.
     pub(crate) fn params(&self) -> Params {
         self.values.clone().map_or(Params::None, Params::Positional)
+    }
+
+    /// All rows; `None` when nothing was bound, which is not the same as no rows.
+    pub(crate) fn rows(&self) -> Result<Option<Vec<Vec<ScalarValue>>>> {
+        match &self.values {
+            Some(values) => Ok(Some(vec![values.clone()])),
+            None if self.frames.is_empty() => Ok(None),
+            None => super::prepared::rows_of_frames(self.frames.clone()).map(Some),
+        }
     }
 }
 

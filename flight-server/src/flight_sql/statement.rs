@@ -64,7 +64,7 @@ impl FlightState {
     ) -> Result<Response<FlightInfo>> {
         match prepared.kind() {
             StatementKind::Update => {
-                let done = update::run(&prepared, &bound).await?;
+                let done = update::run_bound(&prepared, &bound).await?;
                 self.update_info(caller, descriptor, done)
             }
             StatementKind::Query | StatementKind::Subscribe => {
@@ -82,12 +82,12 @@ impl FlightState {
     ) -> Result<Response<FlightInfo>> {
         let schema = self.result_schema(&prepared)?;
         let query = QueryId::random();
-        let fits = bound.frames.len() <= TICKET_PARAMETER_BYTES_MAX;
+        let fits = bound.frames().len() <= TICKET_PARAMETER_BYTES_MAX;
         let ticket = TicketBody::Statement {
             schema_hash: schema_hash(&schema.ipc()),
             namespace: caller.session.namespace().to_string(),
             sql: prepared.sql().to_owned(),
-            parameters: if fits { bound.frames.clone() } else { Bytes::new() },
+            parameters: if fits { bound.frames().clone() } else { Bytes::new() },
         };
         let info = FlightInfo {
             schema: schema.ipc(),
