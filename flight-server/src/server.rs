@@ -134,7 +134,7 @@ impl Server {
     pub async fn serve(self, shutdown: CancellationToken) -> Result<(), BoxError> {
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<FlightServiceServer<FlightSqlService>>().await;
-        let flight = FlightServiceServer::new(FlightSqlService::new(self.state))
+        let flight = FlightServiceServer::new(FlightSqlService::new(Arc::clone(&self.state)))
             .max_decoding_message_size(self.message_bytes_max)
             .max_encoding_message_size(usize::MAX);
         let live = crate::live::service(self.database, self.closing.clone());
@@ -171,6 +171,7 @@ impl Server {
                 info!("drain time is over, closing what is still open");
                 Ok(())
             }
+            never = self.state.sweep() => match never {},
         }
     }
 }

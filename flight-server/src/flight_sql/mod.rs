@@ -39,9 +39,10 @@ mod ticket;
 mod type_info;
 mod update;
 
+use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arrow::datatypes::Schema;
 use futures::FutureExt;
@@ -68,6 +69,12 @@ use crate::status::from_core;
 const CATALOG: &str = "kalam";
 /// The header, trailer and JSON key of the seq a result was read at or a write was committed at.
 const SEQ_KEY: &str = "kalamdb-seq";
+
+/// What prepared statements, their parameters and queries between GetFlightInfo and DoGet take, of all users and of one.
+const KEPT_BYTES_MAX: usize = 1 << 30;
+const KEPT_BYTES_PER_USER_MAX: usize = 256 << 20;
+/// How often it is looked for what has been idle too long.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Everything the Flight service shares between calls.
 pub(crate) struct FlightState {
@@ -98,13 +105,14 @@ impl FlightState {
         shutdown: CancellationToken,
     ) -> Result<Self> {
         let encodings = SchemaEncodings::default();
+        let kept = Budget::new(KEPT_BYTES_MAX, KEPT_BYTES_PER_USER_MAX);
         Ok(Self {
             no_columns: WireSchema::of(&Arc::new(Schema::empty()), None, &encodings)?,
             ticket_key: SealKey::derive(database.secret(), "ticket"),
             clock: Arc::new(SystemClock),
             sessions: Sessions::default(),
-            prepared: PreparedStatements::default(),
-            started: StartedQueries::default(),
+            prepared: PreparedStatements::new(Arc::clone(&kept)),
+            started: StartedQueries::new(kept),
             running: Arc::default(),
             encodings,
             database,
@@ -118,6 +126,18 @@ impl FlightState {
     /// How many result schemas were encoded, and how many queries run now.
     pub(crate) fn counters(&self) -> (u64, usize) {
         (self.encodings.count(), self.running.len())
+    }
+
+    /// Forgets what has been idle too long, for as long as it is polled.
+    pub(crate) async fn sweep(&self) -> Infallible {
+        let mut interval = tokio::time::interval(SWEEP_INTERVAL);
+        loop {
+            interval.tick().await;
+            let now = Instant::now();
+            self.prepared.sweep(now);
+            self.sessions.sweep(now);
+            self.started.sweep(self.clock.now_us());
+        }
     }
 
     /// Who calls, from what the auth layer left in the request.

@@ -10,7 +10,6 @@ use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::Schema;
-use arrow_flight::FlightData;
 use arrow_flight::sql::{ActionCreatePreparedStatementRequest, DoPutPreparedStatementResult};
 use bytes::Bytes;
 use kalamdb_core::tables::batch_value_bytes;
@@ -30,7 +29,7 @@ const PARAMETER_ROWS_MAX: usize = 1_000_000;
 /// Values of one update, rows times columns; each takes 64 bytes, however small it is.
 const PARAMETER_VALUES_MAX: usize = 4_000_000;
 /// Bytes of the parameters of one statement, as they came and as values.
-const PARAMETER_BYTES_MAX: usize = 256 << 20;
+const PARAMETER_BYTES_MAX: usize = 128 << 20;
 
 impl FlightState {
     pub(super) async fn create_prepared(
@@ -115,7 +114,6 @@ impl Parameters {
             if inbound.bytes() > PARAMETER_BYTES_MAX {
                 return Err(too_many_parameters());
             }
-            let data: FlightData = data;
             let batch = decoder.message(&data)?;
             let columns = decoder.schema().map_or(0, |schema| schema.fields().len());
             if columns == 0 {

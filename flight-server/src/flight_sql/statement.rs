@@ -98,7 +98,9 @@ impl FlightState {
             ordered: false,
             app_metadata: query_metadata(query, None, None),
         };
-        self.started.put(query, Started { prepared, bound, schema });
+        // Without room for it the query is planned anew from its ticket.
+        let expires_at = self.ticket_expiry();
+        let _kept = self.started.put(query, caller.user(), Started { prepared, bound, schema }, expires_at);
         Ok(Response::new(info))
     }
 
@@ -134,8 +136,13 @@ impl FlightState {
     }
 
     fn endpoint(&self, caller: &Caller, query: QueryId, body: TicketBody) -> FlightEndpoint {
-        let expires_at = self.clock.now_us().saturating_add(TICKET_LIFETIME_US);
+        let expires_at = self.ticket_expiry();
         self.seal_endpoint(&StatementTicket { owner: caller.user(), expires_at, query, body })
+    }
+
+    /// When a ticket made now expires.
+    fn ticket_expiry(&self) -> i64 {
+        self.clock.now_us().saturating_add(TICKET_LIFETIME_US)
     }
 
     fn seal_endpoint(&self, ticket: &StatementTicket) -> FlightEndpoint {
@@ -153,7 +160,8 @@ impl FlightState {
     /// Gives a ticket of the caller a new lifetime.
     pub(super) fn renew(&self, caller: &Caller, sealed: &Bytes) -> Result<FlightEndpoint> {
         let mut ticket = self.open_ticket(caller, sealed)?;
-        ticket.expires_at = self.clock.now_us().saturating_add(TICKET_LIFETIME_US);
+        ticket.expires_at = self.ticket_expiry();
+        self.started.renew(ticket.query, ticket.expires_at);
         Ok(self.seal_endpoint(&ticket))
     }
 
