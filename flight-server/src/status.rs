@@ -5,7 +5,7 @@
 
 use std::error::Error as StdError;
 
-use kalamdb_core::{Error, ErrorKind};
+use kalamdb_core::{Error, ErrorKind, SqlState};
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
 use tracing::{debug, error, warn};
@@ -15,22 +15,31 @@ pub(crate) const SQLSTATE_HEADER: &str = "kalamdb-sqlstate";
 
 /// The status a client gets for `error`; logs what an operator should see.
 pub(crate) fn to_status(error: &Error) -> Status {
-    let mut status = match severity(error.kind()) {
+    match severity(error.kind()) {
         Severity::Caller => {
             debug!(sqlstate = error.sqlstate().0, error = %error, "request failed");
-            Status::new(code(error.kind()), error.to_string())
+            plain(error)
         }
         Severity::Operator => {
             warn!(sqlstate = error.sqlstate().0, error = %chain(error), "request failed");
-            Status::new(code(error.kind()), error.to_string())
+            plain(error)
         }
         Severity::Defect => {
             let error_id = uuid::Uuid::new_v4().simple().to_string();
             error!(error_id, sqlstate = error.sqlstate().0, error = %chain(error), "request failed");
-            Status::new(code(error.kind()), format!("{error} (error id {error_id}, see the server's log)"))
+            let message = format!("{error} (error id {error_id}, see the server's log)");
+            with_sqlstate(Status::new(code(error.kind()), message), error.sqlstate())
         }
-    };
-    status.metadata_mut().insert(SQLSTATE_HEADER, MetadataValue::from_static(error.sqlstate().0));
+    }
+}
+
+/// The status of an end that is nobody's failure, such as that of a live query: nothing is logged.
+pub(crate) fn plain(error: &Error) -> Status {
+    with_sqlstate(Status::new(code(error.kind()), error.to_string()), error.sqlstate())
+}
+
+fn with_sqlstate(mut status: Status, sqlstate: SqlState) -> Status {
+    status.metadata_mut().insert(SQLSTATE_HEADER, MetadataValue::from_static(sqlstate.0));
     status
 }
 
@@ -98,7 +107,6 @@ fn chain(error: &Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kalamdb_core::SqlState;
 
     #[test]
     fn a_client_reads_the_message_and_never_the_source() {

@@ -84,3 +84,70 @@ async fn a_server_that_goes_down_ends_subscriptions_at_once() {
     drop((stream, root));
     shutting_down.await.unwrap();
 }
+
+/// Reads to the end: the last frame's reason, and the status.
+async fn end_of(stream: &mut FlightDataDecoder) -> (pb::CloseReason, Option<tonic::Status>) {
+    let mut reason = None;
+    loop {
+        match stream.next().await {
+            Some(Ok(message)) => {
+                let header = pb::Frame::decode(message.app_metadata()).expect("a frame header");
+                if let Some(pb::frame::Body::Closed(closed)) = header.body {
+                    reason = Some(closed.reason());
+                }
+            }
+            Some(Err(FlightError::Tonic(status))) => return (reason.expect("a closed frame"), Some(*status)),
+            Some(Err(error)) => panic!("{error}"),
+            None => return (reason.expect("a closed frame"), None),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_ends_before_its_time_says_so_in_its_status() {
+    let fixture = Fixture::start().await;
+    let mut root = fixture.root().await;
+    fixture.user("guest").await;
+    root.update("CREATE NAMESPACE app").await.unwrap();
+    let subscribe = "SUBSCRIBE TO (SELECT 10 / n AS ratio FROM app.notes)";
+    let cases = [
+        ("KILL LIVE QUERY", pb::CloseReason::Killed, tonic::Code::Cancelled, "57014"),
+        ("DROP TABLE app.notes", pb::CloseReason::TableDropped, tonic::Code::NotFound, "42P01"),
+        ("ALTER USER guest SET ROLE service", pb::CloseReason::AccessChanged, tonic::Code::Aborted, "28000"),
+        ("INSERT INTO app.notes VALUES (0)", pb::CloseReason::Failed, tonic::Code::InvalidArgument, "22012"),
+        ("DROP USER guest", pb::CloseReason::UserDropped, tonic::Code::PermissionDenied, "28000"),
+    ];
+    for (end, reason, code, sqlstate) in cases {
+        root.update("DROP TABLE IF EXISTS app.notes").await.unwrap();
+        root.update("CREATE USER TABLE app.notes (n BIGINT PRIMARY KEY)").await.unwrap();
+        let mut guest = fixture.login("guest", "password-of-guest").await;
+        let info = guest.info(&statement(subscribe)).await.unwrap().into_inner();
+        let stream = guest.open(only_ticket(&info)).await.unwrap().into_inner();
+        let mut stream = FlightDataDecoder::new(stream.map_err(FlightError::from));
+        next(&mut stream).await;
+        match end {
+            "KILL LIVE QUERY" => {
+                let ids = root.query("SELECT live_id FROM system.live_queries").await.unwrap().lines();
+                root.update(&format!("KILL LIVE QUERY '{}'", ids[0])).await.unwrap();
+            }
+            "INSERT INTO app.notes VALUES (0)" => {
+                guest.update(end).await.unwrap();
+            }
+            _ => {
+                root.update(end).await.unwrap();
+            }
+        }
+        let (closed, status) = end_of(&mut stream).await;
+        let status = status.unwrap_or_else(|| panic!("{end}: the stream ended as if complete"));
+        assert_eq!((closed, status.code()), (reason, code), "{end}: {status:?}");
+        assert!(status.message().starts_with(&format!("[{sqlstate}] ")), "{end}: {status:?}");
+        assert_eq!(status.metadata().get("kalamdb-sqlstate").unwrap(), sqlstate, "{end}: {status:?}");
+    }
+    // What was asked for has been delivered.
+    let only = "SUBSCRIBE TO (SELECT n FROM app.notes) WITH (snapshot = 'only')";
+    let info = root.info(&statement(only)).await.unwrap().into_inner();
+    let stream = root.open(only_ticket(&info)).await.unwrap().into_inner();
+    let (closed, status) = end_of(&mut FlightDataDecoder::new(stream.map_err(FlightError::from))).await;
+    assert!(closed == pb::CloseReason::Completed && status.is_none(), "{status:?}");
+    fixture.shut_down().await;
+}
