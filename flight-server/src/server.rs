@@ -18,7 +18,7 @@ use tracing::info;
 
 use crate::auth::{AuthLayer, Authenticator};
 use crate::config::ServerConfig;
-use crate::connection;
+use crate::connection::{self, ConnectionLimits};
 use crate::flight_sql::{FlightSqlService, FlightState};
 use crate::offload::Offloaded;
 
@@ -26,7 +26,8 @@ use crate::offload::Offloaded;
 pub type BoxError = Box<dyn StdError + Send + Sync>;
 
 /// Open connections; a further one is closed at once.
-const CONNECTIONS_MAX: usize = 10_000;
+const CONNECTION_LIMITS: ConnectionLimits =
+    ConnectionLimits { connections_max: 10_000, anonymous_max: 1_000, login_time: Duration::from_secs(10) };
 /// Calls at a time on one connection, live queries among them.
 const STREAMS_PER_CONNECTION_MAX: u32 = 256;
 const HEADER_BYTES_MAX: u32 = 16 << 10;
@@ -151,7 +152,7 @@ impl Server {
             .add_service(health_service)
             .add_optional_service(reflection);
 
-        let incoming = connection::accept(self.listener, CONNECTIONS_MAX);
+        let incoming = connection::accept(self.listener, CONNECTION_LIMITS);
         let stop = {
             let shutdown = shutdown.clone();
             async move { shutdown.cancelled().await }

@@ -99,15 +99,19 @@ where
                 return inner.call(request).await;
             }
             // A body is not to be shared between threads, so nothing of the request is borrowed while waiting.
-            let connection = request.extensions().get::<ConnectionInfo>().map_or(0, |info| info.number);
+            let connection = request.extensions().get::<ConnectionInfo>().cloned();
+            let number = connection.as_ref().map_or(0, |connection| connection.number);
             let at_least = at_least(request.headers());
             let identified = match credentials(request.headers()) {
-                Ok(credentials) => authenticator.identify(&credentials, connection, at_least).await,
+                Ok(credentials) => authenticator.identify(&credentials, number, at_least).await,
                 Err(error) => Err(error),
             };
             match identified {
                 Ok(identity) => {
                     recorder.record("user", &*identity.principal.username);
+                    if let Some(connection) = connection {
+                        connection.admit();
+                    }
                     request.extensions_mut().insert(identity.principal.clone());
                     request.extensions_mut().insert(identity);
                     inner.call(request).await

@@ -50,8 +50,8 @@ impl FlightService for FlightSqlService {
     type ListActionsStream = Messages<ActionType>;
 
     async fn handshake(&self, request: Request<Streaming<HandshakeRequest>>) -> Answer<HandshakeStream> {
-        let (headers, _, messages) = request.into_parts();
-        answered(self.state.handshake(headers, messages)).await
+        let (headers, extensions, messages) = request.into_parts();
+        answered(self.state.handshake(headers, extensions.get(), messages)).await
     }
 
     async fn list_flights(&self, request: Request<Criteria>) -> Answer<Self::ListFlightsStream> {
