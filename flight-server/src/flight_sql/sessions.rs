@@ -26,7 +26,8 @@ const SESSIONS_PER_USER_MAX: usize = 1_000;
 const SESSION_IDLE_MAX: Duration = Duration::from_secs(24 * 3_600);
 /// Prepared statements of the whole process; beyond it the one idle longest is forgotten.
 const PREPARED_MAX: usize = 20_000;
-/// Prepared statements of one user; beyond it preparing is refused, so that one user cannot push out the others'.
+/// Prepared statements of one user; beyond it the user's own that was idle longest is forgotten, so that one user cannot push
+/// out the others'.
 const PREPARED_PER_USER_MAX: usize = 2_000;
 const PREPARED_IDLE_MAX: Duration = Duration::from_secs(3_600);
 /// A parsed text takes many times its length: a literal of two characters is a node of a tree.
@@ -188,17 +189,16 @@ impl PreparedStatements {
     /// Keeps a statement under a new handle.
     ///
     /// # Errors
-    /// 53300 when the user has too many open, 53200 when it does not fit although all that may be forgotten was.
+    /// 53200 when it does not fit although all that may be forgotten was.
     pub(crate) fn open(&self, identity: &Identity, prepared: Prepared) -> Result<Handle> {
         let owner = identity.principal.user_id;
         let handle = *uuid::Uuid::new_v4().as_bytes();
         let mut map = self.map.lock();
         // Counting is only worth its time once there are enough to break the limit.
         if map.entries.len() >= PREPARED_PER_USER_MAX {
-            map.entries.retain(|_, (used_at, _)| used_at.elapsed() <= PREPARED_IDLE_MAX);
             let open = map.entries.values().filter(|(_, entry)| entry.owner == owner).count();
             if open >= PREPARED_PER_USER_MAX {
-                return Err(too_many());
+                map.forget_idlest(|_, entry| entry.owner == owner);
             }
         }
         let charge = Arc::new(self.charge(&mut map, owner, statement_bytes(&prepared), None)?);
@@ -306,15 +306,6 @@ pub(super) fn too_much() -> Error {
     .hint("close statements that are no longer used, and load rows with bulk ingest")
 }
 
-fn too_many() -> Error {
-    Error::new(
-        ErrorKind::ResourceExhausted,
-        SqlState::TOO_MANY,
-        format!("more than {PREPARED_PER_USER_MAX} prepared statements are open"),
-    )
-    .hint("close statements that are no longer used")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -387,6 +378,23 @@ mod tests {
         assert!(statements.budget.held() < 20_000);
         statements.sweep(Instant::now() + PREPARED_IDLE_MAX + Duration::from_secs(1));
         assert_eq!(statements.budget.held(), 0);
+        database.shutdown().await.unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_user_who_opens_more_and_more_loses_the_idlest() {
+        let (database, ann, prepared) = prepared("SELECT 1").await;
+        let user = ann.principal.user_id;
+        let statements = PreparedStatements::new(Budget::new(1 << 30, 1 << 30));
+        let handles: Vec<Handle> =
+            (0..PREPARED_PER_USER_MAX).map(|_| statements.open(&ann, prepared.clone()).unwrap()).collect();
+        // The first is in use, so the second is idle longest.
+        statements.get(user, &handles[0]).unwrap();
+        let newest = statements.open(&ann, prepared).unwrap();
+        assert!(statements.get(user, &handles[1]).is_err());
+        for handle in [handles[0], handles[2], newest] {
+            assert!(statements.get(user, &handle).is_ok());
+        }
         database.shutdown().await.unwrap();
     }
 }
