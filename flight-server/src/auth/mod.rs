@@ -107,10 +107,11 @@ impl Authenticator {
         }
     }
 
-    /// Checks the credentials of a Handshake; answers the bearer token to go on with.
+    /// Checks the credentials of a Handshake; answers the bearer token to go on with. It always names a new session, so that
+    /// connections that were given one token do not close each other's statements.
     pub(crate) async fn handshake(&self, credentials: &Credentials) -> Result<String, Error> {
         match credentials {
-            Credentials::Bearer(text) => self.identify_bearer(text).map(|_| text.clone()),
+            Credentials::Bearer(text) => Ok(self.tokens.fork(self.open_token(text)?)),
             Credentials::Basic { username, password } => {
                 let principal = self.logins.verify(username, password).await?;
                 let generation = self.database.auth_generation(principal.user_id)?;
@@ -120,14 +121,16 @@ impl Authenticator {
     }
 
     fn identify_bearer(&self, text: &str) -> Result<Identity, Error> {
-        let Token { user_id, generation, session } = self.tokens.open(text)?;
+        let token = self.open_token(text)?;
+        let principal = self.database.principal(token.user_id).map_err(|_| token::refused())?;
+        Ok(Identity { principal, session: SessionKey::Token(token.session) })
+    }
+
+    fn open_token(&self, text: &str) -> Result<Token, Error> {
+        let token = self.tokens.open(text)?;
         // A password or role that changed, or a user that is gone, ends every token made before.
-        let current = self.database.auth_generation(user_id).map_err(|_| token::refused())?;
-        if current != generation {
-            return Err(token::refused());
-        }
-        let principal = self.database.principal(user_id).map_err(|_| token::refused())?;
-        Ok(Identity { principal, session: SessionKey::Token(session) })
+        let current = self.database.auth_generation(token.user_id).map_err(|_| token::refused())?;
+        if current == token.generation { Ok(token) } else { Err(token::refused()) }
     }
 }
 

@@ -3,7 +3,7 @@
 //! Drivers send credentials in the `authorization` header (JDBC, ADBC, ODBC, pyarrow's basic token) or as a `BasicAuth`
 //! message (older Flight clients); the token goes back in headers, in trailers and as the payload, for each kind to find.
 //!
-//! Invariant: a Handshake with a good bearer token succeeds too: JDBC makes one for a token it was given.
+//! Invariant: every Handshake begins a session, one with a good bearer token too: JDBC makes one for a token it was given.
 
 use arrow_flight::{BasicAuth, HandshakeRequest, HandshakeResponse};
 use futures::stream::BoxStream;

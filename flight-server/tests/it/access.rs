@@ -74,13 +74,35 @@ async fn basic_and_bearer_are_good_on_every_call() {
     assert_eq!(client.query("SELECT 1").await.unwrap().lines(), ["1"]);
     assert_eq!(client.query("SELECT 2").await.unwrap().lines(), ["2"]);
 
-    // Handshake takes a bearer token as well and answers it back.
+    fixture.shut_down().await;
+}
+
+#[tokio::test]
+async fn connections_that_share_a_token_do_not_share_a_session() {
+    let fixture = Fixture::start().await;
     let mut root = fixture.root().await;
-    let bearer = root.authorization();
-    let mut request = Request::new(stream::iter([HandshakeRequest::default()]));
-    request.metadata_mut().insert("authorization", bearer.parse().unwrap());
-    let response = root.inner.handshake(request).await.unwrap();
-    assert_eq!(response.metadata().get("authorization").unwrap(), bearer.as_str());
+    let given = root.authorization();
+    let handle = prepare(&mut root, "SELECT 1").await.unwrap().prepared_statement_handle;
+    // As JDBC does with a token it was given.
+    let mut others = Vec::new();
+    for _ in 0..2 {
+        let mut other = fixture.stranger().await;
+        let mut request = Request::new(stream::iter([HandshakeRequest::default()]));
+        request.metadata_mut().insert("authorization", given.parse().unwrap());
+        let response = other.inner.handshake(request).await.unwrap();
+        let own = response.metadata().get("authorization").unwrap().to_str().unwrap().to_owned();
+        assert_ne!(own, given);
+        other.authorize(&own);
+        let handle = prepare(&mut other, "SELECT 2").await.unwrap().prepared_statement_handle;
+        others.push((other, handle));
+    }
+    let query = |handle| CommandPreparedStatementQuery { prepared_statement_handle: handle };
+    let (mut closed, closed_handle) = others.pop().unwrap();
+    closed.act("CloseSession", Vec::new()).await.unwrap();
+    assert_eq!(closed.info(&query(closed_handle)).await.unwrap_err().code(), Code::NotFound);
+    let (mut open, open_handle) = others.pop().unwrap();
+    assert!(open.info(&query(open_handle)).await.is_ok());
+    assert!(root.info(&query(handle)).await.is_ok());
     fixture.shut_down().await;
 }
 
