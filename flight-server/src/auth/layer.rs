@@ -15,7 +15,7 @@ use tonic::body::Body;
 use tower::{Layer, Service};
 use tracing::Instrument;
 
-use super::{Authenticator, Credentials, missing};
+use super::{Authenticator, Credentials, Identified, missing};
 use crate::connection::ConnectionInfo;
 use crate::status::to_status;
 
@@ -107,14 +107,18 @@ where
                 Err(error) => Err(error),
             };
             match identified {
-                Ok(identity) => {
+                Ok(Identified { identity, renewed }) => {
                     recorder.record("user", &*identity.principal.username);
                     if let Some(connection) = connection {
                         connection.admit();
                     }
                     request.extensions_mut().insert(identity.principal.clone());
                     request.extensions_mut().insert(identity);
-                    inner.call(request).await
+                    let mut response = inner.call(request).await?;
+                    if let Some(header) = renewed.and_then(|token| format!("Bearer {token}").parse().ok()) {
+                        response.headers_mut().insert(AUTHORIZATION, header);
+                    }
+                    Ok(response)
                 }
                 Err(error) => Ok(to_status(&error).into_http()),
             }

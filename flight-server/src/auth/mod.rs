@@ -51,6 +51,13 @@ pub(crate) struct Identity {
     pub(crate) session: SessionKey,
 }
 
+/// What credentials are good for.
+pub(crate) struct Identified {
+    pub(crate) identity: Identity,
+    /// The token to go on with, when the one that was sent should not be used much longer.
+    pub(crate) renewed: Option<String>,
+}
+
 /// Credentials as they came.
 pub(crate) enum Credentials {
     /// A name and a password.
@@ -80,19 +87,20 @@ impl Authenticator {
         credentials: &Credentials,
         connection: u64,
         at_least: Option<Seq>,
-    ) -> Result<Identity, Error> {
-        let identity = match credentials {
+    ) -> Result<Identified, Error> {
+        let identified = match credentials {
             Credentials::Bearer(text) => self.identify_bearer(text)?,
             Credentials::Basic { username, password } => {
                 let principal = self.logins.verify(username, password).await?;
-                Identity { principal, session: SessionKey::Connection(connection) }
+                let identity = Identity { principal, session: SessionKey::Connection(connection) };
+                Identified { identity, renewed: None }
             }
         };
         match at_least {
             Some(seq) if seq > self.database.seq() => self.reach(seq).await?,
             _ => {}
         }
-        Ok(identity)
+        Ok(identified)
     }
 
     async fn reach(&self, seq: Seq) -> Result<(), Error> {
@@ -120,10 +128,11 @@ impl Authenticator {
         }
     }
 
-    fn identify_bearer(&self, text: &str) -> Result<Identity, Error> {
+    fn identify_bearer(&self, text: &str) -> Result<Identified, Error> {
         let token = self.open_token(text)?;
         let principal = self.database.principal(token.user_id).map_err(|_| token::refused())?;
-        Ok(Identity { principal, session: SessionKey::Token(token.session) })
+        let identity = Identity { principal, session: SessionKey::Token(token.session) };
+        Ok(Identified { identity, renewed: self.tokens.renew(token) })
     }
 
     fn open_token(&self, text: &str) -> Result<Token, Error> {

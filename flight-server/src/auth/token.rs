@@ -5,7 +5,8 @@
 //! version u8 (1) | user u64 | generation u32 | issued_at i64 | expires_at i64 (micros UTC) | session [16] | seal [32]
 //! ```
 //! All numbers little endian. The generation is the user's at the time of issue; it grows with every change of password or
-//! role, which so ends all earlier tokens.
+//! role, which so ends all earlier tokens. From half its life on a token is answered with another one of the same session, so that
+//! who is at work is not logged out.
 //!
 //! Invariant: forged, expired and outdated tokens are refused in the same words.
 
@@ -56,6 +57,15 @@ impl Tokens {
     /// A token of another session that ends with `token`: who logs in by a token gets no more time by it.
     pub(super) fn fork(&self, token: Token) -> String {
         self.write(Token { session: new_session(), ..token })
+    }
+
+    /// A token of the same session with a whole lifetime, once half of `token`'s is over.
+    pub(super) fn renew(&self, token: Token) -> Option<String> {
+        let issued_at = self.clock.now_us();
+        let half = token.expires_at.saturating_sub(token.issued_at) / 2;
+        let expires_at = issued_at.saturating_add(LIFETIME_US);
+        (issued_at >= token.issued_at.saturating_add(half))
+            .then(|| self.write(Token { issued_at, expires_at, ..token }))
     }
 
     fn write(&self, token: Token) -> String {
@@ -146,5 +156,20 @@ mod tests {
         assert_eq!(Token { session: token.session, ..other }, token);
         clock.advance(1);
         assert!(tokens.open(&text).is_err());
+    }
+
+    #[test]
+    fn a_token_is_renewed_from_half_its_life_on() {
+        let (tokens, clock) = tokens();
+        let text = tokens.issue(UserId(7), 3);
+        let token = tokens.open(&text).unwrap();
+        clock.advance(LIFETIME_US / 2 - 1);
+        assert_eq!(tokens.renew(token), None);
+        clock.advance(1);
+        let renewed = tokens.renew(token).unwrap();
+        clock.advance(LIFETIME_US - 1);
+        assert!(tokens.open(&text).is_err());
+        let renewed = tokens.open(&renewed).unwrap();
+        assert_eq!((renewed.session, renewed.generation), (token.session, token.generation));
     }
 }
