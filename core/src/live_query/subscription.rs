@@ -269,7 +269,7 @@ impl Driver {
     /// Delivers the next rows of the snapshot, or its end.
     async fn snapshot_step(&mut self) -> Result<()> {
         let Phase::Snapshot(scan) = &mut self.phase else { return Ok(()) };
-        if let Err(stop) = check_current(&self.group, &self.registered.principal, &scan.snapshot.catalog) {
+        if let Err(stop) = check_current(&self.group, &self.registered.subscriber, &scan.snapshot.catalog) {
             self.close(&stop);
             return Ok(());
         }
@@ -375,7 +375,7 @@ impl Driver {
     /// Reads a chunk of the change log after the cursor.
     async fn read_log(&mut self, stop: Option<Stop>) -> Result<()> {
         let snapshot = self.shared.committer.snapshot();
-        let outdated = check_current(&self.group, &self.registered.principal, &snapshot.catalog).err();
+        let outdated = check_current(&self.group, &self.registered.subscriber, &snapshot.catalog).err();
         if let Some(stop) = outdated.or(stop) {
             self.close(&stop);
             return Ok(());

@@ -114,6 +114,12 @@ async fn a_stream_that_ends_before_its_time_says_so_in_its_status() {
         ("KILL LIVE QUERY", pb::CloseReason::Killed, tonic::Code::Cancelled, "57014"),
         ("DROP TABLE app.notes", pb::CloseReason::TableDropped, tonic::Code::NotFound, "42P01"),
         ("ALTER USER guest SET ROLE service", pb::CloseReason::AccessChanged, tonic::Code::Aborted, "28000"),
+        (
+            "ALTER USER guest SET PASSWORD 'password-of-guest'",
+            pb::CloseReason::AccessChanged,
+            tonic::Code::Aborted,
+            "28000",
+        ),
         ("INSERT INTO app.notes VALUES (0)", pb::CloseReason::Failed, tonic::Code::InvalidArgument, "22012"),
         ("DROP USER guest", pb::CloseReason::UserDropped, tonic::Code::PermissionDenied, "28000"),
     ];
