@@ -26,7 +26,7 @@ use super::encode::{BatchEncoder, WireSchema};
 use super::queries::{RunningGuard, Started};
 use super::sessions::Bound;
 use super::ticket::{QueryId, StatementTicket, TicketBody, schema_hash};
-use super::{Caller, FlightState, SEQ_KEY, live, put_seq, update};
+use super::{Caller, FlightState, SEQ_KEY, live, put_seq, sessions, update};
 use crate::status::from_core;
 
 /// How long a ticket is good. Long enough to hand partitions to other processes, short enough that a lost one is no key.
@@ -83,11 +83,15 @@ impl FlightState {
         let schema = self.result_schema(&prepared)?;
         let query = QueryId::random();
         let fits = bound.frames().len() <= TICKET_PARAMETER_BYTES_MAX;
-        let ticket = TicketBody::Statement {
-            schema_hash: schema_hash(&schema.ipc()),
-            namespace: caller.session.namespace().to_string(),
-            sql: prepared.sql().to_owned(),
-            parameters: if fits { bound.frames().clone() } else { Bytes::new() },
+        let schema_hash = schema_hash(&schema.ipc());
+        let ticket = match fits {
+            true => TicketBody::Statement {
+                schema_hash,
+                namespace: caller.session.namespace().to_string(),
+                sql: prepared.sql().to_owned(),
+                parameters: bound.frames().clone(),
+            },
+            false => TicketBody::KeptAside { schema_hash },
         };
         let info = FlightInfo {
             schema: schema.ipc(),
@@ -98,10 +102,10 @@ impl FlightState {
             ordered: false,
             app_metadata: query_metadata(query, None, None),
         };
-        // Without room for it the query is planned anew from its ticket.
         let expires_at = self.ticket_expiry();
-        let _kept = self.started.put(query, caller.user(), Started { prepared, bound, schema }, expires_at);
-        Ok(Response::new(info))
+        let kept = self.started.put(query, caller.user(), Started { prepared, bound, schema }, expires_at);
+        // Without room for it a query is planned anew from its ticket, if that has all it takes.
+        if kept || fits { Ok(Response::new(info)) } else { Err(sessions::too_much()) }
     }
 
     fn update_info(
@@ -152,7 +156,13 @@ impl FlightState {
             ticket: Some(Ticket { ticket: command.encode_to_vec().into() }),
             // No location means "the connection you are on", which every driver understands.
             location: Vec::new(),
-            expiration_time: Some(timestamp(ticket.expires_at)),
+            // A time would promise that the ticket can be used again until then.
+            expiration_time: match ticket.body {
+                TicketBody::Statement { .. } | TicketBody::UpdateDone { .. } => {
+                    Some(timestamp(ticket.expires_at))
+                }
+                TicketBody::KeptAside { .. } => None,
+            },
             app_metadata: Bytes::new(),
         }
     }
@@ -190,10 +200,11 @@ impl FlightState {
                     Some(started) => started,
                     None => self.start_again(caller, &namespace, &sql, parameters).await?,
                 };
-                if schema_hash(&started.schema.ipc()) != advertised {
-                    return Err(schema_changed());
-                }
-                self.run_query(caller, ticket.query, started).await
+                self.run_advertised(caller, ticket.query, started, advertised).await
+            }
+            TicketBody::KeptAside { schema_hash: advertised } => {
+                let started = self.started.take(ticket.query).ok_or_else(no_longer_kept)?;
+                self.run_advertised(caller, ticket.query, started, advertised).await
             }
         }
     }
@@ -219,12 +230,17 @@ impl FlightState {
         Ok(Started { prepared, bound: Arc::new(bound), schema })
     }
 
-    async fn run_query(
+    /// Runs a query whose columns must still have the hash `advertised`.
+    async fn run_advertised(
         &self,
         caller: &Caller,
         query: QueryId,
         started: Started,
+        advertised: u64,
     ) -> Result<Response<DataStream>> {
+        if schema_hash(&started.schema.ipc()) != advertised {
+            return Err(schema_changed());
+        }
         let guard = self.running.enter(query, caller.user());
         let outcome = tokio::select! {
             outcome = started.prepared.execute(started.bound.params()) => outcome?,
@@ -391,6 +407,15 @@ pub(super) fn timestamp(micros: i64) -> prost_types::Timestamp {
 pub(super) fn unknown_ticket() -> Error {
     Error::new(ErrorKind::NotFound, SqlState::INVALID_CURSOR, "the ticket does not exist or has expired")
         .hint("run the query again: GetFlightInfo answers a new ticket")
+}
+
+fn no_longer_kept() -> Error {
+    Error::new(
+        ErrorKind::NotFound,
+        SqlState::INVALID_CURSOR,
+        "the parameters of the query are no longer kept",
+    )
+    .hint("run it again: they are too large for its ticket, which is good for one DoGet")
 }
 
 fn schema_changed() -> Error {

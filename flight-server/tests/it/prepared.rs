@@ -306,3 +306,32 @@ async fn a_dictionary_among_parameters_counts_what_it_stands_for() {
     assert!(status.message().starts_with("[54000] "), "{status:?}");
     fixture.shut_down().await;
 }
+
+#[tokio::test]
+async fn a_ticket_without_its_parameters_promises_no_second_use() {
+    let fixture = Fixture::start().await;
+    let mut root = fixture.root().await;
+    let handle = prepare(&mut root, "SELECT length($1) AS length").await.unwrap().prepared_statement_handle;
+    for (bytes, travels) in [(1_000, true), (2 << 20, false)] {
+        let text: ArrayRef = Arc::new(StringArray::from(vec!["x".repeat(bytes)]));
+        bind(&mut root, &handle, parameters(vec![text])).await.unwrap();
+        let info = root.info(&query(&handle)).await.unwrap().into_inner();
+        assert_eq!(info.endpoint[0].expiration_time.is_some(), travels, "{bytes}");
+        assert_eq!(root.fetch(&info).await.unwrap().lines(), [bytes.to_string()]);
+        let again = root.fetch(&info).await;
+        if travels {
+            assert_eq!(again.unwrap().lines(), [bytes.to_string()]);
+            continue;
+        }
+        let status = again.unwrap_err();
+        assert_eq!(status.code(), Code::NotFound, "{status:?}");
+        assert!(
+            status.message().starts_with("[24000] ") && status.message().contains("run it again"),
+            "{status:?}"
+        );
+        // The statement still has them.
+        let info = root.info(&query(&handle)).await.unwrap().into_inner();
+        assert_eq!(root.fetch(&info).await.unwrap().lines(), [bytes.to_string()]);
+    }
+    fixture.shut_down().await;
+}
