@@ -157,3 +157,48 @@ async fn a_stream_that_ends_before_its_time_says_so_in_its_status() {
     assert!(closed == pb::CloseReason::Completed && status.is_none(), "{status:?}");
     fixture.shut_down().await;
 }
+
+#[tokio::test]
+async fn the_rows_have_the_columns_that_were_promised_whatever_their_types() {
+    let fixture = Fixture::start().await;
+    let mut root = fixture.root().await;
+    root.update("CREATE TABLE notes (id BIGINT PRIMARY KEY, text TEXT)").await.unwrap();
+    root.update("INSERT INTO notes VALUES (1, 'one')").await.unwrap();
+    let columns = "arrow_cast(id, 'Float16') AS half, arrow_cast(id, 'Decimal32(5, 2)') AS small, \
+        arrow_cast(id, 'UInt32') AS whole, arrow_cast(text, 'Utf8View') AS view, \
+        arrow_cast(text, 'Dictionary(Int32, Utf8)') AS word, make_array(arrow_cast(text, 'Utf8View')) AS list";
+    let select = root.query(&format!("SELECT {columns} FROM notes")).await.unwrap();
+    let info = root
+        .info(&statement(&format!("SUBSCRIBE TO (SELECT {columns} FROM notes)")))
+        .await
+        .unwrap()
+        .into_inner();
+    let promised = info.clone().try_decode_schema().unwrap();
+    let types = |schema: &arrow::datatypes::Schema| -> Vec<_> {
+        schema.fields().iter().map(|field| field.data_type().clone()).collect()
+    };
+    assert_eq!(types(&promised)[2..], types(&select.schema), "as a SELECT has them");
+    let stream = root.open(only_ticket(&info)).await.unwrap().into_inner();
+    let mut stream = FlightDataDecoder::new(stream.map_err(FlightError::from));
+    for id in 1..=2 {
+        let rows = loop {
+            if let (_, Some(rows)) = next(&mut stream).await
+                && rows.num_rows() > 0
+            {
+                break rows;
+            }
+        };
+        assert_eq!(rows.schema().as_ref(), &promised);
+        // The messages themselves fit it, or these would not be what they are.
+        let text = rows.column_by_name("view").unwrap().as_string::<i32>().value(0).to_owned();
+        let list = rows.column_by_name("list").unwrap().as_list::<i32>().value(0);
+        assert_eq!(
+            (text.as_str(), list.as_string::<i32>().value(0)),
+            (["one", "two"][id - 1], text.as_str())
+        );
+        if id == 1 {
+            root.update("INSERT INTO notes VALUES (2, 'two')").await.unwrap();
+        }
+    }
+    fixture.shut_down().await;
+}
