@@ -14,12 +14,14 @@ use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Identity, ServerTlsConfig};
+use tonic_health::ServingStatus;
 use tracing::info;
 
 use crate::auth::{AuthLayer, Authenticator};
 use crate::config::ServerConfig;
 use crate::connection::{self, ConnectionLimits};
 use crate::flight_sql::{FlightSqlService, FlightState};
+use crate::health;
 use crate::offload::Offloaded;
 
 /// What may go wrong before and while serving.
@@ -133,8 +135,10 @@ impl Server {
     /// # Errors
     /// When the transport fails as a whole; a failing connection is its own affair.
     pub async fn serve(self, shutdown: CancellationToken) -> Result<(), BoxError> {
-        let (health, health_service) = tonic_health::server::health_reporter();
-        health.set_serving::<FlightServiceServer<FlightSqlService>>().await;
+        let (reporter, health_service) = tonic_health::server::health_reporter();
+        health::set(&reporter, ServingStatus::Serving).await;
+        let committer = Arc::clone(&self.database.context().committer);
+        let health = health::follow(reporter, move || !committer.is_poisoned(), shutdown.clone());
         let flight = FlightServiceServer::new(FlightSqlService::new(Arc::clone(&self.state)))
             .max_decoding_message_size(self.message_bytes_max)
             .max_encoding_message_size(usize::MAX);
@@ -173,6 +177,7 @@ impl Server {
                 Ok(())
             }
             never = self.state.sweep() => match never {},
+            never = health => match never {},
         }
     }
 }

@@ -17,7 +17,7 @@ use tracing::Instrument;
 
 use super::{Authenticator, Credentials, Identified, missing};
 use crate::connection::ConnectionInfo;
-use crate::status::to_status;
+use crate::status::{name_sqlstate, to_status};
 
 const HANDSHAKE: &str = "/arrow.flight.protocol.FlightService/Handshake";
 
@@ -96,7 +96,9 @@ where
                 request.extensions_mut().insert(Deadline(deadline));
             }
             if is_open(&method) {
-                return inner.call(request).await;
+                let mut response = inner.call(request).await?;
+                name_sqlstate(response.headers_mut());
+                return Ok(response);
             }
             // A body is not to be shared between threads, so nothing of the request is borrowed while waiting.
             let connection = request.extensions().get::<ConnectionInfo>().cloned();
@@ -115,6 +117,7 @@ where
                     request.extensions_mut().insert(identity.principal.clone());
                     request.extensions_mut().insert(identity);
                     let mut response = inner.call(request).await?;
+                    name_sqlstate(response.headers_mut());
                     if let Some(header) = renewed.and_then(|token| format!("Bearer {token}").parse().ok()) {
                         response.headers_mut().insert(AUTHORIZATION, header);
                     }

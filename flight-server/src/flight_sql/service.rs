@@ -243,7 +243,8 @@ impl Inbound {
     /// The next message, or `None` at the end.
     ///
     /// # Errors
-    /// 54000 for a message over the limit, 53200 when all clients together have sent too much, 57014 when the client went away.
+    /// 08000 for what is no message, 54000 for one over the limit, 53200 when all clients together have sent too much, 57014 when
+    /// the client went away.
     pub(crate) async fn next(&mut self) -> Result<Option<FlightData>> {
         if let Some(first) = self.first.take() {
             return Ok(Some(first));
@@ -269,6 +270,8 @@ impl Inbound {
                 format!("a message is larger than {} bytes", self.message_bytes_max),
             )
             .hint("send smaller batches"),
+            // What the transport answers to a message it cannot read; where the connection broke, nobody reads this.
+            Code::Internal => malformed("a message of the stream is no FlightData").source(status),
             _ => Error::new(ErrorKind::Cancelled, SqlState::QUERY_CANCELED, "the client's stream broke off")
                 .source(status),
         })

@@ -27,7 +27,7 @@ use super::queries::{RunningGuard, Started};
 use super::sessions::Bound;
 use super::ticket::{QueryId, StatementTicket, TicketBody, schema_hash};
 use super::{Caller, FlightState, SEQ_KEY, live, put_seq, sessions, update};
-use crate::status::from_core;
+use crate::status::{deadline_passed, from_core};
 
 /// How long a ticket is good. Long enough to hand partitions to other processes, short enough that a lost one is no key.
 const TICKET_LIFETIME_US: i64 = 5 * 60 * 1_000_000;
@@ -424,12 +424,4 @@ fn schema_changed() -> Error {
 
 fn cancelled() -> Error {
     Error::new(ErrorKind::Cancelled, SqlState::QUERY_CANCELED, "the query was cancelled")
-}
-
-/// The core has no kind for this: deadlines are the caller's, and the core knows of none.
-fn deadline_passed() -> Status {
-    let sqlstate = SqlState::QUERY_CANCELED;
-    Status::deadline_exceeded(format!(
-        "[{sqlstate}] the query did not end in time (raise the client's timeout)"
-    ))
 }

@@ -29,7 +29,7 @@ use tonic::codec::{DecodeBuf, Decoder, Streaming};
 use tonic::server::NamedService;
 use tonic::{Code, Status};
 
-use crate::status::{from_core, plain};
+use crate::status::{plain, to_status};
 
 /// The path of the only method.
 const SUBSCRIBE_PATH: &str = "/kalamdb.live.v1.LiveQuery/Subscribe";
@@ -66,29 +66,24 @@ impl tower_service::Service<http::Request<Body>> for LiveQueryService {
         Box::pin(async move {
             let started = match request.uri().path() {
                 SUBSCRIBE_PATH => service.subscribe(request).await,
-                path => Err(Status::unimplemented(format!("method \"{path}\" does not exist"))),
+                path => Err(Error::unsupported(format!("method \"{path}\""))),
             };
-            Ok(started.unwrap_or_else(Status::into_http))
+            Ok(started.unwrap_or_else(|error| to_status(&error).into_http()))
         })
     }
 }
 
 impl LiveQueryService {
-    async fn subscribe(self, request: http::Request<Body>) -> Result<http::Response<Body>, Status> {
+    async fn subscribe(self, request: http::Request<Body>) -> Result<http::Response<Body>, Error> {
         let (head, body) = request.into_parts();
-        let principal = head
-            .extensions
-            .get::<Principal>()
-            .cloned()
-            .ok_or_else(|| Status::unauthenticated("no credentials were given"))?;
+        let principal = head.extensions.get::<Principal>().cloned().ok_or_else(crate::auth::missing)?;
         if head.headers.get("grpc-encoding").is_some_and(|encoding| encoding != "identity") {
-            return Err(Status::unimplemented("compressed requests are not supported"));
+            return Err(Error::unsupported("a compressed request"));
         }
         let mut messages = Streaming::new_request(RawDecoder, body, None, Some(REQUEST_BYTES_MAX));
-        let message =
-            messages.message().await?.ok_or_else(|| Status::invalid_argument("the call has no request"))?;
-        let request = request::decode(message).map_err(from_core)?;
-        let subscription = self.database.session(&principal).subscribe(request).await.map_err(from_core)?;
+        let message = messages.message().await.map_err(unreadable)?;
+        let request = request::decode(message.ok_or_else(|| Error::invalid("the call has no request"))?)?;
+        let subscription = self.database.session(&principal).subscribe(request).await?;
 
         let mut response = http::Response::new(Body::new(FrameStream {
             state: State::Running(subscription),
@@ -186,6 +181,23 @@ impl FrameStream {
     }
 }
 
+/// Why there is no request, in the transport's words.
+fn unreadable(status: Status) -> Error {
+    let error = match status.code() {
+        Code::OutOfRange | Code::ResourceExhausted => Error::new(
+            ErrorKind::ResourceExhausted,
+            SqlState::PROGRAM_LIMIT_EXCEEDED,
+            format!("a request is larger than {REQUEST_BYTES_MAX} bytes"),
+        ),
+        _ => Error::new(
+            ErrorKind::InvalidArgument,
+            SqlState::CONNECTION_EXCEPTION,
+            "the call's request cannot be read",
+        ),
+    };
+    error.source(status)
+}
+
 /// What follows a `closed` frame, with the codes that `live.proto` lists. `None` after an end that was asked for, and after a
 /// failure: its own error is the subscription's last item.
 pub(crate) fn end_error(reason: CloseReason, message: &str) -> Option<Error> {
@@ -203,7 +215,7 @@ pub(crate) fn end_error(reason: CloseReason, message: &str) -> Option<Error> {
 
 /// The status of a live query that failed: INTERNAL whatever failed, as `live.proto` says, in the words of its error.
 fn failure_status(error: &Error) -> Status {
-    let status = crate::status::to_status(error);
+    let status = to_status(error);
     Status::with_metadata(Code::Internal, status.message(), status.metadata().clone())
 }
 

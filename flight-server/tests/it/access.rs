@@ -75,6 +75,27 @@ async fn health_is_open() {
 }
 
 #[tokio::test]
+async fn who_watches_health_hears_of_the_end() {
+    use tonic_health::pb::health_check_response::ServingStatus;
+    let fixture = Fixture::start_with(&[("drain_ms", "500")]).await;
+    let channel =
+        tonic::transport::Channel::from_shared(fixture.url().to_owned()).unwrap().connect().await.unwrap();
+    let mut health = tonic_health::pb::health_client::HealthClient::new(channel);
+    let mut watches = Vec::new();
+    for service in ["", "arrow.flight.protocol.FlightService", "kalamdb.live.v1.LiveQuery"] {
+        let request = tonic_health::pb::HealthCheckRequest { service: service.to_owned() };
+        let mut watch = health.watch(request).await.unwrap().into_inner();
+        assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::Serving, "{service}");
+        watches.push(watch);
+    }
+    let ending = tokio::spawn(fixture.shut_down());
+    for mut watch in watches {
+        assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
+    }
+    ending.await.unwrap();
+}
+
+#[tokio::test]
 async fn basic_and_bearer_are_good_on_every_call() {
     let fixture = Fixture::start().await;
     let mut client = fixture.stranger().await;
