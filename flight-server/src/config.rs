@@ -18,6 +18,12 @@ const ENV_PREFIX: &str = "KALAMDB_";
 /// Names of core settings that are not written out with the others because they are secret.
 const SECRET_KEYS: [&str; 1] = ["root_password"];
 
+/// What our variables say to others: the command line's clients, the demo and the tests.
+const FOREIGN_VARIABLES: [&str; 11] =
+    ["bin", "cases", "config", "crash_cycles", "host", "password", "port", "seed", "tls_ca", "url", "user"];
+/// What Kubernetes sets by itself where a service is called "kalamdb".
+const PLATFORM_PREFIXES: [&str; 2] = ["port_", "service_"];
+
 /// Everything `kalamdb serve` needs to know.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
@@ -147,13 +153,18 @@ impl ServerConfig {
         }
         for (variable, text) in &sources.env {
             let Some(name) = variable.strip_prefix(ENV_PREFIX).map(str::to_ascii_lowercase) else { continue };
-            // Other variables with our prefix belong to the command line's other commands.
-            if let Some(example) = known.get(&name) {
-                table.insert(
-                    name,
-                    parse_like(example, text).map_err(|why| format!("variable {variable}: {why}"))?,
-                );
+            if is_foreign(&name) {
+                continue;
             }
+            let example = known.get(&name).ok_or_else(|| {
+                format!(
+                    "variable {variable}: setting \"{name}\" does not exist; unset it, or correct its name"
+                )
+            })?;
+            table.insert(
+                name,
+                parse_like(example, text).map_err(|why| format!("variable {variable}: {why}"))?,
+            );
         }
         for (name, text) in &sources.flags {
             let example = known.get(name).ok_or_else(|| format!("setting \"{name}\" does not exist"))?;
@@ -216,6 +227,11 @@ impl ServerConfig {
             ))),
         }
     }
+}
+
+/// Whether a variable with our prefix, named without it, is none of the server's.
+fn is_foreign(name: &str) -> bool {
+    FOREIGN_VARIABLES.contains(&name) || PLATFORM_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
 fn server_settings() -> Result<Table, ConfigError> {
@@ -326,6 +342,17 @@ mod tests {
     }
 
     #[test]
+    fn no_setting_is_taken_for_anothers_variable() {
+        let known = known_settings().expect("settings");
+        assert_eq!(known.keys().find(|name| is_foreign(name)), None);
+        let others =
+            [("KALAMDB_PASSWORD", "x"), ("KALAMDB_SEED", "1"), ("KALAMDB_PORT", "tcp://10.0.0.1:8815")];
+        load(None, &others, &[("node_id", "a")]).expect("settings");
+        load(None, &[("KALAMDB_SERVICE_HOST", "10.0.0.1"), ("KALAMDB_PORT_8815_TCP_PROTO", "tcp")], &[])
+            .expect("settings");
+    }
+
+    #[test]
     fn the_root_password_comes_from_the_environment() {
         let config = load(None, &[("KALAMDB_ROOT_PASSWORD", "correct horse")], &[]).expect("settings");
         assert_eq!(config.core.root_password.as_deref(), Some("correct horse"));
@@ -344,6 +371,7 @@ mod tests {
         check(Some("= 1"), &[], &[], "configuration file");
         check(None, &[("KALAMDB_ROW_BYTES_MAX", "-1")], &[], "variable KALAMDB_ROW_BYTES_MAX");
         check(None, &[("KALAMDB_INSECURE", "maybe")], &[], "neither true nor false");
+        check(None, &[("KALAMDB_ROW_BYTE_MAX", "1")], &[], "variable KALAMDB_ROW_BYTE_MAX");
         check(None, &[], &[("node_id", "a b")], "node id \"a b\" is not valid");
         check(None, &[], &[("nope", "1")], "setting \"nope\" does not exist");
         check(None, &[], &[("listen", "0.0.0.0:8815")], "--insecure");

@@ -5,7 +5,7 @@
 
 use std::error::Error as StdError;
 
-use http::{HeaderMap, HeaderValue};
+use http::HeaderMap;
 use kalamdb_core::{Error, ErrorKind, SqlState};
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
@@ -49,20 +49,18 @@ pub(crate) fn deadline_passed() -> Status {
 /// Gives a response that the transport made by itself, e.g. for a message it cannot read or a method that does not exist, the
 /// SQLSTATE that every other error has.
 pub(crate) fn name_sqlstate(headers: &mut HeaderMap) {
-    let Some(code) = headers.get(Status::GRPC_STATUS).map(|code| Code::from_bytes(code.as_bytes())) else {
+    let Some(status) = Status::from_header_map(headers) else { return };
+    if status.code() == Code::Ok || headers.contains_key(SQLSTATE_HEADER) {
         return;
+    }
+    let sqlstate = sqlstate_of(status.code());
+    let said = match status.message() {
+        "" => status.code().description(),
+        message => message,
     };
-    if code == Code::Ok || headers.contains_key(SQLSTATE_HEADER) {
-        return;
-    }
-    let sqlstate = sqlstate_of(code);
-    let message = headers.get(Status::GRPC_MESSAGE).map(HeaderValue::as_bytes).unwrap_or_default();
-    // Messages are percent-encoded in headers.
-    let message = [format!("[{sqlstate}]%20").as_bytes(), message].concat();
-    if let Ok(message) = HeaderValue::from_bytes(&message) {
-        headers.insert(Status::GRPC_MESSAGE, message);
-    }
-    headers.insert(SQLSTATE_HEADER, HeaderValue::from_static(sqlstate.0));
+    let named = with_sqlstate(Status::new(status.code(), format!("[{sqlstate}] {said}")), sqlstate);
+    // Only a value that is no header fails, and an SQLSTATE and an encoded message are.
+    let _added = named.add_header(headers);
 }
 
 /// What an error of the transport is in SQL.
