@@ -44,11 +44,13 @@ pub(crate) enum SessionKey {
     Connection(u64),
 }
 
-/// Who is calling, and in which session.
+/// Who is calling, in which session, by which connection.
 #[derive(Clone, Debug)]
 pub(crate) struct Identity {
     pub(crate) principal: Principal,
     pub(crate) session: SessionKey,
+    /// Its number.
+    pub(crate) connection: u64,
 }
 
 /// What credentials are good for.
@@ -89,10 +91,11 @@ impl Authenticator {
         at_least: Option<Seq>,
     ) -> Result<Identified, Error> {
         let identified = match credentials {
-            Credentials::Bearer(text) => self.identify_bearer(text)?,
+            Credentials::Bearer(text) => self.identify_bearer(text, connection)?,
             Credentials::Basic { username, password } => {
                 let principal = self.logins.verify(username, password).await?;
-                let identity = Identity { principal, session: SessionKey::Connection(connection) };
+                let session = SessionKey::Connection(connection);
+                let identity = Identity { principal, session, connection };
                 Identified { identity, renewed: None }
             }
         };
@@ -128,10 +131,10 @@ impl Authenticator {
         }
     }
 
-    fn identify_bearer(&self, text: &str) -> Result<Identified, Error> {
+    fn identify_bearer(&self, text: &str, connection: u64) -> Result<Identified, Error> {
         let token = self.open_token(text)?;
         let principal = self.database.principal(token.user_id).map_err(|_| token::refused())?;
-        let identity = Identity { principal, session: SessionKey::Token(token.session) };
+        let identity = Identity { principal, session: SessionKey::Token(token.session), connection };
         Ok(Identified { identity, renewed: self.tokens.renew(token) })
     }
 

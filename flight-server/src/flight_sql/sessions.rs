@@ -171,6 +171,8 @@ pub(crate) struct PreparedEntry {
     pub(crate) bound: Arc<Bound>,
     owner: UserId,
     session: SessionKey,
+    /// The connection it was prepared by.
+    connection: u64,
     _charge: Arc<Charge>,
 }
 
@@ -203,7 +205,8 @@ impl PreparedStatements {
         }
         let charge = Arc::new(self.charge(&mut map, owner, statement_bytes(&prepared), None)?);
         let bound = Arc::default();
-        let entry = PreparedEntry { prepared, bound, owner, session: identity.session, _charge: charge };
+        let Identity { session, connection, .. } = *identity;
+        let entry = PreparedEntry { prepared, bound, owner, session, connection, _charge: charge };
         map.insert(handle, entry, PREPARED_MAX, PREPARED_IDLE_MAX);
         Ok(handle)
     }
@@ -277,13 +280,14 @@ impl PreparedStatements {
         }
     }
 
-    /// Forgets the statements of a session that ended.
+    /// Forgets the statements of a session that ended, as far as they were prepared by the connection that ends it: drivers that
+    /// were given a token send it on every connection, and each closes "its" session.
     pub(crate) fn close_session(&self, identity: &Identity) {
-        let owner = identity.principal.user_id;
-        self.map
-            .lock()
-            .entries
-            .retain(|_, (_, entry)| entry.owner != owner || entry.session != identity.session);
+        self.map.lock().entries.retain(|_, (_, entry)| {
+            entry.owner != identity.principal.user_id
+                || entry.session != identity.session
+                || entry.connection != identity.connection
+        });
     }
 }
 
@@ -339,7 +343,7 @@ mod tests {
         let database = Database::open_in_memory().await.unwrap();
         let session = database.session_for("root").unwrap();
         let principal = session.principal().clone();
-        let identity = Identity { principal, session: SessionKey::Connection(1) };
+        let identity = Identity { principal, session: SessionKey::Connection(1), connection: 1 };
         let prepared = session.prepare(sql).await.unwrap();
         (database, identity, prepared)
     }

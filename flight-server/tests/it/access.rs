@@ -131,6 +131,13 @@ async fn connections_that_share_a_token_do_not_share_a_session() {
     assert_eq!(closed.info(&query(closed_handle)).await.unwrap_err().code(), Code::NotFound);
     let (mut open, open_handle) = others.pop().unwrap();
     assert!(open.info(&query(open_handle)).await.is_ok());
+    assert!(root.info(&query(handle.clone())).await.is_ok());
+    // As drivers do that send the given token on every connection.
+    let mut same = fixture.stranger().await;
+    same.authorize(&given);
+    let same_handle = prepare(&mut same, "SELECT 3").await.unwrap().prepared_statement_handle;
+    same.act("CloseSession", Vec::new()).await.unwrap();
+    assert_eq!(same.info(&query(same_handle)).await.unwrap_err().code(), Code::NotFound);
     assert!(root.info(&query(handle)).await.is_ok());
     fixture.shut_down().await;
 }
