@@ -2,9 +2,10 @@
 # Shows KalamDB at work and leaves it running: starts the server, creates a table, watches it, inserts rows and shows them arriving,
 # then prints how to connect. Ctrl-C stops the server. DEMO_EXIT=1 stops it after the show.
 #
-# KALAMDB_BIN       the program (default: built with cargo)
-# KALAMDB_DATA_DIR  where the data lives (default: ./kalamdb-data)
-# KALAMDB_LISTEN    address (default: 127.0.0.1:8815)
+# KALAMDB_BIN            the program (default: built with cargo)
+# KALAMDB_DATA_DIR       where the data lives (default: ./kalamdb-data)
+# KALAMDB_LISTEN         address (default: 127.0.0.1:8815)
+# KALAMDB_ROOT_PASSWORD  root's password at the first start (default: a random one, kept in the data directory)
 set -euo pipefail
 
 cd "$(dirname "$0")/.."
@@ -49,6 +50,13 @@ export KALAMDB_URL=grpc://$address
 grep -h '^created user root' "$work/server.err" || true
 echo "listening on $address"
 
+# A password that was made up is kept in the data directory. One that was chosen is not, and the caller knows it.
+if [ -z "${KALAMDB_PASSWORD:-}" ]; then
+    KALAMDB_PASSWORD=$(cat "$KALAMDB_DATA_DIR/root-password" 2>/dev/null || echo "${KALAMDB_ROOT_PASSWORD:-}")
+    [ -n "$KALAMDB_PASSWORD" ] || { echo "set KALAMDB_PASSWORD to root's password" >&2; exit 1; }
+fi
+export KALAMDB_PASSWORD
+
 sql() {
     printf '\033[36m%s\033[0m\n' "$1"
     "$KALAMDB_BIN" sql --format table -c "$1"
@@ -85,21 +93,24 @@ cat "$work/watch.out"
 say "The table"
 sql "SELECT * FROM demo.messages ORDER BY id"
 
-password=${KALAMDB_ROOT_PASSWORD:-$(cat "$KALAMDB_DATA_DIR/root-password" 2>/dev/null || echo PASSWORD)}
+password=$KALAMDB_PASSWORD
+in_url=$password
+case "$password" in *[!A-Za-z0-9]*) in_url=$(printf '%s' "$password" | od -An -v -tx1 | tr -d ' \n' | sed 's/../%&/g') ;; esac
 host=${address%:*}
 port=${address##*:}
 say "Connect"
 cat <<TEXT
-  DBeaver / JDBC   jdbc:arrow-flight-sql://$host:$port?useEncryption=false&user=root&password=$password
+  DBeaver / JDBC   jdbc:arrow-flight-sql://$host:$port?useEncryption=false&user=root&password=$in_url
                    (driver org.apache.arrow:flight-sql-jdbc-driver; Java needs --add-opens=java.base/java.nio=ALL-UNNAMED)
-  pandas / ADBC    pip install adbc-driver-flightsql pandas
+  pandas / ADBC    python3 -m venv venv && venv/bin/pip install adbc-driver-flightsql pandas pyarrow && venv/bin/python
                    import adbc_driver_flightsql.dbapi as flightsql
                    db = flightsql.connect("grpc://$address", db_kwargs={"username": "root", "password": "$password"}, autocommit=True)
                    cursor = db.cursor(); cursor.execute("SELECT * FROM demo.messages"); cursor.fetch_df()
   gRPC live query  proto/kalamdb/live/v1/live.proto, service kalamdb.live.v1.LiveQuery on $address
                    metadata: authorization: Basic $(printf 'root:%s' "$password" | base64 -w0)
-  this program     $KALAMDB_BIN sql --url grpc://$address
-                   $KALAMDB_BIN watch --url grpc://$address "SELECT * FROM demo.messages"
+  this program     export KALAMDB_PASSWORD='$password' KALAMDB_URL=grpc://$address PATH="$(dirname "$KALAMDB_BIN"):\$PATH"
+                   kalamdb sql
+                   kalamdb watch "SELECT * FROM demo.messages"
 TEXT
 
 if [ "${DEMO_EXIT:-}" = 1 ]; then

@@ -95,6 +95,16 @@ impl Kalam {
         Ok(())
     }
 
+    /// Flushes a table and waits until it is done.
+    pub(crate) async fn flush(&self, namespace: &str, table: &str) -> Result<()> {
+        let context = self.database.context();
+        let snapshot = context.committer.snapshot();
+        let table = snapshot.catalog.table(namespace, table).ok_or("there is no such table")?;
+        let job = context.jobs.flush(table).await?;
+        context.jobs.wait(&job).await;
+        Ok(())
+    }
+
     pub(crate) fn stop(self) -> Result<()> {
         self.shutdown.cancel();
         self.runtime.block_on(self.serving)??;

@@ -280,6 +280,33 @@ pub fn text_length_max(sql: &ast::DataType) -> Result<Option<u32>> {
     }
 }
 
+/// What values of an Arrow type are sent as, so that every driver reads them: no views, dictionaries, run-ends, halves or unsigned
+/// numbers, also not within lists.
+pub(crate) fn plain(ty: &DataType) -> DataType {
+    let item = |field: &Arc<Field>| {
+        Arc::new(Field::new(field.name(), plain(field.data_type()), field.is_nullable()))
+    };
+    match ty {
+        DataType::Utf8View => DataType::Utf8,
+        DataType::BinaryView => DataType::Binary,
+        DataType::Float16 => DataType::Float32,
+        DataType::UInt8 => DataType::Int16,
+        DataType::UInt16 => DataType::Int32,
+        DataType::UInt32 | DataType::UInt64 => DataType::Int64,
+        DataType::Decimal32(precision, scale) | DataType::Decimal64(precision, scale) => {
+            DataType::Decimal128(*precision, *scale)
+        }
+        DataType::Dictionary(_, value) => plain(value),
+        DataType::RunEndEncoded(_, values) => plain(values.data_type()),
+        DataType::List(field) | DataType::ListView(field) => DataType::List(item(field)),
+        DataType::LargeList(field) | DataType::LargeListView(field) => DataType::LargeList(item(field)),
+        DataType::FixedSizeList(field, len) => DataType::FixedSizeList(item(field), *len),
+        DataType::Map(entries, sorted) => DataType::Map(item(entries), *sorted),
+        DataType::Struct(fields) => DataType::Struct(fields.iter().map(item).collect()),
+        other => other.clone(),
+    }
+}
+
 fn unsupported_type(sql: &ast::DataType) -> Error {
     Error::unsupported(format!("type {sql}")).hint(SUPPORTED)
 }

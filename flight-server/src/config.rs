@@ -18,6 +18,12 @@ const ENV_PREFIX: &str = "KALAMDB_";
 /// Names of core settings that are not written out with the others because they are secret.
 const SECRET_KEYS: [&str; 1] = ["root_password"];
 
+/// What our variables say to others: the command line's clients, the demo and the tests.
+const FOREIGN_VARIABLES: [&str; 11] =
+    ["bin", "cases", "config", "crash_cycles", "host", "password", "port", "seed", "tls_ca", "url", "user"];
+/// What Kubernetes sets by itself where a service is called "kalamdb".
+const PLATFORM_PREFIXES: [&str; 2] = ["port_", "service_"];
+
 /// Everything `kalamdb serve` needs to know.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
@@ -35,6 +41,8 @@ pub struct ServerConfig {
     pub reflection: bool,
     /// The largest message a client may send, in bytes. Default 64 MiB.
     pub message_bytes_max: usize,
+    /// Bytes of rows and parameters that all clients together may have sent and the server still holds. Default 2 GiB.
+    pub inbound_bytes_max: usize,
     /// How long open calls may take to end after SIGTERM, in milliseconds. Default 8,000, maximum 10,000.
     pub drain_ms: u64,
     /// Filter of log lines in `tracing`'s syntax, e.g. `info` or `kalamdb_core=debug`. Default `info`.
@@ -92,6 +100,7 @@ struct ServerSettings {
     tls_key: String,
     reflection: bool,
     message_bytes_max: usize,
+    inbound_bytes_max: usize,
     drain_ms: u64,
     log_level: String,
     log_format: LogFormat,
@@ -107,6 +116,7 @@ impl Default for ServerSettings {
             tls_key: String::new(),
             reflection: true,
             message_bytes_max: 64 << 20,
+            inbound_bytes_max: 2 << 30,
             drain_ms: 8_000,
             log_level: "info".to_owned(),
             log_format: LogFormat::Text,
@@ -143,13 +153,18 @@ impl ServerConfig {
         }
         for (variable, text) in &sources.env {
             let Some(name) = variable.strip_prefix(ENV_PREFIX).map(str::to_ascii_lowercase) else { continue };
-            // Other variables with our prefix belong to the command line's other commands.
-            if let Some(example) = known.get(&name) {
-                table.insert(
-                    name,
-                    parse_like(example, text).map_err(|why| format!("variable {variable}: {why}"))?,
-                );
+            if is_foreign(&name) {
+                continue;
             }
+            let example = known.get(&name).ok_or_else(|| {
+                format!(
+                    "variable {variable}: setting \"{name}\" does not exist; unset it, or correct its name"
+                )
+            })?;
+            table.insert(
+                name,
+                parse_like(example, text).map_err(|why| format!("variable {variable}: {why}"))?,
+            );
         }
         for (name, text) in &sources.flags {
             let example = known.get(name).ok_or_else(|| format!("setting \"{name}\" does not exist"))?;
@@ -184,6 +199,7 @@ impl ServerConfig {
             },
             reflection: server.reflection,
             message_bytes_max: server.message_bytes_max,
+            inbound_bytes_max: server.inbound_bytes_max,
             drain_ms: server.drain_ms.min(10_000),
             log_level: server.log_level,
             log_format: server.log_format,
@@ -211,6 +227,11 @@ impl ServerConfig {
             ))),
         }
     }
+}
+
+/// Whether a variable with our prefix, named without it, is none of the server's.
+fn is_foreign(name: &str) -> bool {
+    FOREIGN_VARIABLES.contains(&name) || PLATFORM_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
 fn server_settings() -> Result<Table, ConfigError> {
@@ -321,6 +342,17 @@ mod tests {
     }
 
     #[test]
+    fn no_setting_is_taken_for_anothers_variable() {
+        let known = known_settings().expect("settings");
+        assert_eq!(known.keys().find(|name| is_foreign(name)), None);
+        let others =
+            [("KALAMDB_PASSWORD", "x"), ("KALAMDB_SEED", "1"), ("KALAMDB_PORT", "tcp://10.0.0.1:8815")];
+        load(None, &others, &[("node_id", "a")]).expect("settings");
+        load(None, &[("KALAMDB_SERVICE_HOST", "10.0.0.1"), ("KALAMDB_PORT_8815_TCP_PROTO", "tcp")], &[])
+            .expect("settings");
+    }
+
+    #[test]
     fn the_root_password_comes_from_the_environment() {
         let config = load(None, &[("KALAMDB_ROOT_PASSWORD", "correct horse")], &[]).expect("settings");
         assert_eq!(config.core.root_password.as_deref(), Some("correct horse"));
@@ -339,6 +371,7 @@ mod tests {
         check(Some("= 1"), &[], &[], "configuration file");
         check(None, &[("KALAMDB_ROW_BYTES_MAX", "-1")], &[], "variable KALAMDB_ROW_BYTES_MAX");
         check(None, &[("KALAMDB_INSECURE", "maybe")], &[], "neither true nor false");
+        check(None, &[("KALAMDB_ROW_BYTE_MAX", "1")], &[], "variable KALAMDB_ROW_BYTE_MAX");
         check(None, &[], &[("node_id", "a b")], "node id \"a b\" is not valid");
         check(None, &[], &[("nope", "1")], "setting \"nope\" does not exist");
         check(None, &[], &[("listen", "0.0.0.0:8815")], "--insecure");

@@ -2,17 +2,22 @@
 //!
 //! The number, not the peer's address, names the connection's session: ports are used again, numbers are not.
 //!
-//! Invariant: a slot is freed exactly when its socket is dropped, however the connection ended.
+//! Whoever only connects takes a place from those who log in. So there are few places for connections on which nobody has logged
+//! in yet, and each is theirs for a short while, whatever they send meanwhile.
+//!
+//! Invariant: a slot is freed exactly when its socket is dropped, however the connection ended; a place among those who have not
+//! logged in at the first call with good credentials, or with the slot.
 
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::Stream;
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -21,43 +26,81 @@ use tonic::transport::server::Connected;
 use tracing::{debug, warn};
 
 /// Tells a handler which connection a request came on.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct ConnectionInfo {
     /// Never used again while the process lives.
     pub(crate) number: u64,
     pub(crate) peer: SocketAddr,
+    entrance: Arc<Entrance>,
+}
+
+impl ConnectionInfo {
+    /// Notes that somebody has logged in on the connection: from now on it may stay.
+    pub(crate) fn admit(&self) {
+        if !self.entrance.is_admitted.swap(true, Ordering::Relaxed) {
+            *self.entrance.place.lock() = None;
+        }
+    }
+}
+
+/// A connection's place among those on which nobody has logged in yet.
+#[derive(Debug)]
+struct Entrance {
+    is_admitted: AtomicBool,
+    place: Mutex<Option<OwnedSemaphorePermit>>,
 }
 
 /// An accepted socket.
 pub(crate) struct Connection {
     stream: TcpStream,
     info: ConnectionInfo,
-    opening: Option<Opening>,
+    /// When it is closed unless somebody has logged in.
+    login_until: Option<Pin<Box<Sleep>>>,
     _slot: OwnedSemaphorePermit,
 }
 
-/// The time in which a client must begin to speak: sockets that say nothing would use up the slots of others.
-const OPENING_TIME: Duration = Duration::from_secs(10);
-/// What counts as having begun: the HTTP/2 preface or a TLS hello, and the start of what follows.
-const OPENING_BYTES: usize = 64;
+/// How many connections there may be, and for how long.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ConnectionLimits {
+    /// All of them.
+    pub(crate) connections_max: usize,
+    /// Those on which nobody has logged in yet.
+    pub(crate) anonymous_max: usize,
+    /// How long a connection may be one of these.
+    pub(crate) login_time: Duration,
+}
 
-/// A client that has not yet begun to speak.
-struct Opening {
-    deadline: Pin<Box<Sleep>>,
-    missing_bytes: usize,
+struct Acceptor {
+    listener: TcpListener,
+    limits: ConnectionLimits,
+    slots: Arc<Semaphore>,
+    places: Arc<Semaphore>,
+    last_number: u64,
 }
 
 /// Accepts sockets for ever. Errors of a single accept are logged and passed over: one broken client, or a moment without
 /// file descriptors, must not end the server.
 pub(crate) fn accept(
     listener: TcpListener,
-    connections_max: usize,
+    limits: ConnectionLimits,
 ) -> impl Stream<Item = io::Result<Connection>> {
-    let slots = Arc::new(Semaphore::new(connections_max));
-    let numbers = Arc::new(AtomicU64::new(1));
-    futures::stream::unfold((listener, slots, numbers), |(listener, slots, numbers)| async move {
+    let acceptor = Acceptor {
+        listener,
+        limits,
+        slots: Arc::new(Semaphore::new(limits.connections_max)),
+        places: Arc::new(Semaphore::new(limits.anonymous_max)),
+        last_number: 0,
+    };
+    futures::stream::unfold(acceptor, |mut acceptor| async move {
+        let connection = acceptor.next().await;
+        Some((Ok(connection), acceptor))
+    })
+}
+
+impl Acceptor {
+    async fn next(&mut self) -> Connection {
         loop {
-            let (stream, peer) = match listener.accept().await {
+            let (stream, peer) = match self.listener.accept().await {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     warn!(%error, "could not accept a connection");
@@ -66,27 +109,32 @@ pub(crate) fn accept(
                     continue;
                 }
             };
-            let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
+            let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
                 warn!(%peer, "refused a connection over the limit");
+                continue;
+            };
+            let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
+                warn!(%peer, "refused a connection, too many have not logged in yet");
                 continue;
             };
             if let Err(error) = stream.set_nodelay(true) {
                 debug!(%peer, %error, "could not set nodelay");
             }
-            let number = numbers.fetch_add(1, Ordering::Relaxed);
-            let opening = Opening { deadline: Box::pin(sleep(OPENING_TIME)), missing_bytes: OPENING_BYTES };
-            let info = ConnectionInfo { number, peer };
-            let connection = Connection { stream, info, opening: Some(opening), _slot: slot };
-            return Some((Ok(connection), (listener, slots, numbers)));
+            self.last_number += 1;
+            let entrance =
+                Arc::new(Entrance { is_admitted: AtomicBool::new(false), place: Mutex::new(Some(place)) });
+            let info = ConnectionInfo { number: self.last_number, peer, entrance };
+            let login_until = Some(Box::pin(sleep(self.limits.login_time)));
+            return Connection { stream, info, login_until, _slot: slot };
         }
-    })
+    }
 }
 
 impl Connected for Connection {
     type ConnectInfo = ConnectionInfo;
 
     fn connect_info(&self) -> ConnectionInfo {
-        self.info
+        self.info.clone()
     }
 }
 
@@ -96,19 +144,16 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
-        let Some(opening) = &mut self.opening else { return read };
-        if read.is_pending() {
-            return opening.deadline.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()));
+        if self.info.entrance.is_admitted.load(Ordering::Relaxed) {
+            self.login_until = None;
         }
-        let bytes = buffer.filled().len() - before;
-        if bytes >= opening.missing_bytes {
-            self.opening = None;
-        } else {
-            opening.missing_bytes -= bytes;
+        // Before anything is read: who sends without end is not let off for it.
+        if let Some(login_until) = &mut self.login_until
+            && login_until.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
-        read
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
 }
 
@@ -135,5 +180,77 @@ impl AsyncWrite for Connection {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::StreamExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    async fn listening(
+        limits: ConnectionLimits,
+    ) -> (SocketAddr, Pin<Box<dyn Stream<Item = io::Result<Connection>> + Send>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        (address, Box::pin(accept(listener, limits)))
+    }
+
+    #[tokio::test]
+    async fn who_does_not_log_in_is_sent_away_however_much_they_say() {
+        let login_time = Duration::from_millis(200);
+        let limits = ConnectionLimits { connections_max: 10, anonymous_max: 10, login_time };
+        let (address, mut accepted) = listening(limits).await;
+        let mut stranger = TcpStream::connect(address).await.unwrap();
+        let mut of_stranger = accepted.next().await.unwrap().unwrap();
+        let mut guest = TcpStream::connect(address).await.unwrap();
+        let mut of_guest = accepted.next().await.unwrap().unwrap();
+        assert_ne!(of_stranger.info.number, of_guest.info.number);
+        of_guest.info.admit();
+
+        let talking = tokio::spawn(async move { while stranger.write_all(b"hello").await.is_ok() {} });
+        let mut buffer = [0; 64];
+        let error = loop {
+            match of_stranger.read(&mut buffer).await {
+                Ok(bytes) => assert!(bytes > 0, "the client went first"),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        drop(of_stranger);
+        talking.await.unwrap();
+        // Who has logged in stays.
+        sleep(login_time).await;
+        guest.write_all(b"hello").await.unwrap();
+        assert_eq!(of_guest.read(&mut buffer).await.unwrap(), 5);
+    }
+
+    #[tokio::test]
+    async fn places_of_those_who_have_not_logged_in_are_few_and_given_back() {
+        let login_time = Duration::from_secs(60);
+        let limits = ConnectionLimits { connections_max: 10, anonymous_max: 1, login_time };
+        let (address, mut accepted) = listening(limits).await;
+        let _first = TcpStream::connect(address).await.unwrap();
+        let of_first = accepted.next().await.unwrap().unwrap();
+
+        let mut refused = TcpStream::connect(address).await.unwrap();
+        let mut next = accepted.next();
+        let mut buffer = [0; 1];
+        tokio::select! {
+            biased;
+            _ = &mut next => panic!("there is no place"),
+            read = refused.read(&mut buffer) => assert_eq!(read.unwrap_or(0), 0, "it is closed"),
+        }
+        // Logging in frees the place, and so does going away.
+        of_first.info.admit();
+        of_first.info.admit();
+        for _ in 0..2 {
+            let _client = TcpStream::connect(address).await.unwrap();
+            drop(next.await.unwrap().unwrap());
+            next = accepted.next();
+        }
+        drop(of_first);
     }
 }

@@ -11,7 +11,7 @@
 //! | `status` | core errors as gRPC statuses, the only place that maps them |
 //! | `flight_sql` | the Flight service: commands, tickets, encoding |
 //! | [`live`] | the LiveQuery service |
-//! | [`http`] | health and metrics over HTTP |
+//! | `health`, [`http`] | health over gRPC; health and metrics over HTTP |
 //! | [`config`], [`cli`], [`logging`] | settings, the command line, log lines |
 //!
 //! Invariant: no handler decides who is calling. The principal is in the request's extensions because `auth` put it there,
@@ -22,6 +22,7 @@ pub mod cli;
 pub mod config;
 mod connection;
 mod flight_sql;
+mod health;
 pub mod http;
 pub mod live;
 pub mod logging;

@@ -8,13 +8,15 @@ use std::task::{Context, Poll};
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use kalamdb_core::Error;
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
-use tonic::Status;
 use tonic::body::Body;
 use tonic::server::NamedService;
 use tower_service::Service;
 use tracing::Instrument;
+
+use crate::status::to_status;
 
 /// A service whose calls run on `runtime`.
 #[derive(Clone, Debug)]
@@ -57,7 +59,7 @@ where
                 Some(Ok(response)) => response,
                 ended => {
                     tracing::error!(?ended, "a call did not end in order");
-                    Ok(Status::internal("[XX000] the call could not be completed").into_http())
+                    Ok(to_status(&Error::internal("the call could not be completed")).into_http())
                 }
             }
         }

@@ -14,19 +14,22 @@ use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Identity, ServerTlsConfig};
+use tonic_health::ServingStatus;
 use tracing::info;
 
 use crate::auth::{AuthLayer, Authenticator};
 use crate::config::ServerConfig;
-use crate::connection;
+use crate::connection::{self, ConnectionLimits};
 use crate::flight_sql::{FlightSqlService, FlightState};
+use crate::health;
 use crate::offload::Offloaded;
 
 /// What may go wrong before and while serving.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
 
 /// Open connections; a further one is closed at once.
-const CONNECTIONS_MAX: usize = 10_000;
+const CONNECTION_LIMITS: ConnectionLimits =
+    ConnectionLimits { connections_max: 10_000, anonymous_max: 1_000, login_time: Duration::from_secs(10) };
 /// Calls at a time on one connection, live queries among them.
 const STREAMS_PER_CONNECTION_MAX: u32 = 256;
 const HEADER_BYTES_MAX: u32 = 16 << 10;
@@ -94,12 +97,7 @@ impl Server {
         let local_addr = listener.local_addr()?;
         let closing = CancellationToken::new();
         let authenticator = Arc::new(Authenticator::new(database.clone()));
-        let state = FlightState::new(
-            database.clone(),
-            Arc::clone(&authenticator),
-            config.message_bytes_max,
-            closing.clone(),
-        )?;
+        let state = FlightState::new(database.clone(), Arc::clone(&authenticator), config, closing.clone())?;
         Ok(Self {
             listener,
             local_addr,
@@ -137,9 +135,11 @@ impl Server {
     /// # Errors
     /// When the transport fails as a whole; a failing connection is its own affair.
     pub async fn serve(self, shutdown: CancellationToken) -> Result<(), BoxError> {
-        let (health, health_service) = tonic_health::server::health_reporter();
-        health.set_serving::<FlightServiceServer<FlightSqlService>>().await;
-        let flight = FlightServiceServer::new(FlightSqlService::new(self.state))
+        let (reporter, health_service) = tonic_health::server::health_reporter();
+        health::set(&reporter, ServingStatus::Serving).await;
+        let committer = Arc::clone(&self.database.context().committer);
+        let health = health::follow(reporter, move || !committer.is_poisoned(), shutdown.clone());
+        let flight = FlightServiceServer::new(FlightSqlService::new(Arc::clone(&self.state)))
             .max_decoding_message_size(self.message_bytes_max)
             .max_encoding_message_size(usize::MAX);
         let live = crate::live::service(self.database, self.closing.clone());
@@ -156,7 +156,7 @@ impl Server {
             .add_service(health_service)
             .add_optional_service(reflection);
 
-        let incoming = connection::accept(self.listener, CONNECTIONS_MAX);
+        let incoming = connection::accept(self.listener, CONNECTION_LIMITS);
         let stop = {
             let shutdown = shutdown.clone();
             async move { shutdown.cancelled().await }
@@ -176,6 +176,8 @@ impl Server {
                 info!("drain time is over, closing what is still open");
                 Ok(())
             }
+            never = self.state.sweep() => match never {},
+            never = health => match never {},
         }
     }
 }

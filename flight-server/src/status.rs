@@ -5,7 +5,8 @@
 
 use std::error::Error as StdError;
 
-use kalamdb_core::{Error, ErrorKind};
+use http::HeaderMap;
+use kalamdb_core::{Error, ErrorKind, SqlState};
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
 use tracing::{debug, error, warn};
@@ -15,22 +16,76 @@ pub(crate) const SQLSTATE_HEADER: &str = "kalamdb-sqlstate";
 
 /// The status a client gets for `error`; logs what an operator should see.
 pub(crate) fn to_status(error: &Error) -> Status {
-    let mut status = match severity(error.kind()) {
+    match severity(error.kind()) {
         Severity::Caller => {
             debug!(sqlstate = error.sqlstate().0, error = %error, "request failed");
-            Status::new(code(error.kind()), error.to_string())
+            plain(error)
         }
         Severity::Operator => {
             warn!(sqlstate = error.sqlstate().0, error = %chain(error), "request failed");
-            Status::new(code(error.kind()), error.to_string())
+            plain(error)
         }
         Severity::Defect => {
             let error_id = uuid::Uuid::new_v4().simple().to_string();
             error!(error_id, sqlstate = error.sqlstate().0, error = %chain(error), "request failed");
-            Status::new(code(error.kind()), format!("{error} (error id {error_id}, see the server's log)"))
+            let message = format!("{error} (error id {error_id}, see the server's log)");
+            with_sqlstate(Status::new(code(error.kind()), message), error.sqlstate())
         }
+    }
+}
+
+/// The status of an end that is nobody's failure, such as that of a live query: nothing is logged.
+pub(crate) fn plain(error: &Error) -> Status {
+    with_sqlstate(Status::new(code(error.kind()), error.to_string()), error.sqlstate())
+}
+
+/// The status of a caller's deadline that has passed. The core has no kind for it: deadlines are the caller's.
+pub(crate) fn deadline_passed() -> Status {
+    let sqlstate = SqlState::QUERY_CANCELED;
+    let message = format!("[{sqlstate}] the query did not end in time (raise the client's timeout)");
+    with_sqlstate(Status::deadline_exceeded(message), sqlstate)
+}
+
+/// Gives a response that the transport made by itself, e.g. for a message it cannot read or a method that does not exist, the
+/// SQLSTATE that every other error has.
+pub(crate) fn name_sqlstate(headers: &mut HeaderMap) {
+    let Some(status) = Status::from_header_map(headers) else { return };
+    if status.code() == Code::Ok || headers.contains_key(SQLSTATE_HEADER) {
+        return;
+    }
+    let sqlstate = sqlstate_of(status.code());
+    let said = match status.message() {
+        "" => status.code().description(),
+        message => message,
     };
-    status.metadata_mut().insert(SQLSTATE_HEADER, MetadataValue::from_static(error.sqlstate().0));
+    let named = with_sqlstate(Status::new(status.code(), format!("[{sqlstate}] {said}")), sqlstate);
+    // Only a value that is no header fails, and an SQLSTATE and an encoded message are.
+    let _added = named.add_header(headers);
+}
+
+/// What an error of the transport is in SQL.
+fn sqlstate_of(code: Code) -> SqlState {
+    match code {
+        Code::Unimplemented => SqlState::FEATURE_NOT_SUPPORTED,
+        Code::Unauthenticated => SqlState::INVALID_AUTHORIZATION,
+        Code::PermissionDenied => SqlState::INSUFFICIENT_PRIVILEGE,
+        Code::ResourceExhausted | Code::OutOfRange => SqlState::PROGRAM_LIMIT_EXCEEDED,
+        Code::Cancelled | Code::DeadlineExceeded => SqlState::QUERY_CANCELED,
+        Code::Unavailable => SqlState::SHUTTING_DOWN,
+        // A request that cannot be read, above all.
+        Code::Internal | Code::InvalidArgument => SqlState::CONNECTION_EXCEPTION,
+        Code::Ok
+        | Code::Unknown
+        | Code::NotFound
+        | Code::AlreadyExists
+        | Code::FailedPrecondition
+        | Code::Aborted
+        | Code::DataLoss => SqlState::INTERNAL,
+    }
+}
+
+fn with_sqlstate(mut status: Status, sqlstate: SqlState) -> Status {
+    status.metadata_mut().insert(SQLSTATE_HEADER, MetadataValue::from_static(sqlstate.0));
     status
 }
 
@@ -98,7 +153,6 @@ fn chain(error: &Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kalamdb_core::SqlState;
 
     #[test]
     fn a_client_reads_the_message_and_never_the_source() {
@@ -111,6 +165,26 @@ mod tests {
         assert_eq!(status.code(), Code::Internal);
         assert!(status.message().contains("error id "), "{status:?}");
         assert!(!status.message().contains("secret"), "{status:?}");
+    }
+
+    #[test]
+    fn an_error_of_the_transport_has_an_sqlstate_too() {
+        let headers = |status: Status| {
+            let mut headers = status.into_http::<()>().headers().clone();
+            name_sqlstate(&mut headers);
+            headers
+        };
+        let foreign = Status::from_header_map(&headers(Status::unimplemented("no such method"))).unwrap();
+        assert_eq!((foreign.code(), foreign.message()), (Code::Unimplemented, "[0A000] no such method"));
+        assert_eq!(foreign.metadata().get(SQLSTATE_HEADER).unwrap(), "0A000");
+        for status in [plain(&Error::table_not_found("t")), deadline_passed()] {
+            let same = Status::from_header_map(&headers(status.clone())).unwrap();
+            assert_eq!(same.message(), status.message());
+            assert!(same.metadata().contains_key(SQLSTATE_HEADER));
+        }
+        let mut fine = HeaderMap::new();
+        name_sqlstate(&mut fine);
+        assert!(fine.is_empty());
     }
 
     #[test]

@@ -190,8 +190,8 @@ pub enum RowWrite {
 }
 
 impl RowWrite {
-    /// The bytes of its key and of the rows it holds.
-    pub(crate) fn bytes(&self) -> usize {
+    /// The bytes of its key and rows.
+    pub fn bytes(&self) -> usize {
         match self {
             Self::Insert { key, row } => key.len() + row.len(),
             Self::Append { row } => row.len(),

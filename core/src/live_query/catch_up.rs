@@ -13,8 +13,7 @@ use tokio::sync::Mutex;
 use super::frame::Frame;
 use super::group::Group;
 use super::matcher::{changes_of, images_of};
-use super::registry::{Shared, Stop, check_current};
-use crate::access::Principal;
+use super::registry::{Shared, Stop, Subscriber, check_current};
 use crate::change_log;
 use crate::commit::Snapshot;
 use crate::error::{Error, Result};
@@ -53,14 +52,14 @@ pub(super) enum LogRead {
 pub(super) async fn read_log(
     shared: &Shared,
     group: &Arc<Group>,
-    principal: &Principal,
+    subscriber: &Subscriber,
     after: Seq,
     up_to: Option<Seq>,
 ) -> Result<LogRead> {
     let mut kept = group.chunks.lock().await;
     // Taken now, so that a chunk another one has read is not newer than what this one was allowed to see.
     let snapshot = shared.committer.snapshot();
-    if let Err(stop) = check_current(group, principal, &snapshot.catalog) {
+    if let Err(stop) = check_current(group, subscriber, &snapshot.catalog) {
         return Ok(LogRead::Outdated(stop));
     }
     kept.retain(|chunk| chunk.strong_count() > 0);

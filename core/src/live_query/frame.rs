@@ -131,7 +131,7 @@ pub enum CloseReason {
     SchemaChanged,
     /// The subscriber does not exist any more.
     UserDropped,
-    /// The subscriber's role changed.
+    /// The subscriber's role or password changed.
     AccessChanged,
     /// The query's expressions failed on a row, e.g. divided by zero, or the table is damaged.
     Failed,

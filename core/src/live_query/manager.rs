@@ -15,7 +15,7 @@ use super::frame::CloseReason;
 use super::group::FrameLimits;
 use super::matcher;
 use super::plan::LiveQueryPlan;
-use super::registry::{Membership, Registered, Shared, Stop, cannot_begin, check_current};
+use super::registry::{Membership, Registered, Shared, Stop, Subscriber, cannot_begin, check_current};
 use super::subscription::{Begin, Subscription};
 use crate::access::Principal;
 use crate::clock::Clock;
@@ -120,7 +120,9 @@ impl LiveQueryManager {
         // The snapshot is taken after joining: whatever commits from now on, the matcher shows to the group.
         let membership = Membership { shared: Arc::clone(shared), user: principal.user_id, group, id: None };
         let snapshot = shared.committer.snapshot();
-        check_current(&membership.group, principal, &snapshot.catalog).map_err(|stop| cannot_begin(&stop))?;
+        let subscriber = Subscriber::as_of(principal, &snapshot.catalog);
+        check_current(&membership.group, &subscriber, &snapshot.catalog)
+            .map_err(|stop| cannot_begin(&stop))?;
         let begin = shared.begin(&membership.group, request, &snapshot)?;
         let position = match &begin {
             Begin::Snapshot { .. } => snapshot.seq,
@@ -131,9 +133,9 @@ impl LiveQueryManager {
                 "up_to_seq is before the start of the live query, which is {position}"
             )));
         }
-        let registered = shared.register(principal, request, membership)?;
-        debug!(subscription = registered.0.id.0, user = principal.user_id.0, "live query began");
-        Ok(Subscription::new(Arc::clone(shared), registered.0, registered.1, begin, snapshot, request))
+        let (registered, membership) = shared.register(subscriber, request, membership)?;
+        debug!(subscription = registered.id.0, user = principal.user_id.0, "live query began");
+        Ok(Subscription::new(Arc::clone(shared), registered, membership, begin, snapshot, request))
     }
 
     /// Ends a live query; its stream's last frame says so.
@@ -156,7 +158,7 @@ impl LiveQueryManager {
 
     /// Who a live query belongs to; `None` when there is none of that number.
     pub fn owner(&self, id: SubscriptionId) -> Option<UserId> {
-        self.shared.subscriptions.get(&id).map(|entry| entry.principal.user_id)
+        self.shared.subscriptions.get(&id).map(|entry| entry.subscriber.principal.user_id)
     }
 
     /// The running live queries, oldest first.
@@ -222,7 +224,7 @@ impl Registered {
         let definition = &self.group.plan.table.definition;
         LiveQueryInfo {
             id: self.id,
-            principal: self.principal.clone(),
+            principal: self.subscriber.principal.clone(),
             namespace: Arc::clone(&definition.namespace),
             table: Arc::clone(&definition.name),
             query_id: self.group.key.fingerprint.to_string(),

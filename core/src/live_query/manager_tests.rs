@@ -39,6 +39,10 @@ fn join(database: &Database, root: &Session, plan: LiveQueryPlan, request: &Subs
     Membership { shared: Arc::clone(shared), user: principal.user_id, group, id: None }
 }
 
+fn subscriber(database: &Database, session: &Session) -> Subscriber {
+    Subscriber::as_of(session.principal(), &database.context().committer.snapshot().catalog)
+}
+
 async fn matched(database: &Database) {
     let seq = database.seq();
     let mut frontier = database.context().live_queries.shared.frontier.subscribe();
@@ -56,7 +60,7 @@ async fn a_table_dropped_before_registration_refuses_the_live_query() {
     root.execute("DROP TABLE app.t", ()).await.unwrap();
     matched(&database).await;
     let live = &database.context().live_queries;
-    let refused = live.shared.register(root.principal(), &request, membership);
+    let refused = live.shared.register(subscriber(&database, &root), &request, membership);
     assert!(refused.is_err_and(|error| error.kind() == ErrorKind::Conflict));
     assert_eq!((live.counters().subscriptions, live.counters().groups, live.list().len()), (0, 0, 0));
 }
@@ -71,7 +75,7 @@ async fn who_was_not_registered_when_its_group_failed_fails_too() {
     root.execute("INSERT INTO app.t VALUES (1, 0)", ()).await.unwrap();
     matched(&database).await;
     let shared = &database.context().live_queries.shared;
-    let (registered, membership) = shared.register(root.principal(), &request, membership).unwrap();
+    let (registered, membership) = shared.register(subscriber(&database, &root), &request, membership).unwrap();
     let begin = Begin::After { seq: start.seq, resumed: false };
     let mut stream = Subscription::new(Arc::clone(shared), registered, membership, begin, start, &request);
     let mut reasons = Vec::new();

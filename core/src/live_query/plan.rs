@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use datafusion::arrow::compute::can_cast_types;
 use datafusion::arrow::datatypes::{DataType, Field, SchemaRef};
 use datafusion::catalog::default_table_source::source_as_provider;
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
@@ -25,6 +26,7 @@ use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::ids::ScopeId;
 use crate::schema_registry::{COLUMN_SEQ, SystemTable, TableSchemas};
 use crate::tables::KalamTable;
+use crate::types;
 
 /// Functions whose value is fixed for a principal, so that planning puts it in their place.
 const SESSION_FUNCTIONS: [&str; 6] =
@@ -229,18 +231,18 @@ fn name_outputs(outputs: Vec<(Expr, String)>, full: &DFSchema) -> Result<Vec<Out
     Ok(named)
 }
 
-/// Casts what has another form on the wire than tables have, so that rows can be encoded one by one.
+/// Casts what has another form on the wire than tables have, so that rows can be encoded one by one, and are what was announced.
 fn plain_type(expr: Expr, full: &DFSchema, name: &str) -> Result<Expr> {
-    match expr.get_type(full)? {
-        DataType::Utf8View => Ok(cast(expr, DataType::Utf8)),
-        DataType::BinaryView => Ok(cast(expr, DataType::Binary)),
-        DataType::Dictionary(_, value) if !value.is_nested() => Ok(cast(expr, *value)),
-        DataType::Dictionary(..) | DataType::RunEndEncoded(..) => {
-            Err(Error::unsupported(format!("the encoded type of column \"{name}\" in a live query"))
-                .hint("cast it to a plain type"))
-        }
-        _ => Ok(expr),
+    let ty = expr.get_type(full)?;
+    let plain = types::plain(&ty);
+    if plain == ty {
+        return Ok(expr);
     }
+    if !can_cast_types(&ty, &plain) {
+        return Err(Error::unsupported(format!("the encoded type of column \"{name}\" in a live query"))
+            .hint("cast it to a plain type"));
+    }
+    Ok(cast(expr, plain))
 }
 
 use Folding::{AfterFolding, BeforeFolding};

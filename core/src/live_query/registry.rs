@@ -65,10 +65,25 @@ impl Stop {
     }
 }
 
+/// Who subscribes, as of when they began.
+#[derive(Clone, Debug)]
+pub(super) struct Subscriber {
+    pub(super) principal: Principal,
+    /// That of the user's password and role; `None` for the database itself, which is no user of the catalog.
+    auth_generation: Option<u32>,
+}
+
+impl Subscriber {
+    pub(super) fn as_of(principal: &Principal, catalog: &Catalog) -> Self {
+        let auth_generation = catalog.user(principal.user_id).map(|user| user.auth_generation);
+        Self { principal: principal.clone(), auth_generation }
+    }
+}
+
 /// What the registry knows of a subscription.
 pub(super) struct Registered {
     pub(super) id: SubscriptionId,
-    pub(super) principal: Principal,
+    pub(super) subscriber: Subscriber,
     pub(super) group: Arc<Group>,
     pub(super) stop: watch::Sender<Option<Stop>>,
     pub(super) sql: String,
@@ -261,7 +276,7 @@ impl Shared {
 
     pub(super) fn register(
         &self,
-        principal: &Principal,
+        subscriber: Subscriber,
         request: &SubscribeRequest,
         mut membership: Membership,
     ) -> Result<(Arc<Registered>, Membership)> {
@@ -269,7 +284,7 @@ impl Shared {
         let now = self.clock.now_us();
         let registered = Arc::new(Registered {
             id,
-            principal: principal.clone(),
+            subscriber,
             group: Arc::clone(&membership.group),
             stop: watch::Sender::new(None),
             sql: request.sql.clone(),
@@ -287,7 +302,7 @@ impl Shared {
             return Err(Error::shutting_down());
         }
         // A change of the catalog that ended subscriptions before it is seen here, a later one ends this one too.
-        check_current(&registered.group, principal, &self.committer.snapshot().catalog)
+        check_current(&registered.group, &registered.subscriber, &self.committer.snapshot().catalog)
             .map_err(|stop| cannot_begin(&stop))?;
         Ok((registered, membership))
     }
@@ -337,7 +352,7 @@ impl Shared {
     /// Ends subscriptions whose table or user is no longer what it was.
     pub(super) fn end_outdated(&self, catalog: &Catalog) {
         for entry in &self.subscriptions {
-            if let Err(stop) = check_current(&entry.group, &entry.principal, catalog) {
+            if let Err(stop) = check_current(&entry.group, &entry.subscriber, catalog) {
                 entry.end(stop);
             }
         }
@@ -360,7 +375,7 @@ impl Shared {
 }
 
 /// Whether the table and the user a subscription was made with are still the same; else how it ends.
-pub(super) fn check_current(group: &Group, principal: &Principal, catalog: &Catalog) -> Result<(), Stop> {
+pub(super) fn check_current(group: &Group, subscriber: &Subscriber, catalog: &Catalog) -> Result<(), Stop> {
     let name = group.plan.table.definition.qualified_name();
     match catalog.table_by_id(group.key.table) {
         None => {
@@ -371,18 +386,20 @@ pub(super) fn check_current(group: &Group, principal: &Principal, catalog: &Cata
         }
         Some(_) => {}
     }
-    // The database's own principal is no user of the catalog.
+    let Subscriber { principal, auth_generation } = subscriber;
     if principal.user_id == UserId::SYSTEM {
         return Ok(());
     }
+    let changed = |what: &str| {
+        let message = format!("the {what} of user \"{}\" was changed", principal.username);
+        Err(Stop::new(CloseReason::AccessChanged, message))
+    };
     match catalog.user(principal.user_id) {
         None => {
             Err(Stop::new(CloseReason::UserDropped, format!("user \"{}\" was dropped", principal.username)))
         }
-        Some(user) if user.role != principal.role => Err(Stop::new(
-            CloseReason::AccessChanged,
-            format!("the role of user \"{}\" was changed", principal.username),
-        )),
+        Some(user) if user.role != principal.role => changed("role"),
+        Some(user) if Some(user.auth_generation) != *auth_generation => changed("password"),
         Some(_) => Ok(()),
     }
 }

@@ -267,7 +267,7 @@ impl Driver {
     /// Delivers the next rows of the snapshot, or its end.
     async fn snapshot_step(&mut self) -> Result<()> {
         let Phase::Snapshot(scan) = &mut self.phase else { return Ok(()) };
-        if let Err(stop) = check_current(&self.group, &self.registered.principal, &scan.snapshot.catalog) {
+        if let Err(stop) = check_current(&self.group, &self.registered.subscriber, &scan.snapshot.catalog) {
             self.close(&stop);
             return Ok(());
         }
@@ -375,13 +375,13 @@ impl Driver {
     async fn read_log(&mut self, stop: Option<Stop>) -> Result<()> {
         if let Some(stop) = stop {
             let snapshot = self.shared.committer.snapshot();
-            let outdated = check_current(&self.group, &self.registered.principal, &snapshot.catalog).err();
+            let outdated = check_current(&self.group, &self.registered.subscriber, &snapshot.catalog).err();
             self.close(&outdated.unwrap_or(stop));
             return Ok(());
         }
         let after = self.cursor;
         self.shared.counters.log_reads.fetch_add(1, Ordering::Relaxed);
-        let read = read_log(&self.shared, &self.group, &self.registered.principal, after, self.up_to);
+        let read = read_log(&self.shared, &self.group, &self.registered.subscriber, after, self.up_to);
         let read = tokio::select! {
             read = read => read?,
             // `next` looks at the reason and comes here again if there is none that matters.

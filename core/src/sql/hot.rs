@@ -4,6 +4,7 @@
 //! planned path would give. Whatever it is not sure of (a value of another type family, an unknown name) it leaves to that
 //! path, errors included; a differential test compares the two.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use datafusion::arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions};
@@ -411,44 +412,48 @@ impl InsertValues {
             let execution = session.begin()?;
             let Ok(definition) = execution.writable(&self.table) else { return Ok(None) };
             let Some(compiled) = self.compiled(&execution, definition) else { return Ok(None) };
-            let Some(batch) = self.batch(&compiled, params)? else { return Ok(None) };
             let mut rows =
                 Rows::with_writer(&execution, Arc::clone(&compiled.schemas), Arc::clone(&compiled.writer));
-            rows.insert(&compiled.target.complete(&execution, &batch)?)?;
+            // A few at a time: as arrays, NULLs may be far larger than as values.
+            let (count, step) = (self.rows.len() * params.len(), rows.pieces().rows_max());
+            for start in (0..count).step_by(step) {
+                let part = start..count.min(start + step);
+                let Some(batch) = self.batch(&compiled, params, part)? else { return Ok(None) };
+                rows.insert(&compiled.target, &batch)?;
+            }
             if let Some(affected) = rows.commit(&mut attempts).await? {
                 return Ok(Some(affected));
             }
         }
     }
 
-    /// The rows as given; `None` when the values of a column are not of one type.
+    /// Some of the rows as given; `None` when the values of a column are not of one type.
     fn batch<P: AsRef<[ScalarValue]>>(
         &self,
         compiled: &CompiledInsert,
         params: &[P],
+        part: Range<usize>,
     ) -> Result<Option<RecordBatch>> {
-        let count = self.rows.len() * params.len();
         let mut columns = Vec::with_capacity(compiled.types.len());
         let mut fields = Vec::with_capacity(compiled.types.len());
         for (place, (name, ty)) in compiled.types.iter().enumerate() {
-            let mut values = Vec::with_capacity(count);
-            for params in params {
-                for row in &self.rows {
-                    match row.get(place) {
-                        Some(Operand::Literal(value)) => values.push(value.clone()),
-                        Some(Operand::Parameter(index)) => match params.as_ref().get(*index) {
-                            Some(value) => values.push(cast(value, &parameter_type(*ty))?),
-                            None => return Ok(None),
-                        },
-                        Some(Operand::Default) | None => return Ok(None),
-                    }
+            let mut values = Vec::with_capacity(part.len());
+            for number in part.clone() {
+                let given = params.get(number / self.rows.len()).map(AsRef::as_ref).unwrap_or_default();
+                match self.rows.get(number % self.rows.len()).and_then(|row| row.get(place)) {
+                    Some(Operand::Literal(value)) => values.push(value.clone()),
+                    Some(Operand::Parameter(index)) => match given.get(*index) {
+                        Some(value) => values.push(cast(value, &parameter_type(*ty))?),
+                        None => return Ok(None),
+                    },
+                    Some(Operand::Default) | None => return Ok(None),
                 }
             }
             let Some(array) = array_of(*ty, values)? else { return Ok(None) };
             fields.push(Field::new(name, array.data_type().clone(), true));
             columns.push(array);
         }
-        let options = RecordBatchOptions::new().with_row_count(Some(count));
+        let options = RecordBatchOptions::new().with_row_count(Some(part.len()));
         Ok(Some(RecordBatch::try_new_with_options(Arc::new(Schema::new(fields)), columns, &options)?))
     }
 }

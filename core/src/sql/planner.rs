@@ -31,6 +31,7 @@ use crate::ids::TableId;
 use crate::live_query::LiveQueryPlan;
 use crate::schema_registry::TableDefinition;
 use crate::tables::KalamTable;
+use crate::types;
 
 /// How tables appear to one statement.
 #[derive(Clone, Copy, Debug, Default)]
@@ -263,7 +264,7 @@ fn result_schema(execution: &Execution, plan: &LogicalPlan) -> Result<ResultSche
         .fields()
         .iter()
         .map(|field| {
-            let plain = plain_type(field.data_type());
+            let plain = types::plain(field.data_type());
             if plain == *field.data_type() {
                 Arc::clone(field)
             } else {
@@ -292,31 +293,6 @@ fn only_table(plan: &LogicalPlan) -> Result<Option<Arc<TableDefinition>>> {
     match tables.pop() {
         Some(table) if tables.is_empty() => Ok(table),
         _ => Ok(None),
-    }
-}
-
-/// A type that every driver reads: no views, dictionaries, run-ends or unsigned numbers.
-fn plain_type(ty: &DataType) -> DataType {
-    let item = |field: &Arc<Field>| {
-        Arc::new(Field::new(field.name(), plain_type(field.data_type()), field.is_nullable()))
-    };
-    match ty {
-        DataType::Utf8View => DataType::Utf8,
-        DataType::BinaryView => DataType::Binary,
-        DataType::Float16 => DataType::Float32,
-        DataType::UInt8 => DataType::Int16,
-        DataType::UInt16 => DataType::Int32,
-        DataType::UInt32 | DataType::UInt64 => DataType::Int64,
-        DataType::Decimal32(precision, scale) | DataType::Decimal64(precision, scale) => {
-            DataType::Decimal128(*precision, *scale)
-        }
-        DataType::Dictionary(_, value) => plain_type(value),
-        DataType::RunEndEncoded(_, values) => plain_type(values.data_type()),
-        DataType::List(field) | DataType::ListView(field) => DataType::List(item(field)),
-        DataType::LargeList(field) | DataType::LargeListView(field) => DataType::LargeList(item(field)),
-        DataType::FixedSizeList(field, len) => DataType::FixedSizeList(item(field), *len),
-        DataType::Struct(fields) => DataType::Struct(fields.iter().map(item).collect()),
-        other => other.clone(),
     }
 }
 

@@ -26,8 +26,10 @@ use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::live_query::{SubscribeRequest, Subscription};
 use crate::schema_registry::{NAMESPACE_PUBLIC, TableDefinition, TableKind, TableSchemas};
 
-/// Statements a session keeps in parsed form. When it is full it is emptied: a session repeats few texts or none.
+/// Statements a session keeps in parsed form, and the bytes of their texts. When it is full it is emptied: a session repeats few
+/// texts or none.
 const STATEMENTS_KEPT_MAX: usize = 256;
+const STATEMENTS_KEPT_BYTES_MAX: usize = 256 << 10;
 /// Longer texts are not kept: they are loads, and not repeated.
 const STATEMENT_KEPT_BYTES_MAX: usize = 16 << 10;
 
@@ -42,7 +44,14 @@ struct Inner {
     engine: Arc<Engine>,
     principal: Principal,
     namespace: RwLock<Arc<str>>,
-    statements: Mutex<HashMap<Arc<str>, Arc<KnownStatement>>>,
+    statements: Mutex<KeptStatements>,
+}
+
+#[derive(Default)]
+struct KeptStatements {
+    by_text: HashMap<Arc<str>, Arc<KnownStatement>>,
+    /// Of all texts.
+    bytes: usize,
 }
 
 /// A statement in the forms a session keeps.
@@ -158,6 +167,14 @@ impl Session {
         Deep::new(handlers::insert::append(self, namespace, table, batches)).await
     }
 
+    /// Whether rows can be appended to a table, so that nobody sends them in vain.
+    ///
+    /// # Errors
+    /// 42P01, 3F000 when it does not exist, 42501 when the principal may not write it.
+    pub fn check_append(&self, namespace: Option<&str>, table: &str) -> Result<()> {
+        handlers::insert::check_append(self, namespace, table)
+    }
+
     /// The tables the principal may read, by namespace and name.
     ///
     /// # Errors
@@ -179,7 +196,7 @@ impl Session {
     }
 
     fn statement(&self, sql: &str) -> Result<Arc<KnownStatement>> {
-        if let Some(known) = self.inner.statements.lock().get(sql) {
+        if let Some(known) = self.inner.statements.lock().by_text.get(sql) {
             return Ok(Arc::clone(known));
         }
         let parsed = super::stack::deep(|| parse(sql, &self.inner.ctx.config))?;
@@ -188,10 +205,14 @@ impl Session {
         let known = Arc::new(KnownStatement { shape: Shape::of(&parsed), parsed });
         if keep {
             let mut statements = self.inner.statements.lock();
-            if statements.len() >= STATEMENTS_KEPT_MAX {
-                statements.clear();
+            let full = statements.by_text.len() >= STATEMENTS_KEPT_MAX
+                || statements.bytes + sql.len() > STATEMENTS_KEPT_BYTES_MAX;
+            if full {
+                *statements = KeptStatements::default();
             }
-            statements.insert(Arc::clone(&known.parsed.sql), Arc::clone(&known));
+            if statements.by_text.insert(Arc::clone(&known.parsed.sql), Arc::clone(&known)).is_none() {
+                statements.bytes += sql.len();
+            }
         }
         Ok(known)
     }

@@ -15,12 +15,14 @@ mod key_filter;
 mod point;
 mod provider;
 mod scan;
+mod sizes;
 mod source;
 mod write;
 
 pub use point::PointReader;
 pub use provider::KalamTable;
 pub use scan::KalamScanExec;
+pub use sizes::{batch_value_bytes, value_bytes};
 pub use source::{RowSchema, ScanSource};
 pub use write::{RowLimits, RowWriter, cast_column};
 

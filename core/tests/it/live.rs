@@ -895,6 +895,7 @@ async fn streams_say_why_they_end() {
 
     for (user, sql, reason) in [
         ("ann", "ALTER USER 'ann' SET ROLE dba", CloseReason::AccessChanged),
+        ("cid", "ALTER USER 'cid' SET PASSWORD 'another password'", CloseReason::AccessChanged),
         ("bob", "DROP USER 'bob'", CloseReason::UserDropped),
     ] {
         let create = format!("CREATE USER {user} WITH PASSWORD 'correct horse' ROLE service");

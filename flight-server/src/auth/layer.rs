@@ -15,9 +15,9 @@ use tonic::body::Body;
 use tower::{Layer, Service};
 use tracing::Instrument;
 
-use super::{Authenticator, Credentials, missing};
+use super::{Authenticator, Credentials, Identified, missing};
 use crate::connection::ConnectionInfo;
-use crate::status::to_status;
+use crate::status::{name_sqlstate, to_status};
 
 const HANDSHAKE: &str = "/arrow.flight.protocol.FlightService/Handshake";
 
@@ -96,21 +96,32 @@ where
                 request.extensions_mut().insert(Deadline(deadline));
             }
             if is_open(&method) {
-                return inner.call(request).await;
+                let mut response = inner.call(request).await?;
+                name_sqlstate(response.headers_mut());
+                return Ok(response);
             }
             // A body is not to be shared between threads, so nothing of the request is borrowed while waiting.
-            let connection = request.extensions().get::<ConnectionInfo>().map_or(0, |info| info.number);
+            let connection = request.extensions().get::<ConnectionInfo>().cloned();
+            let number = connection.as_ref().map_or(0, |connection| connection.number);
             let at_least = at_least(request.headers());
             let identified = match credentials(request.headers()) {
-                Ok(credentials) => authenticator.identify(&credentials, connection, at_least).await,
+                Ok(credentials) => authenticator.identify(&credentials, number, at_least).await,
                 Err(error) => Err(error),
             };
             match identified {
-                Ok(identity) => {
+                Ok(Identified { identity, renewed }) => {
                     recorder.record("user", &*identity.principal.username);
+                    if let Some(connection) = connection {
+                        connection.admit();
+                    }
                     request.extensions_mut().insert(identity.principal.clone());
                     request.extensions_mut().insert(identity);
-                    inner.call(request).await
+                    let mut response = inner.call(request).await?;
+                    name_sqlstate(response.headers_mut());
+                    if let Some(header) = renewed.and_then(|token| format!("Bearer {token}").parse().ok()) {
+                        response.headers_mut().insert(AUTHORIZATION, header);
+                    }
+                    Ok(response)
                 }
                 Err(error) => Ok(to_status(&error).into_http()),
             }

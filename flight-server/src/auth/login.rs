@@ -3,6 +3,9 @@
 //! Credentials that were right lately are remembered by a keyed digest, never as themselves, so that Basic on every call does
 //! not pay the password hash every time. A user's generation is compared on each use: a changed password is noticed at once.
 //!
+//! Who must wait because a name failed does so before taking a place among those who are verified, and a name has few places of
+//! all: guessing at one name does not keep the others out.
+//!
 //! Invariant: how long a failed login takes does not tell whether the name exists; the delay goes by the name as it was sent.
 
 use std::collections::HashMap;
@@ -18,8 +21,11 @@ use crate::seal::{MAC_BYTES, SealKey};
 
 /// Password hashes computed at a time; each takes some 19 MiB and a core.
 const VERIFYING_MAX: usize = 2;
-/// Logins that may wait for their turn; beyond it they are refused.
+/// Logins that may wait for their turn, of all names and of one; beyond it they are refused.
 const WAITING_MAX: usize = 256;
+const WAITING_PER_NAME_MAX: usize = 64;
+/// Logins that may wait because their name failed; beyond it they are refused.
+const DELAYED_MAX: usize = 1_024;
 /// Remembered credentials; when full, all are forgotten and verified anew.
 const REMEMBERED_MAX: usize = 4_096;
 const REMEMBERED_FOR: Duration = Duration::from_secs(300);
@@ -49,6 +55,27 @@ pub(super) struct Logins {
     failures: Mutex<HashMap<String, Failures>>,
     verifying: Semaphore,
     waiting: Semaphore,
+    delayed: Semaphore,
+    /// How many logins of each name are delayed, waiting or verified now.
+    names: Mutex<HashMap<String, usize>>,
+}
+
+/// A login's place among those of its name.
+struct NamePlace<'a> {
+    logins: &'a Logins,
+    username: &'a str,
+}
+
+impl Drop for NamePlace<'_> {
+    fn drop(&mut self) {
+        let mut names = self.logins.names.lock();
+        if let Some(count) = names.get_mut(self.username) {
+            *count -= 1;
+            if *count == 0 {
+                names.remove(self.username);
+            }
+        }
+    }
 }
 
 impl Logins {
@@ -61,6 +88,8 @@ impl Logins {
             failures: Mutex::default(),
             verifying: Semaphore::new(VERIFYING_MAX),
             waiting: Semaphore::new(WAITING_MAX),
+            delayed: Semaphore::new(DELAYED_MAX),
+            names: Mutex::default(),
         }
     }
 
@@ -73,11 +102,13 @@ impl Logins {
         if let Some(principal) = self.recall(&digest) {
             return Ok(principal);
         }
-        let _waiting = self.waiting.try_acquire().map_err(|_| too_many())?;
+        let _place = self.place(username)?;
         let delay = self.delay(username);
         if !delay.is_zero() {
+            let _delayed = self.delayed.try_acquire().map_err(|_| too_many())?;
             tokio::time::sleep(delay).await;
         }
+        let _waiting = self.waiting.try_acquire().map_err(|_| too_many())?;
         let _verifying = self.verifying.acquire().await.map_err(|_| Error::shutting_down())?;
         // Whoever waited beside us for the same credentials may have been quicker.
         if let Some(principal) = self.recall(&digest) {
@@ -96,6 +127,16 @@ impl Logins {
                 Err(error)
             }
         }
+    }
+
+    fn place<'a>(&'a self, username: &'a str) -> Result<NamePlace<'a>, Error> {
+        let mut names = self.names.lock();
+        let count = names.get(username).copied().unwrap_or_default();
+        if count >= WAITING_PER_NAME_MAX {
+            return Err(too_many());
+        }
+        names.insert(username.to_owned(), count + 1);
+        Ok(NamePlace { logins: self, username })
     }
 
     fn digest(&self, username: &str, password: &str) -> [u8; MAC_BYTES] {
@@ -165,4 +206,61 @@ impl Logins {
 fn too_many() -> Error {
     Error::new(ErrorKind::ResourceExhausted, SqlState::TOO_MANY, "too many logins are waiting")
         .hint("try again in a moment, and log in once per connection")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Poll;
+
+    use futures::future::BoxFuture;
+    use kalamdb_core::Config;
+
+    use super::*;
+
+    /// Polls each login once; answers those that go on, and how many were refused.
+    async fn begin<'a>(
+        logins: &'a Logins,
+        name: &'a str,
+        count: usize,
+    ) -> (Vec<BoxFuture<'a, Result<Principal, Error>>>, usize) {
+        let mut waiting = Vec::new();
+        let mut refused = 0;
+        for _ in 0..count {
+            let mut login: BoxFuture<'a, _> = Box::pin(logins.verify(name, "a wrong guess"));
+            match futures::poll!(&mut login) {
+                Poll::Pending => waiting.push(login),
+                Poll::Ready(Err(error)) => {
+                    assert_eq!(error.sqlstate(), SqlState::TOO_MANY, "{error}");
+                    refused += 1;
+                }
+                Poll::Ready(Ok(_)) => panic!("a wrong guess was right"),
+            }
+        }
+        (waiting, refused)
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn guessing_at_some_names_does_not_keep_the_others_out() {
+        let config = Config { root_password: Some("the right one".to_owned()), ..Config::in_memory() };
+        let database = Database::open(config).await.unwrap();
+        let logins = Logins::new(database.clone());
+        let names: Vec<String> =
+            (0..WAITING_MAX / WAITING_PER_NAME_MAX + 1).map(|n| format!("name{n}")).collect();
+        for name in &names {
+            for _ in 0..FAILURES_FREE {
+                logins.note_failure(name);
+            }
+        }
+        let mut delayed = Vec::new();
+        for name in &names {
+            let (waiting, refused) = begin(&logins, name, WAITING_PER_NAME_MAX + 7).await;
+            assert_eq!((waiting.len(), refused), (WAITING_PER_NAME_MAX, 7), "{name}");
+            delayed.push(waiting);
+        }
+        // More logins are delayed than may wait to be verified, and this one need not wait for them.
+        assert!(logins.verify("root", "the right one").await.is_ok());
+        drop(delayed);
+        assert!(logins.names.lock().is_empty());
+        database.shutdown().await.unwrap();
+    }
 }

@@ -44,11 +44,20 @@ pub(crate) enum SessionKey {
     Connection(u64),
 }
 
-/// Who is calling, and in which session.
+/// Who is calling, in which session, by which connection.
 #[derive(Clone, Debug)]
 pub(crate) struct Identity {
     pub(crate) principal: Principal,
     pub(crate) session: SessionKey,
+    /// Its number.
+    pub(crate) connection: u64,
+}
+
+/// What credentials are good for.
+pub(crate) struct Identified {
+    pub(crate) identity: Identity,
+    /// The token to go on with, when the one that was sent should not be used much longer.
+    pub(crate) renewed: Option<String>,
 }
 
 /// Credentials as they came.
@@ -80,19 +89,21 @@ impl Authenticator {
         credentials: &Credentials,
         connection: u64,
         at_least: Option<Seq>,
-    ) -> Result<Identity, Error> {
-        let identity = match credentials {
-            Credentials::Bearer(text) => self.identify_bearer(text)?,
+    ) -> Result<Identified, Error> {
+        let identified = match credentials {
+            Credentials::Bearer(text) => self.identify_bearer(text, connection)?,
             Credentials::Basic { username, password } => {
                 let principal = self.logins.verify(username, password).await?;
-                Identity { principal, session: SessionKey::Connection(connection) }
+                let session = SessionKey::Connection(connection);
+                let identity = Identity { principal, session, connection };
+                Identified { identity, renewed: None }
             }
         };
         match at_least {
             Some(seq) if seq > self.database.seq() => self.reach(seq).await?,
             _ => {}
         }
-        Ok(identity)
+        Ok(identified)
     }
 
     async fn reach(&self, seq: Seq) -> Result<(), Error> {
@@ -107,10 +118,11 @@ impl Authenticator {
         }
     }
 
-    /// Checks the credentials of a Handshake; answers the bearer token to go on with.
+    /// Checks the credentials of a Handshake; answers the bearer token to go on with. It always names a new session, so that
+    /// connections that were given one token do not close each other's statements.
     pub(crate) async fn handshake(&self, credentials: &Credentials) -> Result<String, Error> {
         match credentials {
-            Credentials::Bearer(text) => self.identify_bearer(text).map(|_| text.clone()),
+            Credentials::Bearer(text) => Ok(self.tokens.fork(self.open_token(text)?)),
             Credentials::Basic { username, password } => {
                 let principal = self.logins.verify(username, password).await?;
                 let generation = self.database.auth_generation(principal.user_id)?;
@@ -119,15 +131,18 @@ impl Authenticator {
         }
     }
 
-    fn identify_bearer(&self, text: &str) -> Result<Identity, Error> {
-        let Token { user_id, generation, session } = self.tokens.open(text)?;
+    fn identify_bearer(&self, text: &str, connection: u64) -> Result<Identified, Error> {
+        let token = self.open_token(text)?;
+        let principal = self.database.principal(token.user_id).map_err(|_| token::refused())?;
+        let identity = Identity { principal, session: SessionKey::Token(token.session), connection };
+        Ok(Identified { identity, renewed: self.tokens.renew(token) })
+    }
+
+    fn open_token(&self, text: &str) -> Result<Token, Error> {
+        let token = self.tokens.open(text)?;
         // A password or role that changed, or a user that is gone, ends every token made before.
-        let current = self.database.auth_generation(user_id).map_err(|_| token::refused())?;
-        if current != generation {
-            return Err(token::refused());
-        }
-        let principal = self.database.principal(user_id).map_err(|_| token::refused())?;
-        Ok(Identity { principal, session: SessionKey::Token(session) })
+        let current = self.database.auth_generation(token.user_id).map_err(|_| token::refused())?;
+        if current == token.generation { Ok(token) } else { Err(token::refused()) }
     }
 }
 

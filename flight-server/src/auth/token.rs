@@ -5,7 +5,8 @@
 //! version u8 (1) | user u64 | generation u32 | issued_at i64 | expires_at i64 (micros UTC) | session [16] | seal [32]
 //! ```
 //! All numbers little endian. The generation is the user's at the time of issue; it grows with every change of password or
-//! role, which so ends all earlier tokens.
+//! role, which so ends all earlier tokens. From half its life on a token is answered with another one of the same session, so that
+//! who is at work is not logged out.
 //!
 //! Invariant: forged, expired and outdated tokens are refused in the same words.
 
@@ -26,9 +27,12 @@ const BODY_BYTES: usize = 1 + 8 + 4 + 8 + 8 + 16;
 const LIFETIME_US: i64 = 24 * 3_600 * 1_000_000;
 
 /// An opened token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Token {
     pub(super) user_id: UserId,
     pub(super) generation: u32,
+    issued_at: i64,
+    expires_at: i64,
     pub(super) session: [u8; 16],
 }
 
@@ -43,15 +47,35 @@ impl Tokens {
         Self { key: SealKey::derive(database.secret(), "bearer token"), clock: Arc::new(SystemClock) }
     }
 
+    /// A token of a new session.
     pub(super) fn issue(&self, user_id: UserId, generation: u32) -> String {
-        let now_us = self.clock.now_us();
+        let issued_at = self.clock.now_us();
+        let expires_at = issued_at.saturating_add(LIFETIME_US);
+        self.write(Token { user_id, generation, issued_at, expires_at, session: new_session() })
+    }
+
+    /// A token of another session that ends with `token`: who logs in by a token gets no more time by it.
+    pub(super) fn fork(&self, token: Token) -> String {
+        self.write(Token { session: new_session(), ..token })
+    }
+
+    /// A token of the same session with a whole lifetime, once half of `token`'s is over.
+    pub(super) fn renew(&self, token: Token) -> Option<String> {
+        let issued_at = self.clock.now_us();
+        let half = token.expires_at.saturating_sub(token.issued_at) / 2;
+        let expires_at = issued_at.saturating_add(LIFETIME_US);
+        (issued_at >= token.issued_at.saturating_add(half))
+            .then(|| self.write(Token { issued_at, expires_at, ..token }))
+    }
+
+    fn write(&self, token: Token) -> String {
         let mut body = Vec::with_capacity(BODY_BYTES + crate::seal::MAC_BYTES);
         body.push(VERSION);
-        body.extend_from_slice(&user_id.0.to_le_bytes());
-        body.extend_from_slice(&generation.to_le_bytes());
-        body.extend_from_slice(&now_us.to_le_bytes());
-        body.extend_from_slice(&now_us.saturating_add(LIFETIME_US).to_le_bytes());
-        body.extend_from_slice(uuid::Uuid::new_v4().as_bytes());
+        body.extend_from_slice(&token.user_id.0.to_le_bytes());
+        body.extend_from_slice(&token.generation.to_le_bytes());
+        body.extend_from_slice(&token.issued_at.to_le_bytes());
+        body.extend_from_slice(&token.expires_at.to_le_bytes());
+        body.extend_from_slice(&token.session);
         format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(self.key.seal(body)))
     }
 
@@ -67,12 +91,17 @@ impl Tokens {
         }
         let user_id = UserId(body.get_u64_le());
         let generation = body.get_u32_le();
-        let _issued_at = body.get_i64_le();
+        let issued_at = body.get_i64_le();
         let expires_at = body.get_i64_le();
         let mut session = [0; 16];
         body.copy_to_slice(&mut session);
-        (self.clock.now_us() < expires_at).then_some(Token { user_id, generation, session })
+        let token = Token { user_id, generation, issued_at, expires_at, session };
+        (self.clock.now_us() < expires_at).then_some(token)
     }
+}
+
+fn new_session() -> [u8; 16] {
+    *uuid::Uuid::new_v4().as_bytes()
 }
 
 /// The answer to every token that is not good, whatever is wrong with it.
@@ -90,11 +119,15 @@ mod tests {
     use super::*;
     use kalamdb_core::clock::ManualClock;
 
+    fn tokens() -> (Tokens, Arc<ManualClock>) {
+        let clock = Arc::new(ManualClock::new(1_000));
+        let key = SealKey::derive(b"secret", "bearer token");
+        (Tokens { key, clock: Arc::clone(&clock) as _ }, clock)
+    }
+
     #[test]
     fn a_token_lives_a_day_and_bears_no_change() {
-        let clock = Arc::new(ManualClock::new(1_000));
-        let tokens =
-            Tokens { key: SealKey::derive(b"secret", "bearer token"), clock: Arc::clone(&clock) as _ };
+        let (tokens, clock) = tokens();
         let text = tokens.issue(UserId(7), 3);
         let token = tokens.open(&text).unwrap();
         assert_eq!((token.user_id, token.generation), (UserId(7), 3));
@@ -110,5 +143,33 @@ mod tests {
         }
         clock.advance(LIFETIME_US);
         assert!(tokens.open(&text).is_err());
+    }
+
+    #[test]
+    fn a_token_made_of_another_is_a_session_of_its_own_until_the_same_end() {
+        let (tokens, clock) = tokens();
+        let token = tokens.open(&tokens.issue(UserId(7), 3)).unwrap();
+        clock.advance(LIFETIME_US - 1);
+        let text = tokens.fork(token);
+        let other = tokens.open(&text).unwrap();
+        assert_ne!(other.session, token.session);
+        assert_eq!(Token { session: token.session, ..other }, token);
+        clock.advance(1);
+        assert!(tokens.open(&text).is_err());
+    }
+
+    #[test]
+    fn a_token_is_renewed_from_half_its_life_on() {
+        let (tokens, clock) = tokens();
+        let text = tokens.issue(UserId(7), 3);
+        let token = tokens.open(&text).unwrap();
+        clock.advance(LIFETIME_US / 2 - 1);
+        assert_eq!(tokens.renew(token), None);
+        clock.advance(1);
+        let renewed = tokens.renew(token).unwrap();
+        clock.advance(LIFETIME_US - 1);
+        assert!(tokens.open(&text).is_err());
+        let renewed = tokens.open(&renewed).unwrap();
+        assert_eq!((renewed.session, renewed.generation), (token.session, token.generation));
     }
 }

@@ -1,4 +1,4 @@
-//! The only place that knows the operating system: signals and file permissions.
+//! The only place that knows the operating system: signals, file permissions and the number of open files.
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
@@ -36,6 +36,22 @@ impl Termination {
         #[cfg(not(unix))]
         tokio::signal::ctrl_c().await
     }
+}
+
+/// Lets the process open as many files as it may, and answers how many: every connection is one, and the store has many. Systems
+/// begin with 1,024 for programs that cannot count further.
+pub(super) fn raise_open_files() -> io::Result<u64> {
+    #[cfg(unix)]
+    {
+        use nix::sys::resource::{Resource, getrlimit, setrlimit};
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+        if soft < hard {
+            setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+        }
+        Ok(hard)
+    }
+    #[cfg(not(unix))]
+    Ok(u64::MAX)
 }
 
 /// Writes a new file that only its owner can read, and makes it durable. Fails when the file exists.

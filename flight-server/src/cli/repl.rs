@@ -58,7 +58,9 @@ pub(super) fn run(
         }
         editor.add_history_entry(&entry)?;
         for statement in statements {
-            if let Err(failure) = runtime.block_on(run_interruptible(&mut client, &statement, style)) {
+            if let Err(failure) =
+                runtime.block_on(run_statement(&mut client, &statement, style, interrupted()))
+            {
                 eprintln!("{}", super::describe(failure.as_ref()));
                 break;
             }
@@ -72,15 +74,11 @@ pub(super) fn run(
     Ok(())
 }
 
-async fn run_interruptible(
-    client: &mut FlightSqlServiceClient<AuthorizedChannel>,
-    statement: &str,
-    style: OutputStyle,
-) -> Result<(), Failure> {
-    tokio::select! {
-        done = run_statement(client, statement, style) => done,
-        // Dropping the call cancels the query in the server.
-        _ = tokio::signal::ctrl_c() => Err("cancelled".into()),
+/// Completes at Ctrl-C.
+async fn interrupted() {
+    if tokio::signal::ctrl_c().await.is_err() {
+        // Without the signal nothing interrupts.
+        std::future::pending::<()>().await;
     }
 }
 

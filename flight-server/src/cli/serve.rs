@@ -101,6 +101,10 @@ impl ServeArgs {
 pub(super) fn run(args: &ServeArgs) -> Result<(), Failure> {
     let config = ServerConfig::load(&args.sources()?)?;
     logging::start(&config.core.node_id()?, &config.log_level, config.log_format)?;
+    match platform::raise_open_files() {
+        Ok(open_files_max) => info!(open_files_max, "raised the limit of open files"),
+        Err(error) => warn!(%error, "could not raise the limit of open files"),
+    }
     let runtime = runtime()?;
     let calls = runtime_of("kalam-call")?;
     let served = runtime.block_on(serve(config, calls.handle()));

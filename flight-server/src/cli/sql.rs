@@ -2,10 +2,11 @@
 
 use std::io::{IsTerminal, Read, Write};
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arrow_flight::sql::client::FlightSqlServiceClient;
+use arrow_flight::sql::client::{FlightSqlServiceClient, PreparedStatement};
 use clap::Args;
 use futures::TryStreamExt;
 use kalamdb_core::sql::split_statements;
@@ -70,44 +71,63 @@ async fn run_all(
         return Err("there is no statement to run".into());
     }
     for statement in &statements {
-        run_statement(&mut client, statement, style).await?;
+        run_statement(&mut client, statement, style, std::future::pending()).await?;
     }
     Ok(())
 }
 
-/// Runs one statement, prints its rows on stdout, and how much it did and how long it took on stderr.
+/// Runs one statement, prints its rows on stdout, and how much it did and how long it took on stderr. Ends early, with an error,
+/// once `interrupted` completes.
 pub(super) async fn run_statement(
     client: &mut FlightSqlServiceClient<AuthorizedChannel>,
     statement: &str,
     style: OutputStyle,
+    interrupted: impl Future<Output = ()>,
 ) -> Result<(), Failure> {
     let started = Instant::now();
-    let mut prepared = client.prepare(statement.to_owned(), None).await.map_err(explain)?;
-    // An update says that it has no rows by a schema without columns.
-    let has_rows = !prepared.dataset_schema().map_err(explain)?.fields().is_empty();
-    let summary = if has_rows {
-        let info = prepared.execute().await.map_err(explain)?;
-        let schema = Arc::new(info.clone().try_decode_schema()?);
-        let stdout = std::io::BufWriter::new(std::io::stdout().lock());
-        let mut printer = Printer::new(style, &schema, stdout)?;
-        for ticket in info.endpoint.into_iter().filter_map(|endpoint| endpoint.ticket) {
-            let mut rows = client.do_get(ticket).await.map_err(explain)?;
-            while let Some(batch) = rows.try_next().await.map_err(explain)? {
-                printer.write(&batch)?;
-            }
-        }
-        count(printer.finish()?, "row")
-    } else {
-        match u64::try_from(prepared.execute_update().await.map_err(explain)?) {
-            Ok(rows) => format!("OK, {} affected", count(rows, "row")),
-            Err(_) => "OK".to_owned(),
-        }
+    let mut interrupted = pin!(interrupted);
+    let cancelled = || Failure::from("cancelled");
+    let mut prepared = tokio::select! {
+        prepared = client.prepare(statement.to_owned(), None) => prepared.map_err(explain)?,
+        () = &mut interrupted => return Err(cancelled()),
+    };
+    let ended = tokio::select! {
+        ended = run_prepared(client, &mut prepared, style) => ended,
+        // Dropping the call cancels the query in the server.
+        () = &mut interrupted => Err(cancelled()),
     };
     let elapsed = started.elapsed();
-    // The server forgets the handle by itself when the connection ends.
+    // However it ended, the server keeps the handle until it is told; it forgets it in time if this does not arrive.
     let _ = prepared.close().await;
-    writeln!(std::io::stderr(), "({summary}, {})", readable(elapsed))?;
+    writeln!(std::io::stderr(), "({}, {})", ended?, readable(elapsed))?;
     Ok(())
+}
+
+/// Answers how much a statement did.
+async fn run_prepared(
+    client: &mut FlightSqlServiceClient<AuthorizedChannel>,
+    prepared: &mut PreparedStatement<AuthorizedChannel>,
+    style: OutputStyle,
+) -> Result<String, Failure> {
+    // An update says that it has no rows by a schema without columns.
+    let has_rows = !prepared.dataset_schema().map_err(explain)?.fields().is_empty();
+    if !has_rows {
+        return Ok(match u64::try_from(prepared.execute_update().await.map_err(explain)?) {
+            Ok(rows) => format!("OK, {} affected", count(rows, "row")),
+            Err(_) => "OK".to_owned(),
+        });
+    }
+    let info = prepared.execute().await.map_err(explain)?;
+    let schema = Arc::new(info.clone().try_decode_schema()?);
+    let stdout = std::io::BufWriter::new(std::io::stdout());
+    let mut printer = Printer::new(style, &schema, stdout)?;
+    for ticket in info.endpoint.into_iter().filter_map(|endpoint| endpoint.ticket) {
+        let mut rows = client.do_get(ticket).await.map_err(explain)?;
+        while let Some(batch) = rows.try_next().await.map_err(explain)? {
+            printer.write(&batch)?;
+        }
+    }
+    Ok(count(printer.finish()?, "row"))
 }
 
 fn count(number: u64, noun: &str) -> String {

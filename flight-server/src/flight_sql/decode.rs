@@ -117,22 +117,26 @@ impl Decoder {
 
 /// Bound parameters as they came, for a ticket. Empty when nothing was bound.
 #[derive(Default)]
-pub(crate) struct Frames(Vec<u8>);
+pub(crate) struct Frames {
+    messages: Vec<(Bytes, Bytes)>,
+}
 
 impl Frames {
     pub(crate) fn push(&mut self, data: &FlightData) {
         if !data.data_header.is_empty() {
-            put_bytes(&mut self.0, &data.data_header);
-            put_bytes(&mut self.0, &data.data_body);
+            self.messages.push((data.data_header.clone(), data.data_body.clone()));
         }
     }
 
     pub(crate) fn into_bytes(self) -> Bytes {
-        self.0.into()
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.0.len()
+        let parts =
+            self.messages.iter().map(|(header, body)| header.len() + body.len() + 2 * size_of::<u32>());
+        let mut out = Vec::with_capacity(parts.sum());
+        for (header, body) in &self.messages {
+            put_bytes(&mut out, header);
+            put_bytes(&mut out, body);
+        }
+        out.into()
     }
 }
 

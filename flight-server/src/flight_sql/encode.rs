@@ -10,12 +10,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use arrow::array::{Array, ArrayRef, RecordBatch, RecordBatchOptions};
+use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
 use arrow::ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteContext, IpcWriteOptions};
 use arrow_flight::{FlightData, IpcMessage, SchemaAsIpc};
 use bytes::Bytes;
+use kalamdb_core::tables::{batch_value_bytes, value_bytes};
 use kalamdb_core::{Error, ErrorKind, Result, SqlState};
 
 /// What a message aims at. Plain gRPC clients stop at 4 MiB, and smaller messages let client and server overlap.
@@ -146,7 +147,7 @@ impl BatchEncoder {
     /// 54000 when a single row is larger than a client can read; it names the largest column.
     pub(crate) fn encode(&mut self, batch: RecordBatch) -> Result<Vec<FlightData>> {
         let batch = self.schema.stamp(batch)?;
-        let bytes = slice_bytes(&batch);
+        let bytes = batch_value_bytes(&batch);
         if bytes <= MESSAGE_BYTES_TARGET || batch.num_rows() <= 1 {
             return Ok(vec![self.encode_one(&batch)?]);
         }
@@ -155,7 +156,7 @@ impl BatchEncoder {
         let mut pending = split(&batch, bytes.div_ceil(MESSAGE_BYTES_TARGET));
         pending.reverse();
         while let Some(slice) = pending.pop() {
-            let bytes = slice_bytes(&slice);
+            let bytes = batch_value_bytes(&slice);
             if bytes > 2 * MESSAGE_BYTES_TARGET && slice.num_rows() > 1 {
                 pending.extend(split(&slice, 2).into_iter().rev());
                 continue;
@@ -174,7 +175,7 @@ impl BatchEncoder {
     }
 
     fn encode_one(&mut self, batch: &RecordBatch) -> Result<FlightData> {
-        if batch.num_rows() == 1 && slice_bytes(batch) > MESSAGE_BYTES_MAX {
+        if batch.num_rows() == 1 && batch_value_bytes(batch) > MESSAGE_BYTES_MAX {
             return Err(row_too_large(batch));
         }
         let (dictionaries, data) = self
@@ -189,15 +190,6 @@ impl BatchEncoder {
     }
 }
 
-/// Bytes of the rows of `batch` alone, not of the buffers they are a slice of.
-fn slice_bytes(batch: &RecordBatch) -> usize {
-    let column_bytes = |column: &ArrayRef| {
-        let data = column.to_data();
-        data.get_slice_memory_size().unwrap_or_else(|_| column.get_buffer_memory_size())
-    };
-    batch.columns().iter().map(column_bytes).sum()
-}
-
 /// Cuts `batch` into about `parts` slices of equally many rows.
 fn split(batch: &RecordBatch, parts: usize) -> Vec<RecordBatch> {
     let rows = batch.num_rows();
@@ -206,8 +198,7 @@ fn split(batch: &RecordBatch, parts: usize) -> Vec<RecordBatch> {
 }
 
 fn row_too_large(batch: &RecordBatch) -> Error {
-    let sizes =
-        batch.columns().iter().map(|column| column.to_data().get_slice_memory_size().unwrap_or_default());
+    let sizes = batch.columns().iter().map(|column| value_bytes(column));
     let largest = sizes.zip(batch.schema_ref().fields()).max_by_key(|(bytes, _)| *bytes);
     let name = largest.map_or("", |(_, field)| field.name());
     Error::new(
@@ -275,9 +266,14 @@ fn wire_type(data_type: &DataType) -> Option<DataType> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use arrow::array::{DictionaryArray, Int64Array, StringArray, StringViewArray};
+    use arrow::array::{
+        Array, BooleanArray, DictionaryArray, FixedSizeListArray, Float32Array, Int64Array, ListArray,
+        MapArray, StringArray, StringViewArray, StructArray,
+    };
+    use arrow::buffer::{NullBuffer, OffsetBuffer};
     use arrow::datatypes::Int32Type;
     use arrow_flight::utils::flight_data_to_batches;
+    use proptest::prelude::*;
 
     fn wire(schema: &SchemaRef) -> WireSchema {
         WireSchema::of(schema, None, &SchemaEncodings::default()).unwrap()
@@ -352,5 +348,86 @@ mod tests {
         )])
         .unwrap();
         assert!(BatchEncoder::new(wire(&promised)).encode(batch).is_err());
+    }
+
+    /// Columns of every shape: flat, with and without NULLs, and lists, structs and maps within each other.
+    fn nested(rows: usize, lengths: &[usize], nulls: &[bool]) -> RecordBatch {
+        let lengths = || lengths.iter().copied().cycle().take(rows);
+        let nulls = NullBuffer::from_iter(nulls.iter().copied().cycle().take(rows));
+        let elements: usize = lengths().sum();
+        let offsets = || OffsetBuffer::from_lengths(lengths());
+        let texts = |count: usize| -> ArrayRef {
+            Arc::new(StringArray::from_iter_values((0..count).map(|number| "x".repeat(number % 7))))
+        };
+        let field = |data_type: &DataType| Arc::new(Field::new_list_field(data_type.clone(), true));
+        let list: ArrayRef =
+            Arc::new(ListArray::new(field(&DataType::Utf8), offsets(), texts(elements), Some(nulls.clone())));
+        let structs: ArrayRef = Arc::new(
+            StructArray::try_from(vec![
+                ("flag", Arc::new(BooleanArray::from(vec![true; rows])) as ArrayRef),
+                ("list", Arc::clone(&list)),
+            ])
+            .unwrap(),
+        );
+        let keys: ArrayRef = texts(elements);
+        let values: ArrayRef = Arc::new(Int64Array::from_iter_values(0..elements as i64));
+        let entries = StructArray::from(vec![
+            (Arc::new(Field::new("keys", DataType::Utf8, false)), keys),
+            (Arc::new(Field::new("values", DataType::Int64, true)), values),
+        ]);
+        let entries_field = Arc::new(Field::new("entries", entries.data_type().clone(), false));
+        let map = MapArray::new(entries_field, offsets(), entries, None, false);
+        let floats = Arc::new(Float32Array::from(vec![0.5; rows * 3]));
+        let fixed = FixedSizeListArray::new(field(&DataType::Float32), 3, floats, Some(nulls.clone()));
+        let outer = ListArray::new(
+            field(structs.data_type()),
+            OffsetBuffer::from_lengths(std::iter::repeat_n(1, rows)),
+            Arc::clone(&structs),
+            None,
+        );
+        let numbers = Int64Array::new((0..rows as i64).collect(), Some(nulls));
+        let columns: [(&str, ArrayRef); 7] = [
+            ("number", Arc::new(numbers)),
+            ("text", texts(rows)),
+            ("list", list),
+            ("struct", structs),
+            ("map", Arc::new(map)),
+            ("fixed", Arc::new(fixed)),
+            ("outer", Arc::new(outer)),
+        ];
+        RecordBatch::try_from_iter(columns).unwrap()
+    }
+
+    proptest! {
+        /// What rows are said to take is what they take on the wire: neither less nor, padding aside, more.
+        #[test]
+        fn rows_take_what_they_are_measured_to_take(
+            lengths in prop::collection::vec(0_usize..9, 1..8),
+            nulls in prop::collection::vec(any::<bool>(), 1..8),
+            rows in 1_usize..60,
+            (start, length) in (0_usize..60, 0_usize..60),
+        ) {
+            let batch = nested(rows, &lengths, &nulls);
+            let start = start.min(rows);
+            let part = batch.slice(start, length.min(rows - start));
+            let measured = batch_value_bytes(&part);
+            let encoded = BatchEncoder::new(wire(&batch.schema())).encode_one(&part).unwrap().data_body.len();
+            // Some 50 buffers, each padded to 64 bytes.
+            prop_assert!(measured <= encoded && encoded <= measured + 50 * 64, "{measured} {encoded}");
+        }
+    }
+
+    #[test]
+    fn results_with_lists_go_out_in_few_messages() {
+        // 60,000 lists of 100 numbers are 24 MB behind every single row.
+        let lengths = std::iter::repeat_n(100, 60_000);
+        let values = Arc::new(Float32Array::from(vec![0.5; 6_000_000]));
+        let field = Arc::new(Field::new_list_field(DataType::Float32, true));
+        let lists = ListArray::new(field, OffsetBuffer::from_lengths(lengths), values, None);
+        let batch = RecordBatch::try_from_iter([("list", Arc::new(lists) as ArrayRef)]).unwrap();
+        let mut encoder = BatchEncoder::new(wire(&batch.schema()));
+        let messages = encoder.encode(batch.clone()).unwrap();
+        assert!((11..=14).contains(&messages.len()), "{}", messages.len());
+        assert_eq!(encoder.encode(batch.slice(30_000, 1)).unwrap().len(), 1);
     }
 }

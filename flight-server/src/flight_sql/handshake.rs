@@ -3,7 +3,7 @@
 //! Drivers send credentials in the `authorization` header (JDBC, ADBC, ODBC, pyarrow's basic token) or as a `BasicAuth`
 //! message (older Flight clients); the token goes back in headers, in trailers and as the payload, for each kind to find.
 //!
-//! Invariant: a Handshake with a good bearer token succeeds too: JDBC makes one for a token it was given.
+//! Invariant: every Handshake begins a session, one with a good bearer token too: JDBC makes one for a token it was given.
 
 use arrow_flight::{BasicAuth, HandshakeRequest, HandshakeResponse};
 use futures::stream::BoxStream;
@@ -15,6 +15,7 @@ use tonic::{Code, Response, Status};
 
 use super::FlightState;
 use crate::auth::{Credentials, missing};
+use crate::connection::ConnectionInfo;
 
 pub(crate) type HandshakeStream = BoxStream<'static, std::result::Result<HandshakeResponse, Status>>;
 
@@ -22,6 +23,7 @@ impl FlightState {
     pub(super) async fn handshake(
         &self,
         headers: MetadataMap,
+        connection: Option<&ConnectionInfo>,
         mut messages: impl Stream<Item = std::result::Result<HandshakeRequest, Status>> + Unpin + Send,
     ) -> Result<Response<HandshakeStream>> {
         let (credentials, protocol_version) = match headers.get("authorization") {
@@ -32,6 +34,9 @@ impl FlightState {
             }
         };
         let token = self.authenticator.handshake(&credentials).await?;
+        if let Some(connection) = connection {
+            connection.admit();
+        }
         let payload = HandshakeResponse { protocol_version, payload: token.clone().into_bytes().into() };
         let header = MetadataValue::<Ascii>::try_from(format!("Bearer {token}"))
             .map_err(|error| kalamdb_core::Error::internal("a token is no header value").source(error))?;

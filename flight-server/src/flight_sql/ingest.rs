@@ -20,26 +20,34 @@ impl FlightState {
     /// Appends the stream's rows to a table.
     ///
     /// # Errors
-    /// 0A000 for modes that create or replace a table, 54000 for more rows or bytes than one commit takes.
+    /// 0A000 for modes that create or replace a table, 42P01 and 42501 before anything is read, 54000 for more rows or bytes than
+    /// one commit takes.
     pub(super) async fn ingest(
         &self,
         caller: &Caller,
         command: CommandStatementIngest,
-        mut inbound: Inbound,
+        inbound: &mut Inbound,
     ) -> Result<Done> {
         check(&command)?;
+        // Asked before the data is read, so that rows nobody may write are not paid for.
+        caller.session.check_append(command.schema.as_deref(), &command.table)?;
         let config = self.database.config();
         let mut decoder = Decoder::default();
         let mut batches: Vec<RecordBatch> = Vec::new();
-        let (mut rows, mut bytes) = (0_usize, 0_usize);
+        let mut rows = 0_usize;
         while let Some(data) = inbound.next().await? {
-            let Some(batch) = decoder.message(&data)? else { continue };
-            rows = rows.saturating_add(batch.num_rows());
-            bytes = bytes.saturating_add(data.data_body.len());
-            if rows > config.statement_rows_max || bytes > config.statement_bytes_max {
+            if inbound.bytes() > config.statement_bytes_max {
                 return Err(too_large(config.statement_rows_max, config.statement_bytes_max));
             }
-            batches.push(batch);
+            let Some(batch) = decoder.message(&data)? else { continue };
+            rows = rows.saturating_add(batch.num_rows());
+            if rows > config.statement_rows_max {
+                return Err(too_large(config.statement_rows_max, config.statement_bytes_max));
+            }
+            // A batch of no rows only has columns, and all have the same.
+            if batch.num_rows() > 0 || batches.is_empty() {
+                batches.push(batch);
+            }
         }
         let affected = caller.session.append(command.schema.as_deref(), &command.table, batches).await?;
         Ok(affected.into())

@@ -3,7 +3,8 @@
 //! The batches are those of the live query, byte for byte. Each message carries its frame's header, a `Frame` of live.proto
 //! without the rows, in `app_metadata`; frames without rows ride on a batch of none, because some clients show nothing else.
 //!
-//! Invariant: the first message is the schema, and it is the one FlightInfo promised.
+//! Invariant: the first message is the schema, and it is the one FlightInfo promised; the stream ends with OK only when all that
+//! was asked for was delivered.
 
 use arrow_flight::FlightData;
 use bytes::Bytes;
@@ -13,6 +14,7 @@ use kalamdb_core::{EncodedBatch, Frame, FrameBody, Result, Subscription};
 use prost::Message;
 
 use super::encode::{BatchEncoder, WireSchema};
+use crate::live::{end_error, frame_header};
 
 /// The messages of a live query.
 pub(super) fn messages(
@@ -21,18 +23,31 @@ pub(super) fn messages(
 ) -> BoxStream<'static, Result<FlightData>> {
     let first = schema.message(Bytes::new());
     let mut encoder = BatchEncoder::new(schema);
-    let frames = subscription.map(move |frame| {
-        let frame = frame?;
-        let header = Bytes::from(crate::live::frame_header(&frame).encode_to_vec());
-        match rows_of(&frame) {
-            Some(rows) => {
-                let (data_header, data_body) = rows.header_and_body();
-                Ok(FlightData { data_header, data_body, app_metadata: header, ..FlightData::default() })
+    let frames = subscription.flat_map(move |frame| {
+        let items = match frame {
+            Ok(frame) => {
+                let end = match &frame.body {
+                    FrameBody::Closed { reason, message, .. } => end_error(*reason, message),
+                    _ => None,
+                };
+                [Some(message(&frame, &mut encoder)), end.map(Err)]
             }
-            None => encoder.encode_empty(header),
-        }
+            Err(error) => [Some(Err(error)), None],
+        };
+        stream::iter(items.into_iter().flatten())
     });
     stream::iter([Ok(first)]).chain(frames).boxed()
+}
+
+fn message(frame: &Frame, encoder: &mut BatchEncoder) -> Result<FlightData> {
+    let header = Bytes::from(frame_header(frame).encode_to_vec());
+    match rows_of(frame) {
+        Some(rows) => {
+            let (data_header, data_body) = rows.header_and_body();
+            Ok(FlightData { data_header, data_body, app_metadata: header, ..FlightData::default() })
+        }
+        None => encoder.encode_empty(header),
+    }
 }
 
 fn rows_of(frame: &Frame) -> Option<&EncodedBatch> {

@@ -10,7 +10,7 @@
 //! | `live` | `SUBSCRIBE TO` as an endless DoGet |
 //! | `metadata`, `sql_info`, `type_info` | catalogs, tables, keys, what the server can do, its types |
 //! | `actions`, `session_options`, `handshake` | DoAction, the options of a session, logging in |
-//! | `sessions`, `queries` | state: sessions, prepared statements, running queries, all bounded |
+//! | `sessions`, `queries`, `budget` | state: sessions, prepared statements, running queries, all bounded |
 //! | `ticket`, `encode`, `decode`, `messages` | bytes |
 //!
 //! The dispatcher is our own because arrow-flight's `FlightSqlService` fixes GetSchema, PollFlightInfo and sessions as
@@ -20,6 +20,7 @@
 //! belongs to somebody else is as unknown as what never was.
 
 mod actions;
+mod budget;
 mod decode;
 mod encode;
 mod handshake;
@@ -38,9 +39,10 @@ mod ticket;
 mod type_info;
 mod update;
 
+use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arrow::datatypes::Schema;
 use futures::FutureExt;
@@ -54,10 +56,12 @@ use tonic::{Extensions, Status};
 pub(crate) use self::decode::decode_params;
 pub(crate) use self::service::FlightSqlService;
 
+use self::budget::Budget;
 use self::encode::{SchemaEncodings, WireSchema};
 use self::queries::{RunningQueries, StartedQueries};
 use self::sessions::{PreparedStatements, Sessions};
 use crate::auth::{Authenticator, Deadline, Identity};
+use crate::config::ServerConfig;
 use crate::seal::SealKey;
 use crate::status::from_core;
 
@@ -65,6 +69,12 @@ use crate::status::from_core;
 const CATALOG: &str = "kalam";
 /// The header, trailer and JSON key of the seq a result was read at or a write was committed at.
 const SEQ_KEY: &str = "kalamdb-seq";
+
+/// What prepared statements, their parameters and queries between GetFlightInfo and DoGet take, of all users and of one.
+const KEPT_BYTES_MAX: usize = 1 << 30;
+const KEPT_BYTES_PER_USER_MAX: usize = 256 << 20;
+/// How often it is looked for what has been idle too long.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Everything the Flight service shares between calls.
 pub(crate) struct FlightState {
@@ -81,6 +91,8 @@ pub(crate) struct FlightState {
     no_columns: WireSchema,
     /// The largest message the transport takes in.
     message_bytes_max: usize,
+    /// Rows and parameters on their way in.
+    inbound: Arc<Budget>,
     /// Ends endless streams when the server goes down.
     shutdown: CancellationToken,
 }
@@ -89,22 +101,24 @@ impl FlightState {
     pub(crate) fn new(
         database: Database,
         authenticator: Arc<Authenticator>,
-        message_bytes_max: usize,
+        config: &ServerConfig,
         shutdown: CancellationToken,
     ) -> Result<Self> {
         let encodings = SchemaEncodings::default();
+        let kept = Budget::new(KEPT_BYTES_MAX, KEPT_BYTES_PER_USER_MAX);
         Ok(Self {
             no_columns: WireSchema::of(&Arc::new(Schema::empty()), None, &encodings)?,
             ticket_key: SealKey::derive(database.secret(), "ticket"),
             clock: Arc::new(SystemClock),
             sessions: Sessions::default(),
-            prepared: PreparedStatements::default(),
-            started: StartedQueries::default(),
+            prepared: PreparedStatements::new(Arc::clone(&kept)),
+            started: StartedQueries::new(kept),
             running: Arc::default(),
             encodings,
             database,
             authenticator,
-            message_bytes_max,
+            message_bytes_max: config.message_bytes_max,
+            inbound: Budget::new(config.inbound_bytes_max, config.inbound_bytes_max),
             shutdown,
         })
     }
@@ -112,6 +126,18 @@ impl FlightState {
     /// How many result schemas were encoded, and how many queries run now.
     pub(crate) fn counters(&self) -> (u64, usize) {
         (self.encodings.count(), self.running.len())
+    }
+
+    /// Forgets what has been idle too long, for as long as it is polled.
+    pub(crate) async fn sweep(&self) -> Infallible {
+        let mut interval = tokio::time::interval(SWEEP_INTERVAL);
+        loop {
+            interval.tick().await;
+            let now = Instant::now();
+            self.prepared.sweep(now);
+            self.sessions.sweep(now);
+            self.started.sweep(self.clock.now_us());
+        }
     }
 
     /// Who calls, from what the auth layer left in the request.

@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::Schema;
-use arrow_flight::FlightData;
 use arrow_flight::sql::{ActionCreatePreparedStatementRequest, DoPutPreparedStatementResult};
 use bytes::Bytes;
+use kalamdb_core::tables::batch_value_bytes;
 use kalamdb_core::{Error, ErrorKind, Prepared, Result, ScalarValue, SqlState, StatementKind};
 use prost::Message;
 
@@ -26,8 +26,10 @@ use super::{Caller, FlightState};
 
 /// Rows of parameters of one update.
 const PARAMETER_ROWS_MAX: usize = 1_000_000;
-/// Bytes of the parameters of one statement, as they came.
-const PARAMETER_BYTES_MAX: usize = 256 << 20;
+/// Values of one update, rows times columns; each takes 64 bytes, however small it is.
+const PARAMETER_VALUES_MAX: usize = 4_000_000;
+/// Bytes of the parameters of one statement, as they came and as values.
+const PARAMETER_BYTES_MAX: usize = 128 << 20;
 
 impl FlightState {
     pub(super) async fn create_prepared(
@@ -50,17 +52,11 @@ impl FlightState {
     }
 
     /// DoPut of parameters for a query, or for an update that comes in a call of its own.
-    pub(super) async fn bind(&self, caller: &Caller, handle: Bytes, inbound: Inbound) -> Result<Bytes> {
+    pub(super) async fn bind(&self, caller: &Caller, handle: Bytes, inbound: &mut Inbound) -> Result<Bytes> {
         // Asked before the data is read, so that an unknown handle is not paid for.
         let entry = self.prepared.get(caller.user(), &handle)?;
-        let parameters = Parameters::read(inbound).await?;
-        let bound = match entry.prepared.kind() {
-            StatementKind::Update => parameters.any_rows()?,
-            StatementKind::Query | StatementKind::Subscribe => {
-                parameters.one_row(entry.prepared.parameters().len())?
-            }
-        };
-        self.prepared.bind(caller.user(), &handle, bound)?;
+        let parameters = Parameters::read(inbound, &entry.prepared).await?;
+        self.prepared.bind(caller.user(), &handle, parameters.into_bound(&entry.prepared)?)?;
         let result = DoPutPreparedStatementResult { prepared_statement_handle: Some(handle) };
         Ok(result.encode_to_vec().into())
     }
@@ -70,32 +66,15 @@ impl FlightState {
         &self,
         caller: &Caller,
         handle: &[u8],
-        inbound: Inbound,
+        inbound: &mut Inbound,
     ) -> Result<Done> {
         let entry = self.prepared.get(caller.user(), handle)?;
-        let parameters = Parameters::read(inbound).await?;
-        if entry.prepared.parameters().is_empty() {
-            return update::run(&entry.prepared, &Bound::default()).await;
+        let parameters = Parameters::read(inbound, &entry.prepared).await?;
+        if parameters.were_sent {
+            return update::run_rows(&entry.prepared, rows_of(&parameters.batches)?).await;
         }
         // Nothing was sent with the call: what was bound before counts.
-        let bound_before = matches!(parameters.columns, None | Some(0));
-        match &*entry.bound {
-            Bound { values, frames } if bound_before && (values.is_some() || frames.is_empty()) => {
-                update::run(&entry.prepared, &entry.bound).await
-            }
-            Bound { frames, .. } => {
-                let mut rows = if bound_before {
-                    rows_of(&decode_frames(frames.clone())?)?
-                } else {
-                    parameters.rows()?
-                };
-                if entry.prepared.kind() == StatementKind::Update && rows.len() != 1 {
-                    return Ok(entry.prepared.execute_batch(rows).await?.into());
-                }
-                let bound = Bound { values: rows.pop(), frames: Bytes::new() };
-                update::run(&entry.prepared, &bound).await
-            }
-        }
+        update::run_bound(&entry.prepared, &entry.bound).await
     }
 }
 
@@ -106,64 +85,118 @@ fn parameter_schema(prepared: &Prepared) -> Result<Bytes> {
 
 /// The bound row of a ticket's parameters.
 pub(super) fn bound_of_frames(frames: Bytes) -> Result<Bound> {
-    let batches = decode_frames(frames.clone())?;
-    let values = rows_of(&batches)?.pop();
-    Ok(Bound { values, frames })
+    let values = rows_of_frames(frames.clone())?.pop();
+    Ok(Bound::new(values, frames))
+}
+
+/// The rows of parameters kept as they came.
+pub(super) fn rows_of_frames(frames: Bytes) -> Result<Vec<Vec<ScalarValue>>> {
+    rows_of(&decode_frames(frames)?)
 }
 
 /// Parameters as they came.
 struct Parameters {
-    /// `None` when no schema came.
-    columns: Option<usize>,
+    /// Whether there were columns: some drivers send an empty schema for "none".
+    were_sent: bool,
+    /// Those that have rows.
     batches: Vec<RecordBatch>,
     frames: Frames,
 }
 
 impl Parameters {
-    /// Reads the stream to its end: a reply before it confuses drivers.
-    async fn read(mut inbound: Inbound) -> Result<Self> {
+    /// Reads the stream to its end: a reply before it confuses drivers. What does not fit the statement ends it at once, before
+    /// values are made of it.
+    async fn read(inbound: &mut Inbound, statement: &Prepared) -> Result<Self> {
         let mut decoder = Decoder::default();
-        let mut frames = Frames::default();
-        let mut batches: Vec<RecordBatch> = Vec::new();
-        let mut rows = 0_usize;
+        let mut limits = ParameterLimits::of(statement);
+        let mut read = Self { were_sent: false, batches: Vec::new(), frames: Frames::default() };
         while let Some(data) = inbound.next().await? {
-            let data: FlightData = data;
-            if let Some(batch) = decoder.message(&data)? {
-                rows = rows.saturating_add(batch.num_rows());
-                batches.push(batch);
-            }
-            frames.push(&data);
-            if rows > PARAMETER_ROWS_MAX || frames.len() > PARAMETER_BYTES_MAX {
+            if inbound.bytes() > PARAMETER_BYTES_MAX {
                 return Err(too_many_parameters());
             }
+            let batch = decoder.message(&data)?;
+            let columns = decoder.schema().map_or(0, |schema| schema.fields().len());
+            if columns == 0 {
+                continue;
+            }
+            read.were_sent = true;
+            limits.check_columns(columns)?;
+            match batch {
+                // A batch of no rows says nothing.
+                Some(batch) if batch.num_rows() == 0 => {}
+                Some(batch) => {
+                    limits.count(&batch)?;
+                    read.frames.push(&data);
+                    read.batches.push(batch);
+                }
+                None => read.frames.push(&data),
+            }
         }
-        let columns = decoder.schema().map(|schema| schema.fields().len());
-        Ok(Self { columns, batches, frames })
+        Ok(read)
     }
 
-    fn rows(&self) -> Result<Vec<Vec<ScalarValue>>> {
-        rows_of(&self.batches)
+    /// What a statement keeps of them: a single row as values, more as they came.
+    fn into_bound(self, statement: &Prepared) -> Result<Bound> {
+        let values = match self.batches.as_slice() {
+            [batch] if batch.num_rows() == 1 => rows_of(&self.batches)?.pop(),
+            _ => None,
+        };
+        let expected = statement.parameters().len();
+        if values.is_none() && expected > 0 && statement.kind() != StatementKind::Update {
+            return Err(Error::invalid(format!("no parameters were bound, the statement has {expected}")));
+        }
+        Ok(Bound::new(values, self.frames.into_bytes()))
+    }
+}
+
+/// What parameters may be, for one statement.
+struct ParameterLimits {
+    columns: usize,
+    rows_max: usize,
+    rows: usize,
+    bytes: usize,
+}
+
+impl ParameterLimits {
+    fn of(statement: &Prepared) -> Self {
+        let columns = statement.parameters().len();
+        let rows_max = match statement.kind() {
+            StatementKind::Update => PARAMETER_ROWS_MAX.min(PARAMETER_VALUES_MAX / columns.max(1)),
+            StatementKind::Query | StatementKind::Subscribe => 1,
+        };
+        Self { columns, rows_max, rows: 0, bytes: 0 }
     }
 
-    /// The rows an update takes: one of them as values, more as they came.
-    fn any_rows(self) -> Result<Bound> {
-        let mut rows = self.rows()?;
-        let values = if rows.len() == 1 { rows.pop() } else { None };
-        Ok(Bound { values, frames: self.frames.into_bytes() })
+    fn check_columns(&self, columns: usize) -> Result<()> {
+        if columns == self.columns {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::InvalidArgument,
+            SqlState::UNDEFINED_PARAMETER,
+            format!("the statement has {} parameters, {columns} values were given", self.columns),
+        ))
     }
 
-    /// The one row a query takes.
-    fn one_row(self, parameters: usize) -> Result<Bound> {
-        let mut rows = self.rows()?;
-        if rows.len() > 1 {
-            return Err(Error::unsupported(format!("a query with {} rows of parameters", rows.len()))
-                .hint("bind one row, run the query, bind the next"));
+    fn count(&mut self, batch: &RecordBatch) -> Result<()> {
+        self.rows = self.rows.saturating_add(batch.num_rows());
+        if self.rows > self.rows_max {
+            return Err(self.too_many_rows());
         }
-        match rows.pop() {
-            Some(values) => Ok(Bound { values: Some(values), frames: self.frames.into_bytes() }),
-            None if parameters == 0 => Ok(Bound::default()),
-            None => Err(Error::invalid(format!("no parameters were bound, the statement has {parameters}"))),
+        // What a dictionary stands for, each time it does.
+        self.bytes = self.bytes.saturating_add(batch_value_bytes(batch));
+        if self.bytes > PARAMETER_BYTES_MAX {
+            return Err(too_many_parameters());
         }
+        Ok(())
+    }
+
+    fn too_many_rows(&self) -> Error {
+        if self.rows_max == 1 {
+            return Error::unsupported("a query with several rows of parameters")
+                .hint("bind one row, run the query, bind the next");
+        }
+        too_many_parameters()
     }
 }
 
@@ -182,7 +215,9 @@ fn too_many_parameters() -> Error {
     Error::new(
         ErrorKind::ResourceExhausted,
         SqlState::PROGRAM_LIMIT_EXCEEDED,
-        format!("more than {PARAMETER_ROWS_MAX} rows or {PARAMETER_BYTES_MAX} bytes of parameters"),
+        format!(
+            "more than {PARAMETER_ROWS_MAX} rows, {PARAMETER_VALUES_MAX} values or {PARAMETER_BYTES_MAX} bytes of parameters"
+        ),
     )
     .hint("load many rows with bulk ingest, or in several calls")
 }

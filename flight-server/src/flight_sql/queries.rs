@@ -1,7 +1,7 @@
 //! Queries between GetFlightInfo and DoGet, and queries that run.
 //!
 //! What GetFlightInfo prepared is kept for a short while, so that DoGet does not plan it again; a ticket whose entry is gone
-//! is planned from its own text. A running query can be cancelled by its owner over any connection.
+//! is planned from its own text. It goes with its ticket, whether or not anybody came for it. A running query can be cancelled by its owner over any connection.
 //!
 //! Invariant: neither map is needed for an answer to be right; losing an entry costs time, not results.
 
@@ -13,8 +13,9 @@ use kalamdb_core::ids::UserId;
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
+use super::budget::{Budget, Charge};
 use super::encode::WireSchema;
-use super::sessions::Bound;
+use super::sessions::{Bound, statement_bytes};
 use super::ticket::QueryId;
 
 /// Prepared queries that wait for their DoGet; beyond it the oldest is forgotten.
@@ -28,31 +29,61 @@ pub(crate) struct Started {
 }
 
 /// Queries that wait for their DoGet.
-#[derive(Default)]
 pub(crate) struct StartedQueries {
     inner: Mutex<StartedInner>,
+    budget: Arc<Budget>,
 }
 
 #[derive(Default)]
 struct StartedInner {
-    entries: HashMap<QueryId, Started>,
+    entries: HashMap<QueryId, Waiting>,
     /// In the order they came. Ids already taken are skipped when they reach the front.
     order: VecDeque<QueryId>,
 }
 
+struct Waiting {
+    started: Started,
+    /// That of its ticket, microseconds UTC.
+    expires_at: i64,
+    _charge: Charge,
+}
+
 impl StartedQueries {
-    pub(crate) fn put(&self, query: QueryId, started: Started) {
+    /// None yet; what they take will come out of `budget`.
+    pub(crate) fn new(budget: Arc<Budget>) -> Self {
+        Self { inner: Mutex::default(), budget }
+    }
+
+    /// Keeps a query until its ticket expires; tells whether there is room for it.
+    pub(crate) fn put(&self, query: QueryId, owner: UserId, started: Started, expires_at: i64) -> bool {
+        let Ok(charge) = self.budget.charge(owner, statement_bytes(&started.prepared)) else { return false };
         let mut inner = self.inner.lock();
         while inner.order.len() >= STARTED_MAX {
             let Some(oldest) = inner.order.pop_front() else { break };
             inner.entries.remove(&oldest);
         }
         inner.order.push_back(query);
-        inner.entries.insert(query, started);
+        inner.entries.insert(query, Waiting { started, expires_at, _charge: charge });
+        true
     }
 
     pub(crate) fn take(&self, query: QueryId) -> Option<Started> {
-        self.inner.lock().entries.remove(&query)
+        self.inner.lock().entries.remove(&query).map(|waiting| waiting.started)
+    }
+
+    /// Keeps a query for as long as its renewed ticket.
+    pub(crate) fn renew(&self, query: QueryId, expires_at: i64) {
+        if let Some(waiting) = self.inner.lock().entries.get_mut(&query) {
+            waiting.expires_at = expires_at;
+        }
+    }
+
+    /// Forgets queries whose tickets have expired at `now_us`.
+    pub(crate) fn sweep(&self, now_us: i64) {
+        let mut inner = self.inner.lock();
+        let StartedInner { entries, order } = &mut *inner;
+        entries.retain(|_, waiting| waiting.expires_at > now_us);
+        order.retain(|query| entries.contains_key(query));
     }
 }
 
@@ -105,5 +136,42 @@ impl RunningGuard {
 impl Drop for RunningGuard {
     fn drop(&mut self) {
         self.running.map.lock().remove(&self.query);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kalamdb_core::Database;
+
+    use super::super::encode::SchemaEncodings;
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_nobody_came_for_goes_with_its_ticket() {
+        let database = Database::open_in_memory().await.unwrap();
+        let prepared = database.session_for("root").unwrap().prepare("SELECT 1").await.unwrap();
+        let schema = &prepared.schema().unwrap().schema;
+        let schema = WireSchema::of(schema, None, &SchemaEncodings::default()).unwrap();
+        let started =
+            || Started { prepared: prepared.clone(), bound: Arc::default(), schema: schema.clone() };
+        let queries = StartedQueries::new(Budget::new(1 << 20, 1 << 20));
+        let [fetched, renewed, forgotten] = [1, 2, 3].map(|number| QueryId([number; 16]));
+        for query in [fetched, renewed, forgotten] {
+            assert!(queries.put(query, UserId(1), started(), 100));
+        }
+        assert!(queries.take(fetched).is_some() && queries.take(fetched).is_none());
+        queries.renew(renewed, 200);
+        queries.sweep(99);
+        assert_eq!(queries.inner.lock().entries.len(), 2);
+        queries.sweep(100);
+        assert!(queries.take(forgotten).is_none());
+        assert_eq!(Vec::from(queries.inner.lock().order.clone()), [renewed]);
+        assert!(queries.take(renewed).is_some());
+        assert_eq!(queries.budget.held(), 0);
+
+        // Without room for it a query is not kept, and nothing else goes for it.
+        let full = StartedQueries::new(Budget::new(1, 1));
+        assert!(!full.put(fetched, UserId(1), started(), 100));
+        database.shutdown().await.unwrap();
     }
 }

@@ -19,6 +19,7 @@ use prost::Message;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::actions::{command, malformed, no_transaction};
+use super::budget::Charge;
 use super::handshake::HandshakeStream;
 use super::statement::{DataStream, unknown_ticket};
 use super::update::Done;
@@ -49,8 +50,8 @@ impl FlightService for FlightSqlService {
     type ListActionsStream = Messages<ActionType>;
 
     async fn handshake(&self, request: Request<Streaming<HandshakeRequest>>) -> Answer<HandshakeStream> {
-        let (headers, _, messages) = request.into_parts();
-        answered(self.state.handshake(headers, messages)).await
+        let (headers, extensions, messages) = request.into_parts();
+        answered(self.state.handshake(headers, extensions.get(), messages)).await
     }
 
     async fn list_flights(&self, request: Request<Criteria>) -> Answer<Self::ListFlightsStream> {
@@ -188,7 +189,7 @@ impl FlightState {
 
     /// Answers a DoPut: the metadata of its one result, and what was written, if anything.
     async fn put(&self, caller: &Caller, messages: Streaming<FlightData>) -> Result<(Bytes, Option<Done>)> {
-        let mut inbound = Inbound::new(messages, self.message_bytes_max);
+        let mut inbound = self.inbound(caller, messages)?;
         let first = inbound.first().await?;
         let descriptor = first.flight_descriptor.as_ref().ok_or_else(no_descriptor)?;
         let done = match command(&descriptor.cmd)? {
@@ -198,12 +199,12 @@ impl FlightState {
                 super::update::done(caller.session.execute(&update.query, ()).await?).await?
             }
             Command::CommandPreparedStatementUpdate(update) => {
-                self.update_prepared(caller, &update.prepared_statement_handle, inbound).await?
+                self.update_prepared(caller, &update.prepared_statement_handle, &mut inbound).await?
             }
             Command::CommandPreparedStatementQuery(query) => {
-                return Ok((self.bind(caller, query.prepared_statement_handle, inbound).await?, None));
+                return Ok((self.bind(caller, query.prepared_statement_handle, &mut inbound).await?, None));
             }
-            Command::CommandStatementIngest(ingest) => self.ingest(caller, ingest, inbound).await?,
+            Command::CommandStatementIngest(ingest) => self.ingest(caller, ingest, &mut inbound).await?,
             Command::CommandStatementSubstraitPlan(_) => return Err(no_substrait()),
             other => return Err(malformed(&format!("{} is no command of DoPut", other.type_url()))),
         };
@@ -213,17 +214,25 @@ impl FlightState {
 }
 
 /// The messages of a DoPut. The first carries the descriptor and, from some clients, a schema.
+///
+/// What it has handed over is counted as held until it is dropped, so it lives as long as what came by it.
 pub(crate) struct Inbound {
     messages: Streaming<FlightData>,
     message_bytes_max: usize,
     first: Option<FlightData>,
+    bytes: usize,
+    held: Charge,
+}
+
+impl FlightState {
+    fn inbound(&self, caller: &Caller, messages: Streaming<FlightData>) -> Result<Inbound> {
+        let held = self.inbound.charge(caller.user(), 0).map_err(|_| too_much_inbound())?;
+        let message_bytes_max = self.message_bytes_max;
+        Ok(Inbound { messages, message_bytes_max, first: None, bytes: 0, held })
+    }
 }
 
 impl Inbound {
-    fn new(messages: Streaming<FlightData>, message_bytes_max: usize) -> Self {
-        Self { messages, message_bytes_max, first: None }
-    }
-
     /// The first message; it comes again from `next`.
     async fn first(&mut self) -> Result<FlightData> {
         let first = self.next().await?.ok_or_else(no_descriptor)?;
@@ -234,11 +243,26 @@ impl Inbound {
     /// The next message, or `None` at the end.
     ///
     /// # Errors
-    /// 54000 for a message over the limit, 57014 when the client went away.
+    /// 08000 for what is no message, 54000 for one over the limit, 53200 when all clients together have sent too much, 57014 when
+    /// the client went away.
     pub(crate) async fn next(&mut self) -> Result<Option<FlightData>> {
         if let Some(first) = self.first.take() {
             return Ok(Some(first));
         }
+        let Some(message) = self.read().await? else { return Ok(None) };
+        // Headers count as well: a dictionary or a batch of no rows may be nothing else.
+        let bytes = message.data_header.len() + message.data_body.len();
+        self.held.grow(bytes).map_err(|_| too_much_inbound())?;
+        self.bytes = self.bytes.saturating_add(bytes);
+        Ok(Some(message))
+    }
+
+    /// The bytes of all messages so far, headers and bodies.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    async fn read(&mut self) -> Result<Option<FlightData>> {
         self.messages.message().await.map_err(|status| match status.code() {
             Code::OutOfRange | Code::ResourceExhausted => Error::new(
                 ErrorKind::ResourceExhausted,
@@ -246,6 +270,8 @@ impl Inbound {
                 format!("a message is larger than {} bytes", self.message_bytes_max),
             )
             .hint("send smaller batches"),
+            // What the transport answers to a message it cannot read; where the connection broke, nobody reads this.
+            Code::Internal => malformed("a message of the stream is no FlightData").source(status),
             _ => Error::new(ErrorKind::Cancelled, SqlState::QUERY_CANCELED, "the client's stream broke off")
                 .source(status),
         })
@@ -253,9 +279,19 @@ impl Inbound {
 
     /// Reads and drops the rest; some clients take an answer before they have sent everything for an error.
     async fn drain(&mut self) -> Result<()> {
-        while self.next().await?.is_some() {}
+        self.first = None;
+        while self.read().await?.is_some() {}
         Ok(())
     }
+}
+
+fn too_much_inbound() -> Error {
+    Error::new(
+        ErrorKind::ResourceExhausted,
+        SqlState::OUT_OF_MEMORY,
+        "all clients together send more rows and parameters than the server holds",
+    )
+    .hint("try again when other loads have ended, send less at once, or raise inbound_bytes_max")
 }
 
 /// `SELECT * FROM` the table a path descriptor names: `[table]` or `[namespace, table]`.

@@ -26,8 +26,8 @@ use super::encode::{BatchEncoder, WireSchema};
 use super::queries::{RunningGuard, Started};
 use super::sessions::Bound;
 use super::ticket::{QueryId, StatementTicket, TicketBody, schema_hash};
-use super::{Caller, FlightState, SEQ_KEY, live, put_seq, update};
-use crate::status::from_core;
+use super::{Caller, FlightState, SEQ_KEY, live, put_seq, sessions, update};
+use crate::status::{deadline_passed, from_core};
 
 /// How long a ticket is good. Long enough to hand partitions to other processes, short enough that a lost one is no key.
 const TICKET_LIFETIME_US: i64 = 5 * 60 * 1_000_000;
@@ -64,7 +64,7 @@ impl FlightState {
     ) -> Result<Response<FlightInfo>> {
         match prepared.kind() {
             StatementKind::Update => {
-                let done = update::run(&prepared, &bound).await?;
+                let done = update::run_bound(&prepared, &bound).await?;
                 self.update_info(caller, descriptor, done)
             }
             StatementKind::Query | StatementKind::Subscribe => {
@@ -82,12 +82,16 @@ impl FlightState {
     ) -> Result<Response<FlightInfo>> {
         let schema = self.result_schema(&prepared)?;
         let query = QueryId::random();
-        let fits = bound.frames.len() <= TICKET_PARAMETER_BYTES_MAX;
-        let ticket = TicketBody::Statement {
-            schema_hash: schema_hash(&schema.ipc()),
-            namespace: caller.session.namespace().to_string(),
-            sql: prepared.sql().to_owned(),
-            parameters: if fits { bound.frames.clone() } else { Bytes::new() },
+        let fits = bound.frames().len() <= TICKET_PARAMETER_BYTES_MAX;
+        let schema_hash = schema_hash(&schema.ipc());
+        let ticket = match fits {
+            true => TicketBody::Statement {
+                schema_hash,
+                namespace: caller.session.namespace().to_string(),
+                sql: prepared.sql().to_owned(),
+                parameters: bound.frames().clone(),
+            },
+            false => TicketBody::KeptAside { schema_hash },
         };
         let info = FlightInfo {
             schema: schema.ipc(),
@@ -98,8 +102,10 @@ impl FlightState {
             ordered: false,
             app_metadata: query_metadata(query, None, None),
         };
-        self.started.put(query, Started { prepared, bound, schema });
-        Ok(Response::new(info))
+        let expires_at = self.ticket_expiry();
+        let kept = self.started.put(query, caller.user(), Started { prepared, bound, schema }, expires_at);
+        // Without room for it a query is planned anew from its ticket, if that has all it takes.
+        if kept || fits { Ok(Response::new(info)) } else { Err(sessions::too_much()) }
     }
 
     fn update_info(
@@ -134,8 +140,13 @@ impl FlightState {
     }
 
     fn endpoint(&self, caller: &Caller, query: QueryId, body: TicketBody) -> FlightEndpoint {
-        let expires_at = self.clock.now_us().saturating_add(TICKET_LIFETIME_US);
+        let expires_at = self.ticket_expiry();
         self.seal_endpoint(&StatementTicket { owner: caller.user(), expires_at, query, body })
+    }
+
+    /// When a ticket made now expires.
+    fn ticket_expiry(&self) -> i64 {
+        self.clock.now_us().saturating_add(TICKET_LIFETIME_US)
     }
 
     fn seal_endpoint(&self, ticket: &StatementTicket) -> FlightEndpoint {
@@ -145,7 +156,13 @@ impl FlightState {
             ticket: Some(Ticket { ticket: command.encode_to_vec().into() }),
             // No location means "the connection you are on", which every driver understands.
             location: Vec::new(),
-            expiration_time: Some(timestamp(ticket.expires_at)),
+            // A time would promise that the ticket can be used again until then.
+            expiration_time: match ticket.body {
+                TicketBody::Statement { .. } | TicketBody::UpdateDone { .. } => {
+                    Some(timestamp(ticket.expires_at))
+                }
+                TicketBody::KeptAside { .. } => None,
+            },
             app_metadata: Bytes::new(),
         }
     }
@@ -153,7 +170,8 @@ impl FlightState {
     /// Gives a ticket of the caller a new lifetime.
     pub(super) fn renew(&self, caller: &Caller, sealed: &Bytes) -> Result<FlightEndpoint> {
         let mut ticket = self.open_ticket(caller, sealed)?;
-        ticket.expires_at = self.clock.now_us().saturating_add(TICKET_LIFETIME_US);
+        ticket.expires_at = self.ticket_expiry();
+        self.started.renew(ticket.query, ticket.expires_at);
         Ok(self.seal_endpoint(&ticket))
     }
 
@@ -182,10 +200,11 @@ impl FlightState {
                     Some(started) => started,
                     None => self.start_again(caller, &namespace, &sql, parameters).await?,
                 };
-                if schema_hash(&started.schema.ipc()) != advertised {
-                    return Err(schema_changed());
-                }
-                self.run_query(caller, ticket.query, started).await
+                self.run_advertised(caller, ticket.query, started, advertised).await
+            }
+            TicketBody::KeptAside { schema_hash: advertised } => {
+                let started = self.started.take(ticket.query).ok_or_else(no_longer_kept)?;
+                self.run_advertised(caller, ticket.query, started, advertised).await
             }
         }
     }
@@ -211,12 +230,17 @@ impl FlightState {
         Ok(Started { prepared, bound: Arc::new(bound), schema })
     }
 
-    async fn run_query(
+    /// Runs a query whose columns must still have the hash `advertised`.
+    async fn run_advertised(
         &self,
         caller: &Caller,
         query: QueryId,
         started: Started,
+        advertised: u64,
     ) -> Result<Response<DataStream>> {
+        if schema_hash(&started.schema.ipc()) != advertised {
+            return Err(schema_changed());
+        }
         let guard = self.running.enter(query, caller.user());
         let outcome = tokio::select! {
             outcome = started.prepared.execute(started.bound.params()) => outcome?,
@@ -385,18 +409,19 @@ pub(super) fn unknown_ticket() -> Error {
         .hint("run the query again: GetFlightInfo answers a new ticket")
 }
 
+fn no_longer_kept() -> Error {
+    Error::new(
+        ErrorKind::NotFound,
+        SqlState::INVALID_CURSOR,
+        "the parameters of the query are no longer kept",
+    )
+    .hint("run it again: they are too large for its ticket, which is good for one DoGet")
+}
+
 fn schema_changed() -> Error {
     Error::conflict("the columns of the result changed after the query was prepared")
 }
 
 fn cancelled() -> Error {
     Error::new(ErrorKind::Cancelled, SqlState::QUERY_CANCELED, "the query was cancelled")
-}
-
-/// The core has no kind for this: deadlines are the caller's, and the core knows of none.
-fn deadline_passed() -> Status {
-    let sqlstate = SqlState::QUERY_CANCELED;
-    Status::deadline_exceeded(format!(
-        "[{sqlstate}] the query did not end in time (raise the client's timeout)"
-    ))
 }

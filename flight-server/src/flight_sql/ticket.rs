@@ -1,12 +1,13 @@
 //! Tickets: what GetFlightInfo hands out and DoGet takes back.
 //!
 //! A ticket carries everything needed to answer it, so that it stays valid after its prepared statement is closed, on
-//! another connection, and after a restart. It names its owner, and only the owner may use it. All numbers little endian:
+//! another connection, and after a restart; only large parameters stay behind, and such a ticket is good for one DoGet. It names its owner, and only the owner may use it. All numbers little endian:
 //!
 //! ```text
 //! version u8 (1) | kind u8 | owner u64 | expires_at i64 (micros UTC) | query id [16]
 //!   kind 1, statement: schema hash u64 | namespace (u32 len, utf8) | sql (u32 len, utf8) | parameters (u32 len, frames of decode.rs)
 //!   kind 2, update done: rows i64 | seq u64
+//!   kind 3, statement whose parameters are too large to travel: schema hash u64
 //! | seal [32], HMAC-SHA256 of all of the above by the database's key for tickets
 //! ```
 //!
@@ -20,6 +21,7 @@ use crate::seal::SealKey;
 const VERSION: u8 = 1;
 const KIND_STATEMENT: u8 = 1;
 const KIND_UPDATE_DONE: u8 = 2;
+const KIND_KEPT_ASIDE: u8 = 3;
 const HEADER_BYTES: usize = 1 + 1 + 8 + 8 + 16;
 
 /// Identifies one GetFlightInfo and the DoGets of its tickets, in logs and in `app_metadata`.
@@ -55,6 +57,8 @@ pub(crate) enum TicketBody {
     Statement { schema_hash: u64, namespace: String, sql: String, parameters: Bytes },
     /// The statement was an update and ran when the ticket was made; answer an empty result.
     UpdateDone { rows: i64, seq: Seq },
+    /// Run the statement that was kept aside with its parameters, if it still is.
+    KeptAside { schema_hash: u64 },
 }
 
 impl StatementTicket {
@@ -65,6 +69,7 @@ impl StatementTicket {
         out.push(match self.body {
             TicketBody::Statement { .. } => KIND_STATEMENT,
             TicketBody::UpdateDone { .. } => KIND_UPDATE_DONE,
+            TicketBody::KeptAside { .. } => KIND_KEPT_ASIDE,
         });
         out.extend_from_slice(&self.owner.0.to_le_bytes());
         out.extend_from_slice(&self.expires_at.to_le_bytes());
@@ -80,6 +85,7 @@ impl StatementTicket {
                 out.extend_from_slice(&rows.to_le_bytes());
                 out.extend_from_slice(&seq.0.to_le_bytes());
             }
+            TicketBody::KeptAside { schema_hash } => out.extend_from_slice(&schema_hash.to_le_bytes()),
         }
         key.seal(out).into()
     }
@@ -110,6 +116,7 @@ impl StatementTicket {
                 rows: body.try_get_i64_le().ok()?,
                 seq: Seq(body.try_get_u64_le().ok()?),
             },
+            KIND_KEPT_ASIDE => TicketBody::KeptAside { schema_hash: body.try_get_u64_le().ok()? },
             _ => return None,
         };
         Some(Self { owner, expires_at, query: QueryId(query), body })
@@ -158,8 +165,10 @@ mod tests {
     proptest! {
         #[test]
         fn a_ticket_comes_back_as_it_was_made(sql in ".*", namespace in ".*", schema_hash: u64, parameters: Vec<u8>) {
-            let made = ticket(TicketBody::Statement { schema_hash, namespace, sql, parameters: parameters.into() });
-            prop_assert_eq!(StatementTicket::open(&made.seal(&key()), &key(), UserId(7), 0), Some(made));
+            let statement = TicketBody::Statement { schema_hash, namespace, sql, parameters: parameters.into() };
+            for made in [ticket(statement), ticket(TicketBody::KeptAside { schema_hash })] {
+                prop_assert_eq!(StatementTicket::open(&made.seal(&key()), &key(), UserId(7), 0), Some(made));
+            }
         }
 
         #[test]

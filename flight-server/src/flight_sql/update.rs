@@ -4,7 +4,7 @@
 //! the count.
 
 use futures::StreamExt;
-use kalamdb_core::{Affected, Outcome, Prepared, Result, Seq};
+use kalamdb_core::{Affected, Outcome, Params, Prepared, Result, ScalarValue, Seq, StatementKind};
 
 use super::sessions::Bound;
 
@@ -22,9 +22,21 @@ impl From<Affected> for Done {
     }
 }
 
-/// Runs a prepared statement with what is bound to it.
-pub(crate) async fn run(prepared: &Prepared, bound: &Bound) -> Result<Done> {
-    done(prepared.execute(bound.params()).await?).await
+/// Runs a prepared statement with what is bound to it: one row of parameters, or many, which are one commit.
+pub(crate) async fn run_bound(prepared: &Prepared, bound: &Bound) -> Result<Done> {
+    match bound.rows()? {
+        Some(rows) => run_rows(prepared, rows).await,
+        None => done(prepared.execute(()).await?).await,
+    }
+}
+
+/// Runs a prepared statement once for each row of parameters.
+pub(crate) async fn run_rows(prepared: &Prepared, mut rows: Vec<Vec<ScalarValue>>) -> Result<Done> {
+    if prepared.kind() == StatementKind::Update && rows.len() != 1 {
+        return Ok(prepared.execute_batch(rows).await?.into());
+    }
+    let params = rows.pop().map_or(Params::None, Params::Positional);
+    done(prepared.execute(params).await?).await
 }
 
 /// What an outcome amounts to for a caller who wants a count.

@@ -22,14 +22,14 @@ use http::HeaderValue;
 use http::header::CONTENT_TYPE;
 use http_body::{Body as HttpBody, Frame as HttpFrame};
 use kalamdb_core::live_query::{CloseReason, FrameBody, Subscription};
-use kalamdb_core::{Database, Principal};
+use kalamdb_core::{Database, Error, ErrorKind, Principal, SqlState};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::body::Body;
 use tonic::codec::{DecodeBuf, Decoder, Streaming};
 use tonic::server::NamedService;
 use tonic::{Code, Status};
 
-use crate::status::from_core;
+use crate::status::{plain, to_status};
 
 /// The path of the only method.
 const SUBSCRIBE_PATH: &str = "/kalamdb.live.v1.LiveQuery/Subscribe";
@@ -66,29 +66,24 @@ impl tower_service::Service<http::Request<Body>> for LiveQueryService {
         Box::pin(async move {
             let started = match request.uri().path() {
                 SUBSCRIBE_PATH => service.subscribe(request).await,
-                path => Err(Status::unimplemented(format!("method \"{path}\" does not exist"))),
+                path => Err(Error::unsupported(format!("method \"{path}\""))),
             };
-            Ok(started.unwrap_or_else(Status::into_http))
+            Ok(started.unwrap_or_else(|error| to_status(&error).into_http()))
         })
     }
 }
 
 impl LiveQueryService {
-    async fn subscribe(self, request: http::Request<Body>) -> Result<http::Response<Body>, Status> {
+    async fn subscribe(self, request: http::Request<Body>) -> Result<http::Response<Body>, Error> {
         let (head, body) = request.into_parts();
-        let principal = head
-            .extensions
-            .get::<Principal>()
-            .cloned()
-            .ok_or_else(|| Status::unauthenticated("no credentials were given"))?;
+        let principal = head.extensions.get::<Principal>().cloned().ok_or_else(crate::auth::missing)?;
         if head.headers.get("grpc-encoding").is_some_and(|encoding| encoding != "identity") {
-            return Err(Status::unimplemented("compressed requests are not supported"));
+            return Err(Error::unsupported("a compressed request"));
         }
         let mut messages = Streaming::new_request(RawDecoder, body, None, Some(REQUEST_BYTES_MAX));
-        let message =
-            messages.message().await?.ok_or_else(|| Status::invalid_argument("the call has no request"))?;
-        let request = request::decode(message).map_err(from_core)?;
-        let subscription = self.database.session(&principal).subscribe(request).await.map_err(from_core)?;
+        let message = messages.message().await.map_err(unreadable)?;
+        let request = request::decode(message.ok_or_else(|| Error::invalid("the call has no request"))?)?;
+        let subscription = self.database.session(&principal).subscribe(request).await?;
 
         let mut response = http::Response::new(Body::new(FrameStream {
             state: State::Running(subscription),
@@ -150,7 +145,7 @@ impl FrameStream {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<HttpFrame<Bytes>, Status>>> {
         if self.shutdown.as_mut().poll(context).is_ready() {
-            self.state = State::Ending(Status::unavailable("the server is going down"));
+            self.state = State::Ending(plain(&Error::shutting_down()));
             return Poll::Ready(Some(Ok(HttpFrame::data(wire::closed_by_shutdown()))));
         }
         match Pin::new(&mut subscription).poll_next(context) {
@@ -160,16 +155,18 @@ impl FrameStream {
             }
             Poll::Ready(Some(Ok(frame))) => {
                 let wire = wire::encode(&frame);
-                self.state = match (&frame.body, wire.ipc) {
-                    (FrameBody::Closed { reason, message, .. }, _) => {
-                        State::Ending(end_status(*reason, message))
-                    }
-                    (_, Some(rows)) => State::Rows(rows, subscription),
-                    (_, None) => State::Running(subscription),
+                let end = match &frame.body {
+                    FrameBody::Closed { reason, message, .. } => end_error(*reason, message),
+                    _ => None,
+                };
+                self.state = match (end, wire.ipc) {
+                    (Some(end), _) => State::Ending(plain(&end)),
+                    (None, Some(rows)) => State::Rows(rows, subscription),
+                    (None, None) => State::Running(subscription),
                 };
                 Poll::Ready(Some(Ok(HttpFrame::data(wire.head))))
             }
-            Poll::Ready(Some(Err(error))) => self.end(from_core(error), context),
+            Poll::Ready(Some(Err(error))) => self.end(failure_status(&error), context),
             Poll::Ready(None) => self.end(Status::new(Code::Ok, ""), context),
         }
     }
@@ -184,18 +181,42 @@ impl FrameStream {
     }
 }
 
-/// The status that follows a `closed` frame, as `live.proto` lists them.
-fn end_status(reason: CloseReason, message: &str) -> Status {
-    let code = match reason {
-        CloseReason::Completed => Code::Ok,
-        CloseReason::Killed => Code::Cancelled,
-        CloseReason::TableDropped => Code::NotFound,
-        CloseReason::SchemaChanged | CloseReason::AccessChanged => Code::Aborted,
-        CloseReason::UserDropped => Code::PermissionDenied,
-        CloseReason::Failed => Code::Internal,
-        CloseReason::Shutdown => Code::Unavailable,
+/// Why there is no request, in the transport's words.
+fn unreadable(status: Status) -> Error {
+    let error = match status.code() {
+        Code::OutOfRange | Code::ResourceExhausted => Error::new(
+            ErrorKind::ResourceExhausted,
+            SqlState::PROGRAM_LIMIT_EXCEEDED,
+            format!("a request is larger than {REQUEST_BYTES_MAX} bytes"),
+        ),
+        _ => Error::new(
+            ErrorKind::InvalidArgument,
+            SqlState::CONNECTION_EXCEPTION,
+            "the call's request cannot be read",
+        ),
     };
-    Status::new(code, if code == Code::Ok { "" } else { message })
+    error.source(status)
+}
+
+/// What follows a `closed` frame, with the codes that `live.proto` lists. `None` after an end that was asked for, and after a
+/// failure: its own error is the subscription's last item.
+pub(crate) fn end_error(reason: CloseReason, message: &str) -> Option<Error> {
+    let (kind, sqlstate) = match reason {
+        CloseReason::Completed | CloseReason::Failed => return None,
+        CloseReason::Killed => (ErrorKind::Cancelled, SqlState::QUERY_CANCELED),
+        CloseReason::TableDropped => (ErrorKind::NotFound, SqlState::UNDEFINED_TABLE),
+        CloseReason::SchemaChanged => (ErrorKind::Conflict, SqlState::SERIALIZATION_FAILURE),
+        CloseReason::AccessChanged => (ErrorKind::Conflict, SqlState::INVALID_AUTHORIZATION),
+        CloseReason::UserDropped => (ErrorKind::PermissionDenied, SqlState::INVALID_AUTHORIZATION),
+        CloseReason::Shutdown => (ErrorKind::Unavailable, SqlState::SHUTTING_DOWN),
+    };
+    Some(Error::new(kind, sqlstate, message))
+}
+
+/// The status of a live query that failed: INTERNAL whatever failed, as `live.proto` says, in the words of its error.
+fn failure_status(error: &Error) -> Status {
+    let status = to_status(error);
+    Status::with_metadata(Code::Internal, status.message(), status.metadata().clone())
 }
 
 /// Hands messages on undecoded: the fields a client set matter, also those the generated code would skip.

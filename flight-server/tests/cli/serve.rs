@@ -203,3 +203,26 @@ async fn a_busy_query_does_not_keep_the_end_waiting() {
     let output = busy.wait_with_output().expect("the query's client ends");
     assert_eq!(output.status.code(), Some(1), "the query was cut off");
 }
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_opens_as_many_files_as_it_may() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let program = plain(folder.path(), &["--http-listen", "off"]);
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", "ulimit -S -n 256 && exec \"$0\" \"$@\""])
+        .arg(program.get_program())
+        .args(program.get_args())
+        .env_remove("KALAMDB_ROOT_PASSWORD")
+        .env_remove("RUST_LOG")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let server = Server::spawn(command).await.expect("start");
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", server.id())).expect("limits");
+    let open_files = limits.lines().find_map(|line| line.strip_prefix("Max open files")).expect("a line");
+    let numbers: Vec<&str> = open_files.split_whitespace().collect();
+    assert!(numbers[0] != "256" && numbers[0] == numbers[1], "{open_files}");
+    server.stop().await;
+}

@@ -90,6 +90,11 @@ impl Server {
         }
     }
 
+    /// The number of the process.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// `kill -9`, and waits until the process is gone.
     pub(crate) fn kill(mut self) {
         self.child.kill().expect("kill the server");

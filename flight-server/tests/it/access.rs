@@ -2,12 +2,20 @@
 
 use arrow_flight::sql::{CommandPreparedStatementQuery, CommandStatementUpdate};
 use arrow_flight::{BasicAuth, Criteria, Empty, FlightData, FlightDescriptor, HandshakeRequest, Ticket};
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use futures::stream;
+use hmac::{Hmac, KeyInit, Mac};
+use kalamdb_core::UserId;
+use kalamdb_core::clock::{Clock, SystemClock};
 use prost::Message;
+use sha2::Sha256;
 use tonic::{Code, Request};
 
 use crate::fixture::{Fixture, ROOT_PASSWORD, any, basic, descriptor, only_ticket, statement};
 use crate::prepared::prepare;
+
+const HOUR_US: i64 = 3_600 * 1_000_000;
 
 #[tokio::test]
 async fn nothing_is_answered_without_credentials() {
@@ -67,6 +75,27 @@ async fn health_is_open() {
 }
 
 #[tokio::test]
+async fn who_watches_health_hears_of_the_end() {
+    use tonic_health::pb::health_check_response::ServingStatus;
+    let fixture = Fixture::start_with(&[("drain_ms", "500")]).await;
+    let channel =
+        tonic::transport::Channel::from_shared(fixture.url().to_owned()).unwrap().connect().await.unwrap();
+    let mut health = tonic_health::pb::health_client::HealthClient::new(channel);
+    let mut watches = Vec::new();
+    for service in ["", "arrow.flight.protocol.FlightService", "kalamdb.live.v1.LiveQuery"] {
+        let request = tonic_health::pb::HealthCheckRequest { service: service.to_owned() };
+        let mut watch = health.watch(request).await.unwrap().into_inner();
+        assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::Serving, "{service}");
+        watches.push(watch);
+    }
+    let ending = tokio::spawn(fixture.shut_down());
+    for mut watch in watches {
+        assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
+    }
+    ending.await.unwrap();
+}
+
+#[tokio::test]
 async fn basic_and_bearer_are_good_on_every_call() {
     let fixture = Fixture::start().await;
     let mut client = fixture.stranger().await;
@@ -74,13 +103,85 @@ async fn basic_and_bearer_are_good_on_every_call() {
     assert_eq!(client.query("SELECT 1").await.unwrap().lines(), ["1"]);
     assert_eq!(client.query("SELECT 2").await.unwrap().lines(), ["2"]);
 
-    // Handshake takes a bearer token as well and answers it back.
+    fixture.shut_down().await;
+}
+
+#[tokio::test]
+async fn connections_that_share_a_token_do_not_share_a_session() {
+    let fixture = Fixture::start().await;
     let mut root = fixture.root().await;
-    let bearer = root.authorization();
-    let mut request = Request::new(stream::iter([HandshakeRequest::default()]));
-    request.metadata_mut().insert("authorization", bearer.parse().unwrap());
-    let response = root.inner.handshake(request).await.unwrap();
-    assert_eq!(response.metadata().get("authorization").unwrap(), bearer.as_str());
+    let given = root.authorization();
+    let handle = prepare(&mut root, "SELECT 1").await.unwrap().prepared_statement_handle;
+    // As JDBC does with a token it was given.
+    let mut others = Vec::new();
+    for _ in 0..2 {
+        let mut other = fixture.stranger().await;
+        let mut request = Request::new(stream::iter([HandshakeRequest::default()]));
+        request.metadata_mut().insert("authorization", given.parse().unwrap());
+        let response = other.inner.handshake(request).await.unwrap();
+        let own = response.metadata().get("authorization").unwrap().to_str().unwrap().to_owned();
+        assert_ne!(own, given);
+        other.authorize(&own);
+        let handle = prepare(&mut other, "SELECT 2").await.unwrap().prepared_statement_handle;
+        others.push((other, handle));
+    }
+    let query = |handle| CommandPreparedStatementQuery { prepared_statement_handle: handle };
+    let (mut closed, closed_handle) = others.pop().unwrap();
+    closed.act("CloseSession", Vec::new()).await.unwrap();
+    assert_eq!(closed.info(&query(closed_handle)).await.unwrap_err().code(), Code::NotFound);
+    let (mut open, open_handle) = others.pop().unwrap();
+    assert!(open.info(&query(open_handle)).await.is_ok());
+    assert!(root.info(&query(handle.clone())).await.is_ok());
+    // As drivers do that send the given token on every connection.
+    let mut same = fixture.stranger().await;
+    same.authorize(&given);
+    let same_handle = prepare(&mut same, "SELECT 3").await.unwrap().prepared_statement_handle;
+    same.act("CloseSession", Vec::new()).await.unwrap();
+    assert_eq!(same.info(&query(same_handle)).await.unwrap_err().code(), Code::NotFound);
+    assert!(root.info(&query(handle)).await.is_ok());
+    fixture.shut_down().await;
+}
+
+/// A token of root as the server would have made it at `issued_at`.
+fn token_of_root(fixture: &Fixture, issued_at: i64) -> String {
+    let mac = |key: &[u8], bytes: &[u8]| {
+        let mut hmac = Hmac::<Sha256>::new_from_slice(key).unwrap();
+        hmac.update(bytes);
+        hmac.finalize().into_bytes().to_vec()
+    };
+    let generation = fixture.database.auth_generation(UserId::ROOT).unwrap();
+    let mut body = vec![1];
+    body.extend(UserId::ROOT.0.to_le_bytes());
+    body.extend(generation.to_le_bytes());
+    body.extend(issued_at.to_le_bytes());
+    body.extend((issued_at + 24 * HOUR_US).to_le_bytes());
+    body.extend([7; 16]);
+    let seal = mac(&mac(fixture.database.secret(), b"bearer token"), &body);
+    body.extend(seal);
+    format!("Bearer kalam1.{}", BASE64_URL_SAFE_NO_PAD.encode(body))
+}
+
+#[tokio::test]
+async fn who_is_at_work_is_given_a_new_token_in_time() {
+    let fixture = Fixture::start().await;
+    let mut client = fixture.stranger().await;
+    let now = SystemClock.now_us();
+    for (age_hours, renewed) in [(0, false), (11, false), (13, true), (23, true)] {
+        client.authorize(&token_of_root(&fixture, now - age_hours * HOUR_US));
+        let handle = prepare(&mut client, "SELECT 1").await.unwrap().prepared_statement_handle;
+        let answer = client.info(&statement("SELECT 1")).await.unwrap();
+        let header = answer.metadata().get("authorization").map(|header| header.to_str().unwrap().to_owned());
+        assert_eq!(header.is_some(), renewed, "after {age_hours} h: {header:?}");
+        let Some(header) = header else { continue };
+        // The same session goes on: its statements are closed with it.
+        client.authorize(&header);
+        assert!(client.info(&statement("SELECT 1")).await.unwrap().metadata().get("authorization").is_none());
+        client.act("CloseSession", Vec::new()).await.unwrap();
+        let closed = CommandPreparedStatementQuery { prepared_statement_handle: handle };
+        assert_eq!(client.info(&closed).await.unwrap_err().code(), Code::NotFound);
+    }
+    client.authorize(&token_of_root(&fixture, now - 24 * HOUR_US));
+    assert_eq!(client.query("SELECT 1").await.unwrap_err().code(), Code::Unauthenticated);
     fixture.shut_down().await;
 }
 

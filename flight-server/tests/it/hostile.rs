@@ -3,10 +3,13 @@
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Int64Array, RecordBatch};
-use arrow_flight::sql::{Any, CommandPreparedStatementQuery, CommandStatementIngest, ProstMessageExt};
+use arrow_flight::sql::{
+    Any, CommandPreparedStatementQuery, CommandStatementIngest, CommandStatementUpdate, ProstMessageExt,
+};
 use arrow_flight::sql::{TableDefinitionOptions, TicketStatementQuery};
-use arrow_flight::{FlightData, FlightDescriptor, Ticket};
+use arrow_flight::{Empty, FlightData, FlightDescriptor, Ticket};
 use bytes::Bytes;
+use futures::stream;
 use prost::Message;
 use tonic::Code;
 
@@ -79,6 +82,55 @@ async fn every_changed_byte_of_a_ticket_is_noticed() {
         let ticket = TicketStatementQuery { statement_handle: forged.into() }.as_any().encode_to_vec();
         let status = root.open(Ticket { ticket: ticket.into() }).await.unwrap_err();
         assert_eq!(status.code(), Code::NotFound, "{position}: {status:?}");
+    }
+    fixture.shut_down().await;
+}
+
+/// Reads as a descriptor, and as FlightData where it follows one, but for a field of another type.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Damaged {
+    #[prost(message, optional, tag = "1")]
+    descriptor: Option<FlightDescriptor>,
+    #[prost(uint64, tag = "2")]
+    number: u64,
+}
+
+#[tokio::test]
+async fn messages_that_are_none_and_methods_there_are_not_have_an_sqlstate() {
+    let fixture = Fixture::start().await;
+    let root = fixture.root().await;
+    let channel =
+        tonic::transport::Channel::from_shared(fixture.url().to_owned()).unwrap().connect().await.unwrap();
+    let mut grpc = tonic::client::Grpc::new(channel);
+    let update = CommandStatementUpdate { query: "SELECT 1".to_owned(), transaction_id: None };
+    let first = Damaged { descriptor: Some(descriptor(&update)), number: 0 };
+    let damaged = Damaged { descriptor: None, number: 7 };
+    let flight = "/arrow.flight.protocol.FlightService";
+    for (method, messages, code, sqlstate) in [
+        (format!("{flight}/DoPut"), vec![first.clone(), damaged.clone()], Code::InvalidArgument, "08000"),
+        (format!("{flight}/DoPut"), vec![damaged.clone()], Code::InvalidArgument, "08000"),
+        (format!("{flight}/GetFlightInfo"), vec![damaged.clone()], Code::Internal, "08000"),
+        (format!("{flight}/Nothing"), vec![damaged.clone()], Code::Unimplemented, "0A000"),
+        ("/nobody.Knows/This".to_owned(), vec![damaged.clone()], Code::Unimplemented, "0A000"),
+        (
+            "/kalamdb.live.v1.LiveQuery/Nothing".to_owned(),
+            vec![damaged.clone()],
+            Code::Unimplemented,
+            "0A000",
+        ),
+        ("/kalamdb.live.v1.LiveQuery/Subscribe".to_owned(), vec![], Code::InvalidArgument, "22023"),
+    ] {
+        grpc.ready().await.unwrap();
+        let path = http::uri::PathAndQuery::try_from(method.as_str()).unwrap();
+        let codec: tonic_prost::ProstCodec<Damaged, Empty> = tonic_prost::ProstCodec::default();
+        let answer = grpc.streaming(root.request(stream::iter(messages)), path, codec).await;
+        let status = match answer {
+            Err(status) => status,
+            Ok(response) => response.into_inner().message().await.unwrap_err(),
+        };
+        assert_eq!(status.code(), code, "{method}: {status:?}");
+        assert!(status.message().starts_with(&format!("[{sqlstate}] ")), "{method}: {status:?}");
+        assert_eq!(status.metadata().get("kalamdb-sqlstate").unwrap(), sqlstate, "{method}: {status:?}");
     }
     fixture.shut_down().await;
 }

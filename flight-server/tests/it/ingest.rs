@@ -1,15 +1,21 @@
 //! Bulk loading.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow::array::{Array, ArrayRef, DictionaryArray, Int32Array, Int64Array, RecordBatch, StringArray};
-use arrow::datatypes::Int32Type;
+use arrow::datatypes::{DataType, Field, Int32Type, Schema};
+use arrow_flight::FlightData;
+use arrow_flight::encode::{DictionaryHandling, FlightDataEncoderBuilder};
 use arrow_flight::sql::{
     CommandStatementIngest, TableDefinitionOptions, TableExistsOption, TableNotExistOption,
 };
+use arrow_flight::utils::batches_to_flight_data;
+use futures::{StreamExt, TryStreamExt};
+use kalamdb_core::{Config, Database};
 use tonic::Code;
 
-use crate::fixture::{Fixture, put_messages};
+use crate::fixture::{Fixture, ROOT_PASSWORD, descriptor, put_messages};
 
 fn append_to(table: &str) -> CommandStatementIngest {
     ingest(table, TableNotExistOption::Fail, TableExistsOption::Append)
@@ -71,11 +77,9 @@ async fn pandas_categories_and_narrow_numbers_are_cast() {
     let batch = RecordBatch::try_from_iter(columns).unwrap();
     assert!(batch.column(1).as_any().is::<DictionaryArray<Int32Type>>());
     let messages = {
-        use arrow_flight::encode::{DictionaryHandling, FlightDataEncoderBuilder};
-        use futures::TryStreamExt;
         FlightDataEncoderBuilder::new()
             .with_dictionary_handling(DictionaryHandling::Resend)
-            .with_flight_descriptor(Some(crate::fixture::descriptor(&append_to("t"))))
+            .with_flight_descriptor(Some(descriptor(&append_to("t"))))
             .build(futures::stream::iter([Ok(batch)]))
             .try_collect()
             .await
@@ -112,6 +116,90 @@ async fn other_modes_and_targets_are_refused_by_name() {
         let status = root.put(put_messages(&command, vec![batch]).await).await.unwrap_err();
         assert_eq!(status.code(), code, "{command:?}: {status:?}");
         assert!(status.message().starts_with('['), "{status:?}");
+    }
+    fixture.shut_down().await;
+}
+
+/// A dictionary message whose values nobody uses, and batches of no rows: bytes that are no rows.
+async fn idle_messages(command: &CommandStatementIngest, text_bytes: usize) -> Vec<FlightData> {
+    let text = "x".repeat(text_bytes);
+    let dictionary: DictionaryArray<Int32Type> = vec![text.as_str()].into_iter().collect();
+    let batch = RecordBatch::try_from_iter([("text", Arc::new(dictionary) as ArrayRef)]).unwrap();
+    let mut messages: Vec<FlightData> = FlightDataEncoderBuilder::new()
+        .with_dictionary_handling(DictionaryHandling::Resend)
+        .with_flight_descriptor(Some(descriptor(command)))
+        .build(futures::stream::iter([Ok(batch)]))
+        .try_collect()
+        .await
+        .unwrap();
+    // The schema, the dictionary, and no batch that would be counted as rows.
+    messages.truncate(2);
+    messages
+}
+
+#[tokio::test]
+async fn every_message_counts_whether_or_not_it_has_rows() {
+    let config = Config {
+        root_password: Some(ROOT_PASSWORD.to_owned()),
+        statement_bytes_max: 1 << 20,
+        ..Config::in_memory()
+    };
+    let fixture = Fixture::over(Database::open(config).await.unwrap(), &[]).await;
+    let mut root = fixture.root().await;
+    root.update("CREATE TABLE t (id BIGINT PRIMARY KEY, text TEXT)").await.unwrap();
+    let mut dictionaries = idle_messages(&append_to("t"), 100_000).await;
+    let dictionary = dictionaries.last().unwrap().clone();
+    dictionaries.extend(std::iter::repeat_n(dictionary, 20));
+
+    let columns = (0..200).map(|number| Field::new(format!("c{number}"), DataType::Utf8, true));
+    let nothing = RecordBatch::new_empty(Arc::new(Schema::new(columns.collect::<Vec<_>>())));
+    let mut empty = batches_to_flight_data(&nothing.schema(), vec![nothing]).unwrap();
+    empty[0].flight_descriptor = Some(descriptor(&append_to("t")));
+    let batch = empty.last().unwrap().clone();
+    assert!(batch.data_header.len() > 5_000, "{}", batch.data_header.len());
+    empty.extend(std::iter::repeat_n(batch, 200));
+
+    for messages in [dictionaries, empty] {
+        let status = root.put(messages).await.unwrap_err();
+        assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
+        assert!(status.message().starts_with("[54000] "), "{status:?}");
+    }
+    fixture.shut_down().await;
+}
+
+#[tokio::test]
+async fn rows_nobody_may_write_are_not_read() {
+    let fixture = Fixture::start().await;
+    let mut root = fixture.root().await;
+    root.update("CREATE SHARED TABLE t (id BIGINT PRIMARY KEY, text TEXT)").await.unwrap();
+    let mut guest = fixture.user("guest").await;
+    // The stream does not end: only who does not wait for its end can answer.
+    for (table, code) in [("t", Code::PermissionDenied), ("nowhere", Code::NotFound)] {
+        let messages = put_messages(&append_to(table), vec![rows(0..10)]).await;
+        let endless = futures::stream::iter(messages).chain(futures::stream::pending());
+        let put = guest.inner.do_put(guest.request(endless));
+        let status =
+            tokio::time::timeout(Duration::from_secs(10), put).await.expect("an answer").unwrap_err();
+        assert_eq!(status.code(), code, "{status:?}");
+    }
+    fixture.shut_down().await;
+}
+
+#[tokio::test]
+async fn all_that_clients_send_at_a_time_has_a_limit() {
+    let fixture = Fixture::start_with(&[("inbound_bytes_max", "300000")]).await;
+    let mut root = fixture.root().await;
+    root.update("CREATE TABLE t (id BIGINT PRIMARY KEY, text TEXT)").await.unwrap();
+    let status = root.put(put_messages(&append_to("t"), vec![rows(0..20_000)]).await).await.unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
+    assert!(
+        status.message().starts_with("[53200] ") && status.message().contains("inbound_bytes_max"),
+        "{status:?}"
+    );
+    // What was held is given back, with the answer or when a call is dropped.
+    for start in [0, 5_000] {
+        let messages = put_messages(&append_to("t"), vec![rows(start..start + 5_000)]).await;
+        assert_eq!(root.put(messages).await.unwrap().0, 5_000);
     }
     fixture.shut_down().await;
 }

@@ -2,18 +2,22 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray};
-use arrow::datatypes::{DataType, Schema};
+use arrow::array::{
+    ArrayRef, DictionaryArray, Float64Array, Int64Array, NullArray, RecordBatch, StringArray,
+};
+use arrow::datatypes::{DataType, Int32Type, Schema};
 use arrow_flight::IpcMessage;
+use arrow_flight::encode::{DictionaryHandling, FlightDataEncoderBuilder};
 use arrow_flight::sql::{
     ActionClosePreparedStatementRequest, ActionCreatePreparedStatementRequest, Any,
     CommandPreparedStatementQuery, CommandPreparedStatementUpdate, DoPutPreparedStatementResult,
 };
 use bytes::Bytes;
+use futures::TryStreamExt;
 use prost::Message;
 use tonic::{Code, Status};
 
-use crate::fixture::{Client, Fixture, any, only_ticket, put_messages};
+use crate::fixture::{Client, Fixture, any, descriptor, only_ticket, put_messages};
 
 /// The answer of CreatePreparedStatement with the field arrow-flight does not have.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -209,6 +213,125 @@ async fn what_cannot_be_bound_is_refused() {
             }
         };
         assert!(matches!(status.code(), Code::InvalidArgument | Code::Unimplemented), "{status:?}");
+    }
+    fixture.shut_down().await;
+}
+
+#[tokio::test]
+async fn many_rows_bound_before_are_one_commit_on_the_query_path_too() {
+    let fixture = Fixture::start().await;
+    let mut root = fixture.root().await;
+    table(&mut root).await;
+    let handle =
+        prepare(&mut root, "INSERT INTO t (id, text) VALUES (?, ?)").await.unwrap().prepared_statement_handle;
+    let update = CommandPreparedStatementUpdate { prepared_statement_handle: handle.clone() };
+    let nothing = RecordBatch::new_empty(Arc::new(Schema::empty()));
+    let rows = |ids: std::ops::Range<i64>| {
+        let texts: StringArray = ids.clone().map(|id| Some(format!("text {id}"))).collect();
+        parameters(vec![Arc::new(Int64Array::from_iter_values(ids)), Arc::new(texts)])
+    };
+    let mut expected = 3;
+    for ids in [10..60, 60..61, 61..61] {
+        let count = ids.end - ids.start;
+        bind(&mut root, &handle, rows(ids.clone())).await.unwrap();
+        let before = fixture.database.seq().0;
+        let info = root.info(&query(&handle)).await.unwrap().into_inner();
+        assert_eq!(info.total_records, count, "{ids:?}");
+        assert_eq!(fixture.database.seq().0, before + u64::from(count > 0), "{ids:?}");
+        // The update path runs what was bound before just the same.
+        bind(&mut root, &handle, rows(ids.start + 1_000..ids.end + 1_000)).await.unwrap();
+        let (updated, _) = root.put(put_messages(&update, vec![nothing.clone()]).await).await.unwrap();
+        assert_eq!(updated, count, "{ids:?}");
+        expected += 2 * count;
+    }
+    assert_eq!(root.query("SELECT count(*) FROM t").await.unwrap().lines(), [expected.to_string()]);
+    fixture.shut_down().await;
+}
+
+#[tokio::test]
+async fn parameters_are_held_to_the_statement_before_values_are_made_of_them() {
+    let fixture = Fixture::start().await;
+    let mut root = fixture.root().await;
+    let nulls = |columns: usize, rows: usize| {
+        parameters((0..columns).map(|_| Arc::new(NullArray::new(rows)) as ArrayRef).collect())
+    };
+    let refused = |status: Status, code: Code, sqlstate: &str| {
+        assert_eq!(status.code(), code, "{status:?}");
+        assert!(status.message().starts_with(&format!("[{sqlstate}] ")), "{status:?}");
+    };
+    // Columns of type Null have no bytes: as values, these were terabytes.
+    let select = prepare(&mut root, "SELECT $1").await.unwrap().prepared_statement_handle;
+    let status = bind(&mut root, &select, nulls(1, 8_000_000)).await.unwrap_err();
+    refused(status, Code::Unimplemented, "0A000");
+    let status = bind(&mut root, &select, nulls(9_000, 1_000_000)).await.unwrap_err();
+    refused(status, Code::InvalidArgument, "42P02");
+    let none = prepare(&mut root, "SELECT 1").await.unwrap().prepared_statement_handle;
+    refused(bind(&mut root, &none, nulls(1, 1)).await.unwrap_err(), Code::InvalidArgument, "42P02");
+
+    let names: Vec<String> = (0..1_000).map(|number| format!("c{number}")).collect();
+    root.update(&format!("CREATE TABLE wide ({} INT)", names.join(" INT, "))).await.unwrap();
+    let insert = format!("INSERT INTO wide VALUES ({})", vec!["?"; names.len()].join(", "));
+    let insert = prepare(&mut root, &insert).await.unwrap().prepared_statement_handle;
+    let update = CommandPreparedStatementUpdate { prepared_statement_handle: insert.clone() };
+    let status = root.put(put_messages(&update, vec![nulls(1_000, 10_000)]).await).await.unwrap_err();
+    refused(status, Code::ResourceExhausted, "54000");
+    let status = bind(&mut root, &insert, nulls(1_000, 10_000)).await.unwrap_err();
+    refused(status, Code::ResourceExhausted, "54000");
+    let status = root.put(put_messages(&update, vec![nulls(999, 1)]).await).await.unwrap_err();
+    refused(status, Code::InvalidArgument, "42P02");
+    assert_eq!(root.put(put_messages(&update, vec![nulls(1_000, 2)]).await).await.unwrap().0, 2);
+    fixture.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_dictionary_among_parameters_counts_what_it_stands_for() {
+    let fixture = Fixture::start().await;
+    let mut root = fixture.root().await;
+    table(&mut root).await;
+    let handle =
+        prepare(&mut root, "INSERT INTO t (text) VALUES (?)").await.unwrap().prepared_statement_handle;
+    let long = "x".repeat(1 << 20);
+    let texts: DictionaryArray<Int32Type> = std::iter::repeat_n(long.as_str(), 1_000).collect();
+    let messages: Vec<_> = FlightDataEncoderBuilder::new()
+        .with_dictionary_handling(DictionaryHandling::Resend)
+        .with_flight_descriptor(Some(descriptor(&CommandPreparedStatementUpdate {
+            prepared_statement_handle: handle,
+        })))
+        .build(futures::stream::iter([Ok(parameters(vec![Arc::new(texts)]))]))
+        .try_collect()
+        .await
+        .unwrap();
+    let status = root.put(messages).await.unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
+    assert!(status.message().starts_with("[54000] "), "{status:?}");
+    fixture.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_ticket_without_its_parameters_promises_no_second_use() {
+    let fixture = Fixture::start().await;
+    let mut root = fixture.root().await;
+    let handle = prepare(&mut root, "SELECT length($1) AS length").await.unwrap().prepared_statement_handle;
+    for (bytes, travels) in [(1_000, true), (2 << 20, false)] {
+        let text: ArrayRef = Arc::new(StringArray::from(vec!["x".repeat(bytes)]));
+        bind(&mut root, &handle, parameters(vec![text])).await.unwrap();
+        let info = root.info(&query(&handle)).await.unwrap().into_inner();
+        assert_eq!(info.endpoint[0].expiration_time.is_some(), travels, "{bytes}");
+        assert_eq!(root.fetch(&info).await.unwrap().lines(), [bytes.to_string()]);
+        let again = root.fetch(&info).await;
+        if travels {
+            assert_eq!(again.unwrap().lines(), [bytes.to_string()]);
+            continue;
+        }
+        let status = again.unwrap_err();
+        assert_eq!(status.code(), Code::NotFound, "{status:?}");
+        assert!(
+            status.message().starts_with("[24000] ") && status.message().contains("run it again"),
+            "{status:?}"
+        );
+        // The statement still has them.
+        let info = root.info(&query(&handle)).await.unwrap().into_inner();
+        assert_eq!(root.fetch(&info).await.unwrap().lines(), [bytes.to_string()]);
     }
     fixture.shut_down().await;
 }

@@ -16,6 +16,7 @@ use datafusion::sql::planner::PlannerContext;
 use datafusion::sql::sqlparser::ast;
 
 use super::Attempts;
+use super::pieces::Pieces;
 use crate::commit::{RowWrite, TableWrite};
 use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::schema_registry::{ColumnDefault, ColumnDefinition, TableDefinition, TableSchemas};
@@ -94,7 +95,7 @@ impl Target {
     }
 
     /// Rows as the table's visible schema has them.
-    pub(in crate::sql) fn complete(&self, execution: &Execution, batch: &RecordBatch) -> Result<RecordBatch> {
+    fn complete(&self, execution: &Execution, batch: &RecordBatch) -> Result<RecordBatch> {
         let columns = self
             .sources
             .iter()
@@ -308,11 +309,17 @@ pub(in crate::sql) async fn insert(
         let execution = session.begin()?;
         let (target, planned) = plan(&execution, statement, view)?;
         let mut rows = Rows::new(&execution, Arc::clone(&target.schemas))?;
-        planned.each_batch(params, |batch| rows.insert(&target.complete(&execution, &batch)?)).await?;
+        planned.each_batch(params, |batch| rows.insert(&target, &batch)).await?;
         if let Some(affected) = rows.commit(&mut attempts).await? {
             return Ok(affected);
         }
     }
+}
+
+/// Whether rows can be appended to a table: it exists, and the principal may write it.
+pub(in crate::sql) fn check_append(session: &Session, namespace: Option<&str>, table: &str) -> Result<()> {
+    let name = QualifiedName { namespace: namespace.map(str::to_owned), name: table.to_owned() };
+    session.begin()?.writable(&name).map(|_| ())
 }
 
 /// Appends batches whose columns are matched by name.
@@ -335,7 +342,7 @@ pub(in crate::sql) async fn append(
                 return Err(Error::invalid("the rows to append have no columns"));
             }
             let target = Target::new(Arc::clone(&schemas), &names, None)?;
-            rows.insert(&target.complete(&execution, batch)?)?;
+            rows.insert(&target, batch)?;
         }
         if let Some(affected) = rows.commit(&mut attempts).await? {
             return Ok(affected);
@@ -375,13 +382,21 @@ impl<'a> Rows<'a> {
         Self { execution, schemas, writer, writes: Vec::new(), affected: 0, rows: 0, bytes: 0, now_us }
     }
 
-    /// Takes the writes of `rows` rows.
-    fn add(&mut self, rows: usize, mut writes: Vec<RowWrite>) -> Result<()> {
-        self.rows += rows;
-        self.affected += rows as u64;
-        let bytes: usize = writes.iter().map(RowWrite::bytes).sum();
+    /// Counts rows before anything is made of them.
+    fn count(&mut self, rows: usize) -> Result<()> {
+        self.rows = self.rows.saturating_add(rows);
+        self.affected = self.affected.saturating_add(rows as u64);
+        self.check_limits()
+    }
+
+    fn take(&mut self, writes: Vec<RowWrite>) -> Result<()> {
+        let bytes = writes.iter().map(RowWrite::bytes).fold(0, usize::saturating_add);
         self.bytes = self.bytes.saturating_add(bytes);
-        self.writes.append(&mut writes);
+        self.writes.extend(writes);
+        self.check_limits()
+    }
+
+    fn check_limits(&self) -> Result<()> {
         let config = &self.execution.ctx().config;
         if self.rows <= config.statement_rows_max && self.bytes <= config.statement_bytes_max {
             return Ok(());
@@ -401,21 +416,35 @@ impl<'a> Rows<'a> {
         )))
     }
 
-    /// Rows in the table's visible columns.
-    pub(in crate::sql) fn insert(&mut self, batch: &RecordBatch) -> Result<()> {
+    /// How rows for the table are cut before they are completed.
+    pub(in crate::sql) fn pieces(&self) -> Pieces {
+        Pieces::of(&self.schemas.definition, &self.execution.ctx().config)
+    }
+
+    /// Rows in the target's columns, however many.
+    pub(in crate::sql) fn insert(&mut self, target: &Target, batch: &RecordBatch) -> Result<()> {
         let scope = self.schemas.definition.scope_for(self.execution.principal.user_id);
-        self.add(batch.num_rows(), self.writer.inserts(scope, batch, self.now_us)?)
+        self.pieces().each(batch, |piece| {
+            self.count(piece.num_rows())?;
+            let completed = target.complete(self.execution, piece)?;
+            let writes = self.writer.inserts(scope, &completed, self.now_us)?;
+            self.take(writes)
+        })
     }
 
     /// Rows as they are stored, and as they shall be.
     pub(in crate::sql) fn update(&mut self, before: &RecordBatch, after: &RecordBatch) -> Result<()> {
+        self.count(before.num_rows())?;
         let scope = self.schemas.definition.scope_for(self.execution.principal.user_id);
-        self.add(before.num_rows(), self.writer.updates(scope, before, after)?)
+        let writes = self.writer.updates(scope, before, after)?;
+        self.take(writes)
     }
 
     /// Rows as they are stored.
     pub(in crate::sql) fn delete(&mut self, before: &RecordBatch) -> Result<()> {
-        self.add(before.num_rows(), self.writer.deletes(before)?)
+        self.count(before.num_rows())?;
+        let writes = self.writer.deletes(before)?;
+        self.take(writes)
     }
 
     /// Refuses several rows of parameters that change the same row: each was planned on the row as it was before.

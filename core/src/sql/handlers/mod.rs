@@ -5,6 +5,7 @@
 pub(super) mod admin;
 pub(super) mod insert;
 pub(super) mod namespace;
+mod pieces;
 pub(super) mod query;
 pub(super) mod show;
 pub(super) mod storage;

@@ -58,6 +58,23 @@ def test_execute_returns_rows(db, notes):
         assert cursor.fetchall() == [(3, "ann", "bye")]
 
 
+def test_several_rows_bound_to_one_execution_are_one_commit(db, notes):
+    """`execute` of an update goes by the query path, `executemany` by the update path; both take many rows."""
+    insert = f"INSERT INTO {notes} (id, author) VALUES (?, ?)"
+    rows = pa.record_batch({"0": pa.array(range(10, 60), pa.int64()), "1": [f"author {id}" for id in range(10, 60)]})
+    with db.cursor() as cursor:
+        cursor.execute(insert, rows)
+        cursor.executemany(insert, [(number, "many") for number in range(60, 110)])
+    assert execute(db, f"SELECT count(*) AS n FROM {notes}").to_pylist() == [{"n": 103}]
+
+
+def test_a_result_with_lists_comes_in_few_messages(db):
+    lists = execute(db, "SELECT make_array(value, value, value, value, value, value, value, value) AS list "
+                        "FROM generate_series(1, 200000)")
+    assert sorted(lists.column("list").to_pylist()) == [[number] * 8 for number in range(1, 200_001)]
+    assert lists.column(0).num_chunks < 100
+
+
 def test_fetch_arrow_table_has_the_columns_types_and_nullability(db, notes):
     table = execute(db, f"SELECT * FROM {notes} ORDER BY id")
     assert table.schema.names == ["id", "author", "body", "score"]

@@ -265,6 +265,19 @@ class StatementsTest {
   }
 
   @Test
+  void aPreparedResultWithoutRowsHasItsColumns() throws SQLException {
+    String table = namespace + ".t";
+    Database.execute(connection, "CREATE TABLE " + table + " (id BIGINT PRIMARY KEY, price DECIMAL(10, 2), at TIMESTAMP)");
+    try (PreparedStatement select =
+            connection.prepareStatement("SELECT id, price, at, id + 1 AS next FROM " + table);
+        ResultSet result = select.executeQuery()) {
+      assertEquals(4, result.getMetaData().getColumnCount());
+      assertEquals("next", result.getMetaData().getColumnLabel(4));
+      assertFalse(result.next());
+    }
+  }
+
+  @Test
   void joinsAndAggregatesAndManyRows() throws SQLException {
     String table = namespace + ".many";
     Database.execute(connection, "CREATE TABLE " + table + " (id BIGINT PRIMARY KEY, part BIGINT NOT NULL)");
