@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import time
 
 import adbc_driver_flightsql.dbapi
 import pytest
@@ -45,6 +46,16 @@ def execute(connection, sql, parameters=None):
     with connection.cursor() as cursor:
         cursor.execute(sql, parameters)
         return cursor.fetch_arrow_table()
+
+
+def flush(connection):
+    """Has all rows flushed and waits until it is done."""
+    execute(connection, "FLUSH ALL TABLES")
+    unfinished = "SELECT 1 AS one FROM system.jobs WHERE job_type = 'flush' AND status IN ('queued', 'running', 'retrying')"
+    while execute(connection, unfinished).num_rows:
+        time.sleep(0.01)
+    failed = "SELECT error_message FROM system.jobs WHERE job_type = 'flush' AND status <> 'completed'"
+    assert execute(connection, failed).to_pylist() == []
 
 
 @pytest.fixture

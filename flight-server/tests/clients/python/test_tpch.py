@@ -1,4 +1,4 @@
-"""TPC-H at scale factor 0.01: ingested over Flight, all 22 queries equal to the published answers.
+"""TPC-H at scale factor 0.01: ingested over Flight, all 22 queries equal to the published answers, hot and flushed.
 
 DuckDB's tpch extension, which comes as a Python package, makes the data and knows the queries and the answers. A
 number is right when it is within 1e-6 of the answer, absolutely, or within 1e-9 of it, relatively: AVG and division of
@@ -12,7 +12,7 @@ import duckdb
 import duckdb_ext
 import pytest
 
-from conftest import connect, execute
+from conftest import connect, execute, flush
 
 SCALE_FACTOR = 0.01
 ABSOLUTE, RELATIVE = 1e-6, 1e-9
@@ -35,8 +35,8 @@ def corpus():
     return generator, {number: (queries[number], answers[number]) for number in queries}
 
 
-@pytest.fixture(scope="module")
-def loaded(server, corpus):
+@pytest.fixture(scope="module", params=["hot", "cold"])
+def loaded(server, corpus, request):
     """A connection to a server that holds the data in namespace `public`, where a session starts."""
     generator, _ = corpus
     with connect(server) as connection:
@@ -47,6 +47,8 @@ def loaded(server, corpus):
             with connection.cursor() as cursor:
                 assert cursor.adbc_ingest(table, data, mode="append", db_schema_name="public") == data.num_rows
             assert execute(connection, f"SELECT count(*) AS n FROM {table}").to_pylist() == [{"n": data.num_rows}]
+        if request.param == "cold":
+            flush(connection)
         yield connection
         for table in KEYS:
             execute(connection, f"DROP TABLE {table}")
