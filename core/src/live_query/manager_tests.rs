@@ -75,7 +75,8 @@ async fn who_was_not_registered_when_its_group_failed_fails_too() {
     root.execute("INSERT INTO app.t VALUES (1, 0)", ()).await.unwrap();
     matched(&database).await;
     let shared = &database.context().live_queries.shared;
-    let (registered, membership) = shared.register(subscriber(&database, &root), &request, membership).unwrap();
+    let (registered, membership) =
+        shared.register(subscriber(&database, &root), &request, membership).unwrap();
     let begin = Begin::After { seq: start.seq, resumed: false };
     let mut stream = Subscription::new(Arc::clone(shared), registered, membership, begin, start, &request);
     let mut reasons = Vec::new();

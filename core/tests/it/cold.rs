@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use datafusion::arrow::util::display::{ArrayFormatter, FormatOptions};
 use kalamdb_core::ids::JobId;
 use kalamdb_core::{Config, Database, Outcome, Session};
 use proptest::prelude::*;
 
-async fn run(session: &Session, sql: &str) -> Result<u64, String> {
+use crate::session::run;
+
+/// Runs a statement; gives the rows it changed, or the SQLSTATE.
+async fn attempt(session: &Session, sql: &str) -> Result<u64, String> {
     match session.execute(sql, ()).await {
         Ok(Outcome::Affected(affected)) => Ok(affected.rows),
         Ok(other) => panic!("{sql}: {other:?}"),
@@ -15,25 +17,8 @@ async fn run(session: &Session, sql: &str) -> Result<u64, String> {
     }
 }
 
-async fn done(session: &Session, sql: &str) -> u64 {
-    run(session, sql).await.unwrap_or_else(|state| panic!("{sql}: {state}"))
-}
-
 async fn rows(session: &Session, sql: &str) -> Vec<String> {
-    let rows =
-        session.execute(sql, ()).await.unwrap_or_else(|error| panic!("{sql}: {error}")).rows().unwrap();
-    let batches = rows.collect().await.unwrap_or_else(|error| panic!("{sql}: {error}"));
-    let options = FormatOptions::default().with_null("NULL");
-    let mut lines = Vec::new();
-    for batch in &batches {
-        let columns: Vec<_> =
-            batch.columns().iter().map(|column| ArrayFormatter::try_new(column, &options).unwrap()).collect();
-        for row in 0..batch.num_rows() {
-            let cells: Vec<_> = columns.iter().map(|column| column.value(row).to_string()).collect();
-            lines.push(cells.join("|"));
-        }
-    }
-    lines
+    crate::session::rows(session, sql, ()).await
 }
 
 /// Starts a flush or a merge.
@@ -58,21 +43,21 @@ async fn complete(database: &Database, what: &str, table: &str) {
 async fn database() -> (Database, Session) {
     let database = Database::open_in_memory().await.unwrap();
     let root = database.session_for("root").unwrap();
-    done(&root, "CREATE NAMESPACE app").await;
+    run(&root, "CREATE NAMESPACE app").await;
     (database, root)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_type_reads_as_it_did_before_the_flush() {
     let (database, root) = database().await;
-    done(
+    run(
         &root,
         "CREATE TABLE app.types (id BIGINT PRIMARY KEY, b BOOLEAN, s SMALLINT, i INTEGER, r REAL, d DOUBLE, \
          n DECIMAL(20, 4), t TEXT, v BYTES, at TIMESTAMP, atz TIMESTAMPTZ, day DATE, clock TIME, u UUID, j JSON, \
          e EMBEDDING(3))",
     )
     .await;
-    done(
+    run(
         &root,
         "INSERT INTO app.types VALUES \
          (1, true, -3, 7, 1.5, -2.25, 123456.7891, 'täxt', '\\x00ff', '2026-01-02 03:04:05.678901', \
@@ -87,7 +72,7 @@ async fn every_type_reads_as_it_did_before_the_flush() {
     assert_eq!(rows(&root, select).await, before);
     let point = "SELECT * FROM app.types WHERE id = 1";
     let cold = rows(&root, point).await;
-    assert_eq!(done(&root, "UPDATE app.types SET i = i WHERE id = 1").await, 1);
+    assert_eq!(run(&root, "UPDATE app.types SET i = i WHERE id = 1").await, 1);
     assert_eq!(rows(&root, point).await, cold);
     assert_eq!(rows(&root, "SELECT rows, rows_gone FROM (SELECT 1 AS rows, 0 AS rows_gone)").await, ["1|0"]);
     assert!(rows(&root, "SHOW MANIFEST FOR app.types").await.first().unwrap().contains("|2|1|"));
@@ -97,22 +82,22 @@ async fn every_type_reads_as_it_did_before_the_flush() {
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_stay_unique_across_hot_and_cold() {
     let (database, root) = database().await;
-    done(&root, "CREATE TABLE app.t (id BIGINT PRIMARY KEY, v TEXT)").await;
-    done(&root, "INSERT INTO app.t SELECT value, 'cold' FROM generate_series(1, 10000)").await;
+    run(&root, "CREATE TABLE app.t (id BIGINT PRIMARY KEY, v TEXT)").await;
+    run(&root, "INSERT INTO app.t SELECT value, 'cold' FROM generate_series(1, 10000)").await;
     flush(&database, "app.t").await;
-    assert_eq!(run(&root, "INSERT INTO app.t VALUES (5000, 'again')").await, Err("23505".to_owned()));
+    assert_eq!(attempt(&root, "INSERT INTO app.t VALUES (5000, 'again')").await, Err("23505".to_owned()));
     assert_eq!(
-        run(&root, "INSERT INTO app.t SELECT value, 'x' FROM generate_series(9999, 11000)").await,
+        attempt(&root, "INSERT INTO app.t SELECT value, 'x' FROM generate_series(9999, 11000)").await,
         Err("23505".to_owned())
     );
-    assert_eq!(done(&root, "DELETE FROM app.t WHERE id = 5000").await, 1);
-    assert_eq!(done(&root, "DELETE FROM app.t WHERE id = 5000").await, 0);
-    assert_eq!(done(&root, "INSERT INTO app.t VALUES (5000, 'again')").await, 1);
-    assert_eq!(run(&root, "INSERT INTO app.t VALUES (5000, 'twice')").await, Err("23505".to_owned()));
+    assert_eq!(run(&root, "DELETE FROM app.t WHERE id = 5000").await, 1);
+    assert_eq!(run(&root, "DELETE FROM app.t WHERE id = 5000").await, 0);
+    assert_eq!(run(&root, "INSERT INTO app.t VALUES (5000, 'again')").await, 1);
+    assert_eq!(attempt(&root, "INSERT INTO app.t VALUES (5000, 'twice')").await, Err("23505".to_owned()));
     flush(&database, "app.t").await;
-    assert_eq!(run(&root, "INSERT INTO app.t VALUES (5000, 'twice')").await, Err("23505".to_owned()));
+    assert_eq!(attempt(&root, "INSERT INTO app.t VALUES (5000, 'twice')").await, Err("23505".to_owned()));
     // A key that moves away makes room for another in the same statement.
-    assert_eq!(done(&root, "UPDATE app.t SET id = id + 1 WHERE id BETWEEN 9000 AND 10000").await, 1001);
+    assert_eq!(run(&root, "UPDATE app.t SET id = id + 1 WHERE id BETWEEN 9000 AND 10000").await, 1001);
     assert_eq!(
         rows(&root, "SELECT count(*), min(id), max(id), count(DISTINCT id) FROM app.t").await,
         ["10000|1|10001|10000"]
@@ -129,18 +114,15 @@ async fn keys_stay_unique_across_hot_and_cold() {
 #[tokio::test(flavor = "multi_thread")]
 async fn users_share_segments_and_nothing_else() {
     let (database, root) = database().await;
-    done(&root, "CREATE USER TABLE app.notes (id BIGINT PRIMARY KEY, body TEXT)").await;
-    done(&root, "CREATE USER TABLE app.lines (body TEXT)").await;
+    run(&root, "CREATE USER TABLE app.notes (id BIGINT PRIMARY KEY, body TEXT)").await;
+    run(&root, "CREATE USER TABLE app.lines (body TEXT)").await;
     let mut users = Vec::new();
     for name in ["ann", "bob", "cy"] {
-        done(&root, &format!("CREATE USER '{name}' WITH PASSWORD 'a password'")).await;
+        run(&root, &format!("CREATE USER '{name}' WITH PASSWORD 'a password'")).await;
         let session = database.session_for(name).unwrap();
-        done(
-            &session,
-            &format!("INSERT INTO app.notes SELECT value, '{name}' FROM generate_series(1, 3000)"),
-        )
-        .await;
-        done(&session, &format!("INSERT INTO app.lines SELECT '{name}' FROM generate_series(1, 3000)")).await;
+        run(&session, &format!("INSERT INTO app.notes SELECT value, '{name}' FROM generate_series(1, 3000)"))
+            .await;
+        run(&session, &format!("INSERT INTO app.lines SELECT '{name}' FROM generate_series(1, 3000)")).await;
         users.push((name, session));
     }
     flush(&database, "app.notes").await;
@@ -158,22 +140,22 @@ async fn users_share_segments_and_nothing_else() {
     }
     assert_eq!(rows(&root, "SELECT count(*) FROM app.notes").await, ["0"]);
     let (_, ann) = &users[0];
-    assert_eq!(done(ann, "DELETE FROM app.lines").await, 3000);
-    assert_eq!(done(ann, "UPDATE app.notes SET body = 'new' WHERE id <= 10").await, 10);
+    assert_eq!(run(ann, "DELETE FROM app.lines").await, 3000);
+    assert_eq!(run(ann, "UPDATE app.notes SET body = 'new' WHERE id <= 10").await, 10);
     let (_, bob) = &users[1];
     assert_eq!(rows(bob, "SELECT count(*), min(body) FROM app.notes").await, ["3000|bob"]);
     assert_eq!(rows(bob, "SELECT count(*) FROM app.lines").await, ["3000"]);
-    assert!(run(bob, "FLUSH TABLE app.notes").await.is_err());
+    assert!(attempt(bob, "FLUSH TABLE app.notes").await.is_err());
     database.shutdown().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn merged_segments_have_what_was_alive_in_the_old_ones() {
     let (database, root) = database().await;
-    done(&root, "CREATE USER TABLE app.t (id BIGINT PRIMARY KEY, v TEXT)").await;
+    run(&root, "CREATE USER TABLE app.t (id BIGINT PRIMARY KEY, v TEXT)").await;
     let mut sessions = Vec::new();
     for name in ["ann", "bob"] {
-        done(&root, &format!("CREATE USER '{name}' WITH PASSWORD 'a password'")).await;
+        run(&root, &format!("CREATE USER '{name}' WITH PASSWORD 'a password'")).await;
         sessions.push(database.session_for(name).unwrap());
     }
     for part in 0..4 {
@@ -184,13 +166,13 @@ async fn merged_segments_have_what_was_alive_in_the_old_ones() {
                 from + 1,
                 from + 5_000
             );
-            done(session, &sql).await;
+            run(session, &sql).await;
         }
         flush(&database, "app.t").await;
     }
-    done(&sessions[0], "DELETE FROM app.t WHERE id % 2 = 0").await;
-    done(&sessions[0], "UPDATE app.t SET v = 'new' WHERE id <= 100").await;
-    done(&root, "DROP USER 'bob'").await;
+    run(&sessions[0], "DELETE FROM app.t WHERE id % 2 = 0").await;
+    run(&sessions[0], "UPDATE app.t SET v = 'new' WHERE id <= 100").await;
+    run(&root, "DROP USER 'bob'").await;
     let select = "SELECT count(*), sum(id), count(CASE WHEN v = 'new' THEN 1 END), max(_seq) FROM app.t";
     let before = rows(&sessions[0], select).await;
     assert_eq!(rows(&root, "SHOW MANIFEST FOR app.t").await.len(), 4);
@@ -199,12 +181,12 @@ async fn merged_segments_have_what_was_alive_in_the_old_ones() {
     let manifest = rows(&root, "SHOW MANIFEST FOR app.t").await;
     // Half of one user's rows without the 50 that are hot again, and none of the user's who is no more.
     assert!(manifest.len() == 1 && manifest[0].contains("|9950|0|"), "{manifest:?}");
-    done(&sessions[0], "DELETE FROM app.t WHERE id BETWEEN 10000 AND 10010").await;
+    run(&sessions[0], "DELETE FROM app.t WHERE id BETWEEN 10000 AND 10010").await;
     assert_eq!(
         rows(&sessions[0], "SELECT count(*) FROM app.t WHERE id BETWEEN 9990 AND 10020").await,
         ["10"]
     );
-    assert_eq!(run(&sessions[0], "INSERT INTO app.t VALUES (9999, 'x')").await, Err("23505".to_owned()));
+    assert_eq!(attempt(&sessions[0], "INSERT INTO app.t VALUES (9999, 'x')").await, Err("23505".to_owned()));
     database.shutdown().await.unwrap();
 }
 
@@ -214,8 +196,8 @@ async fn a_policy_flushes_by_itself_and_dropped_tables_leave_no_file() {
     let config = Config { flush_check_interval_ms: 10, ..Config::at(folder.path()) };
     let database = Database::open(config).await.unwrap();
     let root = database.session_for("root").unwrap();
-    done(&root, "CREATE TABLE t (id BIGINT PRIMARY KEY) WITH (FLUSH_POLICY = 'rows:100')").await;
-    done(&root, "INSERT INTO t SELECT value FROM generate_series(1, 100)").await;
+    run(&root, "CREATE TABLE t (id BIGINT PRIMARY KEY) WITH (FLUSH_POLICY = 'rows:100')").await;
+    run(&root, "INSERT INTO t SELECT value FROM generate_series(1, 100)").await;
     let files = || {
         let tables = std::fs::read_dir(folder.path().join("segments")).unwrap();
         tables.map(|table| std::fs::read_dir(table.unwrap().path()).unwrap().count()).sum::<usize>()
@@ -226,11 +208,100 @@ async fn a_policy_flushes_by_itself_and_dropped_tables_leave_no_file() {
     }
     assert_eq!(files(), 1);
     assert_eq!(rows(&root, "SELECT count(*) FROM t").await, ["100"]);
-    done(&root, "DROP TABLE t").await;
+    run(&root, "DROP TABLE t").await;
     let mut commits = database.context().committer.commits().watch();
     while files() > 0 {
         commits.changed().await.unwrap();
     }
+    database.shutdown().await.unwrap();
+}
+
+/// The only segment of a database's tables.
+fn only_segment(folder: &std::path::Path) -> std::path::PathBuf {
+    let table = std::fs::read_dir(folder.join("segments")).unwrap().next().unwrap().unwrap();
+    std::fs::read_dir(table.path()).unwrap().next().unwrap().unwrap().path()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damaged_segments_are_errors_and_never_other_rows() {
+    let folder = tempfile::tempdir().unwrap();
+    let database = Database::open(Config::at(folder.path())).await.unwrap();
+    let root = database.session_for("root").unwrap();
+    run(&root, "CREATE TABLE t (id BIGINT PRIMARY KEY, v TEXT)").await;
+    run(&root, "CREATE TABLE other (id BIGINT PRIMARY KEY)").await;
+    run(&root, "INSERT INTO other VALUES (1)").await;
+    run(
+        &root,
+        "INSERT INTO t SELECT value, 'row ' || CAST(value * 7919 AS TEXT) FROM generate_series(1, 20000)",
+    )
+    .await;
+    let select = "SELECT count(*), sum(id), min(v), max(v) FROM t";
+    let expected = rows(&root, select).await;
+    flush(&database, "t").await;
+    database.shutdown().await.unwrap();
+    drop((root, database));
+    let path = only_segment(folder.path());
+    let whole = std::fs::read(&path).unwrap();
+    let mut errors = 0;
+    let mut check = async |bytes: Option<&[u8]>| {
+        match bytes {
+            Some(bytes) => std::fs::write(&path, bytes).unwrap(),
+            None => std::fs::remove_file(&path).unwrap(),
+        }
+        let database = Database::open(Config::at(folder.path())).await.unwrap();
+        let root = database.session_for("root").unwrap();
+        let outcome = match root.execute(select, ()).await {
+            Ok(outcome) => outcome.rows().unwrap().collect().await,
+            Err(error) => Err(error),
+        };
+        match outcome {
+            Ok(_) => assert_eq!(rows(&root, select).await, expected),
+            Err(error) => {
+                assert_eq!(error.sqlstate().to_string(), "XX001", "{error}");
+                assert!(error.message().contains("segment \""), "{error}");
+                errors += 1;
+            }
+        }
+        assert_eq!(rows(&root, "SELECT id FROM other").await, ["1"]);
+        database.shutdown().await.unwrap();
+    };
+    // Spread over the file, pages and footer.
+    for part in 0..40 {
+        let mut damaged = whole.clone();
+        let at = (whole.len() * part / 40 + part * 13).min(whole.len() - 1);
+        damaged[at] ^= 1 << (part % 8);
+        check(Some(&damaged)).await;
+    }
+    check(Some(&whole[..whole.len() / 2])).await;
+    check(Some(&[])).await;
+    check(None).await;
+    check(Some(&whole)).await;
+    assert!(errors >= 35, "only {errors} of 43 damages were seen");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flush_that_cannot_write_leaves_the_rows_hot_and_is_tried_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let database = Database::open(Config::at(folder.path())).await.unwrap();
+    let root = database.session_for("root").unwrap();
+    run(&root, "CREATE TABLE t (id BIGINT PRIMARY KEY)").await;
+    run(&root, "INSERT INTO t VALUES (1), (2)").await;
+    let table = database.context().committer.snapshot().catalog.table("public", "t").unwrap().id;
+    let obstacle = folder.path().join("segments").join(table.to_string());
+    std::fs::write(&obstacle, "a file where a folder should be").unwrap();
+    let job = begin(&root, "FLUSH", "t").await;
+    let status = format!("SELECT status, error_message FROM system.jobs WHERE job_id = '{job}'");
+    let mut commits = database.context().committer.commits().watch();
+    while !rows(&root, &status).await[0].starts_with("retrying|[58030]") {
+        commits.changed().await.unwrap();
+    }
+    assert_eq!(run(&root, "INSERT INTO t VALUES (3)").await, 1);
+    assert_eq!(rows(&root, "SELECT count(*) FROM t").await, ["3"]);
+    std::fs::remove_file(&obstacle).unwrap();
+    database.context().jobs.wait(&job).await;
+    assert_eq!(rows(&root, &status).await, ["completed|NULL"]);
+    assert_eq!(rows(&root, "SELECT count(*) FROM t").await, ["3"]);
+    assert_eq!(rows(&root, "SHOW MANIFEST FOR t").await.len(), 1);
     database.shutdown().await.unwrap();
 }
 
@@ -274,9 +345,9 @@ impl World {
         let folder = tempfile::tempdir().unwrap();
         let database = Database::open(Self::config(folder.path())).await.unwrap();
         let root = database.session_for("root").unwrap();
-        done(&root, "CREATE USER TABLE t (id BIGINT PRIMARY KEY, v TEXT)").await;
+        run(&root, "CREATE USER TABLE t (id BIGINT PRIMARY KEY, v TEXT)").await;
         for name in ["ann", "bob"] {
-            done(&root, &format!("CREATE USER '{name}' WITH PASSWORD 'a password'")).await;
+            run(&root, &format!("CREATE USER '{name}' WITH PASSWORD 'a password'")).await;
         }
         Self { folder, database, model: Model::default(), step: 0 }
     }
@@ -298,7 +369,8 @@ impl World {
             Step::Insert(from, to) => {
                 let taken = self.model[user].range(from..to).next().is_some();
                 let values: Vec<_> = (from..to).map(|id| format!("({id}, '{value}')")).collect();
-                let inserted = run(&session, &format!("INSERT INTO t VALUES {}", values.join(", "))).await;
+                let inserted =
+                    attempt(&session, &format!("INSERT INTO t VALUES {}", values.join(", "))).await;
                 assert_eq!(inserted, if taken { Err("23505".to_owned()) } else { Ok((to - from) as u64) });
                 if !taken {
                     self.model[user].extend((from..to).map(|id| (id, value.clone())));
@@ -307,13 +379,13 @@ impl World {
             Step::Update(from, to) => {
                 let changed: Vec<_> = self.model[user].range_mut(from..to).collect();
                 let sql = format!("UPDATE t SET v = '{value}' WHERE id >= {from} AND id < {to}");
-                assert_eq!(done(&session, &sql).await, changed.len() as u64);
+                assert_eq!(run(&session, &sql).await, changed.len() as u64);
                 changed.into_iter().for_each(|(_, stored)| stored.clone_from(&value));
             }
             Step::Delete(from, to) => {
                 let gone: Vec<_> = self.model[user].range(from..to).map(|(id, _)| *id).collect();
                 let sql = format!("DELETE FROM t WHERE id BETWEEN {from} AND {}", to - 1);
-                assert_eq!(done(&session, &sql).await, gone.len() as u64);
+                assert_eq!(run(&session, &sql).await, gone.len() as u64);
                 gone.iter().for_each(|id| drop(self.model[user].remove(id)));
             }
             Step::Shift(from, to) => {
@@ -321,7 +393,7 @@ impl World {
                     self.model[user].range(from..to).map(|(id, value)| (*id, value.clone())).collect();
                 let sql = format!("UPDATE t SET id = id + 1000 WHERE id >= {from} AND id < {to}");
                 let taken = moved.iter().any(|(id, _)| self.model[user].contains_key(&(id + 1000)));
-                let outcome = run(&session, &sql).await;
+                let outcome = attempt(&session, &sql).await;
                 assert_eq!(outcome, if taken { Err("23505".to_owned()) } else { Ok(moved.len() as u64) });
                 if !taken {
                     moved.iter().for_each(|(id, _)| drop(self.model[user].remove(id)));

@@ -5,5 +5,6 @@
 mod append;
 mod cold;
 mod live;
+mod session;
 mod sql;
 mod tidy;

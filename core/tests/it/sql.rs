@@ -3,9 +3,9 @@
 
 use std::sync::Arc;
 
-use datafusion::arrow::array::RecordBatch;
-use datafusion::arrow::util::display::{ArrayFormatter, FormatOptions};
-use kalamdb_core::{Database, Error, Outcome, Params, ScalarValue, Session, StatementKind};
+use kalamdb_core::{Database, Error, Outcome, ScalarValue, Session, StatementKind};
+
+use crate::session::{fails, rows, run};
 
 async fn database() -> (Database, Session) {
     let database = Database::open_in_memory().await.unwrap();
@@ -14,49 +14,8 @@ async fn database() -> (Database, Session) {
     (database, root)
 }
 
-async fn run(session: &Session, sql: &str) -> u64 {
-    match session.execute(sql, ()).await {
-        Ok(Outcome::Affected(affected)) => affected.rows,
-        other => panic!("{sql}: {other:?}"),
-    }
-}
-
-async fn fails(session: &Session, sql: &str) -> Error {
-    match session.execute(sql, ()).await {
-        Err(error) => error,
-        Ok(Outcome::Rows(rows)) => match rows.collect().await {
-            Err(error) => error,
-            Ok(_) => panic!("{sql} did not fail"),
-        },
-        Ok(other) => panic!("{sql} did not fail: {other:?}"),
-    }
-}
-
 async fn state(session: &Session, sql: &str) -> String {
     fails(session, sql).await.sqlstate().to_string()
-}
-
-fn text(batches: &[RecordBatch]) -> Vec<String> {
-    let options = FormatOptions::default().with_null("NULL");
-    let mut lines = Vec::new();
-    for batch in batches {
-        let columns: Vec<_> =
-            batch.columns().iter().map(|column| ArrayFormatter::try_new(column, &options).unwrap()).collect();
-        for row in 0..batch.num_rows() {
-            let cells: Vec<_> = columns.iter().map(|column| column.value(row).to_string()).collect();
-            lines.push(cells.join("|"));
-        }
-    }
-    lines
-}
-
-async fn rows(session: &Session, sql: &str, params: impl Into<Params>) -> Vec<String> {
-    let outcome = session.execute(sql, params).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
-    let rows = outcome.rows().unwrap();
-    let schema = Arc::clone(&rows.schema);
-    let batches = rows.collect().await.unwrap_or_else(|error| panic!("{sql}: {error}"));
-    assert!(batches.iter().all(|batch| Arc::ptr_eq(batch.schema_ref(), &schema)), "{sql}: one schema");
-    text(&batches)
 }
 
 async fn user(root: &Session, database: &Database, name: &str, role: &str) -> Session {
