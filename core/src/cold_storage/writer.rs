@@ -37,6 +37,8 @@ pub(super) const FENCES_KEY: &str = "kalamdb:fences";
 const ROW_GROUP_ROWS: usize = 128 << 10;
 /// A row group is ended when it has this many bytes, which are in memory until then.
 const ROW_GROUP_BYTES: usize = 64 << 20;
+/// A column with more different values than fit is written plain: to read one row of it its whole dictionary is read.
+const DICTIONARY_BYTES: usize = 16 << 10;
 /// How often a key that is not in the segment seems to be: each costs a page.
 const FILTER_FALSE_POSITIVES: f64 = 0.001;
 
@@ -69,6 +71,7 @@ impl SegmentWriter {
         let mut properties = WriterProperties::builder()
             .set_created_by(concat!("kalamdb ", env!("CARGO_PKG_VERSION")).to_owned())
             .set_compression(Compression::ZSTD(ZstdLevel::try_new(1).map_err(unwritable)?))
+            .set_dictionary_page_size_limit(DICTIONARY_BYTES)
             .set_data_page_row_count_limit(block_rows)
             .set_write_batch_size(block_rows / 2)
             .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))

@@ -11,7 +11,7 @@
 //!
 //! Invariant: equal fields of different tables are the same allocation, so a thousand alike tables cost little.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use arrow::datatypes::{DataType, Field, FieldRef, Fields, Schema, SchemaRef};
 use dashmap::DashMap;
@@ -37,8 +37,6 @@ pub const COLUMN_ROW_ID: &str = "_row_id";
 pub(super) struct BuiltSchemas {
     pub(super) visible: SchemaRef,
     pub(super) full: SchemaRef,
-    pub(super) write: SchemaRef,
-    pub(super) segment: SchemaRef,
 }
 
 /// Hands out one allocation for equal fields.
@@ -87,27 +85,49 @@ pub(super) fn build(definition: &TableDefinition, interner: &FieldInterner) -> B
         .iter()
         .map(|column| interner.field(&column.name, column.ty, column.nullable))
         .collect();
-    let system = |name: &str, ty: ColumnType| interner.field(&Arc::from(name), ty, false);
     let mut full = visible.clone();
-    full.push(system(COLUMN_SEQ, ColumnType::BigInt));
-    let mut write = full.clone();
-    write.push(system(COLUMN_KEY, ColumnType::Bytes));
-    write.push(system(COLUMN_VALUE, ColumnType::Bytes));
-    write.push(interner.field(&Arc::from(COLUMN_PLACE), ColumnType::BigInt, true));
-    let mut segment = full.clone();
-    if definition.options.scope == ScopeKind::User {
-        segment.push(system(COLUMN_USER, ColumnType::BigInt));
-    }
-    if !definition.has_key() {
-        segment.push(Arc::new(Field::new(COLUMN_ROW_ID, DataType::FixedSizeBinary(12), false)));
-    }
+    full.push(interner.field(&Arc::from(COLUMN_SEQ), ColumnType::BigInt, false));
     let schema = |fields: Vec<FieldRef>| Arc::new(Schema::new(Fields::from(fields)));
-    BuiltSchemas {
-        visible: schema(visible),
-        full: schema(full),
-        write: schema(write),
-        segment: schema(segment),
+    BuiltSchemas { visible: schema(visible), full: schema(full) }
+}
+
+/// The system columns that only some schemas have; one allocation each, whatever the table.
+struct SystemFields {
+    key: FieldRef,
+    value: FieldRef,
+    place: FieldRef,
+    user: FieldRef,
+    row_id: FieldRef,
+}
+
+static SYSTEM_FIELDS: LazyLock<SystemFields> = LazyLock::new(|| {
+    let field = |name: &str, data_type, nullable| Arc::new(Field::new(name, data_type, nullable));
+    SystemFields {
+        key: field(COLUMN_KEY, DataType::Binary, false),
+        value: field(COLUMN_VALUE, DataType::Binary, false),
+        place: field(COLUMN_PLACE, DataType::Int64, true),
+        user: field(COLUMN_USER, DataType::Int64, false),
+        row_id: field(COLUMN_ROW_ID, DataType::FixedSizeBinary(12), false),
     }
+});
+
+/// The write schema over a full one.
+pub(super) fn write(full: &Schema) -> SchemaRef {
+    let SystemFields { key, value, place, .. } = &*SYSTEM_FIELDS;
+    extended(full, [key, value, place])
+}
+
+/// The schema of segments over a full one.
+pub(super) fn segment(full: &Schema, definition: &TableDefinition) -> SchemaRef {
+    let SystemFields { user, row_id, .. } = &*SYSTEM_FIELDS;
+    let user = (definition.options.scope == ScopeKind::User).then_some(user);
+    let row_id = (!definition.has_key()).then_some(row_id);
+    extended(full, user.into_iter().chain(row_id))
+}
+
+fn extended<'a>(full: &'a Schema, more: impl IntoIterator<Item = &'a FieldRef>) -> SchemaRef {
+    let fields = full.fields().iter().chain(more).map(Arc::clone);
+    Arc::new(Schema::new(fields.collect::<Fields>()))
 }
 
 /// Whether `schema` is the visible schema of `definition`, without building one.

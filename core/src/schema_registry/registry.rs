@@ -14,10 +14,10 @@ use arrow::ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteOptions};
 use bytes::Bytes;
 use dashmap::DashMap;
 
+use super::arrow_schema::{self, FieldInterner, build, is_visible};
 pub use super::arrow_schema::{
     COLUMN_KEY, COLUMN_PLACE, COLUMN_ROW_ID, COLUMN_SEQ, COLUMN_USER, COLUMN_VALUE,
 };
-use super::arrow_schema::{FieldInterner, build, is_visible};
 use super::definition::TableDefinition;
 use crate::ids::{SchemaVersion, TableId};
 
@@ -29,15 +29,24 @@ pub struct TableSchemas {
     pub visible: SchemaRef,
     /// Visible and `_seq` (Int64, never NULL).
     pub full: SchemaRef,
-    /// Full and `_key`, `_value` (Binary, never NULL), `_place` (Int64): what UPDATE and DELETE read.
-    pub write: SchemaRef,
-    /// Full and the system columns that make a cold row's key: what segments have.
-    pub segment: SchemaRef,
+    write: OnceLock<SchemaRef>,
+    segment: OnceLock<SchemaRef>,
     visible_ipc: OnceLock<Bytes>,
     encodings: Arc<AtomicU64>,
 }
 
 impl TableSchemas {
+    /// Full and `_key`, `_value` (Binary, never NULL), `_place` (Int64): what UPDATE and DELETE read. Built at the first call, and
+    /// the same allocation ever after; most tables are read more than they are changed.
+    pub fn write(&self) -> &SchemaRef {
+        self.write.get_or_init(|| arrow_schema::write(&self.full))
+    }
+
+    /// Full and the system columns that make a cold row's key: what segments have. Built as [`TableSchemas::write`].
+    pub fn segment(&self) -> &SchemaRef {
+        self.segment.get_or_init(|| arrow_schema::segment(&self.full, &self.definition))
+    }
+
     /// The visible schema as one encapsulated IPC message: continuation marker, length, flatbuffer. It is encoded at the first
     /// call and the same allocation ever after.
     pub fn visible_ipc(&self) -> Bytes {
@@ -49,9 +58,9 @@ impl TableSchemas {
     }
 
     fn bytes(&self) -> usize {
-        let schemas = [&self.visible, &self.full, &self.write, &self.segment];
-        let fields: usize = schemas.iter().map(|schema| schema.fields().len()).sum();
-        let schemas = schemas.len() * (size_of::<Schema>() + 4 * size_of::<usize>());
+        let schemas = [Some(&self.visible), Some(&self.full), self.write.get(), self.segment.get()];
+        let fields: usize = schemas.iter().flatten().map(|schema| schema.fields().len()).sum();
+        let schemas = schemas.iter().flatten().count() * (size_of::<Schema>() + 4 * size_of::<usize>());
         let message = self.visible_ipc.get().map_or(0, Bytes::len);
         size_of::<Self>() + schemas + fields * size_of::<usize>() + message + size_of::<(Key, Arc<Self>)>()
     }
@@ -185,8 +194,8 @@ impl SchemaRegistry {
             definition: Arc::clone(definition),
             visible: built.visible,
             full: built.full,
-            write: built.write,
-            segment: built.segment,
+            write: OnceLock::new(),
+            segment: OnceLock::new(),
             visible_ipc: OnceLock::new(),
             encodings: Arc::clone(&self.encodings),
         })

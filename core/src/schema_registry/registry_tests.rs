@@ -48,7 +48,7 @@ fn every_kind_of_table_has_one_allocation_a_schema() {
             let again = registry.schemas(table);
             assert!(Arc::ptr_eq(&first.visible, &again.visible));
             assert!(Arc::ptr_eq(&first.full, &again.full));
-            assert!(Arc::ptr_eq(&first.write, &again.write));
+            assert!(Arc::ptr_eq(first.write(), again.write()));
             assert_eq!(first.visible_ipc().as_ptr(), again.visible_ipc().as_ptr());
         }
         assert_eq!(first.visible.fields().len(), table.columns.len());

@@ -9,6 +9,7 @@ use datafusion::sql::sqlparser::ast;
 use datafusion::sql::sqlparser::tokenizer::Token;
 
 use super::cursor::{Cursor, QualifiedName, fold, parser, syntax};
+use super::dialect::BoundedDialect;
 use crate::access::AccessLevel;
 use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::ids::ColumnId;
@@ -55,7 +56,8 @@ pub(crate) fn parse(cursor: &mut Cursor<'_>, kind: Option<TableKind>) -> Result<
     let (Some(Token::LParen), Some(len)) = (cursor.peek(), cursor.group_len()) else {
         return Err(cursor.unexpected("columns in parentheses"));
     };
-    let mut parser = parser(cursor.rest().get(..len).unwrap_or_default());
+    let dialect = BoundedDialect::new(len);
+    let mut parser = parser(cursor.rest().get(..len).unwrap_or_default(), &dialect);
     let (columns, constraints) = parser.parse_columns().map_err(syntax)?;
     if parser.peek_token().token != Token::EOF {
         return Err(Error::syntax(format!("unexpected {} in the columns of a table", parser.peek_token())));

@@ -10,6 +10,7 @@ use datafusion::sql::sqlparser::dialect::{Dialect, PostgreSqlDialect};
 use datafusion::sql::sqlparser::parser::{Parser, ParserError, ParserOptions};
 use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan};
 
+use super::dialect::BoundedDialect;
 use crate::error::{Error, Result};
 use crate::schema_registry::validate_name;
 
@@ -25,9 +26,9 @@ pub(crate) struct QualifiedName {
     pub(crate) name: String,
 }
 
-/// An SQL parser over tokens that passed the guard.
-pub(crate) fn parser(tokens: &[TokenWithSpan]) -> Parser<'static> {
-    Parser::new(&DIALECT as &dyn Dialect)
+/// An SQL parser over tokens that passed the guard, with a dialect made for them.
+pub(crate) fn parser<'a>(tokens: &[TokenWithSpan], dialect: &'a BoundedDialect) -> Parser<'a> {
+    Parser::new(dialect as &dyn Dialect)
         .with_recursion_limit(RECURSION_MAX)
         .with_options(ParserOptions::new())
         .with_tokens_with_locations(tokens.to_vec())
@@ -37,7 +38,9 @@ pub(crate) fn parser(tokens: &[TokenWithSpan]) -> Parser<'static> {
 pub(crate) fn syntax(error: ParserError) -> Error {
     match error {
         ParserError::TokenizerError(text) | ParserError::ParserError(text) => Error::syntax(text),
-        ParserError::RecursionLimitExceeded => Error::syntax("the statement nests too deeply"),
+        ParserError::RecursionLimitExceeded => {
+            Error::syntax("the statement nests too deeply, or cannot be understood")
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! | file | its one job |
 //! |---|---|
-//! | `guard`, `cursor`, `parameters`, `statement`, `create_table`, `storage_statement` | from text to a [`Statement`](statement::Statement) |
+//! | `guard`, `dialect`, `cursor`, `parameters`, `statement`, `create_table`, `storage_statement` | from text to a [`Statement`](statement::Statement) |
 //! | `session`, `execution`, `result` | who asks, what they see, what they get |
 //! | `engine`, `names`, `catalog`, `wildcard`, `planner` | DataFusion over a snapshot |
 //! | `complexity`, `stack` | limits on what a text can grow into, and room for it |
@@ -20,6 +20,7 @@ mod complexity;
 mod concatenation;
 mod create_table;
 mod cursor;
+mod dialect;
 mod engine;
 mod execution;
 mod extent;

@@ -10,6 +10,7 @@ use datafusion::sql::sqlparser::ast;
 use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan};
 
 use super::cursor::{Cursor, QualifiedName, parser, qualified, syntax};
+use super::dialect::BoundedDialect;
 use super::parameters::{self, ParameterNames};
 use super::storage_statement::{MoveKind, MoveTarget};
 use super::{create_table, guard, storage_statement};
@@ -363,7 +364,8 @@ fn subscribe(cursor: &mut Cursor<'_>) -> Result<Statement> {
         return Err(cursor.unexpected("a SELECT in parentheses"));
     };
     let inner = cursor.rest().get(1..len - 1).unwrap_or_default();
-    let mut parser = parser(inner);
+    let dialect = BoundedDialect::new(inner.len());
+    let mut parser = parser(inner, &dialect);
     let query = parser.parse_query().map_err(syntax)?;
     if parser.peek_token().token != Token::EOF {
         return Err(Error::syntax(format!("unexpected {} in the query of SUBSCRIBE", parser.peek_token())));
@@ -412,7 +414,8 @@ fn subscribe_option(request: &mut SubscribeRequest, name: &str, value: &str) -> 
 
 /// Statements that are read by the SQL parser.
 fn foreign_grammar(tokens: &[TokenWithSpan]) -> Result<Statement> {
-    let mut parser = parser(tokens);
+    let dialect = BoundedDialect::new(tokens.len());
+    let mut parser = parser(tokens, &dialect);
     let statement = parser.parse_statement().map_err(syntax)?;
     if parser.peek_token().token != Token::EOF {
         let found = parser.peek_token();

@@ -113,7 +113,7 @@ impl ColdScan<'_> {
 
     /// What a file has, and for a write also where the row is.
     fn table_schema(&self) -> TableSchema {
-        let file = TableSchema::builder(Arc::clone(&self.schemas.segment));
+        let file = TableSchema::builder(Arc::clone(self.schemas.segment()));
         if self.columns != RowSchema::Write {
             return file.build();
         }

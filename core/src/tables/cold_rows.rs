@@ -62,7 +62,7 @@ impl ColdRowsExec {
         let types = definition.columns.iter().map(|column| column.ty).collect();
         let rows = ColdRows {
             schemas: Arc::clone(schemas),
-            schema: project_schema(&schemas.write, projection)?,
+            schema: project_schema(schemas.write(), projection)?,
             keys: definition.segment_keys()?,
             encoder: RowEncoder::new(definition.version, types),
         };

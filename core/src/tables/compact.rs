@@ -124,7 +124,7 @@ impl Merge {
                 segment: segment.id,
                 positions: alive.into_iter(),
                 batches: snapshot.cold.store().stream(segment, rows).await?,
-                batch: RecordBatch::new_empty(Arc::clone(&schemas.segment)),
+                batch: RecordBatch::new_empty(Arc::clone(schemas.segment())),
                 keys: Vec::new(),
                 at: 0,
             });

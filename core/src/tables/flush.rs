@@ -165,7 +165,7 @@ impl SegmentsWriter {
         if !keys.is_empty() {
             let mut columns = decoder.finish()?;
             columns.extend(self.system_columns(&keys)?);
-            let batch = RecordBatch::try_new(Arc::clone(&self.schemas.segment), columns)?;
+            let batch = RecordBatch::try_new(Arc::clone(self.schemas.segment()), columns)?;
             self.push(&batch, &keys)?;
         }
         Ok(stopped_at.map(|start| KeyRange { start, end }))
@@ -216,7 +216,7 @@ impl SegmentsWriter {
         let id = (self.next_id)();
         let path = SegmentStore::path(self.schemas.definition.id, self.snapshot.epoch, id);
         let sink = self.snapshot.cold.store().create(&path)?;
-        Ok((id, path, SegmentWriter::new(sink, Arc::clone(&self.schemas.segment))?))
+        Ok((id, path, SegmentWriter::new(sink, Arc::clone(self.schemas.segment()))?))
     }
 
     /// Ends the last segment, and gives all.

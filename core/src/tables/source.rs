@@ -22,7 +22,7 @@ pub enum ScanSource {
     Batches(Arc<Vec<RecordBatch>>),
 }
 
-/// Which of a table's three schemas a provider shows; see `schema_registry::arrow_schema`.
+/// Which of a table's schemas a provider shows; see `schema_registry::arrow_schema`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum RowSchema {
     /// The table's columns.
@@ -40,7 +40,7 @@ impl RowSchema {
         match self {
             Self::Visible => &schemas.visible,
             Self::Full => &schemas.full,
-            Self::Write => &schemas.write,
+            Self::Write => schemas.write(),
         }
     }
 }
