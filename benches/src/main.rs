@@ -1,7 +1,7 @@
 //! Measures KalamDB against its floors, in one run, and prints one table.
 //!
 //! ```text
-//! cargo run --release -p kalamdb-benches              # make bench: about three minutes
+//! cargo run --release -p kalamdb-benches              # make bench: about a minute
 //! cargo run -p kalamdb-benches -- --quick             # a smoke test: seconds, figures mean nothing
 //! cargo run --release -p kalamdb-benches -- B1 D1     # only these
 //! ```

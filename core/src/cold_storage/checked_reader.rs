@@ -40,12 +40,10 @@ impl CheckedReader {
             return Err(self.damaged("it ends too early"));
         }
         let path = Path::from(self.segment.path.as_str());
-        let bytes = self
-            .store
-            .objects()
-            .get_range(&path, start..end)
-            .await
-            .map_err(|error| unreadable(&self.segment, error))?;
+        let bytes = match self.store.objects().get_range(&path, start..end).await {
+            Ok(bytes) => bytes,
+            Err(error) => return Err(self.unreadable(&path, error).await),
+        };
         if bytes.len() as u64 != end - start {
             return Err(self.damaged("it ends too early"));
         }
@@ -89,26 +87,28 @@ impl CheckedReader {
         Ok(pieces)
     }
 
+    /// Why the segment could not be read: it is missing, it is shorter than it was, or its storage does not answer.
+    async fn unreadable(&self, path: &Path, error: object_store::Error) -> Error {
+        let segment = &self.segment.path;
+        if let object_store::Error::NotFound { .. } = error {
+            return Error::corruption(format!("segment \"{segment}\" is missing"))
+                .hint("restore it from a backup; other tables are not affected");
+        }
+        match self.store.objects().head(path).await {
+            Ok(object) if object.size != self.segment.bytes => self.damaged("it has another length"),
+            _ => Error::new(
+                ErrorKind::Unavailable,
+                SqlState::IO_ERROR,
+                format!("segment \"{segment}\" cannot be read"),
+            )
+            .hint("the storage of the table's segments does not answer; try again")
+            .source(error),
+        }
+    }
+
     fn damaged(&self, why: &str) -> Error {
         Error::corruption(format!("segment \"{}\" is damaged: {why}", self.segment.path))
             .hint("restore it from a backup; other tables are not affected")
-    }
-}
-
-/// Why a segment cannot be read.
-pub(super) fn unreadable(segment: &Segment, error: object_store::Error) -> Error {
-    match error {
-        object_store::Error::NotFound { .. } => {
-            Error::corruption(format!("segment \"{}\" is missing", segment.path))
-                .hint("restore it from a backup; other tables are not affected")
-        }
-        error => Error::new(
-            ErrorKind::Unavailable,
-            SqlState::IO_ERROR,
-            format!("segment \"{}\" cannot be read", segment.path),
-        )
-        .hint("the storage of the table's segments does not answer; try again")
-        .source(error),
     }
 }
 

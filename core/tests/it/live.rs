@@ -196,6 +196,7 @@ async fn select(
     let definition = snapshot.catalog.table("app", table).expect("the table exists");
     let schemas = database.context().schema_registry.schemas(definition);
     let provider = KalamTable::stored(Arc::clone(snapshot), schemas, RowSchema::Full, scope, i64::MIN);
+    snapshot.cold.store().register(&context.runtime_env());
     context.deregister_table("t").expect("deregistered");
     context.register_table("t", Arc::new(provider)).expect("registered");
     let batches = context.sql(&query.sql("t")).await.expect("planned").collect().await.expect("selected");
