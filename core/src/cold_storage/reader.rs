@@ -197,7 +197,7 @@ impl SegmentStore {
         let reader = CheckedReader { store: Arc::clone(self), segment: Arc::clone(segment) };
         let stream = ParquetRecordBatchStreamBuilder::new_with_metadata(reader, open.metadata.clone())
             .with_row_selection(rows)
-            .with_batch_size(BLOCK_ROWS as usize)
+            .with_batch_size(batch_rows(&open))
             .build()?;
         Ok(stream.map_err(Error::from).boxed())
     }
@@ -253,6 +253,16 @@ impl SegmentStore {
         let batches: Vec<RecordBatch> = stream.try_collect().await?;
         Ok(concat_batches(&schema, &batches)?)
     }
+}
+
+/// Rows of a batch that has about 8 MiB, going by the rows' mean size.
+fn batch_rows(open: &OpenSegment) -> usize {
+    const BATCH_BYTES: i64 = 8 << 20;
+    let metadata = open.metadata.metadata();
+    let bytes: i64 = metadata.row_groups().iter().map(|group| group.total_byte_size()).sum();
+    let rows = metadata.file_metadata().num_rows().max(1);
+    let fitting = BATCH_BYTES / (bytes / rows).max(1);
+    usize::try_from(fitting).unwrap_or_default().clamp(1, BLOCK_ROWS as usize)
 }
 
 /// The block in which a key is, if it is anywhere.

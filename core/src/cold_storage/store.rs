@@ -17,6 +17,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::execution::runtime_env::RuntimeEnv;
+use futures::FutureExt;
 use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
 use object_store::path::Path;
@@ -124,7 +125,12 @@ impl SegmentStore {
             .hint("check that the data directory is writable")
             .source(error)
         };
-        fs::create_dir_all(folder).map_err(|error| unusable(error.into()))?;
+        let made = fs::create_dir_all(folder).and_then(|()| match folder.parent() {
+            // The folder's name is durable once its parent is.
+            Some(parent) => File::open(parent)?.sync_all(),
+            None => Ok(()),
+        });
+        made.map_err(|error| unusable(error.into()))?;
         let objects = LocalFileSystem::new_with_prefix(folder).map_err(|error| unusable(error.into()))?;
         Ok(Self::new(Arc::new(objects), Some(folder.to_owned()), cache_bytes))
     }
@@ -277,6 +283,29 @@ impl SegmentStore {
     pub fn removable(&self) -> Vec<Arc<Segment>> {
         let retired = self.retired.lock();
         retired.iter().filter(|segment| Arc::strong_count(segment) == 1).map(Arc::clone).collect()
+    }
+
+    /// Removes what there is of an object that no commit names. What cannot be removed is swept at the next start.
+    pub fn discard(&self, path: &str) {
+        let failed = match &self.folder {
+            Some(folder) => [unfinished(folder, path), folder.join(path)]
+                .into_iter()
+                .filter_map(|file| fs::remove_file(file).err())
+                .find(|error| error.kind() != io::ErrorKind::NotFound),
+            None => {
+                // Memory answers at once.
+                drop(self.objects.delete(&Path::from(path)).now_or_never());
+                None
+            }
+        };
+        if let Some(error) = failed {
+            tracing::warn!(path, %error, "an unused segment could not be removed");
+        }
+    }
+
+    /// The names of all retired segments.
+    pub fn retired_paths(&self) -> Vec<String> {
+        self.retired.lock().iter().map(|segment| segment.path.clone()).collect()
     }
 
     /// Removes the object of a retired segment. That it is not there is no error: an earlier attempt may have got so far.

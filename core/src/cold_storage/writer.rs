@@ -37,6 +37,8 @@ pub(super) const FENCES_KEY: &str = "kalamdb:fences";
 const ROW_GROUP_ROWS: usize = 128 << 10;
 /// A row group is ended when it has this many bytes, which are in memory until then.
 const ROW_GROUP_BYTES: usize = 64 << 20;
+/// And when its rows had so many bytes before they were encoded: a reader may have to hold them all.
+const ROW_GROUP_RAW_BYTES: usize = 256 << 20;
 /// A column with more different values than fit is written plain: to read one row of it its whole dictionary is read.
 const DICTIONARY_BYTES: usize = 16 << 10;
 /// How often a key that is not in the segment seems to be: each costs a page.
@@ -46,6 +48,8 @@ const FILTER_FALSE_POSITIVES: f64 = 0.001;
 pub struct SegmentWriter {
     arrow: ArrowWriter<ChecksumSink>,
     keys: KeyIndex,
+    /// Bytes of the rows of the row group at hand, before they are encoded.
+    group_bytes: usize,
 }
 
 /// A segment that has been written but is not yet on stable storage.
@@ -83,7 +87,7 @@ impl SegmentWriter {
         }
         let properties = Some(properties.build());
         let arrow = ArrowWriter::try_new(ChecksumSink::new(sink), schema, properties).map_err(unwritable)?;
-        Ok(Self { arrow, keys: KeyIndex::default() })
+        Ok(Self { arrow, keys: KeyIndex::default(), group_bytes: 0 })
     }
 
     /// Adds the rows of `batch`, whose keys are `keys`, each above all before.
@@ -95,7 +99,13 @@ impl SegmentWriter {
             return Err(Error::internal("a segment's rows have other keys"));
         }
         self.keys.extend(keys);
-        self.arrow.write(batch).map_err(unwritable)
+        self.arrow.write(batch).map_err(unwritable)?;
+        self.group_bytes += batch.get_array_memory_size();
+        if self.group_bytes >= ROW_GROUP_RAW_BYTES {
+            self.group_bytes = 0;
+            self.arrow.flush().map_err(unwritable)?;
+        }
+        Ok(())
     }
 
     /// Rows so far.

@@ -26,10 +26,10 @@ pub(super) struct Moves {
     touched: Mutex<HashMap<TableId, Touched>>,
 }
 
-/// The rows of one table that were overwritten or deleted: by which commit, and their keys.
+/// The rows of one table that were overwritten or deleted: their keys, and by which commit last.
 #[derive(Debug, Default)]
 struct Touched {
-    keys: Vec<(Seq, Bytes)>,
+    keys: HashMap<Bytes, Seq>,
     overflowed: bool,
 }
 
@@ -61,7 +61,7 @@ impl Moves {
                     touched.overflowed = true;
                     break;
                 }
-                touched.keys.push((record.seq, Bytes::clone(key)));
+                touched.keys.insert(Bytes::clone(key), record.seq);
             }
         }
     }
@@ -75,8 +75,7 @@ impl Moves {
         if touched.overflowed {
             return Err(Error::conflict("too many rows were changed while they were moved"));
         }
-        let first = touched.keys.partition_point(|(by, _)| *by <= seq);
-        Ok(touched.keys.iter().skip(first).map(|(_, key)| Bytes::clone(key)).collect())
+        Ok(touched.keys.iter().filter(|(_, by)| **by > seq).map(|(key, _)| Bytes::clone(key)).collect())
     }
 }
 

@@ -6,9 +6,10 @@
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 
+use tracing::warn;
+
 use crate::change_log::CommitRecord;
 use crate::commit::Snapshot;
-use crate::error::Result;
 use crate::ids::{Seq, TableId};
 use crate::schema_registry::{FlushPolicy, TableDefinition, TableKind};
 use crate::storage::keys::table_prefix;
@@ -55,22 +56,26 @@ pub(super) fn is_flushed(table: &TableDefinition) -> bool {
 }
 
 impl HotSizes {
-    /// Counts what is stored. It blocks.
-    pub(super) fn scan(snapshot: &Snapshot, now_us: i64) -> Result<Self> {
+    /// Counts what is stored. It blocks. Of a table with a damaged row only those before it are counted.
+    pub(super) fn scan(snapshot: &Snapshot, now_us: i64) -> Self {
         let mut sizes = Self { tables: HashMap::new(), followed: snapshot.seq };
         for table in snapshot.catalog.tables().filter(|table| is_flushed(table)) {
             let flushed = snapshot.cold.flushed(table.id);
             let mut hot = HotRows::default();
             let range = KeyRange::prefix(table_prefix(table.id));
-            snapshot.storage.visit(Partition::Rows, range, Direction::Forward, &mut |key, row| {
-                if row_seq(row)? > flushed {
-                    hot.add(key.len() + row.len(), now_us);
-                }
-                Ok(ControlFlow::Continue(()))
-            })?;
+            let visited =
+                snapshot.storage.visit(Partition::Rows, range, Direction::Forward, &mut |key, row| {
+                    if row_seq(row)? > flushed {
+                        hot.add(key.len() + row.len(), now_us);
+                    }
+                    Ok(ControlFlow::Continue(()))
+                });
+            if let Err(error) = visited {
+                warn!(table = %table.id, %error, "hot rows could not be counted");
+            }
             sizes.tables.insert(table.id, hot);
         }
-        Ok(sizes)
+        sizes
     }
 
     /// Counts a commit.

@@ -8,7 +8,7 @@
 //!
 //! Invariant: readers see every row once, before, during and after.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,14 +18,14 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::hot_size::{HotSizes, is_flushed};
-use super::record::JobKind;
+use super::hot_size::{HotRows, HotSizes, is_flushed};
+use super::record::{JobKind, JobStatus};
 use super::store::{JobStore, Queued};
 use crate::cold_storage::Segment;
 use crate::commit::{ColdWrite, CommitFeed, Committer, Snapshot, WriteSet};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{SegmentId, TableId, UserId};
-use crate::schema_registry::{Durability, SchemaRegistry};
+use crate::schema_registry::{Durability, SchemaRegistry, TableDefinition};
 use crate::storage::keys::table_prefix;
 use crate::storage::{KeyRange, blocking};
 use crate::tables::compact::{Compacted, compact};
@@ -38,8 +38,14 @@ const RETRIES_MAX: u16 = 5;
 const SMALL_ROWS: u32 = 128 << 10;
 /// So many small segments of a table are merged.
 const SMALL_SEGMENTS_MAX: usize = 8;
-/// Rows one merge takes at the most.
+/// Segments with more bytes are not small, however few their rows.
+const SMALL_BYTES: u64 = 64 << 20;
+/// What one merge takes at the most.
 const MERGE_ROWS_MAX: u64 = 4 << 20;
+const MERGE_BYTES_MAX: u64 = 512 << 20;
+const MERGE_SEGMENTS_MAX: usize = 16;
+/// How long policies leave a table alone whose last move did not succeed.
+const PAUSE_US: i64 = 60_000_000;
 /// How often it is looked for segments to merge, besides after each flush.
 const MERGE_CHECK_INTERVAL_US: i64 = 60_000_000;
 
@@ -58,6 +64,15 @@ pub(super) struct Moves {
     pub(super) stop: CancellationToken,
 }
 
+/// What is known between one step and the next.
+struct State {
+    /// `None` when it is to be counted anew.
+    sizes: Option<HotSizes>,
+    last_merge_check: i64,
+    /// Until when policies leave a table alone, whose last move did not succeed.
+    paused: HashMap<(JobKind, TableId), i64>,
+}
+
 impl Moves {
     /// Runs until told to stop.
     pub(super) async fn run(mut self) {
@@ -65,11 +80,9 @@ impl Moves {
         let mut heads = feed.watch();
         let mut ticks = interval(Duration::from_millis(self.interval_ms.max(1)));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut sizes: Option<HotSizes> = None;
-        let mut last_merge_check = self.store.clock.now_us();
-        if let Err(error) = self.recover().await {
-            warn!(%error, "what earlier flushes left could not be removed");
-        }
+        let mut state =
+            State { sizes: None, last_merge_check: self.store.clock.now_us(), paused: HashMap::new() };
+        self.recover().await;
         loop {
             let request = tokio::select! {
                 () = self.stop.cancelled() => return,
@@ -78,80 +91,95 @@ impl Moves {
                         return;
                     }
                     // Only noted, so that the commits are counted while they are in memory.
-                    if let Some(known) = &mut sizes && !follow(&feed, known) {
-                        sizes = None;
-                    }
+                    follow(&feed, &mut state.sizes);
                     continue;
                 }
                 Some(request) = self.requests.recv() => Some(request),
                 _ = ticks.tick() => None,
             };
-            if let Err(error) = self.step(&feed, &mut sizes, &mut last_merge_check, request).await
+            let outcome = match request {
+                Some(request) => self.serve(&mut state, request).await,
+                None => self.step(&feed, &mut state).await,
+            };
+            if let Err(error) = outcome
                 && !self.stop.is_cancelled()
             {
-                warn!(%error, "a flush could not be carried out");
-                sizes = None;
+                warn!(%error, "rows could not be moved");
             }
         }
     }
 
-    async fn step(
-        &self,
-        feed: &CommitFeed,
-        sizes: &mut Option<HotSizes>,
-        last_merge_check: &mut i64,
-        request: Option<MoveRequest>,
-    ) -> Result<()> {
-        let known = match sizes.take() {
-            Some(mut known) => match follow(feed, &mut known) {
-                true => known,
-                false => self.count().await?,
-            },
-            None => self.count().await?,
-        };
-        let known = sizes.insert(known);
-        match request {
-            Some(MoveRequest { kind: JobKind::Compact, table, job }) => {
-                return self.merge(job, table, Candidates::All).await;
-            }
-            Some(MoveRequest { table, job, .. }) => return self.flush(known, table, job).await,
-            None => {}
+    /// Does what was asked for, whatever the policies say and whatever state other tables are in.
+    async fn serve(&self, state: &mut State, request: MoveRequest) -> Result<()> {
+        let MoveRequest { kind, table, job } = request;
+        match kind {
+            JobKind::Compact => self.merge(state, job, table, Candidates::All).await,
+            _ => self.flush(state, table, job).await,
+        }
+    }
+
+    async fn step(&self, feed: &CommitFeed, state: &mut State) -> Result<()> {
+        follow(feed, &mut state.sizes);
+        if state.sizes.is_none() {
+            let (snapshot, now) = (self.store.committer.snapshot(), self.store.clock.now_us());
+            state.sizes = Some(blocking(move || Ok(HotSizes::scan(&snapshot, now))).await?);
         }
         let snapshot = self.store.committer.snapshot();
         let now = self.store.clock.now_us();
         for table in snapshot.catalog.tables().filter(|table| is_flushed(table)) {
-            let hot = known.of(table.id);
-            if self.stop.is_cancelled() || !hot.is_due(&table.options.flush_policy, now) {
+            let hot = state.sizes.as_ref().map_or_else(HotRows::default, |sizes| sizes.of(table.id));
+            let is_due = hot.is_due(&table.options.flush_policy, now);
+            if self.stop.is_cancelled() || !is_due || state.is_paused(JobKind::Flush, table.id, now) {
                 continue;
             }
             let why = json!({ "by": "policy", "rows": hot.rows, "bytes": hot.bytes });
             let job = self.store.enqueue(JobKind::Flush, Some(table), why).await?;
-            self.flush(known, table.id, job).await?;
-            self.merge_if_worth(table.id).await?;
+            self.flush(state, table.id, job).await?;
+            self.merge_if_worth(state, table).await;
         }
-        if now.saturating_sub(*last_merge_check) >= MERGE_CHECK_INTERVAL_US {
-            *last_merge_check = now;
+        if now.saturating_sub(state.last_merge_check) >= MERGE_CHECK_INTERVAL_US {
+            state.last_merge_check = now;
             for table in snapshot.catalog.tables().filter(|table| is_flushed(table)) {
-                self.merge_if_worth(table.id).await?;
+                self.merge_if_worth(state, table).await;
             }
         }
         self.remove_retired().await
     }
 
-    async fn merge_if_worth(&self, table: TableId) -> Result<()> {
-        let snapshot = self.store.committer.snapshot();
-        let Some(definition) = snapshot.catalog.table_by_id(table) else { return Ok(()) };
-        let segments = to_merge(&snapshot, table, Candidates::Worth).await?;
-        if segments.is_empty() {
-            return Ok(());
+    /// A table whose segments cannot be looked at does not keep others from being merged.
+    async fn merge_if_worth(&self, state: &mut State, table: &TableDefinition) {
+        let now = self.store.clock.now_us();
+        if self.stop.is_cancelled() || state.is_paused(JobKind::Compact, table.id, now) {
+            return;
         }
-        let why = json!({ "by": "policy", "segments": segments.len() });
-        let job = self.store.enqueue(JobKind::Compact, Some(definition), why).await?;
-        self.merge(job, table, Candidates::Worth).await
+        let outcome = async {
+            let segments = to_merge(&self.store.committer.snapshot(), table.id, Candidates::Worth).await?;
+            if segments.is_empty() {
+                return Ok(());
+            }
+            let why = json!({ "by": "policy", "segments": segments.len() });
+            let job = self.store.enqueue(JobKind::Compact, Some(table), why).await?;
+            self.merge(state, job, table.id, Candidates::Worth).await
+        };
+        let outcome: Result<()> = outcome.await;
+        if let Err(error) = outcome {
+            warn!(table = %table.id, %error, "segments could not be merged");
+            state.pause(JobKind::Compact, table.id, now);
+        }
     }
 
-    async fn merge(&self, job: Queued, table: TableId, candidates: Candidates) -> Result<()> {
-        self.store.run(job, RETRIES_MAX, |stop| self.merge_segments(table, candidates, stop)).await?;
+    async fn merge(
+        &self,
+        state: &mut State,
+        job: Queued,
+        table: TableId,
+        candidates: Candidates,
+    ) -> Result<()> {
+        let status =
+            self.store.run(job, RETRIES_MAX, |stop| self.merge_segments(table, candidates, stop)).await?;
+        if status != JobStatus::Completed {
+            state.pause(JobKind::Compact, table, self.store.clock.now_us());
+        }
         self.remove_retired().await
     }
 
@@ -177,6 +205,7 @@ impl Moves {
         let merged = compact(snapshot, &schemas, &segments, move || ids.new_segment_id(), stop, now).await?;
         let Compacted { flushed, places } = merged;
         let added: Vec<_> = flushed.segments.iter().map(|new| Arc::clone(&new.segment)).collect();
+        flushed.files.keep();
         let set = WriteSet {
             cold: Some(ColdWrite::Compact {
                 table,
@@ -211,15 +240,15 @@ impl Moves {
         Err(error)
     }
 
-    async fn count(&self) -> Result<HotSizes> {
-        let (snapshot, now) = (self.store.committer.snapshot(), self.store.clock.now_us());
-        blocking(move || HotSizes::scan(&snapshot, now)).await
-    }
-
-    async fn flush(&self, sizes: &mut HotSizes, table: TableId, job: Queued) -> Result<()> {
-        let before = sizes.of(table);
-        self.store.run(job, RETRIES_MAX, |stop| self.flush_table(table, stop)).await?;
-        sizes.flushed(table, before, self.store.clock.now_us());
+    async fn flush(&self, state: &mut State, table: TableId, job: Queued) -> Result<()> {
+        let before = state.sizes.as_ref().map(|sizes| sizes.of(table));
+        let status = self.store.run(job, RETRIES_MAX, |stop| self.flush_table(table, stop)).await?;
+        let now = self.store.clock.now_us();
+        match (status, &mut state.sizes, before) {
+            (JobStatus::Completed, Some(sizes), Some(before)) => sizes.flushed(table, before, now),
+            (JobStatus::Completed, ..) => {}
+            _ => state.pause(JobKind::Flush, table, now),
+        }
         Ok(())
     }
 
@@ -239,6 +268,7 @@ impl Moves {
             return Ok("there was nothing to flush".to_owned());
         }
         let added: Vec<_> = flushed.segments.iter().map(|new| Arc::clone(&new.segment)).collect();
+        flushed.files.keep();
         let set = WriteSet {
             cold: Some(ColdWrite::Flush { table, through: snapshot.seq, added: flushed.segments }),
             ..WriteSet::new(UserId::SYSTEM, snapshot.seq)
@@ -260,8 +290,14 @@ impl Moves {
         }
         let mut removed = Vec::with_capacity(removable.len());
         for (id, segment) in removable {
-            store.remove(&segment).await?;
-            removed.push(id);
+            // One that cannot be removed is tried again at the next step, and does not hold up the others.
+            match store.remove(&segment).await {
+                Ok(()) => removed.push(id),
+                Err(error) => warn!(path = segment.path, %error, "a segment could not be removed"),
+            }
+        }
+        if removed.is_empty() {
+            return Ok(());
         }
         let set = WriteSet {
             cold: Some(ColdWrite::Removed(removed.clone())),
@@ -273,26 +309,39 @@ impl Moves {
         Ok(())
     }
 
-    /// Takes away what a process that died in the middle of a flush left.
-    async fn recover(&self) -> Result<()> {
+    /// Takes away what a process that died in the middle of a move left.
+    async fn recover(&self) {
         let committer = &self.store.committer;
         let snapshot = committer.snapshot();
         let tables: Vec<TableId> = snapshot.catalog.tables().map(|table| table.id).collect();
         let store = Arc::clone(snapshot.cold.store());
-        let known: HashSet<String> = tables
+        // Retired ones are asked for last: a segment that leaves the manifest meanwhile is then among them.
+        let mut known: HashSet<String> = tables
             .iter()
             .flat_map(|table| snapshot.cold.segments(*table))
             .map(|segment| segment.path.clone())
-            .chain(store.removable().into_iter().map(|segment| segment.path.clone()))
             .collect();
-        let swept = blocking(move || store.sweep(&|path| known.contains(path))).await?;
-        if swept > 0 {
-            info!(files = swept, "removed files of flushes that were not committed");
+        known.extend(store.retired_paths());
+        match blocking(move || store.sweep(&|path| known.contains(path))).await {
+            Ok(0) => {}
+            Ok(files) => info!(files, "removed files of moves that were not committed"),
+            Err(error) => warn!(%error, "files of moves that were not committed could not be removed"),
         }
         for table in tables.into_iter().filter(|table| snapshot.cold.table(*table).is_some()) {
-            clean(committer, table, &self.stop).await?;
+            if let Err(error) = clean(committer, table, &self.stop).await {
+                warn!(%table, %error, "stored rows that have been flushed could not be removed");
+            }
         }
-        Ok(())
+    }
+}
+
+impl State {
+    fn is_paused(&self, kind: JobKind, table: TableId, now_us: i64) -> bool {
+        self.paused.get(&(kind, table)).is_some_and(|until| now_us < *until)
+    }
+
+    fn pause(&mut self, kind: JobKind, table: TableId, now_us: i64) {
+        self.paused.insert((kind, table), now_us.saturating_add(PAUSE_US));
     }
 }
 
@@ -313,10 +362,10 @@ async fn to_merge(
 ) -> Result<Vec<Arc<Segment>>> {
     let segments = snapshot.cold.segments(table).to_vec();
     let gone = gone_of(snapshot, &segments).await?;
-    let is_small = |segment: &Segment| segment.rows < SMALL_ROWS;
+    let is_small = |segment: &Segment| segment.rows < SMALL_ROWS && segment.bytes < SMALL_BYTES;
     let small = segments.iter().filter(|segment| is_small(segment)).count();
     let small_max = if candidates == Candidates::All { 2 } else { SMALL_SEGMENTS_MAX };
-    let mut rows = 0;
+    let (mut rows, mut bytes) = (0, 0);
     let chosen: Vec<_> = segments
         .into_iter()
         .zip(gone)
@@ -326,19 +375,23 @@ async fn to_merge(
             has_holes || (small >= small_max && is_small(segment))
         })
         .map(|(segment, _)| segment)
+        .take(MERGE_SEGMENTS_MAX)
         .take_while(|segment| {
             rows += u64::from(segment.rows);
-            rows <= MERGE_ROWS_MAX
+            bytes += segment.bytes;
+            rows <= MERGE_ROWS_MAX && bytes <= MERGE_BYTES_MAX
         })
         .collect();
     Ok(chosen)
 }
 
-/// Counts the commits since the last call. False when they are no longer in memory.
-fn follow(feed: &CommitFeed, known: &mut HotSizes) -> bool {
-    let Some(records) = feed.after(known.followed) else { return false };
-    records.iter().for_each(|record| known.note(record));
-    true
+/// Counts the commits since the last call; forgets the counts when those are no longer in memory.
+fn follow(feed: &CommitFeed, sizes: &mut Option<HotSizes>) {
+    let Some(known) = sizes else { return };
+    match feed.after(known.followed) {
+        Some(records) => records.iter().for_each(|record| known.note(record)),
+        None => *sizes = None,
+    }
 }
 
 /// Removes the stored rows of a table that are in segments, some at a time.
@@ -370,7 +423,7 @@ async fn clean(committer: &Arc<Committer>, table: TableId, stop: &CancellationTo
 }
 
 /// Why a table is not flushed.
-pub(super) fn not_flushed(table: &crate::schema_registry::TableDefinition) -> Error {
+pub(super) fn not_flushed(table: &TableDefinition) -> Error {
     Error::unsupported(format!("flushing table \"{}\"", table.qualified_name()))
         .hint("USER and SHARED tables are flushed; rows of STREAM tables expire instead")
 }

@@ -70,9 +70,9 @@ impl JobStore {
         Ok(Queued { job, stop })
     }
 
-    /// Does a job that waits. Its outcome is in its row; an error is returned only when that could not be written. What fails for
+    /// Does a job that waits, and says how it ended, as its row does; an error is returned only when that could not be written. What fails for
     /// a reason that may pass is tried again up to `retries_max` times, after longer and longer pauses.
-    pub(super) async fn run<F, W>(&self, queued: Queued, retries_max: u16, work: W) -> Result<JobId>
+    pub(super) async fn run<F, W>(&self, queued: Queued, retries_max: u16, work: W) -> Result<JobStatus>
     where
         F: Future<Output = Result<String>>,
         W: Fn(CancellationToken) -> F,
@@ -82,17 +82,20 @@ impl JobStore {
         let outcome = self.attempts(&mut job, &stop, work).await;
         self.running.lock().remove(&job.id);
         self.ended.notify_waiters();
-        outcome.map(|()| job.id)
+        outcome.map(|()| job.status)
     }
 
-    /// Waits until a job has ended.
+    /// Waits until a job has ended, or the database closes.
     pub(super) async fn wait(&self, id: &JobId) {
         loop {
             let ended = self.ended.notified();
             if !self.running.lock().contains_key(id) {
                 return;
             }
-            ended.await;
+            tokio::select! {
+                () = ended => {}
+                () = self.stop.cancelled() => return,
+            }
         }
     }
 

@@ -16,10 +16,10 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use tokio_util::sync::CancellationToken;
 
-use super::flush::{Flushed, SegmentsWriter, gone_of, published};
+use super::flush::{Flushed, SegmentsWriter, check_stop, gone_of, published};
 use crate::cold_storage::{Place, Segment, SegmentKeys, selection};
 use crate::commit::Snapshot;
-use crate::error::{Error, ErrorKind, Result, SqlState};
+use crate::error::{Error, Result};
 use crate::ids::{ScopeId, SegmentId, UserId};
 use crate::schema_registry::TableSchemas;
 use crate::storage::blocking;
@@ -27,6 +27,8 @@ use crate::storage::keys::table_and_scope;
 
 /// Rows merged and written at once.
 const CHUNK_ROWS: usize = 8_192;
+/// A chunk is ended when its rows have about this many bytes.
+const CHUNK_BYTES_MAX: usize = 8 << 20;
 
 /// What a merge made, and where each row of the old segments went.
 pub struct Compacted {
@@ -53,10 +55,7 @@ pub async fn compact(
     let mut places: HashMap<SegmentId, Vec<Option<Place>>> =
         segments.iter().map(|segment| (segment.id, vec![None; segment.rows as usize])).collect();
     while let Some(chunk) = merge.next_chunk().await? {
-        if stop.is_cancelled() {
-            return Err(Error::new(ErrorKind::Cancelled, SqlState::QUERY_CANCELED, "the merge was ended")
-                .hint("the segments stay as they are"));
-        }
+        check_stop(&stop)?;
         let new_places;
         let old_places = chunk.places;
         (writer, new_places) = blocking(move || {
@@ -72,7 +71,7 @@ pub async fn compact(
         }
     }
     let written = blocking(move || writer.finish()).await?;
-    let flushed = published(snapshot, schemas, written, now_us).await?;
+    let flushed = published(snapshot, schemas, written, &stop, now_us).await?;
     Ok(Compacted { flushed, places })
 }
 
@@ -93,6 +92,8 @@ struct Input {
     batch: RecordBatch,
     keys: Vec<Bytes>,
     at: usize,
+    /// The mean size of the batch's rows.
+    row_bytes: usize,
 }
 
 struct Merge {
@@ -127,6 +128,7 @@ impl Merge {
                 batch: RecordBatch::new_empty(Arc::clone(schemas.segment())),
                 keys: Vec::new(),
                 at: 0,
+                row_bytes: 0,
             });
         }
         for index in 0..merge.inputs.len() {
@@ -143,6 +145,7 @@ impl Merge {
             input.batch = batch?;
             input.keys = self.segment_keys.of_rows(&input.batch)?;
             input.at = 0;
+            input.row_bytes = input.batch.get_array_memory_size() / input.batch.num_rows().max(1);
         }
         if let Some(key) = input.keys.get(input.at) {
             self.next.push(Reverse((Bytes::clone(key), index)));
@@ -156,7 +159,8 @@ impl Merge {
         let (mut picked, mut keys, mut places) = (Vec::new(), Vec::new(), Vec::new());
         // For each input the batch of `batches` it now reads from.
         let mut sources: HashMap<usize, usize> = HashMap::new();
-        while keys.len() < CHUNK_ROWS {
+        let mut bytes = 0;
+        while keys.len() < CHUNK_ROWS && bytes < CHUNK_BYTES_MAX {
             let Some(Reverse((key, index))) = self.next.pop() else { break };
             let is_owned = self.is_owned(&key);
             let Some(input) = self.inputs.get_mut(index) else { break };
@@ -167,6 +171,7 @@ impl Merge {
                     batches.len() - 1
                 });
                 picked.push((source, input.at));
+                bytes += input.row_bytes;
                 keys.push(key);
                 places.push(Place { segment: input.segment, position });
             }

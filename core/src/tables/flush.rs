@@ -38,6 +38,27 @@ pub struct Flushed {
     pub rows: u64,
     /// Their length.
     pub bytes: u64,
+    /// Their objects, to be kept once a commit may name them.
+    pub files: Files,
+}
+
+/// Objects that are removed when this is dropped, unless they are kept.
+pub struct Files {
+    store: Arc<SegmentStore>,
+    paths: Vec<String>,
+}
+
+impl Files {
+    /// Leaves them where they are.
+    pub fn keep(mut self) {
+        self.paths.clear();
+    }
+}
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        self.paths.iter().for_each(|path| self.store.discard(path));
+    }
 }
 
 /// Writes the rows of `snapshot` that are hot to segments, which are then on stable storage and verified. `next_id` numbers them.
@@ -53,20 +74,25 @@ pub async fn flush(
     now_us: i64,
 ) -> Result<Flushed> {
     let writer = SegmentsWriter::new(snapshot, schemas, Arc::new(next_id));
-    let written = blocking(move || write_hot(writer, &stop)).await?;
-    published(snapshot, schemas, written, now_us).await
+    let (written, files) = {
+        let stop = stop.clone();
+        blocking(move || write_hot(writer, &stop)).await?
+    };
+    published(snapshot, schemas, (written, files), &stop, now_us).await
 }
 
 /// Brings written segments to stable storage, reads them again, and describes them.
 pub(super) async fn published(
     snapshot: &Snapshot,
     schemas: &TableSchemas,
-    written: Vec<Written>,
+    (written, files): (Vec<Written>, Files),
+    stop: &CancellationToken,
     now_us: i64,
 ) -> Result<Flushed> {
     let store = snapshot.cold.store();
-    let mut flushed = Flushed { segments: Vec::new(), rows: 0, bytes: 0 };
+    let mut flushed = Flushed { segments: Vec::new(), rows: 0, bytes: 0, files };
     for Written { id, path, mut segment } in written {
+        check_stop(stop)?;
         store.publish(&path, &mut segment).await?;
         let new = describe(snapshot, schemas, id, path, segment, now_us)?;
         store.verify(&new.segment).await?;
@@ -116,15 +142,25 @@ pub(super) struct SegmentsWriter {
     next_id: Arc<dyn Fn() -> SegmentId + Send + Sync>,
     open: Option<(SegmentId, String, SegmentWriter)>,
     done: Vec<Written>,
+    files: Files,
 }
 
-fn write_hot(mut writer: SegmentsWriter, stop: &CancellationToken) -> Result<Vec<Written>> {
+/// Fails when a move is to end.
+///
+/// # Errors
+/// 57014 then.
+pub(super) fn check_stop(stop: &CancellationToken) -> Result<()> {
+    if !stop.is_cancelled() {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Cancelled, SqlState::QUERY_CANCELED, "the job was ended")
+        .hint("rows and segments stay where they are"))
+}
+
+fn write_hot(mut writer: SegmentsWriter, stop: &CancellationToken) -> Result<(Vec<Written>, Files)> {
     let mut rest = Some(KeyRange::prefix(table_prefix(writer.schemas.definition.id)));
     while let Some(range) = rest {
-        if stop.is_cancelled() {
-            return Err(Error::new(ErrorKind::Cancelled, SqlState::QUERY_CANCELED, "the flush was ended")
-                .hint("the rows stay where they are"));
-        }
+        check_stop(stop)?;
         rest = writer.write_hot(range)?;
     }
     writer.finish()
@@ -137,7 +173,8 @@ impl SegmentsWriter {
         next_id: Arc<dyn Fn() -> SegmentId + Send + Sync>,
     ) -> Self {
         let (snapshot, schemas) = (Arc::clone(snapshot), Arc::clone(schemas));
-        Self { snapshot, schemas, next_id, open: None, done: Vec::new() }
+        let files = Files { store: Arc::clone(snapshot.cold.store()), paths: Vec::new() };
+        Self { snapshot, schemas, next_id, open: None, done: Vec::new(), files }
     }
 
     /// Writes the first hot rows of a range of keys, and gives what is left of it.
@@ -212,19 +249,20 @@ impl SegmentsWriter {
         Ok(places)
     }
 
-    fn begin_segment(&self) -> Result<(SegmentId, String, SegmentWriter)> {
+    fn begin_segment(&mut self) -> Result<(SegmentId, String, SegmentWriter)> {
         let id = (self.next_id)();
         let path = SegmentStore::path(self.schemas.definition.id, self.snapshot.epoch, id);
+        self.files.paths.push(path.clone());
         let sink = self.snapshot.cold.store().create(&path)?;
         Ok((id, path, SegmentWriter::new(sink, Arc::clone(self.schemas.segment()))?))
     }
 
     /// Ends the last segment, and gives all.
-    pub(super) fn finish(mut self) -> Result<Vec<Written>> {
+    pub(super) fn finish(mut self) -> Result<(Vec<Written>, Files)> {
         if let Some((id, path, writer)) = self.open.take() {
             self.done.push(Written { id, path, segment: writer.finish()? });
         }
-        Ok(self.done)
+        Ok((self.done, self.files))
     }
 }
 
