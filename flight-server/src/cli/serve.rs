@@ -108,9 +108,10 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), Failure> {
     let runtime = runtime()?;
     let calls = runtime_of("kalam-call")?;
     let served = runtime.block_on(serve(config, calls.handle()));
-    // Whatever a client still holds, or a query still computes, must not keep the process.
-    calls.shutdown_background();
+    // Whatever a client still holds, or a query still computes, must not keep the process. Connections go first: the rest of a
+    // query whose tasks are gone can look like its end, and no client may be sent that.
     runtime.shutdown_timeout(Duration::from_millis(200));
+    calls.shutdown_background();
     served
 }
 
