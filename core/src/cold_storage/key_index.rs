@@ -57,16 +57,22 @@ impl KeyIndex {
 
     /// The position of a key.
     pub fn position(&self, key: &[u8]) -> Option<u32> {
+        let position = self.partition_point(|stored| stored < key);
+        (self.get(position)? == key).then(|| u32::try_from(position).ok()).flatten()
+    }
+
+    /// The first position whose key is not one of those `is_before` holds for, which come before all others.
+    pub fn partition_point(&self, is_before: impl Fn(&[u8]) -> bool) -> usize {
         let (mut low, mut high) = (0, self.len());
         while low < high {
             let middle = low + (high - low) / 2;
-            if self.get(middle)? < key {
+            if self.get(middle).is_some_and(&is_before) {
                 low = middle + 1;
             } else {
                 high = middle;
             }
         }
-        (self.get(low)? == key).then(|| u32::try_from(low).ok()).flatten()
+        low
     }
 }
 

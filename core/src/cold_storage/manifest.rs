@@ -258,13 +258,8 @@ pub fn is_marked(storage: &dyn StorageSnapshot, place: Place) -> Result<bool> {
 /// # Errors
 /// XX001 when a mark is damaged, and whatever the storage returns.
 pub fn marked(storage: &dyn StorageSnapshot, segment: SegmentId) -> Result<Vec<u32>> {
-    let mut positions = Vec::new();
-    let range = KeyRange::prefix(tagged(b'M', segment.0));
-    storage.visit(Partition::Cold, range, Direction::Forward, &mut |key, _| {
-        positions.push(number(key.get(5..).unwrap_or_default())?);
-        Ok(ControlFlow::Continue(()))
-    })?;
-    Ok(positions)
+    let marks = marked_after(storage, segment, Seq::ZERO)?;
+    Ok(marks.into_iter().map(|(position, _)| position).collect())
 }
 
 /// The marks of a segment that commits after `seq` have made: positions, ascending, each with its commit.

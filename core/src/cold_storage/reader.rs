@@ -267,16 +267,8 @@ fn batch_rows(open: &OpenSegment) -> usize {
 
 /// The block in which a key is, if it is anywhere.
 fn block_of(open: &OpenSegment, key: &[u8]) -> u32 {
-    let (mut low, mut high) = (0, open.fences.len());
-    while low < high {
-        let middle = low + (high - low) / 2;
-        if open.fences.get(middle).is_some_and(|first| first <= key) {
-            low = middle + 1;
-        } else {
-            high = middle;
-        }
-    }
-    u32::try_from(low.saturating_sub(1)).unwrap_or_default()
+    let begun = open.fences.partition_point(|first| first <= key);
+    u32::try_from(begun.saturating_sub(1)).unwrap_or_default()
 }
 
 /// A selection of the rows in `ranges` (ascending, without overlaps) that are not in `gone` (ascending), of `rows` in all.

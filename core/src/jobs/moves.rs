@@ -29,7 +29,7 @@ use crate::schema_registry::{Durability, SchemaRegistry, TableDefinition};
 use crate::storage::keys::table_prefix;
 use crate::storage::{KeyRange, blocking};
 use crate::tables::compact::{Compacted, compact};
-use crate::tables::flush::{flush, flushed_keys, gone_of};
+use crate::tables::flush::{Files, flush, flushed_keys, gone_of};
 
 /// How often a flush that fails for a reason that may pass is tried again.
 const RETRIES_MAX: u16 = 5;
@@ -204,8 +204,7 @@ impl Moves {
         let now = self.store.clock.now_us();
         let merged = compact(snapshot, &schemas, &segments, move || ids.new_segment_id(), stop, now).await?;
         let Compacted { flushed, places } = merged;
-        let added: Vec<_> = flushed.segments.iter().map(|new| Arc::clone(&new.segment)).collect();
-        flushed.files.keep();
+        let added = flushed.segments.len();
         let set = WriteSet {
             cold: Some(ColdWrite::Compact {
                 table,
@@ -216,28 +215,25 @@ impl Moves {
             }),
             ..WriteSet::new(UserId::SYSTEM, snapshot.seq)
         };
-        self.commit(set, &added).await?;
+        self.commit(set, flushed.files).await?;
         Ok(format!(
             "merged {} segments into {} with {} rows and {} bytes",
             segments.len(),
-            added.len(),
+            added,
             flushed.rows,
             flushed.bytes
         ))
     }
 
-    /// Commits a move. The objects of segments that were refused are removed.
-    async fn commit(&self, set: WriteSet, added: &[Arc<Segment>]) -> Result<()> {
-        let committer = &self.store.committer;
-        let Err(error) = committer.commit(set).await else { return Ok(()) };
-        // Only what was refused is known not to be part of the database; for the rest the next start looks.
-        if error.kind() == ErrorKind::Conflict {
-            let store = Arc::clone(committer.snapshot().cold.store());
-            for segment in added {
-                store.remove(segment).await?;
-            }
+    /// Commits a move. Only what was refused is known not to be part of the database; for the rest the next start looks.
+    async fn commit(&self, set: WriteSet, files: Files) -> Result<()> {
+        let outcome = self.store.committer.commit(set).await;
+        if outcome.as_ref().is_err_and(|error| error.kind() == ErrorKind::Conflict) {
+            drop(files);
+        } else {
+            files.keep();
         }
-        Err(error)
+        outcome.map(|_| ())
     }
 
     async fn flush(&self, state: &mut State, table: TableId, job: Queued) -> Result<()> {
@@ -267,32 +263,26 @@ impl Moves {
         if flushed.rows == 0 && snapshot.cold.flushed(table) == snapshot.seq {
             return Ok("there was nothing to flush".to_owned());
         }
-        let added: Vec<_> = flushed.segments.iter().map(|new| Arc::clone(&new.segment)).collect();
-        flushed.files.keep();
+        let added = flushed.segments.len();
         let set = WriteSet {
             cold: Some(ColdWrite::Flush { table, through: snapshot.seq, added: flushed.segments }),
             ..WriteSet::new(UserId::SYSTEM, snapshot.seq)
         };
-        self.commit(set, &added).await?;
+        self.commit(set, flushed.files).await?;
         drop(moving);
         clean(committer, table, &stop).await?;
-        Ok(format!("flushed {} rows into {} segments of {} bytes", flushed.rows, added.len(), flushed.bytes))
+        Ok(format!("flushed {} rows into {} segments of {} bytes", flushed.rows, added, flushed.bytes))
     }
 
     /// Removes the objects of segments that no snapshot has any more.
     async fn remove_retired(&self) -> Result<()> {
         let committer = &self.store.committer;
         let store = Arc::clone(committer.snapshot().cold.store());
-        let removable: Vec<(SegmentId, _)> =
-            store.removable().into_iter().map(|segment| (segment.id, segment)).collect();
-        if removable.is_empty() {
-            return Ok(());
-        }
-        let mut removed = Vec::with_capacity(removable.len());
-        for (id, segment) in removable {
+        let mut removed: Vec<SegmentId> = Vec::new();
+        for segment in store.removable() {
             // One that cannot be removed is tried again at the next step, and does not hold up the others.
             match store.remove(&segment).await {
-                Ok(()) => removed.push(id),
+                Ok(()) => removed.push(segment.id),
                 Err(error) => warn!(path = segment.path, %error, "a segment could not be removed"),
             }
         }
