@@ -12,6 +12,7 @@ use crate::clock::Clock;
 use crate::commit::Committer;
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result, SqlState};
+use crate::failpoint;
 use crate::ids::NodeId;
 use crate::jobs::{JobManager, JobParts};
 use crate::live_query::{LiveQueryManager, LiveQueryParts};
@@ -126,7 +127,9 @@ fn stored_secret(path: &Path) -> Result<[u8; 32]> {
             let secret: [u8; 32] = rand::random();
             // Whole or not at all: it is written beside its place, brought to disk, and moved.
             let fresh = path.with_extension("new");
-            write_private(&fresh, &secret).and_then(|()| std::fs::rename(&fresh, path)).map_err(failed)?;
+            write_private(&fresh, &secret).map_err(failed)?;
+            failpoint::step("open::secret")?;
+            std::fs::rename(&fresh, path).map_err(failed)?;
             Ok(secret)
         }
         Err(error) => Err(failed(error)),

@@ -30,6 +30,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::commit::WriteSet;
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::failpoint;
 use crate::ids::{DatabaseId, NodeId, Seq, UserId};
 use crate::schema_registry::{CatalogChange, RegistryCounters, UserRecord};
 use crate::sql::Engine;
@@ -240,6 +241,7 @@ async fn create_root(ctx: &AppContext, passwords: &Passwords) -> Result<Option<S
     };
     let mut set = WriteSet::new(UserId::SYSTEM, snapshot.seq);
     set.catalog.push(CatalogChange::PutUser(root));
+    failpoint::step("open::root")?;
     ctx.committer.commit(set).await?;
     Ok(generated)
 }

@@ -6,6 +6,7 @@
 //! | module | its one job |
 //! |---|---|
 //! | [`ids`], [`error`], [`config`], [`clock`], [`access`], `types` | the words everything else is written in |
+//! | [`failpoint`] | named places at which tests end the process or have a step fail |
 //! | `storage` | ordered bytes on disk: the trait, RocksDB, and the frozen key and row encodings |
 //! | `cold_storage` | Parquet segments: which there are, writing them, finding rows in them |
 //! | `schema_registry` | tables, users and namespaces (the catalog) and their memoized Arrow schemas |
@@ -28,6 +29,7 @@ pub mod access;
 pub mod clock;
 pub mod config;
 pub mod error;
+pub mod failpoint;
 pub mod ids;
 
 pub mod types;

@@ -36,6 +36,7 @@ use super::manifest::filter_key;
 use super::segment::Segment;
 use super::writer::{FENCES_KEY, FORMAT, FORMAT_KEY, WrittenSegment, read_fences};
 use crate::error::{Error, ErrorKind, Result, SqlState};
+use crate::failpoint;
 use crate::ids::{Epoch, SegmentId, TableId};
 use crate::storage::{Partition, StorageSnapshot, blocking};
 
@@ -181,6 +182,7 @@ impl SegmentStore {
     /// # Errors
     /// 58030 when its file cannot be made.
     pub fn create(&self, path: &str) -> Result<Sink> {
+        failpoint::step("segment::create")?;
         let Some(folder) = &self.folder else { return Ok(Sink::Memory(Vec::new())) };
         let file = unfinished(folder, path);
         let made = file.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| File::create(&file));
@@ -346,8 +348,10 @@ fn unfinished(folder: &FilePath, path: &str) -> PathBuf {
 fn sync_into_place(folder: &FilePath, path: &str, file: BufWriter<File>) -> io::Result<()> {
     let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
     file.sync_all()?;
+    failpoint::step("segment::synced").map_err(io::Error::other)?;
     let place = folder.join(path);
     fs::rename(unfinished(folder, path), &place)?;
+    failpoint::step("segment::renamed").map_err(io::Error::other)?;
     // A name is durable once its folder is, and the folder's own name once its parent is.
     for folder in place.ancestors().skip(1).take_while(|parent| parent.starts_with(folder)) {
         File::open(folder)?.sync_all()?;
@@ -367,6 +371,7 @@ fn sweep_folder(folder: &FilePath, known: &dyn Fn(&str) -> bool) -> io::Result<u
             let path =
                 format!("{}/{}", table.file_name().to_string_lossy(), file.file_name().to_string_lossy());
             if !known(&path) {
+                failpoint::step("sweep::remove").map_err(io::Error::other)?;
                 fs::remove_file(file.path())?;
                 swept += 1;
             }

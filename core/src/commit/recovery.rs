@@ -18,6 +18,7 @@ use super::redo::{CATALOG_HEADER_KEY, CATALOG_PREFIX, put_header, put_record};
 use crate::change_log;
 use crate::cold_storage::{self, SegmentStore};
 use crate::error::{Error, Result};
+use crate::failpoint;
 use crate::ids::{DatabaseId, Epoch, Seq};
 use crate::schema_registry::{Catalog, CatalogHeader};
 use crate::storage::{
@@ -93,7 +94,9 @@ pub(super) fn recover(
     epochs.current =
         Epoch(epochs.current.0.checked_add(1).ok_or_else(|| Error::internal("no epochs are left"))?);
     batch.put(Partition::Meta, EPOCH_KEY, epochs.current.0.to_be_bytes().to_vec());
+    failpoint::step("recover::epoch")?;
     storage.write(batch, true)?;
+    failpoint::step("recover::recovered")?;
     if let Some(directory) = directory {
         directory.note_synced_seq(epochs.current, seq);
     }

@@ -22,6 +22,7 @@ use crate::change_log::{self, CommitRecord, TrimStep};
 use crate::clock::Clock;
 use crate::cold_storage::{ColdChange, Manifest, NewSegment, Place, Segment, marked_after, put_mark};
 use crate::error::{Error, ErrorKind, Result, SqlState};
+use crate::failpoint;
 use crate::ids::{DatabaseId, SegmentId, Seq, Shard, TableId};
 use crate::schema_registry::{Catalog, CatalogChange, Durability};
 use crate::storage::rows::row_seq;
@@ -146,6 +147,7 @@ impl Sequencer {
         let written = self.write(&mut group);
         let failed = written.is_err();
         let synced = (group.sync && !failed).then_some(group.seq);
+        failpoint::moment("commit::installed");
         if !failed {
             self.installed.feed.publish(group.records);
         }
@@ -159,6 +161,7 @@ impl Sequencer {
             // Nobody waits any more: the commit stands all the same.
             let _ = answer.send(result);
         }
+        failpoint::moment("commit::answered");
         if let (Some(seq), Some(directory)) = (synced, &self.directory) {
             directory.note_synced_seq(before.epoch, seq);
         }
@@ -171,12 +174,14 @@ impl Sequencer {
         }
         put_last_commit(&mut group.batch, group.seq, group.commit_ts);
         let batch = std::mem::take(&mut group.batch);
-        if let Err(error) = self.storage.write(batch, group.sync) {
+        let written = failpoint::step("commit::write").and_then(|()| self.storage.write(batch, group.sync));
+        if let Err(error) = written {
             self.installed.poisoned.store(true, Ordering::Release);
             let source = std::error::Error::source(&error).map(ToString::to_string);
             tracing::error!(%error, source, seq = group.seq.0, "a write failed; no more writes until the store is opened again");
             return Err(error);
         }
+        failpoint::moment("commit::written");
         let snapshot = Snapshot {
             seq: group.seq,
             commit_ts: group.commit_ts,

@@ -21,6 +21,7 @@ use crate::change_log::CommitRecord;
 use crate::clock::Clock;
 use crate::commit::{CommitFeed, Committer, RowWrite, Snapshot, TableWrite, WriteSet};
 use crate::error::{ErrorKind, Result};
+use crate::failpoint;
 use crate::ids::{ScopeId, Seq, TableId, UserId};
 use crate::schema_registry::{Catalog, Durability, TableKind};
 use crate::storage::rows::RowHeader;
@@ -142,8 +143,10 @@ impl Expiry {
                 durability: if relaxed { Durability::Relaxed } else { Durability::Durable },
                 ..WriteSet::new(UserId::SYSTEM, read_seq)
             };
+            failpoint::step("expiry::delete")?;
             match self.committer.commit(writes).await {
                 Ok(receipt) => {
+                    failpoint::step("expiry::deleted")?;
                     debug!(rows, seq = receipt.seq.0, "deleted expired rows");
                     return Ok(());
                 }

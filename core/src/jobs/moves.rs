@@ -24,6 +24,7 @@ use super::store::{JobStore, Queued};
 use crate::cold_storage::Segment;
 use crate::commit::{ColdWrite, CommitFeed, Committer, Snapshot, WriteSet};
 use crate::error::{Error, ErrorKind, Result};
+use crate::failpoint;
 use crate::ids::{SegmentId, TableId, UserId};
 use crate::schema_registry::{Durability, SchemaRegistry, TableDefinition};
 use crate::storage::keys::table_prefix;
@@ -216,6 +217,7 @@ impl Moves {
             ..WriteSet::new(UserId::SYSTEM, snapshot.seq)
         };
         self.commit(set, flushed.files).await?;
+        failpoint::step("compact::committed")?;
         Ok(format!(
             "merged {} segments into {} with {} rows and {} bytes",
             segments.len(),
@@ -269,6 +271,7 @@ impl Moves {
             ..WriteSet::new(UserId::SYSTEM, snapshot.seq)
         };
         self.commit(set, flushed.files).await?;
+        failpoint::step("flush::committed")?;
         drop(moving);
         clean(committer, table, &stop).await?;
         Ok(format!("flushed {} rows into {} segments of {} bytes", flushed.rows, added, flushed.bytes))
@@ -281,7 +284,11 @@ impl Moves {
         let mut removed: Vec<SegmentId> = Vec::new();
         for segment in store.removable() {
             // One that cannot be removed is tried again at the next step, and does not hold up the others.
-            match store.remove(&segment).await {
+            let removal = async {
+                failpoint::step("retire::remove")?;
+                store.remove(&segment).await
+            };
+            match removal.await {
                 Ok(()) => removed.push(segment.id),
                 Err(error) => warn!(path = segment.path, %error, "a segment could not be removed"),
             }
@@ -289,6 +296,7 @@ impl Moves {
         if removed.is_empty() {
             return Ok(());
         }
+        failpoint::step("retire::removed")?;
         let set = WriteSet {
             cold: Some(ColdWrite::Removed(removed.clone())),
             durability: Durability::Relaxed,
@@ -317,6 +325,7 @@ impl Moves {
             Ok(files) => info!(files, "removed files of moves that were not committed"),
             Err(error) => warn!(%error, "files of moves that were not committed could not be removed"),
         }
+        failpoint::moment("recover::swept");
         for table in tables.into_iter().filter(|table| snapshot.cold.table(*table).is_some()) {
             if let Err(error) = clean(committer, table, &self.stop).await {
                 warn!(%table, %error, "stored rows that have been flushed could not be removed");
@@ -398,6 +407,7 @@ async fn clean(committer: &Arc<Committer>, table: TableId, stop: &CancellationTo
         if keys.is_empty() {
             continue;
         }
+        failpoint::step("flush::clean")?;
         let set = WriteSet {
             cold: Some(ColdWrite::Clean { table, keys }),
             durability: Durability::Relaxed,

@@ -22,6 +22,7 @@ use super::record::{Job, JobKind, JobStatus};
 use crate::clock::Clock;
 use crate::commit::{Committer, RowWrite, Snapshot, TableWrite, WriteSet};
 use crate::error::{Error, ErrorKind, Result, SqlState};
+use crate::failpoint;
 use crate::ids::{JobId, NodeId, ScopeId, UserId};
 use crate::schema_registry::{SchemaRegistry, SystemTable, TableDefinition, TableSchemas};
 use crate::storage::{self, Direction, KeyRange, Partition, keys, rows};
@@ -230,6 +231,7 @@ impl JobStore {
         if unfinished.num_rows() == 0 {
             return Ok(());
         }
+        failpoint::step("recover::jobs")?;
         warn!(jobs = unfinished.num_rows(), "marked jobs that the last shutdown interrupted as failed");
         self.put(snapshot, schemas, unfinished).await
     }

@@ -18,6 +18,7 @@ use super::store::JobStore;
 use crate::change_log;
 use crate::commit::{CommitFeed, Committer, Snapshot, WriteSet};
 use crate::error::{Error, ErrorKind, Result, SqlState};
+use crate::failpoint;
 use crate::ids::{Seq, UserId};
 use crate::storage;
 
@@ -117,7 +118,9 @@ async fn trim_to(committer: Arc<Committer>, target: Seq, stop: CancellationToken
         }
         let set = WriteSet { trim_log_to: Some(target), ..WriteSet::new(UserId::SYSTEM, snapshot.seq) };
         let floor = snapshot.log_floor;
+        failpoint::step("trim::commit")?;
         committer.commit(set).await?;
+        failpoint::step("trim::committed")?;
         if committer.snapshot().log_floor == floor {
             return Ok(format!("there was nothing to trim after seq {floor}"));
         }

@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use parking_lot::Mutex;
 
 use crate::error::{Error, ErrorKind, Result, SqlState};
+use crate::failpoint;
 use crate::ids::{Epoch, Seq};
 
 /// The newest format this program reads and writes.
@@ -134,6 +135,7 @@ fn write_format(file: &Path) -> io::Result<()> {
     let mut writer = File::create(&temporary)?;
     writer.write_all(format!("kalamdb\nformat {FORMAT_VERSION}\nfeatures\n").as_bytes())?;
     writer.sync_all()?;
+    failpoint::step("open::format").map_err(io::Error::other)?;
     fs::rename(&temporary, file)?;
     match file.parent() {
         Some(parent) => sync_directory(parent),

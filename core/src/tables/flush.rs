@@ -15,6 +15,7 @@ use super::source::row_decoder;
 use crate::cold_storage::{NewSegment, Place, Segment, SegmentStore, SegmentWriter, WrittenSegment, marked};
 use crate::commit::Snapshot;
 use crate::error::{Error, ErrorKind, Result, SqlState};
+use crate::failpoint;
 use crate::ids::{SegmentId, Seq};
 use crate::schema_registry::{ScopeKind, TableSchemas};
 use crate::storage::keys::{SCOPE_PREFIX_BYTES, table_and_scope, table_prefix};
@@ -93,9 +94,12 @@ pub(super) async fn published(
     let mut flushed = Flushed { segments: Vec::new(), rows: 0, bytes: 0, files };
     for Written { id, path, mut segment } in written {
         check_stop(stop)?;
+        failpoint::step("segment::written")?;
         store.publish(&path, &mut segment).await?;
+        failpoint::step("segment::published")?;
         let new = describe(snapshot, schemas, id, path, segment, now_us)?;
         store.verify(&new.segment).await?;
+        failpoint::step("segment::verified")?;
         flushed.rows += u64::from(new.segment.rows);
         flushed.bytes += new.segment.bytes;
         flushed.segments.push(new);

@@ -4,9 +4,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The core's modules, each before those that may name it.
-const ORDER: [&str; 18] = [
+const ORDER: [&str; 19] = [
     "ids",
     "error",
+    "failpoint",
     "config",
     "clock",
     "access",
@@ -154,4 +155,19 @@ fn functions_fit_a_screen() {
         }
     }
     report(&broken);
+}
+
+#[test]
+fn every_failpoint_is_listed_and_stands_in_one_place() {
+    let mut found: Vec<String> = Vec::new();
+    for source in sources("core").iter().filter(|source| !source.path.ends_with("failpoint.rs")) {
+        for call in ["failpoint::step(\"", "failpoint::moment(\""] {
+            let points = source.text.split(call).skip(1).filter_map(|rest| rest.split('"').next());
+            found.extend(points.map(str::to_owned));
+        }
+    }
+    found.sort();
+    let mut listed = [kalamdb_core::failpoint::CAN_FAIL, kalamdb_core::failpoint::CAN_END].concat();
+    listed.sort_unstable();
+    assert_eq!(found, listed);
 }

@@ -116,6 +116,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), Failure> {
 }
 
 async fn serve(mut config: ServerConfig, calls: &Handle) -> Result<(), Failure> {
+    kalamdb_core::failpoint::configure_from_environment()?;
     let made_up = prepare_root_password(&mut config)?;
     let database = Database::open(config.core.clone()).await?;
     if let (Some(password), Some(data_dir)) = (made_up, &config.core.data_dir) {

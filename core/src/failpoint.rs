@@ -1,0 +1,109 @@
+//! Named places at which a test ends the process or has a step fail, so that every such moment can be tried and not only hoped for.
+//!
+//! They exist only where the feature `failpoints` of the crate `fail` is on, which is in builds for tests; elsewhere a point is no code
+//! at all. What happens at a point is said by the environment variable `FAILPOINTS`, read once at start, or by `fail::cfg`:
+//!
+//! ```text
+//! FAILPOINTS='flush::committed=return(kill);commit::write=2*off->return(error)'
+//!   return(kill)    the process ends at once, as by kill -9
+//!   return(error)   the step fails with 58030; only at points of CAN_FAIL
+//!   sleep(N), pause, N*off->...    as in the documentation of `fail`
+//! ```
+//!
+//! Invariant: a point stands in one of the two lists, and in one place of the code.
+
+use crate::error::{Error, ErrorKind, Result, SqlState};
+
+/// Points where a step can also fail. In the order of the code.
+pub const CAN_FAIL: &[&str] = &[
+    "commit::write",
+    "segment::create",
+    "segment::written",
+    "segment::synced",
+    "segment::renamed",
+    "segment::published",
+    "segment::verified",
+    "flush::committed",
+    "flush::clean",
+    "compact::committed",
+    "retire::remove",
+    "retire::removed",
+    "trim::commit",
+    "trim::committed",
+    "expiry::delete",
+    "expiry::deleted",
+    "open::format",
+    "open::secret",
+    "open::root",
+    "recover::epoch",
+    "recover::recovered",
+    "recover::jobs",
+    "sweep::remove",
+];
+
+/// Points where only the process can end.
+pub const CAN_END: &[&str] = &["commit::written", "commit::installed", "commit::answered", "recover::swept"];
+
+/// Passes a point where a step can fail.
+///
+/// # Errors
+/// 58030 when a test wants it so.
+#[inline]
+pub(crate) fn step(point: &'static str) -> Result<()> {
+    if !fail::has_failpoints() {
+        return Ok(());
+    }
+    match fail::eval(point, |action| action) {
+        None => Ok(()),
+        Some(action) if action.as_deref() == Some("kill") => kill(point),
+        Some(_) => Err(Error::new(
+            ErrorKind::Unavailable,
+            SqlState::IO_ERROR,
+            format!("a test had the step \"{point}\" fail"),
+        )
+        .hint("this program was built for tests; set no FAILPOINTS")),
+    }
+}
+
+/// Passes a point where only the process can end.
+#[inline]
+pub(crate) fn moment(point: &'static str) {
+    if fail::has_failpoints() && fail::eval(point, |_| ()).is_some() {
+        kill(point);
+    }
+}
+
+/// Takes the settings of the environment variable `FAILPOINTS`; without failpoints in the program it is not looked at.
+///
+/// # Errors
+/// 22023 for a point that does not exist or an action that is none.
+pub fn configure_from_environment() -> Result<()> {
+    if !fail::has_failpoints() {
+        return Ok(());
+    }
+    let settings = std::env::var("FAILPOINTS").unwrap_or_default();
+    for setting in settings.split(';').map(str::trim).filter(|setting| !setting.is_empty()) {
+        let (point, actions) =
+            setting.split_once('=').ok_or_else(|| unusable(setting, "it has no action"))?;
+        let is_error = actions.contains("return") && !actions.contains("return(kill)");
+        if !CAN_FAIL.contains(&point) && (is_error || !CAN_END.contains(&point)) {
+            return Err(unusable(setting, "there is no such point, or no step there can fail"));
+        }
+        fail::cfg(point, actions).map_err(|why| unusable(setting, &why))?;
+    }
+    Ok(())
+}
+
+fn kill(point: &str) -> ! {
+    eprintln!("failpoint \"{point}\": the process ends");
+    std::process::abort()
+}
+
+fn unusable(setting: &str, why: &str) -> Error {
+    Error::new(
+        ErrorKind::InvalidArgument,
+        SqlState::INVALID_PARAMETER_VALUE,
+        format!("the failpoint \"{setting}\" cannot be set: {why}"),
+    )
+    .hint("points are listed in docs/testing.md")
+}
