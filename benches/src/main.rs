@@ -14,6 +14,7 @@ mod a1_schema;
 mod b5_ingest;
 mod b_insert;
 mod b_point;
+mod c3_hot_scan;
 mod d1_live;
 mod floor;
 mod host;
@@ -52,6 +53,8 @@ struct Scale {
     ingest_rows: usize,
     /// Ingest statements.
     ingests: usize,
+    /// Rows of the table that C3 scans.
+    hot_rows: u64,
     /// Tables of A3.
     tables: usize,
     /// Repetitions where a fixed number is counted.
@@ -65,6 +68,7 @@ impl Scale {
         point_rows: 100_000,
         ingest_rows: 250_000,
         ingests: 4,
+        hot_rows: 1_000_000,
         tables: 1_000,
         repeats: 1_000,
     };
@@ -74,6 +78,7 @@ impl Scale {
         point_rows: 1_000,
         ingest_rows: 5_000,
         ingests: 2,
+        hot_rows: 20_000,
         tables: 20,
         repeats: 50,
     };
@@ -101,6 +106,9 @@ fn main() -> Result<()> {
     }
     if wanted("B5") {
         clients.block_on(b5_ingest::run(&kalam, &floor, scale, &mut report))?;
+    }
+    if wanted("C3") {
+        kalam.runtime().block_on(c3_hot_scan::run(&kalam, scale, &mut report))?;
     }
     if wanted("D1") {
         clients.block_on(d1_live::run(&kalam, &floor, scale, &mut report))?;

@@ -53,6 +53,8 @@ pub struct Config {
     pub change_log_retention_s: u64,
     /// The bytes up to which the change log is kept; whichever limit is reached first trims it.
     pub change_log_bytes_max: u64,
+    /// Bytes of hot rows kept as columns for scans; 0 keeps none.
+    pub hot_cache_bytes: usize,
     /// Bytes of segments' footers and key filters kept in memory.
     pub segment_cache_bytes: usize,
     /// How often it is looked which tables are to be flushed.
@@ -92,6 +94,7 @@ impl Default for Config {
             subscriptions_per_user_max: 1_000,
             change_log_retention_s: 7 * 24 * 3_600,
             change_log_bytes_max: 4 << 30,
+            hot_cache_bytes: 128 << 20,
             segment_cache_bytes: 64 << 20,
             flush_check_interval_ms: 1_000,
             expiry_interval_ms: 500,

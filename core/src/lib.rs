@@ -11,6 +11,7 @@
 //! | `cold_storage` | Parquet segments: which there are, writing them, finding rows in them |
 //! | `schema_registry` | tables, users and namespaces (the catalog) and their memoized Arrow schemas |
 //! | `change_log` | what each commit changed: pure redo, and the source of every subscriber |
+//! | `hot_tier` | hot rows as columns in memory, filled by scans |
 //! | `commit` | the one commit order: sequencer, group commit, installed snapshots, recovery |
 //! | `tables` | DataFusion table providers over one base, point reads, row validation |
 //! | `live_query` | subscriptions: snapshot, matching, delivery, resume |
@@ -41,6 +42,8 @@ pub mod cold_storage;
 pub mod schema_registry;
 
 pub mod change_log;
+
+pub mod hot_tier;
 
 pub mod commit;
 

@@ -113,6 +113,7 @@ fn collect(database: &Database) -> Vec<Metric> {
     let schemas = database.registry_counters();
     let live = context.live_queries.counters();
     let storage = context.committer.storage_metrics();
+    let hot = context.committer.snapshot().hot.counters();
     vec![
         gauge("kalamdb_up", "1 while the process serves.", 1),
         counter("kalamdb_commit_seq", "Number of the newest commit.", database.seq().0),
@@ -120,6 +121,9 @@ fn collect(database: &Database) -> Vec<Metric> {
         gauge("kalamdb_storage_disk_bytes", "Bytes of live data files, without the log.", storage.disk_bytes),
         gauge("kalamdb_storage_memtable_bytes", "Bytes in memtables.", storage.memtable_bytes),
         gauge("kalamdb_storage_cache_bytes", "Bytes in the block cache.", storage.cache_bytes),
+        gauge("kalamdb_hot_tier_bytes", "Bytes of hot rows kept as columns.", hot.bytes as u64),
+        counter("kalamdb_hot_tier_hits_total", "Chunks of rows that scans found there.", hot.hits),
+        counter("kalamdb_hot_tier_misses_total", "Stretches of rows that scans read instead.", hot.misses),
         gauge("kalamdb_storage_compactions_running", "Compactions that run.", storage.compactions_running),
         gauge("kalamdb_change_log_bytes", "About how many bytes the change log has.", storage.log_bytes),
         gauge("kalamdb_live_subscriptions", "Live queries that run.", live.subscriptions as u64),

@@ -21,6 +21,7 @@ use crate::clock::Clock;
 use crate::cold_storage::{Place, SegmentStore, is_marked};
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result, SqlState};
+use crate::hot_tier::HotOptions;
 use crate::ids::{DatabaseId, SegmentId, Seq, TableId};
 use crate::storage::{self, DataDirectory, RocksStorage, StorageBackend, StorageMetrics, StorageOptions};
 
@@ -40,6 +41,8 @@ pub struct CommitterOptions {
     pub ring_bytes_max: usize,
     /// Bytes of segments' footers and key filters kept in memory.
     pub segment_cache_bytes: usize,
+    /// Sizes of the hot tier.
+    pub hot: HotOptions,
 }
 
 impl Default for CommitterOptions {
@@ -56,6 +59,7 @@ impl From<&Config> for CommitterOptions {
             set_bytes_max: config.statement_bytes_max,
             ring_bytes_max: config.commit_ring_bytes,
             segment_cache_bytes: config.segment_cache_bytes,
+            hot: HotOptions::of_bytes(config.hot_cache_bytes),
         }
     }
 }
@@ -109,7 +113,7 @@ impl Committer {
             None => SegmentStore::in_memory(options.segment_cache_bytes),
         };
         let Recovered { database, epochs, snapshot } =
-            recover(&*storage, directory.as_deref(), segments, clock.now_us())?;
+            recover(&*storage, directory.as_deref(), segments, options.hot, clock.now_us())?;
         tracing::info!(database = %database, epoch = snapshot.epoch.0, seq = snapshot.seq.0, "recovered the store");
         let (seq, next_segment) = (snapshot.seq, snapshot.cold.next());
         let installed = Arc::new(Installed {

@@ -24,6 +24,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::cold_storage::{Manifest, NewSegment, Place};
+use crate::hot_tier::HotChunks;
 use crate::ids::{Epoch, ScopeId, SegmentId, Seq, TableId, UserId};
 use crate::schema_registry::{Catalog, CatalogChange, Durability, TableDefinition};
 use crate::storage::StorageSnapshot;
@@ -35,8 +36,7 @@ pub use recovery::EpochHistory;
 
 /// The database as of one commit. A statement takes one and never another.
 ///
-/// The hot columnar tier belongs in here, beside `storage`; the overlay of an open transaction is kept with the session, beside
-/// the snapshot it reads.
+/// The overlay of an open transaction is kept with the session, beside the snapshot it reads.
 pub struct Snapshot {
     /// The last commit it contains.
     pub seq: Seq,
@@ -48,6 +48,8 @@ pub struct Snapshot {
     pub catalog: Arc<Catalog>,
     /// The rows and the change log.
     pub storage: Arc<dyn StorageSnapshot>,
+    /// Rows of `storage` as columns, as far as scans have left them there. It is the same for all snapshots of an epoch.
+    pub hot: Arc<HotChunks>,
     /// The segments of cold rows. Stored rows of a table up to its `flushed` seq are in them, whatever `storage` still has.
     pub cold: Arc<Manifest>,
     /// The seq up to which the change log has been trimmed.

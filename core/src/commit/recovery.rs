@@ -19,6 +19,7 @@ use crate::change_log;
 use crate::cold_storage::{self, SegmentStore};
 use crate::error::{Error, Result};
 use crate::failpoint;
+use crate::hot_tier::{HotChunks, HotOptions};
 use crate::ids::{DatabaseId, Epoch, Seq};
 use crate::schema_registry::{Catalog, CatalogHeader};
 use crate::storage::{
@@ -69,6 +70,7 @@ pub(super) fn recover(
     storage: &dyn StorageBackend,
     directory: Option<&DataDirectory>,
     segments: Arc<SegmentStore>,
+    hot: HotOptions,
     now_us: i64,
 ) -> Result<Recovered> {
     let before = storage.snapshot();
@@ -109,6 +111,7 @@ pub(super) fn recover(
         epoch: epochs.current,
         catalog: Arc::new(catalog),
         storage,
+        hot: Arc::new(HotChunks::new(hot, seq)),
         cold: Arc::new(cold),
         log_floor,
     };

@@ -182,12 +182,15 @@ impl Sequencer {
             return Err(error);
         }
         failpoint::moment("commit::written");
+        let before = self.installed.snapshot.load_full();
+        group.records.iter().for_each(|record| before.hot.note(record));
         let snapshot = Snapshot {
             seq: group.seq,
             commit_ts: group.commit_ts,
-            epoch: self.installed.snapshot.load().epoch,
+            epoch: before.epoch,
             catalog: Arc::clone(&group.catalog),
             storage: self.storage.snapshot(),
+            hot: Arc::clone(&before.hot),
             cold: Arc::clone(&group.cold),
             log_floor: group.log_floor,
         };

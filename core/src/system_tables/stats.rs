@@ -24,6 +24,7 @@ fn metrics(sources: &SystemSources<'_>) -> Vec<(&'static str, String)> {
     let registry = sources.registry.counters();
     let live = sources.live_queries.counters();
     let storage = committer.storage_metrics();
+    let hot = snapshot.hot.counters();
     let (ring_commits, ring_bytes) = committer.commits().size();
     let uptime_us = sources.clock.now_us().saturating_sub(sources.opened_at).max(0);
     vec![
@@ -41,6 +42,10 @@ fn metrics(sources: &SystemSources<'_>) -> Vec<(&'static str, String)> {
         ("storage_disk_bytes", storage.disk_bytes.to_string()),
         ("storage_memtable_bytes", storage.memtable_bytes.to_string()),
         ("storage_cache_bytes", storage.cache_bytes.to_string()),
+        ("hot_tier_bytes", hot.bytes.to_string()),
+        ("hot_tier_chunks", hot.chunks.to_string()),
+        ("hot_tier_hits", hot.hits.to_string()),
+        ("hot_tier_misses", hot.misses.to_string()),
         ("storage_rows_estimate", storage.rows_estimate.to_string()),
         ("storage_compactions_running", storage.compactions_running.to_string()),
         ("storage_flushes_running", storage.flushes_running.to_string()),

@@ -9,6 +9,7 @@
 mod cold;
 mod cold_rows;
 pub mod compact;
+mod cursor;
 pub mod flush;
 pub mod images;
 mod key_filter;

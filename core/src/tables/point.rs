@@ -6,7 +6,7 @@ use arrow::record_batch::{RecordBatch, RecordBatchOptions};
 use bytes::Bytes;
 use datafusion::common::ScalarValue;
 
-use super::scan::Shown;
+use super::cursor::Shown;
 use super::source::{RowSchema, row_decoder};
 use crate::cold_storage::{Place, is_marked};
 use crate::commit::Snapshot;

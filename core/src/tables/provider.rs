@@ -184,6 +184,7 @@ impl TableProvider for KalamTable {
             snapshot: Arc::clone(&self.snapshot),
             schemas: Arc::clone(&self.schemas),
             columns: self.columns,
+            scope: self.scope,
             now_us: self.now_us,
             sources,
             pinned,

@@ -1,21 +1,16 @@
 //! Reading a table: the plan node that streams its rows.
 //!
-//! Storage is read in chunks of one batch on threads that may block; at most two batches wait for the consumer, and dropping
-//! the stream ends the work after the chunk that is being read.
+//! At most two batches wait for the consumer, and dropping the stream ends the work after the batch that is being read.
 //!
-//! Invariant: rows come in key order (or its reverse), each once; a row whose `expires_at` is not after the statement's time
-//! does not come at all, nor does one that is in a segment by now.
+//! Invariant: rows come in key order (or its reverse), each once.
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, Int64Array};
 use arrow::compute::SortOptions;
 use arrow::datatypes::SchemaRef;
-use arrow::record_batch::{RecordBatch, RecordBatchOptions};
-use bytes::Bytes;
+use arrow::record_batch::RecordBatch;
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::error::Result as DataFusionResult;
 use datafusion::execution::TaskContext;
@@ -31,25 +26,19 @@ use datafusion::physical_plan::{
 };
 use futures::{TryStreamExt, stream};
 
-use super::source::{RowSchema, ScanSource, project_schema, row_decoder};
+use super::cursor::{Cursor, Shown, next_batch};
+use super::source::{RowSchema, ScanSource, project_schema};
 use crate::commit::Snapshot;
 use crate::error::{Error, Result};
-use crate::ids::Seq;
+use crate::hot_tier::{Generation, HotScan};
+use crate::ids::ScopeId;
 use crate::schema_registry::TableSchemas;
 use crate::storage::keys::SCOPE_PREFIX_BYTES;
-use crate::storage::row_decoder::RowDecoder;
-use crate::storage::rows::RowHeader;
-use crate::storage::{Direction, KeyRange, Partition, blocking};
+use crate::storage::{Direction, KeyRange};
 use crate::types::ColumnType;
 
 /// The most rows of a batch.
 pub(super) const BATCH_ROWS_MAX: usize = 8_192;
-/// A batch is ended when its stored rows have this many bytes.
-const BATCH_BYTES_MAX: usize = 8 << 20;
-/// A chunk is ended after this many rows even if none of them is shown.
-const CHUNK_ROWS_MAX: usize = 65_536;
-/// Single keys asked for at once: with the largest rows they are a batch's bytes several times over, not many times.
-const POINTS_MAX: usize = 16;
 /// Batches read ahead of the consumer; a full buffer stops the reading.
 const BUFFERED_BATCHES_MAX: usize = 2;
 
@@ -58,6 +47,8 @@ pub(super) struct Scan {
     pub(super) snapshot: Arc<Snapshot>,
     pub(super) schemas: Arc<TableSchemas>,
     pub(super) columns: RowSchema,
+    /// Whose rows.
+    pub(super) scope: ScopeId,
     pub(super) now_us: i64,
     /// Read one after the other.
     pub(super) sources: Vec<ScanSource>,
@@ -66,9 +57,29 @@ pub(super) struct Scan {
 }
 
 impl Scan {
-    fn shown(&self) -> Shown {
+    pub(super) fn shown(&self) -> Shown {
         let flushed = self.snapshot.cold.flushed(self.schemas.definition.id);
         Shown { now_us: self.now_us, flushed }
+    }
+
+    /// What it may take of the hot tier and leave there; `None` when it reads single keys, or columns that are not kept.
+    fn hot(&self) -> Option<HotScan> {
+        let has_range = self.sources.iter().any(|source| match source {
+            ScanSource::Stored(range) => !is_point(range),
+            ScanSource::Batches(_) => false,
+        });
+        if !has_range || self.columns == RowSchema::Write {
+            return None;
+        }
+        let (definition, shown) = (&self.schemas.definition, self.shown());
+        Some(HotScan {
+            table: definition.id,
+            scope: self.scope,
+            generation: Generation { version: definition.version, flushed: shown.flushed },
+            seq: self.snapshot.seq,
+            now_us: shown.now_us,
+            turn: self.snapshot.hot.begin()?,
+        })
     }
 }
 
@@ -125,19 +136,16 @@ impl KalamScanExec {
 
     fn cursor(&self, batch_rows: usize) -> Result<Cursor> {
         let mut sources: VecDeque<ScanSource> = self.scan.sources.iter().cloned().collect();
+        // Chunks have their rows in key order, and what is read backwards is mostly a few rows.
+        let mut hot = self.scan.hot();
         if self.direction == Direction::Reverse {
             sources = sources.into_iter().rev().collect();
+            hot = None;
         }
-        Ok(Cursor {
-            scan: Arc::clone(&self.scan),
-            schema: Arc::clone(self.properties.eq_properties.schema()),
-            positions: self.positions.clone(),
-            direction: self.direction,
-            decoder: row_decoder(&self.scan.schemas.definition, &self.positions)?,
-            sources,
-            remaining: self.fetch.unwrap_or(usize::MAX),
-            batch_rows,
-        })
+        let rows_max = self.fetch.unwrap_or(usize::MAX);
+        let schema = Arc::clone(self.properties.eq_properties.schema());
+        let cursor = Cursor::new(&self.scan, schema, self.positions.clone(), self.direction, hot)?;
+        Ok(cursor.reading(sources, rows_max, batch_rows))
     }
 }
 
@@ -319,188 +327,4 @@ pub(super) fn is_point(range: &KeyRange) -> bool {
 
 fn is_point_source(source: &ScanSource) -> bool {
     matches!(source, ScanSource::Stored(range) if is_point(range))
-}
-
-/// The next batch that is not empty.
-async fn next_batch(mut cursor: Cursor) -> Result<Option<(RecordBatch, Cursor)>> {
-    while !cursor.is_done() {
-        let batch;
-        if matches!(cursor.sources.front(), Some(ScanSource::Batches(_))) {
-            batch = cursor.next_computed()?;
-        } else {
-            (batch, cursor) = blocking(move || {
-                let batch = cursor.next_stored()?;
-                Ok((batch, cursor))
-            })
-            .await?;
-        }
-        if batch.num_rows() > 0 {
-            return Ok(Some((batch, cursor)));
-        }
-    }
-    Ok(None)
-}
-
-/// How far a scan has come.
-struct Cursor {
-    scan: Arc<Scan>,
-    schema: SchemaRef,
-    positions: Vec<usize>,
-    direction: Direction,
-    decoder: RowDecoder,
-    /// What is still to be read; of the first one only the rest.
-    sources: VecDeque<ScanSource>,
-    /// Rows the consumer still wants.
-    remaining: usize,
-    batch_rows: usize,
-}
-
-impl Cursor {
-    fn is_done(&self) -> bool {
-        self.remaining == 0 || self.sources.is_empty()
-    }
-
-    /// Reads stored sources until a batch is full. It may be empty although there is more to read.
-    fn next_stored(&mut self) -> Result<RecordBatch> {
-        let mut budget = Budget {
-            rows: self.remaining.min(self.batch_rows),
-            bytes: BATCH_BYTES_MAX,
-            visits: CHUNK_ROWS_MAX,
-        };
-        while let Some(ScanSource::Stored(range)) = self.sources.front() {
-            if budget.is_spent() {
-                break;
-            }
-            if is_point(range) {
-                self.read_points(&mut budget)?;
-                continue;
-            }
-            let range = range.clone();
-            self.sources.pop_front();
-            if let Some(rest) = self.read_range(range, &mut budget)? {
-                self.sources.push_front(ScanSource::Stored(rest));
-            }
-        }
-        let rows = self.decoder.len();
-        self.remaining -= rows.min(self.remaining);
-        self.batch(rows)
-    }
-
-    /// Reads a range; gives what is left of it when the budget ends first.
-    fn read_range(&mut self, range: KeyRange, budget: &mut Budget) -> Result<Option<KeyRange>> {
-        let (decoder, shown) = (&mut self.decoder, self.scan.shown());
-        let mut stopped_at = None;
-        self.scan.snapshot.storage.visit(
-            Partition::Rows,
-            range.clone(),
-            self.direction,
-            &mut |key, row| {
-                shown.push(decoder, key, row, budget)?;
-                if budget.is_spent() {
-                    stopped_at = Some(key.to_vec());
-                    return Ok(ControlFlow::Break(()));
-                }
-                Ok(ControlFlow::Continue(()))
-            },
-        )?;
-        Ok(stopped_at.map(|mut key| match self.direction {
-            Direction::Forward => {
-                key.push(0);
-                KeyRange { start: key, end: range.end }
-            }
-            Direction::Reverse => KeyRange { start: range.start, end: Some(key) },
-        }))
-    }
-
-    /// Reads as many of the next sources as are single keys and fit, with one request.
-    fn read_points(&mut self, budget: &mut Budget) -> Result<()> {
-        let mut keys = Vec::new();
-        while keys.len() < budget.rows.min(POINTS_MAX)
-            && let Some(ScanSource::Stored(range)) = self.sources.front_mut()
-            && is_point(range)
-        {
-            keys.push(Bytes::from(std::mem::take(&mut range.start)));
-            self.sources.pop_front();
-        }
-        let rows = match keys.as_slice() {
-            [key] => vec![self.scan.snapshot.storage.get(Partition::Rows, key)?],
-            keys => self.scan.snapshot.storage.multi_get(Partition::Rows, keys)?,
-        };
-        for (key, row) in keys.iter().zip(rows) {
-            if let Some(row) = row {
-                self.scan.shown().push(&mut self.decoder, key, &row, budget)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Takes the next computed batch, or as much of it as fits.
-    fn next_computed(&mut self) -> Result<RecordBatch> {
-        let Some(ScanSource::Batches(batches)) = self.sources.pop_front() else {
-            return self.batch(0);
-        };
-        let Some((first, rest)) = batches.split_first() else {
-            return self.batch(0);
-        };
-        let rows = first.num_rows().min(self.batch_rows).min(self.remaining);
-        let mut left: Vec<RecordBatch> = rest.to_vec();
-        if rows < first.num_rows() {
-            left.insert(0, first.slice(rows, first.num_rows() - rows));
-        }
-        self.sources.push_front(ScanSource::Batches(Arc::new(left)));
-        self.remaining -= rows;
-        let seq = i64::try_from(self.scan.snapshot.seq.0).unwrap_or(i64::MAX);
-        let columns = self.positions.iter().map(|position| match first.columns().get(*position) {
-            Some(column) => column.slice(0, rows),
-            None => Arc::new(Int64Array::from_value(seq, rows)) as ArrayRef,
-        });
-        let options = RecordBatchOptions::new().with_row_count(Some(rows));
-        Ok(RecordBatch::try_new_with_options(Arc::clone(&self.schema), columns.collect(), &options)?)
-    }
-
-    /// The decoded rows; the count matters when no column is wanted, as for `COUNT(*)`.
-    fn batch(&mut self, rows: usize) -> Result<RecordBatch> {
-        let options = RecordBatchOptions::new().with_row_count(Some(rows));
-        let columns = self.decoder.finish()?;
-        Ok(RecordBatch::try_new_with_options(Arc::clone(&self.schema), columns, &options)?)
-    }
-}
-
-/// How much a chunk may still read.
-struct Budget {
-    rows: usize,
-    bytes: usize,
-    visits: usize,
-}
-
-impl Budget {
-    fn is_spent(&self) -> bool {
-        self.rows == 0 || self.bytes == 0 || self.visits == 0
-    }
-}
-
-/// Which stored rows a statement sees.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Shown {
-    /// Rows that expire at this time or before are gone.
-    pub(super) now_us: i64,
-    /// Rows of commits up to this one are cold.
-    pub(super) flushed: Seq,
-}
-
-impl Shown {
-    pub(super) fn has(self, row: &[u8]) -> Result<bool> {
-        let (header, _) = RowHeader::read(row)?;
-        Ok(header.seq > self.flushed && header.expires_at.is_none_or(|expires_at| expires_at > self.now_us))
-    }
-
-    fn push(self, decoder: &mut RowDecoder, key: &[u8], row: &[u8], budget: &mut Budget) -> Result<()> {
-        budget.visits = budget.visits.saturating_sub(1);
-        if self.has(row)? {
-            decoder.push(key, row)?;
-            budget.rows = budget.rows.saturating_sub(1);
-            budget.bytes = budget.bytes.saturating_sub(row.len());
-        }
-        Ok(())
-    }
 }

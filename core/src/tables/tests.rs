@@ -20,6 +20,7 @@ use super::*;
 use crate::cold_storage::{Manifest, SegmentStore};
 use crate::commit::{RowWrite, Snapshot};
 use crate::error::{Result, SqlState};
+use crate::hot_tier::{HotChunks, HotOptions};
 use crate::ids::{ColumnId, Epoch, ScopeId, Seq, TableId, UserId};
 use crate::schema_registry::{
     Catalog, ColumnDefinition, SchemaRegistry, SystemTable, TableDefinition, TableKind, TableOptions,
@@ -53,6 +54,7 @@ impl Fixture {
             epoch: Epoch(1),
             catalog: Arc::new(Catalog::initial(0)),
             storage: self.storage.snapshot(),
+            hot: Arc::new(HotChunks::new(HotOptions::of_bytes(64 << 20), Seq(self.seq))),
             cold: Arc::new(Manifest::empty(SegmentStore::in_memory(0))),
             log_floor: Seq::ZERO,
         })

@@ -4,6 +4,7 @@
 
 mod append;
 mod cold;
+mod hot;
 mod live;
 mod session;
 mod sql;

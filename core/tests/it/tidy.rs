@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The core's modules, each before those that may name it.
-const ORDER: [&str; 19] = [
+const ORDER: [&str; 20] = [
     "ids",
     "error",
     "failpoint",
@@ -16,6 +16,7 @@ const ORDER: [&str; 19] = [
     "cold_storage",
     "schema_registry",
     "change_log",
+    "hot_tier",
     "commit",
     "tables",
     "live_query",

@@ -1,0 +1,82 @@
+//! Which keys the latest commits changed.
+//!
+//! Invariant: it knows every change it was told of by commits after [`Changes::known_since`].
+
+use std::collections::VecDeque;
+
+use crate::ids::Seq;
+
+use super::chunks::Place;
+
+/// Beyond these the oldest changes are forgotten.
+const LEN_MAX: usize = 16_384;
+const BYTES_MAX: usize = 2 << 20;
+/// Commits that change more rows of a table and scope are remembered as one range, from their first key to their last.
+const SINGLE_KEYS_MAX: usize = 64;
+
+/// The latest changes, oldest first.
+#[derive(Debug)]
+pub(super) struct Changes {
+    list: VecDeque<Change>,
+    bytes: usize,
+    known_since: Seq,
+}
+
+/// The keys from `first` to `last`, both included.
+#[derive(Debug)]
+struct Change {
+    seq: Seq,
+    place: Place,
+    first: Box<[u8]>,
+    last: Box<[u8]>,
+}
+
+impl Changes {
+    /// Knows nothing of commits up to `seq`.
+    pub(super) fn unknown_before(seq: Seq) -> Self {
+        Self { list: VecDeque::new(), bytes: 0, known_since: seq }
+    }
+
+    pub(super) fn known_since(&self) -> Seq {
+        self.known_since
+    }
+
+    /// Adds the keys of a commit, which is not before those that were added.
+    pub(super) fn add<'a>(
+        &mut self,
+        place: Place,
+        seq: Seq,
+        keys: impl ExactSizeIterator<Item = &'a [u8]> + Clone,
+    ) {
+        if keys.len() <= SINGLE_KEYS_MAX {
+            keys.for_each(|key| self.push(Change { seq, place, first: key.into(), last: key.into() }));
+        } else if let (Some(first), Some(last)) = (keys.clone().min(), keys.max()) {
+            self.push(Change { seq, place, first: first.into(), last: last.into() });
+        }
+        while self.list.len() > LEN_MAX || self.bytes > BYTES_MAX {
+            let Some(oldest) = self.list.pop_front() else { break };
+            self.bytes -= oldest.bytes();
+            self.known_since = oldest.seq;
+        }
+    }
+
+    fn push(&mut self, change: Change) {
+        self.bytes += change.bytes();
+        self.list.push_back(change);
+    }
+
+    /// Whether a commit after `seq` changed a key from `start` to before `end`.
+    pub(super) fn touch(&self, place: Place, seq: Seq, start: &[u8], end: &[u8]) -> bool {
+        let after = self.list.partition_point(|change| change.seq <= seq);
+        self.list
+            .iter()
+            .skip(after)
+            .any(|change| change.place == place && *change.first < *end && *change.last >= *start)
+    }
+}
+
+impl Change {
+    fn bytes(&self) -> usize {
+        size_of::<Self>() + self.first.len() + self.last.len()
+    }
+}

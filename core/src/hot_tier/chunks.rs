@@ -1,0 +1,386 @@
+//! The chunks themselves, under the lock of [`super::HotChunks`].
+//!
+//! Invariant: chunks of a table and scope do not overlap; `bytes` and `by_use` are of exactly the chunks there are.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef};
+
+use super::changes::Changes;
+use super::{Decoded, Found, Generation, HotCounters, HotOptions, HotScan, Times};
+use crate::ids::{ScopeId, Seq, TableId};
+use crate::storage::KeyRange;
+
+/// Tables and scopes with chunks; beyond them the one used longest ago is forgotten.
+const PLACES_MAX: usize = 4_096;
+/// What a chunk takes beside its columns and keys, about.
+const CHUNK_BYTES: usize = 512;
+
+/// A table and the scope of its rows.
+pub(super) type Place = (TableId, ScopeId);
+/// A stored key.
+type Key = Arc<[u8]>;
+/// A chunk by the turn of the last scan that used it, and by its number.
+type Use = (u64, u64);
+
+#[derive(Debug)]
+pub(super) struct Chunks {
+    options: HotOptions,
+    /// The last commit that was noted.
+    noted: Seq,
+    changes: Changes,
+    places: HashMap<Place, HotRows>,
+    /// Where every chunk begins, those first that were not used for the longest time.
+    by_use: BTreeMap<Use, (Place, Key)>,
+    bytes: usize,
+    turns: u64,
+    next_id: u64,
+    hits: u64,
+    misses: u64,
+}
+
+/// What is kept of a table and scope.
+#[derive(Debug)]
+struct HotRows {
+    /// Changes are in the list from the commit after this one on.
+    since: Seq,
+    generation: Generation,
+    /// By first key.
+    chunks: BTreeMap<Key, Chunk>,
+}
+
+#[derive(Debug)]
+struct Chunk {
+    id: u64,
+    /// The first key behind it.
+    end: Key,
+    /// The seq of the snapshot it was read in.
+    from: Seq,
+    times: Times,
+    rows: usize,
+    /// By position in the full schema; those that nobody asked for are missing.
+    columns: Vec<Option<ArrayRef>>,
+    bytes: usize,
+    /// The turn of the last scan that used it.
+    used: u64,
+}
+
+impl Chunk {
+    fn has(&self, positions: &[usize]) -> bool {
+        positions.iter().all(|position| matches!(self.columns.get(*position), Some(Some(_))))
+    }
+
+    fn positions(&self) -> impl Iterator<Item = usize> {
+        self.columns.iter().enumerate().filter(|(_, column)| column.is_some()).map(|(position, _)| position)
+    }
+
+    fn is_seen_by(&self, scan: &HotScan) -> bool {
+        self.from <= scan.seq && self.times.contain(scan.now_us)
+    }
+}
+
+impl HotRows {
+    /// The chunk that `key` is in.
+    fn covering(&self, key: &[u8]) -> Option<(&Key, &Chunk)> {
+        let up_to = (Bound::Unbounded, Bound::Included(key));
+        self.chunks.range::<[u8], _>(up_to).next_back().filter(|(_, chunk)| *chunk.end > *key)
+    }
+
+    /// The chunks that begin behind `key`.
+    fn behind(&self, key: &[u8]) -> impl Iterator<Item = (&Key, &Chunk)> {
+        self.chunks.range::<[u8], _>((Bound::Excluded(key), Bound::Unbounded))
+    }
+
+    /// What to read of a range that begins with no chunk that can be taken. It ends where a chunk does, or before one begins, so
+    /// that chunks keep their places; small ones are read again to become part of a larger one.
+    fn stretch(&self, range: &KeyRange, wanted: &[usize], chunk_rows_min: usize) -> Found {
+        let (start, end) = (range.start.as_slice(), range.end.as_deref());
+        let mut positions = wanted.to_vec();
+        let stop = match self.covering(start) {
+            Some((first, chunk)) => {
+                if **first == *start && is_up_to(&chunk.end, end) {
+                    positions.extend(chunk.positions());
+                }
+                Some(&*chunk.end)
+            }
+            None => self.behind(start).find_map(|(first, chunk)| {
+                if chunk.rows >= chunk_rows_min || !is_up_to(&chunk.end, end) {
+                    return Some(&**first);
+                }
+                positions.extend(chunk.positions());
+                None
+            }),
+        };
+        positions.sort_unstable();
+        positions.dedup();
+        let end = stop.filter(|stop| is_up_to(stop, end)).or(end);
+        Found::Stretch { end: end.map(<[u8]>::to_vec), positions }
+    }
+
+    /// The gap between chunks that `key` is in.
+    fn gap(&self, key: &[u8]) -> Gap {
+        let up_to = (Bound::Unbounded, Bound::Included(key));
+        let before = self.chunks.range::<[u8], _>(up_to).next_back();
+        Gap {
+            start: before.map(|(_, chunk)| Arc::clone(&chunk.end)),
+            end: self.behind(key).next().map(|(start, _)| Arc::clone(start)),
+        }
+    }
+}
+
+/// A range of keys without chunks; it may be unbounded on both sides.
+struct Gap {
+    start: Option<Key>,
+    end: Option<Key>,
+}
+
+impl Gap {
+    fn contains(&self, key: &[u8]) -> bool {
+        self.start.as_ref().is_none_or(|start| **start <= *key)
+            && self.end.as_ref().is_none_or(|end| *key < **end)
+    }
+}
+
+impl Chunks {
+    pub(super) fn new(options: HotOptions, seq: Seq) -> Self {
+        Self {
+            options,
+            noted: seq,
+            changes: Changes::unknown_before(seq),
+            places: HashMap::new(),
+            by_use: BTreeMap::new(),
+            bytes: 0,
+            turns: 0,
+            next_id: 0,
+            hits: 0,
+            misses: 0,
+        }
+    }
+
+    pub(super) fn begin(&mut self) -> u64 {
+        self.turns += 1;
+        self.turns
+    }
+
+    pub(super) fn counters(&self) -> HotCounters {
+        HotCounters { bytes: self.bytes, chunks: self.by_use.len(), hits: self.hits, misses: self.misses }
+    }
+
+    pub(super) fn find(&mut self, scan: &HotScan, range: &KeyRange, wanted: &[usize]) -> Found {
+        let place = (scan.table, scan.scope);
+        // Nobody who comes later sees rows as they were shown before a flush or an ALTER TABLE.
+        if self.places.get(&place).is_some_and(|rows| rows.generation < scan.generation) {
+            self.remove_place(place);
+        }
+        if let Some(found) = self.take(scan, range, wanted) {
+            self.hits += 1;
+            return found;
+        }
+        self.misses += 1;
+        let rows = self.places.get(&place).filter(|rows| rows.generation == scan.generation);
+        match rows {
+            Some(rows) => rows.stretch(range, wanted, self.options.chunk_rows_min),
+            None => Found::Stretch { end: range.end.clone(), positions: wanted.to_vec() },
+        }
+    }
+
+    /// The columns of the chunk that `range` begins with, if the scan may have it.
+    fn take(&mut self, scan: &HotScan, range: &KeyRange, wanted: &[usize]) -> Option<Found> {
+        let rows = self.places.get_mut(&(scan.table, scan.scope))?;
+        let is_seen = rows.generation == scan.generation;
+        let chunk = rows.chunks.get_mut(range.start.as_slice()).filter(|chunk| {
+            is_seen
+                && chunk.is_seen_by(scan)
+                && is_up_to(&chunk.end, range.end.as_deref())
+                && chunk.has(wanted)
+        })?;
+        if chunk.used < scan.turn
+            && let Some(entry) = self.by_use.remove(&(chunk.used, chunk.id))
+        {
+            chunk.used = scan.turn;
+            self.by_use.insert((chunk.used, chunk.id), entry);
+        }
+        let columns = wanted.iter().filter_map(|position| chunk.columns.get(*position).cloned().flatten());
+        Some(Found::Chunk { columns: columns.collect(), rows: chunk.rows, end: chunk.end.to_vec() })
+    }
+
+    pub(super) fn offer(&mut self, scan: &HotScan, decoded: &Decoded<'_>) {
+        let place = (scan.table, scan.scope);
+        self.make_place(place, scan.generation);
+        let Some(rows) = self.places.get(&place).filter(|rows| rows.generation == scan.generation) else {
+            return;
+        };
+        if scan.seq < rows.since.max(self.changes.known_since())
+            || self.changes.touch(place, scan.seq, decoded.start, decoded.end)
+        {
+            return;
+        }
+        let behind = rows.behind(decoded.start).take_while(|(start, _)| ***start < *decoded.end);
+        let (mut overlapped, mut is_wanted) = (Vec::new(), true);
+        for (start, chunk) in rows.covering(decoded.start).into_iter().chain(behind) {
+            let is_within = **start >= *decoded.start && *chunk.end <= *decoded.end;
+            let has_no_more = chunk.positions().all(|position| decoded.positions.contains(&position));
+            is_wanted &= (is_within && has_no_more)
+                || chunk.rows < self.options.chunk_rows_min
+                || !chunk.times.contain(scan.now_us);
+            overlapped.push(Arc::clone(start));
+        }
+        if !is_wanted {
+            return;
+        }
+        overlapped.iter().for_each(|start| self.remove(place, start));
+        self.insert(place, scan, decoded);
+    }
+
+    fn insert(&mut self, place: Place, scan: &HotScan, decoded: &Decoded<'_>) {
+        let mut columns = vec![None; decoded.positions.iter().max().map_or(0, |last| last + 1)];
+        let mut bytes = CHUNK_BYTES + 2 * decoded.start.len() + decoded.end.len();
+        bytes += columns.len() * size_of::<Option<ArrayRef>>();
+        for (position, column) in decoded.positions.iter().zip(decoded.columns) {
+            bytes += column.get_array_memory_size();
+            if let Some(place) = columns.get_mut(*position) {
+                *place = Some(Arc::clone(column));
+            }
+        }
+        if !self.make_room(bytes, scan.turn) {
+            return;
+        }
+        let Some(rows) = self.places.get_mut(&place) else { return };
+        let (start, id): (Key, _) = (decoded.start.into(), self.next_id);
+        self.next_id += 1;
+        self.bytes += bytes;
+        self.by_use.insert((scan.turn, id), (place, Arc::clone(&start)));
+        let chunk = Chunk {
+            id,
+            end: decoded.end.into(),
+            from: scan.seq,
+            times: decoded.times,
+            rows: decoded.rows,
+            columns,
+            bytes,
+            used: scan.turn,
+        };
+        rows.chunks.insert(start, chunk);
+    }
+
+    /// Removes chunks used longest ago until `bytes` fit. Those that a scan has just used stay: it will want them again
+    /// the next time, when it would find none if each of its chunks had pushed out the one before.
+    fn make_room(&mut self, bytes: usize, turn: u64) -> bool {
+        if bytes > self.options.bytes_max {
+            return false;
+        }
+        while self.bytes + bytes > self.options.bytes_max {
+            match self.by_use.first_key_value() {
+                Some(((used, _), (place, start))) if *used < turn => {
+                    let (place, start) = (*place, Arc::clone(start));
+                    self.remove(place, &start);
+                }
+                _ => return false,
+            }
+        }
+        true
+    }
+
+    /// Begins to remember the changes of a table and scope.
+    fn make_place(&mut self, place: Place, generation: Generation) {
+        if self.places.contains_key(&place) {
+            return;
+        }
+        if self.places.len() >= PLACES_MAX {
+            self.places.retain(|_, rows| !rows.chunks.is_empty());
+        }
+        if self.places.len() >= PLACES_MAX
+            && let Some((_, (oldest, _))) = self.by_use.first_key_value()
+        {
+            self.remove_place(*oldest);
+        }
+        self.places.insert(place, HotRows { since: self.noted, generation, chunks: BTreeMap::new() });
+    }
+
+    fn remove(&mut self, place: Place, start: &[u8]) {
+        let chunk = self.places.get_mut(&place).and_then(|rows| rows.chunks.remove(start));
+        if let Some(chunk) = chunk {
+            self.forget(&chunk);
+        }
+    }
+
+    fn forget(&mut self, chunk: &Chunk) {
+        self.bytes -= chunk.bytes;
+        self.by_use.remove(&(chunk.used, chunk.id));
+    }
+
+    fn remove_place(&mut self, place: Place) {
+        if let Some(rows) = self.places.remove(&place) {
+            rows.chunks.values().for_each(|chunk| self.forget(chunk));
+        }
+    }
+
+    pub(super) fn remove_table(&mut self, table: TableId) {
+        self.remove_places(|(found, _)| found == table);
+    }
+
+    pub(super) fn remove_scope(&mut self, scope: ScopeId) {
+        self.remove_places(|(_, found)| found == scope);
+    }
+
+    fn remove_places(&mut self, is_removed: impl Fn(Place) -> bool) {
+        let places: Vec<Place> = self.places.keys().copied().filter(|place| is_removed(*place)).collect();
+        places.into_iter().for_each(|place| self.remove_place(place));
+    }
+
+    /// Removes the chunks that have a key of a commit.
+    pub(super) fn change<'a>(
+        &mut self,
+        place: Place,
+        seq: Seq,
+        keys: impl ExactSizeIterator<Item = &'a [u8]> + Clone,
+    ) {
+        if !self.places.contains_key(&place) {
+            return;
+        }
+        self.changes.add(place, seq, keys.clone());
+        // The keys of a large commit mostly stand in order, and many of them between the same chunks.
+        let mut gap: Option<Gap> = None;
+        for key in keys {
+            if gap.as_ref().is_some_and(|gap| gap.contains(key)) {
+                continue;
+            }
+            let Some(rows) = self.places.get(&place) else { return };
+            if let Some(start) = rows.covering(key).map(|(start, _)| Arc::clone(start)) {
+                self.remove(place, &start);
+            }
+            gap = self.places.get(&place).map(|rows| rows.gap(key));
+        }
+    }
+
+    /// Everything up to `seq` has been noted.
+    pub(super) fn noted(&mut self, seq: Seq) {
+        self.noted = seq;
+    }
+}
+
+/// Whether what ends before `end` lies in a range that ends before `limit`.
+fn is_up_to(end: &[u8], limit: Option<&[u8]>) -> bool {
+    limit.is_none_or(|limit| end <= limit)
+}
+
+#[cfg(test)]
+impl Chunks {
+    /// Fails when the invariant does not hold.
+    pub(super) fn check(&self) {
+        let chunks = || self.places.values().flat_map(|rows| rows.chunks.values());
+        assert_eq!(self.bytes, chunks().map(|chunk| chunk.bytes).sum::<usize>());
+        assert!(self.bytes <= self.options.bytes_max);
+        let by_use = self.by_use.iter().map(|((used, id), (place, start))| {
+            let chunk = &self.places[place].chunks[start];
+            assert_eq!((chunk.used, chunk.id), (*used, *id));
+        });
+        assert_eq!(by_use.count(), chunks().count());
+        for rows in self.places.values() {
+            let ends = rows.chunks.values().map(|chunk| &chunk.end);
+            assert!(rows.chunks.keys().skip(1).zip(ends).all(|(start, end)| end <= start));
+        }
+    }
+}

@@ -1,0 +1,388 @@
+//! How a scan gets its rows: chunks of the hot tier as they are, everything else from the store, a batch at a time on threads that
+//! may block.
+//!
+//! Invariant: a row whose `expires_at` is not after the statement's time does not come at all, nor does one that is in a segment
+//! by now.
+
+use std::collections::VecDeque;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, Int64Array};
+use arrow::datatypes::SchemaRef;
+use arrow::record_batch::{RecordBatch, RecordBatchOptions};
+use bytes::Bytes;
+
+use super::scan::{Scan, is_point};
+use super::source::{ScanSource, row_decoder};
+use crate::error::Result;
+use crate::hot_tier::{Decoded, Found, HotScan, Times};
+use crate::ids::Seq;
+use crate::storage::row_decoder::RowDecoder;
+use crate::storage::rows::RowHeader;
+use crate::storage::{Direction, KeyRange, Partition, blocking};
+
+/// A batch is ended when its stored rows have this many bytes.
+const BATCH_BYTES_MAX: usize = 8 << 20;
+/// A batch is ended after this many rows even if none of them is shown.
+const VISITS_MAX: usize = 65_536;
+/// Single keys asked for at once: with the largest rows they are a batch's bytes several times over, not many times.
+const POINTS_MAX: usize = 16;
+/// Stored bytes that are worth keeping as a chunk, however few rows they are.
+const CHUNK_BYTES_MIN: usize = 64 << 10;
+
+/// The next batch that is not empty.
+pub(super) async fn next_batch(mut cursor: Cursor) -> Result<Option<(RecordBatch, Cursor)>> {
+    loop {
+        if let Some(batch) = cursor.next_ready() {
+            return Ok(Some((batch, cursor)));
+        }
+        if cursor.remaining == 0 {
+            return Ok(None);
+        }
+        match cursor.sources.front() {
+            None => return Ok(None),
+            Some(ScanSource::Batches(_)) => cursor.take_computed()?,
+            Some(ScanSource::Stored(_)) => {
+                if !cursor.take_chunk()? {
+                    cursor = blocking(move || {
+                        cursor.read_stored()?;
+                        Ok(cursor)
+                    })
+                    .await?;
+                }
+            }
+        }
+    }
+}
+
+/// How far a scan has come.
+pub(super) struct Cursor {
+    scan: Arc<Scan>,
+    schema: SchemaRef,
+    /// Positions in the write schema of the columns that are wanted.
+    wanted: Vec<usize>,
+    direction: Direction,
+    hot: Option<HotScan>,
+    decoder: RowDecoder,
+    /// The columns that are decoded: those that are wanted, and perhaps others that the hot tier has.
+    decoded: Vec<usize>,
+    /// What is still to be read; of the first one only the rest.
+    sources: VecDeque<ScanSource>,
+    /// What the hot tier says of the first source.
+    found: Option<Found>,
+    /// Where the last chunk ended.
+    chunk_end: Vec<u8>,
+    /// Rows that are there and have not been given out.
+    ready: Option<RecordBatch>,
+    /// Rows the consumer still wants.
+    remaining: usize,
+    batch_rows: usize,
+}
+
+impl Cursor {
+    /// Reads nothing yet.
+    pub(super) fn new(
+        scan: &Arc<Scan>,
+        schema: SchemaRef,
+        wanted: Vec<usize>,
+        direction: Direction,
+        hot: Option<HotScan>,
+    ) -> Result<Self> {
+        Ok(Self {
+            scan: Arc::clone(scan),
+            schema,
+            decoder: row_decoder(&scan.schemas.definition, &wanted)?,
+            decoded: wanted.clone(),
+            wanted,
+            direction,
+            hot,
+            sources: VecDeque::new(),
+            found: None,
+            chunk_end: Vec::new(),
+            ready: None,
+            remaining: 0,
+            batch_rows: 1,
+        })
+    }
+
+    /// The same, for at most `rows_max` rows of `sources`, in batches of at most `batch_rows`.
+    pub(super) fn reading(self, sources: VecDeque<ScanSource>, rows_max: usize, batch_rows: usize) -> Self {
+        Self { sources, remaining: rows_max, batch_rows, ..self }
+    }
+
+    /// As much of what is ready as a batch may have.
+    fn next_ready(&mut self) -> Option<RecordBatch> {
+        let batch = self.ready.take()?;
+        let rows = batch.num_rows().min(self.batch_rows).min(self.remaining);
+        self.remaining -= rows;
+        if rows == batch.num_rows() {
+            return Some(batch);
+        }
+        if self.remaining > 0 {
+            self.ready = Some(batch.slice(rows, batch.num_rows() - rows));
+        }
+        Some(batch.slice(0, rows))
+    }
+
+    /// Makes `columns` ready, if they have rows. The count matters when no column is wanted, as for `COUNT(*)`.
+    fn make_ready(&mut self, columns: Vec<ArrayRef>, rows: usize) -> Result<()> {
+        if rows > 0 {
+            let options = RecordBatchOptions::new().with_row_count(Some(rows));
+            let batch = RecordBatch::try_new_with_options(Arc::clone(&self.schema), columns, &options)?;
+            self.ready = Some(batch);
+        }
+        Ok(())
+    }
+
+    /// Takes the next computed batch.
+    fn take_computed(&mut self) -> Result<()> {
+        let Some(ScanSource::Batches(batches)) = self.sources.pop_front() else { return Ok(()) };
+        let Some((first, rest)) = batches.split_first() else { return Ok(()) };
+        self.sources.push_front(ScanSource::Batches(Arc::new(rest.to_vec())));
+        let rows = first.num_rows();
+        let seq = i64::try_from(self.scan.snapshot.seq.0).unwrap_or(i64::MAX);
+        let columns = self.wanted.iter().map(|position| match first.columns().get(*position) {
+            Some(column) => Arc::clone(column),
+            None => Arc::new(Int64Array::from_value(seq, rows)) as ArrayRef,
+        });
+        self.make_ready(columns.collect(), rows)
+    }
+
+    /// Asks the hot tier about the rest of the first source, which is a range.
+    fn find(&mut self, range: &KeyRange) -> Found {
+        match (self.found.take(), &self.hot) {
+            (Some(found), _) => found,
+            (None, Some(hot)) => self.scan.snapshot.hot.find(hot, range, &self.wanted),
+            (None, None) => Found::Stretch { end: range.end.clone(), positions: self.wanted.clone() },
+        }
+    }
+
+    /// Takes the chunk that the first source begins with; says whether there is one.
+    fn take_chunk(&mut self) -> Result<bool> {
+        let Some(ScanSource::Stored(range)) = self.sources.front() else { return Ok(false) };
+        if self.hot.is_none() || is_point(range) {
+            return Ok(false);
+        }
+        let range = range.clone();
+        match self.find(&range) {
+            Found::Chunk { columns, rows, end } => {
+                self.sources.pop_front();
+                self.go_on_at(&end, range.end);
+                self.chunk_end = end;
+                self.make_ready(columns, rows)?;
+                Ok(true)
+            }
+            found @ Found::Stretch { .. } => {
+                self.found = Some(found);
+                Ok(false)
+            }
+        }
+    }
+
+    /// Makes what is left of a source the first one again.
+    fn go_on_at(&mut self, start: &[u8], end: Option<Vec<u8>>) {
+        let rest = KeyRange { start: start.to_vec(), end };
+        if !rest.is_empty() {
+            self.sources.push_front(ScanSource::Stored(rest));
+        }
+    }
+
+    /// Reads stored sources until a batch is full or a chunk has been read, and makes it ready. There may be nothing although there
+    /// is more to read.
+    fn read_stored(&mut self) -> Result<()> {
+        let batch_rows = match self.hot {
+            Some(_) => self.scan.snapshot.hot.options().chunk_rows,
+            None => self.batch_rows,
+        };
+        let mut budget = Budget {
+            rows: self.remaining.min(batch_rows),
+            bytes: BATCH_BYTES_MAX,
+            visits: VISITS_MAX,
+            times: Times::ALWAYS,
+        };
+        while !budget.is_spent()
+            && let Some(ScanSource::Stored(range)) = self.sources.front()
+        {
+            if is_point(range) {
+                self.read_points(&mut budget)?;
+                continue;
+            }
+            let range = range.clone();
+            match self.find(&range) {
+                Found::Stretch { end, positions } => {
+                    self.sources.pop_front();
+                    if self.read_stretch(range, end, positions, &mut budget)? {
+                        return Ok(());
+                    }
+                }
+                found @ Found::Chunk { .. } => {
+                    self.found = Some(found);
+                    break;
+                }
+            }
+        }
+        let rows = self.decoder.len();
+        let columns = self.decoder.finish()?;
+        let columns = self.wanted_of(&columns);
+        self.make_ready(columns, rows)
+    }
+
+    /// Reads a range up to `stretch_end`, or until the budget ends. When nothing was read before and it is worth it the hot tier
+    /// gets what was decoded, and it is made ready: then it says true.
+    fn read_stretch(
+        &mut self,
+        range: KeyRange,
+        stretch_end: Option<Vec<u8>>,
+        positions: Vec<usize>,
+        budget: &mut Budget,
+    ) -> Result<bool> {
+        let is_alone = self.decoder.is_empty();
+        if is_alone && positions != self.decoded {
+            self.decoder = row_decoder(&self.scan.schemas.definition, &positions)?;
+            self.decoded = positions;
+        }
+        let (visits, bytes) = (budget.visits, budget.bytes);
+        budget.times = Times::ALWAYS;
+        let rest =
+            self.read_range(KeyRange { start: range.start.clone(), end: stretch_end.clone() }, budget)?;
+        let is_whole = rest.is_none();
+        let read_to = match rest {
+            Some(rest) if self.direction == Direction::Reverse => {
+                self.sources.push_front(ScanSource::Stored(rest));
+                return Ok(false);
+            }
+            Some(rest) => Some(rest.start),
+            None => stretch_end,
+        };
+        let Some(read_to) = read_to else { return Ok(false) };
+        self.go_on_at(&read_to, range.end);
+        let Some(hot) = self.hot.filter(|_| is_alone) else { return Ok(false) };
+        let chunk_rows_min = self.scan.snapshot.hot.options().chunk_rows_min;
+        let is_worth_it = visits - budget.visits >= chunk_rows_min
+            || bytes - budget.bytes >= CHUNK_BYTES_MIN
+            || (is_whole && self.chunk_end == range.start);
+        if !is_worth_it {
+            return Ok(false);
+        }
+        let rows = self.decoder.len();
+        let mut columns = self.decoder.finish()?;
+        columns.iter_mut().for_each(|column| column.shrink_to_fit());
+        let decoded = Decoded {
+            start: &range.start,
+            end: &read_to,
+            positions: &self.decoded,
+            columns: &columns,
+            rows,
+            times: budget.times,
+        };
+        self.scan.snapshot.hot.offer(&hot, &decoded);
+        self.chunk_end = read_to;
+        let columns = self.wanted_of(&columns);
+        self.make_ready(columns, rows)?;
+        Ok(true)
+    }
+
+    /// Of decoded columns those that are wanted.
+    fn wanted_of(&self, columns: &[ArrayRef]) -> Vec<ArrayRef> {
+        let index = |wanted: &usize| self.decoded.iter().position(|decoded| decoded == wanted);
+        self.wanted.iter().filter_map(|wanted| columns.get(index(wanted)?).map(Arc::clone)).collect()
+    }
+
+    /// Reads a range; gives what is left of it when the budget ends first.
+    fn read_range(&mut self, range: KeyRange, budget: &mut Budget) -> Result<Option<KeyRange>> {
+        let (decoder, shown) = (&mut self.decoder, self.scan.shown());
+        let mut stopped_at = None;
+        self.scan.snapshot.storage.visit(
+            Partition::Rows,
+            range.clone(),
+            self.direction,
+            &mut |key, row| {
+                shown.push(decoder, key, row, budget)?;
+                if budget.is_spent() {
+                    stopped_at = Some(key.to_vec());
+                    return Ok(ControlFlow::Break(()));
+                }
+                Ok(ControlFlow::Continue(()))
+            },
+        )?;
+        Ok(stopped_at.map(|mut key| match self.direction {
+            Direction::Forward => {
+                key.push(0);
+                KeyRange { start: key, end: range.end }
+            }
+            Direction::Reverse => KeyRange { start: range.start, end: Some(key) },
+        }))
+    }
+
+    /// Reads as many of the next sources as are single keys and fit, with one request.
+    fn read_points(&mut self, budget: &mut Budget) -> Result<()> {
+        let mut keys = Vec::new();
+        while keys.len() < budget.rows.min(POINTS_MAX)
+            && let Some(ScanSource::Stored(range)) = self.sources.front_mut()
+            && is_point(range)
+        {
+            keys.push(Bytes::from(std::mem::take(&mut range.start)));
+            self.sources.pop_front();
+        }
+        let rows = match keys.as_slice() {
+            [key] => vec![self.scan.snapshot.storage.get(Partition::Rows, key)?],
+            keys => self.scan.snapshot.storage.multi_get(Partition::Rows, keys)?,
+        };
+        for (key, row) in keys.iter().zip(rows) {
+            if let Some(row) = row {
+                self.scan.shown().push(&mut self.decoder, key, &row, budget)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How much a batch may still read.
+struct Budget {
+    rows: usize,
+    bytes: usize,
+    visits: usize,
+    /// When the same rows are shown of those that were read since the last stretch began.
+    times: Times,
+}
+
+impl Budget {
+    fn is_spent(&self) -> bool {
+        self.rows == 0 || self.bytes == 0 || self.visits == 0
+    }
+}
+
+/// Which stored rows a statement sees.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shown {
+    /// Rows that expire at this time or before are gone.
+    pub(super) now_us: i64,
+    /// Rows of commits up to this one are cold.
+    pub(super) flushed: Seq,
+}
+
+impl Shown {
+    pub(super) fn has(self, row: &[u8]) -> Result<bool> {
+        let (header, _) = RowHeader::read(row)?;
+        Ok(header.seq > self.flushed && header.expires_at.is_none_or(|expires_at| expires_at > self.now_us))
+    }
+
+    fn push(self, decoder: &mut RowDecoder, key: &[u8], row: &[u8], budget: &mut Budget) -> Result<()> {
+        budget.visits = budget.visits.saturating_sub(1);
+        let (header, _) = RowHeader::read(row)?;
+        if header.seq <= self.flushed {
+            return Ok(());
+        }
+        if let Some(expires_at) = header.expires_at {
+            budget.times.narrow(expires_at, self.now_us);
+            if expires_at <= self.now_us {
+                return Ok(());
+            }
+        }
+        decoder.push(key, row)?;
+        budget.rows = budget.rows.saturating_sub(1);
+        budget.bytes = budget.bytes.saturating_sub(row.len());
+        Ok(())
+    }
+}
