@@ -31,7 +31,7 @@ test: test-rust test-examples test-python test-java ## Runs all tests: Rust, the
 
 bench: setup-build ## Runs the benchmarks, release build, and prints a table.
 	cargo build --release --workspace --bins
-	$(CARGO_TARGET_DIR)/release/kalamdb-benches
+	$(CARGO_TARGET_DIR)/release/kalamdb-benches --plot docs/write-latency.svg
 
 bench-quick: build ## Runs every benchmark for a moment, to see that it works; its figures mean nothing.
 	$(CARGO_TARGET_DIR)/debug/kalamdb-benches --quick
@@ -58,9 +58,11 @@ test-examples: build setup-python ## Every program under client-examples/, again
 
 test-python: build setup-python ## ADBC, pyarrow, grpcio, pandas, polars and TPC-H against the built server.
 	$(python) -m pytest $(clients)/python
+	$(python) -m pytest $(clients)/python --flushed
 
 test-java: build setup-python ## The JDBC driver against the built server.
 	$(with_server) $(maven) -f $(clients)/java/pom.xml test
+	$(python) $(clients)/python/server.py --flushed -- $(maven) -f $(clients)/java/pom.xml test
 
 setup-build:
 	@.ci/setup build

@@ -20,7 +20,7 @@ use prost::Message;
 use crate::floor::Floor;
 use crate::host::Kalam;
 use crate::report::{Report, Row, median, rate, ratio};
-use crate::wire::{Wire, put_messages};
+use crate::wire::{Wire, put_messages, resident_bytes};
 use crate::{Result, Scale};
 
 const BATCH_ROWS: usize = 8_192;
@@ -39,10 +39,10 @@ pub(crate) async fn run(kalam: &Kalam, floor: &Floor, scale: Scale, report: &mut
     for ingest in 0..scale.ingests {
         let messages = messages(ingest * scale.ingest_rows, scale.ingest_rows)?;
         floor_rates.push(rows_per_second(&mut theirs, messages.clone(), scale.ingest_rows, None).await?);
-        let before = resident_bytes();
+        let before = resident_bytes("self");
         our_rates
             .push(rows_per_second(&mut ours, messages, scale.ingest_rows, Some(scale.ingest_rows)).await?);
-        peak_bytes = peak_bytes.max(resident_bytes().saturating_sub(before));
+        peak_bytes = peak_bytes.max(resident_bytes("self").saturating_sub(before));
     }
     let (our_rate, floor_rate) = (median(our_rates), median(floor_rates));
     report.add(Row {
@@ -113,12 +113,4 @@ fn batch(first: usize, rows: usize) -> Result<RecordBatch> {
         ),
     ];
     Ok(RecordBatch::try_from_iter(columns)?)
-}
-
-/// Resident memory of this process, clients and floor included; 0 where the platform does not say.
-fn resident_bytes() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
-    let kib: u64 = line.trim().trim_end_matches("kB").trim().parse().unwrap_or_default();
-    kib * 1_024
 }

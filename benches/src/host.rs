@@ -1,7 +1,7 @@
 //! The database and its Flight SQL server in a runtime of their own, on a free port, over a directory that goes away.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use kalamdb_core::{Config, Database};
 use kalamdb_server::config::{ServerConfig, Sources};
@@ -103,6 +103,14 @@ impl Kalam {
         let job = context.jobs.flush(table).await?;
         context.jobs.wait(&job).await;
         Ok(())
+    }
+
+    /// The files of a table's segments.
+    pub(crate) fn segments(&self, namespace: &str, table: &str) -> Result<Vec<PathBuf>> {
+        let snapshot = self.database.context().committer.snapshot();
+        let table = snapshot.catalog.table(namespace, table).ok_or("there is no such table")?;
+        let folder = self.folder.path().join("data").join("segments");
+        Ok(snapshot.cold.segments(table.id).iter().map(|segment| folder.join(&segment.path)).collect())
     }
 
     pub(crate) fn stop(self) -> Result<()> {

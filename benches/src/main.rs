@@ -1,7 +1,7 @@
 //! Measures KalamDB against its floors, in one run, and prints one table.
 //!
 //! ```text
-//! cargo run --release -p kalamdb-benches              # make bench: about a minute
+//! cargo run --release -p kalamdb-benches              # make bench: some minutes
 //! cargo run -p kalamdb-benches -- --quick             # a smoke test: seconds, figures mean nothing
 //! cargo run --release -p kalamdb-benches -- B1 D1     # only these
 //! ```
@@ -15,13 +15,21 @@ mod b5_ingest;
 mod b_insert;
 mod b_point;
 mod c3_hot_scan;
+mod c5_segments;
+mod c6_users;
+mod c_tpch;
 mod d1_live;
+mod e_idle;
 mod floor;
 mod host;
 mod load;
+mod peer;
 mod report;
+mod tpch;
+mod w_latency;
 mod wire;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
@@ -36,6 +44,12 @@ struct Arguments {
     /// Runs everything for a moment only: shows that it works, measures nothing.
     #[arg(long)]
     quick: bool,
+    /// Where the picture of W1 is written; nowhere when absent.
+    #[arg(long)]
+    plot: Option<PathBuf>,
+    /// Scale factor of TPC-H, instead of 1.
+    #[arg(long)]
+    scale_factor: Option<f64>,
     /// Ids to run, such as B1; all when none is given.
     only: Vec<String>,
 }
@@ -59,6 +73,14 @@ struct Scale {
     tables: usize,
     /// Repetitions where a fixed number is counted.
     repeats: usize,
+    /// Scale factor of TPC-H.
+    scale_factor: f64,
+    /// Rows of each segment of C5.
+    segment_rows: usize,
+    /// Users of C6.
+    users: u64,
+    /// Rows of the table of W1 when its flush begins.
+    moved_rows: usize,
 }
 
 impl Scale {
@@ -71,6 +93,10 @@ impl Scale {
         hot_rows: 1_000_000,
         tables: 1_000,
         repeats: 1_000,
+        scale_factor: 1.0,
+        segment_rows: 10_000,
+        users: 100_000,
+        moved_rows: 2_000_000,
     };
     const QUICK: Self = Self {
         round: Duration::from_millis(100),
@@ -81,12 +107,17 @@ impl Scale {
         hot_rows: 20_000,
         tables: 20,
         repeats: 50,
+        scale_factor: 0.01,
+        segment_rows: 500,
+        users: 200,
+        moved_rows: 10_000,
     };
 }
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    let scale = if arguments.quick { Scale::QUICK } else { Scale::FULL };
+    let mut scale = if arguments.quick { Scale::QUICK } else { Scale::FULL };
+    scale.scale_factor = arguments.scale_factor.unwrap_or(scale.scale_factor);
     let wanted = |id: &str| {
         arguments.only.is_empty() || arguments.only.iter().any(|only| only.eq_ignore_ascii_case(id))
     };
@@ -112,6 +143,21 @@ fn main() -> Result<()> {
     }
     if wanted("D1") {
         clients.block_on(d1_live::run(&kalam, &floor, scale, &mut report))?;
+    }
+    if ["C1", "C2", "C4"].into_iter().any(wanted) {
+        clients.block_on(c_tpch::run(&kalam, scale, wanted, &mut report))?;
+    }
+    if wanted("C5") {
+        clients.block_on(c5_segments::run(&kalam, scale, &mut report))?;
+    }
+    if wanted("C6") {
+        clients.block_on(c6_users::run(&kalam, scale, &mut report))?;
+    }
+    if wanted("W1") {
+        clients.block_on(w_latency::run(&kalam, scale, arguments.plot.as_deref(), &mut report))?;
+    }
+    if wanted("E1") {
+        clients.block_on(e_idle::run(scale, &mut report))?;
     }
     report.print();
     floor.stop();

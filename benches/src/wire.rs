@@ -5,17 +5,20 @@
 use std::net::SocketAddr;
 
 use arrow::array::RecordBatch;
+use arrow_flight::decode::FlightRecordBatchStream;
+use arrow_flight::error::FlightError;
 use arrow_flight::flight_service_client::FlightServiceClient;
 use arrow_flight::sql::{
     ActionCreatePreparedStatementRequest, ActionCreatePreparedStatementResult, Any,
-    CommandPreparedStatementQuery, CommandPreparedStatementUpdate, CommandStatementQuery, DoPutUpdateResult,
-    ProstMessageExt,
+    CommandPreparedStatementQuery, CommandPreparedStatementUpdate, CommandStatementQuery,
+    CommandStatementUpdate, DoPutUpdateResult, ProstMessageExt,
 };
 use arrow_flight::utils::batches_to_flight_data;
 use arrow_flight::{Action, FlightData, FlightDescriptor, HandshakeRequest};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
+use futures::TryStreamExt;
 use prost::Message;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
@@ -87,6 +90,43 @@ impl Wire {
         Ok(messages)
     }
 
+    /// As [`Wire::query`], with the rows decoded.
+    pub(crate) async fn rows(&mut self, command: &Bytes) -> Result<Vec<RecordBatch>> {
+        let mut batches = Vec::new();
+        self.each_batch(command, |batch| batches.push(batch)).await?;
+        Ok(batches)
+    }
+
+    /// As [`Wire::rows`], keeping none of them: their number.
+    pub(crate) async fn count(&mut self, command: &Bytes) -> Result<usize> {
+        let mut rows = 0;
+        self.each_batch(command, |batch| rows += batch.num_rows()).await?;
+        Ok(rows)
+    }
+
+    async fn each_batch(&mut self, command: &Bytes, mut take: impl FnMut(RecordBatch)) -> Result<()> {
+        let request = self.request(FlightDescriptor::new_cmd(command.clone()));
+        let info = self.client.get_flight_info(request).await?.into_inner();
+        for endpoint in info.endpoint {
+            let ticket = endpoint.ticket.ok_or("an endpoint without a ticket")?;
+            let request = self.request(ticket);
+            let stream = self.client.do_get(request).await?.into_inner();
+            let stream = stream.map_err(|status| FlightError::Tonic(Box::new(status)));
+            let mut batches = FlightRecordBatchStream::new_from_flight_data(stream);
+            while let Some(batch) = batches.try_next().await? {
+                take(batch);
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs a statement that is no query; the rows it affected.
+    pub(crate) async fn update_text(&mut self, sql: &str) -> Result<i64> {
+        let command = CommandStatementUpdate { query: sql.to_owned(), transaction_id: None };
+        let descriptor = FlightDescriptor::new_cmd(command.as_any().encode_to_vec());
+        self.update(vec![FlightData { flight_descriptor: Some(descriptor), ..FlightData::default() }]).await
+    }
+
     /// DoPut of messages whose first one carries the descriptor; the replies' metadata.
     pub(crate) async fn put(&mut self, messages: Vec<FlightData>) -> Result<Vec<Bytes>> {
         let mut request = Request::new(futures::stream::iter(messages));
@@ -142,4 +182,12 @@ pub(crate) fn put_messages(command: &Bytes, batches: Vec<RecordBatch>) -> Result
         first.flight_descriptor = Some(FlightDescriptor::new_cmd(command.clone()));
     }
     Ok(messages)
+}
+
+/// Resident memory of a process, `self` being this one; 0 where the platform does not say.
+pub(crate) fn resident_bytes(process: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
+    let kib: u64 = line.trim().trim_end_matches("kB").trim().parse().unwrap_or_default();
+    kib * 1_024
 }

@@ -6,6 +6,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use tokio::time::Instant;
 use tracing::info;
 
 use crate::clock::Clock;
@@ -16,7 +17,8 @@ use crate::failpoint;
 use crate::ids::NodeId;
 use crate::jobs::{JobManager, JobParts};
 use crate::live_query::{LiveQueryManager, LiveQueryParts};
-use crate::schema_registry::SchemaRegistry;
+use crate::platform;
+use crate::schema_registry::{FlushPolicy, SchemaRegistry};
 use crate::storage::blocking;
 
 /// The file of [`AppContext::secret`] in the data directory.
@@ -28,6 +30,8 @@ pub struct AppContext {
     pub node_id: NodeId,
     /// The settings it was opened with.
     pub config: Config,
+    /// Of tables that are created without one.
+    pub flush_policy: FlushPolicy,
     /// The only source of time.
     pub clock: Arc<dyn Clock>,
     /// Seals tokens; made with the database, never shown.
@@ -52,6 +56,7 @@ impl AppContext {
     pub async fn open(config: Config, clock: Arc<dyn Clock>) -> Result<Arc<Self>> {
         config.validate()?;
         let node_id = config.node_id()?;
+        let flush_policy = FlushPolicy::parse(&config.flush_policy)?;
         let started_at = clock.now_us();
         let (committer, secret) = {
             let (config, clock) = (config.clone(), Arc::clone(&clock));
@@ -79,11 +84,12 @@ impl AppContext {
             node_id: node_id.clone(),
             config: &config,
         })
-        .await?;
+        .await;
         info!(node = %node_id, database = %committer.database_id(), seq = committer.seq().0, "database opened");
         Ok(Arc::new(Self {
             node_id,
             config,
+            flush_policy,
             clock,
             secret,
             committer,
@@ -94,13 +100,13 @@ impl AppContext {
         }))
     }
 
-    /// Ends live queries, background work and at last the commit order.
+    /// Ends live queries, background work, which flushes no longer than to `flush_until`, and at last the commit order.
     ///
     /// # Errors
     /// When what was committed cannot be brought to disk.
-    pub async fn shutdown(&self) -> Result<()> {
+    pub async fn shutdown(&self, flush_until: Instant) -> Result<()> {
         self.live_queries.shutdown().await;
-        self.jobs.shutdown().await;
+        self.jobs.shutdown(flush_until).await;
         self.committer.shutdown().await?;
         info!(node = %self.node_id, "database closed");
         Ok(())
@@ -127,25 +133,15 @@ fn stored_secret(path: &Path) -> Result<[u8; 32]> {
             let secret: [u8; 32] = rand::random();
             // Whole or not at all: it is written beside its place, brought to disk, and moved.
             let fresh = path.with_extension("new");
-            write_private(&fresh, &secret).map_err(failed)?;
+            platform::write_private(&fresh, &secret).map_err(failed)?;
             failpoint::step("open::secret")?;
-            std::fs::rename(&fresh, path).map_err(failed)?;
+            let moved = std::fs::rename(&fresh, path).and_then(|()| match path.parent() {
+                Some(parent) => platform::sync_folder(parent),
+                None => Ok(()),
+            });
+            moved.map_err(failed)?;
             Ok(secret)
         }
         Err(error) => Err(failed(error)),
     }
-}
-
-fn write_private(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    use std::io::Write;
-    let mut options = std::fs::OpenOptions::new();
-    options.write(true).create(true).truncate(true);
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::OpenOptionsExt;
-        options.mode(0o600);
-    }
-    let mut file = options.open(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
 }

@@ -57,16 +57,33 @@ pub struct Config {
     pub hot_cache_bytes: usize,
     /// Bytes of segments' footers and key filters kept in memory.
     pub segment_cache_bytes: usize,
+    /// Bytes of rows that may wait to be flushed. Writers are slowed from four fifths of it on, and refused with 53100 when it is
+    /// reached; 0 for any.
+    pub hot_bytes_max: u64,
+    /// The `FLUSH_POLICY` of tables that are created without one.
+    pub flush_policy: String,
     /// How often it is looked which tables are to be flushed.
     pub flush_check_interval_ms: u64,
     /// How often expired STREAM rows are looked for.
     pub expiry_interval_ms: u64,
+    /// How often it is looked for rows of jobs and of the audit log that need not be kept any longer.
+    pub retention_interval_ms: u64,
+    /// Days for which rows of finished jobs are kept; 0 for ever.
+    pub job_retention_days: u32,
+    /// Days for which rows of the audit log are kept; 0 for ever.
+    pub audit_retention_days: u32,
+    /// How long a shutdown may flush tables with many hot rows; 0 flushes none.
+    pub shutdown_flush_ms: u64,
     /// How often the change log is trimmed.
     pub trim_interval_ms: u64,
     /// RocksDB's block cache.
     pub block_cache_bytes: usize,
     /// RocksDB's memtable of each column family.
     pub write_buffer_bytes: usize,
+    /// Bytes of the data directory's disk that stay free: below it nothing that grows is written. 0 leaves it to the disk.
+    pub disk_free_min_bytes: u64,
+    /// How long a query may hold its snapshot, until its last row is taken.
+    pub snapshot_age_max_s: u64,
     /// How often an autocommit statement that lost against another commit is run again.
     pub conflict_retries_max: usize,
 }
@@ -96,11 +113,19 @@ impl Default for Config {
             change_log_bytes_max: 4 << 30,
             hot_cache_bytes: 128 << 20,
             segment_cache_bytes: 64 << 20,
+            hot_bytes_max: 8 << 30,
+            flush_policy: "rows:100000,bytes:64MiB,interval:3600".to_owned(),
             flush_check_interval_ms: 1_000,
             expiry_interval_ms: 500,
             trim_interval_ms: 60_000,
+            retention_interval_ms: 3_600_000,
+            job_retention_days: 30,
+            audit_retention_days: 0,
+            shutdown_flush_ms: 5_000,
             block_cache_bytes: 32 << 20,
             write_buffer_bytes: 32 << 20,
+            disk_free_min_bytes: 64 << 20,
+            snapshot_age_max_s: 600,
             conflict_retries_max: 100,
         }
     }

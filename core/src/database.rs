@@ -21,8 +21,10 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine as _;
+use tokio::time::Instant;
 
 use crate::access::{Principal, Role};
 use crate::app_context::AppContext;
@@ -200,12 +202,22 @@ impl Database {
         &self.inner.ctx
     }
 
-    /// Ends live queries and background work, commits what waits and closes the store.
+    /// Ends live queries and background work, commits what waits and closes the store. Tables with many hot rows are flushed
+    /// first, for at most `shutdown_flush_ms`.
     ///
     /// # Errors
     /// When what was committed cannot be brought to disk.
     pub async fn shutdown(&self) -> Result<()> {
-        self.inner.ctx.shutdown().await
+        let setting = Duration::from_millis(self.inner.ctx.config.shutdown_flush_ms);
+        self.shutdown_by(Instant::now() + setting).await
+    }
+
+    /// As [`Database::shutdown`], flushing no longer than to `flush_until` either.
+    ///
+    /// # Errors
+    /// As [`Database::shutdown`].
+    pub async fn shutdown_by(&self, flush_until: Instant) -> Result<()> {
+        self.inner.ctx.shutdown(flush_until).await
     }
 }
 

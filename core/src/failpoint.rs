@@ -56,12 +56,15 @@ pub(crate) fn step(point: &'static str) -> Result<()> {
     match fail::eval(point, |action| action) {
         None => Ok(()),
         Some(action) if action.as_deref() == Some("kill") => kill(point),
-        Some(_) => Err(Error::new(
-            ErrorKind::Unavailable,
-            SqlState::IO_ERROR,
-            format!("a test had the step \"{point}\" fail"),
-        )
-        .hint("this program was built for tests; set no FAILPOINTS")),
+        Some(_) => {
+            eprintln!("failpoint \"{point}\": the step fails");
+            Err(Error::new(
+                ErrorKind::Unavailable,
+                SqlState::IO_ERROR,
+                format!("a test had the step \"{point}\" fail"),
+            )
+            .hint("this program was built for tests; set no FAILPOINTS"))
+        }
     }
 }
 

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`ids`], [`error`], [`config`], [`clock`], [`access`], `types` | the words everything else is written in |
 //! | [`failpoint`] | named places at which tests end the process or have a step fail |
+//! | `platform` | what depends on the operating system |
 //! | `storage` | ordered bytes on disk: the trait, RocksDB, and the frozen key and row encodings |
 //! | `cold_storage` | Parquet segments: which there are, writing them, finding rows in them |
 //! | `schema_registry` | tables, users and namespaces (the catalog) and their memoized Arrow schemas |
@@ -14,8 +15,9 @@
 //! | `hot_tier` | hot rows as columns in memory, filled by scans |
 //! | `commit` | the one commit order: sequencer, group commit, installed snapshots, recovery |
 //! | `tables` | DataFusion table providers over one base, point reads, row validation |
+//! | `maintenance` | backups, restoring them, checking a closed database |
 //! | `live_query` | subscriptions: snapshot, matching, delivery, resume |
-//! | `jobs` | background work: expiry of STREAM rows, trimming of the change log |
+//! | `jobs` | background work: expiry of STREAM rows, flushes, trimming of the change log, backups |
 //! | `system_tables` | the rows of the eight tables of namespace `system` |
 //! | `app_context` | everything that lives as long as the process, built once and in order |
 //! | `sql` | statements: parse, route in one `match`, execute |
@@ -35,6 +37,8 @@ pub mod ids;
 
 pub mod types;
 
+mod platform;
+
 pub mod storage;
 
 pub mod cold_storage;
@@ -48,6 +52,8 @@ pub mod hot_tier;
 pub mod commit;
 
 pub mod tables;
+
+pub mod maintenance;
 
 pub mod live_query;
 

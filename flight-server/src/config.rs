@@ -19,8 +19,20 @@ const ENV_PREFIX: &str = "KALAMDB_";
 const SECRET_KEYS: [&str; 1] = ["root_password"];
 
 /// What our variables say to others: the command line's clients, the demo and the tests.
-const FOREIGN_VARIABLES: [&str; 11] =
-    ["bin", "cases", "config", "crash_cycles", "host", "password", "port", "seed", "tls_ca", "url", "user"];
+const FOREIGN_VARIABLES: [&str; 12] = [
+    "bin",
+    "cases",
+    "config",
+    "crash_cycles",
+    "host",
+    "password",
+    "port",
+    "power_losses",
+    "seed",
+    "tls_ca",
+    "url",
+    "user",
+];
 /// What Kubernetes sets by itself where a service is called "kalamdb".
 const PLATFORM_PREFIXES: [&str; 2] = ["port_", "service_"];
 

@@ -60,11 +60,13 @@ impl HttpServer {
     }
 }
 
-/// 503 once writes are refused because their outcome could not be made durable.
+/// 503 while writes are refused: after one failed until the store has been reopened, and when the disk is full.
 async fn health(State(database): State<Database>) -> (StatusCode, &'static str) {
-    match database.context().committer.is_poisoned() {
-        false => (StatusCode::OK, "ok\n"),
-        true => (StatusCode::SERVICE_UNAVAILABLE, "writes are refused until the database is opened again\n"),
+    match database.context().committer.takes_writes() {
+        true => (StatusCode::OK, "ok\n"),
+        false => {
+            (StatusCode::SERVICE_UNAVAILABLE, "writes are refused: the disk is full, or a write failed\n")
+        }
     }
 }
 

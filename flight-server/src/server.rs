@@ -138,7 +138,7 @@ impl Server {
         let (reporter, health_service) = tonic_health::server::health_reporter();
         health::set(&reporter, ServingStatus::Serving).await;
         let committer = Arc::clone(&self.database.context().committer);
-        let health = health::follow(reporter, move || !committer.is_poisoned(), shutdown.clone());
+        let health = health::follow(reporter, move || committer.takes_writes(), shutdown.clone());
         let flight = FlightServiceServer::new(FlightSqlService::new(Arc::clone(&self.state)))
             .max_decoding_message_size(self.message_bytes_max)
             .max_encoding_message_size(usize::MAX);

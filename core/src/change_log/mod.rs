@@ -27,7 +27,7 @@ use crate::storage::WriteBatch;
 pub use codec::{CommitHeader, TableSummary};
 pub use reader::{LogSlice, floor, header, headers, last_header, read, read_record};
 
-pub(crate) use reader::{TrimStep, trim};
+pub(crate) use reader::{TrimStep, is_floor_key, put_floor, trim};
 
 /// Changes of one table and scope in one commit are cut into parts of about this size; a larger row has a part of its own.
 pub const PART_BYTES_MAX: usize = 4 << 20;

@@ -41,6 +41,16 @@ pub fn floor(storage: &dyn StorageSnapshot) -> Result<Seq> {
     }
 }
 
+/// Whether a key of the `Meta` partition is that of the floor.
+pub(crate) fn is_floor_key(key: &[u8]) -> bool {
+    key == FLOOR_KEY
+}
+
+/// Notes in `batch` that the log has been trimmed up to `seq`.
+pub(crate) fn put_floor(batch: &mut WriteBatch, seq: Seq) {
+    batch.put(Partition::Meta, FLOOR_KEY, seq.0.to_be_bytes().to_vec());
+}
+
 /// The changes of one table and scope in the commits after `after` up to `up_to`. It ends earlier, at the end of a commit, once
 /// about `bytes_max` bytes are read, but never before the first. `None` when the log was trimmed beyond `after`.
 ///
@@ -198,6 +208,6 @@ pub(crate) fn trim(storage: &dyn StorageSnapshot, up_to: Seq) -> Result<Option<T
     }
     let headers = KeyRange { start: header_key(Seq::ZERO), end: Some(header_key(new_floor.next())) };
     batch.delete_range(Partition::Log, headers);
-    batch.put(Partition::Meta, FLOOR_KEY, new_floor.0.to_be_bytes().to_vec());
+    put_floor(&mut batch, new_floor);
     Ok(Some(TrimStep { floor: new_floor, batch }))
 }

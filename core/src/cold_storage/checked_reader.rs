@@ -12,16 +12,16 @@ use bytes::Bytes;
 use datafusion::common::Result as DataFusionResult;
 use datafusion::datasource::listing::PartitionedFile;
 use datafusion::datasource::physical_plan::ParquetFileReaderFactory;
+use datafusion::datasource::physical_plan::parquet::ParquetFileMetrics;
 use datafusion::physical_plan::metrics::ExecutionPlanMetricsSet;
 use futures::future::BoxFuture;
 use futures::{FutureExt, TryFutureExt};
-use object_store::ObjectStoreExt;
-use object_store::path::Path;
 use parquet::arrow::arrow_reader::ArrowReaderOptions;
 use parquet::arrow::async_reader::AsyncFileReader;
 use parquet::errors::ParquetError;
 use parquet::file::metadata::ParquetMetaData;
 
+use super::object_storage::ObjectStorage;
 use super::segment::{CHUNK_BYTES, Segment};
 use super::store::SegmentStore;
 use crate::error::{Error, ErrorKind, Result, SqlState};
@@ -39,10 +39,10 @@ impl CheckedReader {
         if range.start > range.end || range.end > end {
             return Err(self.damaged("it ends too early"));
         }
-        let path = Path::from(self.segment.path.as_str());
-        let bytes = match self.store.objects().get_range(&path, start..end).await {
+        let storage = self.store.storage(&self.segment.storage)?;
+        let bytes = match storage.get_range(&self.segment.path, start..end).await {
             Ok(bytes) => bytes,
-            Err(error) => return Err(self.unreadable(&path, error).await),
+            Err(error) => return Err(self.unreadable(&storage, error).await),
         };
         if bytes.len() as u64 != end - start {
             return Err(self.damaged("it ends too early"));
@@ -88,20 +88,20 @@ impl CheckedReader {
     }
 
     /// Why the segment could not be read: it is missing, it is shorter than it was, or its storage does not answer.
-    async fn unreadable(&self, path: &Path, error: object_store::Error) -> Error {
+    async fn unreadable(&self, storage: &ObjectStorage, error: object_store::Error) -> Error {
         let segment = &self.segment.path;
         if let object_store::Error::NotFound { .. } = error {
             return Error::corruption(format!("segment \"{segment}\" is missing"))
                 .hint("restore it from a backup; other tables are not affected");
         }
-        match self.store.objects().head(path).await {
+        match storage.head(segment).await {
             Ok(object) if object.size != self.segment.bytes => self.damaged("it has another length"),
             _ => Error::new(
                 ErrorKind::Unavailable,
                 SqlState::IO_ERROR,
                 format!("segment \"{segment}\" cannot be read"),
             )
-            .hint("the storage of the table's segments does not answer; try again")
+            .hint(format!("storage \"{}\" does not answer; try again", self.segment.storage))
             .source(error),
         }
     }
@@ -157,14 +157,51 @@ impl CheckedReaderFactory {
 impl ParquetFileReaderFactory for CheckedReaderFactory {
     fn create_reader(
         &self,
-        _: usize,
+        partition: usize,
         file: PartitionedFile,
         _: Option<usize>,
-        _: &ExecutionPlanMetricsSet,
+        metrics: &ExecutionPlanMetricsSet,
     ) -> DataFusionResult<Box<dyn AsyncFileReader + Send>> {
         let segment = file
             .extension::<Arc<Segment>>()
             .ok_or_else(|| Error::internal("a file of a cold scan is not a segment"))?;
-        Ok(Box::new(CheckedReader { store: Arc::clone(&self.store), segment: Arc::clone(segment) }))
+        let reader = CheckedReader { store: Arc::clone(&self.store), segment: Arc::clone(segment) };
+        let metrics = ParquetFileMetrics::new(partition, &segment.path, metrics);
+        Ok(Box::new(ScanReader { reader, metrics }))
+    }
+}
+
+/// The reader of a scan, which says how much it was asked for.
+struct ScanReader {
+    reader: CheckedReader,
+    metrics: ParquetFileMetrics,
+}
+
+impl ScanReader {
+    fn count(&self, ranges: &[Range<u64>]) {
+        let bytes: u64 = ranges.iter().map(|range| range.end.saturating_sub(range.start)).sum();
+        self.metrics.bytes_scanned.add(usize::try_from(bytes).unwrap_or(usize::MAX));
+    }
+}
+
+impl AsyncFileReader for ScanReader {
+    fn get_bytes(&mut self, range: Range<u64>) -> BoxFuture<'_, parquet::errors::Result<Bytes>> {
+        self.count(std::slice::from_ref(&range));
+        self.reader.get_bytes(range)
+    }
+
+    fn get_byte_ranges(
+        &mut self,
+        ranges: Vec<Range<u64>>,
+    ) -> BoxFuture<'_, parquet::errors::Result<Vec<Bytes>>> {
+        self.count(&ranges);
+        self.reader.get_byte_ranges(ranges)
+    }
+
+    fn get_metadata<'a>(
+        &'a mut self,
+        options: Option<&'a ArrowReaderOptions>,
+    ) -> BoxFuture<'a, parquet::errors::Result<Arc<ParquetMetaData>>> {
+        self.reader.get_metadata(options)
     }
 }

@@ -1,26 +1,33 @@
 //! Which segments a snapshot has, and what is stored about them in the `Cold` partition:
 //!
 //! ```text
+//! 'D' segment u32 BE                    -> deletion vector: the positions of rows that are gone, in Roaring's portable format
 //! 'F' table u32 BE                      -> flushed seq u64 BE | moved seq u64 BE
 //! 'G' segment u32 BE                    -> JSON of a segment that is no more: its object is to be removed
 //! 'K' segment u32 BE                    -> the bits of the filter over its keys
 //! 'M' segment u32 BE | position u32 BE  -> seq u64 BE, the commit that overwrote or deleted the row
 //! 'N'                                   -> u32 BE, the next segment's number
+//! 'P' table u32 BE                      -> seq u64 BE | storage: the manifest as of that commit or later is to be published there
 //! 'S' table u32 BE | segment u32 BE     -> JSON of a segment
 //! ```
 //!
+//! A row that is overwritten or deleted is marked by a key of its own, which is cheap to write; marks are folded into the segment's
+//! deletion vector later, which is cheap to read. A position is gone when either has it.
+//!
 //! Invariant: manifest and rows change in the same batch, so in every snapshot of the store each row has one live place.
 
+use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use imbl::OrdMap;
+use roaring::RoaringBitmap;
 
 use super::key_index::KeyIndex;
-use super::segment::{Place, Segment};
+use super::segment::{Place, STORAGE_LOCAL, Segment};
 use super::store::SegmentStore;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::ids::{SegmentId, Seq, TableId};
 use crate::storage::{Direction, KeyRange, Partition, StorageSnapshot, WriteBatch};
 
@@ -35,6 +42,17 @@ pub struct TableSegments {
     pub flushed: Seq,
     /// The last commit that moved rows from one place to another.
     pub moved: Seq,
+    /// The deletion vectors of the segments that have one.
+    deleted: HashMap<SegmentId, Arc<RoaringBitmap>>,
+}
+
+/// A manifest of a table that is still to be published.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unpublished {
+    /// The commit that changed it.
+    pub seq: Seq,
+    /// The storage its segments are in.
+    pub storage: Arc<str>,
 }
 
 /// The segments of a snapshot. A new one shares everything with the one before that did not change.
@@ -42,6 +60,7 @@ pub struct TableSegments {
 pub struct Manifest {
     store: Arc<SegmentStore>,
     tables: OrdMap<TableId, Arc<TableSegments>>,
+    unpublished: OrdMap<TableId, Unpublished>,
     /// No segment has this number or a higher one.
     next: SegmentId,
 }
@@ -78,8 +97,29 @@ pub enum ColdChange {
         /// The new ones.
         added: Vec<NewSegment>,
     },
+    /// Marks of a segment become part of its deletion vector.
+    Fold {
+        /// The table.
+        table: TableId,
+        /// The segment.
+        segment: SegmentId,
+        /// The marked positions.
+        positions: RoaringBitmap,
+    },
+    /// The manifest of a table has been published as of a commit or later.
+    Published {
+        /// The table.
+        table: TableId,
+        /// The commit.
+        seq: Seq,
+    },
     /// A table is no more.
-    DropTable(TableId),
+    DropTable {
+        /// The table.
+        table: TableId,
+        /// Where its next segment would have gone.
+        storage: Arc<str>,
+    },
     /// The object of a segment that is no more has been removed.
     Removed(SegmentId),
 }
@@ -87,7 +127,7 @@ pub enum ColdChange {
 impl Manifest {
     /// Of a database without segments.
     pub fn empty(store: Arc<SegmentStore>) -> Self {
-        Self { store, tables: OrdMap::new(), next: SegmentId(1) }
+        Self { store, tables: OrdMap::new(), unpublished: OrdMap::new(), next: SegmentId(1) }
     }
 
     /// Where the objects are.
@@ -120,9 +160,67 @@ impl Manifest {
         self.table(table).map_or(&[], |segments| &segments.segments)
     }
 
+    /// The segments of all tables.
+    pub fn all_segments(&self) -> impl Iterator<Item = &Arc<Segment>> {
+        self.tables.values().flat_map(|table| &table.segments)
+    }
+
     /// The segment of a table that has this number.
     pub fn segment(&self, table: TableId, id: SegmentId) -> Option<&Arc<Segment>> {
         self.segments(table).iter().find(|segment| segment.id == id)
+    }
+
+    /// The manifests that are still to be published.
+    pub fn unpublished(&self) -> &OrdMap<TableId, Unpublished> {
+        &self.unpublished
+    }
+
+    /// Whether there are still objects of tables that are gone in a storage, or a manifest is to be published there.
+    pub fn needs(&self, storage: &str) -> bool {
+        self.store.has_retired(storage) || self.unpublished.values().any(|due| *due.storage == *storage)
+    }
+
+    /// Whether the row at a place of a table is gone.
+    ///
+    /// # Errors
+    /// Whatever the storage returns.
+    pub fn is_gone(&self, storage: &dyn StorageSnapshot, table: TableId, place: Place) -> Result<bool> {
+        let deleted = self.deletion_vector(table, place.segment);
+        Ok(deleted.is_some_and(|deleted| deleted.contains(place.position))
+            || storage.get(Partition::Cold, &mark_key(place))?.is_some())
+    }
+
+    /// The positions of a segment of a table whose rows are gone.
+    ///
+    /// # Errors
+    /// XX001 when a mark is damaged, and whatever the storage returns.
+    pub fn gone(
+        &self,
+        storage: &dyn StorageSnapshot,
+        table: TableId,
+        segment: SegmentId,
+    ) -> Result<RoaringBitmap> {
+        let mut gone =
+            self.deletion_vector(table, segment).map_or_else(RoaringBitmap::new, RoaringBitmap::clone);
+        gone.extend(marked_after(storage, segment, Seq::ZERO)?.into_iter().map(|(position, _)| position));
+        Ok(gone)
+    }
+
+    /// The first marks of a segment that are not part of its deletion vector: at most `count` positions, ascending.
+    ///
+    /// # Errors
+    /// XX001 when a mark is damaged, and whatever the storage returns.
+    pub fn marks(storage: &dyn StorageSnapshot, segment: SegmentId, count: usize) -> Result<Vec<u32>> {
+        let mut marks = Vec::new();
+        visit_marks(storage, segment, &mut |position, _| {
+            marks.push(position);
+            if marks.len() < count { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        })?;
+        Ok(marks)
+    }
+
+    fn deletion_vector(&self, table: TableId, segment: SegmentId) -> Option<&RoaringBitmap> {
+        self.table(table)?.deleted.get(&segment).map(|deleted| &**deleted)
     }
 
     /// The manifest after `change`, which is part of commit `seq`, and what it writes into `batch`. Segments that are no more are
@@ -138,46 +236,76 @@ impl Manifest {
     ) -> Result<(Self, Vec<Arc<Segment>>)> {
         let mut after = self.clone();
         let mut retired = Vec::new();
+        let known =
+            |table: TableId| self.table(table).map(|table| TableSegments::clone(table)).unwrap_or_default();
         match change {
             ColdChange::Flush { table, through, added } => {
-                let mut segments =
-                    self.table(*table).map(|table| TableSegments::clone(table)).unwrap_or_default();
+                let mut segments = known(*table);
                 if *through <= segments.flushed {
                     return Err(Error::internal("a flush goes back behind an earlier one"));
                 }
                 after.add(batch, &mut segments, added)?;
-                (segments.flushed, segments.moved) = (*through, seq);
-                put_state(batch, *table, &segments);
-                after.tables.insert(*table, Arc::new(segments));
+                segments.flushed = *through;
+                after.put_moved(batch, *table, segments, seq);
             }
             ColdChange::Compact { table, removed, added } => {
-                let mut segments =
-                    self.table(*table).map(|table| TableSegments::clone(table)).unwrap_or_default();
+                let mut segments = known(*table);
                 for id in removed {
-                    let position = segments.segments.iter().position(|segment| segment.id == *id);
-                    let position =
-                        position.ok_or_else(|| Error::conflict("a segment to merge is no more"))?;
-                    let segment = segments.segments.remove(position);
+                    let segment = segments.remove(*id)?;
                     retire(batch, &segment)?;
                     retired.push(segment);
                 }
                 after.add(batch, &mut segments, added)?;
-                segments.moved = seq;
-                put_state(batch, *table, &segments);
+                if let Some(segment) = retired.first() {
+                    after.put_unpublished(batch, *table, seq, &segment.storage);
+                }
+                after.put_moved(batch, *table, segments, seq);
+            }
+            ColdChange::Fold { table, segment, positions } => {
+                let mut segments = known(*table);
+                if !segments.segments.iter().any(|known| known.id == *segment) {
+                    return Err(Error::conflict("a segment to fold the marks of is no more"));
+                }
+                segments.fold(batch, *segment, positions)?;
                 after.tables.insert(*table, Arc::new(segments));
             }
-            ColdChange::DropTable(table) => {
+            ColdChange::DropTable { table, storage } => {
                 if let Some(segments) = after.tables.remove(table) {
                     for segment in &segments.segments {
                         retire(batch, segment)?;
                     }
                     batch.delete(Partition::Cold, state_key(*table));
                     retired.extend(segments.segments.iter().map(Arc::clone));
+                    let storage = retired.first().map_or(storage, |segment| &segment.storage);
+                    after.put_unpublished(batch, *table, seq, storage);
+                }
+            }
+            ColdChange::Published { table, seq } => {
+                if after.unpublished.get(table).is_some_and(|due| due.seq == *seq) {
+                    batch.delete(Partition::Cold, tagged(b'P', table.0));
+                    after.unpublished.remove(table);
                 }
             }
             ColdChange::Removed(segment) => batch.delete(Partition::Cold, tagged(b'G', segment.0)),
         }
         Ok((after, retired))
+    }
+
+    /// Puts the segments of a table after a move in their place.
+    fn put_moved(&mut self, batch: &mut WriteBatch, table: TableId, mut segments: TableSegments, seq: Seq) {
+        segments.moved = seq;
+        let value = [segments.flushed.0.to_be_bytes(), segments.moved.0.to_be_bytes()].concat();
+        batch.put(Partition::Cold, state_key(table), value);
+        if let Some(segment) = segments.segments.last() {
+            self.put_unpublished(batch, table, seq, &segment.storage);
+        }
+        self.tables.insert(table, Arc::new(segments));
+    }
+
+    fn put_unpublished(&mut self, batch: &mut WriteBatch, table: TableId, seq: Seq, storage: &Arc<str>) {
+        let value = [&seq.0.to_be_bytes(), storage.as_bytes()].concat();
+        batch.put(Partition::Cold, tagged(b'P', table.0), value);
+        self.unpublished.insert(table, Unpublished { seq, storage: Arc::clone(storage) });
     }
 
     fn add(
@@ -198,9 +326,52 @@ impl Manifest {
     }
 }
 
+impl TableSegments {
+    fn remove(&mut self, id: SegmentId) -> Result<Arc<Segment>> {
+        let position = self.segments.iter().position(|segment| segment.id == id);
+        let position = position.ok_or_else(|| Error::conflict("a segment to merge is no more"))?;
+        self.deleted.remove(&id);
+        Ok(self.segments.remove(position))
+    }
+
+    fn fold(&mut self, batch: &mut WriteBatch, segment: SegmentId, positions: &RoaringBitmap) -> Result<()> {
+        let before = self.deleted.get(&segment);
+        let after = before.map_or_else(|| positions.clone(), |before| &**before | positions);
+        batch.put(Partition::Cold, tagged(b'D', segment.0), portable(&after)?);
+        for position in positions {
+            batch.delete(Partition::Cold, mark_key(Place { segment, position }));
+        }
+        self.deleted.insert(segment, Arc::new(after));
+        Ok(())
+    }
+}
+
+/// A storage that cannot be dropped or moved yet.
+pub fn storage_in_use(storage: &str) -> Error {
+    Error::new(
+        ErrorKind::InvalidArgument,
+        SqlState::OBJECT_IN_USE,
+        format!("storage \"{storage}\" still has objects of tables that were dropped or merged"),
+    )
+    .hint("they are removed by themselves; try again in a moment")
+}
+
+/// A deletion vector in Roaring's portable format.
+///
+/// # Errors
+/// XX000, which memory does not give.
+pub fn portable(positions: &RoaringBitmap) -> Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(positions.serialized_size());
+    positions
+        .serialize_into(&mut bytes)
+        .map_err(|error| Error::internal("a deletion vector cannot be written").source(error))?;
+    Ok(bytes)
+}
+
 fn retire(batch: &mut WriteBatch, segment: &Segment) -> Result<()> {
     batch.delete(Partition::Cold, segment_key(segment.table, segment.id));
     batch.delete(Partition::Cold, filter_key(segment.id));
+    batch.delete(Partition::Cold, tagged(b'D', segment.id.0));
     batch.delete_range(Partition::Cold, KeyRange::prefix(tagged(b'M', segment.id.0)));
     batch.put(Partition::Cold, tagged(b'G', segment.id.0), json(segment)?);
     Ok(())
@@ -210,26 +381,50 @@ fn retire(batch: &mut WriteBatch, segment: &Segment) -> Result<()> {
 ///
 /// # Errors
 /// XX001 when the stored bytes are damaged.
-pub fn restore(storage: &dyn StorageSnapshot, store: Arc<SegmentStore>) -> Result<Manifest> {
+pub fn restore(
+    storage: &dyn StorageSnapshot,
+    store: Arc<SegmentStore>,
+    known: Option<&Manifest>,
+) -> Result<Manifest> {
+    // A segment is one value for all snapshots, which is how it is seen that none has it any more.
+    let shared = |segment: Segment| {
+        let known = known.map_or(&[][..], |known| known.segments(segment.table));
+        known.iter().find(|known| known.id == segment.id).map_or_else(|| Arc::new(segment), Arc::clone)
+    };
     let mut manifest = Manifest::empty(store);
     let mut tables: std::collections::BTreeMap<TableId, TableSegments> = std::collections::BTreeMap::new();
     let mut retired = Vec::new();
-    for tag in [b'F', b'G', b'N', b'S'] {
+    let mut deleted = HashMap::new();
+    for tag in [b'D', b'F', b'G', b'N', b'P', b'S'] {
         storage.visit(Partition::Cold, KeyRange::prefix([tag]), Direction::Forward, &mut |key, value| {
             match tag {
+                b'D' => {
+                    let positions = RoaringBitmap::deserialize_from(value).map_err(|_| damaged())?;
+                    let segment = SegmentId(number(key.get(1..).unwrap_or_default())?);
+                    deleted.insert(segment, Arc::new(positions));
+                }
+                b'P' => {
+                    let (by, storage) = value.split_at_checked(8).ok_or_else(damaged)?;
+                    let storage = Arc::from(std::str::from_utf8(storage).map_err(|_| damaged())?);
+                    let table = TableId(number(key.get(1..).unwrap_or_default())?);
+                    manifest.unpublished.insert(table, Unpublished { seq: seq(by)?, storage });
+                }
                 b'F' => {
                     let (flushed, moved) = value.split_at_checked(8).ok_or_else(damaged)?;
                     let table = tables.entry(TableId(number(key.get(1..).unwrap_or_default())?)).or_default();
                     (table.flushed, table.moved) = (seq(flushed)?, seq(moved)?);
                 }
-                b'G' => retired.push(Arc::new(segment(value)?)),
+                b'G' => retired.push(shared(segment(value)?)),
                 b'N' => manifest.next = SegmentId(number(value)?),
                 _ => {
                     let segment = segment(value)?;
                     if *key != segment_key(segment.table, segment.id) {
                         return Err(damaged());
                     }
-                    tables.entry(segment.table).or_default().segments.push(Arc::new(segment));
+                    let segment = shared(segment);
+                    let table = tables.entry(segment.table).or_default();
+                    table.deleted.extend(deleted.remove_entry(&segment.id));
+                    table.segments.push(segment);
                 }
             }
             Ok(ControlFlow::Continue(()))
@@ -240,47 +435,95 @@ pub fn restore(storage: &dyn StorageSnapshot, store: Arc<SegmentStore>) -> Resul
     Ok(manifest)
 }
 
+/// What of the stored entries does not fit the manifest that was made of them.
+///
+/// # Errors
+/// XX001 when an entry is damaged, and whatever the storage returns.
+pub fn misfits(storage: &dyn StorageSnapshot, manifest: &Manifest) -> Result<Vec<String>> {
+    let segments: HashMap<SegmentId, &Arc<Segment>> =
+        manifest.all_segments().map(|segment| (segment.id, segment)).collect();
+    let (mut misfits, mut unknown, mut homeless, mut filters) = (Vec::new(), 0_u64, 0_u64, HashSet::new());
+    storage.visit(Partition::Cold, KeyRange::all(), Direction::Forward, &mut |key, _| {
+        let named = || number(key.get(1..5).unwrap_or_default()).map(SegmentId);
+        match key.first() {
+            Some(b'F' | b'G' | b'N' | b'P' | b'S') => {}
+            Some(b'K') if segments.contains_key(&named()?) => drop(filters.insert(named()?)),
+            Some(b'D' | b'M') if segments.contains_key(&named()?) => {}
+            Some(b'D' | b'K' | b'M') => homeless += 1,
+            _ => unknown += 1,
+        }
+        Ok(ControlFlow::Continue(()))
+    })?;
+    for segment in segments.values().filter(|segment| !filters.contains(&segment.id)) {
+        misfits.push(format!("segment \"{}\" has no key filter", segment.path));
+    }
+    for segment in segments.values().filter(|segment| segment.id >= manifest.next) {
+        misfits.push(format!("segment \"{}\" has a number that is still to be given out", segment.path));
+    }
+    if homeless > 0 {
+        misfits.push(format!(
+            "{homeless} filters, marks and deletion vectors are of segments that do not exist"
+        ));
+    }
+    if unknown > 0 {
+        misfits.push(format!("partition \"cold\" has {unknown} keys that mean nothing"));
+    }
+    Ok(misfits)
+}
+
+/// Makes the segments of a restored store, whose objects lie in the folder of the data directory, those of the storage `local`.
+///
+/// # Errors
+/// XX001 when a record is damaged, and whatever the storage returns.
+pub fn adopt(storage: &dyn StorageSnapshot, batch: &mut WriteBatch) -> Result<()> {
+    let records = KeyRange::prefix([b'S']);
+    storage.visit(Partition::Cold, records, Direction::Forward, &mut |key, value| {
+        let segment = Segment { storage: Arc::from(STORAGE_LOCAL), ..segment(value)? };
+        batch.put(Partition::Cold, key.to_vec(), json(&segment)?);
+        Ok(ControlFlow::Continue(()))
+    })?;
+    batch.delete_range(Partition::Cold, KeyRange::prefix([b'P']));
+    Ok(())
+}
+
+/// Whether a key of the `Cold` partition only says that an object is to be removed, which is nothing to a copy of the store.
+pub fn is_removal(key: &[u8]) -> bool {
+    key.first() == Some(&b'G')
+}
+
 /// Marks the row at a place as overwritten or deleted by a commit.
 pub fn put_mark(batch: &mut WriteBatch, place: Place, by: Seq) {
     batch.put(Partition::Cold, mark_key(place), by.0.to_be_bytes().to_vec());
 }
 
-/// Whether the row at a place is gone.
-///
-/// # Errors
-/// Whatever the storage returns.
-pub fn is_marked(storage: &dyn StorageSnapshot, place: Place) -> Result<bool> {
-    Ok(storage.get(Partition::Cold, &mark_key(place))?.is_some())
-}
-
-/// The positions of a segment whose rows are gone, ascending.
-///
-/// # Errors
-/// XX001 when a mark is damaged, and whatever the storage returns.
-pub fn marked(storage: &dyn StorageSnapshot, segment: SegmentId) -> Result<Vec<u32>> {
-    let marks = marked_after(storage, segment, Seq::ZERO)?;
-    Ok(marks.into_iter().map(|(position, _)| position).collect())
-}
-
 /// The marks of a segment that commits after `seq` have made: positions, ascending, each with its commit.
 ///
 /// # Errors
-/// As [`marked`].
+/// XX001 when a mark is damaged, and whatever the storage returns.
 pub fn marked_after(
     storage: &dyn StorageSnapshot,
     segment: SegmentId,
     after: Seq,
 ) -> Result<Vec<(u32, Seq)>> {
     let mut marks = Vec::new();
-    let range = KeyRange::prefix(tagged(b'M', segment.0));
-    storage.visit(Partition::Cold, range, Direction::Forward, &mut |key, value| {
-        let by = seq(value)?;
+    visit_marks(storage, segment, &mut |position, by| {
         if by > after {
-            marks.push((number(key.get(5..).unwrap_or_default())?, by));
+            marks.push((position, by));
         }
-        Ok(ControlFlow::Continue(()))
+        ControlFlow::Continue(())
     })?;
     Ok(marks)
+}
+
+fn visit_marks(
+    storage: &dyn StorageSnapshot,
+    segment: SegmentId,
+    visit: &mut dyn FnMut(u32, Seq) -> ControlFlow<()>,
+) -> Result<()> {
+    let range = KeyRange::prefix(tagged(b'M', segment.0));
+    storage.visit(Partition::Cold, range, Direction::Forward, &mut |key, value| {
+        Ok(visit(number(key.get(5..).unwrap_or_default())?, seq(value)?))
+    })
 }
 
 fn tagged(tag: u8, number: u32) -> Vec<u8> {
@@ -289,11 +532,6 @@ fn tagged(tag: u8, number: u32) -> Vec<u8> {
 
 fn state_key(table: TableId) -> Vec<u8> {
     tagged(b'F', table.0)
-}
-
-fn put_state(batch: &mut WriteBatch, table: TableId, segments: &TableSegments) {
-    let value = [segments.flushed.0.to_be_bytes(), segments.moved.0.to_be_bytes()].concat();
-    batch.put(Partition::Cold, state_key(table), value);
 }
 
 pub(super) fn filter_key(segment: SegmentId) -> Vec<u8> {

@@ -7,7 +7,9 @@
 //! |---|---|
 //! | `segment` | what the database knows of a segment, and the places of its rows |
 //! | `manifest` | the segments of a snapshot, and what is stored about them |
-//! | `store` | the objects: writing them to stable storage, reading and removing them |
+//! | `location` | where a storage is, and the client that reaches it |
+//! | `object_storage` | one storage: bringing objects to stable storage, reading and removing them |
+//! | `store` | the segments of all storages: footers and filters kept in memory, which of them are to be removed |
 //! | `writer` | rows into a segment |
 //! | `checked_reader` | a segment's bytes, each compared with its checksum |
 //! | `reader` | finding and reading rows of a segment by key |
@@ -18,7 +20,9 @@
 
 mod checked_reader;
 mod key_index;
+mod location;
 mod manifest;
+mod object_storage;
 mod reader;
 mod segment;
 mod store;
@@ -26,10 +30,13 @@ mod writer;
 
 pub use checked_reader::CheckedReaderFactory;
 pub use key_index::KeyIndex;
+pub use location::{CONNECTION_OPTIONS, StorageLocation};
 pub use manifest::{
-    ColdChange, Manifest, NewSegment, TableSegments, is_marked, marked, marked_after, put_mark, restore,
+    ColdChange, Manifest, NewSegment, TableSegments, Unpublished, adopt, is_removal, marked_after, misfits,
+    portable, put_mark, restore, storage_in_use,
 };
+pub use object_storage::ObjectStorage;
 pub use reader::{SegmentKeys, selection};
-pub use segment::{Place, Segment};
+pub use segment::{Place, STORAGE_LOCAL, Segment};
 pub use store::SegmentStore;
 pub use writer::{SegmentWriter, WrittenSegment};

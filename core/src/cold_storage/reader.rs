@@ -20,12 +20,13 @@ use parquet::arrow::arrow_reader::{RowSelection, RowSelector};
 use parquet::arrow::async_reader::ParquetRecordBatchStreamBuilder;
 
 use super::checked_reader::CheckedReader;
-use super::segment::{BLOCK_ROWS, Segment};
+use super::manifest::Manifest;
+use super::segment::{BLOCK_ROWS, Place, Segment};
 use super::store::{OpenSegment, SegmentStore};
 use crate::error::{Error, Result};
 use crate::ids::{ScopeId, TableId};
 use crate::storage::keys::{KeyEncoder, scope_prefix};
-use crate::storage::{KeyRange, StorageSnapshot};
+use crate::storage::{KeyRange, StorageSnapshot, blocking};
 
 /// How the key of a segment's row is made of its columns.
 #[derive(Clone, Debug)]
@@ -110,6 +111,49 @@ impl SegmentKeys {
             }
             (None, _) => Err(missing()),
         }
+    }
+}
+
+impl Manifest {
+    /// The live cold rows of single keys of a table, in the order of `wanted`. A key is in at most one segment as a row that is not
+    /// gone.
+    ///
+    /// # Errors
+    /// XX001 when a segment is damaged, 58030 when it cannot be read.
+    pub async fn find(
+        &self,
+        storage: &Arc<dyn StorageSnapshot>,
+        table: TableId,
+        keys: &SegmentKeys,
+        wanted: &[Bytes],
+    ) -> Result<Vec<Option<Place>>> {
+        let mut found = vec![None; wanted.len()];
+        for segment in self.segments(table).iter().rev() {
+            let positions = self.store().find(storage, segment, keys, wanted).await?;
+            let candidates: Vec<(usize, Place)> = positions
+                .into_iter()
+                .enumerate()
+                .filter_map(|(index, position)| {
+                    Some((index, Place { segment: segment.id, position: position? }))
+                })
+                .collect();
+            if candidates.is_empty() {
+                continue;
+            }
+            let (manifest, storage) = (self.clone(), Arc::clone(storage));
+            let alive = blocking(move || {
+                let is_gone = |place| manifest.is_gone(&*storage, table, place);
+                let checked =
+                    candidates.into_iter().map(|(index, place)| Ok((index, place, is_gone(place)?)));
+                checked.collect::<Result<Vec<_>>>()
+            });
+            for (index, place, _) in alive.await?.into_iter().filter(|(_, _, is_gone)| !is_gone) {
+                if let Some(slot) = found.get_mut(index) {
+                    *slot = Some(place);
+                }
+            }
+        }
+        Ok(found)
     }
 }
 
@@ -200,6 +244,26 @@ impl SegmentStore {
             .with_batch_size(batch_rows(&open))
             .build()?;
         Ok(stream.map_err(Error::from).boxed())
+    }
+
+    /// The keys of all rows, in the order of their positions.
+    ///
+    /// # Errors
+    /// As [`SegmentStore::positions`]; the stream's items likewise.
+    pub async fn keys(
+        self: &Arc<Self>,
+        segment: &Arc<Segment>,
+        keys: &SegmentKeys,
+    ) -> Result<BoxStream<'static, Result<Vec<Bytes>>>> {
+        let open = self.open(segment).await?;
+        let columns = ProjectionMask::roots(open.metadata.parquet_schema(), keys.wanted());
+        let reader = CheckedReader { store: Arc::clone(self), segment: Arc::clone(segment) };
+        let stream = ParquetRecordBatchStreamBuilder::new_with_metadata(reader, open.metadata.clone())
+            .with_projection(columns)
+            .with_batch_size(BLOCK_ROWS as usize)
+            .build()?;
+        let keys = keys.clone();
+        Ok(stream.map(move |batch| keys.of_projected(&batch?)).boxed())
     }
 
     /// The first position whose key is not below `key`.

@@ -1,6 +1,7 @@
 //! What the database knows of a segment without opening it, and the places of its rows.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -9,6 +10,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::ids::{SchemaVersion, SegmentId, Seq, TableId};
 use crate::storage::KeyRange;
 
+/// The storage that always exists: a folder of the data directory.
+pub const STORAGE_LOCAL: &str = "local";
 /// Bytes of a segment that have a checksum of their own.
 pub(super) const CHUNK_BYTES: u64 = 64 << 10;
 /// Rows between two keys that are kept of a segment, and the most rows of a page: a key is found by reading one block.
@@ -45,7 +48,10 @@ pub struct Segment {
     pub table: TableId,
     /// The version of the table the rows were written with.
     pub version: SchemaVersion,
-    /// The object's name in the store.
+    /// The storage its object is in.
+    #[serde(default = "local")]
+    pub storage: Arc<str>,
+    /// The object's name in the storage.
     pub path: String,
     /// Rows, those that are gone included.
     pub rows: u32,
@@ -87,6 +93,10 @@ impl Segment {
         let bytes = self.checksums.get(chunk * 4..)?.first_chunk::<4>()?;
         Some(u32::from_le_bytes(*bytes))
     }
+}
+
+fn local() -> Arc<str> {
+    Arc::from(STORAGE_LOCAL)
 }
 
 fn to_base64<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {

@@ -1,27 +1,18 @@
-//! The objects that segments are: made on stable storage, opened, removed.
-//!
-//! ```text
-//! DATA_DIR/segments/TABLE/EPOCH-SEGMENT.parquet     numbers, the last two in hexadecimal
-//! ```
-//!
-//! A name has the epoch in which the segment was made, so what a process that died left behind is never written again.
+//! The segments' objects in all storages: written, opened, removed.
 //!
 //! Invariant: a segment is on stable storage, and reads as it was written, before a commit may name it; its object is removed only
 //! when no snapshot has it.
 
-use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::collections::HashMap;
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::execution::runtime_env::RuntimeEnv;
-use futures::FutureExt;
-use object_store::local::LocalFileSystem;
-use object_store::memory::InMemory;
-use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt};
+use futures::stream::{self, BoxStream};
+use futures::{StreamExt, TryStreamExt};
 use parking_lot::Mutex;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions};
 use parquet::arrow::async_reader::AsyncFileReader;
@@ -32,12 +23,13 @@ use quick_cache::sync::Cache;
 
 use super::checked_reader::CheckedReader;
 use super::key_index::KeyIndex;
+use super::location::StorageLocation;
 use super::manifest::filter_key;
-use super::segment::Segment;
-use super::writer::{FENCES_KEY, FORMAT, FORMAT_KEY, WrittenSegment, read_fences};
+use super::object_storage::ObjectStorage;
+use super::segment::{STORAGE_LOCAL, Segment};
+use super::writer::{FENCES_KEY, FORMAT, FORMAT_KEY, read_fences};
 use crate::error::{Error, ErrorKind, Result, SqlState};
-use crate::failpoint;
-use crate::ids::{Epoch, SegmentId, TableId};
+use crate::ids::{DatabaseId, Epoch, SegmentId, TableId};
 use crate::storage::{Partition, StorageSnapshot, blocking};
 
 /// Bytes read from the end of a segment first: mostly the whole footer.
@@ -47,14 +39,19 @@ const CACHED_SEGMENTS: usize = 1_024;
 
 /// Where segments are.
 pub struct SegmentStore {
-    objects: Arc<dyn ObjectStore>,
-    /// When the objects are files.
-    folder: Option<PathBuf>,
+    local: Arc<ObjectStorage>,
+    /// Those of the catalog but for `local`.
+    storages: ArcSwap<HashMap<Arc<str>, Configured>>,
+    /// Where files are written that are to be uploaded.
+    spool: Option<PathBuf>,
     opened: Cache<SegmentId, Arc<OpenSegment>, OpenedBytes>,
     filters: Cache<SegmentId, Arc<Sbbf>, FilterBytes>,
     /// Segments that no newer snapshot has.
     retired: Mutex<Vec<Arc<Segment>>>,
 }
+
+/// A storage of the catalog; `Err` says why it cannot be connected.
+type Configured = (StorageLocation, std::result::Result<Arc<ObjectStorage>, Arc<Error>>);
 
 /// A segment's footer.
 pub(super) struct OpenSegment {
@@ -81,80 +78,91 @@ impl Weighter<SegmentId, Arc<Sbbf>> for FilterBytes {
     }
 }
 
-/// Where a new segment's bytes go.
-pub enum Sink {
-    /// A file that is renamed to its name when it is whole.
-    File(BufWriter<File>),
-    /// An object in memory.
-    Memory(Vec<u8>),
-}
-
-impl Write for Sink {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::File(file) => file.write(bytes),
-            Self::Memory(buffer) => buffer.write(bytes),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        match self {
-            Self::File(file) => file.flush(),
-            Self::Memory(_) => Ok(()),
-        }
-    }
-}
-
 impl std::fmt::Debug for SegmentStore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SegmentStore").field("objects", &self.objects).finish_non_exhaustive()
+        f.debug_struct("SegmentStore").field("local", &self.local).finish_non_exhaustive()
     }
 }
 
 impl SegmentStore {
-    /// The segments in a folder, which is made when it is not there. At most `cache_bytes` of footers and filters are kept.
+    /// The segments of a data directory: those of the storage `local` in `folder`; files that are to be uploaded are written below
+    /// `spool`, which is emptied. At most `cache_bytes` of footers and filters are kept.
     ///
     /// # Errors
     /// 58030 when the folder cannot be made or read.
+    pub fn in_directory(folder: &FilePath, spool: &FilePath, cache_bytes: usize) -> Result<Arc<Self>> {
+        ObjectStorage::sweep_spool(spool);
+        let local = ObjectStorage::in_folder(Arc::from(STORAGE_LOCAL), folder)?;
+        Ok(Self::new(local, Some(spool.to_owned()), cache_bytes))
+    }
+
+    /// The segments of a data directory that are only read.
+    ///
+    /// # Errors
+    /// 58030 when the folder cannot be read.
     pub fn in_folder(folder: &FilePath, cache_bytes: usize) -> Result<Arc<Self>> {
-        let unusable = |error: Box<dyn std::error::Error + Send + Sync>| {
-            Error::new(
-                ErrorKind::Unavailable,
-                SqlState::IO_ERROR,
-                "the folder of the segments cannot be used",
-            )
-            .hint("check that the data directory is writable")
-            .source(error)
-        };
-        let made = fs::create_dir_all(folder).and_then(|()| match folder.parent() {
-            // The folder's name is durable once its parent is.
-            Some(parent) => File::open(parent)?.sync_all(),
-            None => Ok(()),
-        });
-        made.map_err(|error| unusable(error.into()))?;
-        let objects = LocalFileSystem::new_with_prefix(folder).map_err(|error| unusable(error.into()))?;
-        Ok(Self::new(Arc::new(objects), Some(folder.to_owned()), cache_bytes))
+        Ok(Self::new(ObjectStorage::in_folder(Arc::from(STORAGE_LOCAL), folder)?, None, cache_bytes))
     }
 
     /// Segments that are gone with the process.
     pub fn in_memory(cache_bytes: usize) -> Arc<Self> {
-        Self::new(Arc::new(InMemory::new()), None, cache_bytes)
+        Self::new(ObjectStorage::in_memory(Arc::from(STORAGE_LOCAL)), None, cache_bytes)
     }
 
-    fn new(objects: Arc<dyn ObjectStore>, folder: Option<PathBuf>, cache_bytes: usize) -> Arc<Self> {
+    fn new(local: ObjectStorage, spool: Option<PathBuf>, cache_bytes: usize) -> Arc<Self> {
         let half = (cache_bytes / 2) as u64;
         Arc::new(Self {
-            objects,
-            folder,
+            local: Arc::new(local),
+            storages: ArcSwap::default(),
+            spool,
             opened: Cache::with_weighter(CACHED_SEGMENTS, half, OpenedBytes),
             filters: Cache::with_weighter(CACHED_SEGMENTS, half, FilterBytes),
             retired: Mutex::default(),
         })
     }
 
-    /// The objects themselves, for scans.
-    pub fn objects(&self) -> &Arc<dyn ObjectStore> {
-        &self.objects
+    /// Connects the storages of a catalog; those that have not changed stay as they are. One that cannot be connected is an error
+    /// for those who use it.
+    pub fn set_storages(&self, database: DatabaseId, locations: impl IntoIterator<Item = StorageLocation>) {
+        let before = self.storages.load();
+        let after = locations.into_iter().filter(|location| *location.id != *STORAGE_LOCAL).map(|location| {
+            let id = Arc::clone(&location.id);
+            let known = before.get(&id).filter(|(known, _)| *known == location);
+            let configured = known.cloned().unwrap_or_else(|| {
+                let connected = ObjectStorage::connect(&location, database, self.spool.as_deref());
+                (location, connected.map(Arc::new).map_err(Arc::new))
+            });
+            (id, configured)
+        });
+        self.storages.store(Arc::new(after.collect()));
+    }
+
+    /// The storage of that id.
+    ///
+    /// # Errors
+    /// 42704 when there is none; 22023 or 58030 when it cannot be connected.
+    pub fn storage(&self, id: &str) -> Result<Arc<ObjectStorage>> {
+        if id == STORAGE_LOCAL {
+            return Ok(Arc::clone(&self.local));
+        }
+        match self.storages.load().get(id) {
+            Some((_, Ok(storage))) => Ok(Arc::clone(storage)),
+            Some((_, Err(error))) => Err(Error::new(error.kind(), error.sqlstate(), error.message())
+                .hint(error.hint_text().unwrap_or("change it with ALTER STORAGE"))
+                .source(Arc::clone(error))),
+            None => Err(Error::new(
+                ErrorKind::NotFound,
+                SqlState::UNDEFINED_OBJECT,
+                format!("storage \"{id}\" does not exist"),
+            )
+            .hint("SHOW STORAGES lists them")),
+        }
+    }
+
+    /// The ids of all storages.
+    pub fn storage_ids(&self) -> Vec<Arc<str>> {
+        let local = Arc::from(STORAGE_LOCAL);
+        std::iter::once(local).chain(self.storages.load().keys().map(Arc::clone)).collect()
     }
 
     /// The address under which a scan's runtime knows the objects.
@@ -165,49 +173,17 @@ impl SegmentStore {
         Ok(ObjectStoreUrl::parse("kalamdb://segments")?)
     }
 
-    /// Makes the objects known to the scans of a runtime.
+    /// Makes the objects known to the scans of a runtime. The bytes come through [`super::CheckedReaderFactory`], whatever storage a
+    /// segment is in.
     pub fn register(&self, runtime: &RuntimeEnv) {
         if let Ok(url) = Self::url() {
-            runtime.register_object_store(url.as_ref(), Arc::clone(&self.objects));
+            runtime.register_object_store(url.as_ref(), Arc::clone(self.local.objects()));
         }
     }
 
     /// The name of a new segment's object.
     pub fn path(table: TableId, epoch: Epoch, segment: SegmentId) -> String {
         format!("{table}/{:08x}-{:08x}.parquet", epoch.0, segment.0)
-    }
-
-    /// Begins an object. It blocks.
-    ///
-    /// # Errors
-    /// 58030 when its file cannot be made.
-    pub fn create(&self, path: &str) -> Result<Sink> {
-        failpoint::step("segment::create")?;
-        let Some(folder) = &self.folder else { return Ok(Sink::Memory(Vec::new())) };
-        let file = unfinished(folder, path);
-        let made = file.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| File::create(&file));
-        made.map(|file| Sink::File(BufWriter::with_capacity(1 << 20, file)))
-            .map_err(|error| failed(path, error))
-    }
-
-    /// Brings a written object to stable storage under its name.
-    ///
-    /// # Errors
-    /// 58030 when that does not succeed; the object then does not exist.
-    pub async fn publish(&self, path: &str, written: &mut WrittenSegment) -> Result<()> {
-        let sink = std::mem::replace(&mut written.sink, Sink::Memory(Vec::new()));
-        match (sink, &self.folder) {
-            (Sink::File(file), Some(folder)) => {
-                let (folder, path) = (folder.clone(), path.to_owned());
-                blocking(move || sync_into_place(&folder, &path, file).map_err(|error| failed(&path, error)))
-                    .await
-            }
-            (Sink::Memory(bytes), _) => {
-                let put = self.objects.put(&Path::from(path), Bytes::from(bytes).into()).await;
-                put.map(|_| ()).map_err(|error| failed(path, io::Error::other(error)))
-            }
-            (Sink::File(_), None) => Err(Error::internal("a segment in memory was written to a file")),
-        }
     }
 
     /// The footer of a segment.
@@ -243,27 +219,34 @@ impl SegmentStore {
     /// # Errors
     /// XX001 when it does not fit, 58030 when it cannot be read.
     pub async fn verify(self: &Arc<Self>, segment: &Arc<Segment>) -> Result<()> {
+        self.bytes(segment).try_for_each(|_| std::future::ready(Ok(()))).await?;
+        self.open(segment).await.map(|_| ())
+    }
+
+    /// The bytes of a whole segment, some MiB at a time, each compared with its checksums.
+    ///
+    /// # Errors
+    /// As [`SegmentStore::verify`], in the stream.
+    pub fn bytes(self: &Arc<Self>, segment: &Arc<Segment>) -> BoxStream<'static, Result<Bytes>> {
         /// Bytes read at once.
         const PIECE_BYTES: u64 = 4 << 20;
-        let mut reader = CheckedReader { store: Arc::clone(self), segment: Arc::clone(segment) };
-        let mut start = 0;
-        while start < segment.bytes {
-            let end = (start + PIECE_BYTES).min(segment.bytes);
-            reader.get_bytes(start..end).await?;
-            start = end;
-        }
-        self.open(segment).await.map(|_| ())
+        let reader = CheckedReader { store: Arc::clone(self), segment: Arc::clone(segment) };
+        stream::try_unfold((reader, 0), |(mut reader, start)| async move {
+            let end = (start + PIECE_BYTES).min(reader.segment.bytes);
+            if start == end {
+                return Ok(None);
+            }
+            let piece = reader.get_bytes(start..end).await?;
+            Ok(Some((piece, (reader, end))))
+        })
+        .boxed()
     }
 
     /// The filter over a segment's keys, which is stored in `storage`.
     ///
     /// # Errors
     /// XX001 when it is missing.
-    pub(super) async fn filter(
-        &self,
-        storage: &Arc<dyn StorageSnapshot>,
-        segment: &Segment,
-    ) -> Result<Arc<Sbbf>> {
+    pub async fn filter(&self, storage: &Arc<dyn StorageSnapshot>, segment: &Segment) -> Result<Arc<Sbbf>> {
         let (id, storage) = (segment.id, Arc::clone(storage));
         self.filters
             .get_or_insert_async(&id, async {
@@ -278,7 +261,12 @@ impl SegmentStore {
 
     /// Notes segments that no newer snapshot has.
     pub fn retire(&self, segments: impl IntoIterator<Item = Arc<Segment>>) {
-        self.retired.lock().extend(segments);
+        let mut retired = self.retired.lock();
+        for segment in segments {
+            if retired.iter().all(|other| other.id != segment.id) {
+                retired.push(segment);
+            }
+        }
     }
 
     /// Retired segments that no snapshot has any more.
@@ -287,27 +275,14 @@ impl SegmentStore {
         retired.iter().filter(|segment| Arc::strong_count(segment) == 1).map(Arc::clone).collect()
     }
 
-    /// Removes what there is of an object that no commit names. What cannot be removed is swept at the next start.
-    pub fn discard(&self, path: &str) {
-        let failed = match &self.folder {
-            Some(folder) => [unfinished(folder, path), folder.join(path)]
-                .into_iter()
-                .filter_map(|file| fs::remove_file(file).err())
-                .find(|error| error.kind() != io::ErrorKind::NotFound),
-            None => {
-                // Memory answers at once.
-                drop(self.objects.delete(&Path::from(path)).now_or_never());
-                None
-            }
-        };
-        if let Some(error) = failed {
-            tracing::warn!(path, %error, "an unused segment could not be removed");
-        }
-    }
-
     /// The names of all retired segments.
     pub fn retired_paths(&self) -> Vec<String> {
         self.retired.lock().iter().map(|segment| segment.path.clone()).collect()
+    }
+
+    /// Whether there are retired segments in a storage.
+    pub fn has_retired(&self, storage: &str) -> bool {
+        self.retired.lock().iter().any(|segment| *segment.storage == *storage)
     }
 
     /// Removes the object of a retired segment. That it is not there is no error: an earlier attempt may have got so far.
@@ -315,69 +290,16 @@ impl SegmentStore {
     /// # Errors
     /// 58030 when the storage refuses.
     pub async fn remove(&self, segment: &Segment) -> Result<()> {
-        match self.objects.delete(&Path::from(segment.path.as_str())).await {
-            Ok(()) | Err(object_store::Error::NotFound { .. }) => {
-                self.opened.remove(&segment.id);
-                self.filters.remove(&segment.id);
-                Ok(())
-            }
-            Err(error) => Err(failed(&segment.path, io::Error::other(error))),
-        }
+        self.storage(&segment.storage)?.remove(&segment.path).await?;
+        self.opened.remove(&segment.id);
+        self.filters.remove(&segment.id);
+        Ok(())
     }
 
     /// Forgets a retired segment whose object is gone.
     pub fn forget(&self, id: SegmentId) {
         self.retired.lock().retain(|segment| segment.id != id);
     }
-
-    /// Removes the files that are no segment of `known`: what a process left that died before its commit. It blocks.
-    ///
-    /// # Errors
-    /// 58030 when the folder cannot be read.
-    pub fn sweep(&self, known: &dyn Fn(&str) -> bool) -> Result<usize> {
-        let Some(folder) = &self.folder else { return Ok(0) };
-        let swept = sweep_folder(folder, known);
-        swept.map_err(|error| failed("segments", error))
-    }
-}
-
-fn unfinished(folder: &FilePath, path: &str) -> PathBuf {
-    folder.join(format!("{path}.new"))
-}
-
-fn sync_into_place(folder: &FilePath, path: &str, file: BufWriter<File>) -> io::Result<()> {
-    let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
-    file.sync_all()?;
-    failpoint::step("segment::synced").map_err(io::Error::other)?;
-    let place = folder.join(path);
-    fs::rename(unfinished(folder, path), &place)?;
-    failpoint::step("segment::renamed").map_err(io::Error::other)?;
-    // A name is durable once its folder is, and the folder's own name once its parent is.
-    for folder in place.ancestors().skip(1).take_while(|parent| parent.starts_with(folder)) {
-        File::open(folder)?.sync_all()?;
-    }
-    Ok(())
-}
-
-fn sweep_folder(folder: &FilePath, known: &dyn Fn(&str) -> bool) -> io::Result<usize> {
-    let mut swept = 0;
-    for table in fs::read_dir(folder)? {
-        let table = table?;
-        if !table.file_type()?.is_dir() {
-            continue;
-        }
-        for file in fs::read_dir(table.path())? {
-            let file = file?;
-            let path =
-                format!("{}/{}", table.file_name().to_string_lossy(), file.file_name().to_string_lossy());
-            if !known(&path) {
-                failpoint::step("sweep::remove").map_err(io::Error::other)?;
-                fs::remove_file(file.path())?;
-                swept += 1;
-            }
-        }
-    }
-    Ok(swept)
 }
 
 fn fences_of(segment: &Segment, metadata: &ArrowReaderMetadata) -> Result<KeyIndex> {
@@ -391,10 +313,4 @@ fn fences_of(segment: &Segment, metadata: &ArrowReaderMetadata) -> Result<KeyInd
         return Err(damaged());
     }
     entry(FENCES_KEY).and_then(read_fences).ok_or_else(damaged)
-}
-
-fn failed(path: &str, error: io::Error) -> Error {
-    Error::new(ErrorKind::Unavailable, SqlState::IO_ERROR, format!("object \"{path}\" cannot be written"))
-        .hint("check the free space and the rights of the folder of the segments")
-        .source(error)
 }

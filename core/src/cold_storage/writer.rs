@@ -26,8 +26,8 @@ use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 
 use super::key_index::KeyIndex;
+use super::object_storage::Sink;
 use super::segment::{BLOCK_ROWS, CHUNK_BYTES};
-use super::store::Sink;
 use crate::error::{Error, ErrorKind, Result, SqlState};
 
 pub(super) const FORMAT_KEY: &str = "kalamdb:format";

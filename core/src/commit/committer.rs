@@ -4,26 +4,32 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use super::moves::{Move, Moves};
+use super::hot_limit::HotLimit;
+use super::moves::{Move, Moves, Touched};
 use super::recovery::{Recovered, recover};
-use super::sequencer::{Installed, Pending, Prepared, Sequencer, outcome_unknown, poisoned};
+use super::reopening::Backoff;
+use super::sequencer::{Installed, Pending, Prepared, Sequencer, outcome_unknown};
 use super::validation::{LastChanges, key_is_taken};
 use super::{CommitFeed, EpochHistory, Receipt, RowWrite, Snapshot, TableWrite, WriteSet};
 use crate::change_log;
 use crate::clock::Clock;
-use crate::cold_storage::{Place, SegmentStore, is_marked};
+use crate::cold_storage::SegmentStore;
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::hot_tier::HotOptions;
 use crate::ids::{DatabaseId, SegmentId, Seq, TableId};
-use crate::storage::{self, DataDirectory, RocksStorage, StorageBackend, StorageMetrics, StorageOptions};
+use crate::storage::keys::table_prefix;
+use crate::storage::{
+    self, DataDirectory, DiskSpace, KeyRange, Partition, RocksStorage, StorageBackend, StorageMetrics,
+    StorageOptions,
+};
 
 /// The queue's bytes are counted in these units, since a semaphore counts in 32 bits.
 const PERMIT_BYTES: usize = 1_024;
@@ -43,6 +49,10 @@ pub struct CommitterOptions {
     pub segment_cache_bytes: usize,
     /// Sizes of the hot tier.
     pub hot: HotOptions,
+    /// Bytes of rows that may be hot; 0 for any.
+    pub hot_bytes_max: u64,
+    /// Bytes of the data directory's disk that stay free.
+    pub disk_free_min_bytes: u64,
 }
 
 impl Default for CommitterOptions {
@@ -60,6 +70,8 @@ impl From<&Config> for CommitterOptions {
             ring_bytes_max: config.commit_ring_bytes,
             segment_cache_bytes: config.segment_cache_bytes,
             hot: HotOptions::of_bytes(config.hot_cache_bytes),
+            hot_bytes_max: config.hot_bytes_max,
+            disk_free_min_bytes: config.disk_free_min_bytes,
         }
     }
 }
@@ -68,10 +80,9 @@ impl From<&Config> for CommitterOptions {
 pub struct Committer {
     storage: Arc<dyn StorageBackend>,
     database: DatabaseId,
-    epochs: EpochHistory,
     installed: Arc<Installed>,
-    next_segment: AtomicU32,
     options: CommitterOptions,
+    hot_limit: HotLimit,
     queue_permits: Arc<Semaphore>,
     queue: Mutex<Option<mpsc::Sender<Pending>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -107,18 +118,26 @@ impl Committer {
         options: CommitterOptions,
     ) -> Result<Arc<Self>> {
         let segments = match &directory {
-            Some(directory) => {
-                SegmentStore::in_folder(&directory.segments_path(), options.segment_cache_bytes)?
-            }
+            Some(directory) => SegmentStore::in_directory(
+                &directory.segments_path(),
+                &directory.spool_path(),
+                options.segment_cache_bytes,
+            )?,
             None => SegmentStore::in_memory(options.segment_cache_bytes),
         };
         let Recovered { database, epochs, snapshot } =
-            recover(&*storage, directory.as_deref(), segments, options.hot, clock.now_us())?;
+            recover(&*storage, directory.as_deref(), segments, options.hot, None, clock.now_us())?;
         tracing::info!(database = %database, epoch = snapshot.epoch.0, seq = snapshot.seq.0, "recovered the store");
         let (seq, next_segment) = (snapshot.seq, snapshot.cold.next());
         let installed = Arc::new(Installed {
             snapshot: ArcSwap::from_pointee(snapshot),
+            epochs: ArcSwap::from_pointee(epochs),
             poisoned: AtomicBool::new(false),
+            reopenings: AtomicU64::new(0),
+            disk: directory
+                .as_ref()
+                .map(|directory| DiskSpace::new(directory.path(), options.disk_free_min_bytes)),
+            next_segment: AtomicU32::new(next_segment.0),
             feed: CommitFeed::starting_after(seq, options.ring_bytes_max),
             moves: Moves::default(),
         });
@@ -129,6 +148,8 @@ impl Committer {
             database,
             installed: Arc::clone(&installed),
             last_changes: LastChanges::unknown_before(seq),
+            backoff: Backoff::default(),
+            hot: options.hot,
         };
         let (queue, pendings) = mpsc::channel(options.queue_len_max);
         let thread = std::thread::Builder::new()
@@ -138,10 +159,9 @@ impl Committer {
         Ok(Arc::new(Self {
             storage,
             database,
-            epochs,
             installed,
-            next_segment: AtomicU32::new(next_segment.0),
             options,
+            hot_limit: HotLimit::new(options.hot_bytes_max),
             queue_permits: Arc::new(Semaphore::new(permits(options.queue_bytes_max) as usize)),
             queue: Mutex::new(Some(queue)),
             thread: Mutex::new(Some(thread)),
@@ -163,19 +183,21 @@ impl Committer {
     ///
     /// # Errors
     /// 40001 when another commit came first, 23505 for a taken key, 54000 for a set that is too large, 08007 when the write
-    /// failed and its outcome is unknown, 58030 after such a failure, 57P01 while closing, and whatever the catalog refuses.
+    /// failed and its outcome is unknown, 58030 from then on until the store is reopened, 53100 when the disk is full or for rows
+    /// beyond `hot_bytes_max`, 57P01 while closing, and whatever the catalog refuses.
     pub async fn commit(&self, set: WriteSet) -> Result<Receipt> {
         if set.is_empty() {
             let snapshot = self.installed.snapshot.load();
             return Ok(Receipt { seq: snapshot.seq, commit_ts: snapshot.commit_ts });
         }
         if self.is_poisoned() {
-            return Err(poisoned());
+            return Err(self.installed.refusal());
         }
         let bytes = set.bytes();
         if bytes > self.options.set_bytes_max {
             return Err(too_large(bytes, self.options.set_bytes_max));
         }
+        self.hot_limit.admit(&set).await?;
         let trim = match set.trim_log_to {
             Some(up_to) => {
                 let snapshot = self.snapshot();
@@ -201,21 +223,40 @@ impl Committer {
         let pending = Pending { prepared, bytes, answer, _permit: permit };
         queue.send(pending).await.map_err(|_| Error::shutting_down())?;
         drop(queue);
+        if self.is_poisoned() {
+            self.wake();
+        }
         // The sequencer answers every set it took, unless it broke down.
         answered.await.unwrap_or_else(|_| Err(outcome_unknown()))
     }
 
-    /// Begins to move rows of a table between hot and cold.
+    /// Begins to move the hot rows of a table into segments. What is changed meanwhile is noted.
     ///
     /// # Errors
     /// 55006 when rows of the table are being moved already.
-    pub fn begin_move(&self, table: TableId) -> Result<Move> {
-        Move::begin(table, Arc::clone(&self.installed))
+    pub fn begin_flush(&self, table: TableId) -> Result<Move> {
+        Move::begin(table, Some(Touched::default()), Arc::clone(&self.installed))
+    }
+
+    /// Begins to merge segments of a table. What is changed in them meanwhile is marked where it is.
+    ///
+    /// # Errors
+    /// As [`Committer::begin_flush`].
+    pub fn begin_merge(&self, table: TableId) -> Result<Move> {
+        Move::begin(table, None, Arc::clone(&self.installed))
+    }
+
+    /// Takes away what is left of removed rows of a table, so that scans do not step over it. It blocks.
+    ///
+    /// # Errors
+    /// When the store cannot.
+    pub fn compact_rows(&self, table: TableId) -> Result<()> {
+        self.storage.compact(Partition::Rows, &KeyRange::prefix(table_prefix(table)))
     }
 
     /// A number for a new segment.
     pub fn new_segment_id(&self) -> SegmentId {
-        SegmentId(self.next_segment.fetch_add(1, Ordering::Relaxed))
+        SegmentId(self.installed.next_segment.fetch_add(1, Ordering::Relaxed))
     }
 
     /// Looks for the keys of inserts among cold rows, and says as of which seq they were found free. The sequencer asks for no
@@ -226,8 +267,7 @@ impl Committer {
     async fn check_cold_keys(&self, set: &WriteSet) -> Result<Seq> {
         let snapshot = self.snapshot();
         for write in &set.tables {
-            let segments = snapshot.cold.segments(write.table.id);
-            if segments.is_empty() || !write.table.has_key() {
+            if snapshot.cold.segments(write.table.id).is_empty() || !write.table.has_key() {
                 continue;
             }
             let keys = inserted_keys(write);
@@ -235,17 +275,17 @@ impl Committer {
                 continue;
             }
             let layout = write.table.segment_keys()?;
-            for segment in segments {
-                let found = snapshot.cold.store().find(&snapshot.storage, segment, &layout, &keys).await?;
-                for (key, position) in keys.iter().zip(found) {
-                    let Some(position) = position else { continue };
-                    if !is_marked(&*snapshot.storage, Place { segment: segment.id, position })? {
-                        return Err(key_is_taken(&write.table, key));
-                    }
-                }
+            let found = snapshot.cold.find(&snapshot.storage, write.table.id, &layout, &keys).await?;
+            if let Some((key, _)) = keys.iter().zip(found).find(|(_, place)| place.is_some()) {
+                return Err(key_is_taken(&write.table, key));
             }
         }
         Ok(snapshot.seq)
+    }
+
+    /// How many bytes of rows may be hot.
+    pub fn hot_limit(&self) -> &HotLimit {
+        &self.hot_limit
     }
 
     /// The latest commits.
@@ -259,13 +299,36 @@ impl Committer {
     }
 
     /// Which seqs of which epochs are part of the history.
-    pub fn epochs(&self) -> &EpochHistory {
-        &self.epochs
+    pub fn epochs(&self) -> Arc<EpochHistory> {
+        self.installed.epochs.load_full()
     }
 
-    /// Whether a write failed, so that none are taken until the database is opened again.
+    /// Whether a write failed, so that none are taken until the store has been reopened, which happens by itself.
     pub fn is_poisoned(&self) -> bool {
         self.installed.poisoned.load(Ordering::Acquire)
+    }
+
+    /// Whether rows can be written: no write has failed since the store was opened or reopened, and the disk has room.
+    pub fn takes_writes(&self) -> bool {
+        !self.is_poisoned() && self.check_disk_space().is_ok()
+    }
+
+    /// Refuses work that needs room on the disk of the data directory when there is not enough.
+    ///
+    /// # Errors
+    /// 53100 then.
+    pub fn check_disk_space(&self) -> Result<()> {
+        self.installed.disk.as_ref().map_or(Ok(()), DiskSpace::check)
+    }
+
+    /// Bytes that are free on the disk of the data directory; `None` for a database in memory.
+    pub fn disk_free_bytes(&self) -> Option<u64> {
+        self.installed.disk.as_ref().map(DiskSpace::free_bytes)
+    }
+
+    /// How often the store was reopened after a failed write.
+    pub fn reopenings(&self) -> u64 {
+        self.installed.reopenings.load(Ordering::Relaxed)
     }
 
     /// Write sets that wait for the sequencer.
@@ -278,6 +341,12 @@ impl Committer {
         self.storage.metrics()
     }
 
+    fn wake(&self) {
+        if let Some(thread) = &*self.thread.lock() {
+            thread.thread().unpark();
+        }
+    }
+
     /// Takes no more sets, commits those that wait, brings everything to disk and ends the sequencer. Snapshots stay readable;
     /// the data directory is given back when the last of them is dropped.
     ///
@@ -285,6 +354,7 @@ impl Committer {
     /// `Internal` when the sequencer had broken down.
     pub async fn shutdown(&self) -> Result<()> {
         drop(self.queue.lock().take());
+        self.wake();
         let thread = self.thread.lock().take();
         match thread {
             Some(thread) => storage::blocking(move || join(thread)).await,
@@ -296,6 +366,7 @@ impl Committer {
 impl Drop for Committer {
     fn drop(&mut self) {
         drop(self.queue.lock().take());
+        self.wake();
         if let Some(thread) = self.thread.lock().take()
             && let Err(error) = join(thread)
         {

@@ -91,6 +91,15 @@ impl CommitFeed {
             self.shared.published.send_replace(seq);
         }
     }
+
+    /// Goes on after `seq`, without the commits up to it.
+    pub(super) fn skip_to(&self, seq: Seq) {
+        let mut ring = self.shared.ring.lock();
+        ring.records.clear();
+        (ring.bytes, ring.evicted_through) = (0, seq);
+        drop(ring);
+        self.shared.published.send_replace(seq);
+    }
 }
 
 #[cfg(test)]
@@ -129,6 +138,16 @@ mod tests {
         assert_eq!(seqs(&feed, 11), Some(vec![12, 13, 14]));
         assert_eq!(feed.published(), Seq(14));
         assert_eq!(feed.size(), (3, 3 * one));
+    }
+
+    #[test]
+    fn commits_that_are_skipped_are_read_from_the_log() {
+        let feed = CommitFeed::starting_after(Seq(0), 1 << 20);
+        feed.publish([record(1)]);
+        feed.skip_to(Seq(3));
+        assert_eq!((seqs(&feed, 1), seqs(&feed, 3)), (None, Some(vec![])));
+        feed.publish([record(4)]);
+        assert_eq!((seqs(&feed, 3), feed.published()), (Some(vec![4]), Seq(4)));
     }
 
     #[test]

@@ -5,14 +5,18 @@
 //! one batch with one sync, installs the new snapshot, and only then publishes to the [`CommitFeed`] and answers. While a group
 //! syncs, the next one gathers, so the cost of a sync is shared by whoever is waiting.
 //!
+//! After a failed write the sequencer reopens the store by itself, under a new epoch.
+//!
 //! Invariant: the only readable seq is the installed one, and nothing is installed before it is as durable as its set asks. No
 //! other code writes to the store.
 
 mod committer;
 mod feed;
+mod hot_limit;
 mod moves;
 mod recovery;
 mod redo;
+mod reopening;
 mod sequencer;
 #[cfg(test)]
 mod tests;
@@ -23,16 +27,18 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::cold_storage::{Manifest, NewSegment, Place};
+use crate::cold_storage::{ColdChange, Manifest, NewSegment, Place};
 use crate::hot_tier::HotChunks;
 use crate::ids::{Epoch, ScopeId, SegmentId, Seq, TableId, UserId};
-use crate::schema_registry::{Catalog, CatalogChange, Durability, TableDefinition};
+use crate::schema_registry::{Catalog, CatalogChange, Durability, SystemTable, TableDefinition};
 use crate::storage::StorageSnapshot;
 
 pub use committer::{Committer, CommitterOptions};
 pub use feed::CommitFeed;
+pub use hot_limit::HotLimit;
 pub use moves::Move;
 pub use recovery::EpochHistory;
+pub(crate) use recovery::{adopt, inspect, is_state_key};
 
 /// The database as of one commit. A statement takes one and never another.
 ///
@@ -67,7 +73,7 @@ pub struct WriteSet {
     pub tables: Vec<TableWrite>,
     /// Changes of the catalog; they come before the rows, so a set can create a table and fill it.
     pub catalog: Vec<CatalogChange>,
-    /// `Relaxed` only when every table it writes is.
+    /// `Relaxed` only when every table it writes is, or when losing it is of no consequence.
     pub durability: Durability,
     /// Trims the change log up to this seq, or as far as one step goes.
     pub trim_log_to: Option<Seq>,
@@ -107,8 +113,8 @@ pub enum ColdWrite {
         /// The keys.
         keys: Vec<Bytes>,
     },
-    /// The objects of segments that are no more have been removed.
-    Removed(Vec<SegmentId>),
+    /// Changes of the manifest that need nothing from the sequencer.
+    Manifest(Vec<ColdChange>),
 }
 
 impl WriteSet {
@@ -123,6 +129,26 @@ impl WriteSet {
             trim_log_to: None,
             cold: None,
         }
+    }
+
+    /// Whether the store grows by it: it writes rows, or more of the catalog than drops. The database's own records of what it
+    /// does are small, and do not count.
+    pub fn grows(&self) -> bool {
+        self.catalog.iter().any(|change| !change.is_drop())
+            || self
+                .tables
+                .iter()
+                .any(|write| SystemTable::from_id(write.table.id).is_none() && !write.rows.is_empty())
+    }
+
+    /// Whether it deletes rows and does nothing else.
+    pub fn only_deletes(&self) -> bool {
+        self.catalog.is_empty()
+            && self
+                .tables
+                .iter()
+                .flat_map(|write| &write.rows)
+                .all(|row| matches!(row, RowWrite::Delete { .. }))
     }
 
     /// Whether there is nothing to commit.

@@ -21,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::failpoint;
 use crate::hot_tier::{HotChunks, HotOptions};
 use crate::ids::{DatabaseId, Epoch, Seq};
-use crate::schema_registry::{Catalog, CatalogHeader};
+use crate::schema_registry::{Catalog, CatalogChange, CatalogHeader, StorageRecord};
 use crate::storage::{
     DataDirectory, Direction, KeyRange, Partition, StorageBackend, StorageSnapshot, WriteBatch,
 };
@@ -50,7 +50,7 @@ impl EpochHistory {
     }
 }
 
-/// What a committer starts from.
+/// What a committer starts from, or goes on from.
 pub(super) struct Recovered {
     pub(super) database: DatabaseId,
     pub(super) epochs: EpochHistory,
@@ -62,15 +62,17 @@ pub(super) fn put_last_commit(batch: &mut WriteBatch, seq: Seq, commit_ts: i64) 
     batch.put(Partition::Meta, LAST_COMMIT_KEY, value);
 }
 
-/// Reads the state of the store, or makes that of a new database, and begins the next epoch.
+/// Reads the state of the store, or makes that of a new database, and begins the next epoch. `seen` is the snapshot that
+/// was installed before the store was reopened.
 ///
 /// # Errors
-/// `Corruption` when the store does not fit together, or ends before the last commit that is known to be on disk.
+/// `Corruption` when the store does not fit together, or ends before the last commit that is known to be on disk, or was seen.
 pub(super) fn recover(
     storage: &dyn StorageBackend,
     directory: Option<&DataDirectory>,
     segments: Arc<SegmentStore>,
     hot: HotOptions,
+    seen: Option<&Snapshot>,
     now_us: i64,
 ) -> Result<Recovered> {
     let before = storage.snapshot();
@@ -88,6 +90,16 @@ pub(super) fn recover(
         ))
         .hint("restore the data directory from a backup"));
     }
+    if let Some(seen) = seen
+        && seq < seen.seq
+    {
+        // Readers have seen what is lost, so this process cannot go on as if it had not been.
+        return Err(Error::corruption(format!(
+            "the store ends at commit {seq}, but commits up to {} had been made, the last without a sync",
+            seen.seq
+        ))
+        .hint("restart the program: live queries then begin anew"));
+    }
     if epochs.current != Epoch(0) {
         let key = [EPOCH_END_PREFIX, &epochs.current.0.to_be_bytes()].concat();
         batch.put(Partition::Meta, key, seq.0.to_be_bytes().to_vec());
@@ -104,7 +116,8 @@ pub(super) fn recover(
     }
     let storage = storage.snapshot();
     let log_floor = change_log::floor(&*storage)?;
-    let cold = cold_storage::restore(&*storage, segments)?;
+    segments.set_storages(database, catalog.storages().map(StorageRecord::location));
+    let cold = cold_storage::restore(&*storage, segments, seen.map(|seen| &*seen.cold))?;
     let snapshot = Snapshot {
         seq,
         commit_ts,
@@ -118,12 +131,52 @@ pub(super) fn recover(
     Ok(Recovered { database, epochs, snapshot })
 }
 
-struct State {
+/// What a store says of itself, whoever has it open.
+pub(crate) struct State {
+    pub(crate) database: DatabaseId,
+    pub(crate) seq: Seq,
+    pub(crate) commit_ts: i64,
+    pub(crate) catalog: Catalog,
+    pub(crate) epochs: EpochHistory,
+}
+
+/// Reads the state of a store without changing it.
+///
+/// # Errors
+/// `Corruption` when there is none or it does not fit together.
+pub(crate) fn inspect(storage: &dyn StorageSnapshot) -> Result<State> {
+    match storage.get(Partition::Meta, DATABASE_ID_KEY)? {
+        Some(id) => stored_state(storage, &id),
+        None => Err(damaged("the database id is missing")),
+    }
+}
+
+/// Whether a key of the `Meta` partition is one of the state's.
+pub(crate) fn is_state_key(key: &[u8]) -> bool {
+    [DATABASE_ID_KEY, LAST_COMMIT_KEY, EPOCH_KEY, CATALOG_HEADER_KEY].contains(&key)
+        || [EPOCH_END_PREFIX, CATALOG_PREFIX.as_bytes()].iter().any(|prefix| key.starts_with(prefix))
+}
+
+/// Makes the copy of a store, which has no change log, a database of its own: `batch` gives it another id, and lets nobody read on
+/// from before. Gives the id and the last commit of the one it is a copy of.
+///
+/// # Errors
+/// As [`inspect`].
+pub(crate) fn adopt(
+    copy: &dyn StorageSnapshot,
     database: DatabaseId,
-    seq: Seq,
-    commit_ts: i64,
-    catalog: Catalog,
-    epochs: EpochHistory,
+    batch: &mut WriteBatch,
+) -> Result<(DatabaseId, Seq, i64)> {
+    let id =
+        copy.get(Partition::Meta, DATABASE_ID_KEY)?.ok_or_else(|| damaged("the database id is missing"))?;
+    let (seq, commit_ts) = stored_last_commit(copy)?;
+    batch.put(Partition::Meta, DATABASE_ID_KEY, database.0.as_bytes().to_vec());
+    change_log::put_floor(batch, seq);
+    Ok((database_id(&id)?, seq, commit_ts))
+}
+
+fn database_id(id: &[u8]) -> Result<DatabaseId> {
+    uuid::Uuid::from_slice(id).map(DatabaseId).map_err(|_| damaged("the database id is not one"))
 }
 
 fn new_state(before: &dyn StorageSnapshot, batch: &mut WriteBatch, now_us: i64) -> Result<State> {
@@ -145,8 +198,7 @@ fn new_state(before: &dyn StorageSnapshot, batch: &mut WriteBatch, now_us: i64) 
 }
 
 fn stored_state(before: &dyn StorageSnapshot, id: &[u8]) -> Result<State> {
-    let id = uuid::Uuid::from_slice(id).map_err(|_| damaged("the database id is not one"))?;
-    let database = DatabaseId(id);
+    let database = database_id(id)?;
     let (seq, commit_ts) = stored_last_commit(before)?;
     check_log_end(before, database, seq)?;
     let current = before.get(Partition::Meta, EPOCH_KEY)?.ok_or_else(|| damaged("the epoch is missing"))?;
@@ -183,11 +235,13 @@ fn stored_catalog(before: &dyn StorageSnapshot) -> Result<Catalog> {
         .map_err(|error| damaged("the catalog's header cannot be read").source(error))?;
     let mut records = Vec::new();
     for entry in before.scan(Partition::Meta, KeyRange::prefix(CATALOG_PREFIX), Direction::Forward) {
-        let (_, value) = entry?;
-        records.push(
-            serde_json::from_slice(&value)
-                .map_err(|error| damaged("a record of the catalog cannot be read").source(error))?,
-        );
+        let (key, value) = entry?;
+        let record: CatalogChange = serde_json::from_slice(&value)
+            .map_err(|error| damaged("a record of the catalog cannot be read").source(error))?;
+        if *key != *format!("{CATALOG_PREFIX}{}", record.record_key()).as_bytes() {
+            return Err(damaged("a record of the catalog is stored as another"));
+        }
+        records.push(record);
     }
     Catalog::restore(header, records)
 }

@@ -4,29 +4,37 @@
 //! others of its group. Answers to refused sets wait for the write as well, since they may speak of rows the group wrote.
 //! Publishing comes before answering, so that whoever has an answer finds the commit in the feed; it never waits.
 //!
+//! What grows is refused when the disk has less room than it must.
+//!
 //! Invariant: after a failed write nothing is written until the store is opened again: what reached the disk is unknown.
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::moves::Moves;
-use super::recovery::put_last_commit;
+use super::recovery::{EpochHistory, put_last_commit};
 use super::redo::redo;
+use super::reopening::Backoff;
 use super::validation::{LastChanges, Overlay};
 use super::{ColdWrite, CommitFeed, Receipt, Snapshot, WriteSet};
 use crate::change_log::{self, CommitRecord, TrimStep};
 use crate::clock::Clock;
-use crate::cold_storage::{ColdChange, Manifest, NewSegment, Place, Segment, marked_after, put_mark};
+use crate::cold_storage::{
+    ColdChange, Manifest, NewSegment, Place, STORAGE_LOCAL, Segment, marked_after, put_mark, storage_in_use,
+};
 use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::failpoint;
+use crate::hot_tier::HotOptions;
 use crate::ids::{DatabaseId, SegmentId, Seq, Shard, TableId};
-use crate::schema_registry::{Catalog, CatalogChange, Durability};
+use crate::schema_registry::{Catalog, CatalogChange, Durability, StorageRecord};
 use crate::storage::rows::row_seq;
-use crate::storage::{DataDirectory, Partition, StorageBackend, StorageSnapshot, WriteBatch};
+use crate::storage::{
+    DataDirectory, DiskSpace, Partition, Room, StorageBackend, StorageSnapshot, WriteBatch,
+};
 
 /// Sets of one group; more wait for the next.
 const GROUP_LEN_MAX: usize = 4_096;
@@ -53,7 +61,14 @@ pub(super) struct Prepared {
 /// What the sequencer shares with the handles.
 pub(super) struct Installed {
     pub(super) snapshot: ArcSwap<Snapshot>,
+    pub(super) epochs: ArcSwap<EpochHistory>,
+    /// Whether a write failed and the store has not been reopened since.
     pub(super) poisoned: AtomicBool,
+    /// How often the store was reopened.
+    pub(super) reopenings: AtomicU64,
+    /// `None` for a database in memory.
+    pub(super) disk: Option<DiskSpace>,
+    pub(super) next_segment: AtomicU32,
     pub(super) feed: CommitFeed,
     pub(super) moves: Moves,
 }
@@ -65,6 +80,9 @@ pub(super) struct Sequencer {
     pub(super) database: DatabaseId,
     pub(super) installed: Arc<Installed>,
     pub(super) last_changes: LastChanges,
+    pub(super) backoff: Backoff,
+    /// Sizes of the hot tier, which begins anew with every epoch.
+    pub(super) hot: HotOptions,
 }
 
 /// The group while it is put together.
@@ -100,6 +118,9 @@ impl Sequencer {
                 group.push(next);
             }
             self.commit(group);
+            if self.is_poisoned() {
+                self.reopen_until_it_works(&mut queue);
+            }
         }
         if !self.is_poisoned()
             && let Err(error) = self.storage.sync()
@@ -136,10 +157,9 @@ impl Sequencer {
                 continue;
             }
             let Pending { prepared, answer, _permit, .. } = pending;
-            let result = if self.is_poisoned() {
-                Err(poisoned())
-            } else {
-                group.add(&mut overlay, prepared, &context)
+            let result = match self.check_room(&prepared.set) {
+                Ok(()) => group.add(&mut overlay, prepared, &context),
+                Err(error) => Err(error),
             };
             answers.push((answer, result, _permit));
         }
@@ -167,6 +187,17 @@ impl Sequencer {
         }
     }
 
+    /// Refuses a set that the disk has no room for.
+    fn check_room(&self, set: &WriteSet) -> Result<()> {
+        let Some(disk) = &self.installed.disk else { return Ok(()) };
+        match disk.room() {
+            Room::Enough => Ok(()),
+            Room::Low if set.only_deletes() => Ok(()),
+            Room::Low | Room::Reserve if !set.grows() => Ok(()),
+            Room::Low | Room::Reserve => Err(disk.full()),
+        }
+    }
+
     /// Writes and installs the group.
     fn write(&mut self, group: &mut Group) -> Result<()> {
         if group.records.is_empty() {
@@ -174,11 +205,14 @@ impl Sequencer {
         }
         put_last_commit(&mut group.batch, group.seq, group.commit_ts);
         let batch = std::mem::take(&mut group.batch);
+        if let Some(disk) = &self.installed.disk {
+            disk.note_written(batch.bytes());
+        }
         let written = failpoint::step("commit::write").and_then(|()| self.storage.write(batch, group.sync));
         if let Err(error) = written {
             self.installed.poisoned.store(true, Ordering::Release);
             let source = std::error::Error::source(&error).map(ToString::to_string);
-            tracing::error!(%error, source, seq = group.seq.0, "a write failed; no more writes until the store is opened again");
+            tracing::error!(%error, source, seq = group.seq.0, "a write failed; the store is reopened before the next");
             return Err(error);
         }
         failpoint::moment("commit::written");
@@ -194,8 +228,12 @@ impl Sequencer {
             cold: Arc::clone(&group.cold),
             log_floor: group.log_floor,
         };
-        self.installed.snapshot.store(Arc::new(snapshot));
+        if group.has_new_storages() {
+            let locations = group.catalog.storages().map(StorageRecord::location);
+            group.cold.store().set_storages(self.database, locations);
+        }
         group.cold.store().retire(group.retired.drain(..));
+        self.installed.snapshot.store(Arc::new(snapshot));
         for record in &group.records {
             self.installed.moves.note(record);
             for changes in &record.tables {
@@ -270,8 +308,15 @@ impl Group {
         }
         let mut changes = Vec::new();
         for change in &record.catalog {
-            if let CatalogChange::DropTable(table) = change {
-                changes.push(ColdChange::DropTable(*table));
+            match change {
+                CatalogChange::DropTable(table) => {
+                    let definition = self.catalog.table_by_id(*table);
+                    let storage = definition.map(|table| Arc::clone(&table.options.storage_id));
+                    let storage = storage.unwrap_or_else(|| Arc::from(STORAGE_LOCAL));
+                    changes.push(ColdChange::DropTable { table: *table, storage });
+                }
+                CatalogChange::DropStorage(id) => self.check_unneeded(id)?,
+                _ => {}
             }
         }
         match cold {
@@ -288,9 +333,7 @@ impl Group {
             Some(ColdWrite::Clean { table, keys }) => {
                 clean(&mut self.batch, &*context.before.storage, overlay, self.cold.flushed(table), &keys)?;
             }
-            Some(ColdWrite::Removed(segments)) => {
-                changes.extend(segments.into_iter().map(ColdChange::Removed));
-            }
+            Some(ColdWrite::Manifest(own)) => changes.extend(own),
         }
         let (mut cold, mut retired) = (Arc::clone(&self.cold), Vec::new());
         for change in &changes {
@@ -299,6 +342,20 @@ impl Group {
             retired.extend(gone);
         }
         Ok(Redone { catalog, cold, retired })
+    }
+
+    fn has_new_storages(&self) -> bool {
+        let mut changes = self.records.iter().flat_map(|record| &record.catalog);
+        changes.any(|change| matches!(change, CatalogChange::PutStorage(_) | CatalogChange::DropStorage(_)))
+    }
+
+    /// Objects of tables that are gone keep their storage until they are removed.
+    fn check_unneeded(&self, storage: &str) -> Result<()> {
+        let is_retired = self.retired.iter().any(|segment| *segment.storage == *storage);
+        match is_retired || self.cold.needs(storage) {
+            true => Err(storage_in_use(storage)),
+            false => Ok(()),
+        }
     }
 
     fn check_table(&self, table: TableId) -> Result<()> {
@@ -380,14 +437,14 @@ fn clean(
     Ok(())
 }
 
-/// Why nothing is written any more.
+/// Why nothing is written until the store has been reopened.
 pub(super) fn poisoned() -> Error {
     Error::new(
         ErrorKind::Unavailable,
         SqlState::IO_ERROR,
         "the database takes no writes because an earlier write to disk failed",
     )
-    .hint("reads go on; writes work again once the database has been reopened")
+    .hint("the store is being reopened, which is tried until it works; then writes go on")
 }
 
 pub(super) fn outcome_unknown() -> Error {
@@ -396,5 +453,5 @@ pub(super) fn outcome_unknown() -> Error {
         SqlState::OUTCOME_UNKNOWN,
         "the write to disk failed, so it is not known whether the change was made",
     )
-    .hint("look whether it was made once the database has been reopened")
+    .hint("look whether it was made once the store has been reopened, which happens by itself")
 }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use super::{RowWrite, TableWrite};
 use crate::change_log::{RowChange, RowOp, TableChanges};
-use crate::cold_storage::{Manifest, Place, is_marked};
+use crate::cold_storage::{Manifest, Place};
 use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::ids::{ScopeId, SegmentId, Seq, TableId, UserId};
 use crate::schema_registry::{Catalog, ScopeKind, TableDefinition};
@@ -283,7 +283,9 @@ impl<'a> Overlay<'a> {
         if target.cold.segment(target.table.id, place.segment).is_none() {
             return Err(target.moved());
         }
-        if self.marks.contains(&place) || (!target.unchanged && is_marked(self.storage, place)?) {
+        if self.marks.contains(&place)
+            || (!target.unchanged && target.cold.is_gone(self.storage, target.table.id, place)?)
+        {
             return Err(Error::conflict(format!(
                 "a row of table \"{}\" was changed by another commit",
                 target.table.qualified_name()
@@ -410,7 +412,7 @@ fn stamped(mut row: Vec<u8>, seq: Seq) -> Result<Bytes> {
 
 fn check_table(table: &TableDefinition, scope: ScopeId, catalog: &Catalog) -> Result<()> {
     match catalog.table_by_id(table.id) {
-        Some(current) if current.version == table.version => {}
+        Some(current) if (current.version, current.revision) == (table.version, table.revision) => {}
         _ => {
             return Err(Error::conflict(format!(
                 "table \"{}\" was altered or dropped by another commit",

@@ -1,20 +1,30 @@
-//! How many hot rows each table has, about, and since when: what flush policies go by.
+//! How many hot rows each table has, about, and since when: what flush policies and the limit of hot bytes go by.
 //!
-//! Updates and deletes count as rows too, since what they overwrite is only reclaimed by time. Counts begin at a scan when the
-//! process starts, and anew when commits were missed.
+//! Updates count as rows too, since what they overwrite is only reclaimed by time. Counts begin at a scan when the process starts, and
+//! anew when commits were missed. A task of its own follows the commits, so that they are counted while rows are moved as well.
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::Duration;
 
+use parking_lot::Mutex;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::change_log::CommitRecord;
-use crate::commit::Snapshot;
+use crate::change_log::{CommitRecord, TableChanges};
+use crate::clock::Clock;
+use crate::commit::{Committer, Snapshot};
+use crate::error::Result;
 use crate::ids::{Seq, TableId};
-use crate::schema_registry::{FlushPolicy, TableDefinition, TableKind};
+use crate::schema_registry::FlushPolicy;
 use crate::storage::keys::table_prefix;
 use crate::storage::rows::row_seq;
-use crate::storage::{Direction, KeyRange, Partition};
+use crate::storage::{Direction, KeyRange, Partition, blocking};
+
+/// How often the limit of hot bytes is told how many there are.
+const NOTE_INTERVAL: Duration = Duration::from_millis(200);
 
 /// The hot rows of one table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -45,21 +55,33 @@ impl HotRows {
 
 /// The hot rows of all tables.
 #[derive(Debug)]
-pub(super) struct HotSizes {
-    tables: HashMap<TableId, HotRows>,
-    pub(super) followed: Seq,
+struct HotSizes {
+    tables: HashMap<TableId, Counted>,
+    followed: Seq,
 }
 
-/// Whether rows of a table are flushed at all.
-pub(super) fn is_flushed(table: &TableDefinition) -> bool {
-    matches!(table.kind, TableKind::User | TableKind::Shared)
+#[derive(Clone, Copy, Debug, Default)]
+struct Counted {
+    hot: HotRows,
+    /// While the table is flushed: those that come after the snapshot of the flush.
+    after_flush: Option<HotRows>,
+}
+
+impl Counted {
+    fn add(&mut self, bytes: usize, at: i64) {
+        self.hot.add(bytes, at);
+        if let Some(after_flush) = &mut self.after_flush {
+            after_flush.add(bytes, at);
+        }
+    }
 }
 
 impl HotSizes {
-    /// Counts what is stored. It blocks. Of a table with a damaged row only those before it are counted.
-    pub(super) fn scan(snapshot: &Snapshot, now_us: i64) -> Self {
+    /// Counts what is stored. It blocks. Of a table with a damaged row only those before it are counted. It ends early when `stop` is
+    /// cancelled.
+    fn scan(snapshot: &Snapshot, now_us: i64, stop: &CancellationToken) -> Self {
         let mut sizes = Self { tables: HashMap::new(), followed: snapshot.seq };
-        for table in snapshot.catalog.tables().filter(|table| is_flushed(table)) {
+        for table in snapshot.catalog.tables().filter(|table| table.is_flushed()) {
             let flushed = snapshot.cold.flushed(table.id);
             let mut hot = HotRows::default();
             let range = KeyRange::prefix(table_prefix(table.id));
@@ -68,41 +90,161 @@ impl HotSizes {
                     if row_seq(row)? > flushed {
                         hot.add(key.len() + row.len(), now_us);
                     }
-                    Ok(ControlFlow::Continue(()))
+                    Ok(if stop.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
                 });
             if let Err(error) = visited {
                 warn!(table = %table.id, %error, "hot rows could not be counted");
             }
-            sizes.tables.insert(table.id, hot);
+            sizes.tables.insert(table.id, Counted { hot, after_flush: None });
         }
         sizes
     }
 
     /// Counts a commit.
-    pub(super) fn note(&mut self, record: &CommitRecord) {
+    fn note(&mut self, record: &CommitRecord) {
         for changes in &record.tables {
-            let hot = self.tables.entry(changes.table).or_default();
-            for change in &changes.rows {
-                if let Some(row) = &change.new {
-                    hot.add(change.key.len() + row.len(), record.commit_ts);
-                }
+            let counted = self.tables.entry(changes.table).or_default();
+            for (bytes, at) in added(record, changes) {
+                counted.add(bytes, at);
             }
         }
         self.followed = record.seq;
     }
+}
 
-    /// Takes away what a flush has moved: `before` is what there was when it began.
-    pub(super) fn flushed(&mut self, table: TableId, before: HotRows, now_us: i64) {
-        if let Some(hot) = self.tables.get_mut(&table) {
-            hot.rows = hot.rows.saturating_sub(before.rows);
-            hot.bytes = hot.bytes.saturating_sub(before.bytes);
-            hot.since = (hot.rows > 0).then_some(now_us);
+/// The bytes of the rows a commit leaves in a table, and when it did.
+fn added(record: &CommitRecord, changes: &TableChanges) -> impl Iterator<Item = (usize, i64)> {
+    let at = record.commit_ts;
+    changes.rows.iter().filter_map(move |change| Some((change.key.len() + change.new.as_ref()?.len(), at)))
+}
+
+/// Counts hot rows as they are committed.
+pub(super) struct HotCounter {
+    committer: Arc<Committer>,
+    clock: Arc<dyn Clock>,
+    stop: CancellationToken,
+    /// `None` when they are to be counted anew.
+    sizes: Mutex<Option<HotSizes>>,
+}
+
+impl HotCounter {
+    pub(super) fn new(
+        committer: Arc<Committer>,
+        clock: Arc<dyn Clock>,
+        stop: CancellationToken,
+    ) -> Arc<Self> {
+        Arc::new(Self { committer, clock, stop, sizes: Mutex::default() })
+    }
+
+    /// Runs until told to stop.
+    pub(super) async fn run(self: Arc<Self>) {
+        let mut heads = self.committer.commits().watch();
+        let mut ticks = interval(NOTE_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let is_tick = tokio::select! {
+                () = self.stop.cancelled() => return,
+                changed = heads.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    false
+                }
+                _ = ticks.tick() => true,
+            };
+            if let Err(error) = self.count().await {
+                warn!(%error, "hot rows could not be counted");
+            }
+            if is_tick {
+                self.note_total();
+            }
         }
+    }
+
+    /// Counts up to the last commit. It does nothing when that has been done.
+    pub(super) async fn count(&self) -> Result<()> {
+        if self.follow() {
+            return Ok(());
+        }
+        let (snapshot, now, stop) = (self.committer.snapshot(), self.clock.now_us(), self.stop.clone());
+        let scanned = blocking(move || Ok(HotSizes::scan(&snapshot, now, &stop))).await?;
+        *self.sizes.lock() = Some(scanned);
+        Ok(())
+    }
+
+    /// False when commits are missing that are no longer in memory.
+    fn follow(&self) -> bool {
+        let mut sizes = self.sizes.lock();
+        let Some(known) = &mut *sizes else { return false };
+        match self.committer.commits().after(known.followed) {
+            Some(records) => records.iter().for_each(|record| known.note(record)),
+            None => *sizes = None,
+        }
+        sizes.is_some()
     }
 
     /// Of one table.
     pub(super) fn of(&self, table: TableId) -> HotRows {
-        self.tables.get(&table).copied().unwrap_or_default()
+        let sizes = self.sizes.lock();
+        sizes
+            .as_ref()
+            .and_then(|sizes| sizes.tables.get(&table))
+            .map_or_else(HotRows::default, |table| table.hot)
+    }
+
+    /// Tells the limit of hot bytes how many there are.
+    pub(super) fn note_total(&self) {
+        let limit = self.committer.hot_limit();
+        let catalog = Arc::clone(&self.committer.snapshot().catalog);
+        let counted = {
+            let sizes = self.sizes.lock();
+            let Some(sizes) = &*sizes else { return };
+            let tables = catalog.tables().filter(|table| table.is_flushed());
+            tables.filter_map(|table| sizes.tables.get(&table.id)).map(|table| table.hot.bytes).sum::<u64>()
+        };
+        // Rows that were overwritten are counted each time; the store knows better, but is slower to ask.
+        let bytes = match limit.is_close(counted) {
+            true => counted.min(self.committer.storage_metrics().row_bytes),
+            false => counted,
+        };
+        limit.note(bytes);
+    }
+
+    /// A flush of the rows of a table as of commit `through` begins.
+    pub(super) fn flush_begun(&self, table: TableId, through: Seq) {
+        let mut sizes = self.sizes.lock();
+        let Some(sizes) = &mut *sizes else { return };
+        let mut after_flush = HotRows::default();
+        // What has been counted already and is not part of the flush.
+        for record in self.committer.commits().after(through).unwrap_or_default() {
+            let is_counted = record.seq <= sizes.followed;
+            for changes in record.tables.iter().filter(|changes| is_counted && changes.table == table) {
+                added(&record, changes).for_each(|(bytes, at)| after_flush.add(bytes, at));
+            }
+        }
+        sizes.tables.entry(table).or_default().after_flush = Some(after_flush);
+    }
+
+    /// A flush was committed: what is hot is what came after its snapshot.
+    pub(super) fn flushed(&self, table: TableId) {
+        let mut sizes = self.sizes.lock();
+        let Some(known) = &mut *sizes else { return };
+        let counted = known.tables.entry(table).or_default();
+        match counted.after_flush.take() {
+            Some(after_flush) => counted.hot = after_flush,
+            // They were counted anew meanwhile.
+            None => *sizes = None,
+        }
+        drop(sizes);
+        self.note_total();
+    }
+
+    /// A flush has ended, if it has not been committed.
+    pub(super) fn flush_given_up(&self, table: TableId) {
+        let mut sizes = self.sizes.lock();
+        if let Some(counted) = sizes.as_mut().and_then(|sizes| sizes.tables.get_mut(&table)) {
+            counted.after_flush = None;
+        }
     }
 }
 

@@ -1,44 +1,58 @@
-//! Background work: expiry of STREAM rows, flushes, trimming of the change log, and the record of jobs in `system.jobs`.
+//! Background work: expiry of STREAM rows, flushes, trimming of the change log, backups, and the record of jobs in `system.jobs`, which
+//! it keeps for a while.
 //!
 //! Invariant: every task here is owned by the [`JobManager`], ends when told to and is joined at shutdown; everything it changes
 //! is a commit like any other.
 
+mod backup;
 mod expiry;
 mod expiry_queue;
-
 mod hot_size;
 mod log_size;
 mod moves;
+mod publish;
 mod record;
+mod retention;
 mod store;
+mod system_rows;
+#[cfg(test)]
+mod tests;
 mod trim;
+mod waiting;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use serde_json::json;
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
-use tracing::error;
+use tracing::{error, warn};
 
+use self::backup::Backups;
 use self::expiry::Expiry;
-use self::hot_size::is_flushed;
+use self::hot_size::HotCounter;
 use self::moves::{MoveRequest, Moves, not_flushed};
 use self::record::JobKind as Kind;
+use self::retention::Retention;
 use self::store::JobStore;
+use self::system_rows::SystemRows;
 use self::trim::{Trim, TrimLimits};
+use self::waiting::Waiting;
 use crate::clock::Clock;
 use crate::commit::Committer;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::ids::{JobId, NodeId};
-use crate::schema_registry::{SchemaRegistry, TableDefinition};
+use crate::maintenance::BackupUrl;
+use crate::schema_registry::{SchemaRegistry, SystemTable, TableDefinition};
 
 pub use record::{JobKind, JobStatus};
 
 pub(crate) use record::row;
-pub(crate) use store::encode_row;
+pub(crate) use system_rows::encode_row;
 
 /// Flushes and merges that were asked for and wait for their turn.
 const MOVE_REQUESTS_MAX: usize = 1_024;
@@ -61,52 +75,65 @@ pub struct JobParts<'a> {
 pub struct JobManager {
     store: Arc<JobStore>,
     moves: mpsc::Sender<MoveRequest>,
+    waiting: Arc<Waiting>,
+    backups: Backups,
+    /// Cancelled first at shutdown, so that rows are flushed once more.
+    closing: CancellationToken,
+    shutdown_flush: Duration,
     stop: CancellationToken,
-    tasks: Mutex<Vec<(&'static str, JoinHandle<()>)>>,
+    tasks: Mutex<Tasks>,
+}
+
+#[derive(Default)]
+struct Tasks {
+    moves: Option<JoinHandle<()>>,
+    others: Vec<(&'static str, JoinHandle<()>)>,
 }
 
 impl JobManager {
     /// Marks jobs that a former process left unfinished as failed, and starts the background tasks.
-    ///
-    /// # Errors
-    /// Whatever the storage and the commit return.
-    pub async fn start(parts: JobParts<'_>) -> Result<Arc<Self>> {
+    pub async fn start(parts: JobParts<'_>) -> Arc<Self> {
         let JobParts { committer, registry, clock, node_id, config } = parts;
         let stop = CancellationToken::new();
         let store = Arc::new(JobStore::new(committer, Arc::clone(&registry), clock, node_id, stop.clone()));
-        store.recover().await?;
-        let expiry = Expiry {
-            committer: Arc::clone(&store.committer),
-            clock: Arc::clone(&store.clock),
-            interval_ms: config.expiry_interval_ms,
-            stop: stop.clone(),
-        };
-        let trim = Trim {
-            store: Arc::clone(&store),
-            interval_ms: config.trim_interval_ms,
-            limits: TrimLimits {
-                retention_s: config.change_log_retention_s,
-                bytes_max: config.change_log_bytes_max,
-            },
-            stop: stop.clone(),
-        };
+        if let Err(error) = store.recover().await {
+            // The rest of the database does not depend on it.
+            warn!(%error, "jobs that the last shutdown interrupted could not be marked as failed");
+        }
+        let hot = HotCounter::new(Arc::clone(&store.committer), Arc::clone(&store.clock), stop.clone());
+        let mut others = vec![("hot rows", tokio::spawn(Arc::clone(&hot).run()))];
+        others.extend(spawn_others(&store, &registry, config, &stop));
         let (moves, requests) = mpsc::channel(MOVE_REQUESTS_MAX);
+        let (waiting, closing) = (Arc::new(Waiting::default()), CancellationToken::new());
         let flush = Moves {
             store: Arc::clone(&store),
             registry,
+            hot,
             interval_ms: config.flush_check_interval_ms,
             requests,
+            waiting: Arc::clone(&waiting),
+            closing: closing.clone(),
             stop: stop.clone(),
         };
-        let tasks = vec![
-            ("expiry", tokio::spawn(expiry.run())),
-            ("trim", tokio::spawn(trim.run())),
-            ("flush", tokio::spawn(flush.run())),
-        ];
-        Ok(Arc::new(Self { store, moves, stop, tasks: Mutex::new(tasks) }))
+        let (backups, backup) = Backups::new(&store, &stop);
+        others.push(("backup", tokio::spawn(backup.run())));
+        let tasks = Tasks { moves: Some(tokio::spawn(flush.run())), others };
+        // What is gone when it is closed need not be flushed.
+        let shutdown_flush_ms = if config.data_dir.is_some() { config.shutdown_flush_ms } else { 0 };
+        Arc::new(Self {
+            store,
+            moves,
+            waiting,
+            backups,
+            closing,
+            shutdown_flush: Duration::from_millis(shutdown_flush_ms),
+            stop,
+            tasks: Mutex::new(tasks),
+        })
     }
 
-    /// Has the hot rows of a table flushed. The job's row is there when this returns; the work comes when its turn does.
+    /// Has the hot rows of a table flushed. The job's row is there when this returns; the work comes when its turn does. While it
+    /// waits, asking again gives the same job.
     ///
     /// # Errors
     /// 0A000 for a table that is not flushed, 57P01 while closing, and whatever the commit of the job's row returns.
@@ -123,15 +150,27 @@ impl JobManager {
     }
 
     async fn request(&self, kind: Kind, table: &TableDefinition) -> Result<JobId> {
-        if !is_flushed(table) {
+        if !table.is_flushed() {
             return Err(not_flushed(table));
         }
-        // A place first, so that no job is made that nobody would do. When none is free the statement waits for one.
-        let place = self.moves.reserve().await.map_err(|_| Error::shutting_down())?;
-        let job = self.store.enqueue(kind, Some(table), json!({ "by": "statement" })).await?;
-        let id = job.id().clone();
-        place.send(MoveRequest { kind, table: table.id, job });
-        Ok(id)
+        let make = async {
+            // A place first, so that no job is made that nobody would do. When none is free the statement waits for one.
+            let place = self.moves.reserve().await.map_err(|_| Error::shutting_down())?;
+            let job = self.store.enqueue(kind, Some(table), json!({ "by": "statement" })).await?;
+            let id = job.id().clone();
+            place.send(MoveRequest { kind, table: table.id, job });
+            Ok(id)
+        };
+        self.waiting.get_or_make(kind, table.id, make).await
+    }
+
+    /// Has the database written to a backup. The job's row is there when this returns; the work comes when its turn does, and takes
+    /// the snapshot of that time.
+    ///
+    /// # Errors
+    /// 53300 when too many wait already, 57P01 while closing, and whatever the commit of the job's row returns.
+    pub async fn back_up(&self, url: BackupUrl) -> Result<JobId> {
+        self.backups.request(&self.store, url).await
     }
 
     /// Asks a running job to end; its row says `cancelled` once it has.
@@ -139,7 +178,9 @@ impl JobManager {
     /// # Errors
     /// 42704 when no job of this id is running.
     pub fn cancel(&self, id: &JobId) -> Result<()> {
-        self.store.cancel(id)
+        self.store.cancel(id)?;
+        self.waiting.cancelled(id);
+        Ok(())
     }
 
     /// Waits until a job has ended; its row then says how. Returns at once for a job that is not known.
@@ -152,15 +193,68 @@ impl JobManager {
         self.store.running()
     }
 
-    /// Ends all background work and waits for it.
-    pub async fn shutdown(&self) {
-        self.stop.cancel();
-        let tasks = std::mem::take(&mut *self.tasks.lock());
-        for (name, task) in tasks {
-            if let Err(failure) = task.await {
-                error!(task = name, %failure, "a background task failed");
+    /// Flushes what is worth it, not longer than the setting says nor than `flush_until`, then ends all background work and waits
+    /// for it. A flush that is not done by then is cut off; its rows are where they were.
+    pub async fn shutdown(&self, flush_until: Instant) {
+        let Tasks { moves, mut others } = std::mem::take(&mut *self.tasks.lock());
+        if let Some(mut moves) = moves {
+            self.closing.cancel();
+            let deadline = flush_until.min(Instant::now() + self.shutdown_flush);
+            match timeout_at(deadline, &mut moves).await {
+                Ok(ended) => check_task("flush", ended),
+                Err(_) => others.push(("flush", moves)),
             }
         }
+        self.stop.cancel();
+        for (name, task) in others {
+            check_task(name, task.await);
+        }
+    }
+}
+
+/// Starts the tasks that need nobody but the committer and the rows of jobs.
+fn spawn_others(
+    store: &Arc<JobStore>,
+    registry: &Arc<SchemaRegistry>,
+    config: &Config,
+    stop: &CancellationToken,
+) -> [(&'static str, JoinHandle<()>); 3] {
+    let system_rows =
+        |table| SystemRows { committer: Arc::clone(&store.committer), registry: Arc::clone(registry), table };
+    let retention = Retention {
+        jobs: system_rows(SystemTable::Jobs),
+        audit_logs: system_rows(SystemTable::AuditLogs),
+        clock: Arc::clone(&store.clock),
+        interval_ms: config.retention_interval_ms,
+        job_days: config.job_retention_days,
+        audit_days: config.audit_retention_days,
+        stop: stop.clone(),
+    };
+    let expiry = Expiry {
+        committer: Arc::clone(&store.committer),
+        clock: Arc::clone(&store.clock),
+        interval_ms: config.expiry_interval_ms,
+        stop: stop.clone(),
+    };
+    let trim = Trim {
+        store: Arc::clone(store),
+        interval_ms: config.trim_interval_ms,
+        limits: TrimLimits {
+            retention_s: config.change_log_retention_s,
+            bytes_max: config.change_log_bytes_max,
+        },
+        stop: stop.clone(),
+    };
+    [
+        ("expiry", tokio::spawn(expiry.run())),
+        ("trim", tokio::spawn(trim.run())),
+        ("retention", tokio::spawn(retention.run())),
+    ]
+}
+
+fn check_task(name: &str, ended: Result<(), JoinError>) {
+    if let Err(failure) = ended {
+        error!(task = name, %failure, "a background task failed");
     }
 }
 

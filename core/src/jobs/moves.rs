@@ -12,23 +12,27 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::hot_size::{HotRows, HotSizes, is_flushed};
+use super::hot_size::HotCounter;
+use super::publish::{fold, publish_table};
 use super::record::{JobKind, JobStatus};
 use super::store::{JobStore, Queued};
-use crate::cold_storage::Segment;
-use crate::commit::{ColdWrite, CommitFeed, Committer, Snapshot, WriteSet};
+use super::waiting::Waiting;
+use crate::cold_storage::{ColdChange, Segment};
+use crate::commit::{ColdWrite, Committer, Snapshot, WriteSet};
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint;
 use crate::ids::{SegmentId, TableId, UserId};
 use crate::schema_registry::{Durability, SchemaRegistry, TableDefinition};
 use crate::storage::keys::table_prefix;
 use crate::storage::{KeyRange, blocking};
+use crate::tables::Control;
 use crate::tables::compact::{Compacted, compact};
 use crate::tables::flush::{Files, flush, flushed_keys, gone_of};
 
@@ -47,6 +51,10 @@ const MERGE_BYTES_MAX: u64 = 512 << 20;
 const MERGE_SEGMENTS_MAX: usize = 16;
 /// How long policies leave a table alone whose last move did not succeed.
 const PAUSE_US: i64 = 60_000_000;
+/// The same while there are so many hot rows that writers may have to wait.
+const SHORT_PAUSE_US: i64 = 5_000_000;
+/// Tables with fewer hot rows are not flushed at shutdown: reading so few anew costs less than a small segment.
+const SHUTDOWN_ROWS_MIN: u64 = 1_000;
 /// How often it is looked for segments to merge, besides after each flush.
 const MERGE_CHECK_INTERVAL_US: i64 = 60_000_000;
 
@@ -60,47 +68,46 @@ pub(super) struct MoveRequest {
 pub(super) struct Moves {
     pub(super) store: Arc<JobStore>,
     pub(super) registry: Arc<SchemaRegistry>,
+    pub(super) hot: Arc<HotCounter>,
     pub(super) interval_ms: u64,
     pub(super) requests: mpsc::Receiver<MoveRequest>,
+    /// The requests that wait.
+    pub(super) waiting: Arc<Waiting>,
+    /// Cancelled when the database closes: the last rows are flushed then.
+    pub(super) closing: CancellationToken,
     pub(super) stop: CancellationToken,
 }
 
 /// What is known between one step and the next.
 struct State {
-    /// `None` when it is to be counted anew.
-    sizes: Option<HotSizes>,
     last_merge_check: i64,
     /// Until when policies leave a table alone, whose last move did not succeed.
     paused: HashMap<(JobKind, TableId), i64>,
+    /// Until when a storage is left alone that did not answer.
+    silent: HashMap<Arc<str>, i64>,
 }
 
 impl Moves {
     /// Runs until told to stop.
     pub(super) async fn run(mut self) {
-        let feed = self.store.committer.commits();
-        let mut heads = feed.watch();
         let mut ticks = interval(Duration::from_millis(self.interval_ms.max(1)));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut state =
-            State { sizes: None, last_merge_check: self.store.clock.now_us(), paused: HashMap::new() };
+        let mut state = State {
+            last_merge_check: self.store.clock.now_us(),
+            paused: HashMap::new(),
+            silent: HashMap::new(),
+        };
         self.recover().await;
         loop {
             let request = tokio::select! {
                 () = self.stop.cancelled() => return,
-                changed = heads.changed() => {
-                    if changed.is_err() {
-                        return;
-                    }
-                    // Only noted, so that the commits are counted while they are in memory.
-                    follow(&feed, &mut state.sizes);
-                    continue;
-                }
+                () = self.closing.cancelled() => return self.close(&mut state).await,
                 Some(request) = self.requests.recv() => Some(request),
                 _ = ticks.tick() => None,
             };
             let outcome = match request {
                 Some(request) => self.serve(&mut state, request).await,
-                None => self.step(&feed, &mut state).await,
+                None => self.step(&mut state).await,
             };
             if let Err(error) = outcome
                 && !self.stop.is_cancelled()
@@ -113,97 +120,154 @@ impl Moves {
     /// Does what was asked for, whatever the policies say and whatever state other tables are in.
     async fn serve(&self, state: &mut State, request: MoveRequest) -> Result<()> {
         let MoveRequest { kind, table, job } = request;
+        // Before the snapshot that is moved is taken: whoever asks from now on may have rows that are not in it.
+        self.waiting.begun(kind, table);
         match kind {
-            JobKind::Compact => self.merge(state, job, table, Candidates::All).await,
-            _ => self.flush(state, table, job).await,
+            JobKind::Compact => {
+                self.merge(state, job, table, |control| async move {
+                    let segments = to_merge(&self.store.committer.snapshot(), table, Candidates::All).await?;
+                    self.merge_segments(table, &segments, &control).await
+                })
+                .await
+            }
+            _ => self.flush(state, table, job, RETRIES_MAX).await,
         }
     }
 
-    async fn step(&self, feed: &CommitFeed, state: &mut State) -> Result<()> {
-        follow(feed, &mut state.sizes);
-        if state.sizes.is_none() {
-            let (snapshot, now) = (self.store.committer.snapshot(), self.store.clock.now_us());
-            state.sizes = Some(blocking(move || Ok(HotSizes::scan(&snapshot, now))).await?);
+    /// Flushes the tables that have many hot rows, those with the fewest first, so that what is cut off is one table at the most.
+    async fn close(&self, state: &mut State) {
+        if self.store.committer.is_poisoned() {
+            return;
         }
         let snapshot = self.store.committer.snapshot();
+        if let Err(error) = self.hot.count().await {
+            warn!(%error, "hot rows could not be counted");
+            return;
+        }
         let now = self.store.clock.now_us();
-        for table in snapshot.catalog.tables().filter(|table| is_flushed(table)) {
-            let hot = state.sizes.as_ref().map_or_else(HotRows::default, |sizes| sizes.of(table.id));
-            let is_due = hot.is_due(&table.options.flush_policy, now);
-            if self.stop.is_cancelled() || !is_due || state.is_paused(JobKind::Flush, table.id, now) {
+        let tables = snapshot.catalog.tables().map(|table| (self.hot.of(table.id).rows, table));
+        let mut tables: Vec<_> = tables
+            .filter(|(rows, table)| {
+                let is_paused = state.is_paused(JobKind::Flush, table.id, now);
+                table.is_flushed() && *rows >= SHUTDOWN_ROWS_MIN && !is_paused
+            })
+            .collect();
+        tables.sort_unstable_by_key(|(rows, _)| *rows);
+        for (rows, table) in tables {
+            if self.stop.is_cancelled() {
+                return;
+            }
+            let why = json!({ "by": "shutdown", "rows": rows });
+            let flushed = async {
+                let job = self.store.enqueue(JobKind::Flush, Some(table), why).await?;
+                self.flush(state, table.id, job, 0).await
+            };
+            if let Err(error) = flushed.await {
+                warn!(table = %table.id, %error, "rows could not be flushed before the end");
+            }
+        }
+    }
+
+    async fn step(&self, state: &mut State) -> Result<()> {
+        self.hot.count().await?;
+        let snapshot = self.store.committer.snapshot();
+        let now = self.store.clock.now_us();
+        let largest = self.largest_when_close(&snapshot, state, now);
+        for table in snapshot.catalog.tables().filter(|table| table.is_flushed()) {
+            let hot = self.hot.of(table.id);
+            let is_due = hot.is_due(&table.options.flush_policy, now) || largest == Some(table.id);
+            if self.is_ending() || !is_due || state.is_paused(JobKind::Flush, table.id, now) {
                 continue;
             }
             let why = json!({ "by": "policy", "rows": hot.rows, "bytes": hot.bytes });
             let job = self.store.enqueue(JobKind::Flush, Some(table), why).await?;
-            self.flush(state, table.id, job).await?;
+            self.flush(state, table.id, job, RETRIES_MAX).await?;
             self.merge_if_worth(state, table).await;
         }
         if now.saturating_sub(state.last_merge_check) >= MERGE_CHECK_INTERVAL_US {
             state.last_merge_check = now;
-            for table in snapshot.catalog.tables().filter(|table| is_flushed(table)) {
+            for table in snapshot.catalog.tables().filter(|table| table.is_flushed()) {
                 self.merge_if_worth(state, table).await;
             }
         }
-        self.remove_retired().await
+        self.tidy(state).await
+    }
+
+    /// The table with the most hot bytes, when there are so many in all that it is flushed whatever its policy says.
+    fn largest_when_close(&self, snapshot: &Snapshot, state: &State, now_us: i64) -> Option<TableId> {
+        self.hot.note_total();
+        let limit = self.store.committer.hot_limit();
+        if !limit.is_close(limit.bytes()) {
+            return None;
+        }
+        let is_free = |table: &&Arc<TableDefinition>| !state.is_paused(JobKind::Flush, table.id, now_us);
+        let tables = snapshot.catalog.tables().filter(|table| table.is_flushed()).filter(is_free);
+        tables.max_by_key(|table| self.hot.of(table.id).bytes).map(|table| table.id)
     }
 
     /// A table whose segments cannot be looked at does not keep others from being merged.
     async fn merge_if_worth(&self, state: &mut State, table: &TableDefinition) {
         let now = self.store.clock.now_us();
-        if self.stop.is_cancelled() || state.is_paused(JobKind::Compact, table.id, now) {
+        if self.is_ending() || state.is_paused(JobKind::Compact, table.id, now) {
             return;
         }
         let outcome = async {
+            fold(&self.store.committer, table.id).await?;
             let segments = to_merge(&self.store.committer.snapshot(), table.id, Candidates::Worth).await?;
             if segments.is_empty() {
                 return Ok(());
             }
             let why = json!({ "by": "policy", "segments": segments.len() });
             let job = self.store.enqueue(JobKind::Compact, Some(table), why).await?;
-            self.merge(state, job, table.id, Candidates::Worth).await
+            let segments = &segments;
+            self.merge(state, job, table.id, |control| async move {
+                self.merge_segments(table.id, segments, &control).await
+            })
+            .await
         };
         let outcome: Result<()> = outcome.await;
         if let Err(error) = outcome {
             warn!(table = %table.id, %error, "segments could not be merged");
-            state.pause(JobKind::Compact, table.id, now);
+            state.pause(JobKind::Compact, table.id, now.saturating_add(PAUSE_US));
         }
     }
 
-    async fn merge(
-        &self,
-        state: &mut State,
-        job: Queued,
-        table: TableId,
-        candidates: Candidates,
-    ) -> Result<()> {
-        let status =
-            self.store.run(job, RETRIES_MAX, |stop| self.merge_segments(table, candidates, stop)).await?;
+    /// Runs `work`, which merges segments of a table.
+    async fn merge<F, W>(&self, state: &mut State, job: Queued, table: TableId, work: W) -> Result<()>
+    where
+        F: Future<Output = Result<String>>,
+        W: Fn(Control) -> F,
+    {
+        let status = self.store.run(job, RETRIES_MAX, work).await?;
         if status != JobStatus::Completed {
-            state.pause(JobKind::Compact, table, self.store.clock.now_us());
+            state.pause(JobKind::Compact, table, self.store.clock.now_us().saturating_add(PAUSE_US));
         }
-        self.remove_retired().await
+        self.tidy(state).await
     }
 
     async fn merge_segments(
         &self,
         table: TableId,
-        candidates: Candidates,
-        stop: CancellationToken,
+        segments: &[Arc<Segment>],
+        control: &Control,
     ) -> Result<String> {
         let committer = &self.store.committer;
-        let moving = committer.begin_move(table)?;
+        committer.check_disk_space()?;
+        let moving = committer.begin_merge(table)?;
         let snapshot = moving.snapshot();
         let Some(definition) = snapshot.catalog.table_by_id(table) else {
             return Ok("the table is gone".to_owned());
         };
-        let segments = to_merge(snapshot, table, candidates).await?;
-        if segments.is_empty() {
+        // An earlier attempt whose end nobody learnt of may have merged them.
+        let are_there = segments.iter().all(|segment| snapshot.cold.segment(table, segment.id).is_some());
+        if segments.is_empty() || !are_there {
             return Ok("there was nothing to merge".to_owned());
         }
         let schemas = self.registry.schemas(definition);
         let ids = Arc::clone(committer);
         let now = self.store.clock.now_us();
-        let merged = compact(snapshot, &schemas, &segments, move || ids.new_segment_id(), stop, now).await?;
+        let merged =
+            compact(snapshot, &schemas, segments, move || ids.new_segment_id(), control, now).await?;
         let Compacted { flushed, places } = merged;
         let added = flushed.segments.len();
         let set = WriteSet {
@@ -238,22 +302,30 @@ impl Moves {
         outcome.map(|_| ())
     }
 
-    async fn flush(&self, state: &mut State, table: TableId, job: Queued) -> Result<()> {
-        let before = state.sizes.as_ref().map(|sizes| sizes.of(table));
-        let status = self.store.run(job, RETRIES_MAX, |stop| self.flush_table(table, stop)).await?;
-        let now = self.store.clock.now_us();
-        match (status, &mut state.sizes, before) {
-            (JobStatus::Completed, Some(sizes), Some(before)) => sizes.flushed(table, before, now),
-            (JobStatus::Completed, ..) => {}
-            _ => state.pause(JobKind::Flush, table, now),
+    async fn flush(&self, state: &mut State, table: TableId, job: Queued, retries_max: u16) -> Result<()> {
+        let id = &job.id().clone();
+        let work = |control: Control| async move {
+            let outcome = self.flush_table(table, control).await;
+            let failed = outcome.as_ref().is_err_and(|error| error.kind() != ErrorKind::Cancelled);
+            self.store.committer.hot_limit().note_flush(failed.then(|| id.clone()));
+            outcome
+        };
+        let outcome = self.store.run(job, retries_max, work).await;
+        self.hot.flush_given_up(table);
+        if outcome? != JobStatus::Completed {
+            let limit = self.store.committer.hot_limit();
+            let pause = if limit.is_close(limit.bytes()) { SHORT_PAUSE_US } else { PAUSE_US };
+            state.pause(JobKind::Flush, table, self.store.clock.now_us().saturating_add(pause));
         }
-        Ok(())
+        self.tidy(state).await
     }
 
-    async fn flush_table(&self, table: TableId, stop: CancellationToken) -> Result<String> {
+    async fn flush_table(&self, table: TableId, control: Control) -> Result<String> {
         let committer = &self.store.committer;
-        let moving = committer.begin_move(table)?;
+        committer.check_disk_space()?;
+        let moving = committer.begin_flush(table)?;
         let snapshot = moving.snapshot();
+        self.hot.flush_begun(table, snapshot.seq);
         let Some(definition) = snapshot.catalog.table_by_id(table) else {
             return Ok("the table is gone".to_owned());
         };
@@ -261,8 +333,9 @@ impl Moves {
         let ids = Arc::clone(committer);
         let next_id = move || ids.new_segment_id();
         let now = self.store.clock.now_us();
-        let flushed = flush(snapshot, &schemas, next_id, stop.clone(), now).await?;
+        let flushed = flush(snapshot, &schemas, next_id, &control, now).await?;
         if flushed.rows == 0 && snapshot.cold.flushed(table) == snapshot.seq {
+            self.hot.flushed(table);
             return Ok("there was nothing to flush".to_owned());
         }
         let added = flushed.segments.len();
@@ -271,26 +344,66 @@ impl Moves {
             ..WriteSet::new(UserId::SYSTEM, snapshot.seq)
         };
         self.commit(set, flushed.files).await?;
+        self.hot.flushed(table);
         failpoint::step("flush::committed")?;
         drop(moving);
-        clean(committer, table, &stop).await?;
+        control.begin("removing stored rows");
+        clean(committer, table, &control).await?;
+        fold(committer, table).await?;
         Ok(format!("flushed {} rows into {} segments of {} bytes", flushed.rows, added, flushed.bytes))
     }
 
-    /// Removes the objects of segments that no snapshot has any more.
-    async fn remove_retired(&self) -> Result<()> {
+    /// Whether no more work is to be begun.
+    fn is_ending(&self) -> bool {
+        self.stop.is_cancelled() || self.closing.is_cancelled()
+    }
+
+    /// What can wait until rows have been moved: publishing manifests, and removing the objects nobody needs any more.
+    async fn tidy(&self, state: &mut State) -> Result<()> {
+        let work = async {
+            self.publish(state).await;
+            self.remove_retired(state).await
+        };
+        self.stop.run_until_cancelled(work).await.unwrap_or(Ok(()))
+    }
+
+    /// Publishes the manifests that are due. One that cannot be published stays due.
+    async fn publish(&self, state: &mut State) {
         let committer = &self.store.committer;
-        let store = Arc::clone(committer.snapshot().cold.store());
+        for (table, due) in committer.snapshot().cold.unpublished().clone() {
+            let now = self.store.clock.now_us();
+            if state.is_silent(&due.storage, now) {
+                continue;
+            }
+            if let Err(error) = publish_table(committer, table, &due).await {
+                warn!(%table, storage = %due.storage, %error, "a manifest could not be published");
+                state.silence(&due.storage, now);
+            }
+        }
+    }
+
+    /// Removes the objects of segments that no snapshot has any more, and no published manifest needs.
+    async fn remove_retired(&self, state: &mut State) -> Result<()> {
+        let committer = &self.store.committer;
+        let snapshot = committer.snapshot();
+        let store = Arc::clone(snapshot.cold.store());
         let mut removed: Vec<SegmentId> = Vec::new();
         for segment in store.removable() {
-            // One that cannot be removed is tried again at the next step, and does not hold up the others.
+            let now = self.store.clock.now_us();
+            let is_published = !snapshot.cold.unpublished().contains_key(&segment.table);
+            if !is_published || state.is_silent(&segment.storage, now) {
+                continue;
+            }
             let removal = async {
                 failpoint::step("retire::remove")?;
                 store.remove(&segment).await
             };
             match removal.await {
                 Ok(()) => removed.push(segment.id),
-                Err(error) => warn!(path = segment.path, %error, "a segment could not be removed"),
+                Err(error) => {
+                    warn!(path = segment.path, %error, "a segment could not be removed");
+                    state.silence(&segment.storage, now);
+                }
             }
         }
         if removed.is_empty() {
@@ -298,7 +411,7 @@ impl Moves {
         }
         failpoint::step("retire::removed")?;
         let set = WriteSet {
-            cold: Some(ColdWrite::Removed(removed.clone())),
+            cold: Some(ColdWrite::Manifest(removed.iter().copied().map(ColdChange::Removed).collect())),
             durability: Durability::Relaxed,
             ..WriteSet::new(UserId::SYSTEM, committer.seq())
         };
@@ -312,35 +425,52 @@ impl Moves {
         let committer = &self.store.committer;
         let snapshot = committer.snapshot();
         let tables: Vec<TableId> = snapshot.catalog.tables().map(|table| table.id).collect();
-        let store = Arc::clone(snapshot.cold.store());
-        // Retired ones are asked for last: a segment that leaves the manifest meanwhile is then among them.
-        let mut known: HashSet<String> = tables
-            .iter()
-            .flat_map(|table| snapshot.cold.segments(*table))
-            .map(|segment| segment.path.clone())
-            .collect();
-        known.extend(store.retired_paths());
-        match blocking(move || store.sweep(&|path| known.contains(path))).await {
-            Ok(0) => {}
-            Ok(files) => info!(files, "removed files of moves that were not committed"),
-            Err(error) => warn!(%error, "files of moves that were not committed could not be removed"),
+        for storage in snapshot.cold.store().storage_ids() {
+            match self.stop.run_until_cancelled(sweep(&snapshot, &storage)).await {
+                None => return,
+                Some(Ok(0)) => {}
+                Some(Ok(objects)) => {
+                    info!(%storage, objects, "removed objects of moves that were not committed")
+                }
+                Some(Err(error)) => {
+                    warn!(%storage, %error, "objects of moves that were not committed could not be removed")
+                }
+            }
         }
         failpoint::moment("recover::swept");
         for table in tables.into_iter().filter(|table| snapshot.cold.table(*table).is_some()) {
-            if let Err(error) = clean(committer, table, &self.stop).await {
+            if let Err(error) = clean(committer, table, &Control::new(self.stop.clone())).await {
                 warn!(%table, %error, "stored rows that have been flushed could not be removed");
             }
         }
     }
 }
 
+/// Removes the objects of a storage that no segment of any storage has: two of them may be at one place.
+async fn sweep(snapshot: &Snapshot, storage: &str) -> Result<usize> {
+    let store = snapshot.cold.store();
+    // Retired ones are asked for last: a segment that leaves the manifest meanwhile is then among them.
+    let mut known: HashSet<String> =
+        snapshot.cold.all_segments().map(|segment| segment.path.clone()).collect();
+    known.extend(store.retired_paths());
+    store.storage(storage)?.sweep(&|path| known.contains(path)).await
+}
+
 impl State {
+    fn is_silent(&self, storage: &str, now_us: i64) -> bool {
+        self.silent.get(storage).is_some_and(|until| now_us < *until)
+    }
+
+    fn silence(&mut self, storage: &Arc<str>, now_us: i64) {
+        self.silent.insert(Arc::clone(storage), now_us.saturating_add(PAUSE_US));
+    }
+
     fn is_paused(&self, kind: JobKind, table: TableId, now_us: i64) -> bool {
         self.paused.get(&(kind, table)).is_some_and(|until| now_us < *until)
     }
 
-    fn pause(&mut self, kind: JobKind, table: TableId, now_us: i64) {
-        self.paused.insert((kind, table), now_us.saturating_add(PAUSE_US));
+    fn pause(&mut self, kind: JobKind, table: TableId, until_us: i64) {
+        self.paused.insert((kind, table), until_us);
     }
 }
 
@@ -384,20 +514,14 @@ async fn to_merge(
     Ok(chosen)
 }
 
-/// Counts the commits since the last call; forgets the counts when those are no longer in memory.
-fn follow(feed: &CommitFeed, sizes: &mut Option<HotSizes>) {
-    let Some(known) = sizes else { return };
-    match feed.after(known.followed) {
-        Some(records) => records.iter().for_each(|record| known.note(record)),
-        None => *sizes = None,
-    }
-}
-
 /// Removes the stored rows of a table that are in segments, some at a time.
-async fn clean(committer: &Arc<Committer>, table: TableId, stop: &CancellationToken) -> Result<()> {
+async fn clean(committer: &Arc<Committer>, table: TableId, control: &Control) -> Result<()> {
+    /// What is left of fewer removed rows is not worth looking for.
+    const COMPACTED_ROWS_MIN: usize = 4_096;
+    let mut removed = 0;
     let mut rest = Some(KeyRange::prefix(table_prefix(table)));
     while let Some(range) = rest {
-        if stop.is_cancelled() {
+        if control.stop.is_cancelled() {
             return Ok(());
         }
         let snapshot = committer.snapshot();
@@ -408,6 +532,8 @@ async fn clean(committer: &Arc<Committer>, table: TableId, stop: &CancellationTo
             continue;
         }
         failpoint::step("flush::clean")?;
+        control.add(keys.len(), keys.iter().map(Bytes::len).sum());
+        removed += keys.len();
         let set = WriteSet {
             cold: Some(ColdWrite::Clean { table, keys }),
             durability: Durability::Relaxed,
@@ -419,11 +545,15 @@ async fn clean(committer: &Arc<Committer>, table: TableId, stop: &CancellationTo
             Err(error) => return Err(error),
         }
     }
-    Ok(())
+    if removed < COMPACTED_ROWS_MIN || control.stop.is_cancelled() {
+        return Ok(());
+    }
+    let committer = Arc::clone(committer);
+    blocking(move || committer.compact_rows(table)).await
 }
 
 /// Why a table is not flushed.
 pub(super) fn not_flushed(table: &TableDefinition) -> Error {
     Error::unsupported(format!("flushing table \"{}\"", table.qualified_name()))
-        .hint("USER and SHARED tables are flushed; rows of STREAM tables expire instead")
+        .hint("rows of STREAM tables expire instead, and those of most system tables are not stored")
 }

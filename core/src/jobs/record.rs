@@ -22,6 +22,8 @@ use crate::schema_registry::TableSchemas;
 /// What a job does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum JobKind {
+    /// Writes the database to a backup.
+    Backup,
     /// Merges segments of a table.
     Compact,
     /// Writes the hot rows of a table to segments.
@@ -34,6 +36,7 @@ impl JobKind {
     /// Its name in `system.jobs`.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Backup => "backup",
             Self::Compact => "compact",
             Self::Flush => "flush",
             Self::LogTrim => "log_trim",
@@ -43,6 +46,7 @@ impl JobKind {
     /// The two letters its ids begin with.
     pub(super) fn prefix(self) -> &'static str {
         match self {
+            Self::Backup => "BK",
             Self::Compact => "CO",
             Self::Flush => "FL",
             Self::LogTrim => "TR",

@@ -4,34 +4,38 @@
 
 use std::collections::HashMap;
 use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use datafusion::arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
+use datafusion::arrow::array::{Array, ArrayRef, AsArray, BooleanArray, RecordBatch};
 use datafusion::arrow::compute::cast;
 use datafusion::common::ScalarValue;
 use parking_lot::Mutex;
 use serde_json::Value;
 use tokio::sync::Notify;
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use uuid::Uuid;
 
 use super::record::{Job, JobKind, JobStatus};
+use super::system_rows::SystemRows;
 use crate::clock::Clock;
-use crate::commit::{Committer, RowWrite, Snapshot, TableWrite, WriteSet};
+use crate::commit::Committer;
 use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::failpoint;
-use crate::ids::{JobId, NodeId, ScopeId, UserId};
-use crate::schema_registry::{SchemaRegistry, SystemTable, TableDefinition, TableSchemas};
-use crate::storage::{self, Direction, KeyRange, Partition, keys, rows};
-use crate::tables::{RowLimits, RowWriter, images};
+use crate::ids::{JobId, NodeId};
+use crate::schema_registry::{Durability, SchemaRegistry, SystemTable, TableDefinition, TableSchemas};
+use crate::tables::{Control, Progress};
+
+/// How often a job at work shows how far it is.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
 pub(super) struct JobStore {
     pub(super) committer: Arc<Committer>,
     pub(super) clock: Arc<dyn Clock>,
-    registry: Arc<SchemaRegistry>,
+    rows: SystemRows,
     node: NodeId,
     stop: CancellationToken,
     /// Jobs that wait or run.
@@ -48,7 +52,8 @@ impl JobStore {
         node: NodeId,
         stop: CancellationToken,
     ) -> Self {
-        Self { committer, clock, registry, node, stop, running: Mutex::default(), ended: Notify::new() }
+        let rows = SystemRows { committer: Arc::clone(&committer), registry, table: SystemTable::Jobs };
+        Self { committer, clock, rows, node, stop, running: Mutex::default(), ended: Notify::new() }
     }
 
     /// Makes a job that waits; its row is there when this returns.
@@ -65,7 +70,7 @@ impl JobStore {
         let mut job = Job::new(id.clone(), kind, parameters, self.node.clone(), now);
         job.table = table.map(|table| (Arc::clone(&table.namespace), Arc::clone(&table.name)));
         job.become_status(JobStatus::Queued, now);
-        self.save(&job).await?;
+        self.save(&job, Durability::Durable).await?;
         let stop = self.stop.child_token();
         self.running.lock().insert(id, stop.clone());
         Ok(Queued { job, stop })
@@ -76,7 +81,7 @@ impl JobStore {
     pub(super) async fn run<F, W>(&self, queued: Queued, retries_max: u16, work: W) -> Result<JobStatus>
     where
         F: Future<Output = Result<String>>,
-        W: Fn(CancellationToken) -> F,
+        W: Fn(Control) -> F,
     {
         let Queued { mut job, stop } = queued;
         job.retries_max = retries_max;
@@ -103,7 +108,7 @@ impl JobStore {
     async fn attempts<F, W>(&self, job: &mut Job, stop: &CancellationToken, work: W) -> Result<()>
     where
         F: Future<Output = Result<String>>,
-        W: Fn(CancellationToken) -> F,
+        W: Fn(Control) -> F,
     {
         /// The pause before the first new attempt; it doubles each time.
         const PAUSE_MS: u64 = 200;
@@ -112,24 +117,57 @@ impl JobStore {
                 true => Err(cancelled()),
                 false => {
                     job.become_status(JobStatus::Running, self.clock.now_us());
-                    self.save(job).await?;
+                    self.write_down(job).await?;
                     info!(job = %job.id, kind = job.kind.name(), node = %job.node, "job began");
-                    work(stop.clone()).await
+                    let control = Control::new(stop.clone());
+                    self.watched(job, work(control.clone()), &control).await
                 }
             };
             match outcome {
                 Err(error) if may_pass(&error) && job.retries < job.retries_max => {
                     warn!(job = %job.id, %error, "job failed and is tried again");
+                    job.result = None;
                     job.error = Some(error.to_string());
                     job.become_status(JobStatus::Retrying, self.clock.now_us());
-                    self.save(job).await?;
+                    self.write_down(job).await?;
                     let pause = Duration::from_millis(PAUSE_MS << job.retries.min(8));
                     if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_some() {
                         job.become_status(JobStatus::Queued, self.clock.now_us());
-                        self.save(job).await?;
+                        self.write_down(job).await?;
                     }
                 }
                 outcome => return self.finish(job, outcome).await,
+            }
+        }
+    }
+
+    /// Does the work of a job, and shows in its row now and then how far it is.
+    async fn watched(
+        &self,
+        job: &mut Job,
+        work: impl Future<Output = Result<String>>,
+        control: &Control,
+    ) -> Result<String> {
+        let mut work = pin!(work);
+        let mut ticks = interval_at(Instant::now() + PROGRESS_INTERVAL, PROGRESS_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut shown = Progress::default();
+        loop {
+            tokio::select! {
+                biased;
+                outcome = &mut work => return outcome,
+                _ = ticks.tick() => {}
+            }
+            let progress = control.progress();
+            if progress == shown {
+                continue;
+            }
+            shown = progress;
+            job.result = Some(progress.to_string());
+            job.updated_at = self.clock.now_us();
+            // Of no consequence when it is lost.
+            if let Err(error) = self.save(job, Durability::Relaxed).await {
+                warn!(job = %job.id, %error, "the progress of a job could not be written down");
             }
         }
     }
@@ -145,12 +183,13 @@ impl JobStore {
             }
             Err(error) => {
                 warn!(job = %job.id, %error, "job failed");
+                job.result = None;
                 let cancelled = error.kind() == ErrorKind::Cancelled;
                 job.error = Some(error.to_string());
                 job.become_status(if cancelled { JobStatus::Cancelled } else { JobStatus::Failed }, now);
             }
         }
-        self.save(job).await
+        self.write_down(job).await
     }
 
     pub(super) fn cancel(&self, id: &JobId) -> Result<()> {
@@ -172,68 +211,42 @@ impl JobStore {
         self.running.lock().len()
     }
 
-    async fn save(&self, job: &Job) -> Result<()> {
-        let snapshot = self.committer.snapshot();
-        let schemas = self.schemas(&snapshot)?;
-        let batch = job.batch(&schemas)?;
-        self.put(snapshot, schemas, batch).await
-    }
-
-    fn schemas(&self, snapshot: &Snapshot) -> Result<Arc<TableSchemas>> {
-        let definition = snapshot
-            .catalog
-            .table_by_id(SystemTable::Jobs.id())
-            .ok_or_else(|| Error::corruption("table \"system.jobs\" is missing from the catalog"))?;
-        Ok(self.registry.schemas(definition))
-    }
-
-    /// Commits rows of `system.jobs`, in its visible schema, in the place of those that have the same id.
-    async fn put(
-        &self,
-        snapshot: Arc<Snapshot>,
-        schemas: Arc<TableSchemas>,
-        batch: RecordBatch,
-    ) -> Result<()> {
-        let read_seq = snapshot.seq;
-        let table = Arc::clone(&schemas.definition);
-        let rows = storage::blocking(move || {
-            let mut writes = Vec::with_capacity(batch.num_rows());
-            for write in encode_row(&schemas, &batch)? {
-                writes.push(match write {
-                    RowWrite::Insert { key, row } => match snapshot.storage.get(Partition::Rows, &key)? {
-                        None => RowWrite::Insert { key, row },
-                        Some(old) => {
-                            RowWrite::Update { key, expected: rows::row_seq(&old)?, old, row, place: None }
-                        }
-                    },
-                    other => other,
-                });
+    /// Saves a job, once the store takes writes again when it does not.
+    async fn write_down(&self, job: &Job) -> Result<()> {
+        const PAUSE_MIN: Duration = Duration::from_millis(200);
+        const PAUSE_MAX: Duration = Duration::from_secs(5);
+        let mut pause = PAUSE_MIN;
+        loop {
+            let error = match self.save(job, Durability::Durable).await {
+                Err(error) if may_pass(&error) => error,
+                outcome => return outcome,
+            };
+            warn!(job = %job.id, %error, "the state of a job could not be written down and is tried again");
+            if self.stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
+                return Err(error);
             }
-            Ok(writes)
-        })
-        .await?;
-        let write = TableWrite { table, scope: ScopeId::SHARED, rows };
-        self.committer
-            .commit(WriteSet { tables: vec![write], ..WriteSet::new(UserId::SYSTEM, read_seq) })
-            .await?;
-        Ok(())
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+
+    async fn save(&self, job: &Job, durability: Durability) -> Result<()> {
+        let schemas = self.rows.schemas(&self.committer.snapshot())?;
+        self.rows.put(&job.batch(&schemas)?, durability).await
     }
 
     /// Marks jobs that did not end before the last shutdown as failed.
     pub(super) async fn recover(&self) -> Result<()> {
-        let snapshot = self.committer.snapshot();
-        let schemas = self.schemas(&snapshot)?;
+        let schemas = self.rows.schemas(&self.committer.snapshot())?;
         let now = self.clock.now_us();
-        let unfinished = {
-            let (snapshot, schemas) = (Arc::clone(&snapshot), Arc::clone(&schemas));
-            storage::blocking(move || unfinished(&snapshot, &schemas, now)).await?
+        let fail = |jobs: &RecordBatch| {
+            failpoint::step("recover::jobs")?;
+            interrupted(&schemas, jobs, now).map(Some)
         };
-        if unfinished.num_rows() == 0 {
-            return Ok(());
+        let failed = self.rows.change(is_unfinished, fail).await?;
+        if failed > 0 {
+            warn!(jobs = failed, "marked jobs that the last shutdown interrupted as failed");
         }
-        failpoint::step("recover::jobs")?;
-        warn!(jobs = unfinished.num_rows(), "marked jobs that the last shutdown interrupted as failed");
-        self.put(snapshot, schemas, unfinished).await
+        Ok(())
     }
 }
 
@@ -259,34 +272,17 @@ fn may_pass(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Conflict | ErrorKind::Unavailable | ErrorKind::ResourceExhausted)
 }
 
-/// The inserts of rows that the database itself makes, in the visible schema of a system table.
-pub(crate) fn encode_row(table: &Arc<TableSchemas>, batch: &RecordBatch) -> Result<Vec<RowWrite>> {
-    /// Details and parameters are JSON that statements of limited length lead to.
-    const ROW_BYTES_MAX: usize = 16 << 20;
-    let writer = RowWriter::new(Arc::clone(table), RowLimits { row_bytes_max: ROW_BYTES_MAX })?;
-    writer.inserts(ScopeId::SHARED, batch, 0)
+/// The jobs that have not ended.
+fn is_unfinished(rows: &RecordBatch) -> Result<BooleanArray> {
+    let status = rows.column_by_name("status").and_then(|column| column.as_string_opt::<i32>());
+    let status = status.ok_or_else(|| Error::internal("rows of jobs lack their status"))?;
+    let is_final = |status: &str| JobStatus::parse(status).is_some_and(JobStatus::is_final);
+    Ok(status.iter().map(|status| Some(!status.is_some_and(is_final))).collect())
 }
 
-/// The unfinished jobs, as they look once they have failed.
-fn unfinished(snapshot: &Snapshot, schemas: &TableSchemas, now: i64) -> Result<RecordBatch> {
-    let range = KeyRange::prefix(keys::scope_prefix(schemas.definition.id, ScopeId::SHARED));
-    let mut stored: Vec<(Bytes, Bytes)> = Vec::new();
-    snapshot.storage.visit(Partition::Rows, range, Direction::Forward, &mut |key, row| {
-        stored.push((Bytes::copy_from_slice(key), Bytes::copy_from_slice(row)));
-        Ok(std::ops::ControlFlow::Continue(()))
-    })?;
-    let full = images::decode(schemas, stored.iter().map(|(key, row)| (key, row)))?;
-    let visible: Vec<usize> = (0..schemas.visible.fields().len()).collect();
-    let all = full.project(&visible)?;
-    let status = schemas.visible.index_of("status")?;
-    let mask = all
-        .column(status)
-        .as_string::<i32>()
-        .iter()
-        .map(|status| Some(!status.and_then(JobStatus::parse).is_some_and(JobStatus::is_final)))
-        .collect();
-    let unfinished = datafusion::arrow::compute::filter_record_batch(&all, &mask)?;
-    let columns = unfinished
+/// Jobs as they look once they have failed, in the visible schema.
+fn interrupted(schemas: &TableSchemas, jobs: &RecordBatch, now: i64) -> Result<RecordBatch> {
+    let columns = jobs
         .columns()
         .iter()
         .zip(schemas.visible.fields())

@@ -17,10 +17,11 @@ use super::record::JobKind;
 use super::store::JobStore;
 use crate::change_log;
 use crate::commit::{CommitFeed, Committer, Snapshot, WriteSet};
-use crate::error::{Error, ErrorKind, Result, SqlState};
+use crate::error::Result;
 use crate::failpoint;
 use crate::ids::{Seq, UserId};
 use crate::storage;
+use crate::tables::Control;
 
 /// A log smaller than this is never trimmed for its size: a trim's own commits are some KiB, and must not call for the next one.
 const LOG_BYTES_MIN: u64 = 64 << 10;
@@ -99,23 +100,20 @@ impl Trim {
         let parameters = json!({ "up_to_seq": target.0, "log_bytes": size.bytes() });
         let committer = Arc::clone(&self.store.committer);
         let job = self.store.enqueue(JobKind::LogTrim, None, parameters).await?;
-        self.store.run(job, 0, |stop| trim_to(Arc::clone(&committer), target, stop)).await?;
+        self.store.run(job, 0, |control| trim_to(Arc::clone(&committer), target, control)).await?;
         size.trimmed(self.store.committer.snapshot().log_floor);
         Ok(())
     }
 }
 
 /// Trims in steps, each a commit.
-async fn trim_to(committer: Arc<Committer>, target: Seq, stop: CancellationToken) -> Result<String> {
+async fn trim_to(committer: Arc<Committer>, target: Seq, control: Control) -> Result<String> {
     loop {
         let snapshot = committer.snapshot();
         if snapshot.log_floor >= target {
             return Ok(format!("trimmed the change log up to seq {}", snapshot.log_floor));
         }
-        if stop.is_cancelled() {
-            return Err(Error::new(ErrorKind::Cancelled, SqlState::QUERY_CANCELED, "the job was ended")
-                .hint("the next one goes on where it was"));
-        }
+        control.check()?;
         let set = WriteSet { trim_log_to: Some(target), ..WriteSet::new(UserId::SYSTEM, snapshot.seq) };
         let floor = snapshot.log_floor;
         failpoint::step("trim::commit")?;

@@ -22,8 +22,9 @@ use super::frame::{EncodedBatch, Frame, FrameBody, held_bytes};
 use super::plan::LiveQueryPlan;
 use super::token::{Fingerprint, Position, Sealer, TokenScope};
 use crate::clock::Clock;
+use crate::commit::Committer;
 use crate::error::Result;
-use crate::ids::{Epoch, SchemaVersion, ScopeId, Seq, Shard, TableId};
+use crate::ids::{SchemaVersion, ScopeId, Seq, Shard, TableId};
 
 /// What makes two subscriptions equal.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -48,7 +49,7 @@ pub(crate) struct FrameLimits {
 /// Makes frames of rows: tokens, times, sizes. The same for all subscribers of a group.
 pub(crate) struct FrameMaker {
     pub(crate) scope: TokenScope,
-    pub(crate) epoch: Epoch,
+    pub(crate) committer: Arc<Committer>,
     pub(crate) sealer: Sealer,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) limits: FrameLimits,
@@ -67,7 +68,8 @@ impl FrameMaker {
     /// The token for having everything up to `seq`.
     pub(crate) fn token(&self, seq: Seq) -> Bytes {
         // Commits of earlier epochs that are still readable now are part of this epoch's history, so its number is right for all.
-        self.sealer.seal(&self.scope, Position { shard: Shard(0), epoch: self.epoch, seq })
+        let epoch = self.committer.epochs().current();
+        self.sealer.seal(&self.scope, Position { shard: Shard(0), epoch, seq })
     }
 
     /// A frame at a point where every commit up to `seq` is delivered.

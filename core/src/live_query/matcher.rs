@@ -133,7 +133,7 @@ async fn follow(shared: &Arc<Shared>, records: &[Arc<CommitRecord>]) {
 fn can_end(shared: &Shared, change: &CatalogChange) -> bool {
     match change {
         CatalogChange::DropTable(_) => true,
-        CatalogChange::PutTable(definition) => definition.version.0 > 1,
+        CatalogChange::PutTable(definition) => definition.version.0 > 1 || definition.revision > 0,
         CatalogChange::DropUser(user) => shared.has_subscriptions(*user),
         CatalogChange::PutUser(user) => shared.has_subscriptions(user.id),
         CatalogChange::PutNamespace(_)

@@ -244,7 +244,7 @@ impl Shared {
                 version: definition.version,
                 security: SecurityFingerprint::of(plan.scope),
             },
-            epoch: self.committer.epochs().current(),
+            committer: Arc::clone(&self.committer),
             sealer: self.sealer.clone(),
             clock: Arc::clone(&self.clock),
             limits,
@@ -377,18 +377,19 @@ impl Shared {
 /// Whether the table and the user a subscription was made with are still the same; else how it ends.
 pub(super) fn check_current(group: &Group, subscriber: &Subscriber, catalog: &Catalog) -> Result<(), Stop> {
     let name = group.plan.table.definition.qualified_name();
-    match catalog.table_by_id(group.key.table) {
-        None => {
-            return Err(Stop::new(CloseReason::TableDropped, format!("table \"{name}\" was dropped")));
-        }
-        Some(definition) if definition.version != group.key.version => {
-            return Err(Stop::new(CloseReason::SchemaChanged, format!("table \"{name}\" was altered")));
-        }
-        Some(_) => {}
+    let Some(definition) = catalog.table_by_id(group.key.table) else {
+        return Err(Stop::new(CloseReason::TableDropped, format!("table \"{name}\" was dropped")));
+    };
+    if definition.version != group.key.version {
+        return Err(Stop::new(CloseReason::SchemaChanged, format!("table \"{name}\" was altered")));
     }
     let Subscriber { principal, auth_generation } = subscriber;
     if principal.user_id == UserId::SYSTEM {
         return Ok(());
+    }
+    if !definition.is_readable_by(principal) {
+        let message = format!("the access level of table \"{name}\" was changed");
+        return Err(Stop::new(CloseReason::AccessChanged, message));
     }
     let changed = |what: &str| {
         let message = format!("the {what} of user \"{}\" was changed", principal.username);

@@ -11,10 +11,11 @@ use super::definition::TableDefinition;
 use super::names::{validate_name, validate_new_namespace};
 use super::options::TableKind;
 use super::records::{
-    CatalogChange, CatalogHeader, NAMESPACE_PUBLIC, NAMESPACE_SYSTEM, NamespaceRecord, STORAGE_LOCAL,
-    StorageRecord, UserRecord,
+    CatalogChange, CatalogHeader, NAMESPACE_PUBLIC, NAMESPACE_SYSTEM, NamespaceRecord, StorageRecord,
+    UserRecord,
 };
 use super::system_definitions::system_definitions;
+use crate::cold_storage::STORAGE_LOCAL;
 use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::ids::{NamespaceId, SchemaVersion, TableId, UserId};
 
@@ -284,7 +285,7 @@ impl Catalog {
                         old.qualified_name()
                     )));
                 }
-                if table.version.0 != old.version.0.saturating_add(1) {
+                if !table.follows(&old) {
                     return Err(stale("table", &old.qualified_name()));
                 }
                 table.validate()?;

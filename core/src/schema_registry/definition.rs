@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use super::names::{validate_column_name, validate_name};
 use super::options::{ScopeKind, TableKind, TableOptions};
+use super::system_definitions::SystemTable;
+use crate::access::Principal;
 use crate::cold_storage::SegmentKeys;
 use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::ids::{ColumnId, SchemaVersion, ScopeId, TableId, UserId};
@@ -148,8 +150,11 @@ impl ColumnDefinition {
 pub struct TableDefinition {
     /// Never used again, also after a DROP.
     pub id: TableId,
-    /// 1 at creation, one more for each change.
+    /// 1 at creation, one more for each change of the columns.
     pub version: SchemaVersion,
+    /// 0 at creation, one more for each change of the options, which leaves the version as it is.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub revision: u32,
     /// The namespace's name.
     pub namespace: Arc<str>,
     /// The table's name in its namespace.
@@ -219,6 +224,7 @@ impl TableDefinition {
         let table = Self {
             id,
             version: SchemaVersion(1),
+            revision: 0,
             namespace,
             name,
             kind,
@@ -263,11 +269,56 @@ impl TableDefinition {
         Ok(next)
     }
 
+    /// The table with other options. Its version stays what it is: rows, segments, schemas and resume tokens do not depend on
+    /// the options that may change.
+    ///
+    /// # Errors
+    /// Whatever [`TableDefinition::validate`] refuses.
+    pub fn with_options(&self, updated_at: i64, options: TableOptions) -> Result<Self> {
+        let revision = self.revision.saturating_add(1);
+        let next = Self { revision, updated_at, options, ..self.clone() };
+        next.validate()?;
+        Ok(next)
+    }
+
+    /// Whether it was made of `old` by one change of the columns or of the options.
+    pub fn follows(&self, old: &Self) -> bool {
+        match self.version == old.version {
+            true => self.revision == old.revision.saturating_add(1) && self.has_schemas_of(old),
+            false => self.version.0 == old.version.0.saturating_add(1) && self.revision == old.revision,
+        }
+    }
+
+    /// Whether both have the same Arrow schemas.
+    pub fn has_schemas_of(&self, other: &Self) -> bool {
+        self.columns == other.columns
+            && self.primary_key == other.primary_key
+            && self.options.scope == other.options.scope
+    }
+
     /// Whose rows a principal's statements see and write. It is the only place that decides it.
     pub fn scope_for(&self, user: UserId) -> ScopeId {
         match self.options.scope {
             ScopeKind::Shared => ScopeId::SHARED,
             ScopeKind::User => ScopeId::of(user),
+        }
+    }
+
+    /// Whether a principal may see its rows, of USER tables their own.
+    pub fn is_readable_by(&self, principal: &Principal) -> bool {
+        match (self.kind, self.options.scope) {
+            (TableKind::System, _) => principal.may_read_system(),
+            (_, ScopeKind::User) => true,
+            (_, ScopeKind::Shared) => principal.may_read_shared(self.options.access_level),
+        }
+    }
+
+    /// Whether its hot rows become cold. Rows of STREAM tables expire instead, and those of most system tables are not stored.
+    pub fn is_flushed(&self) -> bool {
+        match self.kind {
+            TableKind::User | TableKind::Shared => true,
+            TableKind::Stream => false,
+            TableKind::System => SystemTable::from_id(self.id).is_some_and(SystemTable::is_stored),
         }
     }
 
@@ -445,85 +496,11 @@ impl TableDefinition {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn table(columns: Vec<ColumnDefinition>, key: &[usize]) -> Result<TableDefinition> {
-        TableDefinition::create(
-            TableId(1000),
-            "app".into(),
-            "notes".into(),
-            TableKind::User,
-            columns,
-            key,
-            TableOptions::of(TableKind::User),
-            UserId::ROOT,
-            7,
-        )
-    }
-
-    fn column(name: &str, ty: ColumnType) -> ColumnDefinition {
-        ColumnDefinition::new(ColumnId(0), name, ty, true)
-    }
-
-    #[test]
-    fn key_columns_become_not_null() {
-        let table =
-            table(vec![column("a", ColumnType::Text), column("id", ColumnType::BigInt)], &[1]).unwrap();
-        assert!(!table.columns[1].nullable);
-        assert_eq!(table.key_types(), [ColumnType::BigInt]);
-        assert_eq!(table.key_positions(), [1]);
-        assert_eq!(table.scope_for(UserId(9)), ScopeId(9));
-    }
-
-    #[test]
-    fn wrong_definitions_are_refused() {
-        let check = |result: Result<TableDefinition>, sqlstate: SqlState| {
-            assert_eq!(result.unwrap_err().sqlstate(), sqlstate);
-        };
-        let text = || column("a", ColumnType::Text);
-        check(table(vec![], &[]), SqlState::INVALID_TABLE_DEFINITION);
-        check(table(vec![text(), text()], &[]), SqlState::DUPLICATE_COLUMN);
-        check(table(vec![column("_seq", ColumnType::Text)], &[]), SqlState::INVALID_NAME);
-        check(table(vec![column("j", ColumnType::Json)], &[0]), SqlState::INVALID_TABLE_DEFINITION);
-        check(table(vec![text()], &[0, 0]), SqlState::INVALID_TABLE_DEFINITION);
-        let mut wrong = text();
-        wrong.default = Some(ColumnDefault::SnowflakeId);
-        check(table(vec![wrong], &[]), SqlState::DATATYPE_MISMATCH);
-        let mut wrong = column("n", ColumnType::Integer);
-        wrong.default = Some(ColumnDefault::Literal("many".to_owned()));
-        check(table(vec![wrong], &[]), SqlState::INVALID_TEXT_REPRESENTATION);
-    }
-
-    #[test]
-    fn rows_of_every_version_keep_their_layout() {
-        let one = table(vec![column("id", ColumnType::BigInt), column("a", ColumnType::Text)], &[0]).unwrap();
-        let two = one.next_version(8, |table| {
-            table.comment = Some("words".to_owned());
-            Ok(())
-        });
-        let two = two.unwrap();
-        let three = two.next_version(9, |table| {
-            let mut added = ColumnDefinition::new(table.next_column_id, "n", ColumnType::Integer, false);
-            added.initial = Some("5".to_owned());
-            table.next_column_id = ColumnId(4);
-            table.columns.push(added);
-            table.columns.remove(1);
-            Ok(())
-        });
-        let three = three.unwrap();
-        let ids = |version: u32| {
-            let layout = three.layout(SchemaVersion(version)).unwrap();
-            layout.columns.iter().map(|(id, _)| id.0).collect::<Vec<_>>()
-        };
-        assert_eq!(ids(1), [1, 2]);
-        assert_eq!(ids(2), [1, 2]);
-        assert_eq!(ids(3), [1, 3]);
-        assert_eq!(three.layout(SchemaVersion(4)), None);
-        assert_eq!(three.history.len(), 1, "a comment is no new layout");
-        assert_eq!(three.columns[1].initial_value().unwrap(), ScalarValue::Int32(Some(5)));
-        let text = serde_json::to_string(&three).unwrap();
-        assert_eq!(serde_json::from_str::<TableDefinition>(&text).unwrap(), three);
-    }
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(revision: &u32) -> bool {
+    *revision == 0
 }
+
+#[cfg(test)]
+#[path = "definition_tests.rs"]
+mod tests;

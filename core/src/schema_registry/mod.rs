@@ -17,8 +17,8 @@ pub use definition::{ColumnDefault, ColumnDefinition, RowLayout, TableDefinition
 pub use names::{RESERVED_NAMESPACES, validate_column_name, validate_name, validate_new_namespace};
 pub use options::{Durability, FlushPolicy, ScopeKind, TableKind, TableOptions};
 pub use records::{
-    CatalogChange, CatalogHeader, NAMESPACE_PUBLIC, NAMESPACE_SYSTEM, NamespaceRecord, STORAGE_LOCAL,
-    StorageRecord, UserRecord,
+    CatalogChange, CatalogHeader, NAMESPACE_PUBLIC, NAMESPACE_SYSTEM, NamespaceRecord, StorageRecord,
+    UserRecord,
 };
 pub use registry::{
     COLUMN_KEY, COLUMN_PLACE, COLUMN_ROW_ID, COLUMN_SEQ, COLUMN_USER, COLUMN_VALUE, RegistryCounters,

@@ -213,9 +213,14 @@ const TTL_SECONDS_MAX: u64 = 100 * 366 * 86_400;
 impl TableOptions {
     /// What a table of `kind` has when the WITH clause says nothing. A STREAM table still needs a TTL.
     pub fn of(kind: TableKind) -> Self {
+        let mut flush_policy = FlushPolicy::default();
+        if kind == TableKind::System {
+            // A flush writes job rows: by time they would call for the next flush, for ever.
+            flush_policy.interval_s = None;
+        }
         Self {
             storage_id: Arc::from("local"),
-            flush_policy: FlushPolicy::default(),
+            flush_policy,
             ttl_seconds: None,
             access_level: AccessLevel::default(),
             scope: if kind == TableKind::User { ScopeKind::User } else { ScopeKind::Shared },

@@ -3,6 +3,7 @@
 //! Invariant: every change names one record, under the key [`CatalogChange::record_key`], and holds it whole, so replaying the
 //! last change of each key gives the catalog.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -10,14 +11,13 @@ use serde::{Deserialize, Serialize};
 
 use super::definition::TableDefinition;
 use crate::access::{Principal, Role};
+use crate::cold_storage::{STORAGE_LOCAL, StorageLocation};
 use crate::ids::{NamespaceId, TableId, UserId};
 
 /// The namespace sessions start in; it always exists.
 pub const NAMESPACE_PUBLIC: &str = "public";
 /// The namespace of the system tables.
 pub const NAMESPACE_SYSTEM: &str = "system";
-/// The storage that always exists: a folder of the data directory.
-pub const STORAGE_LOCAL: &str = "local";
 
 /// A namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,10 +98,12 @@ pub struct StorageRecord {
     pub storage_type: String,
     /// The folder or the URL of the bucket; empty for the data directory.
     pub base_directory: String,
-    /// Where segments of SHARED tables go below it.
-    pub shared_tables_template: String,
-    /// Where segments of USER tables go below it.
-    pub user_tables_template: String,
+    /// The prefix of the environment variables with its credentials; never the credentials.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credentials: Option<String>,
+    /// What else is needed to reach it: values of [`crate::cold_storage::CONNECTION_OPTIONS`].
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub options: BTreeMap<String, String>,
     /// Microseconds since 1970 UTC.
     pub created_at: i64,
     /// Microseconds since 1970 UTC.
@@ -118,10 +120,26 @@ impl StorageRecord {
             description: Some("a folder of the data directory".to_owned()),
             storage_type: "filesystem".to_owned(),
             base_directory: String::new(),
-            shared_tables_template: "{namespace}/{tableName}".to_owned(),
-            user_tables_template: "{namespace}/{tableName}".to_owned(),
+            credentials: None,
+            options: BTreeMap::new(),
             created_at,
             updated_at: created_at,
+        }
+    }
+
+    /// Where the segments of a table go below it, with the numbers of database and table for the names in braces.
+    pub fn template(&self) -> &'static str {
+        if &*self.id == STORAGE_LOCAL { "{tableId}" } else { "{databaseId}/{tableId}" }
+    }
+
+    /// What it is connected with.
+    pub fn location(&self) -> StorageLocation {
+        StorageLocation {
+            id: Arc::clone(&self.id),
+            revision: self.revision,
+            url: self.base_directory.clone(),
+            credentials: self.credentials.clone(),
+            options: self.options.clone(),
         }
     }
 }

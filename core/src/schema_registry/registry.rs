@@ -57,6 +57,19 @@ impl TableSchemas {
         message.clone()
     }
 
+    /// The same schemas, of a table whose options have changed.
+    fn with_definition(&self, definition: &Arc<TableDefinition>) -> Self {
+        Self {
+            definition: Arc::clone(definition),
+            visible: Arc::clone(&self.visible),
+            full: Arc::clone(&self.full),
+            write: OnceLock::from(Arc::clone(self.write())),
+            segment: OnceLock::from(Arc::clone(self.segment())),
+            visible_ipc: OnceLock::from(self.visible_ipc()),
+            encodings: Arc::clone(&self.encodings),
+        }
+    }
+
     fn bytes(&self) -> usize {
         let schemas = [Some(&self.visible), Some(&self.full), self.write.get(), self.segment.get()];
         let fields: usize = schemas.iter().flatten().map(|schema| schema.fields().len()).sum();
@@ -182,7 +195,10 @@ impl SchemaRegistry {
     fn build(&self, key: Key, definition: &Arc<TableDefinition>) -> Arc<TableSchemas> {
         let mut entry = self.schemas.entry(key).or_insert_with(|| self.new_schemas(definition));
         if !describes(&entry, definition) {
-            *entry = self.new_schemas(definition);
+            *entry = match entry.definition.has_schemas_of(definition) {
+                true => Arc::new(entry.with_definition(definition)),
+                false => self.new_schemas(definition),
+            };
         }
         Arc::clone(&entry)
     }

@@ -91,6 +91,22 @@ fn a_new_version_is_built_once_and_leaves_others_alone() {
 }
 
 #[test]
+fn other_options_keep_every_allocation() {
+    let registry = SchemaRegistry::new();
+    let one = table(1000, TableKind::Stream, 5);
+    let before = registry.schemas(&one);
+    let options = TableOptions { ttl_seconds: Some(7), ..one.options.clone() };
+    let other = Arc::new(one.with_options(2, options).unwrap());
+    let after = registry.schemas(&other);
+    assert_eq!(after.definition.options.ttl_seconds, Some(7));
+    assert!(Arc::ptr_eq(&before.visible, &after.visible) && Arc::ptr_eq(&before.full, &after.full));
+    assert!(Arc::ptr_eq(before.write(), after.write()) && Arc::ptr_eq(before.segment(), after.segment()));
+    assert_eq!(before.visible_ipc().as_ptr(), after.visible_ipc().as_ptr());
+    assert!(Arc::ptr_eq(&registry.schemas(&other), &after));
+    assert_eq!((registry.counters().builds, registry.counters().encodings), (1, 1));
+}
+
+#[test]
 fn a_plan_that_lost_does_not_leave_its_columns_behind() {
     let registry = SchemaRegistry::new();
     let (lost, won) = (table(1000, TableKind::Shared, 3), table(1000, TableKind::Shared, 4));

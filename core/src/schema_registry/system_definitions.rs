@@ -120,6 +120,7 @@ impl SystemTable {
         TableDefinition {
             id: self.id(),
             version: SchemaVersion(1),
+            revision: 0,
             namespace: Arc::from(NAMESPACE_SYSTEM),
             name: Arc::from(self.name()),
             kind: TableKind::System,

@@ -8,13 +8,13 @@ use std::sync::Arc;
 use datafusion::sql::sqlparser::ast;
 use datafusion::sql::sqlparser::tokenizer::Token;
 
+use super::alter_table::OptionChange;
 use super::cursor::{Cursor, QualifiedName, fold, parser, syntax};
 use super::dialect::BoundedDialect;
-use crate::access::AccessLevel;
 use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::ids::ColumnId;
 use crate::schema_registry::{
-    ColumnDefault, ColumnDefinition, Durability, FlushPolicy, ScopeKind, TableKind, TableOptions,
+    ColumnDefault, ColumnDefinition, FlushPolicy, ScopeKind, TableKind, TableOptions,
 };
 use crate::types::{ColumnType, text_length_max};
 
@@ -28,6 +28,8 @@ pub(crate) struct CreateTable {
     /// Positions in `columns`.
     pub(crate) primary_key: Vec<usize>,
     pub(crate) options: TableOptions,
+    /// As the statement says it; the one of the options stands for none.
+    pub(crate) flush_policy: Option<FlushPolicy>,
 }
 
 /// Takes `[USER|SHARED|STREAM] TABLE`; the inner `None` leaves the kind to the WITH clause.
@@ -68,8 +70,17 @@ pub(crate) fn parse(cursor: &mut Cursor<'_>, kind: Option<TableKind>) -> Result<
     }
     let given = if cursor.keyword("WITH") { cursor.options()? } else { Vec::new() };
     let (kind, options) = options(kind, &given)?;
-    let mut table =
-        CreateTable { name, if_not_exists, kind, columns: Vec::new(), primary_key: Vec::new(), options };
+    let has_policy = given.iter().any(|(name, _)| name == "flush_policy");
+    let flush_policy = has_policy.then_some(options.flush_policy);
+    let mut table = CreateTable {
+        name,
+        if_not_exists,
+        kind,
+        columns: Vec::new(),
+        primary_key: Vec::new(),
+        options,
+        flush_policy,
+    };
     for column in &columns {
         add_column(&mut table, column)?;
     }
@@ -100,31 +111,17 @@ fn options(kind: Option<TableKind>, given: &[(String, String)]) -> Result<(Table
         (None, None) => TableKind::Shared,
     };
     let mut options = TableOptions::of(kind);
+    let mut changes = Vec::new();
     for (name, value) in given {
         match name.as_str() {
             "type" => {}
             "storage_id" => options.storage_id = Arc::from(value.as_str()),
-            "flush_policy" => options.flush_policy = FlushPolicy::parse(value)?,
-            "ttl_seconds" => {
-                let seconds = value.parse().map_err(|_| {
-                    Error::invalid(format!("TTL_SECONDS cannot be \"{value}\""))
-                        .hint("it is a whole number of seconds")
-                })?;
-                options.ttl_seconds = Some(seconds);
-            }
-            "access_level" => options.access_level = AccessLevel::parse(value)?,
             "scope" => options.scope = scope(value)?,
-            "durability" => options.durability = Durability::parse(value)?,
-            _ => {
-                return Err(Error::invalid(format!("a table has no option \"{name}\"")).hint(
-                    "options are TYPE, STORAGE_ID, FLUSH_POLICY, TTL_SECONDS, ACCESS_LEVEL, SCOPE and DURABILITY",
-                ));
-            }
+            _ => changes.push(OptionChange::parse(name, Some(value))?),
         }
     }
-    if options.scope == ScopeKind::User && given.iter().any(|(name, _)| name == "access_level") {
-        return Err(Error::invalid("ACCESS_LEVEL is for tables whose rows are shared")
-            .hint("each user sees only rows of their own here"));
+    for change in &changes {
+        change.apply(kind, &mut options)?;
     }
     Ok((kind, options))
 }

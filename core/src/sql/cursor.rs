@@ -183,6 +183,17 @@ impl<'a> Cursor<'a> {
         }
     }
 
+    /// `( name, ... )`, in lower case unless quoted.
+    pub(crate) fn names(&mut self, kind: &str) -> Result<Vec<String>> {
+        self.expect_token(&Token::LParen)?;
+        let mut names = vec![self.name(kind)?];
+        while self.token(&Token::Comma) {
+            names.push(self.name(kind)?);
+        }
+        self.expect_token(&Token::RParen)?;
+        Ok(names)
+    }
+
     /// The length of the parenthesised group that starts here, parentheses included.
     pub(crate) fn group_len(&self) -> Option<usize> {
         let mut depth = 0_usize;

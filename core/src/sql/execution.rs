@@ -99,11 +99,7 @@ impl Execution {
     }
 
     pub(crate) fn may_read(&self, table: &TableDefinition) -> bool {
-        match (table.kind, table.options.scope) {
-            (TableKind::System, _) => self.principal.may_read_system(),
-            (_, ScopeKind::User) => true,
-            (_, ScopeKind::Shared) => self.principal.may_read_shared(table.options.access_level),
-        }
+        table.is_readable_by(&self.principal)
     }
 
     /// The tables the principal may read, by namespace and name.

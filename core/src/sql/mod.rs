@@ -2,18 +2,21 @@
 //!
 //! | file | its one job |
 //! |---|---|
-//! | `guard`, `dialect`, `cursor`, `parameters`, `statement`, `create_table`, `storage_statement` | from text to a [`Statement`](statement::Statement) |
+//! | `guard`, `dialect`, `cursor`, `parameters`, `statement`, `create_table`, `alter_table`, `storage_statement` | from text to a [`Statement`](statement::Statement) |
 //! | `session`, `execution`, `result` | who asks, what they see, what they get |
 //! | `engine`, `names`, `catalog`, `wildcard`, `planner` | DataFusion over a snapshot |
 //! | `complexity`, `stack` | limits on what a text can grow into, and room for it |
 //! | `functions`, `uuids`, `password` | the database's own functions |
 //! | `capped`, `concatenation`, `extent` | limits on what functions make |
+//! | `aged` | how long a query may hold its snapshot |
 //! | `turns` | who goes first among those that lost |
 //! | `hot` | the two shapes that skip planning |
 //! | `handlers` | what each statement does |
 //!
 //! Invariant: whose rows a statement sees comes from its session alone.
 
+mod aged;
+mod alter_table;
 mod capped;
 mod catalog;
 mod complexity;
@@ -50,7 +53,9 @@ pub use result::{Affected, Outcome, Params, ResultSchema, RowStream};
 pub use session::{Prepared, Session, StatementKind, TableInfo};
 pub use stack::STACK_BYTES;
 
-use self::handlers::{admin, insert, namespace, query, show, storage, subscribe, table, update_delete, user};
+use self::handlers::{
+    admin, insert, namespace, query, show, storage, storages, subscribe, table, update_delete, user,
+};
 use self::planner::View;
 use self::statement::{Parsed, Statement};
 use crate::error::{Error, Result};
@@ -82,16 +87,22 @@ async fn execute(session: &Session, parsed: &Parsed, params: Vec<ScalarValue>) -
             namespace::drop(session, name, *if_exists, *cascade).await
         }
         Statement::CreateTable(statement) => table::create(session, statement).await,
+        Statement::AlterTable(statement) => table::alter(session, statement).await,
         Statement::DropTable { names, if_exists } => table::drop(session, names, *if_exists).await,
         Statement::CreateUser(statement) => user::create(session, statement).await,
         Statement::AlterUser { name, change } => user::alter(session, name, change).await,
         Statement::DropUser { name, if_exists } => user::drop(session, name, *if_exists).await,
+        Statement::CreateStorage(statement) => storages::create(session, statement).await,
+        Statement::AlterStorage { name, options } => storages::alter(session, name, options).await,
+        Statement::DropStorage { name, if_exists } => storages::drop(session, name, *if_exists).await,
+        Statement::CheckStorage { name } => storages::check(session, name).await,
         Statement::Use { namespace } => admin::use_namespace(session, namespace),
         Statement::Show(what) => show::show(session, what).await,
         Statement::Describe { table } => show::describe(session, table),
         Statement::KillLiveQuery { id } => admin::kill_live_query(session, id).await,
         Statement::KillJob { id } => storage::kill_job(session, id).await,
         Statement::Move(kind, target) => storage::move_rows(session, *kind, target).await,
+        Statement::Backup(url) => storage::back_up(session, url).await,
         Statement::ShowManifest { table } => storage::show_manifest(session, table).await,
         Statement::Subscribe(statement) => subscribe::statement(session, statement, view, params).await,
     }

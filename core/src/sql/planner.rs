@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use datafusion::arrow::array::{RecordBatch, RecordBatchOptions};
 use datafusion::arrow::compute::cast;
@@ -19,6 +20,7 @@ use datafusion::sql::planner::{ParserOptions, PlannerContext, SqlToRel};
 use datafusion::sql::sqlparser::ast;
 use futures::StreamExt;
 
+use super::aged::Aged;
 use super::execution::Execution;
 use super::names::Names;
 use super::result::{ResultSchema, RowStream};
@@ -185,7 +187,9 @@ impl Planned {
         let batches = execute_stream(physical, self.state.task_ctx())?;
         let stamp = Arc::clone(&schema.schema);
         let batches = batches.map(move |batch| restamp(&stamp, batch?)).boxed();
-        Ok(RowStream::new(schema, execution.snapshot.seq, DeepStream::new(batches)))
+        let age_max = Duration::from_secs(execution.ctx().config.snapshot_age_max_s);
+        let batches = Aged::new(DeepStream::new(batches).boxed(), age_max);
+        Ok(RowStream::new(schema, execution.snapshot.seq, batches))
     }
 }
 
@@ -222,6 +226,8 @@ pub(crate) fn describe(execution: &Execution, parsed: &Parsed) -> Result<Descrip
         }
         Statement::Describe { .. } => Ok(fixed(handlers::show::describe_schema())),
         Statement::Move(..) => Ok(fixed(handlers::storage::jobs_schema())),
+        Statement::CheckStorage { .. } => Ok(fixed(handlers::storages::check_schema())),
+        Statement::Backup(_) => Ok(fixed(handlers::storage::backup_schema())),
         Statement::ShowManifest { .. } => Ok(fixed(handlers::storage::manifest_schema())),
         Statement::Subscribe(subscribe) => {
             let planned = plan_query(execution, &subscribe.query, view)?;

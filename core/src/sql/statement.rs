@@ -1,7 +1,7 @@
 //! What a text says: our own grammar for what PostgreSQL's has no words for, the SQL parser for the rest.
 //!
 //! Invariant: nothing is parsed and ignored. A clause that has no effect here is an error that names it, and a statement the
-//! database does not have answers 0A000 with its name; files can be named by no statement at all.
+//! database does not have answers 0A000 with its name; files can be named by no statement but BACKUP, which writes none over.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,14 +12,16 @@ use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan};
 use super::cursor::{Cursor, QualifiedName, parser, qualified, syntax};
 use super::dialect::BoundedDialect;
 use super::parameters::{self, ParameterNames};
-use super::storage_statement::{MoveKind, MoveTarget};
-use super::{create_table, guard, storage_statement};
+use super::storage_statement::{CreateStorage, MoveKind, MoveTarget, StorageOptions};
+use super::{alter_table, create_table, guard, storage_statement};
 use crate::access::Role;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::ids::Seq;
 use crate::live_query::{SnapshotMode, SubscribeRequest, SubscribeStart, token_from_text};
+use crate::maintenance::BackupUrl;
 
+pub(crate) use super::alter_table::AlterTable;
 pub(crate) use super::create_table::CreateTable;
 
 /// One statement.
@@ -33,16 +35,22 @@ pub(crate) enum Statement {
     CreateNamespace { name: String, if_not_exists: bool },
     DropNamespace { name: String, if_exists: bool, cascade: bool },
     CreateTable(Box<CreateTable>),
+    AlterTable(Box<AlterTable>),
     DropTable { names: Vec<QualifiedName>, if_exists: bool },
     CreateUser(CreateUser),
     AlterUser { name: String, change: UserChange },
     DropUser { name: String, if_exists: bool },
+    CreateStorage(CreateStorage),
+    AlterStorage { name: String, options: StorageOptions },
+    DropStorage { name: String, if_exists: bool },
+    CheckStorage { name: String },
     Use { namespace: String },
     Show(Show),
     Describe { table: QualifiedName },
     KillLiveQuery { id: String },
     KillJob { id: String },
     Move(MoveKind, MoveTarget),
+    Backup(BackupUrl),
     ShowManifest { table: QualifiedName },
     Subscribe(Box<Subscribe>),
 }
@@ -185,8 +193,12 @@ fn own_grammar(tokens: &[TokenWithSpan]) -> Result<Option<Statement>> {
         create(&mut cursor, tokens)?
     } else if cursor.keyword("DROP") {
         drop(&mut cursor, tokens)?
+    } else if cursor.keywords(&["ALTER", "TABLE"]) {
+        Statement::AlterTable(Box::new(alter_table::parse(&mut cursor)?))
     } else if cursor.keywords(&["ALTER", "USER"]) {
         alter_user(&mut cursor)?
+    } else if cursor.keywords(&["ALTER", "STORAGE"]) {
+        storage_statement::alter(&mut cursor)?
     } else if cursor.keyword("USE") {
         let _ = cursor.keyword("NAMESPACE") || cursor.keyword("SCHEMA");
         Statement::Use { namespace: cursor.string_or_name("namespace")? }
@@ -230,6 +242,9 @@ fn create(cursor: &mut Cursor<'_>, tokens: &[TokenWithSpan]) -> Result<Statement
     if cursor.keyword("USER") {
         return create_user(cursor);
     }
+    if cursor.keyword("STORAGE") {
+        return storage_statement::create(cursor);
+    }
     Err(Error::unsupported(leading_words(tokens, 2)))
 }
 
@@ -256,6 +271,9 @@ fn drop(cursor: &mut Cursor<'_>, tokens: &[TokenWithSpan]) -> Result<Statement> 
     if cursor.keyword("USER") {
         let if_exists = cursor.keywords(&["IF", "EXISTS"]);
         return Ok(Statement::DropUser { name: cursor.string_or_name("user")?, if_exists });
+    }
+    if cursor.keyword("STORAGE") {
+        return storage_statement::drop(cursor);
     }
     Err(Error::unsupported(leading_words(tokens, 2)))
 }
@@ -501,8 +519,7 @@ fn check_delete(delete: ast::Delete) -> Result<ast::Delete> {
 
 /// Statements whose first words say that the database does not have them.
 fn unsupported(tokens: &[TokenWithSpan]) -> Option<String> {
-    const FEATURES: [(&[&str], &str); 32] = [
-        (&["ALTER", "TABLE"], "ALTER TABLE"),
+    const FEATURES: [(&[&str], &str); 30] = [
         (&["ALTER", "NAMESPACE"], "ALTER NAMESPACE"),
         (&["ALTER"], ""),
         (&["BEGIN"], "BEGIN"),
@@ -520,7 +537,6 @@ fn unsupported(tokens: &[TokenWithSpan]) -> Option<String> {
         (&["EXECUTE"], "EXECUTE"),
         (&["PREPARE"], "PREPARE"),
         (&["DEALLOCATE"], "DEALLOCATE"),
-        (&["BACKUP"], "BACKUP"),
         (&["RESTORE"], "RESTORE"),
         (&["EXPORT"], "EXPORT"),
         (&["REPLACE"], "REPLACE"),

@@ -1,15 +1,21 @@
-//! The grammar of the statements that move rows: FLUSH, STORAGE FLUSH and STORAGE COMPACT.
+//! The grammar of the statements about storages, about moving rows to them, and BACKUP.
 //!
 //! ```text
+//! CREATE STORAGE [IF NOT EXISTS] id WITH (URL='...', ...)     ALTER STORAGE id SET (NAME='...', ...)
+//! DROP STORAGE [IF EXISTS] id                                 STORAGE CHECK id
 //! FLUSH TABLE [namespace.]table                STORAGE FLUSH TABLE [namespace.]table
 //! FLUSH ALL TABLES [IN [NAMESPACE] namespace]  STORAGE FLUSH ALL [IN [NAMESPACE] namespace]
 //!                                              STORAGE COMPACT TABLE [namespace.]table
 //!                                              STORAGE COMPACT ALL [IN [NAMESPACE] namespace]
+//! BACKUP DATABASE TO 'url'
 //! ```
+
+use std::collections::BTreeMap;
 
 use super::cursor::{Cursor, QualifiedName};
 use super::statement::Statement;
 use crate::error::{Error, Result};
+use crate::maintenance::BackupUrl;
 
 /// What is done to tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,15 +35,53 @@ pub(crate) enum MoveTarget {
     All(Option<String>),
 }
 
-/// What follows FLUSH or STORAGE.
+/// What WITH or SET says of a storage, by the options' names.
+pub(crate) type StorageOptions = BTreeMap<String, String>;
+
+/// `CREATE STORAGE`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct CreateStorage {
+    pub(crate) name: String,
+    pub(crate) if_not_exists: bool,
+    pub(crate) options: StorageOptions,
+}
+
+/// What follows CREATE STORAGE.
+pub(super) fn create(cursor: &mut Cursor<'_>) -> Result<Statement> {
+    let if_not_exists = cursor.keywords(&["IF", "NOT", "EXISTS"]);
+    let name = cursor.name("storage")?;
+    cursor.expect_keyword("WITH")?;
+    let options = cursor.options()?.into_iter().collect();
+    Ok(Statement::CreateStorage(CreateStorage { name, if_not_exists, options }))
+}
+
+/// What follows ALTER STORAGE.
+pub(super) fn alter(cursor: &mut Cursor<'_>) -> Result<Statement> {
+    let name = cursor.name("storage")?;
+    cursor.expect_keyword("SET")?;
+    Ok(Statement::AlterStorage { name, options: cursor.options()?.into_iter().collect() })
+}
+
+/// What follows DROP STORAGE.
+pub(super) fn drop(cursor: &mut Cursor<'_>) -> Result<Statement> {
+    let if_exists = cursor.keywords(&["IF", "EXISTS"]);
+    Ok(Statement::DropStorage { name: cursor.name("storage")?, if_exists })
+}
+
+/// What begins with FLUSH, STORAGE or BACKUP.
 pub(super) fn parse(cursor: &mut Cursor<'_>) -> Result<Option<Statement>> {
+    if cursor.keyword("BACKUP") {
+        return backup(cursor).map(Some);
+    }
     let kind = if cursor.keyword("STORAGE") {
         if cursor.keyword("FLUSH") {
             MoveKind::Flush
         } else if cursor.keyword("COMPACT") {
             MoveKind::Compact
+        } else if cursor.keyword("CHECK") {
+            return Ok(Some(Statement::CheckStorage { name: cursor.name("storage")? }));
         } else {
-            return Err(Error::unsupported("STORAGE with anything but FLUSH or COMPACT"));
+            return Err(Error::unsupported("STORAGE with anything but FLUSH, COMPACT or CHECK"));
         }
     } else if cursor.keyword("FLUSH") {
         MoveKind::Flush
@@ -58,4 +102,13 @@ pub(super) fn parse(cursor: &mut Cursor<'_>) -> Result<Option<Statement>> {
         None
     };
     Ok(Some(Statement::Move(kind, MoveTarget::All(namespace))))
+}
+
+fn backup(cursor: &mut Cursor<'_>) -> Result<Statement> {
+    cursor.expect_keyword("DATABASE")?;
+    cursor.expect_keyword("TO")?;
+    // What stands in its place is not shown: it may be a URL with credentials.
+    let url =
+        cursor.string("a url").map_err(|_| Error::syntax("expected the url of a backup in single quotes"))?;
+    Ok(Statement::Backup(BackupUrl::parse(&url)?))
 }

@@ -5,10 +5,13 @@
 //! DATA_DIR/FORMAT       text: `kalamdb`, `format 1`, `features` and a list of them
 //! DATA_DIR/store/       RocksDB
 //! DATA_DIR/segments/    Parquet
+//! DATA_DIR/spool/       Parquet that is being uploaded to a storage elsewhere
 //! DATA_DIR/synced-seq   28 bytes: "KSEQ" | epoch u32 LE | seq u64 LE | not seq u64 LE | not epoch u32 LE
+//! DATA_DIR/RESTORING    there while a backup is restored into the directory
 //! ```
 //!
-//! Invariant: nothing of the store is opened before the lock is held and the format is known to be readable.
+//! Invariant: nothing of the store is opened before the lock is held and the format is known to be readable, and nothing that was
+//! restored in part.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind as IoErrorKind, Seek, SeekFrom, Write};
@@ -19,11 +22,15 @@ use parking_lot::Mutex;
 use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::failpoint;
 use crate::ids::{Epoch, Seq};
+use crate::platform;
 
 /// The newest format this program reads and writes.
 const FORMAT_VERSION: u32 = 1;
 const NOTE_MAGIC: [u8; 4] = *b"KSEQ";
 const NOTE_BYTES: usize = 28;
+const PROBE_BYTES: usize = 64 << 10;
+/// What a directory has as long as only a part of a backup is in it.
+const RESTORING: &str = "RESTORING";
 
 /// A data directory that this process holds the lock of, until the value is dropped.
 #[derive(Debug)]
@@ -39,16 +46,103 @@ impl DataDirectory {
     /// # Errors
     /// `Unavailable` when another process has it, when it cannot be written, or when its format is newer than this program.
     pub fn open(path: &Path) -> Result<Self> {
-        fs::create_dir_all(path).map_err(|error| unusable(path, error))?;
-        let lock = open_file(&path.join("LOCK")).map_err(|error| unusable(path, error))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(held_by_another_process(path)),
-            Err(TryLockError::Error(error)) => return Err(unusable(path, error)),
-        }
+        Self::create(path).map_err(|error| unusable(path, error))?;
+        let lock = take_lock(path)?;
         check_format(path)?;
+        Self::locked(path, lock)
+    }
+
+    /// Takes `path` for this process when it holds a database.
+    ///
+    /// # Errors
+    /// 42704 when it does not, else as [`DataDirectory::open`].
+    pub(crate) fn open_existing(path: &Path) -> Result<Self> {
+        if !path.join("FORMAT").is_file() && !path.join(RESTORING).exists() {
+            return Err(Error::new(
+                ErrorKind::NotFound,
+                SqlState::UNDEFINED_OBJECT,
+                format!("the directory \"{}\" holds no database", path.display()),
+            )
+            .hint("name the data directory of a server"));
+        }
+        Self::open(path)
+    }
+
+    /// Takes an empty directory, which is made when it does not exist, for a backup that is to be restored into it. Until
+    /// [`DataDirectory::end_restore`] it cannot be opened.
+    ///
+    /// # Errors
+    /// 55000 when there is something in it, else as [`DataDirectory::open`].
+    pub(crate) fn begin_restore(path: &Path) -> Result<Self> {
+        fs::create_dir_all(path).map_err(|error| unusable(path, error))?;
+        let mut entries = fs::read_dir(path).map_err(|error| unusable(path, error))?;
+        if entries.next().is_some() {
+            return Err(not_empty(path));
+        }
+        let lock = take_lock(path)?;
+        let marked = File::create_new(path.join(RESTORING))
+            .and_then(|marker| marker.sync_all())
+            .and_then(|()| platform::sync_folder(path));
+        match marked {
+            Err(error) if error.kind() == IoErrorKind::AlreadyExists => return Err(not_empty(path)),
+            marked => marked.map_err(|error| unusable(path, error))?,
+        }
+        Self::locked(path, lock)
+    }
+
+    /// Makes a directory whose store has been closed one that can be opened.
+    ///
+    /// # Errors
+    /// 58030 when the operating system refuses.
+    pub(crate) fn end_restore(&self) -> Result<()> {
+        let path = &self.path;
+        let ended = write_format(&path.join("FORMAT"))
+            .and_then(|()| fs::remove_file(path.join(RESTORING)))
+            .and_then(|()| platform::sync_folder(path))
+            .and_then(|()| {
+                path.parent().filter(|parent| parent.is_dir()).map_or(Ok(()), platform::sync_folder)
+            });
+        ended.map_err(|error| unusable(path, error))
+    }
+
+    /// Removes what was written since [`DataDirectory::begin_restore`], when it is not to end.
+    ///
+    /// # Errors
+    /// As [`DataDirectory::end_restore`].
+    pub(crate) fn undo_restore(self) -> Result<()> {
+        let remove = || -> io::Result<()> {
+            for folder in [self.store_path(), self.segments_path()] {
+                match fs::remove_dir_all(folder) {
+                    Err(error) if error.kind() != IoErrorKind::NotFound => return Err(error),
+                    _ => {}
+                }
+            }
+            ["synced-seq", RESTORING, "LOCK"]
+                .iter()
+                .try_for_each(|file| fs::remove_file(self.path.join(file)))
+        };
+        remove().map_err(|error| unusable(&self.path, error))
+    }
+
+    fn locked(path: &Path, lock: File) -> Result<Self> {
         let note = open_file(&path.join("synced-seq")).map_err(|error| unusable(path, error))?;
         Ok(Self { path: path.to_owned(), note: Mutex::new(note), _lock: lock })
+    }
+
+    /// Makes the directory at `path` and those above it that are missing, durably: a name is on stable storage once the folder it is in
+    /// has been synced.
+    ///
+    /// # Errors
+    /// Whatever the operating system says.
+    pub fn create(path: &Path) -> io::Result<()> {
+        let is_missing = |folder: &&Path| !folder.as_os_str().is_empty() && !folder.exists();
+        let missing: Vec<&Path> = path.ancestors().take_while(is_missing).collect();
+        fs::create_dir_all(path)?;
+        for made in missing {
+            let parent = made.parent().filter(|parent| !parent.as_os_str().is_empty());
+            platform::sync_folder(parent.unwrap_or(Path::new(".")))?;
+        }
+        Ok(())
     }
 
     /// The directory.
@@ -64,6 +158,22 @@ impl DataDirectory {
     /// Where the segments on this machine live.
     pub(crate) fn segments_path(&self) -> PathBuf {
         self.path.join("segments")
+    }
+
+    /// Where files lie until they are uploaded to a storage elsewhere; nothing in it survives a restart.
+    pub(crate) fn spool_path(&self) -> PathBuf {
+        self.path.join("spool")
+    }
+
+    /// Finds out whether the disk takes writes, by one that it takes back.
+    ///
+    /// # Errors
+    /// `Unavailable` when it does not.
+    pub(crate) fn probe(&self) -> Result<()> {
+        let path = self.path.join("probe");
+        let probed = platform::write_private(&path, &[0; PROBE_BYTES]);
+        let removed = fs::remove_file(&path);
+        probed.and(removed).map_err(|error| unusable(&self.path, error))
     }
 
     /// The last seq that was known to be on stable storage, and the epoch it was written in; `None` when nothing was noted or
@@ -88,7 +198,24 @@ fn open_file(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)
 }
 
+fn take_lock(path: &Path) -> Result<File> {
+    let lock = open_file(&path.join("LOCK")).map_err(|error| unusable(path, error))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(held_by_another_process(path)),
+        Err(TryLockError::Error(error)) => Err(unusable(path, error)),
+    }
+}
+
 fn check_format(path: &Path) -> Result<()> {
+    if path.join(RESTORING).exists() {
+        return Err(Error::new(
+            ErrorKind::Unavailable,
+            SqlState::OBJECT_NOT_IN_STATE,
+            format!("a backup was restored into the data directory \"{}\" only in part", path.display()),
+        )
+        .hint("empty the directory and restore the backup again"));
+    }
     let file = path.join("FORMAT");
     match fs::read_to_string(&file) {
         Ok(text) => check_format_text(&text),
@@ -99,15 +226,18 @@ fn check_format(path: &Path) -> Result<()> {
             }
             write_format(&file).map_err(|error| unusable(path, error))
         }
+        Err(error) if error.kind() == IoErrorKind::InvalidData => Err(damaged_format()),
         Err(error) => Err(unusable(path, error)),
     }
 }
 
+fn damaged_format() -> Error {
+    Error::corruption("the FORMAT file of the data directory cannot be read")
+        .hint("restore the data directory from a backup")
+}
+
 fn check_format_text(text: &str) -> Result<()> {
-    let damaged = || {
-        Error::corruption("the FORMAT file of the data directory cannot be read")
-            .hint("restore the data directory from a backup")
-    };
+    let damaged = damaged_format;
     let mut lines = text.lines();
     if lines.next() != Some("kalamdb") {
         return Err(damaged());
@@ -138,19 +268,9 @@ fn write_format(file: &Path) -> io::Result<()> {
     failpoint::step("open::format").map_err(io::Error::other)?;
     fs::rename(&temporary, file)?;
     match file.parent() {
-        Some(parent) => sync_directory(parent),
+        Some(parent) => platform::sync_folder(parent),
         None => Ok(()),
     }
-}
-
-#[cfg(unix)]
-fn sync_directory(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
-}
-
-#[cfg(not(unix))]
-fn sync_directory(_path: &Path) -> io::Result<()> {
-    Ok(())
 }
 
 fn encode_note(epoch: Epoch, seq: Seq) -> [u8; NOTE_BYTES] {
@@ -182,6 +302,15 @@ fn held_by_another_process(path: &Path) -> Error {
         format!("the data directory \"{}\" is in use by another process", path.display()),
     )
     .hint("stop the other process, or choose another data directory")
+}
+
+fn not_empty(path: &Path) -> Error {
+    Error::new(
+        ErrorKind::AlreadyExists,
+        SqlState::OBJECT_NOT_IN_STATE,
+        format!("the directory \"{}\" is not empty", path.display()),
+    )
+    .hint("restore into a directory that is empty or does not exist")
 }
 
 fn newer(message: String) -> Error {
@@ -219,6 +348,24 @@ mod tests {
         assert!(error.to_string().contains("in use by another process"));
         drop(first);
         DataDirectory::open(folder.path()).unwrap();
+    }
+
+    #[test]
+    fn what_is_restored_in_part_cannot_be_opened() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("data");
+        drop(DataDirectory::begin_restore(&path).unwrap());
+        let error = DataDirectory::open(&path).unwrap_err();
+        assert!(error.to_string().contains("only in part"), "{error}");
+        let error = DataDirectory::begin_restore(&path).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::AlreadyExists);
+        fs::remove_dir_all(&path).unwrap();
+        let directory = DataDirectory::begin_restore(&path).unwrap();
+        fs::create_dir(directory.store_path()).unwrap();
+        directory.undo_restore().unwrap();
+        assert_eq!(fs::read_dir(&path).unwrap().count(), 0);
+        DataDirectory::begin_restore(&path).unwrap().end_restore().unwrap();
+        DataDirectory::open(&path).unwrap();
     }
 
     #[test]

@@ -9,6 +9,7 @@
 mod arbitrary;
 mod columns;
 mod directory;
+mod disk_space;
 pub mod keys;
 mod rocksdb;
 pub mod row_decoder;
@@ -23,6 +24,7 @@ use bytes::Bytes;
 use crate::error::{Error, Result};
 
 pub use directory::DataDirectory;
+pub use disk_space::{DiskSpace, Room};
 pub use rocksdb::{RocksStorage, StorageOptions};
 
 /// A separate key space with its own memtable and files.
@@ -230,6 +232,8 @@ pub struct StorageMetrics {
     pub flushes_running: u64,
     /// About how many keys the `Rows` partition has.
     pub rows_estimate: u64,
+    /// Bytes of live rows in the `Rows` partition's files and memtables, about; never much less than there are.
+    pub row_bytes: u64,
     /// Bytes of the `Log` partition's files and memtables, about.
     pub log_bytes: u64,
 }
@@ -250,6 +254,23 @@ pub trait StorageBackend: Send + Sync + 'static {
     /// # Errors
     /// As [`StorageBackend::write`].
     fn sync(&self) -> Result<()>;
+
+    /// Closes the store and opens it again, after a write has failed: what was synced is there, of later batches the first so many
+    /// that reached the disk. From now on snapshots taken before answer with `Unavailable`. It blocks.
+    ///
+    /// # Errors
+    /// `Unavailable` when reads do not end in time or the files cannot be opened, `Corruption` when they are damaged. The store is
+    /// closed then, and may be reopened again.
+    fn reopen(&self) -> Result<()>;
+
+    /// Takes away what is left of deleted keys in a range, which every scan steps over until then. It may take long; what a kept
+    /// snapshot can see stays. Here it does nothing, as where deleting leaves nothing.
+    ///
+    /// # Errors
+    /// When the range has no end.
+    fn compact(&self, _partition: Partition, _range: &KeyRange) -> Result<()> {
+        Ok(())
+    }
 
     /// Sizes and running work, about.
     fn metrics(&self) -> StorageMetrics;

@@ -4,17 +4,29 @@
 //! and in the files, because every INSERT asks for a key that is almost never there. RocksDB's own checksums cover the log,
 //! the files and the manifest.
 //!
-//! Invariant: the store, and with it the lock of the data directory, stays open as long as any snapshot of it lives.
+//! RocksDB holds a lock of its own in its folder, so a store is closed before it is opened again. A snapshot therefore reaches its
+//! store through a place that [`StorageBackend::reopen`] can empty: reads under way are told to end, the last of them closes the
+//! store, and later reads of the same snapshot fail.
+//!
+//! Invariant: the store, and with it the lock of the data directory, stays open as long as any snapshot of it lives, unless it is
+//! reopened.
 
+use std::convert::Infallible;
 use std::ops::ControlFlow;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use ::rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBPinnableSlice,
-    DBRecoveryMode, Env, Error as RocksError, ErrorKind as RocksErrorKind, IteratorMode, LogLevel, Options,
-    ReadOptions, SliceTransform, WriteBatch as RocksBatch, WriteOptions,
+    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, CompactOptions, DB, DBCompressionType,
+    DBIterator, DBPinnableSlice, DBRecoveryMode, Env, Error as RocksError, ErrorKind as RocksErrorKind,
+    IteratorMode, LogLevel, Options, ReadOptions, SliceTransform, WriteBatch as RocksBatch, WriteOptions,
 };
+use arc_swap::ArcSwapOption;
 use bytes::Bytes;
+use parking_lot::{Mutex, RwLock};
 use self_cell::self_cell;
 
 use super::{
@@ -30,6 +42,10 @@ const INFO_LOG_BYTES_MAX: usize = 4 << 20;
 const OPEN_FILES_MAX: i32 = 1_000;
 /// From this many keys on a batched read is cheaper than single ones.
 const BATCHED_GET_KEYS_MIN: usize = 4;
+/// How long closing waits for reads under way, which end at their next key.
+const CLOSE_WAIT_MAX: Duration = Duration::from_secs(10);
+/// From this many snapshots on it is looked which of them are gone.
+const VIEWS_PRUNED_MIN: usize = 64;
 
 /// Memory of a store.
 #[derive(Clone, Copy, Debug)]
@@ -54,26 +70,64 @@ impl From<&Config> for StorageOptions {
 
 /// A RocksDB store.
 pub struct RocksStorage {
-    store: Arc<Store>,
+    place: Place,
+    /// `None` while it is closed.
+    store: ArcSwapOption<Store>,
+    /// Disconnected once the store that was opened last has closed.
+    closed: Mutex<mpsc::Receiver<Infallible>>,
+}
+
+/// Where a store is, and how it is opened.
+struct Place {
+    path: PathBuf,
+    database: Options,
+    options: StorageOptions,
+    /// `None` for a store in memory.
+    directory: Option<Arc<DataDirectory>>,
+    read_only: bool,
 }
 
 /// The fields are dropped in this order: first the store closes, then the directory is given back.
 struct Store {
     db: DB,
     cache: Cache,
-    /// `None` for a store in memory.
     directory: Option<Arc<DataDirectory>>,
+    /// Tells reads under way to end.
+    closing: AtomicBool,
+    views: Mutex<Views>,
+    _closed: mpsc::Sender<Infallible>,
 }
 
-type View<'a> = ::rocksdb::Snapshot<'a>;
+/// The snapshots that may still be read.
+struct Views {
+    views: Vec<Weak<View>>,
+    pruned_at: usize,
+}
+
+type RocksSnapshot<'a> = ::rocksdb::Snapshot<'a>;
 
 self_cell!(
-    struct OwnedView {
+    /// A snapshot together with its store.
+    struct OpenView {
         owner: Arc<Store>,
         #[covariant]
-        dependent: View,
+        dependent: RocksSnapshot,
     }
 );
+
+self_cell!(
+    /// An iterator together with its snapshot.
+    struct OpenEntries {
+        owner: Arc<OpenView>,
+        #[not_covariant]
+        dependent: DBIterator,
+    }
+);
+
+/// A snapshot, until its store is reopened.
+struct View {
+    open: RwLock<Option<Arc<OpenView>>>,
+}
 
 impl RocksStorage {
     /// Opens the store of a data directory, creating it when it is new.
@@ -81,9 +135,17 @@ impl RocksStorage {
     /// # Errors
     /// `Corruption` when RocksDB finds damage, `Unavailable` when the files cannot be opened.
     pub fn open(directory: Arc<DataDirectory>, options: StorageOptions) -> Result<Self> {
-        let path = directory.store_path();
-        let database_options = database_options(options);
-        Self::open_with(&path, &database_options, options, Some(directory))
+        let (path, database) = (directory.store_path(), database_options(options));
+        Self::open_at(Place { path, database, options, directory: Some(directory), read_only: false })
+    }
+
+    /// Opens the store of a data directory only to read it: nothing on disk changes, and writing fails.
+    ///
+    /// # Errors
+    /// As [`RocksStorage::open`]; also when there is no store.
+    pub(crate) fn open_read_only(directory: Arc<DataDirectory>, options: StorageOptions) -> Result<Self> {
+        let (path, database) = (directory.store_path(), database_options(options));
+        Self::open_at(Place { path, database, options, directory: Some(directory), read_only: true })
     }
 
     /// A store in memory, gone when it is dropped.
@@ -92,23 +154,57 @@ impl RocksStorage {
     /// `Internal` when RocksDB refuses, which it does only without memory.
     pub fn in_memory(options: StorageOptions) -> Result<Self> {
         let env = Env::mem_env().map_err(|error| read_error(error, "could not make a store in memory"))?;
-        let mut database_options = database_options(options);
-        database_options.set_env(&env);
-        Self::open_with(std::path::Path::new("/kalamdb"), &database_options, options, None)
+        let mut database = database_options(options);
+        database.set_env(&env);
+        let path = Path::new("/kalamdb").to_owned();
+        Self::open_at(Place { path, database, options, directory: None, read_only: false })
     }
 
-    fn open_with(
-        path: &std::path::Path,
-        database_options: &Options,
-        options: StorageOptions,
-        directory: Option<Arc<DataDirectory>>,
-    ) -> Result<Self> {
-        let cache = Cache::new_lru_cache(options.block_cache_bytes);
-        let families = Partition::ALL.map(|partition| {
-            ColumnFamilyDescriptor::new(family_name(partition), family_options(partition, options, &cache))
-        });
-        let db = DB::open_cf_descriptors(database_options, path, families).map_err(open_error)?;
-        Ok(Self { store: Arc::new(Store { db, cache, directory }) })
+    fn open_at(place: Place) -> Result<Self> {
+        let (store, closed) = place.open()?;
+        Ok(Self { place, store: ArcSwapOption::new(Some(store)), closed: Mutex::new(closed) })
+    }
+
+    /// Ends all reads and closes the store.
+    fn close(&self) -> Result<()> {
+        if let Some(store) = self.store.swap(None) {
+            store.closing.store(true, Ordering::Release);
+            let views = std::mem::take(&mut store.views.lock().views);
+            for view in views.iter().filter_map(Weak::upgrade) {
+                view.open.write().take();
+            }
+        }
+        match self.closed.lock().recv_timeout(CLOSE_WAIT_MAX) {
+            Err(RecvTimeoutError::Disconnected) => Ok(()),
+            Err(RecvTimeoutError::Timeout) => Err(unavailable("the store is still being read")),
+            Ok(never) => match never {},
+        }
+    }
+
+    fn opened(&self) -> Result<Arc<Store>> {
+        self.store.load_full().ok_or_else(reopening)
+    }
+}
+
+impl Place {
+    fn open(&self) -> Result<(Arc<Store>, mpsc::Receiver<Infallible>)> {
+        let cache = Cache::new_lru_cache(self.options.block_cache_bytes);
+        let families = families(self.options, &cache);
+        let db = match self.read_only {
+            true => DB::open_cf_descriptors_read_only(&self.database, &self.path, families, false),
+            false => DB::open_cf_descriptors(&self.database, &self.path, families),
+        };
+        let db = db.map_err(open_error)?;
+        let (sender, closed) = mpsc::channel();
+        let store = Store {
+            db,
+            cache,
+            directory: self.directory.as_ref().map(Arc::clone),
+            closing: AtomicBool::new(false),
+            views: Mutex::new(Views { views: Vec::new(), pruned_at: VIEWS_PRUNED_MIN }),
+            _closed: sender,
+        };
+        Ok((Arc::new(store), closed))
     }
 }
 
@@ -127,6 +223,12 @@ fn database_options(options: StorageOptions) -> Options {
     database.set_keep_log_file_num(2);
     database.set_stats_dump_period_sec(0);
     database
+}
+
+fn families(options: StorageOptions, cache: &Cache) -> [ColumnFamilyDescriptor; 4] {
+    Partition::ALL.map(|partition| {
+        ColumnFamilyDescriptor::new(family_name(partition), family_options(partition, options, cache))
+    })
 }
 
 fn family_options(partition: Partition, options: StorageOptions, cache: &Cache) -> Options {
@@ -190,45 +292,86 @@ impl Drop for Store {
     }
 }
 
+impl Views {
+    fn add(&mut self, view: &Arc<View>) {
+        if self.views.len() >= self.pruned_at {
+            self.views.retain(|view| view.strong_count() > 0);
+            self.pruned_at = VIEWS_PRUNED_MIN.max(2 * self.views.len());
+        }
+        self.views.push(Arc::downgrade(view));
+    }
+}
+
 impl StorageBackend for RocksStorage {
     fn snapshot(&self) -> Arc<dyn StorageSnapshot> {
-        Arc::new(OwnedView::new(Arc::clone(&self.store), |store| store.db.snapshot()))
+        let Some(store) = self.store.load_full() else {
+            return Arc::new(View { open: RwLock::new(None) });
+        };
+        let open = Arc::new(OpenView::new(Arc::clone(&store), |store| store.db.snapshot()));
+        let view = Arc::new(View { open: RwLock::new(Some(open)) });
+        let mut views = store.views.lock();
+        views.add(&view);
+        if store.closing.load(Ordering::Acquire) {
+            view.open.write().take();
+        }
+        view
     }
 
     fn write(&self, batch: WriteBatch, sync: bool) -> Result<()> {
+        let store = self.opened()?;
         // Per operation RocksDB adds a tag, a family number and two lengths.
         let mut rocks = RocksBatch::with_capacity_bytes(batch.bytes() + 16 * batch.ops().len() + 16);
         for op in batch.ops() {
             match op {
-                WriteOp::Put { partition, key, value } => {
-                    rocks.put_cf(self.store.family(*partition)?, key, value)
-                }
-                WriteOp::Delete { partition, key } => rocks.delete_cf(self.store.family(*partition)?, key),
+                WriteOp::Put { partition, key, value } => rocks.put_cf(store.family(*partition)?, key, value),
+                WriteOp::Delete { partition, key } => rocks.delete_cf(store.family(*partition)?, key),
                 WriteOp::DeleteRange { partition, range } => {
                     let Some(end) = &range.end else {
                         return Err(Error::internal("a range to the last key cannot be removed"));
                     };
                     if !range.is_empty() {
-                        rocks.delete_range_cf(self.store.family(*partition)?, &range.start, end);
+                        rocks.delete_range_cf(store.family(*partition)?, &range.start, end);
                     }
                 }
             }
         }
         let mut write_options = WriteOptions::default();
         write_options.set_sync(sync);
-        self.store.db.write_opt(rocks, &write_options).map_err(write_error)
+        store.db.write_opt(rocks, &write_options).map_err(write_error)
     }
 
     fn sync(&self) -> Result<()> {
+        let store = self.opened()?;
         // There is nothing below memory to sync to, and RocksDB's files in memory refuse to be.
-        if self.store.directory.is_none() {
+        if store.directory.is_none() {
             return Ok(());
         }
-        self.store.db.flush_wal(true).map_err(write_error)
+        store.db.flush_wal(true).map_err(write_error)
+    }
+
+    fn reopen(&self) -> Result<()> {
+        self.close()?;
+        let (store, closed) = self.place.open()?;
+        *self.closed.lock() = closed;
+        self.store.store(Some(store));
+        Ok(())
+    }
+
+    fn compact(&self, partition: Partition, range: &KeyRange) -> Result<()> {
+        let Some(end) = &range.end else {
+            return Err(Error::internal("a range to the last key cannot be compacted"));
+        };
+        let mut options = CompactOptions::default();
+        // Compactions that RocksDB begins by itself go on beside it.
+        options.set_exclusive_manual_compaction(false);
+        let store = self.opened()?;
+        let family = store.family(partition)?;
+        store.db.compact_range_cf_opt(family, Some(&range.start), Some(end), &options);
+        Ok(())
     }
 
     fn metrics(&self) -> StorageMetrics {
-        let store = &self.store;
+        let Some(store) = self.store.load_full() else { return StorageMetrics::default() };
         StorageMetrics {
             disk_bytes: store.sum("rocksdb.live-sst-files-size"),
             memtable_bytes: store.sum("rocksdb.cur-size-all-mem-tables"),
@@ -236,26 +379,56 @@ impl StorageBackend for RocksStorage {
             compactions_running: store.number("rocksdb.num-running-compactions", Partition::Rows),
             flushes_running: store.number("rocksdb.num-running-flushes", Partition::Rows),
             rows_estimate: store.number("rocksdb.estimate-num-keys", Partition::Rows),
+            row_bytes: store.number("rocksdb.estimate-live-data-size", Partition::Rows)
+                + store.number("rocksdb.cur-size-all-mem-tables", Partition::Rows),
             log_bytes: store.number("rocksdb.live-sst-files-size", Partition::Log)
                 + store.number("rocksdb.cur-size-all-mem-tables", Partition::Log),
         }
     }
 }
 
-impl OwnedView {
+impl OpenView {
     fn read_options(&self) -> ReadOptions {
         let mut options = ReadOptions::default();
         options.set_snapshot(self.borrow_dependent());
         options
     }
+
+    fn check_open(&self) -> Result<()> {
+        match self.borrow_owner().closing.load(Ordering::Relaxed) {
+            false => Ok(()),
+            true => Err(reopening()),
+        }
+    }
 }
 
-impl StorageSnapshot for OwnedView {
+impl Iterator for OpenEntries {
+    type Item = Result<(Box<[u8]>, Box<[u8]>)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.with_dependent_mut(|view, entries| {
+            let entry = entries.next()?;
+            Some(match view.check_open() {
+                Ok(()) => entry.map_err(|error| read_error(error, "could not scan the store")),
+                Err(error) => Err(error),
+            })
+        })
+    }
+}
+
+impl View {
+    fn open(&self) -> Result<Arc<OpenView>> {
+        self.open.read().as_ref().map(Arc::clone).ok_or_else(reopening)
+    }
+}
+
+impl StorageSnapshot for View {
     fn get(&self, partition: Partition, key: &[u8]) -> Result<Option<Bytes>> {
-        let store = self.borrow_owner();
+        let view = self.open()?;
+        let store = view.borrow_owner();
         let found = store
             .db
-            .get_pinned_cf_opt(store.family(partition)?, key, &self.read_options())
+            .get_pinned_cf_opt(store.family(partition)?, key, &view.read_options())
             .map_err(|error| read_error(error, "could not read from the store"))?;
         Ok(found.map(copied))
     }
@@ -264,11 +437,12 @@ impl StorageSnapshot for OwnedView {
         if keys.len() < BATCHED_GET_KEYS_MIN {
             return keys.iter().map(|key| self.get(partition, key)).collect();
         }
-        let store = self.borrow_owner();
+        let view = self.open()?;
+        let store = view.borrow_owner();
         let sorted = keys.is_sorted();
         store
             .db
-            .batched_multi_get_cf_opt(store.family(partition)?, keys, sorted, &self.read_options())
+            .batched_multi_get_cf_opt(store.family(partition)?, keys, sorted, &view.read_options())
             .into_iter()
             .map(|found| match found {
                 Ok(found) => Ok(found.map(copied)),
@@ -281,17 +455,21 @@ impl StorageSnapshot for OwnedView {
         if range.is_empty() {
             return Box::new(std::iter::empty());
         }
-        let family = match self.borrow_owner().family(partition) {
-            Ok(family) => family,
-            Err(error) => return Box::new(std::iter::once(Err(error))),
-        };
-        let mode = match direction {
-            Direction::Forward => IteratorMode::Start,
-            Direction::Reverse => IteratorMode::End,
-        };
-        let options = scan_options(partition, range, direction);
-        let entries = self.borrow_dependent().iterator_cf_opt(family, options, mode);
-        Box::new(entries.map(|entry| entry.map_err(|error| read_error(error, "could not scan the store"))))
+        let entries = self.open().and_then(|view| {
+            OpenEntries::try_new(view, |view| {
+                let family = view.borrow_owner().family(partition)?;
+                let mode = match direction {
+                    Direction::Forward => IteratorMode::Start,
+                    Direction::Reverse => IteratorMode::End,
+                };
+                let options = scan_options(partition, range, direction);
+                Ok(view.borrow_dependent().iterator_cf_opt(family, options, mode))
+            })
+        });
+        match entries {
+            Ok(entries) => Box::new(entries),
+            Err(error) => Box::new(std::iter::once(Err(error))),
+        }
     }
 
     fn visit(
@@ -304,14 +482,16 @@ impl StorageSnapshot for OwnedView {
         if range.is_empty() {
             return Ok(());
         }
-        let family = self.borrow_owner().family(partition)?;
+        let view = self.open()?;
+        let family = view.borrow_owner().family(partition)?;
         let options = scan_options(partition, range, direction);
-        let mut entries = self.borrow_dependent().raw_iterator_cf_opt(family, options);
+        let mut entries = view.borrow_dependent().raw_iterator_cf_opt(family, options);
         match direction {
             Direction::Forward => entries.seek_to_first(),
             Direction::Reverse => entries.seek_to_last(),
         }
         while let Some((key, value)) = entries.item() {
+            view.check_open()?;
             if let ControlFlow::Break(()) = visit(key, value)? {
                 return Ok(());
             }
@@ -364,8 +544,17 @@ fn open_error(error: RocksError) -> Error {
 fn read_error(error: RocksError, what: &str) -> Error {
     match error.kind() {
         RocksErrorKind::Corruption => Error::corruption("stored data failed its checksum").source(error),
-        _ => Error::new(ErrorKind::Unavailable, SqlState::IO_ERROR, what).source(error),
+        _ => unavailable(what).source(error),
     }
+}
+
+fn unavailable(what: &str) -> Error {
+    Error::new(ErrorKind::Unavailable, SqlState::IO_ERROR, what)
+}
+
+/// What reads and writes answer whose store is closed.
+fn reopening() -> Error {
+    unavailable("the store is being reopened because a write to disk failed").hint("run the statement again")
 }
 
 fn write_error(error: RocksError) -> Error {

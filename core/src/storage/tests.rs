@@ -130,6 +130,27 @@ fn many_keys_are_read_in_the_order_asked() {
 }
 
 #[test]
+fn compacting_leaves_nothing_of_what_nobody_sees_and_all_that_somebody_does() {
+    on_every_backend(|storage| {
+        let keys: Vec<Vec<u8>> = (0..1_000_u32).map(|key| key.to_be_bytes().to_vec()).collect();
+        let slices: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
+        put_all(storage, Partition::Rows, &slices);
+        let old = storage.snapshot();
+        let mut batch = WriteBatch::new();
+        keys.iter().skip(10).for_each(|key| batch.delete(Partition::Rows, key.clone()));
+        storage.write(batch, true).unwrap();
+        let range = KeyRange { start: Vec::new(), end: Some(vec![1]) };
+        storage.compact(Partition::Rows, &range).unwrap();
+        assert_eq!(old.scan(Partition::Rows, KeyRange::all(), Direction::Forward).count(), 1_000);
+        drop(old);
+        storage.compact(Partition::Rows, &range).unwrap();
+        assert_eq!(scanned(storage, Partition::Rows, KeyRange::all(), Direction::Forward), keys[..10]);
+        assert_eq!(storage.metrics().rows_estimate, 10);
+        assert!(storage.compact(Partition::Rows, &KeyRange::all()).is_err());
+    });
+}
+
+#[test]
 fn a_visit_stops_when_told_and_passes_errors_on() {
     on_every_backend(|storage| {
         put_all(storage, Partition::Log, &[b"a", b"b", b"c"]);
@@ -149,6 +170,59 @@ fn a_visit_stops_when_told_and_passes_errors_on() {
             })
             .unwrap_err();
         assert_eq!(error.message(), "bad row");
+    });
+}
+
+#[test]
+fn reopening_keeps_what_was_written_and_ends_older_snapshots() {
+    on_every_backend(|storage| {
+        put_all(storage, Partition::Rows, &[b"a", b"b"]);
+        let old = storage.snapshot();
+        storage.reopen().unwrap();
+        let keys = [b"a", b"b", b"c", b"d"].map(|key| Bytes::from_static(key));
+        let errors = [
+            old.get(Partition::Rows, b"a").unwrap_err(),
+            old.multi_get(Partition::Rows, &keys).unwrap_err(),
+            old.scan(Partition::Rows, KeyRange::all(), Direction::Forward).next().unwrap().unwrap_err(),
+            old.visit(Partition::Rows, KeyRange::all(), Direction::Forward, &mut |_, _| unreachable!())
+                .unwrap_err(),
+        ];
+        assert!(
+            errors.iter().all(|error| error.kind() == crate::error::ErrorKind::Unavailable),
+            "{errors:?}"
+        );
+        assert_eq!(scanned(storage, Partition::Rows, KeyRange::all(), Direction::Forward).len(), 2);
+        put_all(storage, Partition::Rows, &[b"c"]);
+        storage.reopen().unwrap();
+        assert_eq!(scanned(storage, Partition::Rows, KeyRange::all(), Direction::Reverse).len(), 3);
+    });
+}
+
+#[test]
+fn reopening_ends_reads_that_are_under_way() {
+    on_every_backend(|storage| {
+        put_all(storage, Partition::Rows, &[b"a", b"b"]);
+        let snapshot = storage.snapshot();
+        let (enter, entered) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(move || {
+                loop {
+                    let visited =
+                        snapshot.visit(Partition::Rows, KeyRange::all(), Direction::Forward, &mut |_, _| {
+                            // Nobody listens any more once the store is reopened.
+                            let _ = enter.send(());
+                            Ok(ControlFlow::Continue(()))
+                        });
+                    if let Err(error) = visited {
+                        return error;
+                    }
+                }
+            });
+            entered.recv().unwrap();
+            storage.reopen().unwrap();
+            drop(entered);
+            assert_eq!(reader.join().unwrap().kind(), crate::error::ErrorKind::Unavailable);
+        });
     });
 }
 

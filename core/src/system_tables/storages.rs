@@ -1,14 +1,15 @@
-//! `system.storages`: where segments live. Credentials are not shown to anybody.
+//! `system.storages`: where segments live. `credentials` is the prefix of the environment variables that hold them.
 
 use datafusion::arrow::array::RecordBatch;
 
-use super::columns::{self, null_text, optional_text, text, times};
+use serde_json::json;
+
+use super::columns::{self, optional_text, text, times};
 use crate::error::Result;
-use crate::schema_registry::{Catalog, TableSchemas};
+use crate::schema_registry::{Catalog, StorageRecord, TableSchemas};
 
 pub(super) fn batch(catalog: &Catalog, table: &TableSchemas) -> Result<RecordBatch> {
     let storages: Vec<_> = catalog.storages().collect();
-    let rows = storages.len();
     columns::batch(
         table,
         vec![
@@ -17,12 +18,16 @@ pub(super) fn batch(catalog: &Catalog, table: &TableSchemas) -> Result<RecordBat
             optional_text("description", storages.iter().map(|storage| storage.description.as_deref())),
             text("storage_type", storages.iter().map(|storage| &storage.storage_type)),
             text("base_directory", storages.iter().map(|storage| &storage.base_directory)),
-            null_text("credentials", rows),
-            null_text("config_json", rows),
-            text("shared_tables_template", storages.iter().map(|storage| &storage.shared_tables_template)),
-            text("user_tables_template", storages.iter().map(|storage| &storage.user_tables_template)),
+            optional_text("credentials", storages.iter().map(|storage| storage.credentials.as_deref())),
+            optional_text("config_json", storages.iter().map(|storage| options(storage))),
+            text("shared_tables_template", storages.iter().map(|storage| storage.template())),
+            text("user_tables_template", storages.iter().map(|storage| storage.template())),
             times("created_at", storages.iter().map(|storage| storage.created_at)),
             times("updated_at", storages.iter().map(|storage| storage.updated_at)),
         ],
     )
+}
+
+fn options(storage: &StorageRecord) -> Option<String> {
+    (!storage.options.is_empty()).then(|| json!(storage.options).to_string())
 }

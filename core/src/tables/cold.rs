@@ -13,10 +13,12 @@ use arrow::compute::SortOptions;
 use arrow::datatypes::{DataType, Field};
 use bytes::Bytes;
 use datafusion::catalog::Session;
-use datafusion::common::ScalarValue;
 use datafusion::common::config::TableParquetOptions;
+use datafusion::common::stats::Precision;
+use datafusion::common::{ColumnStatistics, ScalarValue, Statistics};
 use datafusion::datasource::listing::PartitionedFile;
 use datafusion::datasource::physical_plan::parquet::ParquetAccessPlan;
+use datafusion::datasource::physical_plan::parquet::metadata::DFParquetMetadata;
 use datafusion::datasource::physical_plan::{FileGroup, FileScanConfigBuilder, ParquetSource};
 use datafusion::datasource::source::DataSourceExec;
 use datafusion::datasource::table_schema::TableSchema;
@@ -33,7 +35,7 @@ use super::source::RowSchema;
 use crate::cold_storage::{CheckedReaderFactory, Segment, SegmentKeys, SegmentStore, selection};
 use crate::commit::Snapshot;
 use crate::error::Result;
-use crate::schema_registry::TableSchemas;
+use crate::schema_registry::{ScopeKind, TableSchemas};
 use crate::storage::KeyRange;
 use crate::types::ColumnType;
 
@@ -42,6 +44,8 @@ use crate::types::ColumnType;
 const ORDERED_SEGMENTS_MAX: usize = 16;
 /// Rows that are worth a second partition.
 const PARTITION_ROWS_MIN: usize = 128 << 10;
+/// Rows whose columns' bounds are worth looking up.
+const ESTIMATED_ROWS_MIN: usize = 8 << 10;
 
 /// What is read of the cold rows of a table.
 pub(super) struct ColdScan<'a> {
@@ -56,6 +60,14 @@ pub(super) struct ColdScan<'a> {
     pub(super) limit: Option<usize>,
 }
 
+/// The cold rows of a scan.
+pub(super) struct ColdPlan {
+    /// Reads them; its columns are those of the hot scan.
+    pub(super) rows: Arc<dyn ExecutionPlan>,
+    /// Estimates for the optimizer.
+    pub(super) statistics: Statistics,
+}
+
 /// The rows of one segment that a scan reads.
 struct Piece {
     segment: Arc<Segment>,
@@ -63,8 +75,8 @@ struct Piece {
 }
 
 impl ColdScan<'_> {
-    /// The node that reads the rows, as the hot scan's schema has them; `None` when there are none.
-    pub(super) async fn plan(&self, state: &dyn Session) -> Result<Option<Arc<dyn ExecutionPlan>>> {
+    /// The node that reads the rows; `None` when there are none.
+    pub(super) async fn plan(&self, state: &dyn Session) -> Result<Option<ColdPlan>> {
         let pieces = self.pieces().await?;
         if pieces.is_empty() {
             return Ok(None);
@@ -97,18 +109,56 @@ impl ColdScan<'_> {
         let builder = FileScanConfigBuilder::new(SegmentStore::url()?, Arc::new(source))
             .with_file_groups(groups)
             .with_limit(self.limit);
+        let shown = self.columns.of(self.schemas);
         if self.columns == RowSchema::Write {
             let rows = DataSourceExec::from_data_source(builder.build());
-            return Ok(Some(Arc::new(ColdRowsExec::new(rows, self.schemas, self.projection)?)));
+            let rows = Arc::new(ColdRowsExec::new(rows, self.schemas, self.projection)?);
+            let statistics = Statistics::new_unknown(&rows.schema());
+            return Ok(Some(ColdPlan { rows, statistics }));
         }
-        let shown = self.columns.of(self.schemas).fields().len();
-        let positions = self.projection.map_or_else(|| (0..shown).collect(), <[usize]>::to_vec);
+        let positions =
+            self.projection.map_or_else(|| (0..shown.fields().len()).collect(), <[usize]>::to_vec);
+        let statistics = self.statistics(&pieces, &positions).await?;
         let ordering = if ordered { self.ordering() } else { None };
         let config = builder
             .with_output_ordering(ordering.into_iter().collect())
-            .with_projection_indices(Some(positions))?
+            .with_statistics(statistics.clone())
+            .with_projection_indices(Some(positions.clone()))?
             .build();
-        Ok(Some(DataSourceExec::from_data_source(config)))
+        let rows = DataSourceExec::from_data_source(config);
+        Ok(Some(ColdPlan { rows, statistics: statistics.project(Some(&positions)) }))
+    }
+
+    /// How many rows the pieces have and, of the columns at `positions`, how their values are spread. All are estimates, so that no
+    /// answer is ever taken from them. Of a USER table only the rows are counted: bounds would be those of other users too.
+    async fn statistics(&self, pieces: &[Piece], positions: &[usize]) -> Result<Statistics> {
+        let segment_schema = self.schemas.segment();
+        let rows: usize = pieces.iter().map(|piece| piece.selection.row_count()).sum();
+        let bytes: u64 = pieces.iter().map(|piece| piece.segment.bytes).sum();
+        let all_rows: u64 = pieces.iter().map(|piece| u64::from(piece.segment.rows)).sum();
+        // What is encoded takes about three times as much in memory.
+        let row_bytes = usize::try_from(3 * bytes / all_rows.max(1)).unwrap_or_default();
+        let mut statistics = Statistics::new_unknown(segment_schema);
+        statistics.num_rows = Precision::Inexact(rows);
+        statistics.total_byte_size = Precision::Inexact(rows.saturating_mul(row_bytes));
+        if rows < ESTIMATED_ROWS_MIN || self.schemas.definition.options.scope == ScopeKind::User {
+            return Ok(statistics);
+        }
+        let columns = Arc::new(segment_schema.project(positions)?);
+        let mut parts = Vec::with_capacity(pieces.len());
+        for piece in pieces {
+            let row_groups = self.snapshot.cold.store().row_groups(&piece.segment).await?;
+            parts.push(DFParquetMetadata::statistics_from_parquet_metadata(&row_groups, &columns)?);
+        }
+        let merged = Statistics::try_merge_iter(&parts, &columns)?.to_inexact();
+        for (position, column) in positions.iter().zip(merged.column_statistics) {
+            // Segments have no bounds of floats, and without bounds nothing else is known.
+            let is_float = segment_schema.field(*position).data_type().is_floating();
+            if let Some(place) = statistics.column_statistics.get_mut(*position) {
+                *place = if is_float { ColumnStatistics::new_unknown() } else { column };
+            }
+        }
+        Ok(statistics)
     }
 
     /// What a file has, and for a write also where the row is.

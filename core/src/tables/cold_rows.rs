@@ -6,8 +6,10 @@
 use std::fmt;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, AsArray, BinaryArray, Int64Array, RecordBatch, RecordBatchOptions};
-use arrow::datatypes::{Int64Type, SchemaRef, UInt32Type};
+use arrow::array::{
+    ArrayRef, AsArray, BinaryArray, Int64Array, RecordBatch, RecordBatchOptions, UInt32Array,
+};
+use arrow::datatypes::{DataType, Field, FieldRef, Int64Type, Schema, SchemaRef, UInt32Type};
 use bytes::Bytes;
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::error::Result as DataFusionResult;
@@ -58,15 +60,7 @@ impl ColdRowsExec {
         schemas: &Arc<TableSchemas>,
         projection: Option<&[usize]>,
     ) -> Result<Self> {
-        let definition = &schemas.definition;
-        let types = definition.columns.iter().map(|column| column.ty).collect();
-        let rows = ColdRows {
-            schemas: Arc::clone(schemas),
-            schema: project_schema(schemas.write(), projection)?,
-            keys: definition.segment_keys()?,
-            encoder: RowEncoder::new(definition.version, types),
-        };
-        Ok(Self::of(input, Arc::new(rows)))
+        Ok(Self::of(input, Arc::new(ColdRows::new(schemas, projection)?)))
     }
 
     fn of(input: Arc<dyn ExecutionPlan>, rows: Arc<ColdRows>) -> Self {
@@ -128,7 +122,30 @@ impl ExecutionPlan for ColdRowsExec {
     }
 }
 
+/// One row of a segment, which has the columns of segments, with those of the write schema.
+pub(super) fn cold_row(schemas: &Arc<TableSchemas>, row: &RecordBatch, place: Place) -> Result<RecordBatch> {
+    let mut fields: Vec<FieldRef> = row.schema().fields().iter().map(Arc::clone).collect();
+    fields.push(Arc::new(Field::new(COLUMN_SEGMENT, DataType::UInt32, false)));
+    fields.push(Arc::new(Field::new(COLUMN_POSITION, DataType::Int64, false)));
+    let mut columns = row.columns().to_vec();
+    columns.push(Arc::new(UInt32Array::from(vec![place.segment.0])));
+    columns.push(Arc::new(Int64Array::from(vec![i64::from(place.position)])));
+    let row = RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)?;
+    ColdRows::new(schemas, None)?.complete(&row)
+}
+
 impl ColdRows {
+    fn new(schemas: &Arc<TableSchemas>, projection: Option<&[usize]>) -> Result<Self> {
+        let definition = &schemas.definition;
+        let types = definition.columns.iter().map(|column| column.ty).collect();
+        Ok(Self {
+            schemas: Arc::clone(schemas),
+            schema: project_schema(schemas.write(), projection)?,
+            keys: definition.segment_keys()?,
+            encoder: RowEncoder::new(definition.version, types),
+        })
+    }
+
     fn complete(&self, batch: &RecordBatch) -> Result<RecordBatch> {
         let columns = self
             .schema

@@ -14,9 +14,9 @@ use arrow::record_batch::RecordBatch;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use tokio_util::sync::CancellationToken;
 
-use super::flush::{Flushed, SegmentsWriter, check_stop, gone_of, published};
+use super::control::Control;
+use super::flush::{Flushed, SegmentsWriter, gone_of, published};
 use crate::cold_storage::{Place, Segment, SegmentKeys, selection};
 use crate::commit::Snapshot;
 use crate::error::{Error, Result};
@@ -47,15 +47,14 @@ pub async fn compact(
     schemas: &Arc<TableSchemas>,
     segments: &[Arc<Segment>],
     next_id: impl Fn() -> SegmentId + Send + Sync + 'static,
-    stop: CancellationToken,
+    control: &Control,
     now_us: i64,
 ) -> Result<Compacted> {
     let mut merge = Merge::open(snapshot, schemas, segments).await?;
-    let mut writer = SegmentsWriter::new(snapshot, schemas, Arc::new(next_id));
+    let mut writer = SegmentsWriter::new(snapshot, schemas, Arc::new(next_id), control)?;
     let mut places: HashMap<SegmentId, Vec<Option<Place>>> =
         segments.iter().map(|segment| (segment.id, vec![None; segment.rows as usize])).collect();
     while let Some(chunk) = merge.next_chunk().await? {
-        check_stop(&stop)?;
         let new_places;
         let old_places = chunk.places;
         (writer, new_places) = blocking(move || {
@@ -71,7 +70,7 @@ pub async fn compact(
         }
     }
     let written = blocking(move || writer.finish()).await?;
-    let flushed = published(snapshot, schemas, written, &stop, now_us).await?;
+    let flushed = published(snapshot, schemas, written, control, now_us).await?;
     Ok(Compacted { flushed, places })
 }
 
@@ -94,6 +93,42 @@ struct Input {
     at: usize,
     /// The mean size of the batch's rows.
     row_bytes: usize,
+}
+
+/// The rows of a chunk while they are picked.
+#[derive(Default)]
+struct Picks {
+    batches: Vec<RecordBatch>,
+    /// For each input the batch of `batches` it now reads from.
+    sources: HashMap<usize, usize>,
+    /// For each row a batch and the row in it.
+    rows: Vec<(usize, usize)>,
+    keys: Vec<Bytes>,
+    places: Vec<Place>,
+    bytes: usize,
+}
+
+impl Picks {
+    /// Picks the row at hand of an input.
+    fn add(&mut self, index: usize, input: &Input, key: Bytes, position: u32) {
+        let source = *self.sources.entry(index).or_insert_with(|| {
+            self.batches.push(input.batch.clone());
+            self.batches.len() - 1
+        });
+        self.rows.push((source, input.at));
+        self.keys.push(key);
+        self.places.push(Place { segment: input.segment, position });
+        self.bytes += input.row_bytes;
+    }
+
+    fn into_chunk(self) -> Result<Option<Chunk>> {
+        if self.keys.is_empty() {
+            return Ok(None);
+        }
+        let batches: Vec<&RecordBatch> = self.batches.iter().collect();
+        let batch = interleave_record_batch(&batches, &self.rows)?;
+        Ok(Some(Chunk { batch, keys: self.keys, places: self.places }))
+    }
 }
 
 struct Merge {
@@ -155,46 +190,23 @@ impl Merge {
 
     /// The next rows; `None` when there are no more.
     async fn next_chunk(&mut self) -> Result<Option<Chunk>> {
-        let mut batches: Vec<RecordBatch> = Vec::new();
-        let (mut picked, mut keys, mut places) = (Vec::new(), Vec::new(), Vec::new());
-        // For each input the batch of `batches` it now reads from.
-        let mut sources: HashMap<usize, usize> = HashMap::new();
-        let mut bytes = 0;
-        while keys.len() < CHUNK_ROWS && bytes < CHUNK_BYTES_MAX {
+        let mut picks = Picks::default();
+        while picks.keys.len() < CHUNK_ROWS && picks.bytes < CHUNK_BYTES_MAX {
             let Some(Reverse((key, index))) = self.next.pop() else { break };
             let is_owned = self.is_owned(&key);
             let Some(input) = self.inputs.get_mut(index) else { break };
             let position = input.positions.next().ok_or_else(|| Error::internal("a merge lost its place"))?;
             if is_owned {
-                let source = *sources.entry(index).or_insert_with(|| {
-                    batches.push(input.batch.clone());
-                    batches.len() - 1
-                });
-                picked.push((source, input.at));
-                bytes += input.row_bytes;
-                keys.push(key);
-                places.push(Place { segment: input.segment, position });
+                picks.add(index, input, key, position);
             }
             input.at += 1;
             if input.at >= input.keys.len() {
-                sources.remove(&index);
+                picks.sources.remove(&index);
             }
             self.advance(index).await?;
         }
-        if keys.is_empty() && self.next.is_empty() {
-            return Ok(None);
-        }
-        let batches: Vec<&RecordBatch> = batches.iter().collect();
-        let batch = match batches.as_slice() {
-            [] => return Ok(Some(Chunk { batch: self.empty(), keys, places })),
-            batches => interleave_record_batch(batches, &picked)?,
-        };
-        Ok(Some(Chunk { batch, keys, places }))
-    }
-
-    fn empty(&self) -> RecordBatch {
-        let schema = self.inputs.first().map(|input| input.batch.schema());
-        RecordBatch::new_empty(schema.unwrap_or_else(|| Arc::new(arrow::datatypes::Schema::empty())))
+        // Nothing is picked only when nothing is left.
+        picks.into_chunk()
     }
 
     /// Rows of users that are no more are left behind.

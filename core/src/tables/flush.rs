@@ -9,12 +9,15 @@ use std::sync::Arc;
 
 use arrow::array::{ArrayRef, FixedSizeBinaryArray, Int64Array, RecordBatch};
 use bytes::Bytes;
-use tokio_util::sync::CancellationToken;
 
+use super::control::Control;
+use super::sizes::batch_value_bytes;
 use super::source::row_decoder;
-use crate::cold_storage::{NewSegment, Place, Segment, SegmentStore, SegmentWriter, WrittenSegment, marked};
+use crate::cold_storage::{
+    NewSegment, ObjectStorage, Place, Segment, SegmentStore, SegmentWriter, WrittenSegment,
+};
 use crate::commit::Snapshot;
-use crate::error::{Error, ErrorKind, Result, SqlState};
+use crate::error::{Error, Result};
 use crate::failpoint;
 use crate::ids::{SegmentId, Seq};
 use crate::schema_registry::{ScopeKind, TableSchemas};
@@ -45,7 +48,7 @@ pub struct Flushed {
 
 /// Objects that are removed when this is dropped, unless they are kept.
 pub struct Files {
-    store: Arc<SegmentStore>,
+    storage: Arc<ObjectStorage>,
     paths: Vec<String>,
 }
 
@@ -58,28 +61,25 @@ impl Files {
 
 impl Drop for Files {
     fn drop(&mut self) {
-        self.paths.iter().for_each(|path| self.store.discard(path));
+        self.paths.iter().for_each(|path| self.storage.discard(path));
     }
 }
 
 /// Writes the rows of `snapshot` that are hot to segments, which are then on stable storage and verified. `next_id` numbers them.
 ///
 /// # Errors
-/// 57014 when `stop` is cancelled, 58030 when the storage of the segments fails; XX001 for damaged rows, or for a segment that does
+/// 57014 when it is told to end, 58030 when the storage of the segments fails; XX001 for damaged rows, or for a segment that does
 /// not read as it was written.
 pub async fn flush(
     snapshot: &Arc<Snapshot>,
     schemas: &Arc<TableSchemas>,
     next_id: impl Fn() -> SegmentId + Send + Sync + 'static,
-    stop: CancellationToken,
+    control: &Control,
     now_us: i64,
 ) -> Result<Flushed> {
-    let writer = SegmentsWriter::new(snapshot, schemas, Arc::new(next_id));
-    let (written, files) = {
-        let stop = stop.clone();
-        blocking(move || write_hot(writer, &stop)).await?
-    };
-    published(snapshot, schemas, (written, files), &stop, now_us).await
+    let writer = SegmentsWriter::new(snapshot, schemas, Arc::new(next_id), control)?;
+    let written = blocking(move || write_hot(writer)).await?;
+    published(snapshot, schemas, written, control, now_us).await
 }
 
 /// Brings written segments to stable storage, reads them again, and describes them.
@@ -87,23 +87,27 @@ pub(super) async fn published(
     snapshot: &Snapshot,
     schemas: &TableSchemas,
     (written, files): (Vec<Written>, Files),
-    stop: &CancellationToken,
+    control: &Control,
     now_us: i64,
 ) -> Result<Flushed> {
     let store = snapshot.cold.store();
+    control.begin("bringing segments to stable storage");
     let mut flushed = Flushed { segments: Vec::new(), rows: 0, bytes: 0, files };
     for Written { id, path, mut segment } in written {
-        check_stop(stop)?;
         failpoint::step("segment::written")?;
-        store.publish(&path, &mut segment).await?;
+        control.check()?;
+        flushed.files.storage.publish(&path, &mut segment).await?;
         failpoint::step("segment::published")?;
         let new = describe(snapshot, schemas, id, path, segment, now_us)?;
         store.verify(&new.segment).await?;
         failpoint::step("segment::verified")?;
         flushed.rows += u64::from(new.segment.rows);
         flushed.bytes += new.segment.bytes;
+        control.add(new.segment.rows as usize, usize::try_from(new.segment.bytes).unwrap_or_default());
         flushed.segments.push(new);
     }
+    control.check()?;
+    control.begin("committing");
     Ok(flushed)
 }
 
@@ -120,6 +124,7 @@ fn describe(
         id,
         table: schemas.definition.id,
         version: schemas.definition.version,
+        storage: Arc::clone(&schemas.definition.options.storage_id),
         path,
         rows: u32::try_from(keys.len()).map_err(|_| Error::internal("a segment has too many rows"))?,
         bytes: written.bytes,
@@ -147,24 +152,12 @@ pub(super) struct SegmentsWriter {
     open: Option<(SegmentId, String, SegmentWriter)>,
     done: Vec<Written>,
     files: Files,
+    control: Control,
 }
 
-/// Fails when a move is to end.
-///
-/// # Errors
-/// 57014 then.
-pub(super) fn check_stop(stop: &CancellationToken) -> Result<()> {
-    if !stop.is_cancelled() {
-        return Ok(());
-    }
-    Err(Error::new(ErrorKind::Cancelled, SqlState::QUERY_CANCELED, "the job was ended")
-        .hint("rows and segments stay where they are"))
-}
-
-fn write_hot(mut writer: SegmentsWriter, stop: &CancellationToken) -> Result<(Vec<Written>, Files)> {
+fn write_hot(mut writer: SegmentsWriter) -> Result<(Vec<Written>, Files)> {
     let mut rest = Some(KeyRange::prefix(table_prefix(writer.schemas.definition.id)));
     while let Some(range) = rest {
-        check_stop(stop)?;
         rest = writer.write_hot(range)?;
     }
     writer.finish()
@@ -175,14 +168,19 @@ impl SegmentsWriter {
         snapshot: &Arc<Snapshot>,
         schemas: &Arc<TableSchemas>,
         next_id: Arc<dyn Fn() -> SegmentId + Send + Sync>,
-    ) -> Self {
+        control: &Control,
+    ) -> Result<Self> {
+        control.begin("writing segments");
         let (snapshot, schemas) = (Arc::clone(snapshot), Arc::clone(schemas));
-        let files = Files { store: Arc::clone(snapshot.cold.store()), paths: Vec::new() };
-        Self { snapshot, schemas, next_id, open: None, done: Vec::new(), files }
+        let storage = snapshot.cold.store().storage(&schemas.definition.options.storage_id)?;
+        let files = Files { storage, paths: Vec::new() };
+        let control = control.clone();
+        Ok(Self { snapshot, schemas, next_id, open: None, done: Vec::new(), files, control })
     }
 
     /// Writes the first hot rows of a range of keys, and gives what is left of it.
     fn write_hot(&mut self, range: KeyRange) -> Result<Option<KeyRange>> {
+        self.control.check()?;
         let flushed = self.snapshot.cold.flushed(self.schemas.definition.id);
         let shown: Vec<usize> = (0..self.schemas.full.fields().len()).collect();
         let mut decoder = row_decoder(&self.schemas.definition, &shown)?;
@@ -233,6 +231,8 @@ impl SegmentsWriter {
 
     /// Adds rows with their keys, each above all before, and says where they are now.
     pub(super) fn push(&mut self, batch: &RecordBatch, keys: &[Bytes]) -> Result<Vec<Place>> {
+        self.control.check()?;
+        self.control.add(keys.len(), batch_value_bytes(batch));
         if keys.is_empty() {
             return Ok(Vec::new());
         }
@@ -257,7 +257,7 @@ impl SegmentsWriter {
         let id = (self.next_id)();
         let path = SegmentStore::path(self.schemas.definition.id, self.snapshot.epoch, id);
         self.files.paths.push(path.clone());
-        let sink = self.snapshot.cold.store().create(&path)?;
+        let sink = self.files.storage.create(&path)?;
         Ok((id, path, SegmentWriter::new(sink, Arc::clone(self.schemas.segment()))?))
     }
 
@@ -275,9 +275,10 @@ impl SegmentsWriter {
 /// # Errors
 /// XX001 when a mark is damaged, and whatever the storage returns.
 pub async fn gone_of(snapshot: &Snapshot, segments: &[Arc<Segment>]) -> Result<Vec<Vec<u32>>> {
-    let storage = Arc::clone(&snapshot.storage);
-    let ids: Vec<SegmentId> = segments.iter().map(|segment| segment.id).collect();
-    blocking(move || ids.into_iter().map(|id| marked(&*storage, id)).collect()).await
+    let (storage, cold) = (Arc::clone(&snapshot.storage), Arc::clone(&snapshot.cold));
+    let ids: Vec<_> = segments.iter().map(|segment| (segment.table, segment.id)).collect();
+    let gone_in = move |(table, segment)| Ok(cold.gone(&*storage, table, segment)?.into_iter().collect());
+    blocking(move || ids.into_iter().map(gone_in).collect()).await
 }
 
 /// The keys of stored rows of a table that are in segments by now, from `start` on, and where to go on looking.

@@ -9,6 +9,7 @@
 mod cold;
 mod cold_rows;
 pub mod compact;
+mod control;
 mod cursor;
 pub mod flush;
 pub mod images;
@@ -20,6 +21,7 @@ mod sizes;
 mod source;
 mod write;
 
+pub use control::{Control, Progress};
 pub use point::PointReader;
 pub use provider::KalamTable;
 pub use scan::KalamScanExec;

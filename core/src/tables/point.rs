@@ -6,9 +6,9 @@ use arrow::record_batch::{RecordBatch, RecordBatchOptions};
 use bytes::Bytes;
 use datafusion::common::ScalarValue;
 
+use super::cold_rows::cold_row;
 use super::cursor::Shown;
 use super::source::{RowSchema, row_decoder};
-use crate::cold_storage::{Place, is_marked};
 use crate::commit::Snapshot;
 use crate::error::{Error, Result};
 use crate::ids::ScopeId;
@@ -58,7 +58,22 @@ impl PointReader {
         let is_null = values.iter().any(ScalarValue::is_null);
         // A key longer than any stored one finds nothing.
         let key = self.keys.encode_values(self.schemas.definition.id, scope, values).ok();
-        let Some(key) = key.filter(|_| !is_null).map(Bytes::from) else { return self.batch(None) };
+        match key.filter(|_| !is_null) {
+            Some(key) => self.read_key(snapshot, Bytes::from(key), now_us).await,
+            None => self.batch(None),
+        }
+    }
+
+    /// The row under a stored key, as [`PointReader::read`] gives it.
+    ///
+    /// # Errors
+    /// XX001 for damaged bytes; 58030 when a segment cannot be read.
+    pub async fn read_key(
+        self: &Arc<Self>,
+        snapshot: &Arc<Snapshot>,
+        key: Bytes,
+        now_us: i64,
+    ) -> Result<RecordBatch> {
         let (reader, at, stored) = (Arc::clone(self), Arc::clone(snapshot), Bytes::clone(&key));
         let hot = blocking(move || reader.read_hot(&at, &stored, now_us)).await?;
         match hot {
@@ -75,26 +90,23 @@ impl PointReader {
         }
     }
 
-    /// A key is in at most one segment as a row that is not gone.
     async fn read_cold(&self, snapshot: &Snapshot, key: Bytes) -> Result<RecordBatch> {
-        let definition = &self.schemas.definition;
-        let segments = snapshot.cold.segments(definition.id);
-        if segments.is_empty() {
+        let (cold, definition) = (&snapshot.cold, &self.schemas.definition);
+        if cold.segments(definition.id).is_empty() {
             return self.batch(None);
         }
-        let (store, keys) = (snapshot.cold.store(), definition.segment_keys()?);
-        for segment in segments.iter().rev() {
-            let found = store.find(&snapshot.storage, segment, &keys, std::slice::from_ref(&key)).await?;
-            let Some(position) = found.first().copied().flatten() else { continue };
-            if is_marked(&*snapshot.storage, Place { segment: segment.id, position })? {
-                continue;
-            }
-            let row = store.rows(segment, &[position]).await?;
-            let schema = self.columns.of(&self.schemas);
-            let columns = row.columns().get(..schema.fields().len()).unwrap_or_default().to_vec();
-            return Ok(RecordBatch::try_new(Arc::clone(schema), columns)?);
+        let keys = definition.segment_keys()?;
+        let found = cold.find(&snapshot.storage, definition.id, &keys, std::slice::from_ref(&key)).await?;
+        let place = found.into_iter().flatten().next();
+        let segment = place.and_then(|place| cold.segment(definition.id, place.segment));
+        let (Some(place), Some(segment)) = (place, segment) else { return self.batch(None) };
+        let row = cold.store().rows(segment, &[place.position]).await?;
+        if self.columns == RowSchema::Write {
+            return cold_row(&self.schemas, &row, place);
         }
-        self.batch(None)
+        let schema = self.columns.of(&self.schemas);
+        let columns = row.columns().get(..schema.fields().len()).unwrap_or_default().to_vec();
+        Ok(RecordBatch::try_new(Arc::clone(schema), columns)?)
     }
 
     fn batch(&self, row: Option<(&Bytes, Bytes)>) -> Result<RecordBatch> {

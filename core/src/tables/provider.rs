@@ -4,6 +4,7 @@
 //! snapshot, scope and time, and nothing of it is shared between statements.
 
 use std::fmt;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
@@ -13,11 +14,13 @@ use datafusion::catalog::{Session, TableProvider};
 use datafusion::common::{Constraint, Constraints};
 use datafusion::datasource::TableType;
 use datafusion::error::Result as DataFusionResult;
+use datafusion::execution::session_state::SessionStateBuilder;
 use datafusion::logical_expr::{Expr, TableProviderFilterPushDown};
-use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::union::UnionExec;
+use datafusion::physical_plan::{ExecutionPlan, SendableRecordBatchStream, execute_stream};
+use datafusion::prelude::SessionConfig;
 
-use super::cold::ColdScan;
+use super::cold::{ColdPlan, ColdScan};
 use super::key_filter::key_filter;
 use super::scan::{KalamScanExec, Scan};
 use super::source::{RowSchema, ScanSource};
@@ -25,6 +28,8 @@ use crate::commit::Snapshot;
 use crate::error::{Error, Result};
 use crate::ids::ScopeId;
 use crate::schema_registry::TableSchemas;
+use crate::storage::rows::row_seq;
+use crate::storage::{Direction, KeyRange, Partition, blocking};
 
 /// A table of one statement.
 pub struct KalamTable {
@@ -98,6 +103,35 @@ impl KalamTable {
         &self.snapshot
     }
 
+    /// Whether it is certain that no hot row is in the ranges, as in a table that was flushed and not written since.
+    async fn has_no_hot_rows(&self, ranges: &[KeyRange]) -> Result<bool> {
+        /// Rows that are looked at, most of which a flush will have moved and not removed yet.
+        const VISITS_MAX: usize = 256;
+        /// More ranges are read rather than looked at first.
+        const RANGES_MAX: usize = 16;
+        if ranges.len() > RANGES_MAX {
+            return Ok(false);
+        }
+        let flushed = self.snapshot.cold.flushed(self.schemas.definition.id);
+        let (snapshot, ranges) = (Arc::clone(&self.snapshot), ranges.to_vec());
+        blocking(move || {
+            let mut visits = 0;
+            let mut is_empty = true;
+            for range in ranges {
+                snapshot.storage.visit(Partition::Rows, range, Direction::Forward, &mut |_, row| {
+                    visits += 1;
+                    is_empty &= row_seq(row)? <= flushed && visits <= VISITS_MAX;
+                    Ok(if is_empty { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+                })?;
+                if !is_empty {
+                    break;
+                }
+            }
+            Ok(is_empty)
+        })
+        .await
+    }
+
     /// Which columns it shows.
     pub fn columns(&self) -> RowSchema {
         self.columns
@@ -115,6 +149,21 @@ impl KalamTable {
             computed: self.computed.as_ref().map(Arc::clone),
             constraints: self.constraints.clone(),
         }
+    }
+}
+
+impl KalamTable {
+    /// All rows, in the order they are read, without a statement that asks for them.
+    ///
+    /// # Errors
+    /// Whatever planning and reading return.
+    pub async fn stream(&self) -> Result<SendableRecordBatchStream> {
+        let mut config = SessionConfig::new().with_target_partitions(1);
+        config.options_mut().execution.parquet.schema_force_view_types = false;
+        let state = SessionStateBuilder::new().with_config(config).build();
+        self.snapshot.cold.store().register(state.runtime_env());
+        let plan = self.scan(&state, None, &[], None).await?;
+        Ok(execute_stream(plan, state.task_ctx())?)
     }
 }
 
@@ -177,6 +226,11 @@ impl TableProvider for KalamTable {
                     limit,
                 };
                 let cold = cold.plan(state).await?;
+                if let Some(cold) = &cold
+                    && self.has_no_hot_rows(&filter.ranges).await?
+                {
+                    return Ok(Arc::clone(&cold.rows));
+                }
                 (filter.ranges.into_iter().map(ScanSource::Stored).collect(), Some(filter.pinned), cold)
             }
         };
@@ -189,10 +243,12 @@ impl TableProvider for KalamTable {
             sources,
             pinned,
         };
-        let hot: Arc<dyn ExecutionPlan> = Arc::new(KalamScanExec::new(Arc::new(scan), projection, limit)?);
+        let hot = KalamScanExec::new(Arc::new(scan), projection, limit)?;
         match cold {
-            Some(cold) => UnionExec::try_new(vec![hot, cold]),
-            None => Ok(hot),
+            Some(ColdPlan { rows, statistics }) => {
+                UnionExec::try_new(vec![Arc::new(hot.with_values_like(statistics)), rows])
+            }
+            None => Ok(Arc::new(hot)),
         }
     }
 }

@@ -11,6 +11,8 @@ use std::sync::Arc;
 use arrow::compute::SortOptions;
 use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
+use datafusion::common::Statistics;
+use datafusion::common::stats::Precision;
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::error::Result as DataFusionResult;
 use datafusion::execution::TaskContext;
@@ -19,6 +21,7 @@ use datafusion::physical_expr::{EquivalenceProperties, Partitioning, PhysicalExp
 use datafusion::physical_plan::common::spawn_buffered;
 use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType};
 use datafusion::physical_plan::metrics::{BaselineMetrics, ExecutionPlanMetricsSet, MetricsSet};
+use datafusion::physical_plan::statistics::StatisticsArgs;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{
     DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties, SendableRecordBatchStream,
@@ -32,7 +35,7 @@ use crate::commit::Snapshot;
 use crate::error::{Error, Result};
 use crate::hot_tier::{Generation, HotScan};
 use crate::ids::ScopeId;
-use crate::schema_registry::TableSchemas;
+use crate::schema_registry::{FlushPolicy, TableSchemas};
 use crate::storage::keys::SCOPE_PREFIX_BYTES;
 use crate::storage::{Direction, KeyRange};
 use crate::types::ColumnType;
@@ -91,6 +94,8 @@ pub struct KalamScanExec {
     positions: Vec<usize>,
     direction: Direction,
     fetch: Option<usize>,
+    /// Estimates, where something is known.
+    statistics: Option<Arc<Statistics>>,
     properties: Arc<PlanProperties>,
     metrics: ExecutionPlanMetricsSet,
 }
@@ -107,9 +112,20 @@ impl KalamScanExec {
             positions,
             direction: Direction::Forward,
             fetch,
+            statistics: None,
             properties: Arc::new(properties),
             metrics: ExecutionPlanMetricsSet::new(),
         })
+    }
+
+    /// The same scan, which tells the optimizer that its values are spread like those of the table's cold rows, and that its rows are
+    /// no more than a policy leaves hot.
+    pub(super) fn with_values_like(self, mut cold: Statistics) -> Self {
+        let policy = &self.scan.schemas.definition.options.flush_policy;
+        let rows = policy.rows.or(FlushPolicy::default().rows).unwrap_or_default();
+        cold.num_rows = Precision::Inexact(usize::try_from(rows).unwrap_or(usize::MAX));
+        cold.total_byte_size = Precision::Absent;
+        Self { statistics: Some(Arc::new(cold)), ..self }
     }
 
     fn reversed(&self) -> Self {
@@ -296,6 +312,15 @@ impl ExecutionPlan for KalamScanExec {
 
     fn metrics(&self) -> Option<MetricsSet> {
         Some(self.metrics.clone_inner())
+    }
+
+    fn statistics_from_inputs(
+        &self,
+        _: &[Arc<Statistics>],
+        _: &StatisticsArgs,
+    ) -> DataFusionResult<Arc<Statistics>> {
+        let unknown = || Arc::new(Statistics::new_unknown(self.properties.eq_properties.schema()));
+        Ok(self.statistics.as_ref().map_or_else(unknown, Arc::clone))
     }
 
     fn with_fetch(&self, fetch: Option<usize>) -> Option<Arc<dyn ExecutionPlan>> {

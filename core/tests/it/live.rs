@@ -74,21 +74,21 @@ impl Folded {
 
 /// A subscriber that holds what it was told, and where it could resume.
 #[derive(Debug, Default)]
-struct Client {
+pub(crate) struct Client {
     complete: Folded,
-    complete_through: Seq,
-    token: Option<Bytes>,
+    pub(crate) complete_through: Seq,
+    pub(crate) token: Option<Bytes>,
     /// Rows of a snapshot or commit of which the rest is to come.
     partial: Vec<(u8, Row)>,
     in_snapshot: bool,
     /// What it held at each frontier.
-    checkpoints: Vec<(Seq, BTreeMap<Row, usize>)>,
+    pub(crate) checkpoints: Vec<(Seq, BTreeMap<Row, usize>)>,
     resets: Vec<ResetReason>,
     closed: Option<CloseReason>,
 }
 
 impl Client {
-    fn take(&mut self, frame: &Frame) -> Result<(), String> {
+    pub(crate) fn take(&mut self, frame: &Frame) -> Result<(), String> {
         // A stream that cannot resume begins at nothing.
         if matches!(frame.body, FrameBody::Started { resumed: false, .. }) {
             (self.complete_through, self.token) = (Seq(0), None);
@@ -610,7 +610,7 @@ async fn reopen(
     Ok(database)
 }
 
-fn setting(name: &str, default: u64) -> u64 {
+pub(crate) fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
 }
 
@@ -904,6 +904,7 @@ async fn streams_say_why_they_end() {
         ("ann", "ALTER USER 'ann' SET ROLE dba", CloseReason::AccessChanged),
         ("cid", "ALTER USER 'cid' SET PASSWORD 'another password'", CloseReason::AccessChanged),
         ("bob", "DROP USER 'bob'", CloseReason::UserDropped),
+        ("eve", "ALTER TABLE app.u SET (ACCESS_LEVEL = 'dba')", CloseReason::AccessChanged),
     ] {
         let create = format!("CREATE USER {user} WITH PASSWORD 'correct horse' ROLE service");
         root.execute(&create, ()).await.expect("create a user");

@@ -3,9 +3,18 @@
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod append;
+mod backup;
+mod bit_flips;
+mod check;
 mod cold;
+mod disk_full;
 mod hot;
+mod jobs;
 mod live;
+mod many_users;
+mod random_query;
+mod same_rows;
 mod session;
 mod sql;
 mod tidy;
+mod watched;

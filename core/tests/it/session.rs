@@ -27,7 +27,7 @@ pub(crate) async fn fails(session: &Session, sql: &str) -> Error {
 }
 
 /// Rows as lines, their columns between bars.
-fn text(batches: &[RecordBatch]) -> Vec<String> {
+pub(crate) fn text(batches: &[RecordBatch]) -> Vec<String> {
     let options = FormatOptions::default().with_null("NULL");
     let mut lines = Vec::new();
     for batch in batches {

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The core's modules, each before those that may name it.
-const ORDER: [&str; 20] = [
+const ORDER: [&str; 22] = [
     "ids",
     "error",
     "failpoint",
@@ -12,6 +12,7 @@ const ORDER: [&str; 20] = [
     "clock",
     "access",
     "types",
+    "platform",
     "storage",
     "cold_storage",
     "schema_registry",
@@ -19,6 +20,7 @@ const ORDER: [&str; 20] = [
     "hot_tier",
     "commit",
     "tables",
+    "maintenance",
     "live_query",
     "jobs",
     "system_tables",

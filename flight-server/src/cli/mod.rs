@@ -1,9 +1,10 @@
-//! The command line: `kalamdb serve`, `kalamdb sql`, `kalamdb watch`.
+//! The command line: `kalamdb serve`, `sql`, `watch`, `restore`, `check`.
 //!
 //! Results go to stdout, everything meant for people to stderr; a failed command says why in one line on stderr and exits
-//! with 1. Invariant: nothing here reads or writes a data directory except `serve`, and the file with root's password.
+//! with 1. Invariant: nothing here reads or writes a data directory except `serve`, `restore` and `check`, and the file with root's password.
 
 mod client;
+mod maintenance;
 mod output;
 mod platform;
 mod repl;
@@ -41,6 +42,10 @@ enum Command {
     Sql(sql::SqlArgs),
     /// Shows a query's result and then every change of it.
     Watch(watch::WatchArgs),
+    /// Restores a backup into a new data directory.
+    Restore(maintenance::RestoreArgs),
+    /// Checks a database that no server has open.
+    Check(maintenance::CheckArgs),
 }
 
 /// How rows are printed.
@@ -78,6 +83,8 @@ pub fn run() -> ExitCode {
         Command::Serve(args) => serve::run(&args),
         Command::Sql(args) => sql::run(&args),
         Command::Watch(args) => watch::run(&args),
+        Command::Restore(args) => maintenance::restore(&args),
+        Command::Check(args) => maintenance::check(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use clap::Args;
 use kalamdb_core::Database;
+use kalamdb_core::storage::DataDirectory;
 use rand::Rng;
 use rand::distr::Alphanumeric;
 use tokio::runtime::Handle;
@@ -25,6 +26,8 @@ pub(super) const ROOT_PASSWORD_FILE: &str = "root-password";
 const FORMAT_FILE: &str = "FORMAT";
 /// How long HTTP answers may take to end.
 const HTTP_DRAIN: Duration = Duration::from_secs(1);
+/// How long after it was asked to end the process may still flush tables: open calls and flushes together take less than 10 s.
+const FLUSH_DRAIN: Duration = Duration::from_millis(9_500);
 /// Letters and digits of a generated password: 143 bits.
 const PASSWORD_CHARS: usize = 24;
 
@@ -144,6 +147,7 @@ async fn serve(mut config: ServerConfig, calls: &Handle) -> Result<(), Failure> 
         ended = &mut serving => Some(ended),
     };
     info!(drain_ms = config.drain_ms, "shutting down");
+    let flush_until = tokio::time::Instant::now() + FLUSH_DRAIN;
     shutdown.cancel();
     let served = match ended {
         Some(ended) => ended?,
@@ -162,7 +166,7 @@ async fn serve(mut config: ServerConfig, calls: &Handle) -> Result<(), Failure> 
             ended??;
         }
     }
-    database.shutdown().await?;
+    database.shutdown_by(flush_until).await?;
     info!("shut down");
     served
 }
@@ -192,7 +196,7 @@ fn prepare_root_password(config: &mut ServerConfig) -> Result<Option<String>, Fa
     if data_dir.join(FORMAT_FILE).exists() {
         return Ok(None);
     }
-    std::fs::create_dir_all(data_dir)
+    DataDirectory::create(data_dir)
         .map_err(|error| format!("cannot create the data directory \"{}\": {error}", data_dir.display()))?;
     let password: String =
         rand::rng().sample_iter(Alphanumeric).take(PASSWORD_CHARS).map(char::from).collect();

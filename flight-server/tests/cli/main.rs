@@ -2,6 +2,7 @@
 
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod maintenance;
 mod serve;
 #[path = "../crash/server.rs"]
 #[allow(dead_code, reason = "shared with the crash test, which uses more of it")]

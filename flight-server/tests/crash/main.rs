@@ -3,18 +3,26 @@
 //! Eight writers, each with keys of its own, run statements over Flight SQL. Each writer knows two states per table: the one the
 //! server acknowledged last, and the one its running statement would make. The server is killed at a random moment and started
 //! again; then every table must show, for every writer, exactly one of the two. Anything older is a lost write, anything in
-//! between a torn statement, anything else a ghost. Half of the tables are flushed all the time, so that the server dies in every
-//! step of a flush as well.
+//! between a torn statement, anything else a ghost. Half of the tables are flushed and merged all the time, and
+//! others come and go, so that the server dies in the middle of that as well.
 //!
-//! `KALAMDB_CRASH_CYCLES` (default 50) and `KALAMDB_SEED` set how often and with which choices.
+//! `failpoints` ends the server at every named step instead of a random moment, `power_loss` takes away what was not synced.
+//!
+//! `KALAMDB_CRASH_CYCLES` (default 50), `KALAMDB_POWER_LOSSES` (default 20) and `KALAMDB_SEED` set how often and with which
+//! choices.
 
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod chores;
+mod failpoints;
 mod model;
+#[cfg(target_os = "linux")]
+mod power_loss;
 mod refusals;
 #[allow(dead_code, reason = "shared with the test of the command line, which reads the log")]
 mod server;
 mod tables;
+mod world;
 mod writer;
 
 use std::sync::Arc;
@@ -24,8 +32,8 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use self::model::{Tally, Writer};
-use self::server::{Client, Server};
+use self::server::Server;
+use self::world::{Crash, World, check_no_orphans};
 
 const WRITERS: u64 = 8;
 const CYCLES_DEFAULT: u64 = 50;
@@ -41,69 +49,57 @@ fn setting(name: &str, default: impl FnOnce() -> u64) -> u64 {
     }
 }
 
+fn seed() -> u64 {
+    let seed = setting("KALAMDB_SEED", || rand::rng().random());
+    println!("seed {seed} (KALAMDB_SEED)");
+    seed
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn acknowledged_writes_survive_kill_9() {
     let cycles = setting("KALAMDB_CRASH_CYCLES", || CYCLES_DEFAULT);
-    let seed = setting("KALAMDB_SEED", || rand::rng().random());
-    println!("seed {seed} (KALAMDB_SEED), {cycles} cycles (KALAMDB_CRASH_CYCLES)");
+    let seed = seed();
+    println!("{cycles} cycles (KALAMDB_CRASH_CYCLES)");
 
     let folder = tempfile::tempdir().expect("temporary folder");
     let mut random = StdRng::seed_from_u64(seed);
-    let mut writers: Vec<Writer> = (0..WRITERS).map(|id| Writer::new(id, seed)).collect();
-    let mut tally = Tally::default();
-
     let server = Server::start(folder.path()).await;
-    let token = server.log_in().await;
-    tables::create(&mut server.client(&token).await).await;
+    let mut world = World::create(&server, WRITERS, seed).await;
     server.kill();
 
     for cycle in 0..cycles {
         let server = Server::start(folder.path()).await;
-        tally.ready(server.ready_in);
+        world.tally.ready(server.ready_in);
         // The token was issued before all the crashes: it must survive them, too.
-        check(&mut server.client(&token).await, &mut writers, &mut tally, cycle).await;
-        writers = write_until_killed(server, &token, writers, random.random_range(LIFE_MS)).await;
+        world.check(&server, Crash::Kill, &format!("cycle {cycle}")).await;
+        work_until_killed(server, &mut world, random.random_range(LIFE_MS)).await;
     }
     let server = Server::start(folder.path()).await;
-    tally.ready(server.ready_in);
-    check(&mut server.client(&token).await, &mut writers, &mut tally, cycles).await;
+    world.tally.ready(server.ready_in);
+    world.check(&server, Crash::Kill, "after the last cycle").await;
+    let mut client = server.client(&world.token).await;
+    check_no_orphans(&mut client, folder.path(), "after the last cycle").await;
+    let merges = world::merges(&mut client).await;
+    drop(client);
     server.stop().await;
 
-    let acknowledged: u64 = writers.iter().map(|writer| writer.acknowledged).sum();
-    println!("crash: {cycles} cycles, seed {seed}, {acknowledged} statements acknowledged, {tally}");
+    let (acknowledged, tally) = (world.acknowledged(), &world.tally);
+    println!(
+        "crash: {cycles} cycles, seed {seed}, {acknowledged} statements acknowledged, {merges} merges, {tally}"
+    );
     assert!(acknowledged > 0 || cycles == 0, "no statement was acknowledged: nothing was tested");
+    let enough = cycles >= CYCLES_DEFAULT;
+    assert!(!enough || tally.interrupted_of("flush") > 0, "no kill fell into a flush");
+    assert!(!enough || merges > 0, "nothing was merged");
     assert!(tally.ready_max <= READY_MAX, "the server was ready only after {:?}", tally.ready_max);
 }
 
-/// Lets all writers run against `server` and kills it after `life_ms`. Returns the writers with what they know.
-async fn write_until_killed(server: Server, token: &str, writers: Vec<Writer>, life_ms: u64) -> Vec<Writer> {
+/// Lets everybody work on `server` and kills it after `life_ms`.
+async fn work_until_killed(server: Server, world: &mut World, life_ms: u64) {
     let killed = Arc::new(AtomicBool::new(false));
-    let mut running = Vec::new();
-    let channel = server.channel().await;
-    for writer in writers {
-        let client = Client::on(channel.clone(), token);
-        running.push(tokio::spawn(writer.run(client, Arc::clone(&killed))));
-    }
+    let work = world.begin(&server, &killed).await;
     tokio::time::sleep(Duration::from_millis(life_ms)).await;
     killed.store(true, Ordering::SeqCst);
     server.kill();
-    let mut writers = Vec::new();
-    for task in running {
-        writers.push(task.await.expect("a writer"));
-    }
-    writers
-}
-
-/// Compares every table with what the writers know, and makes what is there the writers' truth.
-async fn check(client: &mut Client, writers: &mut [Writer], tally: &mut Tally, cycle: u64) {
-    for table in tables::ALL {
-        let mut found = tables::read(client, table).await;
-        for writer in writers.iter_mut() {
-            let state = found.remove(&writer.id).unwrap_or_default();
-            if let Err(difference) = writer.settle(table, state, tally) {
-                panic!("cycle {cycle}, {}, writer {}: {difference}", table.name(), writer.id);
-            }
-        }
-        assert!(found.is_empty(), "cycle {cycle}, {}: rows of nobody: {found:?}", table.name());
-    }
+    world.end(work).await;
 }

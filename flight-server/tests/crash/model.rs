@@ -1,6 +1,6 @@
 //! What a writer knows, and the verdict on what was found after a crash.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::time::Duration;
 
@@ -31,9 +31,20 @@ pub(crate) struct Tally {
     /// Statements without an answer that left nothing.
     vanished: u64,
     pub(crate) ready_max: Duration,
+    /// The kinds of the jobs that a crash interrupted, by their ids.
+    interrupted: HashMap<String, String>,
 }
 
 impl Tally {
+    pub(crate) fn interrupted(&mut self, jobs: HashMap<String, String>) {
+        self.interrupted.extend(jobs);
+    }
+
+    /// How many jobs of a kind a crash interrupted.
+    pub(crate) fn interrupted_of(&self, kind: &str) -> usize {
+        self.interrupted.values().filter(|interrupted| *interrupted == kind).count()
+    }
+
     pub(crate) fn ready(&mut self, ready_in: Duration) {
         self.ready_max = self.ready_max.max(ready_in);
     }
@@ -41,12 +52,15 @@ impl Tally {
 
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { applied, vanished, ready_max } = self;
+        let Self { applied, vanished, ready_max, .. } = self;
         write!(
             f,
-            "{} in flight at a kill ({applied} applied whole, {vanished} not at all), 0 lost, 0 torn, 0 ghosts, \
-             slowest start {} ms",
+            "{} in flight at a crash ({applied} applied whole, {vanished} not at all), 0 lost, 0 torn, 0 ghosts, \
+             interrupted: {} flushes, {} merges, {} trims; slowest start {} ms",
             applied + vanished,
+            self.interrupted_of("flush"),
+            self.interrupted_of("compact"),
+            self.interrupted_of("log_trim"),
             ready_max.as_millis()
         )
     }

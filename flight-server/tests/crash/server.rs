@@ -18,6 +18,14 @@ pub(crate) const PASSWORD: &str = "crash-test-password";
 /// How long a server may take to say anything before the test gives up.
 const GIVE_UP: Duration = Duration::from_secs(60);
 
+/// Background work comes often, so that crashes fall into it.
+const EAGER: [(&str, &str); 4] = [
+    ("KALAMDB_FLUSH_CHECK_INTERVAL_MS", "10"),
+    ("KALAMDB_EXPIRY_INTERVAL_MS", "50"),
+    ("KALAMDB_TRIM_INTERVAL_MS", "200"),
+    ("KALAMDB_CHANGE_LOG_BYTES_MAX", "65536"),
+];
+
 /// A running server. Dropping it kills it.
 pub(crate) struct Server {
     child: Child,
@@ -25,6 +33,8 @@ pub(crate) struct Server {
     pub(crate) address: String,
     /// What it wrote to stderr so far.
     pub(crate) log: Log,
+    /// Reads its stderr to the end.
+    following: Option<JoinHandle<()>>,
     /// From starting the process to `listening`.
     pub(crate) ready_in: Duration,
 }
@@ -40,7 +50,7 @@ pub(crate) fn command_on(data_dir: &Path, address: &str) -> Command {
         .args(["serve", "--http-listen", "off", "--log-level", "warn", "--listen", address, "--data-dir"])
         .arg(data_dir)
         .env("KALAMDB_ROOT_PASSWORD", PASSWORD)
-        .env("KALAMDB_FLUSH_CHECK_INTERVAL_MS", "10")
+        .envs(EAGER)
         .env_remove("RUST_LOG")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -62,6 +72,14 @@ impl Server {
         Self::spawn(command(data_dir)).await
     }
 
+    /// What a server said on stderr that ends instead of serving.
+    pub(crate) async fn try_start_of(command: Command) -> String {
+        match Self::spawn(command).await {
+            Ok(_) => panic!("the server started"),
+            Err(said) => said,
+        }
+    }
+
     /// As `try_start`, with arguments and environment of the caller's choice.
     pub(crate) async fn spawn(mut command: Command) -> Result<Self, String> {
         let started = Instant::now();
@@ -79,7 +97,9 @@ impl Server {
         let line =
             line.expect("the server says something in time").expect("reader").expect("stdout is readable");
         match line.trim().strip_prefix("listening on ") {
-            Some(address) => Ok(Self { child, address: address.to_owned(), ready_in, log }),
+            Some(address) => {
+                Ok(Self { child, address: address.to_owned(), following: Some(following), ready_in, log })
+            }
             None => {
                 following.join().expect("stderr is readable");
                 let said = log.lines().join("\n");
@@ -99,6 +119,21 @@ impl Server {
     pub(crate) fn kill(mut self) {
         self.child.kill().expect("kill the server");
         self.child.wait().expect("the server is gone");
+    }
+
+    /// Waits until the process ends by itself; what it said then. `None` when it lives on for so long.
+    pub(crate) async fn ended(&mut self, within: Duration) -> Option<Vec<String>> {
+        let deadline = Instant::now() + within;
+        while self.child.try_wait().expect("the server's state").is_none() {
+            if Instant::now() > deadline {
+                return None;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        if let Some(following) = self.following.take() {
+            following.join().expect("stderr is readable");
+        }
+        Some(self.log.lines())
     }
 
     /// SIGTERM; the server must end by itself with 0.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use arrow::array::AsArray;
 use arrow::datatypes::Int64Type;
 
+use crate::chores;
 use crate::server::Client;
 
 /// What one writer has in one table: values by key.
@@ -29,6 +30,9 @@ pub(crate) enum Table {
 
 pub(crate) const ALL: [Table; 6] =
     [Table::Shared, Table::User, Table::Keyless, Table::ColdShared, Table::ColdUser, Table::ColdKeyless];
+
+/// Those that are flushed all the time.
+pub(crate) const COLD: [Table; 3] = [Table::ColdShared, Table::ColdUser, Table::ColdKeyless];
 
 impl Table {
     pub(crate) fn name(self) -> &'static str {
@@ -61,17 +65,18 @@ impl Table {
 }
 
 pub(crate) async fn create(client: &mut Client) {
-    let tables = ALL.map(Table::create);
-    for sql in std::iter::once("CREATE NAMESPACE crash").chain(tables.iter().map(String::as_str)) {
-        if let Err(error) = client.run(sql).await {
+    let mut statements = vec!["CREATE NAMESPACE crash".to_owned(), chores::create()];
+    statements.extend(ALL.map(Table::create));
+    for sql in statements {
+        if let Err(error) = client.run(&sql).await {
             panic!("{sql}: {error}");
         }
     }
 }
 
 /// Reads a whole table, by writer.
-pub(crate) async fn read(client: &mut Client, table: Table) -> BTreeMap<u64, State> {
-    let sql = format!("SELECT writer, id, value FROM {}", table.name());
+pub(crate) async fn read(client: &mut Client, table: &str) -> BTreeMap<u64, State> {
+    let sql = format!("SELECT writer, id, value FROM {table}");
     let batches = client.query(&sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
     let mut found: BTreeMap<u64, State> = BTreeMap::new();
     for batch in &batches {
@@ -80,7 +85,7 @@ pub(crate) async fn read(client: &mut Client, table: Table) -> BTreeMap<u64, Sta
         for ((writer, id), value) in writers.iter().zip(ids).zip(values) {
             let writer = u64::try_from(*writer).expect("a writer");
             let before = found.entry(writer).or_default().insert(*id, *value);
-            assert_eq!(before, None, "{}: writer {writer} has the key {id} twice", table.name());
+            assert_eq!(before, None, "{table}: writer {writer} has the key {id} twice");
         }
     }
     found

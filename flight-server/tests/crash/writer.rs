@@ -19,8 +19,8 @@ const INSERT_ROWS_MAX: i64 = 40;
 const PAD_BYTES: usize = 300;
 
 impl Writer {
-    /// Writes until a call fails, which it may only because the server was `killed`.
-    pub(crate) async fn run(mut self, mut client: Client, killed: Arc<AtomicBool>) -> Self {
+    /// Writes until a call fails, which it may only once `may_fail` says so.
+    pub(crate) async fn run(mut self, mut client: Client, may_fail: Arc<AtomicBool>) -> Self {
         loop {
             let (sql, table, after, changes) = self.choose();
             self.attempted = Some((table, after));
@@ -34,7 +34,7 @@ impl Writer {
                     self.acknowledged += 1;
                 }
                 Err(error) => {
-                    assert!(killed.load(Ordering::SeqCst), "a living server refused {sql}: {error}");
+                    assert!(may_fail.load(Ordering::SeqCst), "a living server refused {sql}: {error}");
                     return self;
                 }
             }

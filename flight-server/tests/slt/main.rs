@@ -4,8 +4,9 @@
 //! other and of their order. Statements go through an ordinary Flight SQL client: every statement is prepared, what the
 //! server calls an update is executed as one, the rest is read with an ad hoc query, DDL is not prepared at all, so all doors are used.
 //!
-//! Every file runs twice: as it is, with rows that are mostly hot, and as `flushed::NAME`, where all tables are flushed after every
-//! statement, so that whatever a query reads is cold. The results are the same.
+//! Every file runs three times, with the same results: as it is, with rows that are hot; as `flushed::NAME`, where all tables are
+//! flushed after every statement, so that queries, updates and deletes read cold rows only; and as `flushed_late::NAME`, where they are
+//! flushed before every query, so that updates and deletes also meet rows that are still hot.
 //!
 //! What the files can say beyond plain sqllogictest is described in `tests/slt/README.md`. A file's failures are all
 //! reported, not only the first, and a line of level ERROR in the server's log fails the file as well.
@@ -31,9 +32,14 @@ fn main() {
     let mut trials = Vec::new();
     for path in slt_files(&folder) {
         let name = path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned());
-        let flushed = path.clone();
-        trials.push(Trial::test(format!("flushed::{name}"), move || run_file(&flushed, Rows::Flushed)));
-        trials.push(Trial::test(name, move || run_file(&path, Rows::AsTheyAre)));
+        for (prefix, rows) in [
+            ("", Rows::AsTheyAre),
+            ("flushed::", Rows::FlushedAfterStatements),
+            ("flushed_late::", Rows::FlushedBeforeQueries),
+        ] {
+            let path = path.clone();
+            trials.push(Trial::test(format!("{prefix}{name}"), move || run_file(&path, rows)));
+        }
     }
     trials.push(Trial::test("the_folder_has_files", move || {
         let found = slt_files(&folder).len();
@@ -61,7 +67,9 @@ enum Rows {
     /// Where the server has put them.
     AsTheyAre,
     /// In segments: all tables are flushed after every statement.
-    Flushed,
+    FlushedAfterStatements,
+    /// In segments: all tables are flushed before every query that follows a statement.
+    FlushedBeforeQueries,
 }
 
 fn run_file(path: &Path, rows: Rows) -> Result<(), Failed> {
@@ -95,13 +103,18 @@ async fn run_records(
     runner.with_column_validator(strict_column_validator);
     let mut flusher = match rows {
         Rows::AsTheyAre => None,
-        Rows::Flushed => match FlightConnection::open(server.address(), &Connection::Default).await {
+        _ => match FlightConnection::open(server.address(), &Connection::Default).await {
             Ok(flusher) => Some(flusher),
             Err(error) => return failures.push(error.to_string()),
         },
     };
+    let mut is_written = false;
     for record in records {
-        let is_statement = matches!(&record, Record::Statement { .. });
+        let is_query = matches!(&record, Record::Query { .. });
+        if rows == Rows::FlushedBeforeQueries && is_query && std::mem::take(&mut is_written) {
+            failures.extend(flush_all(&mut flusher).await);
+        }
+        is_written |= matches!(&record, Record::Statement { .. });
         match &record {
             Record::Halt { .. } => break,
             Record::Statement { connection, .. }
@@ -114,11 +127,15 @@ async fn run_records(
         if let Err(error) = runner.run_async(record).await {
             failures.push(error.display(false).to_string());
         }
-        if let Some(flusher) = flusher.as_mut().filter(|_| is_statement)
-            && let Err(error) = flusher.flush_all().await
-        {
-            failures.push(format!("a flush failed: {error}"));
+        if rows == Rows::FlushedAfterStatements && std::mem::take(&mut is_written) {
+            failures.extend(flush_all(&mut flusher).await);
         }
     }
     runner.shutdown_async().await;
+}
+
+/// Says what failed.
+async fn flush_all(flusher: &mut Option<FlightConnection>) -> Option<String> {
+    let error = flusher.as_mut()?.flush_all().await.err()?;
+    Some(format!("a flush failed: {error}"))
 }

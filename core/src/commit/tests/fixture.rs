@@ -33,9 +33,20 @@ pub(super) const BOB: UserId = UserId(2);
 pub(super) struct TestStorage {
     inner: RocksStorage,
     gate: Mutex<Option<(SyncSender<()>, Receiver<()>)>>,
-    pub(super) fails: AtomicBool,
+    /// What the next write does, and those after it until the store is reopened.
+    pub(super) fault: Mutex<Option<Fault>>,
+    pub(super) reopen_fails: AtomicBool,
     pub(super) synced_writes: AtomicUsize,
     pub(super) writes: AtomicUsize,
+}
+
+/// How a write fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// Nothing reaches the disk.
+    Lost,
+    /// The batch reaches the disk, and is reported as failed all the same.
+    Kept,
 }
 
 /// A write that waits inside the store.
@@ -61,7 +72,8 @@ impl TestStorage {
         Arc::new(Self {
             inner: RocksStorage::in_memory(StorageOptions::default()).unwrap(),
             gate: Mutex::new(None),
-            fails: AtomicBool::new(false),
+            fault: Mutex::new(None),
+            reopen_fails: AtomicBool::new(false),
             synced_writes: AtomicUsize::new(0),
             writes: AtomicUsize::new(0),
         })
@@ -87,7 +99,11 @@ impl StorageBackend for TestStorage {
             enter.send(()).unwrap();
             released.recv().unwrap();
         }
-        if self.fails.load(Ordering::SeqCst) {
+        let fault = *self.fault.lock();
+        if let Some(fault) = fault {
+            if fault == Fault::Kept {
+                self.inner.write(batch, sync)?;
+            }
             return Err(Error::new(ErrorKind::Unavailable, SqlState::IO_ERROR, "the disk is gone"));
         }
         self.writes.fetch_add(1, Ordering::SeqCst);
@@ -97,6 +113,14 @@ impl StorageBackend for TestStorage {
 
     fn sync(&self) -> Result<()> {
         self.inner.sync()
+    }
+
+    fn reopen(&self) -> Result<()> {
+        if self.reopen_fails.load(Ordering::SeqCst) {
+            return Err(Error::new(ErrorKind::Unavailable, SqlState::IO_ERROR, "the disk is still gone"));
+        }
+        self.fault.lock().take();
+        self.inner.reopen()
     }
 
     fn metrics(&self) -> StorageMetrics {

@@ -294,21 +294,6 @@ async fn two_writes_of_a_table_in_a_set_are_one_entry_of_the_log() {
 }
 
 #[tokio::test]
-async fn a_failed_write_leaves_the_outcome_unknown_and_ends_writing() {
-    let fixture = Fixture::new().await;
-    fixture.insert(1, "kept").await.unwrap();
-    fixture.storage.fails.store(true, Ordering::SeqCst);
-    assert_eq!(fixture.insert(2, "lost").await.unwrap_err().sqlstate().0, "08007");
-    fixture.storage.fails.store(false, Ordering::SeqCst);
-    assert!(fixture.committer.is_poisoned());
-    assert_eq!(fixture.insert(3, "refused").await.unwrap_err().sqlstate().0, "58030");
-    let snapshot = fixture.snapshot();
-    assert!(stored(&snapshot, &fixture.shared, SHARED, 1).is_some());
-    assert!(stored(&snapshot, &fixture.shared, SHARED, 2).is_none());
-    fixture.committer.shutdown().await.unwrap();
-}
-
-#[tokio::test]
 async fn trimming_is_a_commit_that_moves_the_floor() {
     let fixture = Fixture::new().await;
     for id in 0..4 {

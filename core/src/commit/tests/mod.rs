@@ -1,5 +1,6 @@
 //! The commit order: validation, groups, recovery, failure, and a random model.
 
+mod failing;
 mod fixture;
 mod groups;
 mod model;

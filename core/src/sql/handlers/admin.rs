@@ -1,6 +1,6 @@
 //! USE and KILL LIVE QUERY.
 
-use super::{audit_row, denied};
+use super::{denied, write_down};
 use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::ids::SubscriptionId;
 use crate::sql::result::{Affected, Outcome};
@@ -31,9 +31,7 @@ pub(in crate::sql) async fn kill_live_query(session: &Session, id: &str) -> Resu
         denied(&execution, "KILL LIVE QUERY", id, refused).await;
         return Err(unknown());
     }
-    let mut set = execution.write_set();
-    set.tables.push(audit_row(&execution, "KILL LIVE QUERY", id, None, Some(owner))?);
-    let receipt = session.ctx().committer.commit(set).await?;
+    let receipt = write_down(&execution, "KILL LIVE QUERY", id, Some(owner)).await?;
     live_queries.kill(number)?;
     Ok(Outcome::Affected(Affected { rows: 0, seq: receipt.seq }))
 }

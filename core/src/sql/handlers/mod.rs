@@ -9,6 +9,7 @@ mod pieces;
 pub(super) mod query;
 pub(super) mod show;
 pub(super) mod storage;
+pub(super) mod storages;
 pub(super) mod subscribe;
 pub(super) mod table;
 pub(super) mod update_delete;
@@ -21,7 +22,7 @@ use super::execution::Execution;
 use super::result::{Affected, Outcome};
 use super::session::Session;
 use super::turns::Turn;
-use crate::commit::{TableWrite, WriteSet};
+use crate::commit::{Receipt, TableWrite, WriteSet};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::UserId;
 use crate::system_tables::audit::{self, AuditEntry};
@@ -84,14 +85,26 @@ pub(super) async fn denied(execution: &Execution, action: &str, target: &str, er
     if error.kind() != ErrorKind::PermissionDenied {
         return error;
     }
-    let mut set = execution.write_set();
-    match audit_row(execution, &format!("{action} DENIED"), target, None, None) {
-        Ok(row) => set.tables.push(row),
-        Err(failure) => return failure,
-    }
-    match execution.ctx().committer.commit(set).await {
+    match write_down(execution, &format!("{action} DENIED"), target, None).await {
         Ok(_) => error,
         Err(failure) => failure,
+    }
+}
+
+/// Commits an audit row by itself, anew when rows of the audit log became cold meanwhile.
+pub(super) async fn write_down(
+    execution: &Execution,
+    action: &str,
+    target: &str,
+    subject: Option<UserId>,
+) -> Result<Receipt> {
+    loop {
+        let mut set = execution.write_set();
+        set.tables.push(audit_row(execution, action, target, None, subject)?);
+        match execution.ctx().committer.commit(set).await {
+            Err(error) if error.kind() == ErrorKind::Conflict => {}
+            outcome => return outcome,
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! FLUSH, STORAGE COMPACT, SHOW MANIFEST and KILL JOB.
+//! FLUSH, STORAGE COMPACT, BACKUP DATABASE, SHOW MANIFEST and KILL JOB.
 //!
 //! Invariant: how many rows a USER table has is told to nobody who may not see all of them.
 
@@ -7,23 +7,28 @@ use std::sync::{Arc, LazyLock};
 use datafusion::arrow::array::{ArrayRef, Int64Array, StringArray, TimestampMicrosecondArray};
 use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 
-use super::audit_row;
 use super::show::rows;
+use super::{denied, write_down};
 use crate::access::Role;
-use crate::cold_storage::marked;
 use crate::error::{Error, Result};
 use crate::ids::JobId;
-use crate::schema_registry::{TableDefinition, TableKind};
+use crate::maintenance::BackupUrl;
+use crate::schema_registry::TableDefinition;
 use crate::sql::cursor::QualifiedName;
 use crate::sql::execution::Execution;
 use crate::sql::result::{Affected, Outcome};
 use crate::sql::session::Session;
 use crate::sql::storage_statement::{MoveKind, MoveTarget};
-use crate::storage::blocking;
+use crate::tables::flush::gone_of;
 
 static JOBS: LazyLock<SchemaRef> = LazyLock::new(|| {
     let text = |name: &str| Field::new(name, DataType::Utf8, false);
     Arc::new(Schema::new(vec![text("job_id"), text("namespace_id"), text("table_name")]))
+});
+
+static BACKUP: LazyLock<SchemaRef> = LazyLock::new(|| {
+    let text = |name: &str| Field::new(name, DataType::Utf8, false);
+    Arc::new(Schema::new(vec![text("job_id"), text("url")]))
 });
 
 static MANIFEST: LazyLock<SchemaRef> = LazyLock::new(|| {
@@ -37,12 +42,18 @@ static MANIFEST: LazyLock<SchemaRef> = LazyLock::new(|| {
         number("schema_version"),
         number("through_seq"),
         Field::new("created_at", DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())), false),
+        Field::new("storage_id", DataType::Utf8, false),
     ]))
 });
 
 /// The schema of FLUSH and COMPACT: a row for each job.
 pub(in crate::sql) fn jobs_schema() -> SchemaRef {
     Arc::clone(&JOBS)
+}
+
+/// The schema of BACKUP DATABASE: a row for its job.
+pub(in crate::sql) fn backup_schema() -> SchemaRef {
+    Arc::clone(&BACKUP)
 }
 
 /// The schema of SHOW MANIFEST: a row for each segment.
@@ -78,6 +89,20 @@ pub(in crate::sql) async fn move_rows(
     rows(session.ctx().committer.seq(), &JOBS, columns)
 }
 
+/// Begins a backup. Who may administer may: it has the rows of all users.
+pub(in crate::sql) async fn back_up(session: &Session, url: &BackupUrl) -> Result<Outcome> {
+    const ACTION: &str = "BACKUP DATABASE";
+    let execution = session.begin()?;
+    let shown = url.to_string();
+    if let Err(error) = execution.principal.require(Role::Dba, "back up the database") {
+        return Err(denied(&execution, ACTION, &shown, error).await);
+    }
+    let receipt = write_down(&execution, ACTION, &shown, None).await?;
+    let job = session.ctx().jobs.back_up(url.clone()).await?;
+    let text = |text: String| Arc::new(StringArray::from(vec![text])) as ArrayRef;
+    rows(receipt.seq, &BACKUP, vec![text(job.to_string()), text(shown)])
+}
+
 fn flushed_tables(execution: &Execution, namespace: Option<&str>) -> Result<Vec<Arc<TableDefinition>>> {
     if let Some(name) = namespace
         && execution.snapshot.catalog.namespace(name).is_none()
@@ -86,8 +111,7 @@ fn flushed_tables(execution: &Execution, namespace: Option<&str>) -> Result<Vec<
     }
     let tables = execution.snapshot.catalog.tables();
     let wanted = tables.filter(|table| {
-        matches!(table.kind, TableKind::User | TableKind::Shared)
-            && namespace.is_none_or(|namespace| *table.namespace == *namespace)
+        table.is_flushed() && namespace.is_none_or(|namespace| *table.namespace == *namespace)
     });
     Ok(wanted.map(Arc::clone).collect())
 }
@@ -98,13 +122,7 @@ pub(in crate::sql) async fn show_manifest(session: &Session, name: &QualifiedNam
     let table = Arc::clone(execution.find(name)?);
     let snapshot = Arc::clone(&execution.snapshot);
     let segments = snapshot.cold.segments(table.id).to_vec();
-    let gone: Vec<usize> = {
-        let ids: Vec<_> = segments.iter().map(|segment| segment.id).collect();
-        blocking(move || {
-            ids.into_iter().map(|id| Ok(marked(&*snapshot.storage, id)?.len())).collect::<Result<_>>()
-        })
-        .await?
-    };
+    let gone = gone_of(&snapshot, &segments).await?;
     let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
     let numbers = |values: Vec<i64>| Arc::new(Int64Array::from(values)) as ArrayRef;
     let of_each = |value: &dyn Fn(&crate::cold_storage::Segment) -> u64| {
@@ -115,11 +133,12 @@ pub(in crate::sql) async fn show_manifest(session: &Session, name: &QualifiedNam
         of_each(&|segment| u64::from(segment.id.0)),
         Arc::new(StringArray::from_iter_values(segments.iter().map(|segment| &segment.path))),
         of_each(&|segment| u64::from(segment.rows)),
-        numbers(gone.into_iter().map(|gone| number(gone as u64)).collect()),
+        numbers(gone.into_iter().map(|gone| number(gone.len() as u64)).collect()),
         of_each(&|segment| segment.bytes),
         of_each(&|segment| u64::from(segment.version.0)),
         of_each(&|segment| segment.through.0),
         Arc::new(TimestampMicrosecondArray::from_iter_values(created).with_timezone("UTC")),
+        Arc::new(StringArray::from_iter_values(segments.iter().map(|segment| &*segment.storage))),
     ];
     rows(execution.snapshot.seq, &MANIFEST, columns)
 }
@@ -128,8 +147,6 @@ pub(in crate::sql) async fn kill_job(session: &Session, id: &str) -> Result<Outc
     let execution = session.begin()?;
     execution.principal.require(Role::Dba, "end a job")?;
     session.ctx().jobs.cancel(&JobId(id.to_owned()))?;
-    let mut set = execution.write_set();
-    set.tables.push(audit_row(&execution, "KILL JOB", id, None, None)?);
-    let receipt = session.ctx().committer.commit(set).await?;
+    let receipt = write_down(&execution, "KILL JOB", id, None).await?;
     Ok(Outcome::Affected(Affected { rows: 0, seq: receipt.seq }))
 }

@@ -1,19 +1,20 @@
-//! CREATE TABLE and DROP TABLE.
+//! CREATE TABLE, ALTER TABLE and DROP TABLE.
 
 use std::sync::Arc;
 
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 use super::{Attempts, audit_row, denied, nothing_to_do};
+use crate::access::Role;
 use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::schema_registry::{
-    CatalogChange, NAMESPACE_SYSTEM, RESERVED_NAMESPACES, ScopeKind, TableDefinition, TableKind,
+    CatalogChange, NAMESPACE_SYSTEM, RESERVED_NAMESPACES, ScopeKind, TableDefinition, TableKind, TableOptions,
 };
 use crate::sql::cursor::QualifiedName;
 use crate::sql::execution::Execution;
 use crate::sql::result::Outcome;
 use crate::sql::session::Session;
-use crate::sql::statement::CreateTable;
+use crate::sql::statement::{AlterTable, CreateTable};
 
 pub(in crate::sql) async fn create(session: &Session, table: &CreateTable) -> Result<Outcome> {
     let mut attempts = Attempts::new(session);
@@ -50,6 +51,7 @@ pub(in crate::sql) async fn create(session: &Session, table: &CreateTable) -> Re
             return Err(Error::new(ErrorKind::NotFound, SqlState::UNDEFINED_OBJECT, message)
                 .hint("SHOW STORAGES lists them"));
         }
+        let flush_policy = table.flush_policy.unwrap_or(execution.ctx().flush_policy);
         let definition = TableDefinition::create(
             catalog.next_table_id(),
             Arc::from(namespace.as_str()),
@@ -57,7 +59,7 @@ pub(in crate::sql) async fn create(session: &Session, table: &CreateTable) -> Re
             table.kind,
             table.columns.clone(),
             &table.primary_key,
-            table.options.clone(),
+            TableOptions { flush_policy, ..table.options.clone() },
             execution.principal.user_id,
             execution.now_us(),
         )?;
@@ -82,6 +84,60 @@ fn may_create(execution: &Execution, table: &CreateTable, full_name: &str) -> Re
     Err(Error::permission_denied(format!("permission denied to create table \"{full_name}\"")).hint(
         "tables whose rows are shared are created by the roles service, dba and system; CREATE USER TABLE is for everybody",
     ))
+}
+
+pub(in crate::sql) async fn alter(session: &Session, statement: &AlterTable) -> Result<Outcome> {
+    let mut attempts = Attempts::new(session);
+    loop {
+        let execution = session.begin()?;
+        let table = match execution.find(&statement.name) {
+            Ok(table) => table,
+            Err(error) if statement.if_exists && error.kind() == ErrorKind::NotFound => {
+                return Ok(nothing_to_do(&execution));
+            }
+            Err(error) => return Err(error),
+        };
+        let full_name = table.qualified_name();
+        if let Err(error) = may_alter(&execution, table) {
+            return Err(denied(&execution, "ALTER TABLE", &full_name, error).await);
+        }
+        let mut options = table.options.clone();
+        for change in &statement.changes {
+            change.apply(table.kind, &mut options)?;
+        }
+        if options == table.options {
+            return Ok(nothing_to_do(&execution));
+        }
+        let definition = table.with_options(execution.now_us(), options)?;
+        let values = statement
+            .changes
+            .iter()
+            .map(|change| (change.name().to_owned(), Value::String(change.value(&definition.options))));
+        let details = json!({ "options": values.collect::<Map<_, _>>() });
+        let mut set = execution.write_set();
+        set.tables.push(audit_row(&execution, "ALTER TABLE", &full_name, Some(details), None)?);
+        set.catalog.push(CatalogChange::PutTable(definition));
+        if let Some(affected) = attempts.commit(set, 0).await? {
+            return Ok(Outcome::Affected(affected));
+        }
+    }
+}
+
+/// Options of a table concern everybody who uses it, so a user changes only those of tables they made themselves.
+fn may_alter(execution: &Execution, table: &TableDefinition) -> Result<()> {
+    let principal = &execution.principal;
+    let refused = || {
+        Error::permission_denied(format!("permission denied to alter table \"{}\"", table.qualified_name()))
+    };
+    let allowed = match (table.kind, table.options.scope) {
+        (TableKind::System, _) => return Err(refused().hint("system tables belong to the database")),
+        (_, ScopeKind::Shared) => principal.may_write_shared(table.options.access_level),
+        (_, ScopeKind::User) => principal.role >= Role::Service || table.created_by == principal.user_id,
+    };
+    if allowed {
+        return Ok(());
+    }
+    Err(refused().hint("tables are altered by who created them and may write them, and by the role dba"))
 }
 
 pub(in crate::sql) async fn drop(

@@ -7,15 +7,20 @@ import time
 import adbc_driver_flightsql.dbapi
 import pytest
 
-from server import ROOT_PASSWORD, Server
+from server import FLUSHED, ROOT_PASSWORD, Server
 
 _numbers = itertools.count(1)
 
 
+def pytest_addoption(parser):
+    parser.addoption("--flushed", action="store_true", help="have the shared server flush every row as soon as it is written")
+
+
 @pytest.fixture(scope="session")
-def server(tmp_path_factory):
+def server(tmp_path_factory, pytestconfig):
     """The server all tests share. Errors in its log fail the run, whichever test caused them."""
-    running = Server(tmp_path_factory.mktemp("server") / "data").start()
+    extra_args = FLUSHED if pytestconfig.getoption("flushed") else ()
+    running = Server(tmp_path_factory.mktemp("server") / "data", extra_args=extra_args).start()
     yield running
     running.stop()
     assert not running.unexpected(), "unexpected lines in the server's log:\n" + "\n".join(running.unexpected())

@@ -2,10 +2,10 @@
 
 The test fixtures import `Server`. As a program it runs one command against a fresh server:
 
-    python server.py -- COMMAND ARG...
+    python server.py [--flushed] -- COMMAND ARG...
 
 The command finds the server by KALAMDB_URL, KALAMDB_HOST, KALAMDB_PORT and KALAMDB_PASSWORD. The exit code is the
-command's, or 1 when the server logged an error or did not stop cleanly.
+command's, or 1 when the server logged an error or did not stop cleanly. With --flushed the server flushes every row at once.
 """
 
 import os
@@ -26,6 +26,9 @@ STOPPED_WITHIN_S = 30
 # IPC messages cause them, and the server catches them and answers INVALID_ARGUMENT.
 UNEXPECTED = re.compile(r'\bERROR\b|"level":"ERROR"|panicked at (?!\S*/arrow-)|stack overflow')
 
+# Settings of a server whose rows become cold as soon as they are written.
+FLUSHED = ("--set", "flush_policy=rows:1", "--set", "flush_check_interval_ms=1")
+
 
 def binary() -> pathlib.Path:
     """The server under test: KALAMDB_BIN, else the dev build in cargo's target directory."""
@@ -39,10 +42,11 @@ def binary() -> pathlib.Path:
 class Server:
     """One server process; `start` and `stop` may be called again and again on the same data directory."""
 
-    def __init__(self, data_dir, node_id="node-1", extra_args=()):
+    def __init__(self, data_dir, node_id="node-1", extra_args=(), extra_env=None):
         self.data_dir = pathlib.Path(data_dir)
         self.node_id = node_id
         self.extra_args = list(extra_args)
+        self.extra_env = dict(extra_env or {})
         self.log = []  # every line of stdout and stderr, over all starts
         self.process = None
         self.host = self.port = None
@@ -59,6 +63,7 @@ class Server:
         # Settings of the caller's own environment must not leak into the server under test.
         env = {name: value for name, value in os.environ.items() if not name.startswith("KALAMDB_")}
         env["KALAMDB_ROOT_PASSWORD"] = ROOT_PASSWORD
+        env.update(self.extra_env)
         self.process = subprocess.Popen(
             [binary(), "serve", "--data-dir", self.data_dir, "--listen", "127.0.0.1:0", "--http-listen", "off",
              "--node-id", self.node_id, *self.extra_args],
@@ -117,9 +122,9 @@ class Server:
         return [line for line in self.log if UNEXPECTED.search(line)]
 
 
-def run(command):
+def run(command, extra_args=()):
     data_dir = tempfile.mkdtemp(prefix="kalamdb-clients-")
-    server = Server(pathlib.Path(data_dir) / "data").start()
+    server = Server(pathlib.Path(data_dir) / "data", extra_args=extra_args).start()
     try:
         env = dict(os.environ, KALAMDB_URL=server.url, KALAMDB_HOST=server.host, KALAMDB_PORT=str(server.port),
                    KALAMDB_PASSWORD=ROOT_PASSWORD)
@@ -137,6 +142,9 @@ def run(command):
 
 if __name__ == "__main__":
     arguments = sys.argv[1:]
+    extra_args = ()
+    if arguments[:1] == ["--flushed"]:
+        arguments, extra_args = arguments[1:], FLUSHED
     if arguments[:1] != ["--"] or len(arguments) < 2:
         sys.exit(__doc__)
-    sys.exit(run(arguments[1:]))
+    sys.exit(run(arguments[1:], extra_args))

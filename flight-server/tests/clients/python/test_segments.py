@@ -1,9 +1,30 @@
 """Flushed rows are plain Parquet files that other tools read."""
 
+import importlib.util
+import json
+import pathlib
+import time
+
 import duckdb
 import pyarrow.parquet as parquet
 
 from conftest import connect, execute, flush
+from server import FLUSHED, Server
+
+_docs = pathlib.Path(__file__).resolve().parents[4] / "docs"
+_spec = importlib.util.spec_from_file_location("read_segments", _docs / "read_segments.py")
+read_segments = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(read_segments)
+
+
+def wait_until_published(connection, folder):
+    """Until the newest manifest lists the live segments: it is published after the flush, by itself."""
+    live = {segment["path"] for segment in execute(connection, "SHOW MANIFEST FOR notes").to_pylist()}
+    while True:
+        newest = json.loads(max(folder.glob("manifest-*.json")).read_text())
+        if {segment["path"] for segment in newest["segments"]} == live:
+            return
+        time.sleep(0.01)
 
 
 def segments(server, connection, table):
@@ -44,3 +65,36 @@ def test_rows_stay_cold_over_a_restart(own_server):
         (manifest,) = execute(connection, "SHOW MANIFEST FOR t").to_pylist()
         assert (manifest["rows"], manifest["rows_gone"]) == (1000, 20)
         assert segments(own_server, connection, "t")[0].stat().st_size == manifest["bytes"]
+
+
+def test_the_published_manifest_gives_the_rows_of_a_select(own_server):
+    with connect(own_server) as connection:
+        execute(connection, "CREATE USER TABLE notes (id BIGINT PRIMARY KEY, body TEXT)")
+        execute(connection, "INSERT INTO notes SELECT value, 'note ' || value::TEXT FROM generate_series(1, 5000)")
+        flush(connection)
+        execute(connection, "DELETE FROM notes WHERE id % 3 = 0")
+        execute(connection, "UPDATE notes SET body = 'changed' WHERE id < 100")
+        flush(connection)
+        (folder,) = {path.parent for path in segments(own_server, connection, "notes")}
+        wait_until_published(connection, folder)
+        manifest, rows = read_segments.read(folder.parent, folder.name)
+        stored = execute(connection, "SELECT *, _seq FROM notes ORDER BY id")
+        assert rows.select(stored.column_names).sort_by("id").to_pylist() == stored.to_pylist()
+        live = execute(connection, "SHOW MANIFEST FOR notes").to_pylist()
+        listed = [(segment["path"], segment["rows"], segment["deleted_rows"]) for segment in manifest["segments"]]
+        assert listed == [(segment["path"], segment["rows"], segment["rows_gone"]) for segment in live]
+
+
+def test_a_server_told_to_flush_every_row_does(tmp_path):
+    server = Server(tmp_path / "data", extra_args=FLUSHED).start()
+    try:
+        with connect(server) as connection:
+            execute(connection, "CREATE TABLE t (id BIGINT PRIMARY KEY)")
+            for number in range(3):
+                execute(connection, f"INSERT INTO t VALUES ({number})")
+                while sum(segment["rows"] for segment in execute(connection, "SHOW MANIFEST FOR t").to_pylist()) <= number:
+                    time.sleep(0.01)
+            assert execute(connection, "SELECT count(*) AS n FROM t").to_pylist() == [{"n": 3}]
+    finally:
+        server.stop()
+    assert not server.unexpected()

@@ -1,0 +1,94 @@
+//! The peer of queries: DataFusion in this process, with as many partitions as the database has, on the very Parquet files of a
+//! table's segments or on batches in memory.
+
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use arrow::util::display::{ArrayFormatter, FormatOptions};
+use datafusion::datasource::file_format::parquet::ParquetFormat;
+use datafusion::datasource::listing::{ListingOptions, ListingTable, ListingTableConfig, ListingTableUrl};
+use datafusion::prelude::{SessionConfig, SessionContext};
+use futures::TryStreamExt;
+
+use crate::Result;
+use crate::host::Kalam;
+
+/// The database's own default.
+const PARTITIONS: usize = 2;
+
+pub(crate) struct Peer {
+    context: SessionContext,
+}
+
+impl Peer {
+    pub(crate) fn new() -> Self {
+        let config = SessionConfig::new().with_target_partitions(PARTITIONS);
+        Self { context: SessionContext::new_with_config(config) }
+    }
+
+    /// Makes the segments of a table, all of whose rows are cold and alive, a table of the same name.
+    pub(crate) async fn register_segments(&self, kalam: &Kalam, namespace: &str, table: &str) -> Result<()> {
+        let files = kalam.segments(namespace, table)?;
+        let urls = files
+            .iter()
+            .map(|file| ListingTableUrl::parse(file.to_string_lossy()))
+            .collect::<std::result::Result<Vec<_>, _>>()?;
+        let options = ListingOptions::new(Arc::new(ParquetFormat::default())).with_file_extension(".parquet");
+        let config = ListingTableConfig::new_with_multi_paths(urls)
+            .with_listing_options(options)
+            .infer_schema(&self.context.state())
+            .await?;
+        self.context.register_table(table, Arc::new(ListingTable::try_new(config)?))?;
+        Ok(())
+    }
+
+    /// The rows of a query.
+    pub(crate) async fn rows(&self, sql: &str) -> Result<Vec<RecordBatch>> {
+        Ok(self.context.sql(sql).await?.collect().await?)
+    }
+
+    /// Reads the rows of a query one batch after the other and keeps none; gives their number.
+    pub(crate) async fn count(&self, sql: &str) -> Result<usize> {
+        let mut stream = self.context.sql(sql).await?.execute_stream().await?;
+        let mut rows = 0;
+        while let Some(batch) = stream.try_next().await? {
+            rows += batch.num_rows();
+        }
+        Ok(rows)
+    }
+}
+
+/// Fails unless two answers have the same rows, in any order, floats compared up to rounding.
+pub(crate) fn same_rows(what: &str, ours: &[RecordBatch], theirs: &[RecordBatch]) -> Result<()> {
+    let (ours, theirs) = (cells(ours)?, cells(theirs)?);
+    let close = |left: &String, right: &String| {
+        left == right
+            || matches!((left.parse::<f64>(), right.parse::<f64>()), (Ok(left), Ok(right))
+                if (left - right).abs() <= 1e-9 * left.abs().max(right.abs()))
+    };
+    let same_row = |left: &Vec<String>, right: &Vec<String>| {
+        left.len() == right.len() && left.iter().zip(right).all(|(left, right)| close(left, right))
+    };
+    if ours.len() == theirs.len() && ours.iter().zip(&theirs).all(|(left, right)| same_row(left, right)) {
+        return Ok(());
+    }
+    Err(format!("{what}: {} rows are not the {} rows of the peer", ours.len(), theirs.len()).into())
+}
+
+/// The sorted rows, as text.
+fn cells(batches: &[RecordBatch]) -> Result<Vec<Vec<String>>> {
+    let options = FormatOptions::default();
+    let mut rows = Vec::new();
+    for batch in batches {
+        let columns = batch
+            .columns()
+            .iter()
+            .map(|column| ArrayFormatter::try_new(column, &options))
+            .collect::<std::result::Result<Vec<_>, _>>()?;
+        for row in 0..batch.num_rows() {
+            rows.push(columns.iter().map(|column| column.value(row).to_string()).collect());
+        }
+    }
+    rows.sort_unstable();
+    Ok(rows)
+}

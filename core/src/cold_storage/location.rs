@@ -1,0 +1,256 @@
+//! Where a storage is: its URL, what else is needed to reach it, and where its credentials come from.
+//!
+//! | URL | what it is |
+//! |---|---|
+//! | empty | the folder `segments` of the data directory |
+//! | `file:///folder` | another folder of this machine |
+//! | `s3://bucket/prefix` | Amazon S3 and what speaks its protocol |
+//! | `gs://bucket/prefix` | Google Cloud Storage |
+//! | `az://container/prefix` | Azure Blob Storage |
+//!
+//! Invariant: credentials are read from the environment of the process when a storage is connected, and are in no record, log or
+//! error.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
+use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
+use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
+use object_store::path::Path;
+use object_store::{BackoffConfig, ClientOptions, ObjectStore, ObjectStoreScheme, RetryConfig};
+use url::Url;
+
+use crate::error::{Error, Result};
+
+/// How long one request may take, and how long it may take to connect.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// For how long a request that failed is tried again; jobs try again on their own.
+const RETRY_TIMEOUT: Duration = Duration::from_secs(10);
+const RETRIES_MAX: usize = 4;
+
+/// Which options `CREATE STORAGE` may give besides the URL, and their names for the builders of `object_store`, which know their
+/// own by these suffixes.
+pub const CONNECTION_OPTIONS: [&str; 3] = ["endpoint", "region", "allow_http"];
+
+/// What a storage is connected with. Two of the same id and revision are the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StorageLocation {
+    /// As tables name it.
+    pub id: Arc<str>,
+    /// Grows with each change of the storage.
+    pub revision: u32,
+    /// The URL; empty for the folder of the data directory.
+    pub url: String,
+    /// Prefix of the environment variables that hold the credentials: with `ARCHIVE` they are `ARCHIVE_AWS_ACCESS_KEY_ID` and so
+    /// on. `None` reads the variables without prefix.
+    pub credentials: Option<String>,
+    /// Values of [`CONNECTION_OPTIONS`].
+    pub options: BTreeMap<String, String>,
+}
+
+/// What a URL leads to.
+pub(super) enum Connected {
+    /// A folder of this machine.
+    Folder(PathBuf),
+    /// A prefix of a bucket.
+    Bucket(Arc<dyn ObjectStore>, Path),
+}
+
+impl StorageLocation {
+    /// The kind of storage the URL names: `filesystem`, `s3`, `gcs` or `azure`.
+    ///
+    /// # Errors
+    /// 22023 for a URL that names none of them, or that holds credentials.
+    pub fn kind(&self) -> Result<&'static str> {
+        if self.url.is_empty() {
+            return Ok("filesystem");
+        }
+        match self.parse()?.1 {
+            ObjectStoreScheme::Local => Ok("filesystem"),
+            ObjectStoreScheme::AmazonS3 => Ok("s3"),
+            ObjectStoreScheme::GoogleCloudStorage => Ok("gcs"),
+            ObjectStoreScheme::MicrosoftAzure => Ok("azure"),
+            _ => Err(self.refused("is of no kind that is supported")),
+        }
+    }
+
+    /// Reads the credentials and makes the client. Nothing is sent yet.
+    ///
+    /// # Errors
+    /// 22023 for a URL or options that cannot work.
+    pub(super) fn connect(&self) -> Result<Connected> {
+        let (url, scheme, prefix) = self.parse()?;
+        let variables = self.variables();
+        let objects: Arc<dyn ObjectStore> = match scheme {
+            ObjectStoreScheme::Local => {
+                let folder = url.to_file_path().map_err(|()| self.refused("is not a folder"))?;
+                return Ok(Connected::Folder(folder));
+            }
+            ObjectStoreScheme::AmazonS3 => {
+                let mut builder = AmazonS3Builder::new();
+                for (key, value) in variables {
+                    if let Ok(key) = AmazonS3ConfigKey::from_str(&key) {
+                        builder = builder.with_config(key, value);
+                    }
+                }
+                let builder = builder.with_url(url).with_retry(retries());
+                Arc::new(self.built(builder.with_client_options(self.client()).build())?)
+            }
+            ObjectStoreScheme::GoogleCloudStorage => {
+                let mut builder = GoogleCloudStorageBuilder::new();
+                for (key, value) in variables {
+                    if let Ok(key) = GoogleConfigKey::from_str(&key) {
+                        builder = builder.with_config(key, value);
+                    }
+                }
+                let builder = builder.with_url(url).with_retry(retries());
+                Arc::new(self.built(builder.with_client_options(self.client()).build())?)
+            }
+            ObjectStoreScheme::MicrosoftAzure => {
+                let mut builder = MicrosoftAzureBuilder::new();
+                for (key, value) in variables {
+                    if let Ok(key) = AzureConfigKey::from_str(&key) {
+                        builder = builder.with_config(key, value);
+                    }
+                }
+                let builder = builder.with_url(url).with_retry(retries());
+                Arc::new(self.built(builder.with_client_options(self.client()).build())?)
+            }
+            _ => return Err(self.refused("is of no kind that is supported")),
+        };
+        Ok(Connected::Bucket(objects, prefix))
+    }
+
+    fn parse(&self) -> Result<(Url, ObjectStoreScheme, Path)> {
+        let url = Url::parse(&self.url).map_err(|_| self.refused("is not a URL"))?;
+        let endpoint = self.options.get("endpoint").map(|endpoint| Url::parse(endpoint));
+        let endpoint = endpoint.transpose().map_err(|_| {
+            Error::invalid(format!("the ENDPOINT of storage \"{}\" is not a URL", self.id))
+                .hint("write https://host:port")
+        })?;
+        let is_more_than_a_place = |url: &Url| {
+            let has_user = !url.username().is_empty() || url.password().is_some();
+            has_user || url.query().is_some() || url.fragment().is_some()
+        };
+        if is_more_than_a_place(&url) || endpoint.as_ref().is_some_and(is_more_than_a_place) {
+            return Err(Error::invalid(format!(
+                "the URL of storage \"{}\" holds more than a place",
+                self.id
+            ))
+            .hint(
+                "put credentials into the environment of the server and name their prefix with CREDENTIALS",
+            ));
+        }
+        let (scheme, path) =
+            ObjectStoreScheme::parse(&url).map_err(|_| self.refused("is of no kind that is supported"))?;
+        Ok((url, scheme, path))
+    }
+
+    /// The settings a builder may know, by the names of their environment variables in lower case. Options of the statement win.
+    fn variables(&self) -> BTreeMap<String, String> {
+        let prefix = self.credentials.as_ref().map(|prefix| format!("{prefix}_")).unwrap_or_default();
+        let mut found: BTreeMap<String, String> = std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .filter_map(|(name, value)| {
+                let name = name.strip_prefix(&prefix)?.to_ascii_lowercase();
+                let is_ours = ["aws_", "google_", "azure_"].iter().any(|start| name.starts_with(start));
+                is_ours.then_some((name, value))
+            })
+            .collect();
+        if self.options.contains_key("endpoint") {
+            // Other names of the same thing, which would win.
+            found.retain(|name, _| !name.contains("endpoint"));
+        }
+        for (name, value) in self.options.iter().filter(|(name, _)| *name != "allow_http") {
+            for start in ["aws_", "azure_storage_"] {
+                found.insert(format!("{start}{name}"), value.clone());
+            }
+        }
+        found
+    }
+
+    fn client(&self) -> ClientOptions {
+        let allow_http = self.options.get("allow_http").is_some_and(|value| value == "true");
+        ClientOptions::new()
+            .with_timeout(REQUEST_TIMEOUT)
+            .with_connect_timeout(CONNECT_TIMEOUT)
+            .with_allow_http(allow_http)
+    }
+
+    fn built<T>(&self, built: object_store::Result<T>) -> Result<T> {
+        built.map_err(|error| {
+            Error::invalid(format!("storage \"{}\" cannot be connected with what it was given", self.id))
+                .hint("check its URL, its options and the variables of its credentials in the server's environment")
+                .source(error)
+        })
+    }
+
+    fn refused(&self, why: &str) -> Error {
+        Error::invalid(format!("the URL of storage \"{}\" {why}", self.id))
+            .hint("write file:///folder, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix")
+    }
+}
+
+fn retries() -> RetryConfig {
+    RetryConfig { backoff: BackoffConfig::default(), max_retries: RETRIES_MAX, retry_timeout: RETRY_TIMEOUT }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn location(url: &str) -> StorageLocation {
+        StorageLocation {
+            id: Arc::from("archive"),
+            revision: 1,
+            url: url.to_owned(),
+            credentials: None,
+            options: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn the_url_says_what_kind_of_storage_it_is() {
+        for (url, kind) in [
+            ("", "filesystem"),
+            ("file:///srv/segments", "filesystem"),
+            ("s3://bucket/prefix", "s3"),
+            ("gs://bucket", "gcs"),
+            ("az://container/prefix", "azure"),
+        ] {
+            assert_eq!(location(url).kind().unwrap(), kind, "{url}");
+        }
+        for url in ["bucket", "ftp://host/x", "http://host/x", "memory:///"] {
+            let error = location(url).kind().unwrap_err().to_string();
+            assert!(error.contains("[22023]") && error.contains("\"archive\""), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_url_with_credentials_is_refused_and_not_repeated() {
+        for url in ["s3://key:secret@bucket/x", "s3://bucket/x?secret=1", "s3://bucket/x#secret"] {
+            let error = location(url).kind().unwrap_err().to_string();
+            assert!(!error.contains("secret"), "{error}");
+        }
+    }
+
+    #[test]
+    fn clients_are_made_of_options_alone() {
+        let mut s3 = location("s3://bucket/a/b");
+        s3.options.insert("endpoint".to_owned(), "http://127.0.0.1:1".to_owned());
+        s3.options.insert("region".to_owned(), "eu-central-1".to_owned());
+        s3.options.insert("allow_http".to_owned(), "true".to_owned());
+        let Connected::Bucket(objects, prefix) = s3.connect().unwrap() else { panic!("not a bucket") };
+        assert_eq!(prefix.as_ref(), "a/b");
+        assert!(objects.to_string().contains("bucket"));
+        let Connected::Folder(folder) = location("file:///srv/x").connect().unwrap() else {
+            panic!("not a folder")
+        };
+        assert_eq!(folder, PathBuf::from("/srv/x"));
+    }
+}

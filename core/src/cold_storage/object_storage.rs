@@ -1,0 +1,454 @@
+//! One storage: a folder, a bucket or memory, and the objects in it.
+//!
+//! ```text
+//! DATA_DIR/segments/TABLE/EPOCH-SEGMENT.parquet      the storage `local`
+//! URL/DATABASE/TABLE/EPOCH-SEGMENT.parquet           every other one: several databases may share a bucket
+//! .../TABLE/manifest-DATABASE-EPOCH-SEQ.json         what is published for other readers
+//! ```
+//!
+//! A new object is written to a file of the data directory first, so that memory is bounded, and then brought to its place: with a
+//! rename in a folder, in parts to a bucket.
+//!
+//! Invariant: an object is on stable storage under its name, whole, when [`ObjectStorage::publish`] returns.
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::ops::Range;
+use std::path::{Path as FilePath, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::{FutureExt, StreamExt, TryStreamExt};
+use object_store::local::LocalFileSystem;
+use object_store::memory::InMemory;
+use object_store::path::Path;
+use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, WriteMultipart};
+use tokio::io::AsyncReadExt;
+
+use super::location::{Connected, StorageLocation};
+use super::writer::WrittenSegment;
+use crate::error::{Error, ErrorKind, Result, SqlState};
+use crate::failpoint;
+use crate::ids::{DatabaseId, TableId};
+use crate::storage::{DataDirectory, blocking};
+
+/// Bytes of one part of an upload, and how many are on their way at once.
+const PART_BYTES: usize = 8 << 20;
+const PARTS_MAX: usize = 4;
+/// Bytes that are written and read again to see whether a storage works.
+const PROBE: &[u8] = b"kalamdb";
+
+/// A storage that is connected.
+pub struct ObjectStorage {
+    id: Arc<str>,
+    objects: Arc<dyn ObjectStore>,
+    /// Where in the storage this database's objects are.
+    prefix: Path,
+    /// When the objects are files: the folder.
+    folder: Option<PathBuf>,
+    /// Where files are written that are to be uploaded.
+    spool: Option<PathBuf>,
+}
+
+/// Where a new object's bytes go.
+pub enum Sink {
+    /// A file that is moved or uploaded when it is whole.
+    File(BufWriter<File>, PathBuf),
+    /// An object in memory.
+    Memory(Vec<u8>),
+}
+
+impl Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::File(file, _) => file.write(bytes),
+            Self::Memory(buffer) => buffer.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::File(file, _) => file.flush(),
+            Self::Memory(_) => Ok(()),
+        }
+    }
+}
+
+impl std::fmt::Debug for ObjectStorage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ObjectStorage").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl ObjectStorage {
+    /// A folder, which is made when it is not there.
+    ///
+    /// # Errors
+    /// 58030 when it cannot be made or read.
+    pub(super) fn in_folder(id: Arc<str>, folder: &FilePath) -> Result<Self> {
+        let unusable = |error: Box<dyn std::error::Error + Send + Sync>| {
+            Error::new(
+                ErrorKind::Unavailable,
+                SqlState::IO_ERROR,
+                format!("the folder of storage \"{id}\" cannot be used"),
+            )
+            .hint("check that it can be written")
+            .source(error)
+        };
+        DataDirectory::create(folder).map_err(|error| unusable(error.into()))?;
+        let objects = LocalFileSystem::new_with_prefix(folder).map_err(|error| unusable(error.into()))?;
+        let (objects, folder) = (Arc::new(objects), Some(folder.to_owned()));
+        Ok(Self { id, objects, prefix: Path::default(), folder, spool: None })
+    }
+
+    /// Objects that are gone with the process.
+    pub(super) fn in_memory(id: Arc<str>) -> Self {
+        let objects = Arc::new(InMemory::new());
+        Self { id, objects, prefix: Path::default(), folder: None, spool: None }
+    }
+
+    /// The storage at a location. Files that are to be uploaded are written below `spool` first; without it into memory.
+    ///
+    /// # Errors
+    /// 22023 for a location that cannot work, 58030 for a folder that cannot be made.
+    pub(super) fn connect(
+        location: &StorageLocation,
+        database: DatabaseId,
+        spool: Option<&FilePath>,
+    ) -> Result<Self> {
+        let id = Arc::clone(&location.id);
+        match location.connect()? {
+            Connected::Folder(folder) => Self::in_folder(id, &folder.join(database.to_string())),
+            Connected::Bucket(objects, prefix) => {
+                let prefix = prefix.join(database.to_string());
+                let spool = spool.map(FilePath::to_owned);
+                Ok(Self { id, objects, prefix, folder: None, spool })
+            }
+        }
+    }
+
+    /// As tables name it.
+    pub fn id(&self) -> &Arc<str> {
+        &self.id
+    }
+
+    pub(super) fn objects(&self) -> &Arc<dyn ObjectStore> {
+        &self.objects
+    }
+
+    fn place(&self, path: &str) -> Path {
+        // Parts are joined one by one: a slash within a part would be escaped.
+        path.split('/').fold(self.prefix.clone(), |place, part| place.join(part))
+    }
+
+    /// Begins an object. It blocks.
+    ///
+    /// # Errors
+    /// 58030 when its file cannot be made.
+    pub fn create(&self, path: &str) -> Result<Sink> {
+        failpoint::step("segment::create")?;
+        let Some(file) = self.unfinished(path) else { return Ok(Sink::Memory(Vec::new())) };
+        let made = file.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| File::create(&file));
+        made.map(|made| Sink::File(BufWriter::with_capacity(1 << 20, made), file))
+            .map_err(|error| self.failed(path, error))
+    }
+
+    /// Brings a written segment to stable storage under its name.
+    ///
+    /// # Errors
+    /// 58030 when that does not succeed; the object then does not exist, or only without anybody who names it.
+    pub async fn publish(&self, path: &str, written: &mut WrittenSegment) -> Result<()> {
+        self.finish(path, std::mem::replace(&mut written.sink, Sink::Memory(Vec::new()))).await
+    }
+
+    async fn finish(&self, path: &str, sink: Sink) -> Result<()> {
+        let published = match (sink, &self.folder) {
+            (Sink::File(file, _), Some(folder)) => {
+                let (folder, own, path) = (folder.clone(), self.failure(path), path.to_owned());
+                return blocking(move || sync_into_place(&folder, &path, file).map_err(own)).await;
+            }
+            (Sink::File(file, spooled), None) => self.upload(path, file, &spooled).await,
+            (Sink::Memory(bytes), _) => {
+                let put = self.objects.put(&self.place(path), Bytes::from(bytes).into()).await;
+                put.map(|_| ()).map_err(io::Error::from)
+            }
+        };
+        published.map_err(|error| self.failed(path, error))
+    }
+
+    async fn upload(&self, path: &str, file: BufWriter<File>, spooled: &FilePath) -> io::Result<()> {
+        drop(file.into_inner().map_err(io::IntoInnerError::into_error)?);
+        let mut file = tokio::fs::File::open(spooled).await?;
+        let upload = self.objects.put_multipart(&self.place(path)).await?;
+        let mut upload = WriteMultipart::new_with_chunk_size(upload, PART_BYTES);
+        let mut part = vec![0; PART_BYTES];
+        let sent = async {
+            loop {
+                let read = file.read(&mut part).await?;
+                if read == 0 {
+                    return Ok::<_, io::Error>(());
+                }
+                upload.wait_for_capacity(PARTS_MAX).await?;
+                upload.write(part.get(..read).unwrap_or_default());
+            }
+        };
+        match sent.await {
+            Ok(()) => upload.finish().await.map(|_| ())?,
+            Err(error) => {
+                // The storage forgets parts that were not put together, at the latest by its own rules.
+                drop(upload.abort().await);
+                return Err(error);
+            }
+        }
+        tokio::fs::remove_file(spooled).await
+    }
+
+    /// Writes a small object that must not exist yet. That it does is no error: it was put by an earlier attempt.
+    ///
+    /// # Errors
+    /// 58030 when the storage refuses.
+    pub async fn put_new(&self, path: &str, bytes: Vec<u8>) -> Result<()> {
+        if let Some(folder) = &self.folder {
+            if folder.join(path).exists() {
+                return Ok(());
+            }
+            let mut sink = self.create(path)?;
+            sink.write_all(&bytes).map_err(|error| self.failed(path, error))?;
+            return self.finish(path, sink).await;
+        }
+        let put = self.objects.put_opts(&self.place(path), bytes.into(), PutMode::Create.into()).await;
+        match put {
+            Ok(_) | Err(object_store::Error::AlreadyExists { .. }) => Ok(()),
+            Err(error) => Err(self.failed(path, error.into())),
+        }
+    }
+
+    /// Some bytes of an object.
+    pub(super) async fn get_range(&self, path: &str, range: Range<u64>) -> object_store::Result<Bytes> {
+        self.objects.get_range(&self.place(path), range).await
+    }
+
+    pub(super) async fn head(&self, path: &str) -> object_store::Result<ObjectMeta> {
+        self.objects.head(&self.place(path)).await
+    }
+
+    /// The published manifests of a table, by their names.
+    ///
+    /// # Errors
+    /// 58030 when the storage refuses.
+    pub async fn manifests(&self, table: TableId) -> Result<Vec<String>> {
+        let objects = self.list(&self.place(&table.to_string())).await?;
+        Ok(objects.into_iter().filter(|path| is_manifest(path)).collect())
+    }
+
+    /// The objects below a place, by their names.
+    async fn list(&self, place: &Path) -> Result<Vec<String>> {
+        let listed: object_store::Result<Vec<ObjectMeta>> =
+            self.objects.list(Some(place)).try_collect().await;
+        let listed = listed.map_err(|error| {
+            let message = format!("the objects of storage \"{}\" cannot be listed", self.id);
+            Error::new(ErrorKind::Unavailable, SqlState::IO_ERROR, message)
+                .hint("STORAGE CHECK says what is wrong with the storage")
+                .source(error)
+        })?;
+        let names = listed.iter().filter_map(|object| {
+            let parts = object.location.prefix_match(&self.prefix)?;
+            Some(parts.map(|part| part.as_ref().to_owned()).collect::<Vec<_>>().join("/"))
+        });
+        Ok(names.collect())
+    }
+
+    /// Removes an object. That it is not there is no error: an earlier attempt may have got so far.
+    ///
+    /// # Errors
+    /// 58030 when the storage refuses.
+    pub async fn remove(&self, path: &str) -> Result<()> {
+        match self.objects.delete(&self.place(path)).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(self.failed(path, error.into())),
+        }
+    }
+
+    /// Removes what there is of an object that no commit names. What cannot be removed is swept at the next start.
+    pub fn discard(self: &Arc<Self>, path: &str) {
+        let finished = self.folder.as_ref().map(|folder| folder.join(path));
+        let failed = [self.unfinished(path), finished]
+            .into_iter()
+            .flatten()
+            .filter_map(|file| fs::remove_file(file).err())
+            .find(|error| error.kind() != io::ErrorKind::NotFound);
+        if let Some(error) = failed {
+            tracing::warn!(path, %error, "an unused segment could not be removed");
+        }
+        if self.folder.is_some() {
+            return;
+        }
+        let (storage, path) = (Arc::clone(self), path.to_owned());
+        let removal = async move {
+            if let Err(error) = storage.remove(&path).await {
+                tracing::warn!(path, %error, "an unused segment could not be removed");
+            }
+        };
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn(removal)),
+            // Memory answers at once.
+            Err(_) => drop(removal.now_or_never()),
+        }
+    }
+
+    /// The objects that are not among `known`, by their names: what a process left that died before its commit.
+    ///
+    /// # Errors
+    /// 58030 when the storage refuses.
+    pub async fn orphans(&self, known: &(dyn Fn(&str) -> bool + Sync)) -> Result<Vec<String>> {
+        let listed = self.list(&self.prefix).await?;
+        Ok(listed.into_iter().filter(|path| is_segment(path) && !known(path)).collect())
+    }
+
+    /// Removes [`ObjectStorage::orphans`].
+    ///
+    /// # Errors
+    /// 58030 when the storage refuses.
+    pub async fn sweep(&self, known: &(dyn Fn(&str) -> bool + Sync)) -> Result<usize> {
+        let unknown = self.orphans(known).await?;
+        for path in &unknown {
+            failpoint::step("sweep::remove")?;
+            self.remove(path).await?;
+        }
+        Ok(unknown.len())
+    }
+
+    /// Removes the files that were to be uploaded by a process that is no more. It blocks.
+    pub(super) fn sweep_spool(spool: &FilePath) {
+        match fs::remove_dir_all(spool) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => tracing::warn!(%error, "files of unfinished uploads could not be removed"),
+        }
+    }
+
+    /// Writes, reads, lists and removes an object.
+    ///
+    /// # Errors
+    /// 58030 that names the step that failed.
+    pub async fn check(&self) -> Result<()> {
+        let path = format!("check/{}", uuid::Uuid::new_v4());
+        let place = self.place(&path);
+        let step = |name: &'static str| {
+            move |error: object_store::Error| {
+                Error::new(
+                    ErrorKind::Unavailable,
+                    SqlState::IO_ERROR,
+                    format!(
+                        "storage \"{}\" cannot be used: {name} an object failed, {}",
+                        self.id,
+                        reason(&error)
+                    ),
+                )
+                .hint("check its URL and options, its credentials and whether this machine reaches it")
+                .source(error)
+            }
+        };
+        self.objects.put(&place, Bytes::from_static(PROBE).into()).await.map_err(step("writing"))?;
+        let read = async { self.objects.get(&place).await?.bytes().await };
+        let read = read.await.map_err(step("reading"))?;
+        let listed = self.objects.list(Some(&self.place("check"))).next().await;
+        listed.transpose().map_err(step("listing"))?;
+        self.objects.delete(&place).await.map_err(step("removing"))?;
+        if read != PROBE {
+            let message = format!("storage \"{}\" does not give back what was written to it", self.id);
+            return Err(Error::new(ErrorKind::Unavailable, SqlState::IO_ERROR, message)
+                .hint("point its URL at another storage"));
+        }
+        Ok(())
+    }
+
+    /// Where the bytes of an object are written before it has its name; `None` in memory.
+    fn unfinished(&self, path: &str) -> Option<PathBuf> {
+        let folder = self.folder.as_ref().or(self.spool.as_ref())?;
+        Some(folder.join(format!("{path}.new")))
+    }
+
+    fn failed(&self, path: &str, error: io::Error) -> Error {
+        self.failure(path)(error)
+    }
+
+    fn failure(&self, path: &str) -> impl Fn(io::Error) -> Error + Send + use<> {
+        let message = format!("object \"{path}\" of storage \"{}\" cannot be written", self.id);
+        let hint = match &self.folder {
+            Some(_) => "check the free space and the rights of the folder of the segments",
+            None => "STORAGE CHECK says what is wrong with the storage",
+        };
+        move |error| {
+            Error::new(ErrorKind::Unavailable, SqlState::IO_ERROR, message.clone()).hint(hint).source(error)
+        }
+    }
+}
+
+/// Whether an object is a published manifest.
+pub(super) fn is_manifest(path: &str) -> bool {
+    path.rsplit('/').next().is_some_and(|name| name.starts_with("manifest-") && name.ends_with(".json"))
+}
+
+/// Whether a name is one that this program gives to segments, finished or not. Whatever else lies in a storage is not ours.
+fn is_segment(path: &str) -> bool {
+    let Some((table, name)) = path.split_once('/') else { return false };
+    let name = name.strip_suffix(".new").unwrap_or(name);
+    if is_manifest(name) {
+        return path.ends_with(".new");
+    }
+    let is_hex = |part: &str| part.len() == 8 && part.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let numbers = name.strip_suffix(".parquet").and_then(|name| name.split_once('-'));
+    table.parse::<u32>().is_ok() && numbers.is_some_and(|(epoch, id)| is_hex(epoch) && is_hex(id))
+}
+
+/// What went wrong, without the addresses and answers that an error of a client may quote.
+fn reason(error: &object_store::Error) -> &'static str {
+    match error {
+        object_store::Error::NotFound { .. } => "the bucket or folder does not exist",
+        object_store::Error::PermissionDenied { .. } => "permission is denied",
+        object_store::Error::Unauthenticated { .. } => "the credentials are refused",
+        object_store::Error::NotSupported { .. } | object_store::Error::NotImplemented { .. } => {
+            "it does not support that"
+        }
+        _ => "it does not answer as it should",
+    }
+}
+
+fn sync_into_place(folder: &FilePath, path: &str, file: BufWriter<File>) -> io::Result<()> {
+    let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
+    file.sync_all()?;
+    failpoint::step("segment::synced").map_err(io::Error::other)?;
+    let place = folder.join(path);
+    fs::rename(folder.join(format!("{path}.new")), &place)?;
+    failpoint::step("segment::renamed").map_err(io::Error::other)?;
+    // A name is durable once its folder is, and the folder's own name once its parent is.
+    for folder in place.ancestors().skip(1).take_while(|parent| parent.starts_with(folder)) {
+        File::open(folder)?.sync_all()?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_of_this_program_are_swept() {
+        for own in
+            ["1000/00000001-0000000a.parquet", "7/00000001-0000000a.parquet.new", "7/manifest-x-1-2.json.new"]
+        {
+            assert!(is_segment(own), "{own}");
+        }
+        for other in [
+            "7/manifest-x-1-2.json",
+            "notes.txt",
+            "7/a.parquet",
+            "x/00000001-0000000a.parquet",
+            "0b1c/7/00000001-0000000a.parquet",
+            "check/00000001-0000000a",
+        ] {
+            assert!(!is_segment(other), "{other}");
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! After a failed write: the store is closed, opened again and recovered under a new epoch, and writes are taken again.
+//!
+//! What reached the disk of the last group is unknown, and RocksDB writes no more after an error. So the disk is tried with a file of
+//! its own, while reads go on in the store as it is; once it takes that, the store is reopened, which ends the reads under way,
+//! and recovered as at a start: the last group is there as a whole or not at all. While it cannot be reopened it is tried again,
+//! after longer and longer pauses, and whoever wants to write is told why not.
+//!
+//! Invariant: what was acknowledged or seen before is part of what is recovered, or writes stay refused.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc::Receiver;
+use tokio::sync::mpsc::error::TryRecvError;
+
+use super::recovery::{Recovered, recover};
+use super::sequencer::{Installed, Pending, Sequencer, poisoned};
+use super::validation::LastChanges;
+use crate::error::{Error, Result};
+use crate::storage::DiskSpace;
+
+const PAUSE_MIN: Duration = Duration::from_millis(50);
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// A store that fails again this soon is reopened after a longer pause than before.
+const WELL_AFTER: Duration = Duration::from_secs(60);
+
+/// When the store is reopened.
+#[derive(Debug, Default)]
+pub(super) struct Backoff {
+    pause: Duration,
+    reopened_at: Option<Instant>,
+}
+
+impl Backoff {
+    /// The pause before the first attempt after a failed write.
+    fn begin(&mut self) -> Duration {
+        if self.reopened_at.is_none_or(|at| at.elapsed() >= WELL_AFTER) {
+            self.pause = Duration::ZERO;
+        }
+        self.pause
+    }
+
+    /// The pause after an attempt that failed.
+    fn failed(&mut self) -> Duration {
+        self.pause = (self.pause * 2).clamp(PAUSE_MIN, PAUSE_MAX);
+        self.pause
+    }
+
+    fn succeeded(&mut self) {
+        self.pause = (self.pause * 2).clamp(PAUSE_MIN, PAUSE_MAX);
+        self.reopened_at = Some(Instant::now());
+    }
+}
+
+impl Sequencer {
+    /// Reopens the store; returns when that has succeeded, or when the database is closed.
+    pub(super) fn reopen_until_it_works(&mut self, queue: &mut Receiver<Pending>) {
+        let mut pause = self.backoff.begin();
+        while self.refuse_for(pause, queue) {
+            match self.reopen() {
+                Ok(()) => {
+                    self.backoff.succeeded();
+                    return;
+                }
+                Err(error) => {
+                    pause = self.backoff.failed();
+                    let source = std::error::Error::source(&error).map(ToString::to_string);
+                    tracing::error!(%error, source, pause_ms = pause.as_millis(), "the store could not be reopened and is tried again");
+                }
+            }
+        }
+    }
+
+    /// Refuses what comes for a while. Returns whether more can come.
+    fn refuse_for(&self, pause: Duration, queue: &mut Receiver<Pending>) -> bool {
+        let until = Instant::now() + pause;
+        loop {
+            match queue.try_recv() {
+                Ok(pending) => {
+                    // Nobody waits any more: there is nobody to tell.
+                    let _ = pending.answer.send(Err(self.installed.refusal()));
+                    continue;
+                }
+                Err(TryRecvError::Disconnected) => return false,
+                Err(TryRecvError::Empty) => {}
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return true;
+            }
+            // Whoever sends or closes wakes this thread.
+            std::thread::park_timeout(left);
+        }
+    }
+
+    fn reopen(&mut self) -> Result<()> {
+        if let Some(disk) = &self.installed.disk {
+            disk.check_reopening()?;
+        }
+        if let Some(directory) = &self.directory {
+            directory.probe()?;
+        }
+        let before = self.installed.snapshot.load_full();
+        self.storage.reopen()?;
+        let segments = Arc::clone(before.cold.store());
+        let Recovered { database, epochs, snapshot } = recover(
+            &*self.storage,
+            self.directory.as_deref(),
+            segments,
+            self.hot,
+            Some(&*before),
+            self.clock.now_us(),
+        )?;
+        if database != self.database {
+            return Err(Error::corruption("the store is that of another database")
+                .hint("restore the data directory from a backup"));
+        }
+        let (seq, epoch) = (snapshot.seq, snapshot.epoch);
+        self.last_changes = LastChanges::unknown_before(seq);
+        self.installed.moves.give_up();
+        self.installed.next_segment.fetch_max(snapshot.cold.next().0, Ordering::Relaxed);
+        // The epochs first: a token of the new epoch is good for every commit so far.
+        self.installed.epochs.store(Arc::new(epochs));
+        self.installed.snapshot.store(Arc::new(snapshot));
+        if seq > before.seq {
+            self.installed.feed.skip_to(seq);
+        }
+        self.installed.reopenings.fetch_add(1, Ordering::Relaxed);
+        self.installed.poisoned.store(false, Ordering::Release);
+        tracing::warn!(seq = seq.0, epoch = epoch.0, "the store was reopened; writes are taken again");
+        Ok(())
+    }
+}
+
+impl Installed {
+    /// Why nothing is written after a failed write.
+    pub(super) fn refusal(&self) -> Error {
+        match self.disk.as_ref().map(DiskSpace::check_reopening) {
+            Some(Err(full)) => full,
+            _ => poisoned(),
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! Backups, one at a time and beside everything else: rows go on being moved while one is written.
+
+use std::sync::Arc;
+
+use serde_json::json;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use super::record::JobKind;
+use super::store::{JobStore, Queued};
+use crate::error::{Error, ErrorKind, Result, SqlState};
+use crate::ids::JobId;
+use crate::maintenance::{BackupUrl, back_up};
+
+/// Backups that wait for their turn; one more is refused.
+const REQUESTS_MAX: usize = 16;
+/// How often a backup that fails for a reason that may pass is tried again, each time from the start.
+const RETRIES_MAX: u16 = 3;
+
+/// A backup somebody asked for.
+struct Request {
+    url: BackupUrl,
+    job: Queued,
+}
+
+/// Where backups are asked for.
+pub(super) struct Backups {
+    requests: mpsc::Sender<Request>,
+}
+
+/// The task that writes them.
+pub(super) struct BackupTask {
+    store: Arc<JobStore>,
+    requests: mpsc::Receiver<Request>,
+    stop: CancellationToken,
+}
+
+impl Backups {
+    pub(super) fn new(store: &Arc<JobStore>, stop: &CancellationToken) -> (Self, BackupTask) {
+        let (sender, requests) = mpsc::channel(REQUESTS_MAX);
+        (Self { requests: sender }, BackupTask { store: Arc::clone(store), requests, stop: stop.clone() })
+    }
+
+    /// As [`super::JobManager::back_up`].
+    pub(super) async fn request(&self, store: &JobStore, url: BackupUrl) -> Result<JobId> {
+        // A place first, so that no job is made that nobody would do.
+        let place = self.requests.try_reserve().map_err(|error| match error {
+            mpsc::error::TrySendError::Full(()) => too_many(),
+            mpsc::error::TrySendError::Closed(()) => Error::shutting_down(),
+        })?;
+        let parameters = json!({ "by": "statement", "url": url.to_string() });
+        let job = store.enqueue(JobKind::Backup, None, parameters).await?;
+        let id = job.id().clone();
+        place.send(Request { url, job });
+        Ok(id)
+    }
+}
+
+impl BackupTask {
+    /// Runs until told to stop.
+    pub(super) async fn run(mut self) {
+        while let Some(Some(request)) = self.stop.run_until_cancelled(self.requests.recv()).await {
+            let Request { url, job } = request;
+            let id = job.id().clone();
+            let outcome =
+                self.store.run(job, RETRIES_MAX, |control| self.back_up(&url, &id, control.stop)).await;
+            if let Err(error) = outcome
+                && !self.stop.is_cancelled()
+            {
+                warn!(job = %id, %error, "a backup's job could not be written");
+            }
+        }
+    }
+
+    async fn back_up(&self, url: &BackupUrl, id: &JobId, stop: CancellationToken) -> Result<String> {
+        let committer = &self.store.committer;
+        let backup = back_up(&committer.snapshot(), committer.database_id(), url, id, &stop).await?;
+        Ok(format!("wrote {} objects of {} bytes as of seq {}", backup.objects, backup.bytes, backup.seq))
+    }
+}
+
+fn too_many() -> Error {
+    Error::new(
+        ErrorKind::ResourceExhausted,
+        SqlState::TOO_MANY,
+        format!("{REQUESTS_MAX} backups wait for their turn already"),
+    )
+    .hint("SELECT * FROM system.jobs shows them; KILL JOB ends one")
+}

@@ -1,0 +1,155 @@
+//! What follows a move of rows: marks are folded into deletion vectors, and the manifest is published for other readers.
+//!
+//! A published manifest is an object of its own beside the segments, never changed, written once under a name that grows:
+//!
+//! ```text
+//! TABLE/manifest-DATABASE-EPOCH-SEQ.json       epoch and seq in hexadecimal, so the last name is the newest manifest
+//! {
+//!   "format": 1, "database_id": "...", "epoch": 1, "seq": 42, "commit_ts": 1767225600000000,
+//!   "table_id": 1000, "namespace": "app", "table": "notes", "type": "user", "schema_version": 1, "flushed_seq": 41,
+//!   "columns": [{"name": "id", "type": "BIGINT"}, ...],
+//!   "segments": [{"storage": "local", "path": "1000/00000001-00000001.parquet", "rows": 10, "bytes": 2048, "schema_version": 1, "through_seq": 41,
+//!                 "deleted_rows": 1, "deletion_vector": "base64 of a Roaring bitmap in its portable format, or null"}, ...]
+//! }
+//! ```
+//!
+//! It lists the rows that are cold as of `seq`; rows written after `flushed_seq` are hot and not in it. The last two are kept, for
+//! those who have just begun to read.
+//!
+//! Invariant: a manifest is published after the commit it speaks of, and the commit remembers that it is due until it is.
+
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use roaring::RoaringBitmap;
+use serde_json::{Value, json};
+
+use crate::cold_storage::{ColdChange, Manifest, ObjectStorage, Segment, Unpublished, portable};
+use crate::commit::{ColdWrite, Committer, Snapshot, WriteSet};
+use crate::error::{ErrorKind, Result};
+use crate::ids::{DatabaseId, Seq, TableId, UserId};
+use crate::schema_registry::{Durability, TableDefinition};
+use crate::storage::blocking;
+
+/// Marks one commit folds.
+const FOLD_MARKS_MAX: usize = 16_384;
+/// Fewer marks are not worth a commit.
+const FOLD_MARKS_MIN: usize = 256;
+/// Published manifests of a table that are kept.
+const MANIFESTS_KEPT: usize = 2;
+
+/// Folds the marks of a table's segments into their deletion vectors, some at a time.
+pub(super) async fn fold(committer: &Arc<Committer>, table: TableId) -> Result<()> {
+    let segments = committer.snapshot().cold.segments(table).to_vec();
+    for segment in segments {
+        loop {
+            let snapshot = committer.snapshot();
+            let (read_seq, id) = (snapshot.seq, segment.id);
+            let marks = blocking(move || Manifest::marks(&*snapshot.storage, id, FOLD_MARKS_MAX)).await?;
+            if marks.len() < FOLD_MARKS_MIN {
+                break;
+            }
+            let is_last = marks.len() < FOLD_MARKS_MAX;
+            let positions: RoaringBitmap = marks.into_iter().collect();
+            let write = ColdChange::Fold { table, segment: id, positions };
+            if !commit(committer, write, read_seq).await? || is_last {
+                break;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Publishes the manifest of a table that is due.
+pub(super) async fn publish_table(
+    committer: &Arc<Committer>,
+    table: TableId,
+    due: &Unpublished,
+) -> Result<()> {
+    let snapshot = committer.snapshot();
+    let done = ColdChange::Published { table, seq: due.seq };
+    let storage = match snapshot.cold.store().storage(&due.storage) {
+        Ok(storage) => storage,
+        // The storage was dropped after its last table.
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            return commit(committer, done, snapshot.seq).await.map(|_| ());
+        }
+        Err(error) => return Err(error),
+    };
+    let kept = match snapshot.catalog.table_by_id(table) {
+        Some(definition) => {
+            let (at, definition) = (Arc::clone(&snapshot), Arc::clone(definition));
+            let database = committer.database_id();
+            let name =
+                format!("{table}/manifest-{database}-{:08x}-{:016x}.json", snapshot.epoch.0, snapshot.seq.0);
+            let text = blocking(move || Ok(manifest(&at, &definition, database)?.to_string())).await?;
+            storage.put_new(&name, text.into_bytes()).await?;
+            MANIFESTS_KEPT
+        }
+        None => 0,
+    };
+    remove_old(&storage, table, kept).await?;
+    commit(committer, done, snapshot.seq).await.map(|_| ())
+}
+
+async fn remove_old(storage: &ObjectStorage, table: TableId, kept: usize) -> Result<()> {
+    let mut manifests = storage.manifests(table).await?;
+    manifests.sort_unstable();
+    for old in manifests.iter().rev().skip(kept) {
+        storage.remove(old).await?;
+    }
+    Ok(())
+}
+
+/// Whether the commit was not overtaken by one that made it needless.
+async fn commit(committer: &Arc<Committer>, change: ColdChange, read_seq: Seq) -> Result<bool> {
+    let set = WriteSet {
+        cold: Some(ColdWrite::Manifest(vec![change])),
+        durability: Durability::Relaxed,
+        ..WriteSet::new(UserId::SYSTEM, read_seq)
+    };
+    match committer.commit(set).await {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::Conflict => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn manifest(snapshot: &Snapshot, definition: &TableDefinition, database: DatabaseId) -> Result<Value> {
+    let columns = definition.columns.iter();
+    let columns: Vec<Value> =
+        columns.map(|column| json!({ "name": column.name, "type": column.ty.to_string() })).collect();
+    let segments = snapshot.cold.segments(definition.id).iter();
+    let segments: Vec<Value> = segments.map(|segment| described(snapshot, segment)).collect::<Result<_>>()?;
+    Ok(json!({
+        "format": 1,
+        "database_id": database.to_string(),
+        "epoch": snapshot.epoch.0,
+        "seq": snapshot.seq.0,
+        "commit_ts": snapshot.commit_ts,
+        "table_id": definition.id.0,
+        "namespace": definition.namespace,
+        "table": definition.name,
+        "type": definition.kind.to_string(),
+        "schema_version": definition.version.0,
+        "flushed_seq": snapshot.cold.flushed(definition.id).0,
+        "columns": columns,
+        "segments": segments,
+    }))
+}
+
+fn described(snapshot: &Snapshot, segment: &Segment) -> Result<Value> {
+    let gone = snapshot.cold.gone(&*snapshot.storage, segment.table, segment.id)?;
+    let vector = if gone.is_empty() { None } else { Some(STANDARD.encode(portable(&gone)?)) };
+    Ok(json!({
+        "storage": segment.storage,
+        "path": segment.path,
+        "rows": segment.rows,
+        "bytes": segment.bytes,
+        "schema_version": segment.version.0,
+        "through_seq": segment.through.0,
+        "deleted_rows": gone.len(),
+        "deletion_vector": vector,
+    }))
+}

@@ -1,0 +1,192 @@
+//! Everything of a closed database, read and compared: the store with itself, the rows with their tables, the segments with their
+//! checksums, hot and cold with each other.
+//!
+//! | file | its one job |
+//! |---|---|
+//! | `store` | catalog, change log and what is stored about segments |
+//! | `table` | the rows of a table: each key has one live place |
+//! | `segment` | one segment |
+//!
+//! Invariant: nothing is changed, no new epoch begins; what is wrong does not keep the rest from being looked at.
+
+mod segment;
+mod store;
+mod table;
+
+use std::collections::HashSet;
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::change_log;
+use crate::cold_storage::{self, SegmentStore};
+use crate::commit::{self, Snapshot};
+use crate::error::{Error, Result};
+use crate::hot_tier::{HotChunks, HotOptions};
+use crate::ids::{DatabaseId, Epoch, Seq};
+use crate::schema_registry::{SchemaRegistry, StorageRecord};
+use crate::storage::{DataDirectory, RocksStorage, StorageBackend, StorageOptions, blocking};
+
+/// Problems that are told one by one; beyond it they are counted.
+const PROBLEMS_MAX: usize = 1_000;
+/// Bytes of segments' footers and key filters kept in memory.
+const CACHE_BYTES: usize = 64 << 20;
+
+/// What a check has found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckReport {
+    /// Which database it is.
+    pub database: DatabaseId,
+    /// The epoch in which it was last open.
+    pub epoch: Epoch,
+    /// Its last commit.
+    pub seq: Seq,
+    /// The tables, by namespace and name.
+    pub tables: Vec<TableReport>,
+    /// Files of moves that were not committed: they do no harm, and are removed when the database is opened.
+    pub orphans: Vec<String>,
+    /// What is wrong, each with the name of its object.
+    pub problems: Vec<String>,
+    /// Problems beyond those.
+    pub more_problems: u64,
+}
+
+impl CheckReport {
+    /// Whether nothing is wrong.
+    pub fn is_sound(&self) -> bool {
+        self.problems.is_empty()
+    }
+}
+
+/// What a table has.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TableReport {
+    /// Its name with its namespace.
+    pub name: String,
+    /// Rows in the store.
+    pub hot: u64,
+    /// Live rows in segments.
+    pub cold: u64,
+    /// Rows in segments that were overwritten or deleted since.
+    pub gone: u64,
+    /// Segments.
+    pub segments: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+impl fmt::Display for TableReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, hot, cold, gone, segments, bytes } = self;
+        write!(f, "{name}: {hot} rows hot, {cold} cold, {gone} gone, {segments} segments of {bytes} bytes")
+    }
+}
+
+/// Problems as they are found.
+#[derive(Debug, Default)]
+struct Problems {
+    told: Vec<String>,
+    more: u64,
+}
+
+impl Problems {
+    fn note(&mut self, problem: impl Into<String>) {
+        if self.told.len() < PROBLEMS_MAX {
+            self.told.push(problem.into());
+        } else {
+            self.more += 1;
+        }
+    }
+
+    /// Notes a failure of reading `what`, which names the object where the error does not.
+    fn note_error(&mut self, what: &str, error: &Error) {
+        self.note(format!("{what}: {}", error.message()));
+    }
+}
+
+/// Checks the database in `data_dir`, which no process may have open.
+///
+/// # Errors
+/// 42704 when there is no database, 55000 when a process has it open or its format is newer, XX001 when the store cannot be opened or
+/// its state not be read, so that nothing can be said of the rest.
+pub async fn check(data_dir: &Path) -> Result<CheckReport> {
+    let path = data_dir.to_owned();
+    let (snapshot, database, synced) = blocking(move || open(&path)).await?;
+    let mut problems = Problems::default();
+    if let Some(synced) = synced.filter(|synced| *synced > snapshot.seq) {
+        problems.note(format!(
+            "the store ends at commit {}, but commit {synced} was known to be on disk",
+            snapshot.seq
+        ));
+    }
+    let registry = Arc::new(SchemaRegistry::new());
+    let (mut problems, snapshot) = {
+        let registry = Arc::clone(&registry);
+        blocking(move || {
+            store::check(&snapshot, database, &registry, &mut problems)?;
+            Ok((problems, snapshot))
+        })
+        .await?
+    };
+    let mut tables = Vec::new();
+    for definition in snapshot.catalog.tables() {
+        tables.push(table::check(&snapshot, &registry.schemas(definition), &mut problems).await);
+    }
+    let orphans = orphans(&snapshot, &mut problems).await;
+    Ok(CheckReport {
+        database,
+        epoch: snapshot.epoch,
+        seq: snapshot.seq,
+        tables,
+        orphans,
+        problems: problems.told,
+        more_problems: problems.more,
+    })
+}
+
+/// Opens the store for reading. Gives also which database it is, and the last commit that was known to be on disk.
+fn open(path: &Path) -> Result<(Arc<Snapshot>, DatabaseId, Option<Seq>)> {
+    let directory = Arc::new(DataDirectory::open_existing(path)?);
+    let synced = directory.synced_seq().map(|(_, seq)| seq);
+    let segments = directory.segments_path();
+    let storage = RocksStorage::open_read_only(directory, StorageOptions::default())?.snapshot();
+    let state = commit::inspect(&*storage)?;
+    // A missing folder is not made: each of its segments is a problem.
+    let store = match segments.is_dir() {
+        true => SegmentStore::in_folder(&segments, CACHE_BYTES)?,
+        false => SegmentStore::in_memory(CACHE_BYTES),
+    };
+    store.set_storages(state.database, state.catalog.storages().map(StorageRecord::location));
+    let cold = cold_storage::restore(&*storage, store, None)?;
+    let log_floor = change_log::floor(&*storage)?;
+    let snapshot = Snapshot {
+        seq: state.seq,
+        commit_ts: state.commit_ts,
+        epoch: state.epochs.current(),
+        catalog: Arc::new(state.catalog),
+        storage,
+        hot: Arc::new(HotChunks::new(HotOptions::of_bytes(0), state.seq)),
+        cold: Arc::new(cold),
+        log_floor,
+    };
+    Ok((Arc::new(snapshot), state.database, synced))
+}
+
+/// What lies in the storages without a segment. A storage that cannot be asked is a problem.
+async fn orphans(snapshot: &Snapshot, problems: &mut Problems) -> Vec<String> {
+    let store = snapshot.cold.store();
+    let mut known: HashSet<String> =
+        snapshot.cold.all_segments().map(|segment| segment.path.clone()).collect();
+    known.extend(store.retired_paths());
+    let known = |path: &str| known.contains(path);
+    let mut orphans = Vec::new();
+    for id in store.storage_ids() {
+        let found = async { store.storage(&id)?.orphans(&known).await };
+        match found.await {
+            Ok(found) => orphans.extend(found),
+            Err(error) => problems.note_error(&format!("storage \"{id}\""), &error),
+        }
+    }
+    orphans.sort();
+    orphans
+}

@@ -1,0 +1,337 @@
+//! The bytes of a backup. Frozen: a change needs a new format number.
+//!
+//! ```text
+//! URL/BACKUP                                    text: `kalamdb backup`, the id of the job; made first, so that no two write to one place
+//! URL/store/NUMBER.zst                          zstd of: "KBAK" | format u8 = 1 | partition u8 (1 Meta, 2 Rows, 4 Cold)
+//!                                                       | per entry: key length u32, key, value length u32, value
+//! URL/segments/TABLE/EPOCH-SEGMENT.parquet      the segment, byte for byte
+//! URL/manifest.json                             made last: without it there is no backup
+//! ```
+//!
+//! Numbers are little-endian, those in names have eight digits. The change log is not part of a backup: a restored database is
+//! another one, so nobody can resume from it, and what it says of rows the rows say too.
+//!
+//! Invariant: no bytes make the decoder panic or take more memory than there are bytes.
+
+use std::io::{BufRead, BufReader, Read};
+
+use object_store::path::Path;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, ErrorKind, Result, SqlState};
+use crate::ids::{DatabaseId, Seq};
+use crate::storage::{Partition, WriteBatch};
+
+/// The newest format this program reads, and the one it writes.
+const FORMAT: u32 = 1;
+const MAGIC: [u8; 4] = *b"KBAK";
+const STORE_FORMAT: u8 = 1;
+const HEADER_BYTES: usize = MAGIC.len() + 2;
+/// Fast, and what remains is mostly the cost of the place.
+const ZSTD_LEVEL: i32 = 1;
+
+/// The object that is made last.
+pub(super) const MANIFEST: &str = "manifest.json";
+/// The object that is made first.
+pub(super) const CLAIM: &str = "BACKUP";
+/// Where the segments are.
+pub(super) const SEGMENTS: &str = "segments";
+/// Where the store is.
+pub(super) const STORE: &str = "store";
+
+/// What a backup consists of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct BackupManifest {
+    pub(super) format: u32,
+    /// The version of the program that made it, for people.
+    pub(super) program: String,
+    /// The database it is of; a restored one gets another id.
+    pub(super) database_id: DatabaseId,
+    /// The last commit in it.
+    pub(super) seq: Seq,
+    /// When that was committed, microseconds UTC.
+    pub(super) commit_ts: i64,
+    /// The tables in it, for people.
+    pub(super) tables: Vec<String>,
+    /// All objects but this one.
+    pub(super) objects: Vec<BackupObject>,
+}
+
+/// One object of a backup.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct BackupObject {
+    /// Its name below the backup's URL.
+    pub(super) path: String,
+    pub(super) bytes: u64,
+    /// Of its bytes, in hexadecimal.
+    pub(super) sha256: String,
+}
+
+impl BackupManifest {
+    /// One of this program, without objects.
+    pub(super) fn new(database_id: DatabaseId, seq: Seq, commit_ts: i64, tables: Vec<String>) -> Self {
+        let program = env!("CARGO_PKG_VERSION").to_owned();
+        Self { format: FORMAT, program, database_id, seq, commit_ts, tables, objects: Vec::new() }
+    }
+
+    pub(super) fn encode(&self) -> Result<Vec<u8>> {
+        serde_json::to_vec_pretty(self)
+            .map_err(|error| Error::internal("the manifest of a backup cannot be written").source(error))
+    }
+
+    /// # Errors
+    /// XX001 when it is damaged, 55000 when it is newer than this program.
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self> {
+        /// What is read of a manifest of any format.
+        #[derive(Deserialize)]
+        struct AnyFormat {
+            format: u32,
+        }
+        let unreadable = |error| damaged(MANIFEST, "it cannot be read").source(error);
+        let AnyFormat { format } = serde_json::from_slice(bytes).map_err(unreadable)?;
+        if format > FORMAT {
+            return Err(Error::new(
+                ErrorKind::Unavailable,
+                SqlState::OBJECT_NOT_IN_STATE,
+                format!("the backup has format {format}, this program reads up to {FORMAT}"),
+            )
+            .hint("restore it with the version that made it, or a newer one"));
+        }
+        serde_json::from_slice(bytes).map_err(unreadable)
+    }
+}
+
+impl BackupObject {
+    /// Its name as object stores take it, none that leads elsewhere.
+    pub(super) fn location(&self) -> Result<Path> {
+        Path::parse(&self.path).map_err(|_| damaged(MANIFEST, "it names an object that cannot be"))
+    }
+
+    /// The path of the segment it is, as the database names it.
+    pub(super) fn segment(&self) -> Option<&str> {
+        self.path.strip_prefix(SEGMENTS)?.strip_prefix('/')
+    }
+
+    /// Whether it holds entries of the store.
+    pub(super) fn is_store(&self) -> bool {
+        self.path.strip_prefix(STORE).is_some_and(|rest| rest.starts_with('/'))
+    }
+}
+
+/// Counts and hashes the bytes of an object as they pass.
+pub(super) struct ObjectDigest {
+    bytes: u64,
+    hash: Sha256,
+}
+
+impl ObjectDigest {
+    pub(super) fn new() -> Self {
+        Self { bytes: 0, hash: Sha256::new() }
+    }
+
+    pub(super) fn update(&mut self, piece: &[u8]) {
+        self.bytes += piece.len() as u64;
+        self.hash.update(piece);
+    }
+
+    /// The object whose bytes have passed.
+    pub(super) fn finish(self, path: String) -> BackupObject {
+        let hash = self.hash.finalize();
+        let sha256 = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+        BackupObject { path, bytes: self.bytes, sha256 }
+    }
+
+    /// Compares what has passed with what is known of the object.
+    ///
+    /// # Errors
+    /// XX001 with the object's name when it is not the same.
+    pub(super) fn verify(self, expected: &BackupObject) -> Result<()> {
+        let found = self.finish(expected.path.clone());
+        if found.bytes != expected.bytes {
+            return Err(damaged(&expected.path, "it has another length"));
+        }
+        if !found.sha256.eq_ignore_ascii_case(&expected.sha256) {
+            return Err(damaged(&expected.path, "its checksum does not fit"));
+        }
+        Ok(())
+    }
+}
+
+/// Entries of one partition on their way into an object.
+pub(super) struct StoreWriter {
+    raw: Vec<u8>,
+}
+
+impl StoreWriter {
+    pub(super) fn new(partition: Partition) -> Self {
+        let mut raw = MAGIC.to_vec();
+        raw.extend_from_slice(&[STORE_FORMAT, partition_code(partition)]);
+        Self { raw }
+    }
+
+    pub(super) fn push(&mut self, key: &[u8], value: &[u8]) -> Result<()> {
+        for piece in [key, value] {
+            let length = u32::try_from(piece.len())
+                .map_err(|_| Error::internal("a stored value is longer than 4 GiB"))?;
+            self.raw.extend_from_slice(&length.to_le_bytes());
+            self.raw.extend_from_slice(piece);
+        }
+        Ok(())
+    }
+
+    /// Bytes so far, not compressed.
+    pub(super) fn bytes(&self) -> usize {
+        self.raw.len()
+    }
+
+    /// The object's bytes.
+    pub(super) fn finish(self) -> Result<Vec<u8>> {
+        zstd::bulk::compress(&self.raw, ZSTD_LEVEL)
+            .map_err(|error| Error::internal("a part of a backup cannot be compressed").source(error))
+    }
+}
+
+/// Writes the entries of an object, in batches of about `batch_bytes`.
+///
+/// # Errors
+/// XX001 with `path` when the bytes are not such an object, and whatever `write` returns.
+pub(super) fn read_store(
+    path: &str,
+    object: &[u8],
+    batch_bytes: usize,
+    mut write: impl FnMut(WriteBatch) -> Result<()>,
+) -> Result<()> {
+    let unreadable = |_| damaged(path, "it cannot be read");
+    let raw = zstd::stream::read::Decoder::with_buffer(object).map_err(unreadable)?;
+    let mut raw = BufReader::new(raw);
+    let mut header = [0; HEADER_BYTES];
+    raw.read_exact(&mut header).map_err(unreadable)?;
+    let partition = match header {
+        [magic @ .., STORE_FORMAT, code] if magic == MAGIC => partition_of(code),
+        _ => None,
+    };
+    let partition = partition.ok_or_else(|| damaged(path, "it is not a part of a backup"))?;
+    let mut batch = WriteBatch::new();
+    while !raw.fill_buf().map_err(unreadable)?.is_empty() {
+        let key = read_piece(&mut raw).map_err(unreadable)?;
+        let value = read_piece(&mut raw).map_err(unreadable)?;
+        batch.put(partition, key, value);
+        if batch.bytes() >= batch_bytes {
+            write(std::mem::take(&mut batch))?;
+        }
+    }
+    write(batch)
+}
+
+/// A length and so many bytes; no more memory is taken than there are bytes.
+fn read_piece(raw: &mut impl Read) -> std::io::Result<Vec<u8>> {
+    let mut length = [0; 4];
+    raw.read_exact(&mut length)?;
+    let length = u64::from(u32::from_le_bytes(length));
+    let mut piece = Vec::new();
+    if raw.take(length).read_to_end(&mut piece)? as u64 != length {
+        return Err(std::io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(piece)
+}
+
+/// The change log has a number, so that no other partition ever gets it, but is not part of a backup.
+fn partition_code(partition: Partition) -> u8 {
+    match partition {
+        Partition::Meta => 1,
+        Partition::Rows => 2,
+        Partition::Log => 3,
+        Partition::Cold => 4,
+    }
+}
+
+fn partition_of(code: u8) -> Option<Partition> {
+    Partition::ALL.into_iter().find(|partition| partition_code(*partition) == code)
+}
+
+/// An object of a backup that is not as it was written.
+pub(super) fn damaged(path: &str, why: &str) -> Error {
+    Error::corruption(format!("object \"{path}\" of the backup is damaged: {why}"))
+        .hint("copy it again from where the backup was made, or restore another backup")
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::storage::WriteOp;
+
+    fn read(object: &[u8], batch_bytes: usize) -> Result<Vec<WriteOp>> {
+        let mut ops = Vec::new();
+        read_store("store/00000000.zst", object, batch_bytes, |batch| {
+            ops.extend(batch.ops().iter().cloned());
+            Ok(())
+        })?;
+        Ok(ops)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn entries_come_back(
+            entries in prop::collection::vec((prop::collection::vec(any::<u8>(), 0..40), prop::collection::vec(any::<u8>(), 0..200)), 0..20),
+            batch_bytes in 1_usize..1_000,
+        ) {
+            let mut writer = StoreWriter::new(Partition::Cold);
+            for (key, value) in &entries {
+                writer.push(key, value).unwrap();
+            }
+            let expected: Vec<WriteOp> = entries
+                .into_iter()
+                .map(|(key, value)| WriteOp::Put { partition: Partition::Cold, key: key.into(), value: value.into() })
+                .collect();
+            prop_assert_eq!(read(&writer.finish().unwrap(), batch_bytes).unwrap(), expected);
+        }
+
+        #[test]
+        fn damaged_entries_are_errors(bytes in prop::collection::vec(any::<u8>(), 0..200), cut in 0_usize..60) {
+            let mut writer = StoreWriter::new(Partition::Rows);
+            writer.push(b"key", b"value").unwrap();
+            let raw = writer.raw.get(..cut.min(writer.raw.len() - 1)).unwrap().to_vec();
+            let header = writer.raw.get(..HEADER_BYTES).unwrap();
+            for raw in [bytes.clone(), raw, [header, &bytes].concat()] {
+                let object = zstd::bulk::compress(&raw, 1).unwrap();
+                if let Err(error) = read(&object, 100) {
+                    prop_assert_eq!(error.kind(), ErrorKind::Corruption);
+                }
+            }
+            prop_assert!(read(&bytes, 100).is_err());
+        }
+    }
+
+    #[test]
+    fn the_bytes_are_frozen() {
+        let mut writer = StoreWriter::new(Partition::Rows);
+        writer.push(b"k", b"value").unwrap();
+        assert_eq!(writer.raw, *b"KBAK\x01\x02\x01\0\0\0k\x05\0\0\0value");
+        let manifest = BackupManifest {
+            format: 1,
+            program: "0.1.0".to_owned(),
+            database_id: DatabaseId(uuid::Uuid::from_bytes([7; 16])),
+            seq: Seq(9),
+            commit_ts: 1_000,
+            tables: vec!["app.notes".to_owned()],
+            objects: vec![BackupObject {
+                path: "store/00000000.zst".to_owned(),
+                bytes: 3,
+                sha256: "ab".to_owned(),
+            }],
+        };
+        let text = r#"{"format":1,"program":"0.1.0","database_id":"07070707-0707-0707-0707-070707070707","seq":9,
+            "commit_ts":1000,"tables":["app.notes"],
+            "objects":[{"path":"store/00000000.zst","bytes":3,"sha256":"ab"}]}"#;
+        assert_eq!(BackupManifest::decode(text.as_bytes()).unwrap(), manifest);
+        assert_eq!(BackupManifest::decode(&manifest.encode().unwrap()).unwrap(), manifest);
+        let newer = BackupManifest::decode(br#"{"format":2,"objects":{}}"#).unwrap_err();
+        assert_eq!(newer.sqlstate(), SqlState::OBJECT_NOT_IN_STATE);
+        assert_eq!(BackupManifest::decode(b"{}").unwrap_err().kind(), ErrorKind::Corruption);
+    }
+}

@@ -1,0 +1,211 @@
+//! A backup into a new data directory. The database in it is another one: it has an id of its own, and a secret is made for it at
+//! its first start, so neither resume tokens nor bearer tokens of the old one lead into it.
+//!
+//! Invariant: until everything has been read, compared with its checksum and brought to stable storage, the directory cannot be
+//! opened.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path as FilePath, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::TryStreamExt;
+use tracing::warn;
+
+use super::format::{BackupManifest, BackupObject, MANIFEST, ObjectDigest, damaged, read_store};
+use super::place::{BackupUrl, Place};
+use crate::cold_storage::{self, SegmentStore};
+use crate::commit;
+use crate::error::{Error, ErrorKind, Result, SqlState};
+use crate::ids::{DatabaseId, Seq};
+use crate::storage::{DataDirectory, RocksStorage, StorageBackend, StorageOptions, WriteBatch, blocking};
+
+/// Bytes of entries that are written to the store at once.
+const BATCH_BYTES: usize = 4 << 20;
+
+/// What was restored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Restored {
+    /// The new database.
+    pub database: DatabaseId,
+    /// The one the backup is of.
+    pub from: DatabaseId,
+    /// The last commit.
+    pub seq: Seq,
+    /// When that was committed, microseconds UTC.
+    pub commit_ts: i64,
+    /// The objects of the backup.
+    pub objects: usize,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// Restores the backup at `url` into `data_dir`, which must be empty or not exist. When it fails the directory is left empty; when
+/// the process is killed, it cannot be opened.
+///
+/// # Errors
+/// 42704 when there is no backup, XX001 with the object's name when one is damaged, missing or too many, 55000 when the directory is
+/// not empty or the backup is newer than this program, 58030 when something cannot be read or written.
+pub async fn restore(url: &BackupUrl, data_dir: &FilePath) -> Result<Restored> {
+    let place = url.open()?;
+    let manifest = read_manifest(&place, url).await?;
+    check_names(&place, &manifest).await?;
+    let path = data_dir.to_owned();
+    let directory = Arc::new(blocking(move || DataDirectory::begin_restore(&path)).await?);
+    let outcome = fill(&place, &manifest, &directory).await;
+    blocking(move || {
+        if outcome.is_ok() {
+            directory.end_restore()?;
+        } else if let Some(directory) = Arc::into_inner(directory)
+            && let Err(error) = directory.undo_restore()
+        {
+            warn!(%error, "what was restored in part could not be removed");
+        }
+        outcome
+    })
+    .await
+}
+
+async fn read_manifest(place: &Place, url: &BackupUrl) -> Result<BackupManifest> {
+    match place.get_small(MANIFEST).await? {
+        Some(bytes) => BackupManifest::decode(&bytes),
+        None => Err(Error::new(
+            ErrorKind::NotFound,
+            SqlState::UNDEFINED_OBJECT,
+            format!("there is no backup at \"{url}\""),
+        )
+        .hint(format!("a backup has an object \"{MANIFEST}\", which is made last"))),
+    }
+}
+
+/// A backup has the objects its manifest names and no others.
+async fn check_names(place: &Place, manifest: &BackupManifest) -> Result<()> {
+    let found = place.list().await?;
+    let mut named: BTreeMap<&str, bool> = BTreeMap::new();
+    for object in &manifest.objects {
+        object.location()?;
+        if named.insert(&object.path, false).is_some() || object.path == MANIFEST {
+            return Err(damaged(MANIFEST, "it names an object twice"));
+        }
+    }
+    for name in found.iter().filter(|name| *name != MANIFEST) {
+        match named.get_mut(name.as_str()) {
+            Some(there) => *there = true,
+            None => {
+                return Err(Error::corruption(format!("object \"{name}\" is not one of the backup's"))
+                    .hint("remove it if you know where it comes from, or restore another backup"));
+            }
+        }
+    }
+    match named.into_iter().find(|(_, there)| !there) {
+        Some((name, _)) => Err(Error::corruption(format!("object \"{name}\" of the backup is missing"))
+            .hint("copy it again from where the backup was made, or restore another backup")),
+        None => Ok(()),
+    }
+}
+
+async fn fill(place: &Place, manifest: &BackupManifest, directory: &Arc<DataDirectory>) -> Result<Restored> {
+    let segments = directory.segments_path();
+    let opened = Arc::clone(directory);
+    let storage = Arc::new(blocking(move || RocksStorage::open(opened, StorageOptions::default())).await?);
+    for object in &manifest.objects {
+        if let Some(name) = object.segment() {
+            restore_segment(place, object, segments.join(name)).await?;
+        } else {
+            restore_entries(place, object, &storage).await?;
+        }
+    }
+    let manifest = manifest.clone();
+    blocking(move || {
+        sync_folders(&segments).map_err(unwritable)?;
+        adopt(&storage, &manifest, &segments)
+    })
+    .await
+}
+
+async fn restore_segment(place: &Place, object: &BackupObject, file: PathBuf) -> Result<()> {
+    let mut writing = blocking(move || {
+        let made = file.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| File::create_new(&file));
+        Ok((made.map_err(unwritable)?, ObjectDigest::new()))
+    })
+    .await?;
+    let found =
+        place.get(&object.location()?).await?.ok_or_else(|| damaged(&object.path, "it is missing"))?;
+    let mut pieces = found.into_stream();
+    while let Some(piece) = pieces.try_next().await.map_err(|error| place.unreadable(&object.path, error))? {
+        let (mut file, mut digest) = writing;
+        writing = blocking(move || {
+            digest.update(&piece);
+            file.write_all(&piece).map_err(unwritable)?;
+            Ok((file, digest))
+        })
+        .await?;
+    }
+    let (file, digest) = writing;
+    digest.verify(object)?;
+    blocking(move || file.sync_all().map_err(unwritable)).await
+}
+
+/// Reads a small object: one of the store's, or one that only has to be what it was.
+async fn restore_entries(place: &Place, object: &BackupObject, storage: &Arc<RocksStorage>) -> Result<()> {
+    let found =
+        place.get(&object.location()?).await?.ok_or_else(|| damaged(&object.path, "it is missing"))?;
+    if found.meta.size != object.bytes {
+        return Err(damaged(&object.path, "it has another length"));
+    }
+    let bytes: Bytes = found.bytes().await.map_err(|error| place.unreadable(&object.path, error))?;
+    let (storage, object) = (Arc::clone(storage), object.clone());
+    blocking(move || {
+        let mut digest = ObjectDigest::new();
+        digest.update(&bytes);
+        digest.verify(&object)?;
+        if !object.is_store() {
+            return Ok(());
+        }
+        read_store(&object.path, &bytes, BATCH_BYTES, |batch| storage.write(batch, false))
+    })
+    .await
+}
+
+/// Makes the restored store that of a new database, and sees that it is what the manifest says and has all its segments.
+fn adopt(storage: &RocksStorage, manifest: &BackupManifest, segments: &FilePath) -> Result<Restored> {
+    let database = DatabaseId(uuid::Uuid::new_v4());
+    let mut batch = WriteBatch::new();
+    let (from, seq, commit_ts) = commit::adopt(&*storage.snapshot(), database, &mut batch)?;
+    if (from, seq, commit_ts) != (manifest.database_id, manifest.seq, manifest.commit_ts) {
+        return Err(damaged(MANIFEST, "it is of another backup"));
+    }
+    cold_storage::adopt(&*storage.snapshot(), &mut batch)?;
+    storage.write(batch, true)?;
+    storage.sync()?;
+    let restored = storage.snapshot();
+    commit::inspect(&*restored)?;
+    let cold = cold_storage::restore(&*restored, SegmentStore::in_folder(segments, 0)?, None)?;
+    for segment in cold.all_segments() {
+        let is_there =
+            fs::metadata(segments.join(&segment.path)).is_ok_and(|file| file.len() == segment.bytes);
+        if !is_there {
+            return Err(Error::corruption(format!("segment \"{}\" of the backup is missing", segment.path))
+                .hint("restore another backup"));
+        }
+    }
+    let bytes = manifest.objects.iter().map(|object| object.bytes).sum();
+    Ok(Restored { database, from, seq, commit_ts, objects: manifest.objects.len() + 1, bytes })
+}
+
+/// The names of the segments are durable once their folders are.
+fn sync_folders(segments: &FilePath) -> io::Result<()> {
+    fs::create_dir_all(segments)?;
+    for folder in fs::read_dir(segments)? {
+        File::open(folder?.path())?.sync_all()?;
+    }
+    File::open(segments)?.sync_all()
+}
+
+fn unwritable(error: io::Error) -> Error {
+    Error::new(ErrorKind::Unavailable, SqlState::IO_ERROR, "the data directory cannot be written")
+        .hint("check the free space and the rights of the data directory")
+        .source(error)
+}

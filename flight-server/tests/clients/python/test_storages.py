@@ -1,0 +1,182 @@
+"""Segments in an S3 bucket, against a real S3 server: SeaweedFS."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import adbc_driver_manager
+import pytest
+
+from conftest import connect, execute, flush
+from server import Server
+
+KEY, SECRET = "kalamdb-test", "a secret that nobody may see"
+BUCKET = "segments"
+CREDENTIALS = {"ARCHIVE_AWS_ACCESS_KEY_ID": KEY, "ARCHIVE_AWS_SECRET_ACCESS_KEY": SECRET}
+
+
+def free_port():
+    """A port below 55,000: SeaweedFS also listens 10,000 above each of its ports."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        if port < 55_000:
+            return port
+
+
+class SeaweedFs:
+    """One process that is master, volume server, filer and S3 gateway."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.ports = {name: free_port() for name in ("master", "volume", "filer", "s3")}
+        self.config = folder / "s3.json"
+        identity = {"name": "test", "credentials": [{"accessKey": KEY, "secretKey": SECRET}],
+                    "actions": ["Admin", "Read", "List", "Tagging", "Write"]}
+        self.config.write_text(json.dumps({"identities": [identity]}))
+        (folder / "data").mkdir()
+        self.binary = pathlib.Path(sys.executable).parent / "weed"
+
+    @property
+    def endpoint(self):
+        return f"http://127.0.0.1:{self.ports['s3']}"
+
+    def start(self):
+        ports = [f"-{name}.port={port}" for name, port in self.ports.items()]
+        self.log = open(self.folder / "log", "a")
+        self.process = subprocess.Popen(
+            [self.binary, "server", "-ip=127.0.0.1", "-s3", f"-s3.config={self.config}", f"-dir={self.folder / 'data'}",
+             "-volume.max=20", "-master.volumeSizeLimitMB=64", *ports],
+            stdout=self.log, stderr=self.log, preexec_fn=os.setsid)
+        self.wait_until_ready()
+        return self
+
+    def wait_until_ready(self):
+        """Until a file can be stored: the parts of the server come up one after the other."""
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, (self.folder / "log").read_text()[-2_000:]
+            shell = subprocess.run(
+                [self.binary, "shell", f"-master=127.0.0.1:{self.ports['master']}",
+                 f"-filer=127.0.0.1:{self.ports['filer']}"],
+                input=f"s3.bucket.create -name {BUCKET}\ns3.bucket.list\n", capture_output=True, text=True, timeout=60)
+            with socket.socket() as probe:
+                answers = probe.connect_ex(("127.0.0.1", self.ports["s3"])) == 0
+            if answers and any(line.strip().startswith(BUCKET) for line in shell.stdout.splitlines()):
+                return
+            time.sleep(0.2)
+        raise AssertionError((self.folder / "log").read_text()[-2_000:])
+
+    def kill(self):
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.log.close()
+
+
+@pytest.fixture(scope="module")
+def seaweedfs(tmp_path_factory):
+    running = SeaweedFs(tmp_path_factory.mktemp("seaweedfs")).start()
+    yield running
+    running.kill()
+
+
+@pytest.fixture
+def s3_server(seaweedfs, tmp_path):
+    """A server with a storage `archive` in the bucket."""
+    running = Server(tmp_path / "data", extra_env=CREDENTIALS).start()
+    with connect(running) as connection:
+        execute(connection, f"""CREATE STORAGE archive WITH (URL = 's3://{BUCKET}/{tmp_path.name}', CREDENTIALS = 'ARCHIVE',
+            ENDPOINT = '{seaweedfs.endpoint}', REGION = 'us-east-1', ALLOW_HTTP = 'true')""")
+    yield running
+    if running.alive():
+        running.stop()
+    assert not running.unexpected(), "unexpected lines in the server's log:\n" + "\n".join(running.unexpected())
+
+
+def fill(connection, rows=20_000):
+    execute(connection, "CREATE TABLE t (id BIGINT PRIMARY KEY, body TEXT) WITH (STORAGE_ID = 'archive')")
+    execute(connection, f"INSERT INTO t SELECT value, 'row ' || value::TEXT FROM generate_series(1, {rows})")
+
+
+def sums(connection):
+    return execute(connection, "SELECT count(*) AS n, sum(id) AS s, max(body) AS b FROM t").to_pylist()[0]
+
+
+def test_rows_in_a_bucket_are_rows(s3_server):
+    with connect(s3_server) as connection:
+        checked = execute(connection, "STORAGE CHECK archive").to_pylist()
+        assert [row["status"] for row in checked] == ["ok"]
+        fill(connection)
+        before = sums(connection)
+        flush(connection)
+        (segment,) = execute(connection, "SHOW MANIFEST FOR t").to_pylist()
+        assert (segment["storage_id"], segment["rows"]) == ("archive", 20_000)
+        assert list((s3_server.data_dir / "spool").rglob("*.new")) == []
+        assert sums(connection) == before
+        execute(connection, "DELETE FROM t WHERE id % 2 = 0")
+        execute(connection, "UPDATE t SET body = 'changed' WHERE id < 10")
+        execute(connection, "INSERT INTO t VALUES (0, 'new')")
+        after = sums(connection)
+    # A server that starts again reads the same rows, and merges them into a new object.
+    s3_server.kill()
+    s3_server.start()
+    with connect(s3_server) as connection:
+        assert sums(connection) == after
+        assert execute(connection, "SELECT body FROM t WHERE id = 1").to_pylist() == [{"body": "changed"}]
+        flush(connection)
+        execute(connection, "STORAGE COMPACT TABLE t")
+        while execute(connection, "SELECT 1 AS one FROM system.jobs WHERE status IN ('queued', 'running')").num_rows:
+            time.sleep(0.01)
+        (segment,) = execute(connection, "SHOW MANIFEST FOR t").to_pylist()
+        assert (segment["rows"], segment["rows_gone"]) == (after["n"], 0)
+        assert sums(connection) == after
+
+
+def test_a_storage_that_dies_in_the_middle_of_a_flush_loses_nothing(s3_server, seaweedfs):
+    with connect(s3_server) as connection:
+        fill(connection, rows=200_000)
+        before = sums(connection)
+        execute(connection, "FLUSH TABLE t")
+        seaweedfs.kill()
+        # Nothing depends on the storage as long as rows are hot: reads and writes go on.
+        assert sums(connection) == before
+        execute(connection, "INSERT INTO t VALUES (0, 'while it was away')")
+        job = "SELECT status, error_message FROM system.jobs WHERE job_type = 'flush'"
+        while execute(connection, job).to_pylist()[0]["status"] in ("queued", "running"):
+            time.sleep(0.05)
+        state = execute(connection, job).to_pylist()[0]
+        assert state["status"] in ("retrying", "failed", "completed"), state
+        assert SECRET not in str(state)
+        with pytest.raises(adbc_driver_manager.Error, match=r'58030.*storage "archive"'):
+            execute(connection, "STORAGE CHECK archive")
+    s3_server.kill()
+    seaweedfs.start()
+    s3_server.start()
+    with connect(s3_server) as connection:
+        expected = {"n": before["n"] + 1, "s": before["s"], "b": "while it was away"}
+        assert sums(connection) == expected
+        execute(connection, "FLUSH TABLE t")
+        while execute(connection, "SELECT 1 AS one FROM system.jobs WHERE status IN ('queued', 'running')").num_rows:
+            time.sleep(0.01)
+        manifest = execute(connection, "SHOW MANIFEST FOR t").to_pylist()
+        assert sum(segment["rows"] - segment["rows_gone"] for segment in manifest) == expected["n"]
+        assert sums(connection) == expected
+
+
+def test_a_secret_is_shown_nowhere(s3_server):
+    with connect(s3_server) as connection:
+        with pytest.raises(adbc_driver_manager.Error, match="22023"):
+            execute(connection, f"CREATE STORAGE other WITH (URL = 's3://{BUCKET}', SECRET_ACCESS_KEY = '{SECRET}')")
+        execute(connection, f"CREATE STORAGE wrong WITH (URL = 's3://{BUCKET}', CREDENTIALS = 'NOBODYS')")
+        with pytest.raises(adbc_driver_manager.Error) as refused:
+            execute(connection, "STORAGE CHECK wrong")
+        shown = execute(connection, "SELECT * FROM system.storages").to_pylist()
+        audit = execute(connection, "SELECT * FROM system.audit_logs").to_pylist()
+    assert SECRET not in str(refused.value) + str(shown) + str(audit) + "\n".join(s3_server.log)
+    assert [row["credentials"] for row in shown] == ["ARCHIVE", None, "NOBODYS"]
