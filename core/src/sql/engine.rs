@@ -73,6 +73,8 @@ fn session_config(config: &Config) -> SessionConfig {
         .with_batch_size(config.batch_rows)
         .with_information_schema(false);
     let options = session.options_mut();
+    // The filter a top-k hands down to segments takes -0.0 and 0.0 for equal, its order does not: rows would depend on where they are.
+    options.optimizer.enable_topk_dynamic_filter_pushdown = false;
     options.sql_parser.dialect = Dialect::PostgreSQL;
     options.sql_parser.enable_ident_normalization = true;
     options.sql_parser.map_string_types_to_utf8view = false;
