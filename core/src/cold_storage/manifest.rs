@@ -114,12 +114,7 @@ pub enum ColdChange {
         seq: Seq,
     },
     /// A table is no more.
-    DropTable {
-        /// The table.
-        table: TableId,
-        /// Where its next segment would have gone.
-        storage: Arc<str>,
-    },
+    DropTable(TableId),
     /// The object of a segment that is no more has been removed.
     Removed(SegmentId),
 }
@@ -269,15 +264,17 @@ impl Manifest {
                 segments.fold(batch, *segment, positions)?;
                 after.tables.insert(*table, Arc::new(segments));
             }
-            ColdChange::DropTable { table, storage } => {
+            ColdChange::DropTable(table) => {
                 if let Some(segments) = after.tables.remove(table) {
                     for segment in &segments.segments {
                         retire(batch, segment)?;
                     }
                     batch.delete(Partition::Cold, state_key(*table));
                     retired.extend(segments.segments.iter().map(Arc::clone));
-                    let storage = retired.first().map_or(storage, |segment| &segment.storage);
-                    after.put_unpublished(batch, *table, seq, storage);
+                    // Without segments there is no manifest either, but for one that says so.
+                    if let Some(segment) = retired.first() {
+                        after.put_unpublished(batch, *table, seq, &segment.storage);
+                    }
                 }
             }
             ColdChange::Published { table, seq } => {

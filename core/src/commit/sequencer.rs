@@ -24,7 +24,7 @@ use super::{ColdWrite, CommitFeed, Receipt, Snapshot, WriteSet};
 use crate::change_log::{self, CommitRecord, TrimStep};
 use crate::clock::Clock;
 use crate::cold_storage::{
-    ColdChange, Manifest, NewSegment, Place, STORAGE_LOCAL, Segment, marked_after, put_mark, storage_in_use,
+    ColdChange, Manifest, NewSegment, Place, Segment, marked_after, put_mark, storage_in_use,
 };
 use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::failpoint;
@@ -309,12 +309,7 @@ impl Group {
         let mut changes = Vec::new();
         for change in &record.catalog {
             match change {
-                CatalogChange::DropTable(table) => {
-                    let definition = self.catalog.table_by_id(*table);
-                    let storage = definition.map(|table| Arc::clone(&table.options.storage_id));
-                    let storage = storage.unwrap_or_else(|| Arc::from(STORAGE_LOCAL));
-                    changes.push(ColdChange::DropTable { table: *table, storage });
-                }
+                CatalogChange::DropTable(table) => changes.push(ColdChange::DropTable(*table)),
                 CatalogChange::DropStorage(id) => self.check_unneeded(id)?,
                 _ => {}
             }
