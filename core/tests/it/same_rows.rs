@@ -1,7 +1,7 @@
 //! The same query gives the same rows wherever the rows are: all hot, all flushed, half of each after updates and deletes, merged.
 //!
-//! `KALAMDB_SEED` and `KALAMDB_QUERIES` choose the queries; a failure names its seed. Not every seed passes yet: where rows with -0.0 and
-//! with 0.0 are equal for a filter and in order for a sort, their order can depend on where they are.
+//! `KALAMDB_SEED` and `KALAMDB_QUERIES` choose the queries; a failure names its seed. There is no -0.0 among the values yet: it
+//! is equal to 0.0 for a filter and before it for a sort, and the order of such rows can depend on where they are.
 
 use std::sync::Arc;
 
