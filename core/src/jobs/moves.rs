@@ -55,6 +55,8 @@ const PAUSE_US: i64 = 60_000_000;
 const SHORT_PAUSE_US: i64 = 5_000_000;
 /// Tables with fewer hot rows are not flushed at shutdown: reading so few anew costs less than a small segment.
 const SHUTDOWN_ROWS_MIN: u64 = 1_000;
+/// How many times as long as a storage took to fail it is left alone.
+const SILENCE_FACTOR: i64 = 10;
 /// How often it is looked for segments to merge, besides after each flush.
 const MERGE_CHECK_INTERVAL_US: i64 = 60_000_000;
 
@@ -377,7 +379,7 @@ impl Moves {
             }
             if let Err(error) = publish_table(committer, table, &due).await {
                 warn!(%table, storage = %due.storage, %error, "a manifest could not be published");
-                state.silence(&due.storage, now);
+                state.silence(&due.storage, now, self.store.clock.now_us());
             }
         }
     }
@@ -402,7 +404,7 @@ impl Moves {
                 Ok(()) => removed.push(segment.id),
                 Err(error) => {
                     warn!(path = segment.path, %error, "a segment could not be removed");
-                    state.silence(&segment.storage, now);
+                    state.silence(&segment.storage, now, self.store.clock.now_us());
                 }
             }
         }
@@ -461,8 +463,10 @@ impl State {
         self.silent.get(storage).is_some_and(|until| now_us < *until)
     }
 
-    fn silence(&mut self, storage: &Arc<str>, now_us: i64) {
-        self.silent.insert(Arc::clone(storage), now_us.saturating_add(PAUSE_US));
+    /// One that is slow to fail would keep rows from being moved; one that fails at once costs nothing to ask again.
+    fn silence(&mut self, storage: &Arc<str>, asked_us: i64, failed_us: i64) {
+        let pause = failed_us.saturating_sub(asked_us).saturating_mul(SILENCE_FACTOR);
+        self.silent.insert(Arc::clone(storage), failed_us.saturating_add(pause));
     }
 
     fn is_paused(&self, kind: JobKind, table: TableId, now_us: i64) -> bool {
