@@ -13,13 +13,12 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
-use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
-use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
+use object_store::aws::AmazonS3Builder;
+use object_store::azure::MicrosoftAzureBuilder;
+use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::path::Path;
 use object_store::{BackoffConfig, ClientOptions, ObjectStore, ObjectStoreScheme, RetryConfig};
 use url::Url;
@@ -37,13 +36,11 @@ const RETRIES_MAX: usize = 4;
 /// own by these suffixes.
 pub const CONNECTION_OPTIONS: [&str; 3] = ["endpoint", "region", "allow_http"];
 
-/// What a storage is connected with. Two of the same id and revision are the same.
+/// What a storage is connected with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StorageLocation {
     /// As tables name it.
     pub id: Arc<str>,
-    /// Grows with each change of the storage.
-    pub revision: u32,
     /// The URL; empty for the folder of the data directory.
     pub url: String,
     /// Prefix of the environment variables that hold the credentials: with `ARCHIVE` they are `ARCHIVE_AWS_ACCESS_KEY_ID` and so
@@ -85,41 +82,39 @@ impl StorageLocation {
     /// 22023 for a URL or options that cannot work.
     pub(super) fn connect(&self) -> Result<Connected> {
         let (url, scheme, prefix) = self.parse()?;
-        let variables = self.variables();
+        let settings = self.settings().into_iter();
         let objects: Arc<dyn ObjectStore> = match scheme {
             ObjectStoreScheme::Local => {
                 let folder = url.to_file_path().map_err(|()| self.refused("is not a folder"))?;
                 return Ok(Connected::Folder(folder));
             }
             ObjectStoreScheme::AmazonS3 => {
-                let mut builder = AmazonS3Builder::new();
-                for (key, value) in variables {
-                    if let Ok(key) = AmazonS3ConfigKey::from_str(&key) {
-                        builder = builder.with_config(key, value);
-                    }
-                }
-                let builder = builder.with_url(url).with_retry(retries());
-                Arc::new(self.built(builder.with_client_options(self.client()).build())?)
+                let builder =
+                    settings.fold(AmazonS3Builder::new(), |builder, (key, value)| match key.parse() {
+                        Ok(key) => builder.with_config(key, value),
+                        Err(_) => builder,
+                    });
+                let builder = builder.with_url(url).with_retry(retries()).with_client_options(self.client());
+                Arc::new(self.built(builder.build())?)
             }
             ObjectStoreScheme::GoogleCloudStorage => {
-                let mut builder = GoogleCloudStorageBuilder::new();
-                for (key, value) in variables {
-                    if let Ok(key) = GoogleConfigKey::from_str(&key) {
-                        builder = builder.with_config(key, value);
+                let builder = settings.fold(GoogleCloudStorageBuilder::new(), |builder, (key, value)| {
+                    match key.parse() {
+                        Ok(key) => builder.with_config(key, value),
+                        Err(_) => builder,
                     }
-                }
-                let builder = builder.with_url(url).with_retry(retries());
-                Arc::new(self.built(builder.with_client_options(self.client()).build())?)
+                });
+                let builder = builder.with_url(url).with_retry(retries()).with_client_options(self.client());
+                Arc::new(self.built(builder.build())?)
             }
             ObjectStoreScheme::MicrosoftAzure => {
-                let mut builder = MicrosoftAzureBuilder::new();
-                for (key, value) in variables {
-                    if let Ok(key) = AzureConfigKey::from_str(&key) {
-                        builder = builder.with_config(key, value);
-                    }
-                }
-                let builder = builder.with_url(url).with_retry(retries());
-                Arc::new(self.built(builder.with_client_options(self.client()).build())?)
+                let builder =
+                    settings.fold(MicrosoftAzureBuilder::new(), |builder, (key, value)| match key.parse() {
+                        Ok(key) => builder.with_config(key, value),
+                        Err(_) => builder,
+                    });
+                let builder = builder.with_url(url).with_retry(retries()).with_client_options(self.client());
+                Arc::new(self.built(builder.build())?)
             }
             _ => return Err(self.refused("is of no kind that is supported")),
         };
@@ -151,17 +146,10 @@ impl StorageLocation {
         Ok((url, scheme, path))
     }
 
-    /// The settings a builder may know, by the names of their environment variables in lower case. Options of the statement win.
-    fn variables(&self) -> BTreeMap<String, String> {
+    /// The settings a builder may know; one it does not know is of another provider. Options of the statement win.
+    fn settings(&self) -> BTreeMap<String, String> {
         let prefix = self.credentials.as_ref().map(|prefix| format!("{prefix}_")).unwrap_or_default();
-        let mut found: BTreeMap<String, String> = std::env::vars_os()
-            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-            .filter_map(|(name, value)| {
-                let name = name.strip_prefix(&prefix)?.to_ascii_lowercase();
-                let is_ours = ["aws_", "google_", "azure_"].iter().any(|start| name.starts_with(start));
-                is_ours.then_some((name, value))
-            })
-            .collect();
+        let mut found: BTreeMap<String, String> = provider_variables(&prefix).collect();
         if self.options.contains_key("endpoint") {
             // Other names of the same thing, which would win.
             found.retain(|name, _| !name.contains("endpoint"));
@@ -196,6 +184,18 @@ impl StorageLocation {
     }
 }
 
+/// The variables of the process that say how object stores are opened, of those that begin with `prefix`: their names in lower case
+/// without it, as the builders of `object_store` parse them, and their values.
+pub fn provider_variables(prefix: &str) -> impl Iterator<Item = (String, String)> {
+    const PROVIDERS: [&str; 3] = ["AWS_", "AZURE_", "GOOGLE_"];
+    std::env::vars_os().filter_map(move |(name, value)| {
+        let name = name.into_string().ok()?;
+        let name = name.strip_prefix(prefix)?;
+        let is_known = PROVIDERS.iter().any(|provider| name.starts_with(provider));
+        Some((name.to_ascii_lowercase(), value.into_string().ok()?)).filter(|_| is_known)
+    })
+}
+
 fn retries() -> RetryConfig {
     RetryConfig { backoff: BackoffConfig::default(), max_retries: RETRIES_MAX, retry_timeout: RETRY_TIMEOUT }
 }
@@ -207,7 +207,6 @@ mod tests {
     fn location(url: &str) -> StorageLocation {
         StorageLocation {
             id: Arc::from("archive"),
-            revision: 1,
             url: url.to_owned(),
             credentials: None,
             options: BTreeMap::new(),

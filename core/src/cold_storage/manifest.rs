@@ -241,7 +241,7 @@ impl Manifest {
                 }
                 after.add(batch, &mut segments, added)?;
                 segments.flushed = *through;
-                after.put_moved(batch, *table, segments, seq);
+                after.put_moved(batch, *table, segments, &[], seq);
             }
             ColdChange::Compact { table, removed, added } => {
                 let mut segments = known(*table);
@@ -251,10 +251,7 @@ impl Manifest {
                     retired.push(segment);
                 }
                 after.add(batch, &mut segments, added)?;
-                if let Some(segment) = retired.first() {
-                    after.put_unpublished(batch, *table, seq, &segment.storage);
-                }
-                after.put_moved(batch, *table, segments, seq);
+                after.put_moved(batch, *table, segments, &retired, seq);
             }
             ColdChange::Fold { table, segment, positions } => {
                 let mut segments = known(*table);
@@ -288,12 +285,19 @@ impl Manifest {
         Ok((after, retired))
     }
 
-    /// Puts the segments of a table after a move in their place.
-    fn put_moved(&mut self, batch: &mut WriteBatch, table: TableId, mut segments: TableSegments, seq: Seq) {
+    /// Puts the segments of a table after a move in their place. Without any its manifest is where the retired ones are.
+    fn put_moved(
+        &mut self,
+        batch: &mut WriteBatch,
+        table: TableId,
+        mut segments: TableSegments,
+        retired: &[Arc<Segment>],
+        seq: Seq,
+    ) {
         segments.moved = seq;
         let value = [segments.flushed.0.to_be_bytes(), segments.moved.0.to_be_bytes()].concat();
         batch.put(Partition::Cold, state_key(table), value);
-        if let Some(segment) = segments.segments.last() {
+        if let Some(segment) = segments.segments.last().or(retired.first()) {
             self.put_unpublished(batch, table, seq, &segment.storage);
         }
         self.tables.insert(table, Arc::new(segments));

@@ -30,7 +30,7 @@ mod writer;
 
 pub use checked_reader::CheckedReaderFactory;
 pub use key_index::KeyIndex;
-pub use location::{CONNECTION_OPTIONS, StorageLocation};
+pub use location::{CONNECTION_OPTIONS, StorageLocation, provider_variables};
 pub use manifest::{
     ColdChange, Manifest, NewSegment, TableSegments, Unpublished, adopt, is_removal, marked_after, misfits,
     portable, put_mark, restore, storage_in_use,

@@ -127,11 +127,6 @@ impl ObjectStorage {
         }
     }
 
-    /// As tables name it.
-    pub fn id(&self) -> &Arc<str> {
-        &self.id
-    }
-
     pub(super) fn objects(&self) -> &Arc<dyn ObjectStore> {
         &self.objects
     }

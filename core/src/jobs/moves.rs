@@ -1,6 +1,7 @@
 //! Rows on the move: the hot rows of a table become cold, and its segments are merged, by its policy or when asked.
 //!
-//! One move at a time, so that background work never takes more than a thread and a segment's memory. A flush's steps: segments are
+//! One move at a time, so that background work never takes more than a thread, the memory of a segment that is written and that of the
+//! keys of those that wait for their commit. A flush's steps: segments are
 //! written from a snapshot and brought to stable storage; one commit adds them and marks the rows that were changed meanwhile;
 //! then the stored rows are removed in small commits. A process that dies before the commit leaves files nobody knows, which are
 //! swept at the next start; one that dies after it leaves stored rows that are ignored, which are removed at the next start. A merge
@@ -20,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::hot_size::HotCounter;
-use super::publish::{fold, publish_table};
+use super::publish::{self, fold, publish_table};
 use super::record::{JobKind, JobStatus};
 use super::store::{JobStore, Queued};
 use super::waiting::Waiting;
@@ -29,7 +30,7 @@ use crate::commit::{ColdWrite, Committer, Snapshot, WriteSet};
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint;
 use crate::ids::{SegmentId, TableId, UserId};
-use crate::schema_registry::{Durability, SchemaRegistry, TableDefinition};
+use crate::schema_registry::{SchemaRegistry, TableDefinition};
 use crate::storage::keys::table_prefix;
 use crate::storage::{KeyRange, blocking};
 use crate::tables::Control;
@@ -412,13 +413,10 @@ impl Moves {
             return Ok(());
         }
         failpoint::step("retire::removed")?;
-        let set = WriteSet {
-            cold: Some(ColdWrite::Manifest(removed.iter().copied().map(ColdChange::Removed).collect())),
-            durability: Durability::Relaxed,
-            ..WriteSet::new(UserId::SYSTEM, committer.seq())
-        };
-        committer.commit(set).await?;
-        removed.into_iter().for_each(|id| store.forget(id));
+        let changes = ColdWrite::Manifest(removed.iter().copied().map(ColdChange::Removed).collect());
+        if publish::commit(committer, changes, committer.seq()).await? {
+            removed.into_iter().for_each(|id| store.forget(id));
+        }
         Ok(())
     }
 
@@ -538,16 +536,7 @@ async fn clean(committer: &Arc<Committer>, table: TableId, control: &Control) ->
         failpoint::step("flush::clean")?;
         control.add(keys.len(), keys.iter().map(Bytes::len).sum());
         removed += keys.len();
-        let set = WriteSet {
-            cold: Some(ColdWrite::Clean { table, keys }),
-            durability: Durability::Relaxed,
-            ..WriteSet::new(UserId::SYSTEM, read_seq)
-        };
-        match committer.commit(set).await {
-            Ok(_) => {}
-            Err(error) if error.kind() == ErrorKind::Conflict => {}
-            Err(error) => return Err(error),
-        }
+        publish::commit(committer, ColdWrite::Clean { table, keys }, read_seq).await?;
     }
     if removed < COMPACTED_ROWS_MIN || control.stop.is_cancelled() {
         return Ok(());

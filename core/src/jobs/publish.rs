@@ -52,7 +52,7 @@ pub(super) async fn fold(committer: &Arc<Committer>, table: TableId) -> Result<(
             }
             let is_last = marks.len() < FOLD_MARKS_MAX;
             let positions: RoaringBitmap = marks.into_iter().collect();
-            let write = ColdChange::Fold { table, segment: id, positions };
+            let write = ColdWrite::Manifest(vec![ColdChange::Fold { table, segment: id, positions }]);
             if !commit(committer, write, read_seq).await? || is_last {
                 break;
             }
@@ -68,7 +68,7 @@ pub(super) async fn publish_table(
     due: &Unpublished,
 ) -> Result<()> {
     let snapshot = committer.snapshot();
-    let done = ColdChange::Published { table, seq: due.seq };
+    let done = ColdWrite::Manifest(vec![ColdChange::Published { table, seq: due.seq }]);
     let storage = match snapshot.cold.store().storage(&due.storage) {
         Ok(storage) => storage,
         // The storage was dropped after its last table.
@@ -102,10 +102,10 @@ async fn remove_old(storage: &ObjectStorage, table: TableId, kept: usize) -> Res
     Ok(())
 }
 
-/// Whether the commit was not overtaken by one that made it needless.
-async fn commit(committer: &Arc<Committer>, change: ColdChange, read_seq: Seq) -> Result<bool> {
+/// Commits what readers cannot tell. Gives whether it was not overtaken by a commit that made it needless.
+pub(super) async fn commit(committer: &Committer, write: ColdWrite, read_seq: Seq) -> Result<bool> {
     let set = WriteSet {
-        cold: Some(ColdWrite::Manifest(vec![change])),
+        cold: Some(write),
         durability: Durability::Relaxed,
         ..WriteSet::new(UserId::SYSTEM, read_seq)
     };

@@ -4,7 +4,6 @@
 //! Invariant: a URL that may hold credentials is refused before anything shows it, and what a store says of a failure, which may
 //! hold some too, is not passed on.
 
-use std::ffi::OsString;
 use std::fmt;
 use std::fs::{self, File};
 use std::path::{Path as FilePath, PathBuf};
@@ -21,11 +20,10 @@ use object_store::{
 };
 use url::Url;
 
+use crate::cold_storage::provider_variables;
 use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::storage::blocking;
 
-/// What the names of variables begin with that say how an object store is opened.
-const VARIABLES: [&str; 3] = ["AWS_", "AZURE_", "GOOGLE_"];
 /// Bytes of one part of a large object.
 pub(super) const PART_BYTES: usize = 8 << 20;
 
@@ -107,21 +105,13 @@ impl BackupUrl {
             })?;
             return Ok(Place { store: Arc::new(store), folder: Some(folder) });
         }
-        let (store, path) = parse_url_opts(&self.url, environment()).map_err(|_| {
+        let (store, path) = parse_url_opts(&self.url, provider_variables("")).map_err(|_| {
             Error::invalid(format!("the object store of \"{self}\" cannot be opened")).hint(
                 "see that the environment of the process has its settings: AWS_..., GOOGLE_..., AZURE_...",
             )
         })?;
         Ok(Place { store: Arc::new(PrefixStore::new(store, path)), folder: None })
     }
-}
-
-/// The variables that say how object stores are opened.
-fn environment() -> impl Iterator<Item = (String, String)> {
-    let text =
-        |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
-    let variables = std::env::vars_os().filter_map(text);
-    variables.filter(|(name, _)| VARIABLES.iter().any(|start| name.starts_with(start)))
 }
 
 /// The objects of one place.

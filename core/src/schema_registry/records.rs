@@ -136,7 +136,6 @@ impl StorageRecord {
     pub fn location(&self) -> StorageLocation {
         StorageLocation {
             id: Arc::clone(&self.id),
-            revision: self.revision,
             url: self.base_directory.clone(),
             credentials: self.credentials.clone(),
             options: self.options.clone(),

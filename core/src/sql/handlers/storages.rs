@@ -212,7 +212,11 @@ fn may_manage(execution: &Execution, name: &str) -> Result<()> {
     execution.principal.require(Role::Dba, format!("manage storage \"{name}\""))
 }
 
-fn find<'a>(execution: &'a Execution, name: &str) -> Result<&'a StorageRecord> {
+/// The storage of that id.
+///
+/// # Errors
+/// 42704 when there is none.
+pub(super) fn find<'a>(execution: &'a Execution, name: &str) -> Result<&'a StorageRecord> {
     execution.snapshot.catalog.storage(name).ok_or_else(|| {
         Error::new(
             ErrorKind::NotFound,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
-use super::{Attempts, audit_row, denied, nothing_to_do};
+use super::{Attempts, audit_row, denied, nothing_to_do, storages};
 use crate::access::Role;
 use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::schema_registry::{
@@ -46,11 +46,7 @@ pub(in crate::sql) async fn create(session: &Session, table: &CreateTable) -> Re
             )
             .hint("add IF NOT EXISTS, or drop it first"));
         }
-        if catalog.storage(&table.options.storage_id).is_none() {
-            let message = format!("storage \"{}\" does not exist", table.options.storage_id);
-            return Err(Error::new(ErrorKind::NotFound, SqlState::UNDEFINED_OBJECT, message)
-                .hint("SHOW STORAGES lists them"));
-        }
+        storages::find(&execution, &table.options.storage_id)?;
         let flush_policy = table.flush_policy.unwrap_or(execution.ctx().flush_policy);
         let definition = TableDefinition::create(
             catalog.next_table_id(),
