@@ -14,6 +14,9 @@ def read(storage, table_id):
     parts = []
     for segment in manifest["segments"]:
         rows = parquet.read_table(storage / segment["path"])
+        if segment["commit_seq"]:
+            seq = arrow.array([segment["commit_seq"]] * rows.num_rows, arrow.int64())
+            rows = rows.set_column(rows.column_names.index("_seq"), rows.field("_seq"), seq)
         vector = segment["deletion_vector"]
         gone = BitMap.deserialize(base64.b64decode(vector)) if vector else BitMap()
         parts.append(rows.take([position for position in range(rows.num_rows) if position not in gone]))

@@ -31,6 +31,9 @@ pub struct Config {
     pub statement_rows_max: usize,
     /// The most bytes one statement may write.
     pub statement_bytes_max: usize,
+    /// An INSERT of so many bytes or more is written as segments at once and never hot, unless most of it is NULL or its
+    /// storage is a bucket; 0 for none.
+    pub large_insert_bytes: usize,
     /// Memory all running queries share; beyond it sorts and joins spill or end with 53200.
     pub query_memory_bytes: usize,
     /// Bytes queries may spill to disk.
@@ -100,6 +103,7 @@ impl Default for Config {
             row_bytes_max: 16 << 20,
             statement_rows_max: 5_000_000,
             statement_bytes_max: 1 << 30,
+            large_insert_bytes: 8 << 20,
             query_memory_bytes: 1 << 30,
             spill_bytes_max: 10 << 30,
             query_partitions: 2,

@@ -26,6 +26,9 @@ pub const CAN_FAIL: &[&str] = &[
     "flush::committed",
     "flush::clean",
     "compact::committed",
+    "publish::write",
+    "publish::written",
+    "publish::removed",
     "retire::remove",
     "retire::removed",
     "trim::commit",
@@ -39,6 +42,14 @@ pub const CAN_FAIL: &[&str] = &[
     "recover::recovered",
     "recover::jobs",
     "sweep::remove",
+    "reopen::open",
+    "reopen::opened",
+    "reopen::recovered",
+    "backup::claimed",
+    "backup::store",
+    "backup::segment",
+    "backup::synced",
+    "backup::written",
 ];
 
 /// Points where only the process can end.

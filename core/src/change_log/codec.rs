@@ -9,6 +9,7 @@
 //!          | count times: op u8 (1 insert, 2 delete, 3 update) | key: length u32, bytes
 //!                         | old row: length u32, bytes    for delete and update
 //!                         | new row: length u32, bytes    for insert and update
+//!          or format u8 = 2, inserts as columns | version u32 | count u32 | drawn in `columns`
 //! ```
 //!
 //! All numbers of values are little-endian; keys are big-endian, so that they sort.
@@ -17,7 +18,7 @@
 
 use bytes::Bytes;
 
-use super::{CommitRecord, PART_BYTES_MAX, RowChange, RowOp, TableChanges};
+use super::{CommitRecord, LoggedInsert, PART_BYTES_MAX, RowChange, RowOp, TableChanges, columns};
 use crate::error::{Error, Result};
 use crate::ids::{DatabaseId, Epoch, SchemaVersion, ScopeId, Seq, Shard, TableId, UserId};
 use crate::schema_registry::CatalogChange;
@@ -26,6 +27,7 @@ use crate::storage::{KeyRange, Partition, WriteBatch};
 const HEADER_FORMAT: u8 = 1;
 const FLAG_CLIENT_TRANSACTION: u8 = 0b1;
 const PART_FORMAT_ROWS: u8 = 1;
+pub(super) const PART_FORMAT_COLUMNS: u8 = 2;
 const KEY_HEADER: u8 = b'H';
 const KEY_CHANGES: u8 = b'C';
 const OP_INSERT: u8 = 1;
@@ -116,7 +118,12 @@ fn commit_prefix(table: TableId, scope: ScopeId, seq: Seq) -> Vec<u8> {
     key
 }
 
-pub(super) fn append(batch: &mut WriteBatch, database: DatabaseId, record: &CommitRecord) -> Result<()> {
+pub(super) fn append(
+    batch: &mut WriteBatch,
+    database: DatabaseId,
+    record: &CommitRecord,
+    parts: &[Bytes],
+) -> Result<()> {
     let mut tables = Vec::with_capacity(record.tables.len());
     for changes in &record.tables {
         let parts = append_parts(batch, record.seq, changes)?;
@@ -127,6 +134,13 @@ pub(super) fn append(batch: &mut WriteBatch, database: DatabaseId, record: &Comm
             parts,
             rows: changes.rows.len() as u64,
         });
+    }
+    if let Some(LoggedInsert { summary, .. }) = record.large_insert {
+        for (number, part) in (0..).zip(parts) {
+            let key = part_key(summary.table, summary.scope, record.seq, number);
+            batch.put(Partition::Log, key, Bytes::clone(part));
+        }
+        tables.push(summary);
     }
     let header = encode_header(database, record, &tables)?;
     batch.put(Partition::Log, header_key(record.seq), header);
@@ -207,7 +221,7 @@ fn encode_header(database: DatabaseId, record: &CommitRecord, tables: &[TableSum
     Ok(out)
 }
 
-fn length(bytes: usize) -> Result<[u8; 4]> {
+pub(super) fn length(bytes: usize) -> Result<[u8; 4]> {
     u32::try_from(bytes)
         .map(u32::to_le_bytes)
         .map_err(|_| Error::internal("a log entry is longer than 4 GiB"))
@@ -247,15 +261,20 @@ pub(super) fn decode_header(value: &[u8]) -> Result<CommitHeader> {
     Ok(CommitHeader { database, epoch, shard, seq, commit_ts, principal, catalog, tables })
 }
 
-/// Adds the changes of one part to `rows`; keys and images share the part's memory.
-pub(super) fn decode_part(value: &Bytes, rows: &mut Vec<RowChange>) -> Result<SchemaVersion> {
+/// Adds the changes of one part of commit `seq` to `rows`; keys and images share the part's memory.
+pub(super) fn decode_part(value: &Bytes, seq: Seq, rows: &mut Vec<RowChange>) -> Result<SchemaVersion> {
     let mut reader = Reader { bytes: value };
     let [format] = reader.take()?;
-    if format != PART_FORMAT_ROWS {
-        return Err(damaged());
-    }
     let version = SchemaVersion(reader.u32()?);
     let count = reader.u32()?;
+    match format {
+        PART_FORMAT_ROWS => {}
+        PART_FORMAT_COLUMNS => {
+            columns::decode(reader.bytes, version, count, seq, rows)?;
+            return Ok(version);
+        }
+        _ => return Err(damaged()),
+    }
     for _ in 0..count {
         let [op] = reader.take()?;
         let key = value.slice_ref(reader.variable()?);
@@ -275,8 +294,8 @@ pub(super) fn damaged() -> Error {
     Error::corruption("an entry of the change log is damaged")
 }
 
-struct Reader<'a> {
-    bytes: &'a [u8],
+pub(super) struct Reader<'a> {
+    pub(super) bytes: &'a [u8],
 }
 
 impl<'a> Reader<'a> {
@@ -286,7 +305,7 @@ impl<'a> Reader<'a> {
         Ok(*taken)
     }
 
-    fn u32(&mut self) -> Result<u32> {
+    pub(super) fn u32(&mut self) -> Result<u32> {
         Ok(u32::from_le_bytes(self.take()?))
     }
 
@@ -294,7 +313,7 @@ impl<'a> Reader<'a> {
         Ok(u64::from_le_bytes(self.take()?))
     }
 
-    fn variable(&mut self) -> Result<&'a [u8]> {
+    pub(super) fn variable(&mut self) -> Result<&'a [u8]> {
         let length = usize::try_from(self.u32()?).map_err(|_| damaged())?;
         let (taken, rest) = self.bytes.split_at_checked(length).ok_or_else(damaged)?;
         self.bytes = rest;

@@ -9,10 +9,11 @@
 //!
 //! So one user's catch-up reads that user's changes and nothing else. Everything up to the *floor* has been trimmed.
 //!
-//! Invariant: the changes of a commit are written in the same batch as the rows they describe, and never change; a reader
-//! checks the floor in the snapshot it reads from.
+//! Invariant: the changes of a commit are written in the same batch as the rows they describe, or as the manifest's entries of the
+//! segments that have them, and never change; a reader checks the floor in the snapshot it reads from.
 
 mod codec;
+mod columns;
 mod reader;
 #[cfg(test)]
 mod tests;
@@ -25,11 +26,13 @@ use crate::schema_registry::CatalogChange;
 use crate::storage::WriteBatch;
 
 pub use codec::{CommitHeader, TableSummary};
+pub(crate) use columns::encode as columns_part;
 pub use reader::{LogSlice, floor, header, headers, last_header, read, read_record};
 
 pub(crate) use reader::{TrimStep, is_floor_key, put_floor, trim};
 
 /// Changes of one table and scope in one commit are cut into parts of about this size; a larger row has a part of its own.
+/// Rows of a large INSERT are cut where its writer cuts them, by memory and not by encoded bytes.
 pub const PART_BYTES_MAX: usize = 4 << 20;
 
 /// One commit: everything it changed.
@@ -49,6 +52,17 @@ pub struct CommitRecord {
     pub catalog: Vec<CatalogChange>,
     /// The rows it changed; a table and scope stands here once.
     pub tables: Vec<TableChanges>,
+    /// Rows it inserted as segments, into a table and scope that is not in `tables`. The record does not have them; the log does.
+    pub large_insert: Option<LoggedInsert>,
+}
+
+/// A large INSERT, as far as a record has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LoggedInsert {
+    /// The table and scope, and how many rows.
+    pub summary: TableSummary,
+    /// The bytes of its parts in the log.
+    pub bytes: u64,
 }
 
 /// The rows of one table and scope that one commit changed.
@@ -106,16 +120,26 @@ impl CommitRecord {
         size_of::<Self>() + self.catalog.len() * 2_048 + self.tables.iter().map(table).sum::<usize>()
     }
 
+    /// The bytes the record takes in the log, about.
+    pub fn logged_bytes(&self) -> u64 {
+        self.bytes() as u64 + self.large_insert.map_or(0, |insert| insert.bytes)
+    }
+
     /// The changes of one table and scope.
     pub fn changes_of(&self, table: TableId, scope: ScopeId) -> Option<&TableChanges> {
         self.tables.iter().find(|changes| changes.table == table && changes.scope == scope)
     }
 }
 
-/// Adds the log entries of `record` to `batch`.
+/// Adds the log entries of `record` to `batch`; `parts` are those of its segments, made by [`columns_part`].
 ///
 /// # Errors
 /// `Internal` when a change of the catalog cannot be written as JSON.
-pub(crate) fn append(batch: &mut WriteBatch, database: DatabaseId, record: &CommitRecord) -> Result<()> {
-    codec::append(batch, database, record)
+pub(crate) fn append(
+    batch: &mut WriteBatch,
+    database: DatabaseId,
+    record: &CommitRecord,
+    parts: &[Bytes],
+) -> Result<()> {
+    codec::append(batch, database, record, parts)
 }

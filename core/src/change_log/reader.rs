@@ -10,7 +10,7 @@ use super::codec::{
     CommitHeader, all_headers, damaged, decode_header, decode_part, header_key, header_range, part_key,
     part_range, part_seq,
 };
-use super::{CommitRecord, TableChanges};
+use super::{CommitRecord, RowChange, TableChanges};
 use crate::error::Result;
 use crate::ids::{ScopeId, Seq, TableId};
 use crate::storage::{Direction, KeyRange, Partition, StorageSnapshot, WriteBatch};
@@ -80,17 +80,14 @@ pub fn read(
             slice.complete_through = last;
             return Ok(ControlFlow::Break(()));
         }
-        bytes += value.len();
         let value = Bytes::copy_from_slice(value);
+        let mut rows = Vec::new();
+        let version = decode_part(&value, seq, &mut rows)?;
+        // What the rows take, which can be far more than the entry: it may be compressed.
+        bytes += rows.iter().map(RowChange::bytes).sum::<usize>();
         match slice.changes.last_mut() {
-            Some((last, changes)) if *last == seq => {
-                decode_part(&value, &mut changes.rows)?;
-            }
-            _ => {
-                let mut rows = Vec::new();
-                let version = decode_part(&value, &mut rows)?;
-                slice.changes.push((seq, TableChanges { table, version, scope, rows }));
-            }
+            Some((last, changes)) if *last == seq => changes.rows.append(&mut rows),
+            _ => slice.changes.push((seq, TableChanges { table, version, scope, rows })),
         }
         Ok(ControlFlow::Continue(()))
     })?;
@@ -142,7 +139,7 @@ pub fn last_header(storage: &dyn StorageSnapshot) -> Result<Option<CommitHeader>
     Ok(last)
 }
 
-/// A whole commit; `None` when it was trimmed or is yet to come.
+/// A whole commit, in which rows of segments are like any other; `None` when it was trimmed or is yet to come.
 ///
 /// # Errors
 /// As [`read`]; `Corruption` also when a part of it is missing.
@@ -154,7 +151,7 @@ pub fn read_record(storage: &dyn StorageSnapshot, seq: Seq) -> Result<Option<Com
         for part in 0..summary.parts {
             let key = part_key(summary.table, summary.scope, seq, part);
             let value = storage.get(Partition::Log, &key)?.ok_or_else(damaged)?;
-            if decode_part(&value, &mut rows)? != summary.version {
+            if decode_part(&value, seq, &mut rows)? != summary.version {
                 return Err(damaged());
             }
         }
@@ -176,6 +173,7 @@ pub fn read_record(storage: &dyn StorageSnapshot, seq: Seq) -> Result<Option<Com
         principal: header.principal,
         catalog: header.catalog,
         tables,
+        large_insert: None,
     }))
 }
 

@@ -2,15 +2,18 @@
 
 use std::sync::Arc;
 
+use arrow::array::{ArrayRef, Int64Array, StringArray};
 use proptest::prelude::*;
 
 use super::codec::{decode_header, decode_part, header_key, part_key};
 use super::*;
 use crate::error::ErrorKind;
 use crate::ids::NamespaceId;
+use crate::storage::rows::{RowEncoder, set_row_seq};
 use crate::storage::{
     Direction, KeyRange, Partition, RocksStorage, StorageBackend, StorageOptions, StorageSnapshot, WriteOp,
 };
+use crate::types::ColumnType;
 
 const DATABASE: DatabaseId = DatabaseId(uuid::Uuid::from_bytes([7; 16]));
 
@@ -36,6 +39,7 @@ fn record(seq: u64, tables: Vec<TableChanges>) -> CommitRecord {
         principal: UserId(5),
         catalog: Vec::new(),
         tables,
+        large_insert: None,
     }
 }
 
@@ -43,7 +47,7 @@ fn store_with(records: &[CommitRecord]) -> RocksStorage {
     let storage = RocksStorage::in_memory(StorageOptions::default()).unwrap();
     let mut batch = WriteBatch::new();
     for record in records {
-        append(&mut batch, DATABASE, record).unwrap();
+        append(&mut batch, DATABASE, record, &[]).unwrap();
     }
     storage.write(batch, false).unwrap();
     storage
@@ -99,18 +103,19 @@ proptest! {
 
     #[test]
     fn damaged_entries_are_errors(bytes in prop::collection::vec(any::<u8>(), 0..120), cut in 0_usize..90) {
-        let mut with_format = bytes.clone();
-        if let Some(first) = with_format.first_mut() {
-            *first = 1;
-        }
+        let with_format = |format| {
+            let mut bytes = bytes.clone();
+            bytes.first_mut().into_iter().for_each(|first| *first = format);
+            bytes
+        };
         let whole = store_with(&[record(1, vec![changes(1, 0, vec![insert("k", b"v")])])]);
-        let mut inputs = vec![bytes, with_format];
+        let mut inputs = vec![with_format(1), with_format(2), bytes];
         for entry in whole.snapshot().scan(Partition::Log, KeyRange::all(), Direction::Forward) {
             let value = entry.unwrap().1;
             inputs.push(value[..cut.min(value.len() - 1)].to_vec());
         }
         for input in inputs {
-            for result in [decode_header(&input).map(drop), decode_part(&input.into(), &mut Vec::new()).map(drop)] {
+            for result in [decode_header(&input).map(drop), decode_part(&input.into(), Seq(1), &mut Vec::new()).map(drop)] {
                 if let Err(error) = result {
                     prop_assert_eq!(error.kind(), ErrorKind::Corruption);
                 }
@@ -195,7 +200,7 @@ fn the_bytes_are_frozen() {
     record.catalog =
         vec![CatalogChange::DropTable(TableId(1001)), CatalogChange::DropStorage(Arc::from("s"))];
     let mut batch = WriteBatch::new();
-    append(&mut batch, DATABASE, &record).unwrap();
+    append(&mut batch, DATABASE, &record, &[]).unwrap();
     let put = |key: Vec<u8>, value: Vec<u8>| WriteOp::Put {
         partition: Partition::Log,
         key: key.into(),
@@ -237,4 +242,31 @@ fn the_bytes_are_frozen() {
             put(header_key(Seq(258)), header.concat()),
         ]
     );
+}
+
+#[test]
+fn rows_as_columns_come_back_or_are_known_to_be_damaged() {
+    let types = [ColumnType::BigInt, ColumnType::Json];
+    let columns: [ArrayRef; 2] = [
+        Arc::new(Int64Array::from(vec![Some(1), None, Some(-3)])),
+        Arc::new(StringArray::from(vec![Some("[1]"), Some("null"), None])),
+    ];
+    let keys = ["a", "b", "c"].map(|key| Bytes::from(key.to_owned()));
+    let part = columns_part(SchemaVersion(4), &types, &keys, &columns).unwrap();
+    let mut rows = Vec::new();
+    assert_eq!(decode_part(&part, Seq(9), &mut rows).unwrap(), SchemaVersion(4));
+    let mut encoded = RowEncoder::new(SchemaVersion(4), types.to_vec()).encode(&columns, 3, None).unwrap();
+    encoded.iter_mut().for_each(|row| set_row_seq(row, Seq(9)).unwrap());
+    let expected: Vec<RowChange> = keys
+        .iter()
+        .zip(encoded)
+        .map(|(key, row)| RowChange { op: RowOp::Insert, key: key.clone(), old: None, new: Some(row.into()) })
+        .collect();
+    assert_eq!(rows, expected);
+    for place in 0..part.len() {
+        let mut damaged = part.to_vec();
+        damaged[place] ^= 1;
+        let error = decode_part(&damaged.into(), Seq(9), &mut Vec::new()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corruption, "byte {place}");
+    }
 }

@@ -20,6 +20,11 @@ impl KeyIndex {
         }
     }
 
+    /// The bytes they take.
+    pub fn bytes(&self) -> usize {
+        self.bytes.len() + self.ends.len() * size_of::<usize>()
+    }
+
     /// How many keys there are.
     pub fn len(&self) -> usize {
         self.ends.len()

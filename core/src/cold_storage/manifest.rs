@@ -40,7 +40,7 @@ pub struct TableSegments {
     pub segments: Vec<Arc<Segment>>,
     /// Hot rows of commits up to this one are in a segment, or overwritten since: what is still stored of them is ignored.
     pub flushed: Seq,
-    /// The last commit that moved rows from one place to another.
+    /// The last commit that moved rows from one place to another, or added a segment of new ones.
     pub moved: Seq,
     /// The deletion vectors of the segments that have one.
     deleted: HashMap<SegmentId, Arc<RoaringBitmap>>,
@@ -79,6 +79,13 @@ pub struct NewSegment {
 /// A change of the manifest, part of a commit.
 #[derive(Clone, Debug)]
 pub enum ColdChange {
+    /// A table has new rows, which are in segments.
+    Insert {
+        /// The table.
+        table: TableId,
+        /// The segments.
+        added: Vec<NewSegment>,
+    },
     /// The hot rows of a table up to a commit are now in segments.
     Flush {
         /// The table.
@@ -145,7 +152,7 @@ impl Manifest {
         self.table(table).map_or(Seq::ZERO, |segments| segments.flushed)
     }
 
-    /// The last commit that moved rows of the table.
+    /// The last commit that moved rows of the table, or added segments of new ones.
     pub fn moved(&self, table: TableId) -> Seq {
         self.table(table).map_or(Seq::ZERO, |segments| segments.moved)
     }
@@ -234,6 +241,11 @@ impl Manifest {
         let known =
             |table: TableId| self.table(table).map(|table| TableSegments::clone(table)).unwrap_or_default();
         match change {
+            ColdChange::Insert { table, added } => {
+                let mut segments = known(*table);
+                after.add(batch, &mut segments, added)?;
+                after.put_moved(batch, *table, segments, &[], seq);
+            }
             ColdChange::Flush { table, through, added } => {
                 let mut segments = known(*table);
                 if *through <= segments.flushed {

@@ -1,6 +1,7 @@
 //! Cold rows: immutable Parquet segments, which of them exist, and which of their rows are gone.
 //!
-//! It knows bytes, keys and Arrow batches, not tables: who flushes says what a segment's columns are. A segment holds the rows of
+//! It knows bytes, keys and Arrow batches, not tables: who writes a segment says what its columns are; the only one known here
+//! is `_seq`. A segment holds the rows of
 //! all users of a table, sorted by row key, so one user's rows lie together and a table needs few segments.
 //!
 //! | file | its one job |
@@ -37,6 +38,6 @@ pub use manifest::{
 };
 pub use object_storage::ObjectStorage;
 pub use reader::{SegmentKeys, selection};
-pub use segment::{Place, STORAGE_LOCAL, Segment};
+pub use segment::{COLUMN_SEQ, Place, STORAGE_LOCAL, Segment};
 pub use store::SegmentStore;
 pub use writer::{SegmentWriter, WrittenSegment};

@@ -23,6 +23,7 @@ use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, WriteMultipart};
+use parquet::basic::{Compression, ZstdLevel};
 use tokio::io::AsyncReadExt;
 
 use super::location::{Connected, StorageLocation};
@@ -134,6 +135,18 @@ impl ObjectStorage {
     fn place(&self, path: &str) -> Path {
         // Parts are joined one by one: a slash within a part would be escaped.
         path.split('/').fold(self.prefix.clone(), |place, part| place.join(part))
+    }
+
+    /// Whether it answers at once: it is a folder, or gone with the process.
+    pub fn is_near(&self) -> bool {
+        // Objects in a bucket are below a place of this database's own.
+        self.folder.is_some() || self.prefix.as_ref().is_empty()
+    }
+
+    /// How segments are compressed here: in a folder so that reading them takes little time, elsewhere, where their bytes are what
+    /// takes time, so that they are small.
+    pub fn compression(&self) -> Compression {
+        if self.folder.is_some() { Compression::LZ4_RAW } else { Compression::ZSTD(ZstdLevel::default()) }
     }
 
     /// Begins an object. It blocks.
@@ -253,14 +266,24 @@ impl ObjectStorage {
         Ok(names.collect())
     }
 
-    /// Removes an object. That it is not there is no error: an earlier attempt may have got so far.
+    /// Removes an object, for good. That it is not there is no error: an earlier attempt may have got so far.
     ///
     /// # Errors
     /// 58030 when the storage refuses.
     pub async fn remove(&self, path: &str) -> Result<()> {
         match self.objects.delete(&self.place(path)).await {
-            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-            Err(error) => Err(self.failed(path, error.into())),
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
+            Err(error) => return Err(self.failed(path, error.into())),
+        }
+        let Some(folder) = self.folder.as_ref().and_then(|root| Some(root.join(path).parent()?.to_owned()))
+        else {
+            return Ok(());
+        };
+        // A name is gone for good once its folder is on stable storage without it.
+        let synced = blocking(move || Ok(File::open(folder).and_then(|folder| folder.sync_all()))).await?;
+        match synced {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(self.failed(path, error)),
+            _ => Ok(()),
         }
     }
 

@@ -5,11 +5,12 @@
 //!
 //! Invariant: a position that is given for a key is the row that has exactly this key.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
+use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch};
 use arrow::compute::concat_batches;
 use arrow::datatypes::{Int64Type, SchemaRef};
 use bytes::Bytes;
@@ -21,7 +22,7 @@ use parquet::arrow::async_reader::ParquetRecordBatchStreamBuilder;
 
 use super::checked_reader::CheckedReader;
 use super::manifest::Manifest;
-use super::segment::{BLOCK_ROWS, Place, Segment};
+use super::segment::{BLOCK_ROWS, COLUMN_SEQ, Place, Segment};
 use super::store::{OpenSegment, SegmentStore};
 use crate::error::{Error, Result};
 use crate::ids::{ScopeId, TableId};
@@ -155,6 +156,29 @@ impl Manifest {
         }
         Ok(found)
     }
+
+    /// The live cold row of one key of a table, with all columns of its segment, and its place.
+    ///
+    /// # Errors
+    /// As [`Manifest::find`].
+    pub async fn find_row(
+        &self,
+        storage: &Arc<dyn StorageSnapshot>,
+        table: TableId,
+        keys: &SegmentKeys,
+        wanted: &Bytes,
+    ) -> Result<Option<(Place, RecordBatch)>> {
+        for segment in self.segments(table).iter().rev() {
+            let found = self.store().find_row(storage, segment, keys, wanted).await?;
+            let Some((position, row)) = found else { continue };
+            let place = Place { segment: segment.id, position };
+            let (manifest, storage) = (self.clone(), Arc::clone(storage));
+            if !blocking(move || manifest.is_gone(&*storage, table, place)).await? {
+                return Ok(Some((place, row)));
+            }
+        }
+        Ok(None)
+    }
 }
 
 impl SegmentStore {
@@ -218,6 +242,51 @@ impl SegmentStore {
         Ok(found)
     }
 
+    /// The row of a key with all columns, and its position; `None` when the segment does not have the key. A block that is small is
+    /// read once, with the row in it; of a large one first only the keys.
+    async fn find_row(
+        self: &Arc<Self>,
+        storage: &Arc<dyn StorageSnapshot>,
+        segment: &Arc<Segment>,
+        keys: &SegmentKeys,
+        wanted: &Bytes,
+    ) -> Result<Option<(u32, RecordBatch)>> {
+        /// About the bytes of the rows of a small block.
+        const SMALL_BLOCK_BYTES: u64 = 512 << 10;
+        if **wanted < *segment.first_key || **wanted > *segment.last_key {
+            return Ok(None);
+        }
+        if !self.filter(storage, segment).await?.check(&**wanted) {
+            return Ok(None);
+        }
+        let open = self.open(segment).await?;
+        if row_bytes(&open).saturating_mul(u64::from(BLOCK_ROWS)) > SMALL_BLOCK_BYTES {
+            let found = self.find(storage, segment, keys, std::slice::from_ref(wanted)).await?;
+            return match found.into_iter().flatten().next() {
+                Some(position) => Ok(Some((position, self.rows(segment, &[position]).await?))),
+                None => Ok(None),
+            };
+        }
+        let block = block_rows(segment, block_of(&open, wanted));
+        let selected = selection(std::slice::from_ref(&block), &[], segment.rows);
+        let batch = self.read(segment, &open, ProjectionMask::all(), selected).await?;
+        let (mut low, mut high) = (0, batch.num_rows());
+        while low < high {
+            let middle = low + (high - low) / 2;
+            let row = batch.slice(middle, 1);
+            let key = keys.of_rows(&row)?.pop().unwrap_or_default();
+            match key.cmp(wanted) {
+                Ordering::Less => low = middle + 1,
+                Ordering::Greater => high = middle,
+                Ordering::Equal => {
+                    let position = block.start + u32::try_from(middle).unwrap_or_default();
+                    return Ok(Some((position, with_commit(segment, row)?)));
+                }
+            }
+        }
+        Ok(None)
+    }
+
     /// The rows at `positions`, ascending, with all columns.
     ///
     /// # Errors
@@ -225,7 +294,9 @@ impl SegmentStore {
     pub async fn rows(self: &Arc<Self>, segment: &Arc<Segment>, positions: &[u32]) -> Result<RecordBatch> {
         let open = self.open(segment).await?;
         let ranges: Vec<Range<u32>> = positions.iter().map(|position| *position..position + 1).collect();
-        self.read(segment, &open, ProjectionMask::all(), selection(&ranges, &[], segment.rows)).await
+        let rows =
+            self.read(segment, &open, ProjectionMask::all(), selection(&ranges, &[], segment.rows)).await?;
+        with_commit(segment, rows)
     }
 
     /// The selected rows, with all columns, in the order of their positions.
@@ -243,7 +314,8 @@ impl SegmentStore {
             .with_row_selection(rows)
             .with_batch_size(batch_rows(&open))
             .build()?;
-        Ok(stream.map_err(Error::from).boxed())
+        let segment = Arc::clone(segment);
+        Ok(stream.map(move |batch| with_commit(&segment, batch?)).boxed())
     }
 
     /// The keys of all rows, in the order of their positions.
@@ -287,14 +359,12 @@ impl SegmentStore {
         keys: &SegmentKeys,
         block: u32,
     ) -> Result<Vec<Bytes>> {
-        let start = block * BLOCK_ROWS;
-        let end = start.saturating_add(BLOCK_ROWS).min(segment.rows);
+        let block = block_rows(segment, block);
         let columns = ProjectionMask::roots(open.metadata.parquet_schema(), keys.wanted());
-        let batch = self
-            .read(segment, open, columns, selection(std::slice::from_ref(&(start..end)), &[], segment.rows))
-            .await?;
+        let selected = selection(std::slice::from_ref(&block), &[], segment.rows);
+        let batch = self.read(segment, open, columns, selected).await?;
         let keys = keys.of_projected(&batch)?;
-        if keys.len() != (end - start) as usize || !keys.is_sorted() {
+        if keys.len() != block.len() || !keys.is_sorted() {
             return Err(Error::corruption(format!("the rows of segment \"{}\" have no order", segment.path)));
         }
         Ok(keys)
@@ -319,14 +389,37 @@ impl SegmentStore {
     }
 }
 
+/// The rows of a segment with the commit that wrote them, which the object does not know when the rows were in it before.
+fn with_commit(segment: &Segment, batch: RecordBatch) -> Result<RecordBatch> {
+    let Some(commit) = segment.commit else { return Ok(batch) };
+    let schema = batch.schema();
+    let position = schema.index_of(COLUMN_SEQ)?;
+    let seq = i64::try_from(commit.0).unwrap_or(i64::MAX);
+    let mut columns = batch.columns().to_vec();
+    if let Some(column) = columns.get_mut(position) {
+        *column = Arc::new(Int64Array::from_value(seq, batch.num_rows()));
+    }
+    Ok(RecordBatch::try_new(schema, columns)?)
+}
+
 /// Rows of a batch that has about 8 MiB, going by the rows' mean size.
 fn batch_rows(open: &OpenSegment) -> usize {
-    const BATCH_BYTES: i64 = 8 << 20;
+    const BATCH_BYTES: u64 = 8 << 20;
+    let fitting = BATCH_BYTES / row_bytes(open).max(1);
+    usize::try_from(fitting).unwrap_or_default().clamp(1, BLOCK_ROWS as usize)
+}
+
+/// The mean size of a row.
+fn row_bytes(open: &OpenSegment) -> u64 {
     let metadata = open.metadata.metadata();
     let bytes: i64 = metadata.row_groups().iter().map(|group| group.total_byte_size()).sum();
-    let rows = metadata.file_metadata().num_rows().max(1);
-    let fitting = BATCH_BYTES / (bytes / rows).max(1);
-    usize::try_from(fitting).unwrap_or_default().clamp(1, BLOCK_ROWS as usize)
+    u64::try_from(bytes / metadata.file_metadata().num_rows().max(1)).unwrap_or_default()
+}
+
+/// The positions of a block.
+fn block_rows(segment: &Segment, block: u32) -> Range<u32> {
+    let start = block * BLOCK_ROWS;
+    start..start.saturating_add(BLOCK_ROWS).min(segment.rows)
 }
 
 /// The block in which a key is, if it is anywhere.

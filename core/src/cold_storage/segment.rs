@@ -12,6 +12,8 @@ use crate::storage::KeyRange;
 
 /// The storage that always exists: a folder of the data directory.
 pub const STORAGE_LOCAL: &str = "local";
+/// The commit that wrote the row.
+pub const COLUMN_SEQ: &str = "_seq";
 /// Bytes of a segment that have a checksum of their own.
 pub(super) const CHUNK_BYTES: u64 = 64 << 10;
 /// Rows between two keys that are kept of a segment, and the most rows of a page: a key is found by reading one block.
@@ -65,6 +67,9 @@ pub struct Segment {
     pub last_key: Vec<u8>,
     /// No row was written by a later commit.
     pub through: Seq,
+    /// The commit that wrote all rows, when they were in the segment before they had one: what the object says of it is not so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commit: Option<Seq>,
     /// When it was made, microseconds UTC.
     pub created_at: i64,
     /// The CRC-32 of each [`CHUNK_BYTES`] of the object, u32 LE.

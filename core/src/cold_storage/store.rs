@@ -186,6 +186,13 @@ impl SegmentStore {
         format!("{table}/{:08x}-{:08x}.parquet", epoch.0, segment.0)
     }
 
+    /// The epoch in which an object of that name was begun.
+    pub fn epoch(path: &str) -> Option<Epoch> {
+        let (_, name) = path.rsplit_once('/')?;
+        let (epoch, _) = name.split_once('-')?;
+        u32::from_str_radix(epoch, 16).ok().map(Epoch)
+    }
+
     /// The footer of a segment.
     ///
     /// # Errors

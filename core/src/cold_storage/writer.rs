@@ -18,7 +18,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use parquet::arrow::ArrowWriter;
-use parquet::basic::{Compression, ZstdLevel};
+use parquet::basic::Compression;
 use parquet::bloom_filter::Sbbf;
 use parquet::errors::ParquetError;
 use parquet::file::metadata::KeyValue;
@@ -66,15 +66,15 @@ pub struct WrittenSegment {
 }
 
 impl SegmentWriter {
-    /// A segment whose rows have `schema`.
+    /// A segment whose rows have `schema`; [`super::ObjectStorage::compression`] says which is right.
     ///
     /// # Errors
     /// XX000 when the schema has a type that Parquet does not.
-    pub fn new(sink: Sink, schema: SchemaRef) -> Result<Self> {
+    pub fn new(sink: Sink, schema: SchemaRef, compression: Compression) -> Result<Self> {
         let block_rows = BLOCK_ROWS as usize;
         let mut properties = WriterProperties::builder()
             .set_created_by(concat!("kalamdb ", env!("CARGO_PKG_VERSION")).to_owned())
-            .set_compression(Compression::ZSTD(ZstdLevel::try_new(1).map_err(unwritable)?))
+            .set_compression(compression)
             .set_dictionary_page_size_limit(DICTIONARY_BYTES)
             .set_data_page_row_count_limit(block_rows)
             .set_write_batch_size(block_rows / 2)

@@ -12,12 +12,13 @@ use parking_lot::Mutex;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::hot_limit::HotLimit;
+use super::large_insert::check_not_cold;
 use super::moves::{Move, Moves, Touched};
 use super::recovery::{Recovered, recover};
 use super::reopening::Backoff;
 use super::sequencer::{Installed, Pending, Prepared, Sequencer, outcome_unknown};
-use super::validation::{LastChanges, key_is_taken};
-use super::{CommitFeed, EpochHistory, Receipt, RowWrite, Snapshot, TableWrite, WriteSet};
+use super::validation::LastChanges;
+use super::{CommitFeed, EpochHistory, LargeInsert, Receipt, RowWrite, Snapshot, TableWrite, WriteSet};
 use crate::change_log;
 use crate::clock::Clock;
 use crate::cold_storage::SegmentStore;
@@ -25,7 +26,6 @@ use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::hot_tier::HotOptions;
 use crate::ids::{DatabaseId, SegmentId, Seq, TableId};
-use crate::storage::keys::table_prefix;
 use crate::storage::{
     self, DataDirectory, DiskSpace, KeyRange, Partition, RocksStorage, StorageBackend, StorageMetrics,
     StorageOptions,
@@ -212,7 +212,8 @@ impl Committer {
             return Ok(Receipt { seq: snapshot.seq, commit_ts: snapshot.commit_ts });
         }
         let cold_checked = self.check_cold_keys(&set).await?;
-        let wanted = permits(bytes.min(self.options.queue_bytes_max));
+        let held = bytes + set.large_insert().map_or(0, LargeInsert::key_bytes);
+        let wanted = permits(held.min(self.options.queue_bytes_max));
         let permit = Arc::clone(&self.queue_permits)
             .acquire_many_owned(wanted)
             .await
@@ -246,12 +247,12 @@ impl Committer {
         Move::begin(table, None, Arc::clone(&self.installed))
     }
 
-    /// Takes away what is left of removed rows of a table, so that scans do not step over it. It blocks.
+    /// Takes away what is left of removed rows in a range of keys, so that scans do not step over it. It blocks.
     ///
     /// # Errors
     /// When the store cannot.
-    pub fn compact_rows(&self, table: TableId) -> Result<()> {
-        self.storage.compact(Partition::Rows, &KeyRange::prefix(table_prefix(table)))
+    pub fn compact_rows(&self, range: &KeyRange) -> Result<()> {
+        self.storage.compact(Partition::Rows, range)
     }
 
     /// A number for a new segment.
@@ -259,8 +260,8 @@ impl Committer {
         SegmentId(self.installed.next_segment.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// Looks for the keys of inserts among cold rows, and says as of which seq they were found free. The sequencer asks for no
-    /// more than that no rows have become cold since: it does not wait for files.
+    /// Looks for the keys of inserts among cold rows, and for those of a large INSERT among all, and says as of which seq they were
+    /// found free. The sequencer asks only that no rows have become cold since: it does not wait for files.
     ///
     /// # Errors
     /// 23505 for a taken key, and whatever reading segments returns.
@@ -270,15 +271,10 @@ impl Committer {
             if snapshot.cold.segments(write.table.id).is_empty() || !write.table.has_key() {
                 continue;
             }
-            let keys = inserted_keys(write);
-            if keys.is_empty() {
-                continue;
-            }
-            let layout = write.table.segment_keys()?;
-            let found = snapshot.cold.find(&snapshot.storage, write.table.id, &layout, &keys).await?;
-            if let Some((key, _)) = keys.iter().zip(found).find(|(_, place)| place.is_some()) {
-                return Err(key_is_taken(&write.table, key));
-            }
+            check_not_cold(&snapshot, &write.table, &inserted_keys(write)).await?;
+        }
+        if let Some(insert) = set.large_insert() {
+            insert.check_free(&snapshot).await?;
         }
         Ok(snapshot.seq)
     }
@@ -319,6 +315,21 @@ impl Committer {
     /// 53100 then.
     pub fn check_disk_space(&self) -> Result<()> {
         self.installed.disk.as_ref().map_or(Ok(()), DiskSpace::check)
+    }
+
+    /// Refuses work that writes so many bytes to the disk of the data directory when there is not room for them.
+    ///
+    /// # Errors
+    /// 53100 then.
+    pub fn check_room_for(&self, bytes: u64) -> Result<()> {
+        self.installed.disk.as_ref().map_or(Ok(()), |disk| disk.check_room_for(bytes))
+    }
+
+    /// Notes bytes that were written to the disk of the data directory beside the store.
+    pub fn note_written(&self, bytes: u64) {
+        if let Some(disk) = &self.installed.disk {
+            disk.note_written(usize::try_from(bytes).unwrap_or(usize::MAX));
+        }
     }
 
     /// Bytes that are free on the disk of the data directory; `None` for a database in memory.

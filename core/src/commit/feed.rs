@@ -116,6 +116,7 @@ mod tests {
             principal: UserId::ROOT,
             catalog: Vec::new(),
             tables: Vec::new(),
+            large_insert: None,
         })
     }
 

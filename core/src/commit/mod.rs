@@ -13,6 +13,7 @@
 mod committer;
 mod feed;
 mod hot_limit;
+mod large_insert;
 mod moves;
 mod recovery;
 mod redo;
@@ -36,6 +37,7 @@ use crate::storage::StorageSnapshot;
 pub use committer::{Committer, CommitterOptions};
 pub use feed::CommitFeed;
 pub use hot_limit::HotLimit;
+pub use large_insert::LargeInsert;
 pub use moves::Move;
 pub use recovery::EpochHistory;
 pub(crate) use recovery::{adopt, inspect, is_state_key};
@@ -77,13 +79,15 @@ pub struct WriteSet {
     pub durability: Durability,
     /// Trims the change log up to this seq, or as far as one step goes.
     pub trim_log_to: Option<Seq>,
-    /// Moves rows between hot and cold, which nobody who reads can tell.
+    /// Inserts rows as segments, or moves rows between hot and cold; of a move nobody who reads can tell.
     pub cold: Option<ColdWrite>,
 }
 
 /// What a write set does to cold storage.
 #[derive(Clone, Debug)]
 pub enum ColdWrite {
+    /// New rows that are in segments from the beginning.
+    LargeInsert(LargeInsert),
     /// The hot rows of a table as of the snapshot of a [`Move`] are in segments.
     Flush {
         /// The table.
@@ -135,6 +139,7 @@ impl WriteSet {
     /// does are small, and do not count.
     pub fn grows(&self) -> bool {
         self.catalog.iter().any(|change| !change.is_drop())
+            || self.large_insert().is_some()
             || self
                 .tables
                 .iter()
@@ -144,6 +149,7 @@ impl WriteSet {
     /// Whether it deletes rows and does nothing else.
     pub fn only_deletes(&self) -> bool {
         self.catalog.is_empty()
+            && self.large_insert().is_none()
             && self
                 .tables
                 .iter()
@@ -159,9 +165,18 @@ impl WriteSet {
             && self.tables.iter().all(|write| write.rows.is_empty())
     }
 
-    /// The bytes of all keys and rows.
+    /// The bytes of all keys and rows, and of the log entries of segments.
     pub fn bytes(&self) -> usize {
-        self.tables.iter().flat_map(|write| &write.rows).map(RowWrite::bytes).sum()
+        let rows: usize = self.tables.iter().flat_map(|write| &write.rows).map(RowWrite::bytes).sum();
+        rows + self.large_insert().map_or(0, LargeInsert::log_bytes)
+    }
+
+    /// The rows it inserts as whole segments.
+    pub fn large_insert(&self) -> Option<&LargeInsert> {
+        match &self.cold {
+            Some(ColdWrite::LargeInsert(insert)) => Some(insert),
+            _ => None,
+        }
     }
 }
 

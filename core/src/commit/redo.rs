@@ -6,7 +6,8 @@
 //!        "catalog_header" -> CatalogHeader as JSON
 //! ```
 //!
-//! Invariant: it depends on nothing but the record and the catalog before it, so replaying the log gives the same bytes.
+//! Invariant: it depends on nothing but the record and the catalog before it. Replaying the log gives the same rows; those of a large
+//! INSERT are then hot.
 
 use std::sync::Arc;
 

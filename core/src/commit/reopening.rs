@@ -18,6 +18,7 @@ use super::recovery::{Recovered, recover};
 use super::sequencer::{Installed, Pending, Sequencer, poisoned};
 use super::validation::LastChanges;
 use crate::error::{Error, Result};
+use crate::failpoint;
 use crate::storage::DiskSpace;
 
 const PAUSE_MIN: Duration = Duration::from_millis(50);
@@ -102,7 +103,9 @@ impl Sequencer {
             directory.probe()?;
         }
         let before = self.installed.snapshot.load_full();
+        failpoint::step("reopen::open")?;
         self.storage.reopen()?;
+        failpoint::step("reopen::opened")?;
         let segments = Arc::clone(before.cold.store());
         let Recovered { database, epochs, snapshot } = recover(
             &*self.storage,
@@ -116,6 +119,7 @@ impl Sequencer {
             return Err(Error::corruption("the store is that of another database")
                 .hint("restore the data directory from a backup"));
         }
+        failpoint::step("reopen::recovered")?;
         let (seq, epoch) = (snapshot.seq, snapshot.epoch);
         self.last_changes = LastChanges::unknown_before(seq);
         self.installed.moves.give_up();

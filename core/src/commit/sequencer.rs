@@ -20,7 +20,7 @@ use super::recovery::{EpochHistory, put_last_commit};
 use super::redo::redo;
 use super::reopening::Backoff;
 use super::validation::{LastChanges, Overlay};
-use super::{ColdWrite, CommitFeed, Receipt, Snapshot, WriteSet};
+use super::{ColdWrite, CommitFeed, LargeInsert, Receipt, Snapshot, WriteSet};
 use crate::change_log::{self, CommitRecord, TrimStep};
 use crate::clock::Clock;
 use crate::cold_storage::{
@@ -54,7 +54,7 @@ pub(super) struct Pending {
 pub(super) struct Prepared {
     pub(super) set: WriteSet,
     pub(super) trim: Option<TrimStep>,
-    /// The seq as of which the keys of its inserts were found free among cold rows.
+    /// The seq as of which the keys of its inserts were found free among cold rows, and those of its segments among all.
     pub(super) cold_checked: Seq,
 }
 
@@ -104,6 +104,8 @@ struct Context<'a> {
     before: &'a Snapshot,
     database: DatabaseId,
     moves: &'a Moves,
+    /// Has every commit before the group.
+    feed: &'a CommitFeed,
 }
 
 impl Sequencer {
@@ -149,7 +151,9 @@ impl Sequencer {
             sync: false,
         };
         let mut answers = Vec::with_capacity(pendings.len());
-        let context = Context { before: &before, database: self.database, moves: &self.installed.moves };
+        let installed = &*self.installed;
+        let (moves, feed) = (&installed.moves, &installed.feed);
+        let context = Context { before: &before, database: self.database, moves, feed };
         let mut overlay = Overlay::new(&*before.storage, &self.last_changes, now_us);
         for pending in pendings {
             // The caller gave up before its turn came.
@@ -259,6 +263,12 @@ impl Group {
         for change in &set.catalog {
             catalog = Arc::new(catalog.apply(change)?);
         }
+        let large_insert = set.large_insert();
+        if let Some(insert) = large_insert {
+            let since = context.feed.after(cold_checked);
+            overlay.check_large(insert, &catalog, &self.cold, cold_checked, since.as_deref())?;
+        }
+        let large_insert = large_insert.map(LargeInsert::logged);
         let tables = overlay.apply(set.tables, &catalog, &self.cold, (set.read_seq, cold_checked), seq)?;
         let record = CommitRecord {
             seq,
@@ -268,6 +278,7 @@ impl Group {
             principal: set.principal,
             catalog: set.catalog,
             tables,
+            large_insert,
         };
         let start = self.batch.mark();
         match self.redo(overlay, &record, set.cold, context) {
@@ -302,7 +313,11 @@ impl Group {
         context: &Context<'_>,
     ) -> Result<Redone> {
         let catalog = redo(&mut self.batch, record, &self.catalog)?;
-        change_log::append(&mut self.batch, context.database, record)?;
+        let parts = match &cold {
+            Some(ColdWrite::LargeInsert(insert)) => insert.log.as_slice(),
+            _ => &[],
+        };
+        change_log::append(&mut self.batch, context.database, record, parts)?;
         for place in overlay.new_marks() {
             put_mark(&mut self.batch, *place, record.seq);
         }
@@ -316,6 +331,10 @@ impl Group {
         }
         match cold {
             None => {}
+            Some(ColdWrite::LargeInsert(insert)) => {
+                let added = insert.of_commit(record.seq);
+                changes.push(ColdChange::Insert { table: insert.table.id, added });
+            }
             Some(ColdWrite::Flush { table, through, added }) => {
                 self.mark_touched(table, through, &added, record.seq, context)?;
                 changes.push(ColdChange::Flush { table, through, added });

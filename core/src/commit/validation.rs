@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{RowWrite, TableWrite};
-use crate::change_log::{RowChange, RowOp, TableChanges};
+use super::{LargeInsert, RowWrite, TableWrite};
+use crate::change_log::{CommitRecord, RowChange, RowOp, TableChanges};
 use crate::cold_storage::{Manifest, Place};
 use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::ids::{ScopeId, SegmentId, Seq, TableId, UserId};
@@ -94,6 +94,38 @@ impl<'a> Overlay<'a> {
         self.undo.clear();
         self.new_marks.clear();
         self.apply_tables(tables, catalog, cold, planned, seq).inspect_err(|_| self.rollback())
+    }
+
+    /// Validates a large INSERT. Its keys were found free as of `checked`; `since` are the commits after that, if they are known.
+    ///
+    /// # Errors
+    /// 23505 when a key is taken; 40001 when the table or its segments have changed since, or when it is not known what has.
+    pub(super) fn check_large(
+        &self,
+        insert: &LargeInsert,
+        catalog: &Catalog,
+        cold: &Manifest,
+        checked: Seq,
+        since: Option<&[Arc<CommitRecord>]>,
+    ) -> Result<()> {
+        let table = &insert.table;
+        check_table(table, insert.scope, catalog)?;
+        insert.check_scope()?;
+        if !table.has_key() {
+            return Ok(());
+        }
+        if cold.moved(table.id) > checked {
+            return Err(segments_have_changed(table));
+        }
+        if self.last_changes.changed_after(table.id, insert.scope, checked) {
+            let since = since.ok_or_else(|| segments_have_changed(table))?;
+            insert.check_free_of_commits(since)?;
+        }
+        let mut taken = self.rows.iter().filter(|(_, state)| state.is_some()).map(|(key, _)| key);
+        match taken.find(|key| insert.has(key)) {
+            Some(key) => Err(key_is_taken(table, key)),
+            None => Ok(()),
+        }
     }
 
     /// The cold rows the last [`Overlay::apply`] changed or deleted.
@@ -366,13 +398,17 @@ impl Target<'_> {
     }
 
     fn moved(&self) -> Error {
-        let name = self.table.qualified_name();
-        Error::conflict(format!("rows of table \"{name}\" were moved to another place meanwhile"))
+        segments_have_changed(self.table)
     }
 
     fn taken(&self, key: &[u8]) -> Error {
         key_is_taken(self.table, key)
     }
+}
+
+fn segments_have_changed(table: &TableDefinition) -> Error {
+    let name = table.qualified_name();
+    Error::conflict(format!("rows or segments of table \"{name}\" were added or moved by another commit"))
 }
 
 /// The error for a key that a row of the table has.

@@ -78,6 +78,7 @@ fn record(seq: u64, tables: Vec<(TableId, Vec<Vec<u8>>)>) -> CommitRecord {
         principal: UserId::ROOT,
         catalog: Vec::new(),
         tables: tables.collect(),
+        large_insert: None,
     }
 }
 

@@ -43,17 +43,22 @@ impl Backups {
     }
 
     /// As [`super::JobManager::back_up`].
-    pub(super) async fn request(&self, store: &JobStore, url: BackupUrl) -> Result<JobId> {
+    pub(super) async fn request(&self, store: &Arc<JobStore>, url: BackupUrl) -> Result<JobId> {
         // A place first, so that no job is made that nobody would do.
-        let place = self.requests.try_reserve().map_err(|error| match error {
-            mpsc::error::TrySendError::Full(()) => too_many(),
-            mpsc::error::TrySendError::Closed(()) => Error::shutting_down(),
+        let place = self.requests.clone().try_reserve_owned().map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => too_many(),
+            mpsc::error::TrySendError::Closed(_) => Error::shutting_down(),
         })?;
         let parameters = json!({ "by": "statement", "url": url.to_string() });
-        let job = store.enqueue(JobKind::Backup, None, parameters).await?;
-        let id = job.id().clone();
-        place.send(Request { url, job });
-        Ok(id)
+        let store = Arc::clone(store);
+        // Once its row is there it is done, also when whoever asked has gone.
+        let made = tokio::spawn(async move {
+            let job = store.enqueue(JobKind::Backup, None, parameters).await?;
+            let id = job.id().clone();
+            place.send(Request { url, job });
+            Ok(id)
+        });
+        made.await.map_err(|_| Error::internal("a job could not be made"))?
     }
 }
 

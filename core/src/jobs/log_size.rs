@@ -38,7 +38,7 @@ impl LogSize {
 
     /// Counts a commit.
     pub(super) fn note(&mut self, record: &CommitRecord) {
-        let bytes = record.bytes() as u64;
+        let bytes = record.logged_bytes();
         match self.steps.back_mut() {
             Some((up_to, step)) if *step < self.step_bytes => {
                 *up_to = record.seq;

@@ -25,11 +25,11 @@ use super::publish::{self, fold, publish_table};
 use super::record::{JobKind, JobStatus};
 use super::store::{JobStore, Queued};
 use super::waiting::Waiting;
-use crate::cold_storage::{ColdChange, Segment};
+use crate::cold_storage::{ColdChange, Segment, SegmentStore};
 use crate::commit::{ColdWrite, Committer, Snapshot, WriteSet};
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint;
-use crate::ids::{SegmentId, TableId, UserId};
+use crate::ids::{Epoch, SegmentId, Seq, TableId, UserId};
 use crate::schema_registry::{SchemaRegistry, TableDefinition};
 use crate::storage::keys::table_prefix;
 use crate::storage::{KeyRange, blocking};
@@ -73,6 +73,8 @@ pub(super) struct Moves {
     pub(super) registry: Arc<SchemaRegistry>,
     pub(super) hot: Arc<HotCounter>,
     pub(super) interval_ms: u64,
+    /// The epoch the process began with.
+    pub(super) opened: Epoch,
     pub(super) requests: mpsc::Receiver<MoveRequest>,
     /// The requests that wait.
     pub(super) waiting: Arc<Waiting>,
@@ -86,6 +88,8 @@ struct State {
     last_merge_check: i64,
     /// Until when policies leave a table alone, whose last move did not succeed.
     paused: HashMap<(JobKind, TableId), i64>,
+    /// The last commit that changed a table's segments, when it was looked for some to merge.
+    looked_at: HashMap<TableId, Seq>,
     /// Until when a storage is left alone that did not answer.
     silent: HashMap<Arc<str>, i64>,
 }
@@ -98,6 +102,7 @@ impl Moves {
         let mut state = State {
             last_merge_check: self.store.clock.now_us(),
             paused: HashMap::new(),
+            looked_at: HashMap::new(),
             silent: HashMap::new(),
         };
         self.recover().await;
@@ -124,7 +129,7 @@ impl Moves {
     async fn serve(&self, state: &mut State, request: MoveRequest) -> Result<()> {
         let MoveRequest { kind, table, job } = request;
         // Before the snapshot that is moved is taken: whoever asks from now on may have rows that are not in it.
-        self.waiting.begun(kind, table);
+        self.waiting.begun(kind, table, job.id());
         match kind {
             JobKind::Compact => {
                 self.merge(state, job, table, |control| async move {
@@ -187,9 +192,16 @@ impl Moves {
             self.flush(state, table.id, job, RETRIES_MAX).await?;
             self.merge_if_worth(state, table).await;
         }
-        if now.saturating_sub(state.last_merge_check) >= MERGE_CHECK_INTERVAL_US {
+        let all = now.saturating_sub(state.last_merge_check) >= MERGE_CHECK_INTERVAL_US;
+        if all {
             state.last_merge_check = now;
-            for table in snapshot.catalog.tables().filter(|table| table.is_flushed()) {
+            state.looked_at.clear();
+        }
+        for table in snapshot.catalog.tables().filter(|table| table.is_flushed()) {
+            // A large INSERT or a merge may have left some that are worth merging.
+            let moved = snapshot.cold.moved(table.id);
+            if all || state.looked_at.insert(table.id, moved).is_some_and(|before| before != moved) {
+                state.looked_at.insert(table.id, moved);
                 self.merge_if_worth(state, table).await;
             }
         }
@@ -294,14 +306,11 @@ impl Moves {
         ))
     }
 
-    /// Commits a move. Only what was refused is known not to be part of the database; for the rest the next start looks.
+    /// Commits a move.
     async fn commit(&self, set: WriteSet, files: Files) -> Result<()> {
+        let files = files.keep();
         let outcome = self.store.committer.commit(set).await;
-        if outcome.as_ref().is_err_and(|error| error.kind() == ErrorKind::Conflict) {
-            drop(files);
-        } else {
-            files.keep();
-        }
+        files.settle(&outcome);
         outcome.map(|_| ())
     }
 
@@ -426,7 +435,7 @@ impl Moves {
         let snapshot = committer.snapshot();
         let tables: Vec<TableId> = snapshot.catalog.tables().map(|table| table.id).collect();
         for storage in snapshot.cold.store().storage_ids() {
-            match self.stop.run_until_cancelled(sweep(&snapshot, &storage)).await {
+            match self.stop.run_until_cancelled(sweep(&snapshot, &storage, self.opened)).await {
                 None => return,
                 Some(Ok(0)) => {}
                 Some(Ok(objects)) => {
@@ -446,14 +455,16 @@ impl Moves {
     }
 }
 
-/// Removes the objects of a storage that no segment of any storage has: two of them may be at one place.
-async fn sweep(snapshot: &Snapshot, storage: &str) -> Result<usize> {
+/// Removes the objects of a storage that no segment of any storage has: two of them may be at one place. Those of this process, which
+/// began with epoch `opened`, may be about to be committed by a statement.
+async fn sweep(snapshot: &Snapshot, storage: &str, opened: Epoch) -> Result<usize> {
     let store = snapshot.cold.store();
     // Retired ones are asked for last: a segment that leaves the manifest meanwhile is then among them.
     let mut known: HashSet<String> =
         snapshot.cold.all_segments().map(|segment| segment.path.clone()).collect();
     known.extend(store.retired_paths());
-    store.storage(storage)?.sweep(&|path| known.contains(path)).await
+    let is_new = |path: &str| SegmentStore::epoch(path).is_some_and(|epoch| epoch >= opened);
+    store.storage(storage)?.sweep(&|path| is_new(path) || known.contains(path)).await
 }
 
 impl State {
@@ -520,7 +531,9 @@ async fn to_merge(
 async fn clean(committer: &Arc<Committer>, table: TableId, control: &Control) -> Result<()> {
     /// What is left of fewer removed rows is not worth looking for.
     const COMPACTED_ROWS_MIN: usize = 4_096;
-    let mut removed = 0;
+    /// That of so many is taken away at once; in between the work can end.
+    const COMPACTED_ROWS_MAX: usize = 128 << 10;
+    let (mut removed, mut in_range, mut compacted): (_, _, Vec<KeyRange>) = (0, 0, Vec::new());
     let mut rest = Some(KeyRange::prefix(table_prefix(table)));
     while let Some(range) = rest {
         if control.stop.is_cancelled() {
@@ -535,14 +548,31 @@ async fn clean(committer: &Arc<Committer>, table: TableId, control: &Control) ->
         }
         failpoint::step("flush::clean")?;
         control.add(keys.len(), keys.iter().map(Bytes::len).sum());
+        if let (Some(first), Some(last)) = (keys.first(), keys.last()) {
+            let end = Some([last, &[0][..]].concat());
+            match compacted.last_mut() {
+                Some(range) if in_range < COMPACTED_ROWS_MAX => range.end = end,
+                _ => {
+                    in_range = 0;
+                    compacted.push(KeyRange { start: first.to_vec(), end });
+                }
+            }
+        }
+        in_range += keys.len();
         removed += keys.len();
         publish::commit(committer, ColdWrite::Clean { table, keys }, read_seq).await?;
     }
-    if removed < COMPACTED_ROWS_MIN || control.stop.is_cancelled() {
+    if removed < COMPACTED_ROWS_MIN {
         return Ok(());
     }
-    let committer = Arc::clone(committer);
-    blocking(move || committer.compact_rows(table)).await
+    for range in compacted {
+        if control.stop.is_cancelled() {
+            return Ok(());
+        }
+        let committer = Arc::clone(committer);
+        blocking(move || committer.compact_rows(&range)).await?;
+    }
+    Ok(())
 }
 
 /// Why a table is not flushed.

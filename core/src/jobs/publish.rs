@@ -9,12 +9,13 @@
 //!   "table_id": 1000, "namespace": "app", "table": "notes", "type": "user", "schema_version": 1, "flushed_seq": 41,
 //!   "columns": [{"name": "id", "type": "BIGINT"}, ...],
 //!   "segments": [{"storage": "local", "path": "1000/00000001-00000001.parquet", "rows": 10, "bytes": 2048, "schema_version": 1, "through_seq": 41,
-//!                 "deleted_rows": 1, "deletion_vector": "base64 of a Roaring bitmap in its portable format, or null"}, ...]
+//!                 "commit_seq": null, "deleted_rows": 1, "deletion_vector": "base64 of a Roaring bitmap in its portable format, or null"}, ...]
 //! }
 //! ```
 //!
-//! It lists the rows that are cold as of `seq`; rows written after `flushed_seq` are hot and not in it. The last two are kept, for
-//! those who have just begun to read.
+//! It lists the rows that are cold as of `seq`; rows written after `flushed_seq` are hot and not in it, but for those of segments with a
+//! `commit_seq`: that is the seq of all their rows, whatever `_seq` in the object says. The last two are kept, for those who have just
+//! begun to read.
 //!
 //! Invariant: a manifest is published after the commit it speaks of, and the commit remembers that it is due until it is.
 
@@ -28,6 +29,7 @@ use serde_json::{Value, json};
 use crate::cold_storage::{ColdChange, Manifest, ObjectStorage, Segment, Unpublished, portable};
 use crate::commit::{ColdWrite, Committer, Snapshot, WriteSet};
 use crate::error::{ErrorKind, Result};
+use crate::failpoint;
 use crate::ids::{DatabaseId, Seq, TableId, UserId};
 use crate::schema_registry::{Durability, TableDefinition};
 use crate::storage::blocking;
@@ -84,12 +86,15 @@ pub(super) async fn publish_table(
             let name =
                 format!("{table}/manifest-{database}-{:08x}-{:016x}.json", snapshot.epoch.0, snapshot.seq.0);
             let text = blocking(move || Ok(manifest(&at, &definition, database)?.to_string())).await?;
+            failpoint::step("publish::write")?;
             storage.put_new(&name, text.into_bytes()).await?;
+            failpoint::step("publish::written")?;
             MANIFESTS_KEPT
         }
         None => 0,
     };
     remove_old(&storage, table, kept).await?;
+    failpoint::step("publish::removed")?;
     commit(committer, done, snapshot.seq).await.map(|_| ())
 }
 
@@ -149,6 +154,7 @@ fn described(snapshot: &Snapshot, segment: &Segment) -> Result<Value> {
         "bytes": segment.bytes,
         "schema_version": segment.version.0,
         "through_seq": segment.through.0,
+        "commit_seq": segment.commit.map(|seq| seq.0),
         "deleted_rows": gone.len(),
         "deletion_vector": vector,
     }))

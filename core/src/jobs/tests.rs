@@ -182,6 +182,9 @@ async fn a_job_that_waits_is_given_to_whoever_asks_for_the_same() {
     waiting.cancelled(&JobId(other.clone()));
     assert_ne!(ask(JobKind::Compact).await, other);
     assert_eq!(ask(JobKind::Flush).await, one);
-    waiting.begun(JobKind::Flush, table);
-    assert_ne!(ask(JobKind::Flush).await, one);
+    waiting.begun(JobKind::Flush, table, &JobId(one.clone()));
+    let next = ask(JobKind::Flush).await;
+    assert_ne!(next, one);
+    waiting.begun(JobKind::Flush, table, &JobId(one));
+    assert_eq!(ask(JobKind::Flush).await, next);
 }

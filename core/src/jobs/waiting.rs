@@ -34,8 +34,11 @@ impl Waiting {
     }
 
     /// The turn of a job has come.
-    pub(super) fn begun(&self, kind: JobKind, table: TableId) {
-        self.jobs.lock().remove(&(kind, table));
+    pub(super) fn begun(&self, kind: JobKind, table: TableId, id: &JobId) {
+        // A place that is still empty may be that of this job: its maker has not come so far.
+        self.jobs
+            .lock()
+            .retain(|of, place| *of != (kind, table) || place.get().is_some_and(|other| other != id));
     }
 
     /// A job was ended before its turn, perhaps.

@@ -1,6 +1,6 @@
 //! Reading the change log for subscribers whose place the ring does not have.
 //!
-//! A commit larger than the rings sends all subscribers of its table here at once. Those of a group stand at the same place,
+//! A commit larger than the rings, or one whose rows are in segments, sends all subscribers of its table here at once. Those of a group stand at the same place,
 //! so a chunk of the log is read, decoded, evaluated and encoded for the first of them, and the others take its frames.
 //!
 //! Invariant: frames are kept by the subscribers that deliver them and by nobody else.

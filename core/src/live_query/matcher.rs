@@ -148,16 +148,22 @@ struct Work {
     place: (TableId, ScopeId),
     groups: Vec<Arc<Group>>,
     rows: usize,
+    /// Some of the changes are not in memory but only in the change log.
+    only_logged: bool,
 }
 
 /// The tables and scopes of `records` that somebody is subscribed to.
 fn touched(shared: &Shared, records: &[Arc<CommitRecord>]) -> Vec<Work> {
-    let mut rows: HashMap<(TableId, ScopeId), usize> = HashMap::new();
+    let mut places: HashMap<(TableId, ScopeId), (usize, bool)> = HashMap::new();
     for changes in records.iter().flat_map(|record| &record.tables) {
-        *rows.entry((changes.table, changes.scope)).or_default() += changes.rows.len();
+        places.entry((changes.table, changes.scope)).or_default().0 += changes.rows.len();
     }
-    rows.into_iter()
-        .filter_map(|(place, rows)| {
+    for insert in records.iter().filter_map(|record| record.large_insert) {
+        places.entry((insert.summary.table, insert.summary.scope)).or_default().1 = true;
+    }
+    places
+        .into_iter()
+        .filter_map(|(place, (rows, only_logged))| {
             let groups: Vec<_> = shared
                 .by_table
                 .get(&place)?
@@ -165,13 +171,17 @@ fn touched(shared: &Shared, records: &[Arc<CommitRecord>]) -> Vec<Work> {
                 .filter(|group| group.is_adopted())
                 .map(Arc::clone)
                 .collect();
-            Some(Work { place, groups, rows })
+            Some(Work { place, groups, rows, only_logged })
         })
         .collect()
 }
 
 impl Work {
     fn evaluate(self, shared: &Shared, records: &[Arc<CommitRecord>], through: Seq) {
+        if self.only_logged {
+            self.groups.iter().for_each(|group| group.skip_to(through));
+            return;
+        }
         let changes: Vec<_> = records
             .iter()
             .flat_map(|record| record.tables.iter().map(|changes| (record.seq, changes)))

@@ -18,6 +18,7 @@ use super::place::{BackupUrl, Place};
 use crate::cold_storage::{Segment, is_removal};
 use crate::commit::Snapshot;
 use crate::error::{Error, ErrorKind, Result, SqlState};
+use crate::failpoint;
 use crate::ids::{DatabaseId, JobId, Seq};
 use crate::storage::{Direction, KeyRange, Partition, blocking};
 
@@ -91,18 +92,23 @@ impl Backup {
         let claim = Bytes::from(format!("kalamdb backup\njob {job}\n"));
         self.claim(url, &claim).await?;
         self.begun.push(CLAIM.to_owned());
+        failpoint::step("backup::claimed")?;
         let mut digest = ObjectDigest::new();
         digest.update(&claim);
         self.manifest.objects.push(digest.finish(CLAIM.to_owned()));
         for partition in PARTITIONS {
             self.write_partition(partition).await?;
         }
+        failpoint::step("backup::store")?;
         let segments: Vec<Arc<Segment>> = self.snapshot.cold.all_segments().map(Arc::clone).collect();
         for segment in segments {
             self.write_segment(&segment).await?;
+            failpoint::step("backup::segment")?;
         }
         self.place.sync(self.begun.clone()).await?;
+        failpoint::step("backup::synced")?;
         self.write_manifest().await?;
+        failpoint::step("backup::written")?;
         self.place.sync(vec![MANIFEST.to_owned()]).await?;
         let objects = &self.manifest.objects;
         let bytes = objects.iter().map(|object| object.bytes).sum();

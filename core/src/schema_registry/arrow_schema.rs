@@ -7,7 +7,7 @@
 //!   (Int64), where it is when it is cold.
 //!
 //! A segment has the full schema's columns, then `_user_id` (Int64, never NULL) when users have rows of their own, then `_row_id`
-//! (FixedSizeBinary(12), never NULL) when there is no primary key.
+//! (FixedSizeBinary(12), never NULL) when there is no primary key. In segments of a large INSERT `_seq` is 0 in the object.
 //!
 //! Invariant: equal fields of different tables are the same allocation, so a thousand alike tables cost little.
 
@@ -18,10 +18,9 @@ use dashmap::DashMap;
 
 use super::definition::TableDefinition;
 use super::options::ScopeKind;
+pub use crate::cold_storage::COLUMN_SEQ;
 use crate::types::{ColumnType, DATA_TYPE_METADATA_KEY};
 
-/// The commit that wrote the row.
-pub const COLUMN_SEQ: &str = "_seq";
 /// The stored key of the row.
 pub const COLUMN_KEY: &str = "_key";
 /// The stored value of the row.

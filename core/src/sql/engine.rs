@@ -15,11 +15,13 @@ use datafusion::execution::session_state::SessionStateBuilder;
 use datafusion::execution::{FunctionRegistry, SessionState};
 use datafusion::logical_expr::planner::TypePlanner;
 use datafusion::optimizer::Analyzer;
+use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
 use datafusion::prelude::SessionConfig;
 use datafusion::sql::sqlparser::ast;
 
 use super::capped::{CapRule, capped};
 use super::functions::{Generator, generators};
+use super::ordering::OrderRule;
 use super::password::Passwords;
 use super::turns::Turns;
 use super::uuids::{self, UuidRule};
@@ -43,12 +45,15 @@ impl Engine {
         let mut rules = Analyzer::new().rules;
         rules.insert(0, Arc::new(UuidRule));
         rules.push(Arc::new(CapRule));
+        let mut optimizer = PhysicalOptimizer::default().rules;
+        optimizer.insert(0, Arc::new(OrderRule));
         let mut base = SessionStateBuilder::new()
             .with_session_id(ctx.node_id.to_string())
             .with_config(session_config(&ctx.config))
             .with_runtime_env(Arc::new(runtime(&ctx.config)?.build()?))
             .with_default_features()
             .with_analyzer_rules(rules)
+            .with_physical_optimizer_rules(optimizer)
             .with_type_planner(type_planner())
             .build();
         let limited = capped(|name| base.scalar_functions().get(name).cloned());
@@ -73,8 +78,6 @@ fn session_config(config: &Config) -> SessionConfig {
         .with_batch_size(config.batch_rows)
         .with_information_schema(false);
     let options = session.options_mut();
-    // The filter a top-k hands down to segments takes -0.0 and 0.0 for equal, its order does not: rows would depend on where they are.
-    options.optimizer.enable_topk_dynamic_filter_pushdown = false;
     options.sql_parser.dialect = Dialect::PostgreSQL;
     options.sql_parser.enable_ident_normalization = true;
     options.sql_parser.map_string_types_to_utf8view = false;

@@ -9,6 +9,7 @@
 //! | `functions`, `uuids`, `password` | the database's own functions |
 //! | `capped`, `concatenation`, `extent` | limits on what functions make |
 //! | `aged` | how long a query may hold its snapshot |
+//! | `ordering` | which scans keep their order |
 //! | `turns` | who goes first among those that lost |
 //! | `hot` | the two shapes that skip planning |
 //! | `handlers` | what each statement does |
@@ -32,6 +33,7 @@ mod guard;
 mod handlers;
 mod hot;
 mod names;
+mod ordering;
 mod parameters;
 pub(crate) mod password;
 mod planner;

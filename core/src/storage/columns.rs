@@ -1,6 +1,9 @@
 //! The values of an Arrow column as plain slices, for the encoders of keys and rows.
 //!
-//! Invariant: a [`Column`] has been checked against its [`ColumnType`] once, so reading a row of it only has to check bounds.
+//! Invariants: a [`Column`] has been checked against its [`ColumnType`] once, so reading a row of it only has to check bounds. Floats
+//! that are equal leave here as the same bits, those of an EMBEDDING excepted, so that no order, filter or statistic can tell them apart.
+
+use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, ArrowPrimitiveType, AsArray};
 use arrow::buffer::{BooleanBuffer, NullBuffer};
@@ -75,8 +78,8 @@ impl<'a> Column<'a> {
             Values::I16(values) => Value::I16(*values.get(row)?),
             Values::I32(values) => Value::I32(*values.get(row)?),
             Values::I64(values) => Value::I64(*values.get(row)?),
-            Values::F32(values) => Value::F32(*values.get(row)?),
-            Values::F64(values) => Value::F64(*values.get(row)?),
+            Values::F32(values) => Value::F32(canonical_f32(*values.get(row)?)),
+            Values::F64(values) => Value::F64(canonical_f64(*values.get(row)?)),
             Values::I128(values) => Value::I128(*values.get(row)?),
             Values::Variable { offsets, data } => {
                 let start = usize::try_from(*offsets.get(row)?).ok()?;
@@ -129,6 +132,33 @@ fn view(ty: ColumnType, array: &ArrayRef) -> Option<Values<'_>> {
             })?
         }
     })
+}
+
+/// The one value that stands for all that are equal to it: 0.0 for -0.0, one positive NaN for every NaN.
+pub(super) fn canonical_f32(value: f32) -> f32 {
+    // Adding zero turns -0.0 into 0.0.
+    if value.is_nan() { f32::NAN.copysign(1.0) } else { value + 0.0 }
+}
+
+/// As [`canonical_f32`].
+pub(super) fn canonical_f64(value: f64) -> f64 {
+    if value.is_nan() { f64::NAN.copysign(1.0) } else { value + 0.0 }
+}
+
+/// A column whose floats are as in [`canonical_f64`]; the very same when they are already, or are none.
+pub(crate) fn canonical(array: &ArrayRef) -> ArrayRef {
+    if let Some(values) = array.as_primitive_opt::<Float64Type>() {
+        let is_other = |value: &f64| value.to_bits() != canonical_f64(*value).to_bits();
+        if values.values().iter().any(is_other) {
+            return Arc::new(values.unary::<_, Float64Type>(canonical_f64));
+        }
+    } else if let Some(values) = array.as_primitive_opt::<Float32Type>() {
+        let is_other = |value: &f32| value.to_bits() != canonical_f32(*value).to_bits();
+        if values.values().iter().any(is_other) {
+            return Arc::new(values.unary::<_, Float32Type>(canonical_f32));
+        }
+    }
+    Arc::clone(array)
 }
 
 fn slice<T: ArrowPrimitiveType>(array: &ArrayRef) -> Option<&[T::Native]> {

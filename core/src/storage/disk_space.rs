@@ -105,6 +105,16 @@ impl DiskSpace {
         }
     }
 
+    /// Refuses to write so many bytes when the floor would not stay free.
+    ///
+    /// # Errors
+    /// 53100 then.
+    pub fn check_room_for(&self, bytes: u64) -> Result<()> {
+        let free = self.free_bytes();
+        let needed = self.free_min.saturating_add(bytes);
+        if self.free_min > 0 && free < needed { Err(full(free, needed)) } else { Ok(()) }
+    }
+
     /// Refuses to reopen the store when there is not enough room for that, whatever the floor is.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 //! ```text
 //! with a primary key:     table u32 BE | scope u64 BE | column ...            per column: marker u8 | value
 //! without a primary key:  table u32 BE | scope u64 BE | seq u64 BE | ordinal u32 BE
+//!                         table u32 BE | scope u64 BE | (2^63 + number) u64 BE | ordinal u32 BE     written before there was a seq
 //!
 //! marker    0x01 a value follows, 0x02 NULL (so NULL sorts last)
 //! BOOLEAN   u8, 0 or 1
@@ -21,7 +22,7 @@ use arrow::array::ArrayRef;
 use bytes::Bytes;
 use datafusion::common::ScalarValue;
 
-use super::columns::{Column, Value};
+use super::columns::{Column, Value, canonical_f32, canonical_f64};
 use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::ids::{ScopeId, Seq, TableId};
 use crate::types::ColumnType;
@@ -67,6 +68,14 @@ pub fn hidden_key(table: TableId, scope: ScopeId, seq: Seq, ordinal: u32) -> Vec
     key.extend_from_slice(&seq.0.to_be_bytes());
     key.extend_from_slice(&ordinal.to_be_bytes());
     key
+}
+
+/// The key of a row of a table without a primary key that is in a segment before its commit has a seq. `number` is given to one
+/// statement and never again.
+pub fn hidden_segment_key(table: TableId, scope: ScopeId, number: u32, ordinal: u32) -> Vec<u8> {
+    /// No seq has it.
+    const BEFORE_SEQ: u64 = 1 << 63;
+    hidden_key(table, scope, Seq(BEFORE_SEQ | u64::from(number)), ordinal)
 }
 
 /// Encodes primary keys of one table.
@@ -287,13 +296,12 @@ fn push_scalar(key: &mut Vec<u8>, ty: ColumnType, value: &ScalarValue) -> Result
 }
 
 fn ordered_f32(value: f32) -> u32 {
-    // Adding zero turns -0.0 into 0.0.
-    let bits = if value.is_nan() { f32::NAN.to_bits() & !(1 << 31) } else { (value + 0.0).to_bits() };
+    let bits = canonical_f32(value).to_bits();
     if bits >> 31 == 0 { bits ^ (1 << 31) } else { !bits }
 }
 
 fn ordered_f64(value: f64) -> u64 {
-    let bits = if value.is_nan() { f64::NAN.to_bits() & !(1 << 63) } else { (value + 0.0).to_bits() };
+    let bits = canonical_f64(value).to_bits();
     if bits >> 63 == 0 { bits ^ (1 << 63) } else { !bits }
 }
 

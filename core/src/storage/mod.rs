@@ -23,6 +23,7 @@ use bytes::Bytes;
 
 use crate::error::{Error, Result};
 
+pub(crate) use columns::canonical;
 pub use directory::DataDirectory;
 pub use disk_space::{DiskSpace, Room};
 pub use rocksdb::{RocksStorage, StorageOptions};

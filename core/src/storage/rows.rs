@@ -11,6 +11,7 @@
 //!
 //! BOOLEAN u8 | SMALLINT i16 | INTEGER, DATE i32 | BIGINT, TIME, TIMESTAMP i64 | REAL f32 | DOUBLE f64 | DECIMAL i128
 //! UUID 16 bytes | EMBEDDING(n) n f32 | TEXT, BYTES, JSON, FILE: length u32, then the bytes        (all little-endian)
+//! REAL, DOUBLE: -0.0 is written as 0.0, every NaN as one NaN; the elements of an EMBEDDING are written as they come
 //! ```
 //!
 //! Invariant: a row names the version it was written with, so no change of a table rewrites its rows.

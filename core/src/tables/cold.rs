@@ -35,6 +35,7 @@ use super::source::RowSchema;
 use crate::cold_storage::{CheckedReaderFactory, Segment, SegmentKeys, SegmentStore, selection};
 use crate::commit::Snapshot;
 use crate::error::Result;
+use crate::ids::Seq;
 use crate::schema_registry::{ScopeKind, TableSchemas};
 use crate::storage::KeyRange;
 use crate::types::ColumnType;
@@ -151,11 +152,14 @@ impl ColdScan<'_> {
             parts.push(DFParquetMetadata::statistics_from_parquet_metadata(&row_groups, &columns)?);
         }
         let merged = Statistics::try_merge_iter(&parts, &columns)?.to_inexact();
+        let seq_position = self.schemas.definition.columns.len();
+        let has_other_seqs = pieces.iter().any(|piece| piece.segment.commit.is_some());
         for (position, column) in positions.iter().zip(merged.column_statistics) {
             // Segments have no bounds of floats, and without bounds nothing else is known.
             let is_float = segment_schema.field(*position).data_type().is_floating();
             if let Some(place) = statistics.column_statistics.get_mut(*position) {
-                *place = if is_float { ColumnStatistics::new_unknown() } else { column };
+                let is_unknown = is_float || (*position == seq_position && has_other_seqs);
+                *place = if is_unknown { ColumnStatistics::new_unknown() } else { column };
             }
         }
         Ok(statistics)
@@ -225,6 +229,19 @@ impl ColdScan<'_> {
         Ok(positions)
     }
 
+    /// What is known of the rows of a segment that one commit wrote: DataFusion takes a column that has one value from here, and
+    /// not from the file, where it is wrong.
+    fn of_commit(&self, commit: Seq) -> Statistics {
+        let mut statistics = Statistics::new_unknown(self.schemas.segment());
+        let seq = Precision::Exact(ScalarValue::Int64(Some(i64::try_from(commit.0).unwrap_or(i64::MAX))));
+        if let Some(column) = statistics.column_statistics.get_mut(self.schemas.definition.columns.len()) {
+            column.null_count = Precision::Exact(0);
+            column.min_value = seq.clone();
+            column.max_value = seq;
+        }
+        statistics
+    }
+
     /// The file of a piece, or several of the same with some of its row groups each when it is large.
     async fn files(&self, piece: &Piece, parts_max: usize) -> Result<Vec<PartitionedFile>> {
         let Piece { segment, selection } = piece;
@@ -246,6 +263,9 @@ impl ColdScan<'_> {
             let mut file = PartitionedFile::new(segment.path.clone(), segment.bytes)
                 .with_extension(part)
                 .with_extension(Arc::clone(segment));
+            if let Some(commit) = segment.commit {
+                file = file.with_statistics(Arc::new(self.of_commit(commit)));
+            }
             if self.columns == RowSchema::Write {
                 file = file.with_partition_values(vec![ScalarValue::UInt32(Some(segment.id.0))]);
             }

@@ -16,7 +16,7 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 
 use super::control::Control;
-use super::flush::{Flushed, SegmentsWriter, gone_of, published};
+use super::flush::{CHUNK_BYTES_MAX, CHUNK_ROWS, Flushed, SegmentsWriter, gone_of, published};
 use crate::cold_storage::{Place, Segment, SegmentKeys, selection};
 use crate::commit::Snapshot;
 use crate::error::{Error, Result};
@@ -24,11 +24,6 @@ use crate::ids::{ScopeId, SegmentId, UserId};
 use crate::schema_registry::TableSchemas;
 use crate::storage::blocking;
 use crate::storage::keys::table_and_scope;
-
-/// Rows merged and written at once.
-const CHUNK_ROWS: usize = 8_192;
-/// A chunk is ended when its rows have about this many bytes.
-const CHUNK_BYTES_MAX: usize = 8 << 20;
 
 /// What a merge made, and where each row of the old segments went.
 pub struct Compacted {

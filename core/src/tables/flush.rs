@@ -16,8 +16,8 @@ use super::source::row_decoder;
 use crate::cold_storage::{
     NewSegment, ObjectStorage, Place, Segment, SegmentStore, SegmentWriter, WrittenSegment,
 };
-use crate::commit::Snapshot;
-use crate::error::{Error, Result};
+use crate::commit::{Receipt, Snapshot};
+use crate::error::{Error, Result, SqlState};
 use crate::failpoint;
 use crate::ids::{SegmentId, Seq};
 use crate::schema_registry::{ScopeKind, TableSchemas};
@@ -26,15 +26,15 @@ use crate::storage::rows::RowHeader;
 use crate::storage::{Direction, KeyRange, Partition, blocking};
 
 /// Rows decoded and written at once.
-const CHUNK_ROWS: usize = 8_192;
+pub(crate) const CHUNK_ROWS: usize = 8_192;
 /// A chunk is ended when its stored rows have this many bytes.
-const CHUNK_BYTES_MAX: usize = 8 << 20;
+pub(crate) const CHUNK_BYTES_MAX: usize = 8 << 20;
 /// The most rows of a segment; the keys of all of them are in memory until it is committed.
 const SEGMENT_ROWS_MAX: usize = 1 << 20;
 /// A segment is ended when it has this many bytes.
 const SEGMENT_BYTES_MAX: usize = 256 << 20;
 
-/// The segments of one flush.
+/// Segments that are on stable storage, of a flush, a merge or a large INSERT.
 pub struct Flushed {
     /// Ready to be committed.
     pub segments: Vec<NewSegment>,
@@ -53,9 +53,24 @@ pub struct Files {
 }
 
 impl Files {
-    /// Leaves them where they are.
-    pub fn keep(mut self) {
-        self.paths.clear();
+    /// Leaves them where they are from now on, since a commit that is under way may name them.
+    pub fn keep(mut self) -> KeptFiles {
+        KeptFiles { storage: Arc::clone(&self.storage), paths: std::mem::take(&mut self.paths) }
+    }
+}
+
+/// Objects that a commit may name.
+pub struct KeptFiles {
+    storage: Arc<ObjectStorage>,
+    paths: Vec<String>,
+}
+
+impl KeptFiles {
+    /// Removes them when their commit was refused. What a commit of unknown outcome names stays: the next start looks.
+    pub fn settle(self, outcome: &Result<Receipt>) {
+        if outcome.as_ref().is_err_and(|error| error.sqlstate() != SqlState::OUTCOME_UNKNOWN) {
+            drop(Files { storage: self.storage, paths: self.paths });
+        }
     }
 }
 
@@ -86,7 +101,7 @@ pub async fn flush(
 pub(super) async fn published(
     snapshot: &Snapshot,
     schemas: &TableSchemas,
-    (written, files): (Vec<Written>, Files),
+    (written, files): WrittenSegments,
     control: &Control,
     now_us: i64,
 ) -> Result<Flushed> {
@@ -131,6 +146,7 @@ fn describe(
         first_key: keys.first().unwrap_or_default().to_vec(),
         last_key: keys.last().unwrap_or_default().to_vec(),
         through: snapshot.seq,
+        commit: None,
         created_at: now_us,
         checksums: written.checksums,
     };
@@ -144,6 +160,9 @@ pub(super) struct Written {
     segment: WrittenSegment,
 }
 
+/// Segments, and their objects.
+pub(super) type WrittenSegments = (Vec<Written>, Files);
+
 /// Rows in key order into as many segments as they need.
 pub(super) struct SegmentsWriter {
     snapshot: Arc<Snapshot>,
@@ -155,7 +174,7 @@ pub(super) struct SegmentsWriter {
     control: Control,
 }
 
-fn write_hot(mut writer: SegmentsWriter) -> Result<(Vec<Written>, Files)> {
+fn write_hot(mut writer: SegmentsWriter) -> Result<WrittenSegments> {
     let mut rest = Some(KeyRange::prefix(table_prefix(writer.schemas.definition.id)));
     while let Some(range) = rest {
         rest = writer.write_hot(range)?;
@@ -211,7 +230,7 @@ impl SegmentsWriter {
     }
 
     /// The columns a segment has beside those of the full schema.
-    fn system_columns(&self, keys: &[Bytes]) -> Result<Vec<ArrayRef>> {
+    pub(super) fn system_columns(&self, keys: &[Bytes]) -> Result<Vec<ArrayRef>> {
         let definition = &self.schemas.definition;
         let damaged = || Error::corruption("a stored row key is damaged");
         let mut columns: Vec<ArrayRef> = Vec::new();
@@ -257,12 +276,17 @@ impl SegmentsWriter {
         let id = (self.next_id)();
         let path = SegmentStore::path(self.schemas.definition.id, self.snapshot.epoch, id);
         self.files.paths.push(path.clone());
-        let sink = self.files.storage.create(&path)?;
-        Ok((id, path, SegmentWriter::new(sink, Arc::clone(self.schemas.segment()))?))
+        let storage = &self.files.storage;
+        let writer = SegmentWriter::new(
+            storage.create(&path)?,
+            Arc::clone(self.schemas.segment()),
+            storage.compression(),
+        )?;
+        Ok((id, path, writer))
     }
 
     /// Ends the last segment, and gives all.
-    pub(super) fn finish(mut self) -> Result<(Vec<Written>, Files)> {
+    pub(super) fn finish(mut self) -> Result<WrittenSegments> {
         if let Some((id, path, writer)) = self.open.take() {
             self.done.push(Written { id, path, segment: writer.finish()? });
         }

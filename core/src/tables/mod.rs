@@ -14,6 +14,7 @@ mod cursor;
 pub mod flush;
 pub mod images;
 mod key_filter;
+pub mod large_insert;
 mod point;
 mod provider;
 mod scan;

@@ -96,11 +96,8 @@ impl PointReader {
             return self.batch(None);
         }
         let keys = definition.segment_keys()?;
-        let found = cold.find(&snapshot.storage, definition.id, &keys, std::slice::from_ref(&key)).await?;
-        let place = found.into_iter().flatten().next();
-        let segment = place.and_then(|place| cold.segment(definition.id, place.segment));
-        let (Some(place), Some(segment)) = (place, segment) else { return self.batch(None) };
-        let row = cold.store().rows(segment, &[place.position]).await?;
+        let found = cold.find_row(&snapshot.storage, definition.id, &keys, &key).await?;
+        let Some((place, row)) = found else { return self.batch(None) };
         if self.columns == RowSchema::Write {
             return cold_row(&self.schemas, &row, place);
         }

@@ -167,7 +167,7 @@ fn every_type() -> Vec<(ColumnType, ArrayRef)> {
         (ColumnType::Boolean, Arc::new(BooleanArray::from(vec![Some(true), None]))),
         (ColumnType::SmallInt, Arc::new(Int16Array::from(vec![Some(-7), None]))),
         (ColumnType::Integer, Arc::new(Int32Array::from(vec![None, Some(i32::MIN)]))),
-        (ColumnType::Real, Arc::new(Float32Array::from(vec![Some(-0.0), None]))),
+        (ColumnType::Real, Arc::new(Float32Array::from(vec![Some(-1.5), None]))),
         (ColumnType::Double, Arc::new(Float64Array::from(vec![Some(f64::INFINITY), None]))),
         (ColumnType::Decimal { precision: 10, scale: 2 }, Arc::new(decimal.unwrap())),
         (ColumnType::Text, Arc::new(StringArray::from(vec![Some("größe"), Some("")]))),

@@ -21,9 +21,12 @@ use crate::ids::{ScopeId, Seq};
 use crate::schema_registry::{
     COLUMN_KEY, COLUMN_PLACE, COLUMN_SEQ, COLUMN_VALUE, ColumnDefinition, TableDefinition, TableSchemas,
 };
+use crate::storage::canonical;
 use crate::storage::keys::KeyEncoder;
 use crate::storage::rows::RowEncoder;
 use crate::types::ColumnType;
+
+use super::sizes::batch_value_bytes;
 
 const MICROSECONDS_PER_SECOND: i64 = 1_000_000;
 
@@ -69,7 +72,7 @@ impl RowWriter {
         if !self.schemas.definition.has_key() {
             return Ok(rows.into_iter().map(|row| RowWrite::Append { row }).collect());
         }
-        let keys = self.encode_keys(scope, batch)?;
+        let keys = self.keys(scope, batch.columns())?;
         self.refuse_equal_keys(&keys)?;
         Ok(keys.into_iter().zip(rows).map(|(key, row)| RowWrite::Insert { key, row }).collect())
     }
@@ -110,7 +113,7 @@ impl RowWriter {
         let stored = StoredRows::of(before)?;
         let rows = self.encode(after, None)?;
         let new_keys =
-            if self.schemas.definition.has_key() { Some(self.encode_keys(scope, after)?) } else { None };
+            if self.schemas.definition.has_key() { Some(self.keys(scope, after.columns())?) } else { None };
         if let Some(keys) = &new_keys {
             self.refuse_equal_keys(keys)?;
         }
@@ -136,19 +139,33 @@ impl RowWriter {
         Some(now_us.saturating_add(ttl.saturating_mul(MICROSECONDS_PER_SECOND)))
     }
 
+    /// The columns of `batch`, which has those of the visible schema, as they are written without being encoded row by row.
+    ///
+    /// # Errors
+    /// As [`RowWriter::inserts`], but for keys.
+    pub fn columns(&self, batch: &RecordBatch) -> Result<Vec<ArrayRef>> {
+        self.check(batch)?;
+        let bytes_max = self.limits.row_bytes_max;
+        if batch_value_bytes(batch) > bytes_max {
+            // Only then can one row be too large.
+            self.encode(batch, None)?;
+        }
+        Ok(batch.columns().iter().map(canonical).collect())
+    }
+
+    /// The keys of rows of `scope`.
+    ///
+    /// # Errors
+    /// 54000 for a key that is too large.
+    pub fn keys(&self, scope: ScopeId, columns: &[ArrayRef]) -> Result<Vec<Bytes>> {
+        let columns: Vec<ArrayRef> =
+            self.key_positions.iter().filter_map(|position| columns.get(*position).map(Arc::clone)).collect();
+        self.keys.encode(self.schemas.definition.id, scope, &columns)
+    }
+
     fn encode(&self, batch: &RecordBatch, expires_at: Option<i64>) -> Result<Vec<Vec<u8>>> {
         let definition = &self.schemas.definition;
-        if batch.num_columns() != definition.columns.len() {
-            return Err(Error::internal(format!(
-                "rows for table \"{}\" have {} columns, not {}",
-                definition.qualified_name(),
-                batch.num_columns(),
-                definition.columns.len()
-            )));
-        }
-        for (column, array) in definition.columns.iter().zip(batch.columns()) {
-            check_column(definition, column, array)?;
-        }
+        self.check(batch)?;
         let rows = self.rows.encode(batch.columns(), batch.num_rows(), expires_at)?;
         match rows.iter().find(|row| row.len() > self.limits.row_bytes_max) {
             None => Ok(rows),
@@ -165,13 +182,21 @@ impl RowWriter {
         }
     }
 
-    fn encode_keys(&self, scope: ScopeId, batch: &RecordBatch) -> Result<Vec<Bytes>> {
-        let columns: Vec<ArrayRef> = self
-            .key_positions
-            .iter()
-            .filter_map(|position| batch.columns().get(*position).map(Arc::clone))
-            .collect();
-        self.keys.encode(self.schemas.definition.id, scope, &columns)
+    /// Checks that rows are those of the table, and obey its definition.
+    fn check(&self, batch: &RecordBatch) -> Result<()> {
+        let definition = &self.schemas.definition;
+        if batch.num_columns() != definition.columns.len() {
+            return Err(Error::internal(format!(
+                "rows for table \"{}\" have {} columns, not {}",
+                definition.qualified_name(),
+                batch.num_columns(),
+                definition.columns.len()
+            )));
+        }
+        for (column, array) in definition.columns.iter().zip(batch.columns()) {
+            check_column(definition, column, array)?;
+        }
+        Ok(())
     }
 
     fn refuse_equal_keys(&self, keys: &[Bytes]) -> Result<()> {

@@ -426,7 +426,9 @@ impl World {
     }
 
     fn config(folder: &std::path::Path) -> Config {
-        Config { root_password: Some("a password".to_owned()), ..Config::at(folder) }
+        // Some of the inserts are segments at once.
+        let root_password = Some("a password".to_owned());
+        Config { root_password, large_insert_bytes: 150, ..Config::at(folder) }
     }
 
     async fn apply(&mut self, step: &Step) {

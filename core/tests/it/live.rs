@@ -467,6 +467,7 @@ fn random_config(random: &mut StdRng, data_dir: Option<std::path::PathBuf>) -> C
         data_dir,
         root_password: Some("correct horse".to_owned()),
         commit_ring_bytes: *[0, 2_000, 32 << 20].choose(random).expect("some"),
+        large_insert_bytes: *[1, 100, 16 << 20].choose(random).expect("some"),
         live_ring_bytes: *[0, 1_500, 4 << 20].choose(random).expect("some"),
         change_log_bytes_max: *[3_000, 40_000, 4 << 30].choose(random).expect("some"),
         trim_interval_ms: 20,

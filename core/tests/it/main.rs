@@ -10,6 +10,7 @@ mod cold;
 mod disk_full;
 mod hot;
 mod jobs;
+mod large_insert;
 mod live;
 mod many_users;
 mod random_query;

@@ -35,6 +35,7 @@ impl Type {
             Integer => &["-7", "-1", "0", "1", "2", "3", "5", "8", "13", "42", "32767"],
             Float => &[
                 "0.0",
+                "CAST('-0.0' AS DOUBLE)",
                 "CAST('NaN' AS DOUBLE)",
                 "CAST('Infinity' AS DOUBLE)",
                 "CAST('-Infinity' AS DOUBLE)",

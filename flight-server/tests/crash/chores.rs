@@ -21,8 +21,9 @@ const FADING: &str = "crash.fading_rows";
 const FADING_LIFE: Duration = Duration::from_secs(1);
 /// By so much the clock of a statement may differ from the one rows are judged by here.
 const CLOCK_SLACK: Duration = Duration::from_millis(20);
-/// Rows of a table that comes and goes.
-const PASSING_ROWS: i64 = 30;
+/// Rows of a table that comes and goes, in turn: so few that they are hot and then flushed, and so many that they are a segment at
+/// once.
+const PASSING_ROWS: [i64; 2] = [15, 30];
 
 /// Everything that is done beside the writers, and what is known of it.
 #[derive(Default)]
@@ -72,7 +73,7 @@ impl Chores {
         }
         let mut state = self.known.clone().unwrap_or_default();
         let mut sql = format!("INSERT INTO {} (writer, id, value) VALUES ", self.passing());
-        for row in 0..PASSING_ROWS {
+        for row in 0..PASSING_ROWS[usize::from(self.table % 2 == 1)] {
             self.next_id += 1;
             let comma = if row == 0 { "" } else { ", " };
             write!(sql, "{comma}(0, {0}, {0})", self.next_id).expect("write to a string");

@@ -13,6 +13,7 @@
 
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod backups;
 mod chores;
 mod failpoints;
 mod model;
@@ -33,7 +34,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use self::server::Server;
-use self::world::{Crash, World, check_no_orphans};
+use self::world::{Crash, World, check_segments};
 
 const WRITERS: u64 = 8;
 const CYCLES_DEFAULT: u64 = 50;
@@ -78,7 +79,7 @@ async fn acknowledged_writes_survive_kill_9() {
     world.tally.ready(server.ready_in);
     world.check(&server, Crash::Kill, "after the last cycle").await;
     let mut client = server.client(&world.token).await;
-    check_no_orphans(&mut client, folder.path(), "after the last cycle").await;
+    check_segments(&mut client, folder.path(), "after the last cycle").await;
     let merges = world::merges(&mut client).await;
     drop(client);
     server.stop().await;

@@ -22,7 +22,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use crate::server::{Server, command};
-use crate::world::{Crash, World, check_no_orphans};
+use crate::world::{Crash, World, check_segments};
 use crate::{seed, setting};
 
 const WRITERS: u64 = 4;
@@ -109,7 +109,7 @@ async fn acknowledged_writes_survive_power_loss() {
     let server = Server::start(&root.join("data")).await;
     world.check(&server, Crash::Power, "after the last loss").await;
     let mut client = server.client(&world.token).await;
-    check_no_orphans(&mut client, &root.join("data"), "after the last loss").await;
+    check_segments(&mut client, &root.join("data"), "after the last loss").await;
     server.stop().await;
     println!(
         "power loss: {losses} times, seed {seed}, {} statements acknowledged, {lost}, {}",

@@ -18,12 +18,13 @@ pub(crate) const PASSWORD: &str = "crash-test-password";
 /// How long a server may take to say anything before the test gives up.
 const GIVE_UP: Duration = Duration::from_secs(60);
 
-/// Background work comes often, so that crashes fall into it.
-const EAGER: [(&str, &str); 4] = [
+/// Background work comes often, so that crashes fall into it; inserts of some rows are segments at once.
+const EAGER: [(&str, &str); 5] = [
     ("KALAMDB_FLUSH_CHECK_INTERVAL_MS", "10"),
     ("KALAMDB_EXPIRY_INTERVAL_MS", "50"),
     ("KALAMDB_TRIM_INTERVAL_MS", "200"),
     ("KALAMDB_CHANGE_LOG_BYTES_MAX", "65536"),
+    ("KALAMDB_LARGE_INSERT_BYTES", "500"),
 ];
 
 /// A running server. Dropping it kills it.

@@ -113,20 +113,23 @@ async fn interrupted_jobs(client: &mut Client) -> HashMap<String, String> {
     ids.into_iter().zip(kinds).collect()
 }
 
-/// Waits until the files of segments are those of the manifests and no others.
-pub(crate) async fn check_no_orphans(client: &mut Client, data_dir: &Path, when: &str) {
+/// Waits until the files of segments are those of the manifests and no others, and the published manifests name just these.
+pub(crate) async fn check_segments(client: &mut Client, data_dir: &Path, when: &str) {
     let deadline = Instant::now() + TIDY_MAX;
     loop {
         let known = manifest_paths(client).await;
         let files = segment_files(&data_dir.join("segments"));
-        if known == files {
+        let published = published_paths(&data_dir.join("segments"));
+        if known == files && known == published {
             return;
         }
         assert!(
             Instant::now() < deadline,
-            "{when}: files of no segment {:?}, segments without file {:?}",
+            "{when}: files of no segment {:?}, segments without file {:?}, published of no segment {:?}, not published {:?}",
             files.difference(&known).collect::<Vec<_>>(),
-            known.difference(&files).collect::<Vec<_>>()
+            known.difference(&files).collect::<Vec<_>>(),
+            published.difference(&known).collect::<Vec<_>>(),
+            known.difference(&published).collect::<Vec<_>>()
         );
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
@@ -139,6 +142,22 @@ async fn manifest_paths(client: &mut Client) -> BTreeSet<String> {
         for table in texts(client, &sql, 0).await {
             paths.extend(texts(client, &format!("SHOW MANIFEST FOR {schema}.{table}"), 1).await);
         }
+    }
+    paths
+}
+
+/// The segments that the newest published manifest of each table names.
+fn published_paths(segments: &Path) -> BTreeSet<String> {
+    let mut paths = BTreeSet::new();
+    for folder in fs::read_dir(segments).expect("the folder of the segments") {
+        let files = fs::read_dir(folder.expect("an entry").path()).into_iter().flatten();
+        let names = files.map(|file| file.expect("an entry").path());
+        let newest = names.filter(|path| path.extension().is_some_and(|extension| extension == "json")).max();
+        // It can be replaced in the meantime.
+        let Some(text) = newest.and_then(|path| fs::read(path).ok()) else { continue };
+        let manifest: serde_json::Value = serde_json::from_slice(&text).expect("a whole manifest");
+        let named = manifest["segments"].as_array().expect("segments").iter();
+        paths.extend(named.map(|segment| segment["path"].as_str().expect("a path").to_owned()));
     }
     paths
 }

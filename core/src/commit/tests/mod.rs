@@ -3,5 +3,6 @@
 mod failing;
 mod fixture;
 mod groups;
+mod large;
 mod model;
 mod reopening;

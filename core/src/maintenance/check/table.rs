@@ -17,12 +17,9 @@ use crate::schema_registry::{ScopeKind, TableDefinition, TableSchemas};
 use crate::storage::keys::{KeyEncoder, SCOPE_PREFIX_BYTES, table_and_scope, table_prefix};
 use crate::storage::rows::row_seq;
 use crate::storage::{Direction, KeyRange, Partition, blocking};
-use crate::tables::flush::gone_of;
+use crate::tables::flush::{CHUNK_BYTES_MAX, CHUNK_ROWS, gone_of};
 use crate::tables::images;
 
-/// Stored rows decoded at once, and their bytes.
-const CHUNK_ROWS: usize = 8_192;
-const CHUNK_BYTES_MAX: usize = 8 << 20;
 /// The bytes of a hidden key behind table and scope.
 const HIDDEN_KEY_BYTES: usize = 12;
 

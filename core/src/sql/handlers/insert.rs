@@ -3,7 +3,6 @@
 //! The rows to insert are a query, planned like any other; what comes out is cast to the columns' types, columns that are left
 //! out get their defaults row by row, and the rows become one commit.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use datafusion::arrow::array::{
@@ -16,8 +15,7 @@ use datafusion::sql::planner::PlannerContext;
 use datafusion::sql::sqlparser::ast;
 
 use super::Attempts;
-use super::pieces::Pieces;
-use crate::commit::{RowWrite, TableWrite};
+use super::rows::Rows;
 use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::schema_registry::{ColumnDefault, ColumnDefinition, TableDefinition, TableSchemas};
 use crate::sql::cursor::{QualifiedName, qualified};
@@ -27,7 +25,7 @@ use crate::sql::result::Affected;
 use crate::sql::session::Session;
 use crate::sql::statement::insert_target;
 use crate::sql::typing::type_placeholders;
-use crate::tables::{RowLimits, RowWriter, cast_column};
+use crate::tables::cast_column;
 use crate::types::ColumnType;
 
 /// Where the rows go.
@@ -95,7 +93,7 @@ impl Target {
     }
 
     /// Rows as the table's visible schema has them.
-    fn complete(&self, execution: &Execution, batch: &RecordBatch) -> Result<RecordBatch> {
+    pub(super) fn complete(&self, execution: &Execution, batch: &RecordBatch) -> Result<RecordBatch> {
         let columns = self
             .sources
             .iter()
@@ -347,134 +345,5 @@ pub(in crate::sql) async fn append(
         if let Some(affected) = rows.commit(&mut attempts).await? {
             return Ok(affected);
         }
-    }
-}
-
-/// The encoder of a table's rows.
-pub(in crate::sql) fn writer(execution: &Execution, schemas: &Arc<TableSchemas>) -> Result<RowWriter> {
-    RowWriter::new(Arc::clone(schemas), RowLimits { row_bytes_max: execution.ctx().config.row_bytes_max })
-}
-
-/// The changes of one statement to one table, held to the statement's limits.
-pub(in crate::sql) struct Rows<'a> {
-    execution: &'a Execution,
-    schemas: Arc<TableSchemas>,
-    writer: Arc<RowWriter>,
-    writes: Vec<RowWrite>,
-    affected: u64,
-    rows: usize,
-    bytes: usize,
-    now_us: i64,
-}
-
-impl<'a> Rows<'a> {
-    pub(in crate::sql) fn new(execution: &'a Execution, schemas: Arc<TableSchemas>) -> Result<Self> {
-        let writer = Arc::new(writer(execution, &schemas)?);
-        Ok(Self::with_writer(execution, schemas, writer))
-    }
-
-    pub(in crate::sql) fn with_writer(
-        execution: &'a Execution,
-        schemas: Arc<TableSchemas>,
-        writer: Arc<RowWriter>,
-    ) -> Self {
-        let now_us = execution.now_us();
-        Self { execution, schemas, writer, writes: Vec::new(), affected: 0, rows: 0, bytes: 0, now_us }
-    }
-
-    /// Counts rows before anything is made of them.
-    fn count(&mut self, rows: usize) -> Result<()> {
-        self.rows = self.rows.saturating_add(rows);
-        self.affected = self.affected.saturating_add(rows as u64);
-        self.check_limits()
-    }
-
-    fn take(&mut self, writes: Vec<RowWrite>) -> Result<()> {
-        let bytes = writes.iter().map(RowWrite::bytes).fold(0, usize::saturating_add);
-        self.bytes = self.bytes.saturating_add(bytes);
-        self.writes.extend(writes);
-        self.check_limits()
-    }
-
-    fn check_limits(&self) -> Result<()> {
-        let config = &self.execution.ctx().config;
-        if self.rows <= config.statement_rows_max && self.bytes <= config.statement_bytes_max {
-            return Ok(());
-        }
-        Err(Error::new(
-            ErrorKind::ResourceExhausted,
-            SqlState::PROGRAM_LIMIT_EXCEEDED,
-            format!(
-                "the statement writes too much to table \"{}\"",
-                self.schemas.definition.qualified_name()
-            ),
-        )
-        .hint(format!(
-            "a statement writes at most {} rows and {} MiB; use several",
-            config.statement_rows_max,
-            config.statement_bytes_max >> 20
-        )))
-    }
-
-    /// How rows for the table are cut before they are completed.
-    pub(in crate::sql) fn pieces(&self) -> Pieces {
-        Pieces::of(&self.schemas.definition, &self.execution.ctx().config)
-    }
-
-    /// Rows in the target's columns, however many.
-    pub(in crate::sql) fn insert(&mut self, target: &Target, batch: &RecordBatch) -> Result<()> {
-        let scope = self.schemas.definition.scope_for(self.execution.principal.user_id);
-        self.pieces().each(batch, |piece| {
-            self.count(piece.num_rows())?;
-            let completed = target.complete(self.execution, piece)?;
-            let writes = self.writer.inserts(scope, &completed, self.now_us)?;
-            self.take(writes)
-        })
-    }
-
-    /// Rows as they are stored, and as they shall be.
-    pub(in crate::sql) fn update(&mut self, before: &RecordBatch, after: &RecordBatch) -> Result<()> {
-        self.count(before.num_rows())?;
-        let scope = self.schemas.definition.scope_for(self.execution.principal.user_id);
-        let writes = self.writer.updates(scope, before, after)?;
-        self.take(writes)
-    }
-
-    /// Rows as they are stored.
-    pub(in crate::sql) fn delete(&mut self, before: &RecordBatch) -> Result<()> {
-        self.count(before.num_rows())?;
-        let writes = self.writer.deletes(before)?;
-        self.take(writes)
-    }
-
-    /// Refuses several rows of parameters that change the same row: each was planned on the row as it was before.
-    pub(in crate::sql) fn check_distinct(&self) -> Result<()> {
-        let mut seen = HashSet::with_capacity(self.writes.len());
-        let changed = self.writes.iter().filter_map(|write| match write {
-            RowWrite::Update { key, .. } | RowWrite::Delete { key, .. } => Some(key),
-            RowWrite::Insert { .. } | RowWrite::Append { .. } => None,
-        });
-        for key in changed {
-            if !seen.insert(key) {
-                return Err(
-                    Error::unsupported("changing a row twice in one batch").hint("send the rows one by one")
-                );
-            }
-        }
-        Ok(())
-    }
-
-    /// `None` means that the statement is to be planned again.
-    pub(in crate::sql) async fn commit(self, attempts: &mut Attempts<'_>) -> Result<Option<Affected>> {
-        let definition = Arc::clone(&self.schemas.definition);
-        let scope = definition.scope_for(self.execution.principal.user_id);
-        let mut set = self.execution.write_set();
-        set.durability = definition.options.durability;
-        // Keys move among the rows of all batches: what leaves a key comes before what takes it.
-        let (mut rows, mut others): (Vec<_>, Vec<_>) =
-            self.writes.into_iter().partition(|write| matches!(write, RowWrite::Delete { .. }));
-        rows.append(&mut others);
-        set.tables.push(TableWrite { table: definition, scope, rows });
-        attempts.commit(set, self.affected).await
     }
 }

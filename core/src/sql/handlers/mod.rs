@@ -7,6 +7,7 @@ pub(super) mod insert;
 pub(super) mod namespace;
 mod pieces;
 pub(super) mod query;
+pub(super) mod rows;
 pub(super) mod show;
 pub(super) mod storage;
 pub(super) mod storages;
@@ -15,6 +16,8 @@ pub(super) mod table;
 pub(super) mod update_delete;
 pub(super) mod user;
 
+use std::sync::Arc;
+
 use serde_json::Value;
 use tracing::debug;
 
@@ -22,10 +25,11 @@ use super::execution::Execution;
 use super::result::{Affected, Outcome};
 use super::session::Session;
 use super::turns::Turn;
-use crate::commit::{Receipt, TableWrite, WriteSet};
+use crate::commit::{ColdWrite, LargeInsert, Receipt, TableWrite, WriteSet};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::UserId;
 use crate::system_tables::audit::{self, AuditEntry};
+use crate::tables::flush::Files;
 
 /// A statement that is run again, on a fresh snapshot, when another commit came first.
 ///
@@ -53,6 +57,43 @@ impl<'a> Attempts<'a> {
                 }
                 Ok(None)
             }
+        }
+    }
+
+    /// Commits a large INSERT, the objects of whose segments are `files`. When its table's segments have changed it is tried again as
+    /// it is: its keys are then looked for anew. `None` means that the statement is to be planned again.
+    pub(super) async fn commit_large(
+        &mut self,
+        insert: LargeInsert,
+        set: WriteSet,
+        files: Files,
+    ) -> Result<Option<Affected>> {
+        let (rows, table) = (insert.rows(), Arc::clone(&insert.table));
+        let set = WriteSet { cold: Some(ColdWrite::LargeInsert(insert)), ..set };
+        let committer = Arc::clone(&self.session.ctx().committer);
+        let mut left = self.left;
+        let files = files.keep();
+        // It goes on when nobody waits any more: the objects are not to be removed while a commit may name them.
+        let committed = tokio::spawn(async move {
+            loop {
+                let outcome = committer.commit(set.clone()).await;
+                let is_lost = outcome.as_ref().is_err_and(|error| error.kind() == ErrorKind::Conflict);
+                let is_same = committer.snapshot().catalog.table_by_id(table.id).is_some_and(|current| {
+                    (current.version, current.revision) == (table.version, table.revision)
+                });
+                if is_lost && is_same && left > 0 {
+                    left -= 1;
+                    continue;
+                }
+                files.settle(&outcome);
+                return (outcome, left);
+            }
+        });
+        let (outcome, left) = committed.await.map_err(|_| Error::internal("a commit broke down"))?;
+        self.left = left;
+        match outcome {
+            Ok(receipt) => Ok(Some(Affected { rows, seq: receipt.seq })),
+            Err(error) => self.lost(error).map(|()| None),
         }
     }
 

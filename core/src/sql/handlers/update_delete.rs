@@ -11,7 +11,8 @@ use datafusion::sql::planner::PlannerContext;
 use datafusion::sql::sqlparser::ast;
 
 use super::Attempts;
-use super::insert::{Rows, default_expression, parameter_type};
+use super::insert::{default_expression, parameter_type};
+use super::rows::Rows;
 use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::schema_registry::{COLUMN_KEY, COLUMN_PLACE, COLUMN_SEQ, COLUMN_VALUE, TableKind, TableSchemas};
 use crate::sql::cursor::{self, fold, qualified};

@@ -136,6 +136,10 @@ fn the_bytes_are_frozen() {
         hidden_key(TABLE, SCOPE, Seq(258), 3),
         [0, 0, 3, 0xE8, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 1, 2, 0, 0, 0, 3]
     );
+    assert_eq!(
+        hidden_segment_key(TABLE, SCOPE, 258, 3),
+        [0, 0, 3, 0xE8, 0, 0, 0, 0, 0, 0, 0, 7, 0x80, 0, 0, 0, 0, 0, 1, 2, 0, 0, 0, 3]
+    );
 }
 
 #[test]

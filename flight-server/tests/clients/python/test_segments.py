@@ -6,6 +6,7 @@ import pathlib
 import time
 
 import duckdb
+import pyarrow as arrow
 import pyarrow.parquet as parquet
 
 from conftest import connect, execute, flush
@@ -21,8 +22,8 @@ def wait_until_published(connection, folder):
     """Until the newest manifest lists the live segments: it is published after the flush, by itself."""
     live = {segment["path"] for segment in execute(connection, "SHOW MANIFEST FOR notes").to_pylist()}
     while True:
-        newest = json.loads(max(folder.glob("manifest-*.json")).read_text())
-        if {segment["path"] for segment in newest["segments"]} == live:
+        newest = max(folder.glob("manifest-*.json"), default=None)
+        if newest and {segment["path"] for segment in json.loads(newest.read_text())["segments"]} == live:
             return
         time.sleep(0.01)
 
@@ -83,6 +84,30 @@ def test_the_published_manifest_gives_the_rows_of_a_select(own_server):
         live = execute(connection, "SHOW MANIFEST FOR notes").to_pylist()
         listed = [(segment["path"], segment["rows"], segment["deleted_rows"]) for segment in manifest["segments"]]
         assert listed == [(segment["path"], segment["rows"], segment["rows_gone"]) for segment in live]
+
+
+def test_a_large_insert_is_segments_at_once_that_others_can_read(tmp_path):
+    server = Server(tmp_path / "data", extra_args=["--set", "large_insert_bytes=1000"]).start()
+    try:
+        with connect(server) as connection:
+            execute(connection, "CREATE TABLE notes (id BIGINT PRIMARY KEY, body TEXT)")
+            execute(connection, "INSERT INTO notes VALUES (0, 'small')")
+            rows = arrow.table({"id": range(5000, 0, -1), "body": ["large"] * 5000})
+            with connection.cursor() as cursor:
+                cursor.adbc_ingest("notes", rows, mode="append")
+            (path,) = segments(server, connection, "notes")
+            execute(connection, "DELETE FROM notes WHERE id % 5 = 0")
+            execute(connection, "UPDATE notes SET body = 'changed' WHERE id < 100")
+            flush(connection)
+            wait_until_published(connection, path.parent)
+            manifest, rows = read_segments.read(path.parent.parent, path.parent.name)
+            stored = execute(connection, "SELECT *, _seq FROM notes ORDER BY id")
+            assert rows.select(stored.column_names).sort_by("id").to_pylist() == stored.to_pylist()
+            assert [segment["commit_seq"] is None for segment in manifest["segments"]] == [False, True]
+            assert len(set(stored["_seq"].to_pylist())) == 2 and stored.num_rows == 4000
+    finally:
+        server.stop()
+    assert not server.unexpected()
 
 
 def test_a_server_told_to_flush_every_row_does(tmp_path):

@@ -1,0 +1,270 @@
+//! The rows one statement writes to one table: held to its limits, and committed as rows or, when they are many, as segments.
+//!
+//! Rows to insert are kept as columns until it is known which of the two they become; what cannot be segments is encoded at once.
+//!
+//! Invariant: what is kept or encoded is within the limits of a statement, or the statement has failed.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use datafusion::arrow::array::{Array, ArrayRef, RecordBatch};
+use datafusion::arrow::compute::concat_batches;
+use tracing::warn;
+
+use super::Attempts;
+use super::insert::Target;
+use super::pieces::Pieces;
+use crate::commit::{LargeInsert, RowWrite, TableWrite};
+use crate::error::{Error, ErrorKind, Result, SqlState};
+use crate::schema_registry::{TableDefinition, TableKind, TableSchemas};
+use crate::sql::execution::Execution;
+use crate::sql::result::Affected;
+use crate::tables::flush::Files;
+use crate::tables::large_insert::{NewRows, write_segments};
+use crate::tables::{RowLimits, RowWriter, batch_value_bytes, value_bytes};
+
+/// A batch is encoded at once when NULLs take more of its bytes than all but one in so many: in rows they take next to nothing. Such
+/// an INSERT is never segments.
+const SPARSE_FACTOR: usize = 4;
+
+/// The encoder of a table's rows.
+pub(in crate::sql) fn writer(execution: &Execution, schemas: &Arc<TableSchemas>) -> Result<RowWriter> {
+    RowWriter::new(Arc::clone(schemas), RowLimits { row_bytes_max: execution.ctx().config.row_bytes_max })
+}
+
+/// The changes of one statement to one table, held to the statement's limits.
+pub(in crate::sql) struct Rows<'a> {
+    execution: &'a Execution,
+    schemas: Arc<TableSchemas>,
+    writer: Arc<RowWriter>,
+    writes: Vec<RowWrite>,
+    /// Rows to insert that are not encoded yet.
+    inserted: Vec<RecordBatch>,
+    inserted_bytes: usize,
+    /// Whether they may still be segments at once.
+    can_be_large: bool,
+    affected: u64,
+    rows: usize,
+    bytes: usize,
+    now_us: i64,
+}
+
+impl<'a> Rows<'a> {
+    pub(in crate::sql) fn new(execution: &'a Execution, schemas: Arc<TableSchemas>) -> Result<Self> {
+        let writer = Arc::new(writer(execution, &schemas)?);
+        Ok(Self::with_writer(execution, schemas, writer))
+    }
+
+    pub(in crate::sql) fn with_writer(
+        execution: &'a Execution,
+        schemas: Arc<TableSchemas>,
+        writer: Arc<RowWriter>,
+    ) -> Self {
+        let now_us = execution.now_us();
+        let can_be_large = can_be_large(execution, &schemas.definition);
+        Self {
+            execution,
+            schemas,
+            writer,
+            writes: Vec::new(),
+            inserted: Vec::new(),
+            inserted_bytes: 0,
+            can_be_large,
+            affected: 0,
+            rows: 0,
+            bytes: 0,
+            now_us,
+        }
+    }
+
+    /// Counts rows before anything is made of them.
+    fn count(&mut self, rows: usize) -> Result<()> {
+        self.rows = self.rows.saturating_add(rows);
+        self.affected = self.affected.saturating_add(rows as u64);
+        self.check_limits()
+    }
+
+    fn take(&mut self, writes: Vec<RowWrite>) -> Result<()> {
+        let bytes = writes.iter().map(RowWrite::bytes).fold(0, usize::saturating_add);
+        self.bytes = self.bytes.saturating_add(bytes);
+        self.writes.extend(writes);
+        self.check_limits()
+    }
+
+    fn check_limits(&self) -> Result<()> {
+        let config = &self.execution.ctx().config;
+        let bytes = self.bytes.saturating_add(self.inserted_bytes);
+        if self.rows <= config.statement_rows_max && bytes <= config.statement_bytes_max {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::ResourceExhausted,
+            SqlState::PROGRAM_LIMIT_EXCEEDED,
+            format!(
+                "the statement writes too much to table \"{}\"",
+                self.schemas.definition.qualified_name()
+            ),
+        )
+        .hint(format!(
+            "a statement writes at most {} rows and {} MiB; use several",
+            config.statement_rows_max,
+            config.statement_bytes_max >> 20
+        )))
+    }
+
+    /// How rows for the table are cut before they are completed.
+    pub(in crate::sql) fn pieces(&self) -> Pieces {
+        Pieces::of(&self.schemas.definition, &self.execution.ctx().config)
+    }
+
+    /// Rows in the target's columns, however many.
+    pub(in crate::sql) fn insert(&mut self, target: &Target, batch: &RecordBatch) -> Result<()> {
+        self.pieces().each(batch, |piece| {
+            self.count(piece.num_rows())?;
+            let completed = target.complete(self.execution, piece)?;
+            if !self.can_be_large || is_sparse(&completed) {
+                self.can_be_large = false;
+                self.encode()?;
+                return self.encode_batch(&completed);
+            }
+            self.inserted_bytes = self.inserted_bytes.saturating_add(batch_value_bytes(&completed));
+            self.hold(completed)?;
+            if self.check_limits().is_err() {
+                // As rows they may be smaller.
+                self.can_be_large = false;
+                self.encode()?;
+            }
+            self.check_limits()
+        })
+    }
+
+    /// Keeps rows until it is known whether they are to be segments. Small batches are put together: each has a price of its own.
+    fn hold(&mut self, batch: RecordBatch) -> Result<()> {
+        /// Fewer rows are put together with others.
+        const ROWS_MIN: usize = 1_024;
+        let small = self.inserted.iter().rev().take_while(|held| held.num_rows() < ROWS_MIN).count();
+        let begin = self.inserted.len() - small;
+        self.inserted.push(batch);
+        let tail = self.inserted.get(begin..).unwrap_or_default();
+        if tail.len() > 1 && tail.iter().map(RecordBatch::num_rows).sum::<usize>() >= ROWS_MIN {
+            let together = tail.first().map(|first| concat_batches(first.schema_ref(), tail)).transpose()?;
+            self.inserted.truncate(begin);
+            self.inserted.extend(together);
+        }
+        Ok(())
+    }
+
+    /// Encodes the rows that are held.
+    fn encode(&mut self) -> Result<()> {
+        self.inserted_bytes = 0;
+        std::mem::take(&mut self.inserted).iter().try_for_each(|batch| self.encode_batch(batch))
+    }
+
+    fn encode_batch(&mut self, batch: &RecordBatch) -> Result<()> {
+        let scope = self.schemas.definition.scope_for(self.execution.principal.user_id);
+        let writes = self.writer.inserts(scope, batch, self.now_us)?;
+        self.take(writes)
+    }
+
+    /// Whether the rows are to be segments at once.
+    fn are_large(&self) -> bool {
+        self.can_be_large && self.inserted_bytes >= self.execution.ctx().config.large_insert_bytes
+    }
+
+    /// Writes the rows as segments; `None` when their storage does not take them.
+    async fn segments(&mut self) -> Result<Option<(LargeInsert, Files)>> {
+        let ctx = self.execution.ctx();
+        let scope = self.schemas.definition.scope_for(self.execution.principal.user_id);
+        let batches = self.inserted.clone();
+        let rows = NewRows { writer: Arc::clone(&self.writer), scope, batches };
+        let ids = Arc::clone(&ctx.committer);
+        let next_id = move || ids.new_segment_id();
+        let bytes = self.inserted_bytes as u64;
+        ctx.committer.check_room_for(bytes)?;
+        let snapshot = &self.execution.snapshot;
+        match write_segments(snapshot, &self.schemas, rows, next_id, self.now_us).await {
+            Ok((insert, files)) => {
+                self.inserted.clear();
+                ctx.committer.note_written(insert.added.iter().map(|new| new.segment.bytes).sum());
+                Ok(Some((insert, files)))
+            }
+            Err(error) if error.kind() == ErrorKind::Unavailable => {
+                // Others may have used up the room meanwhile: as rows it would be used up in the middle of the store's work.
+                ctx.committer.check_room_for(bytes)?;
+                let table = self.schemas.definition.qualified_name();
+                warn!(table, %error, "a large insert could not be written as segments and is written as rows");
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Rows as they are stored, and as they shall be.
+    pub(in crate::sql) fn update(&mut self, before: &RecordBatch, after: &RecordBatch) -> Result<()> {
+        self.count(before.num_rows())?;
+        let scope = self.schemas.definition.scope_for(self.execution.principal.user_id);
+        let writes = self.writer.updates(scope, before, after)?;
+        self.take(writes)
+    }
+
+    /// Rows as they are stored.
+    pub(in crate::sql) fn delete(&mut self, before: &RecordBatch) -> Result<()> {
+        self.count(before.num_rows())?;
+        let writes = self.writer.deletes(before)?;
+        self.take(writes)
+    }
+
+    /// Refuses several rows of parameters that change the same row: each was planned on the row as it was before.
+    pub(in crate::sql) fn check_distinct(&self) -> Result<()> {
+        let mut seen = HashSet::with_capacity(self.writes.len());
+        let changed = self.writes.iter().filter_map(|write| match write {
+            RowWrite::Update { key, .. } | RowWrite::Delete { key, .. } => Some(key),
+            RowWrite::Insert { .. } | RowWrite::Append { .. } => None,
+        });
+        for key in changed {
+            if !seen.insert(key) {
+                return Err(
+                    Error::unsupported("changing a row twice in one batch").hint("send the rows one by one")
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// `None` means that the statement is to be planned again.
+    pub(in crate::sql) async fn commit(mut self, attempts: &mut Attempts<'_>) -> Result<Option<Affected>> {
+        if self.are_large()
+            && let Some((insert, files)) = self.segments().await?
+        {
+            let mut set = self.execution.write_set();
+            set.durability = self.schemas.definition.options.durability;
+            return attempts.commit_large(insert, set, files).await;
+        }
+        self.encode()?;
+        let definition = Arc::clone(&self.schemas.definition);
+        let scope = definition.scope_for(self.execution.principal.user_id);
+        let mut set = self.execution.write_set();
+        set.durability = definition.options.durability;
+        // Keys move among the rows of all batches: what leaves a key comes before what takes it.
+        let (mut rows, mut others): (Vec<_>, Vec<_>) =
+            self.writes.into_iter().partition(|write| matches!(write, RowWrite::Delete { .. }));
+        rows.append(&mut others);
+        set.tables.push(TableWrite { table: definition, scope, rows });
+        attempts.commit(set, self.affected).await
+    }
+}
+
+/// Whether rows of a table can be segments at once: they are flushed some day, and to where that takes no time.
+fn can_be_large(execution: &Execution, table: &TableDefinition) -> bool {
+    let storage = execution.snapshot.cold.store().storage(&table.options.storage_id);
+    matches!(table.kind, TableKind::User | TableKind::Shared)
+        && execution.ctx().config.large_insert_bytes > 0
+        && storage.is_ok_and(|storage| storage.is_near())
+}
+
+/// Whether most of the bytes of a batch are the room of NULLs.
+fn is_sparse(batch: &RecordBatch) -> bool {
+    let null_bytes = |column: &ArrayRef| value_bytes(column) / column.len().max(1) * column.null_count();
+    let (all, nulls) = (batch_value_bytes(batch), batch.columns().iter().map(null_bytes).sum::<usize>());
+    nulls > all - all / SPARSE_FACTOR
+}

@@ -1,0 +1,176 @@
+//! The rows of a large INSERT as segments of their own, and as the columns of the change log.
+//!
+//! They never are rows of the store: written once, sorted by key, they are cold from the beginning. Segments and log are written side by
+//! side, a chunk of rows at a time.
+//!
+//! Invariant: the segments and the log have the same rows in the same order.
+
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, Int64Array, RecordBatch};
+use arrow::compute::interleave;
+use bytes::Bytes;
+
+use super::control::Control;
+use super::flush::{CHUNK_BYTES_MAX, CHUNK_ROWS, Files, Flushed, SegmentsWriter, WrittenSegments, published};
+use super::sizes::batch_value_bytes;
+use super::write::RowWriter;
+use crate::change_log::columns_part;
+use crate::commit::{LargeInsert, Snapshot};
+use crate::error::{Error, Result};
+use crate::ids::{ScopeId, SegmentId, Seq};
+use crate::schema_registry::TableSchemas;
+use crate::storage::blocking;
+use crate::storage::keys::hidden_segment_key;
+
+/// Rows of one statement for one table and scope.
+pub struct NewRows {
+    /// What they are checked and their keys made with.
+    pub writer: Arc<RowWriter>,
+    /// Whose rows.
+    pub scope: ScopeId,
+    /// The rows, with the columns of the visible schema.
+    pub batches: Vec<RecordBatch>,
+}
+
+/// Writes rows to segments, which are then on stable storage and verified; `next_id` numbers them. What is given is ready to be
+/// committed, with the objects, which are to be kept once a commit may name them.
+///
+/// # Errors
+/// As [`RowWriter::inserts`]; 58030 when the storage of the segments fails.
+pub async fn write_segments(
+    snapshot: &Arc<Snapshot>,
+    schemas: &Arc<TableSchemas>,
+    rows: NewRows,
+    next_id: impl Fn() -> SegmentId + Send + Sync + 'static,
+    now_us: i64,
+) -> Result<(LargeInsert, Files)> {
+    let control = Control::default();
+    let scope = rows.scope;
+    let number = next_id();
+    let segments = SegmentsWriter::new(snapshot, schemas, Arc::new(next_id), &control)?;
+    let table = Arc::clone(schemas);
+    let (written, log) = blocking(move || write(segments, &table, rows, number)).await?;
+    let Flushed { segments, files, .. } = published(snapshot, schemas, written, &control, now_us).await?;
+    Ok((LargeInsert { table: Arc::clone(&schemas.definition), scope, added: segments, log }, files))
+}
+
+fn write(
+    segments: SegmentsWriter,
+    schemas: &TableSchemas,
+    rows: NewRows,
+    number: SegmentId,
+) -> Result<(WrittenSegments, Vec<Bytes>)> {
+    let sorted = Sorted::new(schemas, rows, number)?;
+    std::thread::scope(|threads| {
+        let log = threads.spawn(|| sorted.log(schemas));
+        let segments = sorted.segments(segments, schemas);
+        let log = log.join().map_err(|_| Error::internal("writing the change log broke down"))?;
+        Ok((segments?, log?))
+    })
+}
+
+/// Columns of some rows, and their keys.
+type Chunk = (Vec<ArrayRef>, Vec<Bytes>);
+
+/// Rows in the order of their keys.
+struct Sorted {
+    batches: Vec<Vec<ArrayRef>>,
+    keys: Vec<Vec<Bytes>>,
+    /// Batch and row of each, when they do not come in their order.
+    order: Option<Vec<(usize, usize)>>,
+    /// How many make a chunk when they are sorted here; batches that come in order are chunks as they are.
+    chunk_rows: usize,
+}
+
+impl Sorted {
+    fn new(schemas: &TableSchemas, rows: NewRows, number: SegmentId) -> Result<Self> {
+        let definition = &schemas.definition;
+        let (mut batches, mut keys, mut bytes) = (Vec::with_capacity(rows.batches.len()), Vec::new(), 0);
+        let mut ordinal = 0..;
+        for batch in rows.batches.into_iter().filter(|batch| batch.num_rows() > 0) {
+            bytes += batch_value_bytes(&batch);
+            let columns = rows.writer.columns(&batch)?;
+            keys.push(if definition.has_key() {
+                rows.writer.keys(rows.scope, &columns)?
+            } else {
+                let hidden =
+                    |ordinal| hidden_segment_key(definition.id, rows.scope, number.0, ordinal).into();
+                ordinal.by_ref().take(batch.num_rows()).map(hidden).collect()
+            });
+            batches.push(columns);
+        }
+        let row_bytes = bytes / keys.iter().map(Vec::len).sum::<usize>().max(1);
+        let chunk_rows = (CHUNK_BYTES_MAX / row_bytes.max(1)).clamp(1, CHUNK_ROWS);
+        let mut sorted = Self { batches, keys, order: None, chunk_rows };
+        if !sorted.keys.iter().flatten().is_sorted_by(|left, right| left < right) {
+            sorted.sort(&rows.writer)?;
+        }
+        Ok(sorted)
+    }
+
+    fn sort(&mut self, writer: &RowWriter) -> Result<()> {
+        let places = self.keys.iter().enumerate();
+        let mut order: Vec<(usize, usize)> =
+            places.flat_map(|(batch, keys)| (0..keys.len()).map(move |row| (batch, row))).collect();
+        order.sort_unstable_by(|left, right| self.key(*left).cmp(&self.key(*right)));
+        let double = order.windows(2).find(|pair| match pair {
+            [left, right] => self.key(*left) == self.key(*right),
+            _ => false,
+        });
+        if let Some(key) = double.and_then(|pair| self.key(*pair.first()?)) {
+            return Err(writer.duplicate_key(key));
+        }
+        self.order = Some(order);
+        Ok(())
+    }
+
+    fn key(&self, (batch, row): (usize, usize)) -> Option<&Bytes> {
+        self.keys.get(batch)?.get(row)
+    }
+
+    /// Chunks of rows in their order, with their keys.
+    fn chunks(&self) -> Box<dyn Iterator<Item = Result<Chunk>> + '_> {
+        let Some(order) = &self.order else {
+            let batches = self.batches.iter().zip(&self.keys);
+            return Box::new(batches.map(|(columns, keys)| Ok((columns.clone(), keys.clone()))));
+        };
+        Box::new(order.chunks(self.chunk_rows).map(|places| {
+            let keys = places.iter().filter_map(|place| self.key(*place).cloned()).collect();
+            let width = self.batches.first().map_or(0, Vec::len);
+            let columns = (0..width).map(|column| {
+                let sources: Vec<_> = self
+                    .batches
+                    .iter()
+                    .filter_map(|columns| columns.get(column))
+                    .map(|array| &**array)
+                    .collect();
+                Ok(interleave(&sources, places)?)
+            });
+            Ok((columns.collect::<Result<_>>()?, keys))
+        }))
+    }
+
+    fn segments(&self, mut writer: SegmentsWriter, schemas: &TableSchemas) -> Result<WrittenSegments> {
+        for chunk in self.chunks() {
+            let (mut columns, keys) = chunk?;
+            // Which commit they are of is said by the segment's entry in the manifest.
+            columns.push(Arc::new(Int64Array::from_value(Seq::ZERO.0.cast_signed(), keys.len())));
+            columns.extend(writer.system_columns(&keys)?);
+            let batch = RecordBatch::try_new(Arc::clone(schemas.segment()), columns)?;
+            writer.push(&batch, &keys)?;
+        }
+        writer.finish()
+    }
+
+    fn log(&self, schemas: &TableSchemas) -> Result<Vec<Bytes>> {
+        let definition = &schemas.definition;
+        let types: Vec<_> = definition.columns.iter().map(|column| column.ty).collect();
+        let mut parts = Vec::new();
+        for chunk in self.chunks() {
+            let (columns, keys) = chunk?;
+            parts.push(columns_part(definition.version, &types, &keys, &columns)?);
+        }
+        Ok(parts)
+    }
+}
