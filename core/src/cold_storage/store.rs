@@ -5,10 +5,13 @@
 
 use std::collections::HashMap;
 use std::path::{Path as FilePath, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
+use arrow::datatypes::SchemaRef;
 use bytes::Bytes;
+use datafusion::common::Statistics;
+use datafusion::datasource::physical_plan::parquet::metadata::DFParquetMetadata;
 use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use futures::stream::{self, BoxStream};
@@ -58,6 +61,8 @@ pub(super) struct OpenSegment {
     pub(super) metadata: ArrowReaderMetadata,
     /// The keys of the rows 0, 2048, ...
     pub(super) fences: KeyIndex,
+    /// As [`SegmentStore::statistics`], once somebody has asked for it.
+    statistics: OnceLock<Arc<Statistics>>,
 }
 
 #[derive(Clone)]
@@ -208,7 +213,7 @@ impl SegmentStore {
                     .await?;
                 let metadata = ArrowReaderMetadata::try_new(Arc::new(metadata), ArrowReaderOptions::new())?;
                 let fences = fences_of(segment, &metadata)?;
-                Ok(Arc::new(OpenSegment { metadata, fences }))
+                Ok(Arc::new(OpenSegment { metadata, fences, statistics: OnceLock::new() }))
             })
             .await
     }
@@ -219,6 +224,24 @@ impl SegmentStore {
     /// XX001 when it is damaged or missing, 58030 when it cannot be read.
     pub async fn row_groups(self: &Arc<Self>, segment: &Arc<Segment>) -> Result<Arc<ParquetMetaData>> {
         Ok(Arc::clone(self.open(segment).await?.metadata.metadata()))
+    }
+
+    /// How the values of a segment's columns are spread, by the bounds in its footer. `schema` is that of the table's segments.
+    ///
+    /// # Errors
+    /// As [`SegmentStore::row_groups`].
+    pub async fn statistics(
+        self: &Arc<Self>,
+        segment: &Arc<Segment>,
+        schema: &SchemaRef,
+    ) -> Result<Arc<Statistics>> {
+        let open = self.open(segment).await?;
+        if let Some(known) = open.statistics.get() {
+            return Ok(Arc::clone(known));
+        }
+        let row_groups = open.metadata.metadata();
+        let made = DFParquetMetadata::statistics_from_parquet_metadata(row_groups, schema)?;
+        Ok(Arc::clone(open.statistics.get_or_init(|| Arc::new(made))))
     }
 
     /// Reads a whole segment and compares it with its checksums.

@@ -18,7 +18,6 @@ use datafusion::common::stats::Precision;
 use datafusion::common::{ColumnStatistics, ScalarValue, Statistics};
 use datafusion::datasource::listing::PartitionedFile;
 use datafusion::datasource::physical_plan::parquet::ParquetAccessPlan;
-use datafusion::datasource::physical_plan::parquet::metadata::DFParquetMetadata;
 use datafusion::datasource::physical_plan::{FileGroup, FileScanConfigBuilder, ParquetSource};
 use datafusion::datasource::source::DataSourceExec;
 use datafusion::datasource::table_schema::TableSchema;
@@ -148,8 +147,8 @@ impl ColdScan<'_> {
         let columns = Arc::new(segment_schema.project(positions)?);
         let mut parts = Vec::with_capacity(pieces.len());
         for piece in pieces {
-            let row_groups = self.snapshot.cold.store().row_groups(&piece.segment).await?;
-            parts.push(DFParquetMetadata::statistics_from_parquet_metadata(&row_groups, &columns)?);
+            let known = self.snapshot.cold.store().statistics(&piece.segment, segment_schema).await?;
+            parts.push(Statistics::clone(&known).project(Some(&positions)));
         }
         let merged = Statistics::try_merge_iter(&parts, &columns)?.to_inexact();
         let seq_position = self.schemas.definition.columns.len();
