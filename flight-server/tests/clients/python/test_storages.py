@@ -1,12 +1,16 @@
 """Segments in an S3 bucket, against a real S3 server: SeaweedFS."""
 
+import collections
+import contextlib
 import json
 import os
 import pathlib
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import threading
 import time
 
 import adbc_driver_manager
@@ -77,6 +81,65 @@ class SeaweedFs:
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self.log.close()
+
+
+class FaultyProxy:
+    """Hands bytes on to a server, but for the connections it has a fault for."""
+
+    def __init__(self, port):
+        self.target = port
+        self.faults = collections.deque()
+        self.open = set()
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    @property
+    def endpoint(self):
+        return f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+
+    def fail(self, fault, connections):
+        """The next connections have the fault; those that are open end, so that there are some."""
+        self.faults.extend([fault] * connections)
+        for connection in list(self.open):
+            connection.close()
+
+    def accept(self):
+        while True:
+            client, _ = self.listener.accept()
+            threading.Thread(target=self.serve, args=(client,), daemon=True).start()
+
+    def serve(self, client):
+        fault = self.faults.popleft() if self.faults else None
+        if fault == "reset":
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.close()
+            return
+        if fault == "503":
+            client.recv(65_536)
+            client.sendall(b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+            client.close()
+            return
+        if fault == "latency":
+            time.sleep(1)
+        server = socket.create_connection(("127.0.0.1", self.target))
+        self.open |= {client, server}
+        threading.Thread(target=self.pump, args=(client, server, None), daemon=True).start()
+        self.pump(server, client, 300 if fault == "truncated" else None)
+
+    def pump(self, source, sink, bytes_max):
+        """Until one of them ends, or only so many bytes."""
+        try:
+            while (bytes_max is None or bytes_max > 0) and (data := source.recv(65_536)):
+                data = data if bytes_max is None else data[:bytes_max]
+                sink.sendall(data)
+                bytes_max = bytes_max and bytes_max - len(data)
+        except OSError:
+            pass
+        for connection in (source, sink):
+            self.open.discard(connection)
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+            connection.close()
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +230,42 @@ def test_a_storage_that_dies_in_the_middle_of_a_flush_loses_nothing(s3_server, s
         manifest = execute(connection, "SHOW MANIFEST FOR t").to_pylist()
         assert sum(segment["rows"] - segment["rows_gone"] for segment in manifest) == expected["n"]
         assert sums(connection) == expected
+
+
+@pytest.mark.parametrize("fault", ["latency", "503", "reset", "truncated"])
+def test_a_faulty_storage_gives_the_right_rows_or_an_error(seaweedfs, tmp_path, fault):
+    proxy = FaultyProxy(seaweedfs.ports["s3"])
+    server = Server(tmp_path / "data", extra_env=CREDENTIALS).start()
+    try:
+        with connect(server) as connection:
+            execute(connection, f"""CREATE STORAGE archive WITH (URL = 's3://{BUCKET}/{tmp_path.name}', CREDENTIALS = 'ARCHIVE',
+                ENDPOINT = '{proxy.endpoint}', REGION = 'us-east-1', ALLOW_HTTP = 'true')""")
+            fill(connection, rows=100_000)
+            before = sums(connection)
+            # A flush gets its segment there in the end, by the client's retries or the job's.
+            proxy.fail(fault, connections=5)
+            execute(connection, "FLUSH TABLE t")
+            job = "SELECT status, error_message FROM system.jobs WHERE job_type = 'flush' AND completed_at IS NULL"
+            while execute(connection, job).num_rows:
+                time.sleep(0.05)
+            (segment,) = execute(connection, "SHOW MANIFEST FOR t").to_pylist()
+            assert segment["rows"] == before["n"]
+            assert len(proxy.faults) < 5, "the fault was not met"
+            proxy.faults.clear()
+            answered = 0
+            for connections in (1, 3, 20):
+                proxy.fail(fault, connections)
+                try:
+                    assert sums(connection) == before
+                    answered += 1
+                except adbc_driver_manager.Error as error:
+                    assert "58030" in str(error) and SECRET not in str(error), error
+                proxy.faults.clear()
+            assert answered > 0
+            assert sums(connection) == before
+    finally:
+        server.stop()
+    assert not server.unexpected(), server.unexpected()
 
 
 def test_a_secret_is_shown_nowhere(s3_server):
