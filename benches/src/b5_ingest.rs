@@ -11,16 +11,11 @@ use arrow::array::{
     TimestampMicrosecondArray,
 };
 use arrow_flight::FlightData;
-use arrow_flight::sql::{
-    CommandStatementIngest, ProstMessageExt, TableDefinitionOptions, TableExistsOption, TableNotExistOption,
-};
-use bytes::Bytes;
-use prost::Message;
 
 use crate::floor::Floor;
 use crate::host::Kalam;
 use crate::report::{Report, Row, median, rate, ratio};
-use crate::wire::{Wire, put_messages, resident_bytes};
+use crate::wire::{Wire, ingest, put_messages, resident_bytes};
 use crate::{Result, Scale};
 
 const BATCH_ROWS: usize = 8_192;
@@ -80,16 +75,7 @@ async fn rows_per_second(
 }
 
 fn messages(first: usize, rows: usize) -> Result<Vec<FlightData>> {
-    let command = CommandStatementIngest {
-        table_definition_options: Some(TableDefinitionOptions {
-            if_not_exist: TableNotExistOption::Fail.into(),
-            if_exists: TableExistsOption::Append.into(),
-        }),
-        table: "t".to_owned(),
-        schema: Some("ingest".to_owned()),
-        ..Default::default()
-    };
-    let command = Bytes::from(command.as_any().encode_to_vec());
+    let command = ingest("ingest", "t");
     let batches = (first..first + rows)
         .step_by(BATCH_ROWS)
         .map(|start| batch(start, BATCH_ROWS.min(first + rows - start)))

@@ -20,6 +20,8 @@ use crate::report::{Report, Row, Samples, ratio, show};
 use crate::{Result, Scale};
 
 const REPEATS: usize = 15;
+/// Each small enough for its rows to be hot.
+const INSERTS: u64 = 20;
 /// Times a scan is repeated that reads the store.
 const STORE_REPEATS: usize = 3;
 const LIMIT: Duration = Duration::from_millis(80);
@@ -34,12 +36,19 @@ pub(crate) async fn run(kalam: &Kalam, scale: Scale, report: &mut Report) -> Res
         .execute(&[
             "CREATE NAMESPACE hot",
             "CREATE TABLE hot.t (id BIGINT PRIMARY KEY, account BIGINT, kind INTEGER, amount DOUBLE, name TEXT) WITH (FLUSH_POLICY = 'interval:86400')",
-            &format!(
-                "INSERT INTO hot.t SELECT value, value * 31 % 10007, CAST(value % 12 AS INTEGER), CAST(value AS DOUBLE) * 0.01, 'customer ' || value FROM generate_series(1, {})",
-                scale.hot_rows
-            ),
         ])
         .await?;
+    for part in 0..INSERTS {
+        let (first, last) = (part * scale.hot_rows / INSERTS + 1, (part + 1) * scale.hot_rows / INSERTS);
+        let insert = format!(
+            "INSERT INTO hot.t SELECT value, value * 31 % 10007, CAST(value % 12 AS INTEGER), CAST(value AS DOUBLE) * 0.01, 'customer ' || value \
+             FROM generate_series({first}, {last})"
+        );
+        kalam.execute(&[&insert]).await?;
+    }
+    if !kalam.segments("hot", "t")?.is_empty() {
+        return Err("the rows to scan are not hot".into());
+    }
     let session = kalam.database().session_for("root")?;
     first_scan(kalam, scale, report).await?;
     let memory = memory_table(&session).await?;

@@ -3,8 +3,9 @@
 //! Users who log in nowhere get 20 rows each of one USER table, which is flushed. One of them selects theirs; EXPLAIN ANALYZE says
 //! which row groups and how many bytes that took.
 
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arrow::array::{ArrayRef, AsArray, Int64Array, RecordBatch, StringArray};
 use kalamdb_core::commit::{TableWrite, WriteSet};
@@ -41,6 +42,7 @@ pub(crate) async fn run(kalam: &Kalam, scale: Scale, report: &mut Report) -> Res
     let table = snapshot.catalog.table("shared", "notes").ok_or("there is no such table")?.id;
     let segments = snapshot.cold.segments(table);
     let bytes: u64 = segments.iter().map(|segment| segment.bytes).sum();
+    let manifest = published_bytes(&kalam.segments("shared", "notes")?).await?;
 
     let session = kalam.database().session_for(&name(scale.users / 2))?;
     let mut samples = Samples::default();
@@ -63,7 +65,7 @@ pub(crate) async fn run(kalam: &Kalam, scale: Scale, report: &mut Report) -> Res
             scale.users
         ),
         measured: format!(
-            "{} segments of {:.1} MB in all, flushed in {}; {}; {metrics}",
+            "{} segments of {:.1} MB in all, published manifest {manifest} bytes; flushed in {}; {}; {metrics}",
             segments.len(),
             bytes as f64 / 1e6,
             show(flushed),
@@ -121,6 +123,20 @@ async fn write(kalam: &Kalam, first: u64, count: u64) -> Result<()> {
     }
     context.committer.commit(rows).await?;
     Ok(())
+}
+
+/// The length of the manifest that is published beside segments; it comes soon after them.
+async fn published_bytes(segments: &[PathBuf]) -> Result<u64> {
+    let folder = segments.first().and_then(|path| path.parent()).ok_or("there are no segments")?;
+    loop {
+        for file in std::fs::read_dir(folder)? {
+            let file = file?;
+            if file.path().extension().is_some_and(|extension| extension == "json") {
+                return Ok(file.metadata()?.len());
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 /// What EXPLAIN ANALYZE says of the row groups and bytes.

@@ -25,12 +25,12 @@ pub(crate) async fn run(
     wanted: impl Fn(&str) -> bool,
     report: &mut Report,
 ) -> Result<()> {
-    load(kalam, scale.scale_factor).await?;
+    let mut wire = kalam.connect().await?;
+    load(kalam, &mut wire, scale.scale_factor).await?;
     let peer = Peer::new();
     for (table, _) in TABLES {
         peer.register_segments(kalam, NAMESPACE, table).await?;
     }
-    let mut wire = kalam.connect().await?;
     if wanted("C1") {
         scan(&mut wire, &peer, scale, report).await?;
     }
@@ -48,7 +48,7 @@ pub(crate) async fn run(
             target: "22 of 22 right; total <= 1.15x DataFusion",
             met: Some(flushed.ours <= flushed.peers.mul_f64(1.15)),
         });
-        let rows = overwrite(kalam).await?;
+        let rows = overwrite(kalam, &mut wire).await?;
         let changed = all_queries(&mut wire, &peer, scale).await?;
         report.add(Row {
             id: "C4",
@@ -142,7 +142,7 @@ async fn timed(
 }
 
 /// Of each of the two large tables, one row in 200 is updated and one deleted and put back. Gives their number.
-async fn overwrite(kalam: &Kalam) -> Result<u64> {
+async fn overwrite(kalam: &Kalam, wire: &mut Wire) -> Result<u64> {
     let session = kalam.database().session_for("root")?;
     let mut changed = 0;
     for (table, key, comment) in
@@ -155,7 +155,7 @@ async fn overwrite(kalam: &Kalam) -> Result<u64> {
         let some = format!("{NAMESPACE}.{table} WHERE {key} / 32 % 200 = 113");
         let rows = session.execute(&format!("SELECT * FROM {some}"), ()).await?.rows()?.collect().await?;
         changed += session.execute(&format!("DELETE FROM {some}"), ()).await?.affected()?.rows;
-        append(kalam, table, rows).await?;
+        append(wire, table, rows).await?;
     }
     Ok(changed)
 }

@@ -30,6 +30,11 @@ pub(crate) struct Kalam {
 
 impl Kalam {
     pub(crate) fn start() -> Result<Self> {
+        Self::start_with(|_| {})
+    }
+
+    /// As `start`, with settings of the caller's choice.
+    pub(crate) fn start_with(choose: impl FnOnce(&mut Config)) -> Result<Self> {
         // Beside the binary: a temporary directory may be in memory, where a sync costs nothing.
         let binary = std::env::current_exe()?;
         let place = binary.parent().ok_or("the binary has no directory")?;
@@ -39,6 +44,7 @@ impl Kalam {
             root_password: Some(ROOT_PASSWORD.to_owned()),
             ..Config::at(folder.path().join("data"))
         };
+        choose(&mut settings.core);
         settings.listen = SocketAddr::from(([127, 0, 0, 1], 0));
         settings.http_listen = None;
         let runtime = Builder::new_multi_thread()

@@ -13,6 +13,7 @@ use tpchgen_arrow::{
 
 use crate::Result;
 use crate::host::Kalam;
+use crate::wire::{Wire, ingest, put_messages};
 
 /// Rows of one append.
 const APPEND_ROWS: usize = 250_000;
@@ -51,8 +52,8 @@ fn data(table: &str, scale_factor: f64) -> Result<Box<dyn RecordBatchReader>> {
     })
 }
 
-/// Makes and fills the tables, and flushes them: every row is then cold.
-pub(crate) async fn load(kalam: &Kalam, scale_factor: f64) -> Result<()> {
+/// Makes the tables, ingests their rows over Flight, and flushes them: every row is then cold.
+pub(crate) async fn load(kalam: &Kalam, wire: &mut Wire, scale_factor: f64) -> Result<()> {
     for (table, key) in TABLES {
         let data = data(table, scale_factor)?;
         kalam.execute(&[&create(table, key, &*data)?]).await?;
@@ -63,20 +64,20 @@ pub(crate) async fn load(kalam: &Kalam, scale_factor: f64) -> Result<()> {
             rows += batch.num_rows();
             waiting.push(batch);
             if rows >= APPEND_ROWS {
-                append(kalam, table, std::mem::take(&mut waiting)).await?;
+                append(wire, table, std::mem::take(&mut waiting)).await?;
                 rows = 0;
             }
         }
-        append(kalam, table, waiting).await?;
+        append(wire, table, waiting).await?;
         kalam.flush(NAMESPACE, table).await?;
     }
     Ok(())
 }
 
 /// Adds rows to one of the tables.
-pub(crate) async fn append(kalam: &Kalam, table: &str, batches: Vec<RecordBatch>) -> Result<()> {
+pub(crate) async fn append(wire: &mut Wire, table: &str, batches: Vec<RecordBatch>) -> Result<()> {
     if !batches.is_empty() {
-        kalam.database().session_for("root")?.append(Some(NAMESPACE), table, batches).await?;
+        wire.update(put_messages(&ingest(NAMESPACE, table), batches)?).await?;
     }
     Ok(())
 }

@@ -34,6 +34,11 @@ pub(crate) async fn run(kalam: &Kalam, scale: Scale, plot: Option<&Path>, report
     let calm = scale.round * 3;
     tokio::time::sleep(calm).await;
     for name in ["flush", "merge"] {
+        if name == "merge" {
+            // Segments that are whole are left as they are.
+            kalam.execute(&["DELETE FROM moved.t WHERE id % 1000 = 1"]).await?;
+            tokio::time::sleep(calm).await;
+        }
         let from = begin.elapsed();
         let table = {
             let snapshot = kalam.database().context().committer.snapshot();
@@ -84,7 +89,8 @@ async fn fill(kalam: &Kalam, scale: Scale) -> Result<()> {
             "CREATE TABLE moved.t (id BIGINT PRIMARY KEY, body TEXT, score DOUBLE) WITH (FLUSH_POLICY = 'interval:86400')",
         ])
         .await?;
-    let (parts, rows) = (8, scale.moved_rows);
+    // Small enough to be hot rows.
+    let (parts, rows) = (20, scale.moved_rows);
     for part in 0..parts {
         let insert = format!(
             "INSERT INTO moved.t SELECT value, 'forty characters of text, give or take ' || CAST(value AS TEXT), value / 8.0 \
@@ -93,7 +99,7 @@ async fn fill(kalam: &Kalam, scale: Scale) -> Result<()> {
             (part + 1) * rows / parts
         );
         kalam.execute(&[&insert]).await?;
-        if part == 1 || part == 3 {
+        if part == 4 || part == 9 {
             kalam.flush("moved", "t").await?;
         }
     }

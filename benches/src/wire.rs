@@ -10,8 +10,9 @@ use arrow_flight::error::FlightError;
 use arrow_flight::flight_service_client::FlightServiceClient;
 use arrow_flight::sql::{
     ActionCreatePreparedStatementRequest, ActionCreatePreparedStatementResult, Any,
-    CommandPreparedStatementQuery, CommandPreparedStatementUpdate, CommandStatementQuery,
-    CommandStatementUpdate, DoPutUpdateResult, ProstMessageExt,
+    CommandPreparedStatementQuery, CommandPreparedStatementUpdate, CommandStatementIngest,
+    CommandStatementQuery, CommandStatementUpdate, DoPutUpdateResult, ProstMessageExt,
+    TableDefinitionOptions, TableExistsOption, TableNotExistOption,
 };
 use arrow_flight::utils::batches_to_flight_data;
 use arrow_flight::{Action, FlightData, FlightDescriptor, HandshakeRequest};
@@ -175,6 +176,20 @@ pub(crate) fn prepared_update(handle: &Bytes) -> Bytes {
 }
 
 /// Schema message and batches as a DoPut under `command`.
+/// The command of a bulk ingest that appends to a table.
+pub(crate) fn ingest(namespace: &str, table: &str) -> Bytes {
+    let command = CommandStatementIngest {
+        table_definition_options: Some(TableDefinitionOptions {
+            if_not_exist: TableNotExistOption::Fail.into(),
+            if_exists: TableExistsOption::Append.into(),
+        }),
+        table: table.to_owned(),
+        schema: Some(namespace.to_owned()),
+        ..Default::default()
+    };
+    command.as_any().encode_to_vec().into()
+}
+
 pub(crate) fn put_messages(command: &Bytes, batches: Vec<RecordBatch>) -> Result<Vec<FlightData>> {
     let schema = batches.first().ok_or("nothing to put")?.schema();
     let mut messages = batches_to_flight_data(&schema, batches)?;
