@@ -1,8 +1,8 @@
 //! Cold rows: immutable Parquet segments, which of them exist, and which of their rows are gone.
 //!
 //! It knows bytes, keys and Arrow batches, not tables: who writes a segment says what its columns are; the only one known here
-//! is `_seq`. A segment holds the rows of
-//! all users of a table, sorted by row key, so one user's rows lie together and a table needs few segments.
+//! is `_seq`. A segment holds the rows of all users of a table, sorted by row key, so one user's rows lie together and a table needs
+//! few segments.
 //!
 //! | file | its one job |
 //! |---|---|

@@ -265,8 +265,7 @@ impl Group {
         }
         let large_insert = set.large_insert();
         if let Some(insert) = large_insert {
-            let since = context.feed.after(cold_checked);
-            overlay.check_large(insert, &catalog, &self.cold, cold_checked, since.as_deref())?;
+            overlay.check_large(insert, &catalog, &self.cold, cold_checked, context.feed)?;
         }
         let large_insert = large_insert.map(LargeInsert::logged);
         let tables = overlay.apply(set.tables, &catalog, &self.cold, (set.read_seq, cold_checked), seq)?;

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{LargeInsert, RowWrite, TableWrite};
-use crate::change_log::{CommitRecord, RowChange, RowOp, TableChanges};
+use super::{CommitFeed, LargeInsert, RowWrite, TableWrite};
+use crate::change_log::{RowChange, RowOp, TableChanges};
 use crate::cold_storage::{Manifest, Place};
 use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::ids::{ScopeId, SegmentId, Seq, TableId, UserId};
@@ -96,7 +96,7 @@ impl<'a> Overlay<'a> {
         self.apply_tables(tables, catalog, cold, planned, seq).inspect_err(|_| self.rollback())
     }
 
-    /// Validates a large INSERT. Its keys were found free as of `checked`; `since` are the commits after that, if they are known.
+    /// Validates a large INSERT. Its keys were found free as of `checked`; `feed` has the commits up to this group.
     ///
     /// # Errors
     /// 23505 when a key is taken; 40001 when the table or its segments have changed since, or when it is not known what has.
@@ -106,7 +106,7 @@ impl<'a> Overlay<'a> {
         catalog: &Catalog,
         cold: &Manifest,
         checked: Seq,
-        since: Option<&[Arc<CommitRecord>]>,
+        feed: &CommitFeed,
     ) -> Result<()> {
         let table = &insert.table;
         check_table(table, insert.scope, catalog)?;
@@ -118,8 +118,8 @@ impl<'a> Overlay<'a> {
             return Err(segments_have_changed(table));
         }
         if self.last_changes.changed_after(table.id, insert.scope, checked) {
-            let since = since.ok_or_else(|| segments_have_changed(table))?;
-            insert.check_free_of_commits(since)?;
+            let since = feed.after(checked).ok_or_else(|| segments_have_changed(table))?;
+            insert.check_free_of_commits(&since)?;
         }
         let mut taken = self.rows.iter().filter(|(_, state)| state.is_some()).map(|(key, _)| key);
         match taken.find(|key| insert.has(key)) {

@@ -50,15 +50,7 @@ impl Backups {
             mpsc::error::TrySendError::Closed(_) => Error::shutting_down(),
         })?;
         let parameters = json!({ "by": "statement", "url": url.to_string() });
-        let store = Arc::clone(store);
-        // Once its row is there it is done, also when whoever asked has gone.
-        let made = tokio::spawn(async move {
-            let job = store.enqueue(JobKind::Backup, None, parameters).await?;
-            let id = job.id().clone();
-            place.send(Request { url, job });
-            Ok(id)
-        });
-        made.await.map_err(|_| Error::internal("a job could not be made"))?
+        store.enqueue_request(JobKind::Backup, None, parameters, place, |job| Request { url, job }).await
     }
 }
 

@@ -157,15 +157,9 @@ impl JobManager {
         let make = async {
             // A place first, so that no job is made that nobody would do. When none is free the statement waits for one.
             let place = self.moves.clone().reserve_owned().await.map_err(|_| Error::shutting_down())?;
-            let (store, table) = (Arc::clone(&self.store), table.clone());
-            // Once its row is there it is done, also when whoever asked has gone.
-            let made = tokio::spawn(async move {
-                let job = store.enqueue(kind, Some(&table), json!({ "by": "statement" })).await?;
-                let id = job.id().clone();
-                place.send(MoveRequest { kind, table: table.id, job });
-                Ok(id)
-            });
-            made.await.map_err(|_| Error::internal("a job could not be made"))?
+            let id = table.id;
+            let request = move |job| MoveRequest { kind, table: id, job };
+            self.store.enqueue_request(kind, Some(table), json!({ "by": "statement" }), place, request).await
         };
         self.waiting.get_or_make(kind, table.id, make).await
     }

@@ -200,8 +200,8 @@ impl Moves {
         for table in snapshot.catalog.tables().filter(|table| table.is_flushed()) {
             // A large INSERT or a merge may have left some that are worth merging.
             let moved = snapshot.cold.moved(table.id);
-            if all || state.looked_at.insert(table.id, moved).is_some_and(|before| before != moved) {
-                state.looked_at.insert(table.id, moved);
+            let before = state.looked_at.insert(table.id, moved);
+            if all || before.is_some_and(|before| before != moved) {
                 self.merge_if_worth(state, table).await;
             }
         }

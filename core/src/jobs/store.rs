@@ -14,6 +14,7 @@ use datafusion::common::ScalarValue;
 use parking_lot::Mutex;
 use serde_json::Value;
 use tokio::sync::Notify;
+use tokio::sync::mpsc::OwnedPermit;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -74,6 +75,26 @@ impl JobStore {
         let stop = self.stop.child_token();
         self.running.lock().insert(id, stop.clone());
         Ok(Queued { job, stop })
+    }
+
+    /// Makes a job that somebody asked for, and sends what `request` makes of it to its `place`. Once its row is there it is done, also
+    /// when whoever asked has gone.
+    pub(super) async fn enqueue_request<R: Send + 'static>(
+        self: &Arc<Self>,
+        kind: JobKind,
+        table: Option<&TableDefinition>,
+        parameters: Value,
+        place: OwnedPermit<R>,
+        request: impl FnOnce(Queued) -> R + Send + 'static,
+    ) -> Result<JobId> {
+        let (store, table) = (Arc::clone(self), table.cloned());
+        let made = tokio::spawn(async move {
+            let job = store.enqueue(kind, table.as_ref(), parameters).await?;
+            let id = job.id().clone();
+            place.send(request(job));
+            Ok(id)
+        });
+        made.await.map_err(|_| Error::internal("a job could not be made"))?
     }
 
     /// Does a job that waits, and says how it ended, as its row does; an error is returned only when that could not be written. What fails for

@@ -1,8 +1,8 @@
 //! The order of cold rows is kept only for those who ask for it.
 //!
 //! A segment is sorted by key, and DataFusion keeps an order that it knows of: below a join or an aggregation it then merges the
-//! streams of segments row by row, which costs more than the order is worth. So a scan says
-//! that it is sorted only where a sort or a window above sees its order.
+//! streams of segments row by row, which costs more than the order is worth. So a scan says that it is sorted only where a sort or a
+//! window above sees its order.
 //!
 //! Invariant: rows stay the same; an order that is asked for is made by sorting where it is not kept.
 

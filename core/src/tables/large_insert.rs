@@ -6,6 +6,7 @@
 //! Invariant: the segments and the log have the same rows in the same order.
 
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use arrow::array::{ArrayRef, Int64Array, RecordBatch};
 use arrow::compute::interleave;
@@ -22,6 +23,9 @@ use crate::ids::{ScopeId, SegmentId, Seq};
 use crate::schema_registry::TableSchemas;
 use crate::storage::blocking;
 use crate::storage::keys::hidden_segment_key;
+
+/// Chunks that wait to be written to the log.
+const CHUNKS_AHEAD: usize = 2;
 
 /// Rows of one statement for one table and scope.
 pub struct NewRows {
@@ -63,11 +67,19 @@ fn write(
 ) -> Result<(WrittenSegments, Vec<Bytes>)> {
     let sorted = Sorted::new(schemas, rows, number)?;
     std::thread::scope(|threads| {
-        let log = threads.spawn(|| sorted.log(schemas));
-        let segments = sorted.segments(segments, schemas);
+        let (sender, chunks) = sync_channel(CHUNKS_AHEAD);
+        let log = threads.spawn(move || write_log(schemas, chunks));
+        let segments = sorted.write(segments, schemas, sender);
         let log = log.join().map_err(|_| Error::internal("writing the change log broke down"))?;
         Ok((segments?, log?))
     })
+}
+
+fn write_log(schemas: &TableSchemas, chunks: Receiver<Chunk>) -> Result<Vec<Bytes>> {
+    let definition = &schemas.definition;
+    let types: Vec<_> = definition.columns.iter().map(|column| column.ty).collect();
+    let part = |(columns, keys): Chunk| columns_part(definition.version, &types, &keys, &columns);
+    chunks.into_iter().map(part).collect()
 }
 
 /// Columns of some rows, and their keys.
@@ -151,9 +163,17 @@ impl Sorted {
         }))
     }
 
-    fn segments(&self, mut writer: SegmentsWriter, schemas: &TableSchemas) -> Result<WrittenSegments> {
+    /// Writes the segments, and hands each chunk on to the log.
+    fn write(
+        &self,
+        mut writer: SegmentsWriter,
+        schemas: &TableSchemas,
+        log: SyncSender<Chunk>,
+    ) -> Result<WrittenSegments> {
         for chunk in self.chunks() {
             let (mut columns, keys) = chunk?;
+            // Nobody takes it when the log has failed, which is told then.
+            let _ = log.send((columns.clone(), keys.clone()));
             // Which commit they are of is said by the segment's entry in the manifest.
             columns.push(Arc::new(Int64Array::from_value(Seq::ZERO.0.cast_signed(), keys.len())));
             columns.extend(writer.system_columns(&keys)?);
@@ -161,16 +181,5 @@ impl Sorted {
             writer.push(&batch, &keys)?;
         }
         writer.finish()
-    }
-
-    fn log(&self, schemas: &TableSchemas) -> Result<Vec<Bytes>> {
-        let definition = &schemas.definition;
-        let types: Vec<_> = definition.columns.iter().map(|column| column.ty).collect();
-        let mut parts = Vec::new();
-        for chunk in self.chunks() {
-            let (columns, keys) = chunk?;
-            parts.push(columns_part(definition.version, &types, &keys, &columns)?);
-        }
-        Ok(parts)
     }
 }

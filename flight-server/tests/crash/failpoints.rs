@@ -93,6 +93,14 @@ async fn work_until(world: &mut World, command: Command, point: &str) {
     assert!(has_ended_at(&said, point), "{point}: {said}");
 }
 
+/// A database that is not open.
+async fn create_world(data_dir: &Path, seed: u64) -> World {
+    let server = Server::start(data_dir).await;
+    let world = World::create(&server, WRITERS, seed).await;
+    server.kill();
+    world
+}
+
 async fn check(world: &mut World, data_dir: &Path, when: &str) {
     let server = Server::start(data_dir).await;
     world.check(&server, Crash::Kill, when).await;
@@ -105,9 +113,7 @@ async fn a_server_that_ends_at_any_step_loses_nothing() {
     let seed = seed();
     let mut random = StdRng::seed_from_u64(seed);
     let folder = tempfile::tempdir().expect("temporary folder");
-    let server = Server::start(folder.path()).await;
-    let mut world = World::create(&server, WRITERS, seed).await;
-    server.kill();
+    let mut world = create_world(folder.path(), seed).await;
     for point in all_points().filter(|point| matches!(way_to(point), Way::Restart | Way::Work)) {
         if way_to(point) == Way::Restart {
             die_in_a_flush(&mut world, folder.path()).await;
@@ -205,9 +211,7 @@ async fn a_step_that_fails_is_told_and_the_database_goes_on() {
 async fn fail_at_every_step(large_insert_bytes: &str) {
     let seed = seed();
     let folder = tempfile::tempdir().expect("temporary folder");
-    let server = Server::start(folder.path()).await;
-    let mut world = World::create(&server, WRITERS, seed).await;
-    server.kill();
+    let mut world = create_world(folder.path(), seed).await;
     // After a failed write there are no more until the database is opened again, so that point has a test of its own.
     let points: Vec<_> =
         CAN_FAIL.iter().filter(|point| way_to(point) == Way::Work && **point != "commit::write").collect();
@@ -286,9 +290,7 @@ async fn a_reopening_that_ends_or_fails_at_any_step_loses_nothing() {
     let seed = seed();
     let mut random = StdRng::seed_from_u64(seed);
     let folder = tempfile::tempdir().expect("temporary folder");
-    let server = Server::start(folder.path()).await;
-    let mut world = World::create(&server, WRITERS, seed).await;
-    server.kill();
+    let mut world = create_world(folder.path(), seed).await;
     for point in all_points().filter(|point| way_to(point) == Way::Reopening) {
         let write_fails = format!("commit::write={}*off->1*return(error)", random.random_range(5..40));
         let command = armed(folder.path(), &format!("{write_fails};{point}=return(kill)"));
@@ -315,9 +317,7 @@ async fn a_reopening_that_ends_or_fails_at_any_step_loses_nothing() {
 async fn a_recovery_that_fails_is_told_and_can_be_repeated() {
     let seed = seed();
     let folder = tempfile::tempdir().expect("temporary folder");
-    let server = Server::start(folder.path()).await;
-    let mut world = World::create(&server, WRITERS, seed).await;
-    server.kill();
+    let mut world = create_world(folder.path(), seed).await;
     for point in CAN_FAIL.iter().filter(|point| way_to(point) == Way::Restart) {
         die_in_a_flush(&mut world, folder.path()).await;
         match Server::spawn(armed(folder.path(), &format!("{point}=return(error)"))).await {

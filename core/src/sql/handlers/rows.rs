@@ -7,7 +7,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use datafusion::arrow::array::{Array, ArrayRef, RecordBatch};
+use datafusion::arrow::array::{Array, RecordBatch};
 use datafusion::arrow::compute::concat_batches;
 use tracing::warn;
 
@@ -122,12 +122,13 @@ impl<'a> Rows<'a> {
         self.pieces().each(batch, |piece| {
             self.count(piece.num_rows())?;
             let completed = target.complete(self.execution, piece)?;
-            if !self.can_be_large || is_sparse(&completed) {
+            let bytes = if self.can_be_large { batch_value_bytes(&completed) } else { 0 };
+            if !self.can_be_large || is_sparse(&completed, bytes) {
                 self.can_be_large = false;
                 self.encode()?;
                 return self.encode_batch(&completed);
             }
-            self.inserted_bytes = self.inserted_bytes.saturating_add(batch_value_bytes(&completed));
+            self.inserted_bytes = self.inserted_bytes.saturating_add(bytes);
             self.hold(completed)?;
             if self.check_limits().is_err() {
                 // As rows they may be smaller.
@@ -262,9 +263,10 @@ fn can_be_large(execution: &Execution, table: &TableDefinition) -> bool {
         && storage.is_ok_and(|storage| storage.is_near())
 }
 
-/// Whether most of the bytes of a batch are the room of NULLs.
-fn is_sparse(batch: &RecordBatch) -> bool {
-    let null_bytes = |column: &ArrayRef| value_bytes(column) / column.len().max(1) * column.null_count();
-    let (all, nulls) = (batch_value_bytes(batch), batch.columns().iter().map(null_bytes).sum::<usize>());
-    nulls > all - all / SPARSE_FACTOR
+/// Whether most of the `bytes` of a batch are the room of NULLs.
+fn is_sparse(batch: &RecordBatch, bytes: usize) -> bool {
+    let with_nulls = batch.columns().iter().filter(|column| column.null_count() > 0);
+    let nulls: usize =
+        with_nulls.map(|column| value_bytes(column) / column.len().max(1) * column.null_count()).sum();
+    nulls > bytes - bytes / SPARSE_FACTOR
 }
