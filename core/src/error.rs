@@ -54,11 +54,17 @@ impl SqlState {
     pub const CONNECTION_EXCEPTION: Self = Self("08000");
     pub const OUTCOME_UNKNOWN: Self = Self("08007");
     pub const FEATURE_NOT_SUPPORTED: Self = Self("0A000");
+    pub const CARDINALITY_VIOLATION: Self = Self("21000");
     pub const STRING_TOO_LONG: Self = Self("22001");
     pub const NUMERIC_OUT_OF_RANGE: Self = Self("22003");
+    pub const INVALID_ESCAPE: Self = Self("22019");
+    pub const INVALID_ESCAPE_SEQUENCE: Self = Self("22025");
+    pub const DATETIME_OVERFLOW: Self = Self("22008");
     pub const INVALID_DATETIME: Self = Self("22007");
     pub const DIVISION_BY_ZERO: Self = Self("22012");
     pub const INVALID_PARAMETER_VALUE: Self = Self("22023");
+    pub const INVALID_WINDOW_FRAME: Self = Self("22013");
+    pub const INVALID_REGULAR_EXPRESSION: Self = Self("2201B");
     pub const DATA_EXCEPTION: Self = Self("22000");
     pub const INVALID_TEXT_REPRESENTATION: Self = Self("22P02");
     pub const NOT_NULL_VIOLATION: Self = Self("23502");
@@ -83,6 +89,7 @@ impl SqlState {
     pub const UNDEFINED_OBJECT: Self = Self("42704");
     pub const DUPLICATE_OBJECT: Self = Self("42710");
     pub const DATATYPE_MISMATCH: Self = Self("42804");
+    pub const CANNOT_COERCE: Self = Self("42846");
     pub const WRONG_OBJECT_TYPE: Self = Self("42809");
     pub const UNDEFINED_FUNCTION: Self = Self("42883");
     pub const UNDEFINED_TABLE: Self = Self("42P01");

@@ -5,7 +5,7 @@
 //!
 //! | module | its one job |
 //! |---|---|
-//! | [`ids`], [`error`], [`config`], [`clock`], [`access`], `types` | the words everything else is written in |
+//! | [`ids`], [`error`], [`config`], [`clock`], [`access`], `casts`, `types` | the words everything else is written in |
 //! | [`failpoint`] | named places at which tests end the process or have a step fail |
 //! | `platform` | what depends on the operating system |
 //! | `storage` | ordered bytes on disk: the trait, RocksDB, and the frozen key and row encodings |
@@ -34,6 +34,8 @@ pub mod config;
 pub mod error;
 pub mod failpoint;
 pub mod ids;
+
+mod casts;
 
 pub mod types;
 

@@ -8,13 +8,12 @@ use std::sync::Arc;
 
 use arrow::array::{Array, Float32Array};
 use arrow::buffer::NullBuffer;
-use arrow::compute::{CastOptions, cast_with_options};
 use arrow::datatypes::{DataType, Field, TimeUnit};
-use arrow::util::display::FormatOptions;
 use datafusion::common::ScalarValue;
 use datafusion::sql::sqlparser::ast;
 use serde::{Deserialize, Serialize};
 
+use crate::casts::cast;
 use crate::error::{Error, ErrorKind, Result, SqlState};
 
 /// The metadata key of an Arrow field that carries the SQL type where the Arrow type alone does not tell it.
@@ -178,7 +177,7 @@ impl ColumnType {
     /// `\x0aff`, `EMBEDDING` as `[1, 2.5]`).
     ///
     /// # Errors
-    /// 22P02 when the text is no value of the type.
+    /// 22P02 when the text is no value of the type, 22003 and 22007 for numbers out of range and times.
     pub fn parse_text(self, text: &str) -> Result<ScalarValue> {
         match self {
             Self::Text => Ok(ScalarValue::Utf8(Some(text.to_owned()))),
@@ -186,19 +185,9 @@ impl ColumnType {
                 Ok(_) => Ok(ScalarValue::Utf8(Some(text.to_owned()))),
                 Err(_) => Err(self.not_a_value(text)),
             },
-            Self::Bytes => {
-                Ok(ScalarValue::Binary(Some(parse_bytes(text).ok_or_else(|| self.not_a_value(text))?)))
-            }
-            Self::Uuid => match uuid::Uuid::parse_str(text.trim()) {
-                Ok(uuid) => Ok(ScalarValue::FixedSizeBinary(16, Some(uuid.as_bytes().to_vec()))),
-                Err(_) => Err(self.not_a_value(text)),
-            },
             Self::Embedding(dimensions) => self.parse_embedding(dimensions, text),
             _ => {
-                let options = CastOptions { safe: false, format_options: FormatOptions::default() };
-                let source = ScalarValue::Utf8(Some(text.trim().to_owned())).to_array()?;
-                let array = cast_with_options(&source, &self.arrow(), &options)
-                    .map_err(|_| self.not_a_value(text))?;
+                let array = cast(&ScalarValue::Utf8(Some(text.to_owned())).to_array()?, &self.arrow())?;
                 Ok(ScalarValue::try_from_array(&array, 0)?)
             }
         }
@@ -363,24 +352,6 @@ fn custom(sql: &ast::DataType, name: &str, arguments: &[String]) -> Result<Colum
         }
         _ => Err(unsupported_type(sql)),
     }
-}
-
-/// `\x0aff` as two bytes; text without the prefix as its UTF-8 bytes.
-fn parse_bytes(text: &str) -> Option<Vec<u8>> {
-    let Some(digits) = text.strip_prefix("\\x") else {
-        return Some(text.as_bytes().to_vec());
-    };
-    if digits.len() % 2 != 0 {
-        return None;
-    }
-    digits
-        .as_bytes()
-        .chunks(2)
-        .map(|pair| {
-            let pair = std::str::from_utf8(pair).ok()?;
-            u8::from_str_radix(pair, 16).ok()
-        })
-        .collect()
 }
 
 #[cfg(test)]

@@ -29,7 +29,10 @@ async fn plan_of(database: &Database, sql: &str) -> LiveQueryPlan {
     let context = SessionContext::new();
     context.register_table("t", Arc::new(table)).unwrap();
     let plan = context.sql(sql).await.unwrap().into_unoptimized_plan();
-    LiveQueryPlan::extract(&plan, &context.state()).unwrap()
+    let (state, renamed) = (context.state(), std::collections::HashMap::new());
+    let planning =
+        super::super::plan::Planning { state: &state, simplify: |expr, _, _| Ok(expr), renamed: &renamed };
+    LiveQueryPlan::extract(&plan, &planning).unwrap()
 }
 
 fn join(database: &Database, root: &Session, plan: LiveQueryPlan, request: &SubscribeRequest) -> Membership {

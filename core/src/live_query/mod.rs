@@ -31,6 +31,7 @@ pub use self::frame::{
 };
 pub use self::manager::{LiveCounters, LiveQueryInfo, LiveQueryManager, LiveQueryParts};
 pub use self::plan::LiveQueryPlan;
+pub(crate) use self::plan::{Planning, refuse_subqueries};
 pub use self::subscription::Subscription;
 pub use self::token::{token_from_text, token_to_text};
 use crate::ids::Seq;

@@ -4,6 +4,7 @@
 //!
 //! Invariant: the scope comes from the table provider the planner was given, and so from the principal, never from the text.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -13,11 +14,9 @@ use datafusion::catalog::default_table_source::source_as_provider;
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::common::{Column, DFSchema, ScalarValue};
 use datafusion::execution::SessionState;
-use datafusion::logical_expr::simplify::SimplifyContext;
 use datafusion::logical_expr::{
     Expr, ExprSchemable, LogicalPlan, TableScan, Volatility, cast, lit, utils::split_conjunction_owned,
 };
-use datafusion::optimizer::simplify_expressions::ExprSimplifier;
 
 use super::canonical::canonical_text;
 use super::evaluator::{Evaluator, Output};
@@ -31,6 +30,15 @@ use crate::types;
 /// Functions whose value is fixed for a principal, so that planning puts it in their place.
 const SESSION_FUNCTIONS: [&str; 6] =
     ["current_user", "session_user", "current_role", "current_schema", "current_database", "current_catalog"];
+
+/// How the statement layer has planned the query of a live query.
+pub(crate) struct Planning<'a> {
+    pub(crate) state: &'a SessionState,
+    /// Folds what is constant in an expression over the columns of a schema.
+    pub(crate) simplify: fn(Expr, &Arc<DFSchema>, &SessionState) -> Result<Expr>,
+    /// The right names of columns that the plan has under others.
+    pub(crate) renamed: &'a HashMap<String, String>,
+}
 
 /// A live query, ready to run: made by [`LiveQueryPlan::extract`].
 #[derive(Clone, Debug)]
@@ -50,17 +58,23 @@ impl LiveQueryPlan {
     ///
     /// # Errors
     /// 0A000, naming it, for anything else than expressions over one table's row with an optional condition.
-    pub fn extract(plan: &LogicalPlan, state: &SessionState) -> Result<Self> {
+    pub(crate) fn extract(plan: &LogicalPlan, planning: &Planning<'_>) -> Result<Self> {
+        let state = planning.state;
         let analysed = state.analyzer().execute_and_check(plan.clone(), state.config_options(), |_, _| {})?;
-        let shape = Shape::of(&analysed)?;
-        shape.into_plan(state)
+        let mut shape = Shape::of(&analysed)?;
+        for (_, name) in &mut shape.outputs {
+            if let Some(right) = planning.renamed.get(name) {
+                right.clone_into(name);
+            }
+        }
+        shape.into_plan(planning)
     }
 
     /// The columns subscribers of a SELECT get, before its parameters have values.
     ///
     /// # Errors
     /// As [`LiveQueryPlan::extract`].
-    pub fn describe(plan: &LogicalPlan, state: &SessionState) -> Result<SchemaRef> {
+    pub(crate) fn describe(plan: &LogicalPlan, planning: &Planning<'_>) -> Result<SchemaRef> {
         let with_nulls = plan.clone().transform_up(|node| {
             node.map_expressions(|expr| {
                 expr.transform_up(|node| match &node {
@@ -74,7 +88,7 @@ impl LiveQueryPlan {
             })
         })?;
         let plan = with_nulls.data.recompute_schema()?;
-        Ok(Arc::clone(Self::extract(&plan, state)?.schema()))
+        Ok(Arc::clone(Self::extract(&plan, planning)?.schema()))
     }
 
     /// Whether both deliver the same of the same table. Equal fingerprints say so too, as far as a hash can.
@@ -169,20 +183,16 @@ impl Shape {
         Ok(rewritten.data.unalias_nested().data)
     }
 
-    fn into_plan(self, state: &SessionState) -> Result<LiveQueryPlan> {
+    fn into_plan(self, planning: &Planning<'_>) -> Result<LiveQueryPlan> {
         let definition = &self.table.definition;
         if SystemTable::from_id(definition.id).is_some_and(|table| !table.is_stored()) {
             return Err(Error::unsupported(format!("a live query of \"{}\"", definition.qualified_name()))
                 .hint("of the system tables, jobs and audit_logs can be subscribed to"));
         }
-        let full = DFSchema::try_from(Arc::clone(&self.table.full))?;
+        let full = Arc::new(DFSchema::try_from(Arc::clone(&self.table.full))?);
         let simplified = |expr: Expr| -> Result<Expr> {
             check_expression(&expr, BeforeFolding)?;
-            let context = SimplifyContext::builder()
-                .with_schema(Arc::new(full.clone()))
-                .with_config_options(Arc::clone(state.config_options()))
-                .build();
-            let expr = ExprSimplifier::new(context).simplify(expr)?;
+            let expr = (planning.simplify)(expr, &full, planning.state)?;
             check_expression(&expr, AfterFolding)?;
             Ok(expr)
         };
@@ -195,7 +205,7 @@ impl Shape {
         }
         let text = canonical_text(&self.table, self.scope, filter.as_ref(), &outputs)?;
         let named = name_outputs(outputs.clone(), &full)?;
-        let evaluator = Evaluator::new(&self.table, filter.clone(), named, state)?;
+        let evaluator = Evaluator::new(&self.table, filter.clone(), named, planning.state)?;
         Ok(LiveQueryPlan {
             table: self.table,
             scope: self.scope,
@@ -254,15 +264,30 @@ enum Folding {
     AfterFolding,
 }
 
+/// Refuses subqueries by their name, in a plan that is not analysed: the analyzer makes joins of them.
+///
+/// # Errors
+/// 0A000 when there is one.
+pub(crate) fn refuse_subqueries(plan: &LogicalPlan) -> Result<()> {
+    plan.apply(|node| {
+        node.apply_expressions(|expr| {
+            let is_subquery = expr.exists(|expr| {
+                Ok(matches!(
+                    expr,
+                    Expr::Exists(_) | Expr::InSubquery(_) | Expr::SetComparison(_) | Expr::ScalarSubquery(_)
+                ))
+            })?;
+            if is_subquery { Err(refused("a subquery").into()) } else { Ok(TreeNodeRecursion::Continue) }
+        })
+    })?;
+    Ok(())
+}
+
 /// Refuses what does not depend on one row alone.
 fn check_expression(expr: &Expr, folding: Folding) -> Result<()> {
     expr.apply(|node| {
         let refused_part = match node {
-            Expr::Exists(_)
-            | Expr::InSubquery(_)
-            | Expr::SetComparison(_)
-            | Expr::ScalarSubquery(_)
-            | Expr::OuterReferenceColumn(..) => Some("a subquery".to_owned()),
+            Expr::OuterReferenceColumn(..) => Some("a subquery".to_owned()),
             Expr::AggregateFunction(call) => Some(format!("the aggregate function {}()", call.func.name())),
             Expr::WindowFunction(call) => Some(format!("the window function {}()", call.fun.name())),
             Expr::Unnest(_) => Some("UNNEST".to_owned()),

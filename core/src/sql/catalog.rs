@@ -39,7 +39,7 @@ pub(crate) fn provider(
     {
         return Ok(Arc::new(KalamTable::computed(snapshot, schemas, shown, vec![rows])?));
     }
-    Ok(Arc::new(KalamTable::stored(snapshot, schemas, shown, scope, execution.now_us())))
+    Ok(Arc::new(KalamTable::stored(snapshot, schemas, shown, scope, execution.now_us)))
 }
 
 fn system_sources(execution: &Execution) -> SystemSources<'_> {

@@ -1,8 +1,8 @@
 //! PostgreSQL's SQL with an end: the parser tries several readings of what it does not understand, each with all readings of
 //! what stands within, so a text of sixty bytes could keep it busy for years.
 //!
-//! Invariant: apart from its end, and from names of arguments that are expressions, the grammar is that of
-//! [`PostgreSqlDialect`]; a test compares the two.
+//! Invariant: apart from its end, from names of arguments that are expressions, and from what [`grammar`] corrects, the grammar is
+//! that of [`PostgreSqlDialect`]; a test compares the two.
 
 use std::any::TypeId;
 use std::cell::Cell;
@@ -11,6 +11,8 @@ use datafusion::sql::sqlparser::ast::Expr;
 use datafusion::sql::sqlparser::dialect::{Dialect, PostgreSqlDialect, Precedence};
 use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::parser::{Parser, ParserError};
+
+use super::workarounds::grammar;
 
 /// Expressions any statement may begin to read.
 const ATTEMPTS_MIN: usize = 100_000;
@@ -50,14 +52,25 @@ impl Dialect for BoundedDialect {
 
     fn parse_prefix(&self, parser: &mut Parser<'_>) -> Option<Result<Expr, ParserError>> {
         match self.attempt() {
-            Ok(()) => self.postgres.parse_prefix(parser),
+            Ok(()) => grammar::prefix(parser),
             Err(error) => Some(Err(error)),
         }
     }
 
+    fn parse_infix(
+        &self,
+        parser: &mut Parser<'_>,
+        left: &Expr,
+        precedence: u8,
+    ) -> Option<Result<Expr, ParserError>> {
+        grammar::infix(parser, left, precedence)
+    }
+
     fn get_next_precedence(&self, parser: &Parser<'_>) -> Option<Result<u8, ParserError>> {
         match self.attempt() {
-            Ok(()) => self.postgres.get_next_precedence(parser),
+            Ok(()) => {
+                grammar::precedence(parser).map(Ok).or_else(|| self.postgres.get_next_precedence(parser))
+            }
             Err(error) => Some(Err(error)),
         }
     }

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use chrono::DateTime;
 use datafusion::arrow::datatypes::{Field, FieldRef};
 use datafusion::common::Result as DataFusionResult;
 use datafusion::common::config::Dialect;
@@ -24,7 +25,7 @@ use super::functions::{Generator, generators};
 use super::ordering::OrderRule;
 use super::password::Passwords;
 use super::turns::Turns;
-use super::uuids::{self, UuidRule};
+use super::workarounds;
 use crate::app_context::AppContext;
 use crate::config::Config;
 use crate::error::Result;
@@ -43,31 +44,36 @@ impl Engine {
     pub(crate) fn new(ctx: &AppContext) -> Result<Self> {
         let generator = Arc::new(Generator::new(Arc::clone(&ctx.clock), &ctx.node_id));
         let mut rules = Analyzer::new().rules;
-        rules.insert(0, Arc::new(UuidRule));
-        rules.push(Arc::new(CapRule));
-        let mut optimizer = PhysicalOptimizer::default().rules;
-        optimizer.insert(0, Arc::new(OrderRule));
+        rules.insert(0, workarounds::before_coercion());
+        rules.extend([workarounds::after_coercion(), Arc::new(CapRule) as _]);
+        let mut physical_rules = workarounds::physical_rules(PhysicalOptimizer::default().rules);
+        physical_rules.insert(0, Arc::new(OrderRule));
         let mut base = SessionStateBuilder::new()
             .with_session_id(ctx.node_id.to_string())
             .with_config(session_config(&ctx.config))
             .with_runtime_env(Arc::new(runtime(&ctx.config)?.build()?))
             .with_default_features()
             .with_analyzer_rules(rules)
-            .with_physical_optimizer_rules(optimizer)
+            .with_optimizer_rules(workarounds::optimizer_rules())
+            .with_physical_optimizer_rules(physical_rules)
             .with_type_planner(type_planner())
             .build();
+        for function in workarounds::functions() {
+            base.register_udf(function)?;
+        }
         let limited = capped(|name| base.scalar_functions().get(name).cloned());
         ctx.committer.snapshot().cold.store().register(base.runtime_env());
-        for function in limited.into_iter().chain(generators(&generator)).chain(uuids::functions()) {
+        for function in limited.into_iter().chain(generators(&generator)) {
             base.register_udf(function)?;
         }
         Ok(Self { base, generator, passwords: Arc::default(), turns: Turns::default() })
     }
 
-    /// The state of one statement, whose `NOW()` is the present.
-    pub(crate) fn state(&self) -> SessionState {
+    /// The state of one statement, whose `NOW()` is `now_us` microseconds after 1970.
+    pub(crate) fn state(&self, now_us: i64) -> SessionState {
         let mut state = self.base.clone();
         state.mark_start_execution();
+        state.execution_props_mut().query_execution_start_time = DateTime::from_timestamp_micros(now_us);
         state
     }
 }
@@ -85,6 +91,7 @@ fn session_config(config: &Config) -> SessionConfig {
     options.catalog.default_catalog = super::CATALOG.to_owned();
     options.catalog.default_schema = crate::schema_registry::NAMESPACE_PUBLIC.to_owned();
     options.catalog.create_default_catalog_and_schema = false;
+    workarounds::configure(&mut session);
     session
 }
 

@@ -21,16 +21,13 @@ pub(crate) struct Execution {
     /// With the role of the snapshot.
     pub(crate) principal: Principal,
     pub(crate) namespace: Arc<str>,
+    /// The statement's time, in microseconds since 1970: what `NOW()` is, and what has expired.
+    pub(crate) now_us: i64,
 }
 
 impl Execution {
     pub(crate) fn ctx(&self) -> &Arc<AppContext> {
         self.session.ctx()
-    }
-
-    /// The statement's time, for rows that expire.
-    pub(crate) fn now_us(&self) -> i64 {
-        self.ctx().clock.now_us()
     }
 
     pub(crate) fn schemas(&self, definition: &Arc<TableDefinition>) -> Arc<TableSchemas> {

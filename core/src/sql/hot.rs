@@ -22,6 +22,7 @@ use super::parameters::cast;
 use super::result::{Affected, Outcome, ResultSchema, RowStream};
 use super::session::Session;
 use super::statement::{Parsed, Statement, insert_target};
+use crate::casts::parse_decimal;
 use crate::error::Result;
 use crate::schema_registry::{TableDefinition, TableKind, TableSchemas};
 use crate::tables::{PointReader, RowSchema, RowWriter};
@@ -34,6 +35,8 @@ const INSERT_ROWS_MAX: usize = 1_000;
 #[derive(Clone, Debug)]
 enum Operand {
     Literal(ScalarValue),
+    /// A number with a point, in digits.
+    Decimal(String),
     Parameter(usize),
     Default,
 }
@@ -218,7 +221,7 @@ impl Point {
             .collect::<Option<Vec<_>>>();
         let Some(key) = key else { return Ok(None) };
         let scope = definition.scope_for(execution.principal.user_id);
-        let batch = compiled.reader.read(&execution.snapshot, scope, &key, execution.now_us()).await?;
+        let batch = compiled.reader.read(&execution.snapshot, scope, &key, execution.now_us).await?;
         let batch = match &compiled.projection {
             None => batch,
             Some(positions) => {
@@ -278,7 +281,7 @@ fn operand(expr: &Expr) -> Option<Operand> {
             Value::Placeholder(name) => {
                 Some(Operand::Parameter(name.strip_prefix('$')?.parse::<usize>().ok()?.checked_sub(1)?))
             }
-            Value::Number(text, false) => number(text, 1),
+            Value::Number(text, false) => number(text, ""),
             Value::SingleQuotedString(text) => literal(ScalarValue::Utf8(Some(text.clone()))),
             Value::Boolean(value) => literal(ScalarValue::Boolean(Some(*value))),
             Value::Null => literal(ScalarValue::Null),
@@ -286,7 +289,7 @@ fn operand(expr: &Expr) -> Option<Operand> {
         },
         Expr::UnaryOp { op: ast::UnaryOperator::Minus, expr } => match &**expr {
             Expr::Value(value) => match &value.value {
-                Value::Number(text, false) => number(text, -1),
+                Value::Number(text, false) => number(text, "-"),
                 _ => None,
             },
             _ => None,
@@ -300,15 +303,13 @@ fn operand(expr: &Expr) -> Option<Operand> {
     }
 }
 
-fn number(text: &str, sign: i32) -> Option<Operand> {
-    let value = if let Ok(whole) = text.parse::<i64>() {
-        ScalarValue::Int64(Some(whole.checked_mul(i64::from(sign))?))
-    } else if text.contains('.') && text.len() <= 15 && !text.contains(['e', 'E']) {
-        ScalarValue::Float64(Some(text.parse::<f64>().ok()? * f64::from(sign)))
-    } else {
-        return None;
-    };
-    Some(Operand::Literal(value))
+fn number(text: &str, sign: &str) -> Option<Operand> {
+    let text = format!("{sign}{text}");
+    if let Ok(whole) = text.parse::<i64>() {
+        return Some(Operand::Literal(ScalarValue::Int64(Some(whole))));
+    }
+    let is_decimal = text.contains('.') && text.bytes().all(|byte| b"0123456789.-".contains(&byte));
+    is_decimal.then_some(Operand::Decimal(text))
 }
 
 /// The value a key column is compared with, in the column's type; `None` where the planned path would compare otherwise.
@@ -316,7 +317,7 @@ fn key_value(ty: ColumnType, operand: &Operand, params: &[ScalarValue]) -> Optio
     let value = match operand {
         Operand::Literal(value) => value,
         Operand::Parameter(index) => params.get(*index)?,
-        Operand::Default => return None,
+        Operand::Decimal(_) | Operand::Default => return None,
     };
     if value.is_null() {
         return None;
@@ -333,7 +334,7 @@ fn key_value(ty: ColumnType, operand: &Operand, params: &[ScalarValue]) -> Optio
         ColumnType::SmallInt => Some(ScalarValue::Int16(Some(i16::try_from(whole()?).ok()?))),
         ColumnType::Text => matches!(value, ScalarValue::Utf8(_)).then(|| value.clone()),
         ColumnType::Uuid => match value {
-            ScalarValue::Utf8(_) | ScalarValue::FixedSizeBinary(16, _) => super::uuids::scalar(value).ok(),
+            ScalarValue::Utf8(_) | ScalarValue::FixedSizeBinary(16, _) => cast(value, &ty.arrow()).ok(),
             _ => None,
         },
         _ => (value.data_type() == ty.arrow()).then(|| value.clone()),
@@ -443,6 +444,10 @@ impl InsertValues {
                 let given = params.get(number / self.rows.len()).map(AsRef::as_ref).unwrap_or_default();
                 match self.rows.get(number % self.rows.len()).and_then(|row| row.get(place)) {
                     Some(Operand::Literal(value)) => values.push(value.clone()),
+                    Some(Operand::Decimal(text)) => match decimal_for(*ty, text) {
+                        Some(value) => values.push(value),
+                        None => return Ok(None),
+                    },
                     Some(Operand::Parameter(index)) => match given.get(*index) {
                         Some(value) => values.push(cast(value, &parameter_type(*ty))?),
                         None => return Ok(None),
@@ -456,6 +461,17 @@ impl InsertValues {
         }
         let options = RecordBatchOptions::new().with_row_count(Some(part.len()));
         Ok(Some(RecordBatch::try_new_with_options(Arc::new(Schema::new(fields)), columns, &options)?))
+    }
+}
+
+/// A number in digits as a column has it; `None` where the planned path has to round or to refuse it.
+fn decimal_for(ty: ColumnType, text: &str) -> Option<ScalarValue> {
+    match ty {
+        ColumnType::Real | ColumnType::Double => Some(ScalarValue::Float64(Some(text.parse().ok()?))),
+        ColumnType::Decimal { precision, scale } => {
+            Some(ScalarValue::Decimal128(Some(parse_decimal(text, precision, scale)?), precision, scale))
+        }
+        _ => None,
     }
 }
 

@@ -4,13 +4,16 @@
 //! |---|---|
 //! | `guard`, `dialect`, `cursor`, `parameters`, `statement`, `create_table`, `alter_table`, `storage_statement` | from text to a [`Statement`](statement::Statement) |
 //! | `session`, `execution`, `result` | who asks, what they see, what they get |
-//! | `engine`, `names`, `catalog`, `wildcard`, `planner` | DataFusion over a snapshot |
+//! | `clauses` | what is parsed and has no effect here |
+//! | `scope` | what names of columns mean |
+//! | `engine`, `names`, `catalog`, `planner` | DataFusion over a snapshot |
 //! | `complexity`, `stack` | limits on what a text can grow into, and room for it |
-//! | `functions`, `uuids`, `password` | the database's own functions |
+//! | `functions`, `password` | the database's own functions |
 //! | `capped`, `concatenation`, `extent` | limits on what functions make |
 //! | `aged` | how long a query may hold its snapshot |
 //! | `ordering` | which scans keep their order |
 //! | `turns` | who goes first among those that lost |
+//! | `workarounds` | what DataFusion and the SQL parser get wrong, set right |
 //! | `hot` | the two shapes that skip planning |
 //! | `handlers` | what each statement does |
 //!
@@ -20,6 +23,7 @@ mod aged;
 mod alter_table;
 mod capped;
 mod catalog;
+mod clauses;
 mod complexity;
 mod concatenation;
 mod create_table;
@@ -38,14 +42,14 @@ mod parameters;
 pub(crate) mod password;
 mod planner;
 mod result;
+mod scope;
 pub(crate) mod session;
 mod stack;
 mod statement;
 mod storage_statement;
 mod turns;
 mod typing;
-mod uuids;
-mod wildcard;
+mod workarounds;
 
 use datafusion::common::ScalarValue;
 

@@ -8,7 +8,9 @@ use datafusion::catalog::cte_worktable::CteWorkTable;
 use datafusion::catalog::default_table_source::provider_as_source;
 use datafusion::catalog::{TableFunctionArgs, TableProvider};
 use datafusion::common::config::ConfigOptions;
-use datafusion::common::{DFSchema, Result as DataFusionResult, TableReference, plan_datafusion_err};
+use datafusion::common::{
+    DFSchema, Result as DataFusionResult, ScalarValue, TableReference, plan_datafusion_err,
+};
 use datafusion::execution::SessionState;
 use datafusion::logical_expr::planner::{ContextProvider, ExprPlanner, RelationPlanner, TypePlanner};
 use datafusion::logical_expr::simplify::SimplifyContext;
@@ -30,6 +32,13 @@ pub(crate) struct Names<'a> {
     view: View,
     /// A function the statement calls that nobody has; the planner's own error for it is only a text.
     unknown_function: RefCell<Option<String>>,
+}
+
+/// The columns of a table as a wildcard shows them.
+pub(crate) struct TableColumns {
+    pub(crate) names: Vec<Arc<str>>,
+    /// The planner's table has more.
+    pub(crate) has_hidden: bool,
 }
 
 impl<'a> Names<'a> {
@@ -60,6 +69,26 @@ impl<'a> Names<'a> {
         }
     }
 
+    /// The columns of a table, without what it shows to those who name it.
+    pub(crate) fn columns(&self, name: &QualifiedName, view: View) -> Result<TableColumns> {
+        if self.execution.namespace_of(name) == super::INFORMATION_SCHEMA {
+            let provider = catalog::information_schema(self.execution, &name.name)?;
+            let names =
+                provider.schema().fields().iter().map(|field| Arc::from(field.name().as_str())).collect();
+            return Ok(TableColumns { names, has_hidden: false });
+        }
+        let table = self.execution.readable(name)?;
+        let names = table.columns.iter().map(|column| Arc::clone(&column.name)).collect();
+        Ok(TableColumns { names, has_hidden: view.names_seq || view.target == Some(table.id) })
+    }
+
+    /// Whether a name is that of a function of single rows alone.
+    pub(crate) fn is_scalar_function(&self, name: &str) -> bool {
+        self.get_function_meta(name).is_some()
+            && !self.state.aggregate_functions().contains_key(name)
+            && !self.state.window_functions().contains_key(name)
+    }
+
     fn table(&self, name: &TableReference) -> Result<Arc<dyn TableProvider>> {
         let name = match name {
             TableReference::Bare { table } => QualifiedName { namespace: None, name: table.to_string() },
@@ -79,6 +108,19 @@ impl<'a> Names<'a> {
         }
         let definition = self.execution.readable(&name)?;
         catalog::provider(self.execution, definition, self.view)
+    }
+}
+
+/// The times that table functions take: in nanoseconds.
+fn in_nanoseconds(arg: Expr) -> Expr {
+    match arg {
+        Expr::Literal(ScalarValue::TimestampMicrosecond(Some(us), zone), metadata) => {
+            match us.checked_mul(1_000) {
+                Some(ns) => Expr::Literal(ScalarValue::TimestampNanosecond(Some(ns), zone), metadata),
+                None => Expr::Literal(ScalarValue::TimestampMicrosecond(Some(us), zone), metadata),
+            }
+        }
+        other => other,
     }
 }
 
@@ -105,7 +147,9 @@ impl ContextProvider for Names<'_> {
         let schema = DFSchema::empty();
         let args = args
             .into_iter()
-            .map(|arg| simplifier.coerce(arg, &schema).and_then(|arg| simplifier.simplify(arg)))
+            .map(|arg| {
+                simplifier.coerce(arg, &schema).and_then(|arg| simplifier.simplify(arg)).map(in_nanoseconds)
+            })
             .collect::<DataFusionResult<Vec<_>>>()?;
         let provider = function.create_table_provider_with_args(TableFunctionArgs::new(&args, self.state))?;
         Ok(provider_as_source(provider))

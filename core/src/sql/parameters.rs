@@ -2,15 +2,18 @@
 //!
 //! A `?` outside quotes is always a parameter, numbered from left to right; the SQL parser would take it for an operator.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use datafusion::arrow::compute::CastOptions;
 use datafusion::arrow::datatypes::{DataType, Field, FieldRef, TimeUnit};
-use datafusion::arrow::util::display::FormatOptions;
 use datafusion::common::ScalarValue;
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
+use datafusion::logical_expr::expr::BinaryExpr;
+use datafusion::logical_expr::{Expr, LogicalPlan};
 use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan};
 
 use super::result::Params;
+use crate::casts;
 use crate::error::{Error, ErrorKind, Result, SqlState};
 
 /// The parameters a statement names.
@@ -197,10 +200,10 @@ pub(crate) fn announced(name: String, planned: Option<&DataType>) -> FieldRef {
     Arc::new(Field::new(name, announced, true))
 }
 
-/// A value as the type a plan needs.
+/// A value as one of the type, rounded as an assignment does.
 ///
 /// # Errors
-/// 22P02 or 22003 when the value is none of the type.
+/// 22P02, 22007 or 22003 when the value is none of the type.
 pub(crate) fn cast(value: &ScalarValue, to: &DataType) -> Result<ScalarValue> {
     let from = value.data_type();
     if from == *to {
@@ -209,21 +212,62 @@ pub(crate) fn cast(value: &ScalarValue, to: &DataType) -> Result<ScalarValue> {
     if value.is_null() {
         return Ok(ScalarValue::try_from(to)?);
     }
-    if let DataType::FixedSizeBinary(16) = to {
-        return super::uuids::scalar(value);
-    }
-    let options = CastOptions { safe: false, format_options: FormatOptions::default() };
-    let array =
-        datafusion::arrow::compute::cast_with_options(&value.to_array()?, to, &options).map_err(|error| {
-            let error = Error::from(error);
-            let state = if matches!(from, DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View) {
-                SqlState::INVALID_TEXT_REPRESENTATION
-            } else {
-                SqlState::NUMERIC_OUT_OF_RANGE
-            };
-            Error::new(ErrorKind::InvalidArgument, state, error.message().to_owned())
-        })?;
+    let array = casts::cast(&value.to_array()?, to)?;
     Ok(ScalarValue::try_from_array(&array, 0)?)
+}
+
+/// What a parameter is used for where its value is more than compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Use {
+    /// It is the value of a column, and rounded to its type.
+    Assigned,
+    /// It is computed with: 1 / 2 is another number than 1 / 2.0.
+    Computed,
+}
+
+/// The parameters that are operands of arithmetic.
+///
+/// # Errors
+/// None of its own.
+pub(crate) fn computed(plan: &LogicalPlan) -> Result<HashMap<String, Use>> {
+    let mut uses = HashMap::new();
+    plan.apply_with_subqueries(|node| {
+        node.apply_expressions(|expr| {
+            expr.apply(|part| {
+                if let Expr::BinaryExpr(BinaryExpr { left, op, right }) = part
+                    && op.is_numerical_operators()
+                {
+                    for side in [left, right] {
+                        if let Expr::Placeholder(parameter) = &**side {
+                            uses.insert(parameter.id.clone(), Use::Computed);
+                        }
+                    }
+                }
+                Ok(TreeNodeRecursion::Continue)
+            })
+        })
+    })?;
+    Ok(uses)
+}
+
+/// A value as the type a plan expects, when it is the same value there; `None` when only a wider type has it, as 1.5 beside an
+/// integer. A text is read as a value of the type.
+///
+/// # Errors
+/// 22P02 or 22007 for a text that is no value of the type.
+pub(crate) fn fitting(value: &ScalarValue, to: &DataType, used: Option<Use>) -> Result<Option<ScalarValue>> {
+    if used == Some(Use::Assigned) {
+        return cast(value, to).map(Some);
+    }
+    let from = value.data_type();
+    if value.is_null() || casts::is_text(&from) || casts::is_text(to) {
+        return cast(value, to).map(Some);
+    }
+    if used == Some(Use::Computed) && to.is_integer() && !from.is_integer() {
+        return Ok(None);
+    }
+    let Ok(there) = cast(value, to) else { return Ok(None) };
+    Ok(cast(&there, &from).ok().filter(|back| back == value).map(|_| there))
 }
 
 #[cfg(test)]

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use datafusion::arrow::array::{RecordBatch, RecordBatchOptions};
-use datafusion::arrow::compute::cast;
 use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::catalog::default_table_source::source_as_provider;
 use datafusion::common::tree_node::TreeNodeRecursion;
@@ -23,14 +22,17 @@ use futures::StreamExt;
 use super::aged::Aged;
 use super::execution::Execution;
 use super::names::Names;
+use super::parameters::Use;
 use super::result::{ResultSchema, RowStream};
+use super::scope::Renamed;
 use super::session::{Description, StatementKind, announce};
 use super::stack::DeepStream;
 use super::statement::{Parsed, Statement};
-use super::{complexity, handlers, parameters, wildcard};
+use super::{complexity, handlers, parameters, scope, workarounds};
+use crate::casts::cast;
 use crate::error::{Error, Result};
 use crate::ids::TableId;
-use crate::live_query::LiveQueryPlan;
+use crate::live_query::{LiveQueryPlan, Planning, refuse_subqueries};
 use crate::schema_registry::TableDefinition;
 use crate::tables::KalamTable;
 use crate::types;
@@ -48,6 +50,17 @@ pub(crate) struct View {
 pub(crate) struct Planned {
     pub(crate) plan: LogicalPlan,
     pub(crate) state: SessionState,
+    /// What parameters such as `$1` are for, where it is more than a comparison.
+    pub(crate) uses: HashMap<String, Use>,
+    /// The right names of columns that the plan has under others.
+    pub(crate) renamed: Renamed,
+}
+
+/// A plan with values in the place of parameters.
+pub(crate) struct Bound {
+    pub(crate) plan: LogicalPlan,
+    /// Whether every value has the type its parameter was given, so that the columns are as announced.
+    pub(crate) is_as_announced: bool,
 }
 
 /// Plans a query (or an EXPLAIN of one).
@@ -59,10 +72,7 @@ pub(crate) fn plan(
 ) -> Result<Planned> {
     let operators_max = execution.ctx().config.sql_operators_max;
     complexity::check_statement(&statement, operators_max)?;
-    if view.names_seq || view.target.is_some() {
-        wildcard::expand(&mut statement, execution, view)?;
-    }
-    let state = execution.session.engine().state();
+    let state = execution.session.engine().state(execution.now_us);
     let options = &state.config_options().sql_parser;
     let options = ParserOptions::new()
         .with_parse_float_as_decimal(options.parse_float_as_decimal)
@@ -70,16 +80,25 @@ pub(crate) fn plan(
         .with_support_varchar_with_length(true)
         .with_map_string_types_to_utf8view(false);
     let names = Names::new(execution, &state, view);
+    let renamed = scope::resolve(&mut statement, &names, view)?;
     let planned =
         SqlToRel::new_with_options(&names, options).sql_statement_to_plan_with_context(statement, context);
     let plan = planned.map_err(|error| names.explain(error))?;
     complexity::check_plan(&plan, operators_max)?;
-    Ok(Planned { plan, state })
+    let uses = parameters::computed(&plan)?;
+    Ok(Planned { plan, state, uses, renamed })
 }
 
 /// Plans the query of a SELECT statement.
 pub(crate) fn plan_query(execution: &Execution, query: &ast::Query, view: View) -> Result<Planned> {
     plan(execution, ast::Statement::Query(Box::new(query.clone())), view, &mut PlannerContext::new())
+}
+
+/// Plans the query of a live query.
+pub(crate) fn plan_live_query(execution: &Execution, query: &ast::Query, view: View) -> Result<Planned> {
+    let planned = plan_query(execution, query, view)?;
+    refuse_subqueries(&planned.plan)?;
+    Ok(planned)
 }
 
 /// The types a plan's parameters need; `None` where nothing says it.
@@ -128,20 +147,26 @@ impl Planned {
         Ok(self.state.analyzer().execute_and_check(plan, self.state.config_options(), |_, _| {})?)
     }
 
-    /// Puts values in the place of parameters.
-    pub(crate) fn bind(&self, types: &ParameterTypes, params: &[ScalarValue]) -> Result<LogicalPlan> {
+    /// Puts values in the place of parameters. A value that its parameter's type does not have keeps its own, and what it meets is
+    /// widened: an integer is compared with 1.5, not with 2.
+    pub(crate) fn bind(&self, types: &ParameterTypes, params: &[ScalarValue]) -> Result<Bound> {
         if params.is_empty() {
-            return Ok(self.plan.clone());
+            return Ok(Bound { plan: self.plan.clone(), is_as_announced: true });
         }
+        let mut is_as_announced = true;
         let values = params
             .iter()
             .enumerate()
-            .map(|(index, value)| match types.get(&format!("${}", index + 1)) {
-                Some(Some(ty)) => parameters::cast(value, ty),
-                _ => Ok(value.clone()),
+            .map(|(index, value)| {
+                let name = format!("${}", index + 1);
+                let Some(Some(ty)) = types.get(&name) else { return Ok(value.clone()) };
+                let fitting = parameters::fitting(value, ty, self.uses.get(&name).copied())?;
+                is_as_announced &= fitting.is_some();
+                Ok(fitting.unwrap_or_else(|| value.clone()))
             })
             .collect::<Result<Vec<_>>>()?;
-        Ok(self.plan.clone().replace_params_with_values(&ParamValues::from(values))?)
+        let plan = self.plan.clone().replace_params_with_values(&ParamValues::from(values))?;
+        Ok(Bound { plan, is_as_announced })
     }
 
     /// The plan that runs.
@@ -155,7 +180,8 @@ impl Planned {
 
     async fn physical_of_analysed(&self, analysed: LogicalPlan) -> Result<Arc<dyn ExecutionPlan>> {
         let optimised = self.state.optimizer().optimize(analysed, &self.state, |_, _| {})?;
-        Ok(self.state.query_planner().create_physical_plan(&optimised, &self.state).await?)
+        let state = workarounds::state_for(&optimised, &self.state);
+        Ok(self.state.query_planner().create_physical_plan(&optimised, &state).await?)
     }
 
     /// Runs the plan once for each row of parameters, which all have the same types, and hands over what comes.
@@ -166,7 +192,7 @@ impl Planned {
     ) -> Result<()> {
         let types = self.resolve(params.first().map_or(0, Vec::len))?.0;
         for params in params {
-            let physical = self.physical(self.bind(&types, params)?).await?;
+            let physical = self.physical(self.bind(&types, params)?.plan).await?;
             let mut batches = execute_stream(physical, self.state.task_ctx())?;
             while let Some(batch) = batches.next().await {
                 take(batch?)?;
@@ -175,14 +201,63 @@ impl Planned {
         Ok(())
     }
 
+    /// The analysed plan with values in the place of parameters, and the schema of its rows.
+    fn bound_query(
+        &self,
+        execution: &Execution,
+        params: &[ScalarValue],
+    ) -> Result<(LogicalPlan, ResultSchema)> {
+        let (types, announced) = self.resolve(params.len())?;
+        if params.is_empty() {
+            let schema = self.result_schema(execution, &announced)?;
+            return Ok((announced, schema));
+        }
+        let bound = self.bind(&types, params)?;
+        let is_explain = matches!(bound.plan, LogicalPlan::Explain(_));
+        let plan = if is_explain { bound.plan } else { self.analyse(bound.plan)? };
+        let schema = self.result_schema(execution, if bound.is_as_announced { &announced } else { &plan })?;
+        Ok((plan, schema))
+    }
+
+    /// The schema of an analysed plan's rows: the registry's own when the plan reads one table and gives what it shows. Every other column
+    /// may be NULL: what a plan says of that is not right for each of its values.
+    fn result_schema(&self, execution: &Execution, plan: &LogicalPlan) -> Result<ResultSchema> {
+        let schema = plan.schema().as_arrow();
+        if let Some(table) = only_table(plan)?
+            && let Some(schemas) = execution.ctx().schema_registry.match_visible(schema, &table)
+        {
+            return Ok(ResultSchema {
+                schema: Arc::clone(&schemas.visible),
+                ipc: Some(schemas.visible_ipc()),
+            });
+        }
+        let fields: Vec<_> = schema
+            .fields()
+            .iter()
+            .map(|field| {
+                let plain = types::plain(field.data_type());
+                let name = self.renamed.get(field.name()).unwrap_or(field.name());
+                if plain == *field.data_type() && field.is_nullable() && name == field.name() {
+                    Arc::clone(field)
+                } else {
+                    Arc::new(Field::new(name, plain, true).with_metadata(field.metadata().clone()))
+                }
+            })
+            .collect();
+        Ok(ResultSchema { schema: Arc::new(Schema::new(fields)), ipc: None })
+    }
+
+    /// What a live query of the plan needs of it.
+    pub(crate) fn planning(&self) -> Planning<'_> {
+        Planning { state: &self.state, simplify: workarounds::simplify, renamed: &self.renamed }
+    }
+
     /// Runs a query.
     pub(crate) async fn rows(&self, execution: &Execution, params: &[ScalarValue]) -> Result<RowStream> {
-        let (types, analysed) = self.resolve(params.len())?;
-        let schema = result_schema(execution, &analysed)?;
-        let physical = if params.is_empty() && !matches!(analysed, LogicalPlan::Explain(_)) {
-            self.physical_of_analysed(analysed).await?
-        } else {
-            self.physical(self.bind(&types, params)?).await?
+        let (plan, schema) = self.bound_query(execution, params)?;
+        let physical = match plan {
+            LogicalPlan::Explain(_) => self.physical(plan).await?,
+            plan => self.physical_of_analysed(plan).await?,
         };
         let batches = execute_stream(physical, self.state.task_ctx())?;
         let stamp = Arc::clone(&schema.schema);
@@ -201,6 +276,8 @@ pub(crate) fn describe(execution: &Execution, parsed: &Parsed) -> Result<Descrip
         kind: StatementKind::Update,
         schema: None,
         parameters: announce(parsed, types),
+        types: ParameterTypes::new(),
+        uses: HashMap::new(),
     };
     match &parsed.statement {
         Statement::Query(query) => query_description(execution, parsed, plan_query(execution, query, view)?),
@@ -222,7 +299,7 @@ pub(crate) fn describe(execution: &Execution, parsed: &Parsed) -> Result<Descrip
         }
         Statement::Show(show) => {
             let schema = handlers::show::schema(execution, show)?;
-            Ok(Description { kind: StatementKind::Query, schema: Some(schema), parameters: Vec::new() })
+            Ok(fixed_result(schema))
         }
         Statement::Describe { .. } => Ok(fixed(handlers::show::describe_schema())),
         Statement::Move(..) => Ok(fixed(handlers::storage::jobs_schema())),
@@ -230,58 +307,61 @@ pub(crate) fn describe(execution: &Execution, parsed: &Parsed) -> Result<Descrip
         Statement::Backup(_) => Ok(fixed(handlers::storage::backup_schema())),
         Statement::ShowManifest { .. } => Ok(fixed(handlers::storage::manifest_schema())),
         Statement::Subscribe(subscribe) => {
-            let planned = plan_query(execution, &subscribe.query, view)?;
+            let planned = plan_live_query(execution, &subscribe.query, view)?;
             let (types, analysed) = planned.resolve(count)?;
-            let schema = LiveQueryPlan::describe(&analysed, &planned.state)?;
+            let schema = LiveQueryPlan::describe(&analysed, &planned.planning())?;
             let schema = Some(ResultSchema { schema, ipc: None });
-            Ok(Description { kind: StatementKind::Subscribe, schema, parameters: announce(parsed, &types) })
+            let parameters = announce(parsed, &types);
+            Ok(Description {
+                kind: StatementKind::Subscribe,
+                schema,
+                parameters,
+                types: ParameterTypes::new(),
+                uses: HashMap::new(),
+            })
         }
         _ => Ok(update(&HashMap::new())),
     }
 }
 
+/// The schema of a query's rows when its parameters have these values; `None` for any other statement.
+pub(crate) fn bound_schema(
+    execution: &Execution,
+    parsed: &Parsed,
+    params: &[ScalarValue],
+) -> Result<Option<ResultSchema>> {
+    let Statement::Query(query) = &parsed.statement else { return Ok(None) };
+    let view = View { names_seq: parsed.names_seq, target: None };
+    let planned = plan_query(execution, query, view)?;
+    planned.bound_query(execution, params).map(|(_, schema)| Some(schema))
+}
+
 /// Of a statement whose rows always have the same columns.
 fn fixed(schema: SchemaRef) -> Description {
-    let schema = Some(ResultSchema { schema, ipc: None });
-    Description { kind: StatementKind::Query, schema, parameters: Vec::new() }
+    fixed_result(ResultSchema { schema, ipc: None })
+}
+
+fn fixed_result(schema: ResultSchema) -> Description {
+    Description {
+        kind: StatementKind::Query,
+        schema: Some(schema),
+        parameters: Vec::new(),
+        types: ParameterTypes::new(),
+        uses: HashMap::new(),
+    }
 }
 
 /// The schema of a query without parameters.
 pub(crate) fn query_schema(execution: &Execution, query: &ast::Query) -> Result<ResultSchema> {
     let planned = plan_query(execution, query, View::default())?;
-    result_schema(execution, &planned.resolve(0)?.1)
+    planned.result_schema(execution, &planned.resolve(0)?.1)
 }
 
 fn query_description(execution: &Execution, parsed: &Parsed, planned: Planned) -> Result<Description> {
     let (types, analysed) = planned.resolve(parsed.parameters.count)?;
-    let schema = Some(result_schema(execution, &analysed)?);
-    Ok(Description { kind: StatementKind::Query, schema, parameters: announce(parsed, &types) })
-}
-
-/// The schema of an analysed plan's rows: the registry's own when the plan reads one table and gives what it shows.
-fn result_schema(execution: &Execution, plan: &LogicalPlan) -> Result<ResultSchema> {
-    let schema = plan.schema().as_arrow();
-    if let Some(table) = only_table(plan)?
-        && let Some(schemas) = execution.ctx().schema_registry.match_visible(schema, &table)
-    {
-        return Ok(ResultSchema { schema: Arc::clone(&schemas.visible), ipc: Some(schemas.visible_ipc()) });
-    }
-    let fields: Vec<_> = schema
-        .fields()
-        .iter()
-        .map(|field| {
-            let plain = types::plain(field.data_type());
-            if plain == *field.data_type() {
-                Arc::clone(field)
-            } else {
-                Arc::new(
-                    Field::new(field.name(), plain, field.is_nullable())
-                        .with_metadata(field.metadata().clone()),
-                )
-            }
-        })
-        .collect();
-    Ok(ResultSchema { schema: Arc::new(Schema::new(fields)), ipc: None })
+    let schema = Some(planned.result_schema(execution, &analysed)?);
+    let parameters = announce(parsed, &types);
+    Ok(Description { kind: StatementKind::Query, schema, parameters, types, uses: planned.uses })
 }
 
 /// The table a plan reads, when it reads one, once.

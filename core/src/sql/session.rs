@@ -15,7 +15,8 @@ use parking_lot::{Mutex, RwLock};
 use super::engine::Engine;
 use super::execution::Execution;
 use super::hot::Shape;
-use super::parameters;
+use super::parameters::{self, Use};
+use super::planner::ParameterTypes;
 use super::result::{Affected, Outcome, Params, ResultSchema};
 use super::stack::Deep;
 use super::statement::{Parsed, Statement, parse};
@@ -111,7 +112,8 @@ impl Session {
             return Err(user_is_gone(&self.inner.principal));
         };
         let principal = Principal { role: user.role, ..self.inner.principal.clone() };
-        Ok(Execution { session: self.clone(), snapshot, principal, namespace: self.namespace() })
+        let now_us = self.inner.ctx.clock.now_us();
+        Ok(Execution { session: self.clone(), snapshot, principal, namespace: self.namespace(), now_us })
     }
 
     /// Runs one statement.
@@ -251,6 +253,10 @@ pub(crate) struct Description {
     pub(crate) schema: Option<ResultSchema>,
     /// One for each parameter, typed so that every driver can set it.
     pub(crate) parameters: Vec<FieldRef>,
+    /// The types the plan of a query has its parameters in.
+    pub(crate) types: ParameterTypes,
+    /// What they are for.
+    pub(crate) uses: HashMap<String, Use>,
 }
 
 /// A statement that was read and described, to be run with values.
@@ -285,6 +291,29 @@ impl Prepared {
     /// The session it belongs to.
     pub fn session(&self) -> &Session {
         &self.session
+    }
+
+    /// The statement as it is with these values: some make the columns of a query another type, as 1.5 beside an integer does.
+    ///
+    /// # Errors
+    /// As [`Session::prepare`], and 42P02 unless exactly the statement's parameters are given.
+    pub fn with_values(&self, params: impl Into<Params>) -> Result<Self> {
+        let params = self.statement.parsed.parameters.values(params.into())?;
+        let mut fits = true;
+        for (index, value) in params.iter().enumerate() {
+            let name = format!("${}", index + 1);
+            if let Some(Some(ty)) = self.description.types.get(&name) {
+                let used = self.description.uses.get(&name).copied();
+                fits &= parameters::fitting(value, ty, used)?.is_some();
+            }
+        }
+        if fits {
+            return Ok(self.clone());
+        }
+        let describe = || planner::bound_schema(&self.session.begin()?, &self.statement.parsed, &params);
+        let schema = super::stack::deep(describe)?;
+        let description = Description { schema, ..Description::clone(&self.description) };
+        Ok(Self { description: Arc::new(description), ..self.clone() })
     }
 
     /// Runs it.
@@ -369,10 +398,7 @@ pub(crate) fn parameter_name(parsed: &Parsed, index: usize) -> String {
 }
 
 /// The announced parameters of a statement, by the types its plan needs.
-pub(crate) fn announce(
-    parsed: &Parsed,
-    planned: &HashMap<String, Option<datafusion::arrow::datatypes::DataType>>,
-) -> Vec<FieldRef> {
+pub(crate) fn announce(parsed: &Parsed, planned: &ParameterTypes) -> Vec<FieldRef> {
     (0..parsed.parameters.count)
         .map(|index| {
             let ty = planned.get(&format!("${}", index + 1)).and_then(Option::as_ref);

@@ -13,7 +13,8 @@ use super::cursor::{Cursor, QualifiedName, parser, qualified, syntax};
 use super::dialect::BoundedDialect;
 use super::parameters::{self, ParameterNames};
 use super::storage_statement::{CreateStorage, MoveKind, MoveTarget, StorageOptions};
-use super::{alter_table, create_table, guard, storage_statement};
+use super::workarounds::syntax;
+use super::{alter_table, clauses, create_table, guard, storage_statement};
 use crate::access::Role;
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -53,6 +54,25 @@ pub(crate) enum Statement {
     Backup(BackupUrl),
     ShowManifest { table: QualifiedName },
     Subscribe(Box<Subscribe>),
+}
+
+impl Statement {
+    /// Refuses clauses without effect, and rewrites what the planner does not understand.
+    fn check_and_rewrite(&mut self) -> Result<()> {
+        fn both(statement: &mut (impl ast::Visit + ast::VisitMut)) -> Result<()> {
+            clauses::check(statement)?;
+            syntax::rewrite(statement)
+        }
+        match self {
+            Self::Query(query) => both(&mut **query),
+            Self::Explain(statement) => both(&mut **statement),
+            Self::Insert(insert) => both(&mut **insert),
+            Self::Update(update) => both(&mut **update),
+            Self::Delete(delete) => both(&mut **delete),
+            Self::Subscribe(subscribe) => both(&mut *subscribe.query),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// `CREATE USER`.
@@ -134,10 +154,11 @@ pub(crate) fn parse(sql: &str, config: &Config) -> Result<Parsed> {
     let parameters = parameters::number(&mut tokens, config.parameters_max)?;
     drop_empty_parentheses(&mut tokens);
     let names_seq = tokens.iter().any(|token| is_seq(&token.token));
-    let statement = match own_grammar(&tokens)? {
+    let mut statement = match own_grammar(&tokens)? {
         Some(statement) => statement,
         None => foreign_grammar(&tokens)?,
     };
+    statement.check_and_rewrite()?;
     if parameters.count > 0 && !takes_parameters(&statement) {
         return Err(
             Error::syntax("this statement takes no parameters").hint("write the values into the text")
@@ -468,7 +489,6 @@ fn query_or_write(query: Box<ast::Query>) -> Result<Statement> {
         | ast::SetExpr::Update(_)
         | ast::SetExpr::Delete(_)
         | ast::SetExpr::Merge(_) => Err(Error::unsupported("WITH in front of a write")),
-        _ if !query.locks.is_empty() => Err(Error::unsupported("SELECT ... FOR UPDATE")),
         _ => Ok(Statement::Query(query)),
     }
 }

@@ -1,36 +1,41 @@
 //! Parameters that stand alone as a value for a column take the column's type.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use datafusion::arrow::datatypes::FieldRef;
 use datafusion::logical_expr::expr::{Alias, Placeholder};
 use datafusion::logical_expr::{Expr, LogicalPlan, Projection};
 
+use super::parameters::Use;
+use super::planner::Planned;
 use crate::error::Result;
 
 /// Types the placeholders that are a plan's columns by themselves; the plan's columns are `fields`, in order.
-pub(crate) fn type_placeholders(plan: LogicalPlan, fields: &[FieldRef]) -> Result<LogicalPlan> {
-    let LogicalPlan::Projection(Projection { expr, input, .. }) = plan else { return Ok(plan) };
+pub(crate) fn type_placeholders(mut planned: Planned, fields: &[FieldRef]) -> Result<Planned> {
+    let LogicalPlan::Projection(Projection { expr, input, .. }) = planned.plan else { return Ok(planned) };
     let typed = expr
         .into_iter()
         .zip(fields.iter().map(Some).chain(std::iter::repeat(None)))
         .map(|(expr, field)| match field {
-            Some(field) => typed(expr, field),
+            Some(field) => typed(expr, field, &mut planned.uses),
             None => expr,
         })
         .collect();
-    Ok(LogicalPlan::Projection(Projection::try_new(typed, Arc::clone(&input))?))
+    planned.plan = LogicalPlan::Projection(Projection::try_new(typed, input)?);
+    Ok(planned)
 }
 
-fn typed(expr: Expr, field: &FieldRef) -> Expr {
+fn typed(expr: Expr, field: &FieldRef, uses: &mut HashMap<String, Use>) -> Expr {
     match expr {
         Expr::Placeholder(Placeholder { id, field: None }) => {
+            uses.insert(id.clone(), Use::Assigned);
             Expr::Placeholder(Placeholder { id, field: Some(Arc::clone(field)) })
         }
         Expr::Alias(Alias { expr, relation, name, metadata, .. })
             if matches!(*expr, Expr::Placeholder(_)) =>
         {
-            Expr::Alias(Alias::new(typed(*expr, field), relation, name).with_metadata(metadata))
+            Expr::Alias(Alias::new(typed(*expr, field, uses), relation, name).with_metadata(metadata))
         }
         other => other,
     }

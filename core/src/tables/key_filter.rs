@@ -11,6 +11,7 @@ use datafusion::common::ScalarValue;
 use datafusion::logical_expr::{BinaryExpr, Expr, Operator, TableProviderFilterPushDown};
 
 use crate::error::ErrorKind;
+use crate::failpoint::is_planted;
 use crate::ids::ScopeId;
 use crate::schema_registry::TableDefinition;
 use crate::storage::keys::{KEY_BYTES_MAX, KeyEncoder, scope_prefix};
@@ -59,6 +60,15 @@ struct Demand {
     allowed: Allowed,
     /// Whether that is all the filter demands.
     is_all: bool,
+}
+
+impl Demand {
+    /// What no key fulfils.
+    const NEVER: Self = Self { column: 0, allowed: Allowed::Values(Vec::new()), is_all: true };
+
+    fn is_never(&self) -> bool {
+        matches!(&self.allowed, Allowed::Values(values) if values.is_empty())
+    }
 }
 
 /// Values of a key column, as the bytes a key has for them.
@@ -202,6 +212,10 @@ impl KeyColumns<'_> {
                 (Expr::Literal(value, _), Expr::Column(_)) => self.compared(right, op.swap()?, value),
                 _ => None,
             },
+            // The optimizer may leave a constant in the place of a part of a filter.
+            Expr::Literal(ScalarValue::Boolean(None | Some(false)) | ScalarValue::Null, _) => {
+                Some(Demand::NEVER)
+            }
             Expr::InList(list) if !list.negated => {
                 let (column, ty) = self.column(&list.expr)?;
                 let mut values = Vec::with_capacity(list.list.len());
@@ -240,6 +254,10 @@ impl KeyColumns<'_> {
     fn either(&self, left: &Expr, right: &Expr) -> Option<Demand> {
         let (left, right) = (self.demand(left)?, self.demand(right)?);
         let is_all = left.is_all && right.is_all;
+        if left.is_never() || right.is_never() {
+            let other = if left.is_never() { right } else { left };
+            return Some(Demand { is_all, ..other });
+        }
         match (left.allowed, right.allowed) {
             (Allowed::Values(mut values), Allowed::Values(others)) if left.column == right.column => {
                 values.extend(others);
@@ -250,7 +268,14 @@ impl KeyColumns<'_> {
     }
 
     fn both(&self, left: &Expr, right: &Expr) -> Option<Demand> {
+        let is_true = |expr: &Expr| matches!(expr, Expr::Literal(ScalarValue::Boolean(Some(true)), _));
+        if is_true(left) || is_true(right) {
+            return self.demand(if is_true(left) { right } else { left });
+        }
         let (left, right) = (self.demand(left)?, self.demand(right)?);
+        if left.is_never() || right.is_never() {
+            return Some(Demand::NEVER);
+        }
         let is_all = left.is_all && right.is_all;
         (left.column == right.column).then(|| Demand {
             column: left.column,
@@ -266,6 +291,13 @@ impl KeyColumns<'_> {
 
     fn compared(&self, column: &Expr, op: Operator, value: &ScalarValue) -> Option<Demand> {
         let (column, ty) = self.column(column)?;
+        let is_ordering = matches!(
+            op,
+            Operator::Eq | Operator::NotEq | Operator::Lt | Operator::LtEq | Operator::Gt | Operator::GtEq
+        );
+        if value.is_null() && is_ordering {
+            return Some(Demand::NEVER);
+        }
         let value = key_value(ty, value)?;
         if op == Operator::Eq {
             return self.values(column, &[value]);
@@ -277,6 +309,9 @@ impl KeyColumns<'_> {
         let bytes = self.encoder.encode_column(column, &value).ok()?;
         let interval = match op {
             Operator::Gt => KeyRange { start: after_prefix(&bytes)?, end: None },
+            Operator::GtEq if is_planted("key_bounds_are_open") => {
+                KeyRange { start: after_prefix(&bytes)?, end: None }
+            }
             Operator::GtEq => KeyRange { start: bytes, end: None },
             Operator::Lt => KeyRange { start: Vec::new(), end: Some(bytes) },
             Operator::LtEq => KeyRange { start: Vec::new(), end: Some(after_prefix(&bytes)?) },

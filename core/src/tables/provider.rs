@@ -11,17 +11,22 @@ use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider};
-use datafusion::common::{Constraint, Constraints};
+use datafusion::common::tree_node::{Transformed, TreeNode};
+use datafusion::common::{Column, Constraint, Constraints, DFSchema};
 use datafusion::datasource::TableType;
 use datafusion::error::Result as DataFusionResult;
 use datafusion::execution::session_state::SessionStateBuilder;
+use datafusion::logical_expr::utils::conjunction;
 use datafusion::logical_expr::{Expr, TableProviderFilterPushDown};
+use datafusion::physical_expr::expressions::Column as PhysicalColumn;
+use datafusion::physical_plan::filter::FilterExec;
+use datafusion::physical_plan::projection::ProjectionExec;
 use datafusion::physical_plan::union::UnionExec;
-use datafusion::physical_plan::{ExecutionPlan, SendableRecordBatchStream, execute_stream};
+use datafusion::physical_plan::{ExecutionPlan, PhysicalExpr, SendableRecordBatchStream, execute_stream};
 use datafusion::prelude::SessionConfig;
 
 use super::cold::{ColdPlan, ColdScan};
-use super::key_filter::key_filter;
+use super::key_filter::{KeyFilter, key_filter};
 use super::scan::{KalamScanExec, Scan};
 use super::source::{RowSchema, ScanSource};
 use crate::commit::Snapshot;
@@ -210,12 +215,79 @@ impl TableProvider for KalamTable {
         filters: &[Expr],
         limit: Option<usize>,
     ) -> DataFusionResult<Arc<dyn ExecutionPlan>> {
-        let projection = projection.map(Vec::as_slice);
+        let filters: Vec<&Expr> = filters.iter().collect();
+        let filter = key_filter(&self.schemas.definition, self.scope, &filters);
+        let left: Vec<&Expr> = filters
+            .iter()
+            .zip(&filter.uses)
+            .filter(|(_, used)| self.computed.is_some() || **used != TableProviderFilterPushDown::Exact)
+            .map(|(filter, _)| *filter)
+            .collect();
+        if left.is_empty() {
+            return self.scan_ranges(state, projection.map(Vec::as_slice), filter, limit).await;
+        }
+        self.scan_filtered(state, projection, filter, &left).await
+    }
+}
+
+impl KalamTable {
+    /// Evaluates the filters that are not in the ranges: the optimizer hands over filters in other forms than those it was promised
+    /// would be kept, and does not ask again.
+    async fn scan_filtered(
+        &self,
+        state: &dyn Session,
+        projection: Option<&Vec<usize>>,
+        filter: KeyFilter,
+        left: &[&Expr],
+    ) -> DataFusionResult<Arc<dyn ExecutionPlan>> {
+        let schema = self.schema();
+        let shown: Vec<usize> = match projection {
+            Some(projection) => projection.clone(),
+            None => (0..schema.fields().len()).collect(),
+        };
+        let mut read = shown.clone();
+        for column in left.iter().flat_map(|filter| filter.column_refs()) {
+            let position = schema.index_of(&column.name)?;
+            if !read.contains(&position) {
+                read.push(position);
+            }
+        }
+        let rows = self.scan_ranges(state, Some(&read), filter, None).await?;
+        let columns = DFSchema::try_from(rows.schema())?;
+        let unqualified = |filter: &&Expr| {
+            let stripped = Expr::clone(filter).transform_up(|part| match part {
+                Expr::Column(column) => {
+                    Ok(Transformed::yes(Expr::Column(Column::new_unqualified(column.name))))
+                }
+                part => Ok(Transformed::no(part)),
+            })?;
+            DataFusionResult::Ok(stripped.data)
+        };
+        let left = left.iter().map(unqualified).collect::<DataFusionResult<Vec<_>>>()?;
+        let Some(predicate) = conjunction(left) else { return Ok(rows) };
+        let predicate = state.create_physical_expr(predicate, &columns)?;
+        let rows: Arc<dyn ExecutionPlan> = Arc::new(FilterExec::try_new(predicate, rows)?);
+        if read.len() == shown.len() {
+            return Ok(rows);
+        }
+        let columns = rows.schema();
+        let kept = shown.iter().enumerate().map(|(place, _)| {
+            let name = columns.field(place).name();
+            (Arc::new(PhysicalColumn::new(name, place)) as Arc<dyn PhysicalExpr>, name.clone())
+        });
+        Ok(Arc::new(ProjectionExec::try_new(kept.collect::<Vec<_>>(), rows)?))
+    }
+
+    async fn scan_ranges(
+        &self,
+        state: &dyn Session,
+        projection: Option<&[usize]>,
+        filter: KeyFilter,
+        limit: Option<usize>,
+    ) -> DataFusionResult<Arc<dyn ExecutionPlan>> {
         let (sources, pinned, cold) = match &self.computed {
             Some(batches) => (vec![ScanSource::Batches(Arc::clone(batches))], None, None),
             None => {
-                let filters: Vec<&Expr> = filters.iter().collect();
-                let filter = key_filter(&self.schemas.definition, self.scope, &filters);
                 let cold = ColdScan {
                     snapshot: &self.snapshot,
                     schemas: &self.schemas,

@@ -134,20 +134,15 @@ impl KalamScanExec {
         Self { direction: Direction::Reverse, properties: Arc::new(properties), ..self.clone() }
     }
 
-    /// Whether `order` is the reverse of the key's order, at least as far as keys differ.
+    /// Whether `order` is the reverse of the key's order, or of its first columns'.
     fn is_reverse_order(&self, order: &[PhysicalSortExpr]) -> bool {
         let key = sort_columns(&self.scan, &self.positions);
-        let mut wanted = order.iter();
-        let is_reverse = key.columns.iter().zip(&mut wanted).all(|(column, wanted)| {
+        let is_reverse = order.iter().zip(&key).all(|(wanted, column)| {
             let is_column =
                 wanted.expr.downcast_ref::<Column>().is_some_and(|found| found.index() == *column);
             is_column && wanted.options.descending
         });
-        // What is asked for beyond the key makes no difference when no two rows have the same key.
-        is_reverse
-            && !order.is_empty()
-            && !key.columns.is_empty()
-            && (wanted.next().is_none() || key.is_unique)
+        is_reverse && !order.is_empty() && order.len() <= key.len()
     }
 
     fn cursor(&self, batch_rows: usize) -> Result<Cursor> {
@@ -166,38 +161,28 @@ impl KalamScanExec {
 }
 
 /// The key columns that order the rows, as positions in the output.
-struct SortColumns {
-    columns: Vec<usize>,
-    /// Whether no two rows agree in all of them.
-    is_unique: bool,
-}
-
+///
 /// Columns with one value order nothing and are left out. The order is known up to the first key column that is projected
 /// away, or whose stored order is not that of its comparison (NaN and the two zeros).
-fn sort_columns(scan: &Scan, positions: &[usize]) -> SortColumns {
+fn sort_columns(scan: &Scan, positions: &[usize]) -> Vec<usize> {
     let definition = &scan.schemas.definition;
-    let Some(pinned) = scan.pinned else {
-        return SortColumns { columns: Vec::new(), is_unique: false };
-    };
+    let Some(pinned) = scan.pinned else { return Vec::new() };
     let key = definition.key_positions();
     let ordering = key.get(pinned..).unwrap_or_default();
-    let columns: Vec<usize> = ordering
+    ordering
         .iter()
         .map_while(|position| {
             let column = definition.columns.get(*position)?;
             let is_ordered = !matches!(column.ty, ColumnType::Real | ColumnType::Double);
             if is_ordered { positions.iter().position(|shown| shown == position) } else { None }
         })
-        .collect();
-    let is_unique = definition.has_key() && columns.len() == ordering.len();
-    SortColumns { columns, is_unique }
+        .collect()
 }
 
 fn properties(scan: &Scan, schema: &SchemaRef, positions: &[usize], direction: Direction) -> PlanProperties {
     let descending = direction == Direction::Reverse;
     let options = SortOptions { descending, nulls_first: descending };
     let ordering: Vec<PhysicalSortExpr> = sort_columns(scan, positions)
-        .columns
         .into_iter()
         .filter_map(|column| {
             let name = schema.fields().get(column)?.name();

@@ -8,12 +8,12 @@ use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, BinaryArray, Int64Array, StringArray};
 use arrow::buffer::Buffer;
-use arrow::compute::{CastOptions, cast_with_options};
 use arrow::datatypes::{DataType, Int64Type};
 use arrow::record_batch::RecordBatch;
-use arrow::util::display::FormatOptions;
 use bytes::Bytes;
+use datafusion::common::ScalarValue;
 
+use crate::casts::{cast, is_text};
 use crate::cold_storage::Place;
 use crate::commit::RowWrite;
 use crate::error::{Error, ErrorKind, Result, SqlState};
@@ -405,50 +405,36 @@ fn check_embedding(definition: &TableDefinition, column: &ColumnDefinition, arra
 
 /// Casts a column to the Arrow form of its type, as an INSERT does with what a query or a client delivers.
 ///
-/// Besides Arrow's own casts, text becomes UUID, BYTES (`\x…`) and EMBEDDING as [`ColumnType::parse_text`] reads it.
-///
 /// # Errors
-/// 22P02, 22003 for a value the type does not have; 42804 when there is no such cast.
+/// 22P02, 22003, 22007 for a value the type does not have; 42804 when there is no such cast.
 pub fn cast_column(column: &ColumnDefinition, array: &ArrayRef) -> Result<ArrayRef> {
     let target = column.ty.arrow();
     if *array.data_type() == target {
         return Ok(Arc::clone(array));
     }
-    let is_text = matches!(array.data_type(), DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View);
-    if is_text && matches!(column.ty, ColumnType::Uuid | ColumnType::Bytes | ColumnType::Embedding(_)) {
-        return cast_text(column.ty, array);
-    }
-    if !arrow::compute::can_cast_types(array.data_type(), &target) {
-        return Err(Error::new(
-            ErrorKind::InvalidSql,
-            SqlState::DATATYPE_MISMATCH,
-            format!(
+    let cast = if is_text(array.data_type()) && matches!(column.ty, ColumnType::Embedding(_)) {
+        embeddings(column.ty, array)
+    } else {
+        cast(array, &target)
+    };
+    cast.map_err(|error| {
+        if error.sqlstate() == SqlState::CANNOT_COERCE {
+            let message = format!(
                 "column \"{}\" is of type {}, the values are {}",
                 column.name,
                 column.ty,
                 array.data_type()
-            ),
-        )
-        .hint("cast them with CAST(... AS ...)"));
-    }
-    let options = CastOptions { safe: false, format_options: FormatOptions::default() };
-    cast_with_options(array, &target, &options).map_err(|error| {
-        let error = Error::from(error);
-        // A number that does not fit is out of range; only text can be badly written.
-        let sqlstate = match error.sqlstate() {
-            SqlState::INVALID_TEXT_REPRESENTATION if array.data_type().is_numeric() => {
-                SqlState::NUMERIC_OUT_OF_RANGE
-            }
-            other => other,
-        };
+            );
+            return Error::new(ErrorKind::InvalidSql, SqlState::DATATYPE_MISMATCH, message)
+                .hint("cast them with CAST(... AS ...)");
+        }
         let message = format!("column \"{}\" of type {}: {}", column.name, column.ty, error.message());
-        Error::new(error.kind(), sqlstate, message)
+        Error::new(error.kind(), error.sqlstate(), message)
     })
 }
 
-fn cast_text(ty: ColumnType, array: &ArrayRef) -> Result<ArrayRef> {
-    use datafusion::common::ScalarValue;
-    let texts = cast_with_options(array, &DataType::Utf8, &CastOptions::default())?;
+fn embeddings(ty: ColumnType, array: &ArrayRef) -> Result<ArrayRef> {
+    let texts = cast(array, &DataType::Utf8)?;
     let null = ScalarValue::try_from(&ty.arrow())?;
     let values = texts.as_string::<i32>().iter().map(|text| match text {
         Some(text) => ty.parse_text(text),

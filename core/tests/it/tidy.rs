@@ -4,13 +4,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The core's modules, each before those that may name it.
-const ORDER: [&str; 22] = [
+const ORDER: [&str; 23] = [
     "ids",
     "error",
     "failpoint",
     "config",
     "clock",
     "access",
+    "casts",
     "types",
     "platform",
     "storage",

@@ -80,6 +80,7 @@ impl FlightState {
         prepared: Prepared,
         bound: Arc<Bound>,
     ) -> Result<Response<FlightInfo>> {
+        let prepared = prepared.with_values(bound.params())?;
         let schema = self.result_schema(&prepared)?;
         let query = QueryId::random();
         let fits = bound.frames().len() <= TICKET_PARAMETER_BYTES_MAX;
@@ -226,6 +227,7 @@ impl FlightState {
             return Err(unknown_ticket());
         }
         let bound = super::prepared::bound_of_frames(parameters)?;
+        let prepared = prepared.with_values(bound.params())?;
         let schema = self.result_schema(&prepared)?;
         Ok(Started { prepared, bound: Arc::new(bound), schema })
     }

@@ -3,6 +3,7 @@
 //! The rows to insert are a query, planned like any other; what comes out is cast to the columns' types, columns that are left
 //! out get their defaults row by row, and the rows become one commit.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use datafusion::arrow::array::{
@@ -20,6 +21,7 @@ use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::schema_registry::{ColumnDefault, ColumnDefinition, TableDefinition, TableSchemas};
 use crate::sql::cursor::{QualifiedName, qualified};
 use crate::sql::execution::Execution;
+use crate::sql::parameters::Use;
 use crate::sql::planner::{self, Planned, View};
 use crate::sql::result::Affected;
 use crate::sql::session::Session;
@@ -142,7 +144,7 @@ pub(in crate::sql) fn default_column(
             value.to_array_of_size(rows)?
         }
         Some(ColumnDefault::Now) => {
-            let now = TimestampMicrosecondArray::from_value(execution.now_us(), rows);
+            let now = TimestampMicrosecondArray::from_value(execution.now_us, rows);
             let now: ArrayRef = Arc::new(now.with_timezone("UTC"));
             match column.ty.arrow() {
                 // The instant itself, not its reading in some zone.
@@ -193,9 +195,9 @@ pub(in crate::sql) fn plan(
         let planned = plan_values(execution, &target, rows, view)?;
         return Ok((target, planned));
     }
-    let mut planned = planner::plan_query(execution, source, view)?;
+    let planned = planner::plan_query(execution, source, view)?;
     let target = Target::new(schemas, &columns, Some(planned.plan.schema().fields().len()))?;
-    planned.plan = type_placeholders(planned.plan, &fields(&target, parameter_type))?;
+    let planned = type_placeholders(planned, &fields(&target, parameter_type))?;
     Ok((target, planned))
 }
 
@@ -230,6 +232,7 @@ fn plan_values(
     let columns = target.columns();
     let mut only_text = vec![true; columns.len()];
     let mut parameters: Vec<Option<FieldRef>> = Vec::new();
+    let mut uses = HashMap::new();
     for row in &mut rows {
         for ((value, column), only_text) in row.iter_mut().zip(&columns).zip(&mut only_text) {
             if is_default(value) {
@@ -237,6 +240,7 @@ fn plan_values(
             }
             *only_text &= is_text(value);
             if let Some(index) = placeholder_index(value) {
+                uses.insert(format!("${}", index + 1), Use::Assigned);
                 if parameters.len() <= index {
                     parameters.resize(index + 1, None);
                 }
@@ -254,11 +258,12 @@ fn plan_values(
     };
     let types =
         columns.iter().zip(only_text).map(|(column, text)| Field::new(&*column.name, ty(column, text), true));
-    let schema =
-        DFSchema::from_unqualified_fields(types.map(Arc::new).collect(), std::collections::HashMap::new())?;
+    let schema = DFSchema::from_unqualified_fields(types.map(Arc::new).collect(), HashMap::new())?;
     let mut context = PlannerContext::new().with_prepare_param_data_types(parameters);
     context.set_table_schema(Some(Arc::new(schema)));
-    planner::plan(execution, ast::Statement::Query(Box::new(values_query(rows))), view, &mut context)
+    let values = ast::Statement::Query(Box::new(values_query(rows)));
+    let planned = planner::plan(execution, values, view, &mut context)?;
+    Ok(Planned { uses, ..planned })
 }
 
 fn is_default(value: &ast::Expr) -> bool {

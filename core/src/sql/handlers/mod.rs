@@ -118,7 +118,7 @@ pub(super) fn audit_row(
 ) -> Result<TableWrite> {
     let ctx = execution.ctx();
     let entry = AuditEntry { actor: &execution.principal, action, target, details, subject };
-    audit::write(&entry, &execution.snapshot, &ctx.schema_registry, &ctx.node_id, execution.now_us())
+    audit::write(&entry, &execution.snapshot, &ctx.schema_registry, &ctx.node_id, execution.now_us)
 }
 
 /// Writes down that a statement was refused, then gives its error back. What cannot be written down is refused all the same.

@@ -28,7 +28,7 @@ pub(in crate::sql) async fn create(session: &Session, name: &str, if_not_exists:
             name: Arc::from(name),
             revision: 1,
             options: None,
-            created_at: execution.now_us(),
+            created_at: execution.now_us,
         }));
         set.tables.push(audit_row(&execution, "CREATE NAMESPACE", name, None, None)?);
         if let Some(affected) = attempts.commit(set, 0).await? {

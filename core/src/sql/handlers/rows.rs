@@ -60,7 +60,7 @@ impl<'a> Rows<'a> {
         schemas: Arc<TableSchemas>,
         writer: Arc<RowWriter>,
     ) -> Self {
-        let now_us = execution.now_us();
+        let now_us = execution.now_us;
         let can_be_large = can_be_large(execution, &schemas.definition);
         Self {
             execution,

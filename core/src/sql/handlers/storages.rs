@@ -57,7 +57,7 @@ pub(in crate::sql) async fn create(session: &Session, statement: &CreateStorage)
                 "write file:///folder, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix",
             ));
         }
-        let now = execution.now_us();
+        let now = execution.now_us;
         let mut record = StorageRecord {
             id: Arc::from(name.as_str()),
             revision: 1,
@@ -108,7 +108,7 @@ pub(in crate::sql) async fn alter(
                 .hint("its URL and ENDPOINT can change while no table uses it"));
         }
         record.revision += 1;
-        record.updated_at = execution.now_us();
+        record.updated_at = execution.now_us;
         let changed: Vec<&String> = options.keys().collect();
         let mut set = execution.write_set();
         set.tables.push(audit_row(

@@ -5,7 +5,7 @@ use datafusion::sql::sqlparser::ast;
 
 use crate::error::{Error, Result};
 use crate::live_query::{LiveQueryPlan, SubscribeRequest, Subscription};
-use crate::sql::planner::{View, plan_query};
+use crate::sql::planner::{View, plan_live_query};
 use crate::sql::result::{Outcome, Params};
 use crate::sql::session::Session;
 use crate::sql::statement::{Statement, Subscribe, parse};
@@ -39,8 +39,8 @@ fn start(
     request: &SubscribeRequest,
 ) -> Result<Subscription> {
     let execution = session.begin()?;
-    let planned = plan_query(&execution, query, view)?;
+    let planned = plan_live_query(&execution, query, view)?;
     let (types, _) = planned.resolve(params.len())?;
-    let plan = LiveQueryPlan::extract(&planned.bind(&types, params)?, &planned.state)?;
+    let plan = LiveQueryPlan::extract(&planned.bind(&types, params)?.plan, &planned.planning())?;
     session.ctx().live_queries.subscribe(&execution.principal, plan, request)
 }

@@ -57,7 +57,7 @@ pub(in crate::sql) async fn create(session: &Session, table: &CreateTable) -> Re
             &table.primary_key,
             TableOptions { flush_policy, ..table.options.clone() },
             execution.principal.user_id,
-            execution.now_us(),
+            execution.now_us,
         )?;
         let details = json!({ "type": table.kind.name(), "columns": table.columns.len() });
         let mut set = execution.write_set();
@@ -104,7 +104,7 @@ pub(in crate::sql) async fn alter(session: &Session, statement: &AlterTable) -> 
         if options == table.options {
             return Ok(nothing_to_do(&execution));
         }
-        let definition = table.with_options(execution.now_us(), options)?;
+        let definition = table.with_options(execution.now_us, options)?;
         let values = statement
             .changes
             .iter()

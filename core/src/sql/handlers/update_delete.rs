@@ -72,9 +72,8 @@ pub(in crate::sql) fn plan_update(
         fields.push(Arc::new(Field::new(&*column.name, parameter_type(column.ty), true)));
     }
     projection.extend(STORED.iter().map(|name| stored(name)));
-    let mut planned = plan(execution, &schemas, projection, from, update.selection.clone(), view)?;
-    planned.plan = type_placeholders(planned.plan, &fields)?;
-    Ok((schemas, planned))
+    let planned = plan(execution, &schemas, projection, from, update.selection.clone(), view)?;
+    Ok((schemas, type_placeholders(planned, &fields)?))
 }
 
 /// Plans the rows a DELETE removes: what the write needs of them.

@@ -39,7 +39,7 @@ pub(in crate::sql) async fn create(session: &Session, user: &CreateUser) -> Resu
                 format!("user \"{}\" exists already", user.name),
             ));
         }
-        let now = execution.now_us();
+        let now = execution.now_us;
         let id = catalog.next_user_id();
         let mut set = execution.write_set();
         set.catalog.push(CatalogChange::PutUser(UserRecord {
@@ -95,7 +95,7 @@ pub(in crate::sql) async fn alter(session: &Session, name: &str, change: &UserCh
                 json!({ "changed": "email" })
             }
         };
-        user.updated_at = execution.now_us();
+        user.updated_at = execution.now_us;
         user.revision += 1;
         let subject = user.id;
         let mut set = execution.write_set();

@@ -1,0 +1,530 @@
+//! Texts of dates, times, timestamps and intervals, as PostgreSQL reads them where they are in ISO order.
+//!
+//! A date is `YYYY-MM-DD`, `YYYY/MM/DD` or `YYYYMMDD`, a time `HH:MM[:SS[.f]] [AM|PM]`, a timestamp a date, optionally a time behind
+//! `T` or spaces, and a zone. Fractions beyond microseconds are rounded.
+
+use std::str::FromStr;
+use std::sync::Arc;
+
+use arrow::array::timezone::Tz;
+use arrow::array::{ArrayRef, PrimitiveArray, StringArray};
+use arrow::datatypes::{
+    ArrowPrimitiveType, DataType, Date32Type, IntervalMonthDayNano, IntervalMonthDayNanoType, IntervalUnit,
+    Time64MicrosecondType, TimeUnit, TimestampMicrosecondType,
+};
+use chrono::{DateTime, LocalResult, NaiveDate, NaiveDateTime, Offset, TimeZone};
+
+use super::{arrow_cast, name_of};
+use crate::error::{Error, ErrorKind, Result, SqlState};
+
+const SECOND: i64 = 1_000_000;
+const DAY: i64 = 86_400 * SECOND;
+
+/// Texts as values of a type of dates, times or intervals.
+pub(super) fn from_text(texts: &StringArray, to: &DataType) -> Result<ArrayRef> {
+    use DataType as T;
+    let values = match to {
+        T::Date32 => read::<Date32Type>(texts, to, date)?,
+        T::Time32(_) | T::Time64(_) => read::<Time64MicrosecondType>(texts, to, time)?,
+        T::Timestamp(_, None) => read::<TimestampMicrosecondType>(texts, to, |text| {
+            // The wall clock reading counts, and a zone behind it does not.
+            Timestamp::parse(text).map(|read| read.wall_us)
+        })?,
+        T::Timestamp(_, Some(_)) => {
+            let instants =
+                read::<TimestampMicrosecondType>(texts, to, |text| Timestamp::parse(text)?.instant_us())?;
+            arrow_cast(&instants, &T::Timestamp(TimeUnit::Microsecond, Some("+00:00".into())))?
+        }
+        _ => {
+            let intervals = read::<IntervalMonthDayNanoType>(texts, to, interval)?;
+            arrow_cast(&intervals, &T::Interval(IntervalUnit::MonthDayNano))?
+        }
+    };
+    arrow_cast(&values, to)
+}
+
+fn read<T: ArrowPrimitiveType>(
+    texts: &StringArray,
+    to: &DataType,
+    parse: impl Fn(&str) -> Option<T::Native>,
+) -> Result<ArrayRef> {
+    let value = |text: &str| parse(text).ok_or_else(|| malformed(text, to));
+    let values = texts.iter().map(|text| text.map(value).transpose());
+    Ok(Arc::new(values.collect::<Result<PrimitiveArray<T>>>()?))
+}
+
+fn malformed(text: &str, to: &DataType) -> Error {
+    let shown: String = text.chars().take(64).collect();
+    Error::new(
+        ErrorKind::InvalidArgument,
+        SqlState::INVALID_DATETIME,
+        format!("\"{shown}\" is not a value of type {}", name_of(to)),
+    )
+    .hint("write dates as 2024-01-31, times as 10:20:30.5, intervals as 1 day 02:03:04")
+}
+
+/// Year, month and day of a day since 1970.
+pub(super) fn civil(day: i64) -> (i64, i64, i64) {
+    // Days from 0000-03-01, in eras of 400 years: https://howardhinnant.github.io/date_algorithms.html
+    let shifted = day + 719_468;
+    let (era, of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
+    let year_of_era = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let day_of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    (year_of_era + era * 400 + i64::from(month <= 2), month, day)
+}
+
+/// A reading of a calendar and a clock, and where it was taken.
+struct Timestamp {
+    wall_us: i64,
+    zone: Option<Zone>,
+}
+
+enum Zone {
+    /// Microseconds ahead of UTC.
+    Ahead(i64),
+    Named(Tz),
+}
+
+impl Timestamp {
+    fn parse(text: &str) -> Option<Self> {
+        let text = text.trim();
+        let end = text.find(|at: char| at.is_whitespace() || at == 'T' || at == 't').unwrap_or(text.len());
+        let (day, rest) = text.split_at_checked(end)?;
+        let day = i64::from(date(day)?);
+        let rest = rest.trim_start_matches(['T', 't']).trim_start();
+        let clock =
+            rest.find(|at: char| !(at.is_ascii_digit() || at == ':' || at == '.')).unwrap_or(rest.len());
+        let (clock, rest) = rest.split_at_checked(clock)?;
+        let (half, zone) = half_of_day(rest.trim_start());
+        let time = match (clock.is_empty(), half) {
+            (true, "") => 0,
+            (true, _) => return None,
+            (false, half) => clock_us(clock, half)?,
+        };
+        let zone = zone.trim();
+        let zone = if zone.is_empty() { None } else { Some(Zone::parse(zone)?) };
+        Some(Self { wall_us: day.checked_mul(DAY)?.checked_add(time)?, zone })
+    }
+
+    /// Without a zone it is a reading in UTC.
+    fn instant_us(&self) -> Option<i64> {
+        match &self.zone {
+            None => Some(self.wall_us),
+            Some(Zone::Ahead(ahead)) => self.wall_us.checked_sub(*ahead),
+            Some(Zone::Named(zone)) => instant_us(self.wall_us, zone),
+        }
+    }
+}
+
+impl Zone {
+    fn parse(text: &str) -> Option<Self> {
+        if text.eq_ignore_ascii_case("z") || text.eq_ignore_ascii_case("utc") {
+            return Some(Self::Ahead(0));
+        }
+        let Some(sign) = text.chars().next().filter(|sign| matches!(sign, '+' | '-')) else {
+            return zone(text).map(Self::Named);
+        };
+        let digits = text.get(1..)?;
+        let parts: Vec<&str> = match digits.len() {
+            4 if !digits.contains(':') => vec![digits.get(..2)?, digits.get(2..)?],
+            _ => digits.split(':').collect(),
+        };
+        if parts.len() > 3 {
+            return None;
+        }
+        let mut seconds = 0;
+        for (part, unit) in parts.iter().zip([3_600, 60, 1]) {
+            seconds += number(part).filter(|part| *part < 60)? * unit;
+        }
+        let ahead = seconds * SECOND;
+        Some(Self::Ahead(if sign == '-' { -ahead } else { ahead }))
+    }
+}
+
+/// A zone by its name in the IANA database, or an offset such as `+02:00`.
+pub(crate) fn zone(name: &str) -> Option<Tz> {
+    Tz::from_str(name.trim()).ok()
+}
+
+/// The instant of a reading in a zone. In the gap of a change the offset before it counts, of times that come twice the second.
+pub(crate) fn instant_us(wall_us: i64, zone: &Tz) -> Option<i64> {
+    let wall = naive(wall_us)?;
+    let ahead =
+        match zone.offset_from_local_datetime(&wall) {
+            LocalResult::Single(offset) => offset,
+            // The later of two instants is the one with the smaller offset, standard time.
+            LocalResult::Ambiguous(one, other) => {
+                if one.fix().local_minus_utc() < other.fix().local_minus_utc() { one } else { other }
+            }
+            LocalResult::None => zone.offset_from_utc_datetime(&naive(wall_us.checked_sub(DAY)?)?),
+        };
+    wall_us.checked_sub(i64::from(ahead.fix().local_minus_utc()) * SECOND)
+}
+
+/// The reading in a zone at an instant.
+pub(crate) fn wall_us(instant_us: i64, zone: &Tz) -> Option<i64> {
+    let ahead = zone.offset_from_utc_datetime(&naive(instant_us)?);
+    instant_us.checked_add(i64::from(ahead.fix().local_minus_utc()) * SECOND)
+}
+
+fn naive(micros: i64) -> Option<NaiveDateTime> {
+    DateTime::from_timestamp_micros(micros).map(|time| time.naive_utc())
+}
+
+fn date(text: &str) -> Option<i32> {
+    let text = text.trim();
+    let separator = if text.contains('/') { '/' } else { '-' };
+    let parts: Vec<&str> = text.split(separator).collect();
+    let (year, month, day) = match parts.as_slice() {
+        [year, month, day] if year.len() >= 3 => (*year, *month, *day),
+        [all] if all.len() >= 8 && all.is_ascii() => {
+            let (rest, day) = all.split_at(all.len() - 2);
+            let (year, month) = rest.split_at(rest.len() - 2);
+            (year, month, day)
+        }
+        _ => return None,
+    };
+    let field = |text: &str| number(text).and_then(|value| u32::try_from(value).ok());
+    let date = NaiveDate::from_ymd_opt(i32::try_from(number(year)?).ok()?, field(month)?, field(day)?)?;
+    i32::try_from(date.signed_duration_since(NaiveDate::default()).num_days()).ok()
+}
+
+fn time(text: &str) -> Option<i64> {
+    let text = text.trim();
+    let end = text.find(|at: char| !(at.is_ascii_digit() || at == ':' || at == '.')).unwrap_or(text.len());
+    let (clock, rest) = text.split_at_checked(end)?;
+    let (half, rest) = half_of_day(rest.trim_start());
+    // The end of a day is no time of it.
+    let micros = clock_us(clock, half).filter(|_| rest.is_empty())?;
+    (micros < DAY).then_some(micros)
+}
+
+/// `AM`, `PM` or nothing, in lower case, and what follows.
+fn half_of_day(text: &str) -> (&'static str, &str) {
+    for half in ["am", "pm"] {
+        if let Some((start, rest)) = text.split_at_checked(2)
+            && start.eq_ignore_ascii_case(half)
+            && !rest.starts_with(char::is_alphabetic)
+        {
+            return (half, rest.trim_start());
+        }
+    }
+    ("", text)
+}
+
+/// Microseconds since midnight; up to `24:00:00`.
+fn clock_us(text: &str, half: &str) -> Option<i64> {
+    let mut parts = text.split(':');
+    let (hours, minutes) = (parts.next()?, parts.next());
+    let (hours, minutes, seconds) = match (minutes, parts.next(), parts.next()) {
+        (Some(minutes), seconds, None) => (hours, minutes, seconds.unwrap_or("0")),
+        (None, None, None) if matches!(hours.len(), 4 | 6..) && hours.is_ascii() => {
+            (hours.get(..2)?, hours.get(2..4)?, hours.get(4..).filter(|rest| !rest.is_empty()).unwrap_or("0"))
+        }
+        _ => return None,
+    };
+    let (mut hours, minutes) = (number(hours)?, number(minutes)?);
+    if !half.is_empty() {
+        if !(1..=12).contains(&hours) {
+            return None;
+        }
+        hours = hours % 12 + if half == "pm" { 12 } else { 0 };
+    }
+    let seconds = micros_of(seconds)?;
+    let micros = (hours * 3_600 + minutes * 60) * SECOND + seconds;
+    (minutes < 60 && seconds <= 60 * SECOND && micros <= DAY).then_some(micros)
+}
+
+/// `1.25` as microseconds, rounded.
+fn micros_of(seconds: &str) -> Option<i64> {
+    let (whole, fraction) = seconds.split_once('.').unwrap_or((seconds, ""));
+    if !fraction.bytes().all(|digit| digit.is_ascii_digit()) {
+        return None;
+    }
+    let mut micros = 0;
+    for place in 0..6 {
+        micros = micros * 10 + i64::from(fraction.as_bytes().get(place).map_or(0, |digit| digit - b'0'));
+    }
+    let is_up = fraction.as_bytes().get(6).is_some_and(|digit| *digit >= b'5');
+    let whole = if whole.is_empty() && !fraction.is_empty() { 0 } else { number(whole)? };
+    whole.checked_mul(SECOND)?.checked_add(micros + i64::from(is_up))
+}
+
+/// A whole number of digits alone.
+fn number(text: &str) -> Option<i64> {
+    let is_number = !text.is_empty() && text.len() <= 18 && text.bytes().all(|byte| byte.is_ascii_digit());
+    if is_number { text.parse().ok() } else { None }
+}
+
+/// An interval: `1 year 2 mons -3 days 04:05:06.7`, `90 minutes`, `1-2`, `P1Y2M3DT4H5M6S`, `2 hours ago`.
+pub(crate) fn interval(text: &str) -> Option<IntervalMonthDayNano> {
+    let text = text.trim();
+    if text.starts_with(['P', 'p']) {
+        return iso_interval(text.get(1..)?);
+    }
+    let mut total = Interval::default();
+    let mut words = Words(text);
+    let mut is_empty = true;
+    let mut is_ago = false;
+    while let Some(word) = words.next() {
+        if is_ago {
+            return None;
+        }
+        if word.eq_ignore_ascii_case("ago") && !is_empty {
+            is_ago = true;
+            continue;
+        }
+        if word == "@" && is_empty {
+            continue;
+        }
+        is_empty = false;
+        let (sign, unsigned) = signed(word);
+        if unsigned.contains(':') {
+            total.micros = total.micros.checked_add(sign.checked_mul(duration_us(unsigned)?)?)?;
+        } else if let Some((years, months)) = unsigned.split_once('-') {
+            total.months = total.months.checked_add(sign * (number(years)? * 12 + number(months)?))?;
+        } else {
+            let unit = words.next_unit();
+            // A number alone counts seconds.
+            total.add(sign, unsigned, unit.unwrap_or("second"))?;
+        }
+    }
+    if is_empty {
+        return None;
+    }
+    total.finish(if is_ago { -1 } else { 1 })
+}
+
+/// Words apart by spaces, or by the change from digits to letters.
+struct Words<'a>(&'a str);
+
+impl<'a> Words<'a> {
+    fn next(&mut self) -> Option<&'a str> {
+        self.0 = self.0.trim_start();
+        let is_word = self.0.starts_with(char::is_alphabetic);
+        self.take(|at| at.is_whitespace() || at.is_alphabetic() != is_word)
+    }
+
+    /// The next word, if it is one of letters.
+    fn next_unit(&mut self) -> Option<&'a str> {
+        let rest = self.0.trim_start();
+        if !rest.starts_with(char::is_alphabetic) || rest.to_ascii_lowercase().starts_with("ago") {
+            return None;
+        }
+        self.0 = rest;
+        self.take(|at| !at.is_alphabetic())
+    }
+
+    fn take(&mut self, ends: impl Fn(char) -> bool) -> Option<&'a str> {
+        let end = self.0.find(ends).unwrap_or(self.0.len());
+        let (word, rest) = self.0.split_at_checked(end)?;
+        self.0 = rest;
+        if word.is_empty() { None } else { Some(word) }
+    }
+}
+
+fn signed(word: &str) -> (i64, &str) {
+    match word.strip_prefix('-') {
+        Some(rest) => (-1, rest),
+        None => (1, word.strip_prefix('+').unwrap_or(word)),
+    }
+}
+
+/// Hours that may be more than a day has.
+fn duration_us(text: &str) -> Option<i64> {
+    let parts: Vec<&str> = text.split(':').collect();
+    let (hours, minutes, seconds) = match parts.as_slice() {
+        [hours, minutes] => (number(hours)?, number(minutes)?, 0),
+        [hours, minutes, seconds] => (number(hours)?, number(minutes)?, micros_of(seconds)?),
+        _ => return None,
+    };
+    if minutes >= 60 || seconds > 60 * SECOND {
+        return None;
+    }
+    hours.checked_mul(3_600)?.checked_add(minutes * 60)?.checked_mul(SECOND)?.checked_add(seconds)
+}
+
+#[derive(Default)]
+struct Interval {
+    months: i64,
+    days: i64,
+    micros: i64,
+}
+
+impl Interval {
+    /// `amount` units; a fraction of one goes on in the smaller ones.
+    fn add(&mut self, sign: i64, amount: &str, unit: &str) -> Option<()> {
+        let (whole, fraction) = amount.split_once('.').unwrap_or((amount, ""));
+        let whole = if whole.is_empty() && !fraction.is_empty() { 0 } else { number(whole)? };
+        let fraction: f64 = if fraction.is_empty() { 0.0 } else { format!("0.{fraction}").parse().ok()? };
+        let (months, days, micros) = unit_of(unit)?;
+        let whole = sign.checked_mul(whole)?;
+        self.months = self.months.checked_add(whole.checked_mul(months)?)?;
+        self.days = self.days.checked_add(whole.checked_mul(days)?)?;
+        self.micros = self.micros.checked_add(whole.checked_mul(micros)?)?;
+        #[expect(
+            clippy::cast_precision_loss,
+            clippy::cast_possible_truncation,
+            reason = "fractions are rounded"
+        )]
+        if fraction > 0.0 {
+            let fraction = if sign < 0 { -fraction } else { fraction };
+            let (months, rest) = split(fraction * months as f64);
+            self.months = self.months.checked_add(months)?;
+            let (days, rest) = split(rest * 30.0 + fraction * days as f64);
+            self.days = self.days.checked_add(days)?;
+            let micros = (rest * DAY as f64 + fraction * micros as f64).round() as i64;
+            self.micros = self.micros.checked_add(micros)?;
+        }
+        Some(())
+    }
+
+    fn finish(self, sign: i64) -> Option<IntervalMonthDayNano> {
+        Some(IntervalMonthDayNano {
+            months: i32::try_from(sign * self.months).ok()?,
+            days: i32::try_from(sign * self.days).ok()?,
+            nanoseconds: self.micros.checked_mul(sign * 1_000)?,
+        })
+    }
+}
+
+/// The whole part and the rest; what is a hair below the next whole is that.
+#[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "the values are small")]
+fn split(value: f64) -> (i64, f64) {
+    let whole = (value * 1e9).round() / 1e9;
+    let whole = whole.trunc() as i64;
+    (whole, value - whole as f64)
+}
+
+/// Months, days and microseconds of a unit.
+fn unit_of(name: &str) -> Option<(i64, i64, i64)> {
+    let name = name.to_ascii_lowercase();
+    Some(match name.as_str() {
+        "millennium" | "millennia" | "mil" | "mils" => (12_000, 0, 0),
+        "century" | "centuries" | "cent" | "c" => (1_200, 0, 0),
+        "decade" | "decades" | "dec" | "decs" => (120, 0, 0),
+        "year" | "years" | "yr" | "yrs" | "y" => (12, 0, 0),
+        "quarter" | "quarters" | "qtr" => (3, 0, 0),
+        "month" | "months" | "mon" | "mons" => (1, 0, 0),
+        "week" | "weeks" | "w" => (0, 7, 0),
+        "day" | "days" | "d" => (0, 1, 0),
+        "hour" | "hours" | "hr" | "hrs" | "h" => (0, 0, 3_600 * SECOND),
+        "minute" | "minutes" | "min" | "mins" | "m" => (0, 0, 60 * SECOND),
+        "second" | "seconds" | "sec" | "secs" | "s" => (0, 0, SECOND),
+        "millisecond" | "milliseconds" | "msec" | "msecs" | "ms" => (0, 0, 1_000),
+        "microsecond" | "microseconds" | "usec" | "usecs" | "us" => (0, 0, 1),
+        _ => return None,
+    })
+}
+
+fn iso_interval(text: &str) -> Option<IntervalMonthDayNano> {
+    let mut total = Interval::default();
+    let mut is_time = false;
+    let mut is_empty = true;
+    let mut rest = text;
+    while !rest.is_empty() {
+        if let Some(after) = rest.strip_prefix(['T', 't']) {
+            (is_time, rest) = (true, after);
+            continue;
+        }
+        let end = rest.find(|at: char| at.is_ascii_alphabetic())?;
+        let (amount, after) = rest.split_at_checked(end)?;
+        let (unit, after) = after.split_at_checked(1)?;
+        let unit = match (unit.to_ascii_uppercase().as_str(), is_time) {
+            ("Y", false) => "year",
+            ("M", false) => "month",
+            ("W", false) => "week",
+            ("D", false) => "day",
+            ("H", true) => "hour",
+            ("M", true) => "minute",
+            ("S", true) => "second",
+            _ => return None,
+        };
+        let (sign, amount) = signed(amount);
+        total.add(sign, amount, unit)?;
+        (rest, is_empty) = (after, false);
+    }
+    if is_empty { None } else { total.finish(1) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates_and_times_are_read() {
+        assert_eq!(date("2024-01-05"), Some(19_727));
+        assert_eq!(date("2024-1-5"), Some(19_727));
+        assert_eq!(date("2024/01/05"), Some(19_727));
+        assert_eq!(date("20240105"), Some(19_727));
+        assert_eq!(date("1969-12-31"), Some(-1));
+        assert_eq!(time("10:20"), Some(37_200_000_000));
+        assert_eq!(time("10:20:30.1234565"), Some(37_230_123_457));
+        assert_eq!(time("1:05 PM"), Some(47_100_000_000));
+        for text in ["2023-02-29", "2024-13-01", "24-01-01", "x", "", "2024-01"] {
+            assert_eq!(date(text), None, "{text}");
+        }
+        for text in ["24:00:00", "10", "10:60", "13:00 PM", "10:00x", ""] {
+            assert_eq!(time(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn timestamps_are_read_with_and_without_zones() {
+        let instant = |text: &str| Timestamp::parse(text).and_then(|read| read.instant_us());
+        let ten = Some(1_704_103_200_000_000);
+        for text in [
+            "2024-01-01 10:00",
+            "2024-01-01T10:00:00",
+            "2024-01-01 10:00:00Z",
+            "2024-01-01 12:00:00+02",
+            "2024-01-01 12:00:00 +02:00",
+            "2024-01-01 15:30+0530",
+            "2024-01-01 05:00:00 America/New_York",
+            "2024-01-01 10:00 AM",
+        ] {
+            assert_eq!(instant(text), ten, "{text}");
+        }
+        assert_eq!(instant("2024-01-01"), Some(1_704_067_200_000_000));
+        assert_eq!(instant("2024-01-01 24:00:00"), instant("2024-01-02"));
+        for text in ["2024-01-01 25:00", "2024-01-01 10:00 Nowhere", "2024-01-01 PM", "tomorrow"] {
+            assert_eq!(instant(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn changes_of_the_clock_follow_the_rule() {
+        let zone = zone("America/New_York").unwrap();
+        let at = |text: &str| Timestamp::parse(text).unwrap().wall_us;
+        // In the gap the offset before it counts; of two times the second is meant.
+        assert_eq!(instant_us(at("2024-03-10 02:30:00"), &zone), Some(at("2024-03-10 07:30:00")));
+        assert_eq!(instant_us(at("2024-11-03 01:30:00"), &zone), Some(at("2024-11-03 06:30:00")));
+        assert_eq!(wall_us(at("2024-07-01 18:00:00"), &zone), Some(at("2024-07-01 14:00:00")));
+    }
+
+    #[test]
+    fn intervals_are_read() {
+        let check = |text: &str, months: i32, days: i32, micros: i64| {
+            let expected = IntervalMonthDayNano { months, days, nanoseconds: micros * 1_000 };
+            assert_eq!(interval(text), Some(expected), "{text}");
+        };
+        check("1 day 02:03:04", 0, 1, 7_384_000_000);
+        check("01:30:00", 0, 0, 5_400_000_000);
+        check("90 minutes", 0, 0, 5_400_000_000);
+        check("1 year 2 mons -3 days 4.5 hours", 14, -3, 16_200_000_000);
+        check("1-2", 14, 0, 0);
+        check("P1Y2M3DT4H5M6.5S", 14, 3, 14_706_500_000);
+        check("1.5 months", 1, 15, 0);
+        check("0.5 day", 0, 0, 43_200_000_000);
+        check("2 hours ago", 0, 0, -7_200_000_000);
+        check("1day2hours", 0, 1, 7_200_000_000);
+        check("-1 days +02:00:00", 0, -1, 7_200_000_000);
+        check("3", 0, 0, 3_000_000);
+        for text in ["", "day", "1 fortnight", "P", "1 day ago 2", "1:60:00"] {
+            assert_eq!(interval(text), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! The columns that can be named at a place of a query.
+
+use std::cell::OnceCell;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use datafusion::sql::sqlparser::ast::{Expr, Ident};
+
+use super::ambiguous;
+use crate::error::Result;
+use crate::sql::cursor::fold;
+
+/// A column of a query or a table.
+#[derive(Clone, Debug)]
+pub(super) struct Output {
+    pub(super) name: Arc<str>,
+    /// What the planner calls it, where that is something else.
+    pub(super) internal: Option<Arc<str>>,
+    /// Another column before it has the same name and is the same.
+    pub(super) is_repeated: bool,
+}
+
+impl Output {
+    pub(super) fn plain(name: impl Into<Arc<str>>) -> Self {
+        Self { name: name.into(), internal: None, is_repeated: false }
+    }
+
+    pub(super) fn reference(&self) -> &Arc<str> {
+        self.internal.as_ref().unwrap_or(&self.name)
+    }
+}
+
+/// A common table expression.
+pub(super) struct Cte {
+    pub(super) name: Arc<str>,
+    /// What the planner calls it.
+    pub(super) internal: Arc<str>,
+    pub(super) columns: Option<Vec<Output>>,
+}
+
+/// A table, subquery or function of a FROM clause.
+pub(super) struct Source {
+    /// What its columns can be qualified with.
+    pub(super) qualifier: Vec<Ident>,
+    /// `None` where they are not known.
+    pub(super) columns: Option<Vec<Output>>,
+    /// The planner knows more columns of it, which no wildcard shows.
+    pub(super) has_hidden: bool,
+    /// A function with one column, which can be named by the function's alias too.
+    pub(super) is_value: bool,
+    pub(super) by_name: OnceCell<HashMap<Arc<str>, Position>>,
+}
+
+/// Where a column of a name stands.
+#[derive(Clone, Copy)]
+pub(super) enum Position {
+    At(usize),
+    Several,
+}
+
+impl Source {
+    pub(super) fn new(qualifier: Vec<Ident>, columns: Option<Vec<Output>>) -> Self {
+        Self { qualifier, columns, has_hidden: false, is_value: false, by_name: OnceCell::new() }
+    }
+
+    fn position(&self, name: &str) -> Option<Position> {
+        let columns = self.columns.as_ref()?;
+        let by_name = self.by_name.get_or_init(|| {
+            let mut by_name = HashMap::with_capacity(columns.len());
+            for (position, column) in columns.iter().enumerate() {
+                by_name
+                    .entry(Arc::clone(&column.name))
+                    .and_modify(|known| *known = Position::Several)
+                    .or_insert(Position::At(position));
+            }
+            by_name
+        });
+        by_name.get(name).copied()
+    }
+
+    fn column(&self, position: usize) -> Option<&Output> {
+        self.columns.as_ref()?.get(position)
+    }
+
+    /// A column with its table, as the planner knows it.
+    pub(super) fn reference(&self, column: &Output) -> Expr {
+        let mut parts = self.qualifier.clone();
+        parts.push(Ident::with_quote('"', &**column.reference()));
+        Expr::CompoundIdentifier(parts)
+    }
+
+    /// Whether `qualifier` in front of a column means this source.
+    pub(super) fn answers_to(&self, qualifier: &[Ident]) -> bool {
+        let own: Vec<String> = self.qualifier.iter().map(fold).collect();
+        let wanted: Vec<String> = qualifier.iter().map(fold).collect();
+        own.ends_with(&wanted)
+    }
+}
+
+/// A part of what `*` shows.
+#[derive(Clone)]
+pub(super) enum Shown {
+    /// A column of USING.
+    Merged { name: Arc<str>, expr: Box<Expr> },
+    /// The columns of a source, without those of USING.
+    Columns { source: usize, without: Vec<Arc<str>> },
+}
+
+/// What a bare name means.
+pub(super) enum Found {
+    Nothing,
+    /// One column, which the planner finds by that name.
+    AsNamed,
+    /// One column, which the planner finds by this expression.
+    As(Box<Expr>),
+    Twice,
+    /// Perhaps a column of a source whose columns are not known.
+    Unknown,
+}
+
+/// A query or a SELECT, within others.
+pub(super) struct Level<'o> {
+    pub(super) outer: Option<&'o Level<'o>>,
+    pub(super) ctes: Vec<Cte>,
+    pub(super) sources: Vec<Source>,
+    pub(super) shown: Vec<Shown>,
+    /// In ON only the tables of the join can be named: those from here on.
+    pub(super) shown_from: usize,
+}
+
+impl<'o> Level<'o> {
+    pub(super) fn new(outer: Option<&'o Level<'o>>) -> Self {
+        Self { outer, ctes: Vec::new(), sources: Vec::new(), shown: Vec::new(), shown_from: 0 }
+    }
+
+    pub(super) fn cte(&self, name: &str) -> Option<&Cte> {
+        self.ctes
+            .iter()
+            .rev()
+            .find(|cte| *cte.name == *name)
+            .or_else(|| self.outer.and_then(|outer| outer.cte(name)))
+    }
+
+    /// What a bare name means here, or further out.
+    pub(super) fn find(&self, name: &str) -> Found {
+        let mut level = Some(self);
+        while let Some(at) = level {
+            match at.find_here(name) {
+                Found::Nothing => level = at.outer,
+                found => return found,
+            }
+        }
+        Found::Nothing
+    }
+
+    pub(super) fn find_here(&self, name: &str) -> Found {
+        let shown = self.shown.get(self.shown_from..).unwrap_or_default();
+        match self.find_in(name, shown) {
+            Found::Nothing => {
+                let by_alias = self.sources.iter().find(|source| {
+                    source.is_value && source.qualifier.last().is_some_and(|alias| fold(alias) == name)
+                });
+                match by_alias.and_then(|source| source.column(0).map(|column| source.reference(column))) {
+                    Some(value) => Found::As(Box::new(value)),
+                    None => Found::Nothing,
+                }
+            }
+            found => found,
+        }
+    }
+
+    /// What a bare name means among some of what is shown.
+    pub(super) fn find_in(&self, name: &str, shown: &[Shown]) -> Found {
+        let mut found = Found::Nothing;
+        let mut is_unknown = false;
+        for part in shown {
+            let here = match part {
+                Shown::Merged { name: merged, expr } if **merged == *name => Found::As(expr.clone()),
+                Shown::Merged { .. } => continue,
+                Shown::Columns { source, without } => {
+                    let Some(source) = self.sources.get(*source) else { continue };
+                    is_unknown |= source.columns.is_none();
+                    if without.iter().any(|other| **other == *name) {
+                        continue;
+                    }
+                    match source.position(name) {
+                        None => continue,
+                        Some(Position::Several) => Found::Twice,
+                        Some(Position::At(position)) => match source.column(position) {
+                            Some(column) if column.internal.is_some() => {
+                                Found::As(Box::new(source.reference(column)))
+                            }
+                            _ => Found::AsNamed,
+                        },
+                    }
+                }
+            };
+            found = if matches!(found, Found::Nothing) { here } else { Found::Twice };
+        }
+        if matches!(found, Found::Nothing) && is_unknown { Found::Unknown } else { found }
+    }
+
+    /// The expression behind a name among some of what is shown: `None` for no column, `Err` for several.
+    pub(super) fn reference_in(&self, name: &str, shown: &[Shown]) -> Result<Option<Expr>> {
+        match self.find_in(name, shown) {
+            Found::As(expr) => Ok(Some(*expr)),
+            Found::Twice => Err(ambiguous(name)),
+            Found::Nothing | Found::Unknown => Ok(None),
+            Found::AsNamed => {
+                let source = shown.iter().find_map(|part| match part {
+                    Shown::Columns { source, without } if !without.iter().any(|other| **other == *name) => {
+                        let source = self.sources.get(*source)?;
+                        source.position(name).map(|_| source)
+                    }
+                    _ => None,
+                });
+                Ok(source.map(|source| source.reference(&Output::plain(name))))
+            }
+        }
+    }
+
+    /// Gives a qualified column the name the planner has for it.
+    pub(super) fn qualify(&self, parts: &mut [Ident]) -> Result<()> {
+        let Some((column, qualifier)) = parts.split_last_mut() else { return Ok(()) };
+        let mut level = Some(self);
+        while let Some(at) = level {
+            if let Some(source) = at.sources.iter().find(|source| source.answers_to(qualifier)) {
+                let name = fold(column);
+                match source.position(&name) {
+                    Some(Position::Several) => return Err(ambiguous(&name)),
+                    Some(Position::At(position)) => {
+                        if let Some(internal) =
+                            source.column(position).and_then(|column| column.internal.as_ref())
+                        {
+                            *column = Ident::with_quote('"', &**internal);
+                        }
+                    }
+                    None => {}
+                }
+                return Ok(());
+            }
+            level = at.outer;
+        }
+        Ok(())
+    }
+
+    /// The columns of what `*` shows, each with its expression; `None` where one is not known.
+    pub(super) fn columns(&self, shown: &[Shown]) -> Option<Vec<(Output, Expr)>> {
+        let mut columns = Vec::new();
+        for part in shown {
+            match part {
+                Shown::Merged { name, expr } => {
+                    columns.push((Output::plain(Arc::clone(name)), Expr::clone(expr)))
+                }
+                Shown::Columns { source, without } => {
+                    let source = self.sources.get(*source)?;
+                    let own =
+                        source.columns.as_ref()?.iter().filter(|column| !without.contains(&column.name));
+                    columns.extend(own.map(|column| (column.clone(), source.reference(column))));
+                }
+            }
+        }
+        Some(columns)
+    }
+}

@@ -1,0 +1,329 @@
+//! What the names of columns in a query mean, decided as PostgreSQL does before the planner reads it.
+//!
+//! | thing | DataFusion 55 | here |
+//! |---|---|---|
+//! | a column of USING or NATURAL | that of the first table | of both, as the join says |
+//! | `*` over USING | in the tables' order | the joined columns first |
+//! | two result columns of one name | refused | allowed; who names one of them names two |
+//! | an alias that is also a column, in HAVING and in an expression of ORDER BY | the alias | the column |
+//! | a column that is called like a function without parentheses (`user`) | the function | the column |
+//! | a common table expression that hides another | refused | allowed |
+//!
+//! Columns without an alias get PostgreSQL's names (`count`, `?column?`). Where the planner could not tell two columns apart, it is given
+//! other names, which end with a space as no column of a table does; [`Renamed`] has the right ones for the result.
+//!
+//! A statement that names `_seq`, and one that writes, is planned over tables that show more than their columns; so its wildcards are
+//! written out.
+//!
+//! | file | its one job |
+//! |---|---|
+//! | `level` | the columns that can be named at a place |
+//! | `from` | FROM: tables, subqueries, joins |
+//! | `select` | the select list and the clauses behind it |
+//! | `naming` | what an expression without an alias is called |
+
+mod from;
+mod level;
+mod naming;
+mod select;
+
+use std::collections::HashMap;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use datafusion::sql::sqlparser::ast::{
+    self, Expr, FunctionArgumentClause, FunctionArguments, Ident, LimitClause, OrderByKind, Query, SetExpr,
+    SetOperator, VisitMut, VisitorMut,
+};
+
+use self::level::{Cte, Found, Level, Output};
+use super::cursor::fold;
+use super::names::Names;
+use super::planner::View;
+use crate::error::{Error, ErrorKind, Result, SqlState};
+
+/// The right names of result columns that the planner was given others for.
+pub(crate) type Renamed = HashMap<String, String>;
+
+/// Resolves the names in a query, or in an EXPLAIN of one.
+///
+/// # Errors
+/// 42702 for a name that means two columns, 42703 for a column of USING that is not there, 42809 for DISTINCT, FILTER or OVER behind a
+/// function that is no aggregate, and those of the tables that are named.
+pub(crate) fn resolve(statement: &mut ast::Statement, names: &Names<'_>, view: View) -> Result<Renamed> {
+    let mut resolver = Resolver { names, view, renamed: Renamed::new() };
+    match statement {
+        ast::Statement::Query(query) => {
+            resolver.query(query, None)?;
+        }
+        ast::Statement::Explain { statement, .. } => {
+            if let ast::Statement::Query(query) = &mut **statement {
+                resolver.query(query, None)?;
+            }
+        }
+        _ => {}
+    }
+    Ok(resolver.renamed)
+}
+
+struct Resolver<'a> {
+    names: &'a Names<'a>,
+    view: View,
+    renamed: Renamed,
+}
+
+/// The columns of a query, `None` where they are not known.
+type Outputs = Option<Vec<Output>>;
+
+impl Resolver<'_> {
+    /// A name that nobody else has, for a column that is called `name`.
+    fn other_name(&mut self, name: &str) -> Arc<str> {
+        let other = format!("{name}#{} ", self.renamed.len() + 1);
+        self.renamed.insert(other.clone(), name.to_owned());
+        Arc::from(other)
+    }
+
+    fn query(&mut self, query: &mut Query, outer: Option<&Level<'_>>) -> Result<Outputs> {
+        crate::sql::stack::deep(|| {
+            let mut level = Level::new(outer);
+            if let Some(with) = &mut query.with {
+                for cte in &mut with.cte_tables {
+                    self.common_table_expression(cte, with.recursive, &mut level)?;
+                }
+            }
+            let outputs = match &mut *query.body {
+                SetExpr::Select(select) => self.select(select, query.order_by.as_mut(), &level)?,
+                body => {
+                    let outputs = self.set_expr(body, &level)?;
+                    if let Some(OrderByKind::Expressions(exprs)) =
+                        query.order_by.as_mut().map(|order| &mut order.kind)
+                    {
+                        for sort in exprs {
+                            match select::output_named(&sort.expr, outputs.as_deref().unwrap_or_default())? {
+                                Some(internal) => sort.expr = quoted(&internal),
+                                None => self.expr(&mut sort.expr, &level)?,
+                            }
+                        }
+                    }
+                    outputs
+                }
+            };
+            match &mut query.limit_clause {
+                Some(LimitClause::LimitOffset { limit, offset, .. }) => {
+                    for expr in limit.iter_mut().chain(offset.iter_mut().map(|offset| &mut offset.value)) {
+                        self.expr(expr, &level)?;
+                    }
+                }
+                Some(LimitClause::OffsetCommaLimit { offset, limit }) => {
+                    self.expr(offset, &level)?;
+                    self.expr(limit, &level)?;
+                }
+                None => {}
+            }
+            Ok(outputs)
+        })
+    }
+
+    fn common_table_expression(
+        &mut self,
+        cte: &mut ast::Cte,
+        is_recursive: bool,
+        level: &mut Level<'_>,
+    ) -> Result<()> {
+        let name: Arc<str> = Arc::from(fold(&cte.alias.name));
+        let mut internal = Arc::clone(&name);
+        if level.outer.is_some_and(|outer| outer.cte(&name).is_some()) {
+            internal = self.other_name(&name);
+            cte.alias.name = Ident::with_quote('"', &*internal);
+        }
+        if let (true, SetExpr::SetOperation { op: SetOperator::Union, left, right, .. }) =
+            (is_recursive, &mut *cte.query.body)
+        {
+            // The first part has the columns that the second reads.
+            let outputs = self.set_expr(left, level)?;
+            let columns = aliased(outputs, &cte.alias);
+            level.ctes.push(Cte { name, internal, columns });
+            self.set_expr(right, level)?;
+            return Ok(());
+        }
+        let outputs = self.query(&mut cte.query, Some(level))?;
+        let columns = aliased(outputs, &cte.alias);
+        level.ctes.push(Cte { name, internal, columns });
+        Ok(())
+    }
+
+    fn set_expr(&mut self, body: &mut SetExpr, level: &Level<'_>) -> Result<Outputs> {
+        match body {
+            SetExpr::Select(select) => self.select(select, None, level),
+            SetExpr::Query(query) => self.query(query, Some(level)),
+            SetExpr::SetOperation { left, right, .. } => {
+                let outputs = crate::sql::stack::deep(|| self.set_expr(left, level))?;
+                self.set_expr(right, level)?;
+                Ok(outputs)
+            }
+            SetExpr::Values(values) => {
+                for expr in values.rows.iter_mut().flat_map(|row| &mut row.content) {
+                    self.expr(expr, level)?;
+                }
+                let width = values.rows.first().map_or(0, |row| row.content.len());
+                Ok(Some((1..=width).map(|number| Output::plain(format!("column{number}"))).collect()))
+            }
+            SetExpr::Insert(_)
+            | SetExpr::Update(_)
+            | SetExpr::Delete(_)
+            | SetExpr::Merge(_)
+            | SetExpr::Table(_) => Ok(None),
+        }
+    }
+
+    /// Resolves the names in an expression.
+    fn expr(&mut self, expr: &mut Expr, level: &Level<'_>) -> Result<()> {
+        self.in_clause(expr, level, &[])
+    }
+
+    /// The same in a clause where `outputs` can be named too, when no column of a table is called so.
+    fn in_clause(&mut self, expr: &mut Expr, level: &Level<'_>, outputs: &[Output]) -> Result<()> {
+        let mut visitor = InExpression { resolver: self, level, outputs, queries: Vec::new() };
+        match expr.visit(&mut visitor) {
+            ControlFlow::Break(error) => Err(error),
+            ControlFlow::Continue(()) => Ok(()),
+        }
+    }
+
+    fn is_scalar(&self, name: &str) -> bool {
+        self.names.is_scalar_function(name)
+    }
+}
+
+/// The columns as an alias with columns names them.
+fn aliased(outputs: Outputs, alias: &ast::TableAlias) -> Outputs {
+    if alias.columns.is_empty() {
+        return outputs;
+    }
+    let mut columns: Vec<Output> =
+        alias.columns.iter().map(|column| Output::plain(fold(&column.name))).collect();
+    // Of more columns than names the rest keep theirs.
+    columns.extend(outputs?.into_iter().skip(columns.len()));
+    Some(columns)
+}
+
+fn quoted(name: &str) -> Expr {
+    Expr::Identifier(Ident::with_quote('"', name))
+}
+
+fn ambiguous(name: &str) -> Error {
+    Error::new(ErrorKind::InvalidSql, SqlState::AMBIGUOUS_COLUMN, format!("column \"{name}\" is ambiguous"))
+        .hint("qualify it with its table")
+}
+
+/// Goes through one expression, and hands its subqueries over to the resolver.
+struct InExpression<'v, 'a, 'l> {
+    resolver: &'v mut Resolver<'a>,
+    level: &'v Level<'l>,
+    outputs: &'v [Output],
+    /// Subqueries that were resolved, while an empty one stands in their place.
+    queries: Vec<Query>,
+}
+
+impl InExpression<'_, '_, '_> {
+    fn resolve(&mut self, expr: &mut Expr) -> Result<()> {
+        match expr {
+            Expr::Identifier(ident) => {
+                let name = fold(ident);
+                match self.level.find(&name) {
+                    Found::As(other) => *expr = *other,
+                    Found::Twice => return Err(ambiguous(&name)),
+                    Found::AsNamed | Found::Unknown => {}
+                    Found::Nothing => {
+                        if let Some(internal) = select::output_named(expr, self.outputs)? {
+                            *expr = quoted(&internal);
+                        }
+                    }
+                }
+            }
+            Expr::CompoundIdentifier(parts) => self.level.qualify(parts)?,
+            Expr::Function(function) => {
+                let Some(name) = function
+                    .name
+                    .0
+                    .first()
+                    .and_then(|part| part.as_ident())
+                    .filter(|_| function.name.0.len() == 1)
+                else {
+                    return Ok(());
+                };
+                let name = fold(name);
+                if matches!(function.args, FunctionArguments::None) {
+                    match self.level.find(&name) {
+                        Found::As(other) => *expr = *other,
+                        Found::AsNamed => *expr = quoted(&name),
+                        Found::Twice => return Err(ambiguous(&name)),
+                        Found::Unknown | Found::Nothing => {}
+                    }
+                } else if let Some(clause) = aggregate_clause(function)
+                    && self.resolver.is_scalar(&name)
+                {
+                    return Err(Error::new(
+                        ErrorKind::InvalidSql,
+                        SqlState::WRONG_OBJECT_TYPE,
+                        format!("{clause} behind \"{name}\", which is no aggregate function"),
+                    ));
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// What only aggregates and window functions take.
+fn aggregate_clause(function: &ast::Function) -> Option<&'static str> {
+    let FunctionArguments::List(list) = &function.args else { return None };
+    if list.duplicate_treatment.is_some() {
+        return Some("DISTINCT or ALL");
+    }
+    if list.clauses.iter().any(|clause| matches!(clause, FunctionArgumentClause::OrderBy(_))) {
+        return Some("ORDER BY");
+    }
+    match function {
+        _ if function.over.is_some() => Some("OVER"),
+        _ if function.filter.is_some() => Some("FILTER"),
+        _ if !function.within_group.is_empty() => Some("WITHIN GROUP"),
+        _ if function.null_treatment.is_some() || !list.clauses.is_empty() => Some("a clause"),
+        _ => None,
+    }
+}
+
+impl VisitorMut for InExpression<'_, '_, '_> {
+    type Break = Error;
+
+    fn pre_visit_query(&mut self, query: &mut Query) -> ControlFlow<Error> {
+        match self.resolver.query(query, Some(self.level)) {
+            Ok(_) => {
+                // Nothing within is an expression of this level.
+                let empty = super::cursor::query(SetExpr::Values(ast::Values {
+                    explicit_row: false,
+                    value_keyword: false,
+                    rows: Vec::new(),
+                }));
+                self.queries.push(std::mem::replace(query, empty));
+                ControlFlow::Continue(())
+            }
+            Err(error) => ControlFlow::Break(error),
+        }
+    }
+
+    fn post_visit_query(&mut self, query: &mut Query) -> ControlFlow<Error> {
+        if let Some(resolved) = self.queries.pop() {
+            *query = resolved;
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn post_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<Error> {
+        match self.resolve(expr) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(error) => ControlFlow::Break(error),
+        }
+    }
+}

@@ -1,0 +1,270 @@
+//! The select list and the clauses behind it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use datafusion::sql::sqlparser::ast::{
+    self, Distinct, Expr, GroupByExpr, Ident, NamedWindowExpr, OrderBy, OrderByKind, Select, SelectItem,
+    SelectItemQualifiedWildcardKind, WildcardAdditionalOptions,
+};
+
+use super::level::{Found, Level, Output, Shown};
+use super::{Outputs, Resolver, ambiguous, naming, quoted};
+use crate::error::{Error, Result};
+use crate::sql::cursor::fold;
+
+/// A column of the select list.
+struct Item {
+    expr: Expr,
+    name: Arc<str>,
+}
+
+/// The select list: columns, or what only the planner can write out.
+enum Part {
+    Item(Box<Item>),
+    Wildcard(Box<SelectItem>),
+}
+
+impl Part {
+    fn item(expr: Expr, name: Arc<str>) -> Self {
+        Self::Item(Box::new(Item { expr, name }))
+    }
+
+    fn wildcard(item: SelectItem) -> Self {
+        Self::Wildcard(Box::new(item))
+    }
+}
+
+impl Resolver<'_> {
+    /// Resolves a SELECT, and the ORDER BY behind it.
+    pub(super) fn select(
+        &mut self,
+        select: &mut Select,
+        order_by: Option<&mut OrderBy>,
+        query: &Level<'_>,
+    ) -> Result<Outputs> {
+        let mut level = Level::new(Some(query));
+        for from in &mut select.from {
+            self.from(from, &mut level)?;
+        }
+        if let Some(condition) = &mut select.selection {
+            self.expr(condition, &level)?;
+        }
+        for window in &mut select.named_window {
+            if let NamedWindowExpr::WindowSpec(spec) = &mut window.1 {
+                let orders = spec.order_by.iter_mut().map(|sort| &mut sort.expr);
+                for expr in spec.partition_by.iter_mut().chain(orders) {
+                    self.expr(expr, &level)?;
+                }
+            }
+        }
+        let names_outputs = order_by.is_some()
+            || select.having.is_some()
+            || select.qualify.is_some()
+            || matches!(select.distinct, Some(Distinct::On(_)))
+            || matches!(&select.group_by, GroupByExpr::Expressions(by, _) if !by.is_empty());
+        let parts = self.parts(std::mem::take(&mut select.projection), &level)?;
+        let outputs = self.list(parts, &level, names_outputs, &mut select.projection);
+        let known = outputs.as_deref().unwrap_or_default();
+        if let GroupByExpr::Expressions(by, _) = &mut select.group_by {
+            for expr in by {
+                self.in_clause(expr, &level, known)?;
+            }
+        }
+        for expr in select.having.iter_mut().chain(&mut select.qualify) {
+            self.in_clause(expr, &level, known)?;
+        }
+        let sorts = match order_by.map(|order| &mut order.kind) {
+            Some(OrderByKind::Expressions(sorts)) => sorts.as_mut_slice(),
+            _ => &mut [],
+        };
+        let on = match &mut select.distinct {
+            Some(Distinct::On(exprs)) => exprs.as_mut_slice(),
+            _ => &mut [],
+        };
+        for expr in on.iter_mut().chain(sorts.iter_mut().map(|sort| &mut sort.expr)) {
+            // A name alone is that of a result column first, one in an expression is that of a table's.
+            match output_named(expr, known)? {
+                Some(internal) => *expr = quoted(&internal),
+                None => self.in_clause(expr, &level, known)?,
+            }
+        }
+        Ok(outputs)
+    }
+
+    /// The select list with its wildcards written out where that makes a difference.
+    fn parts(&mut self, projection: Vec<SelectItem>, level: &Level<'_>) -> Result<Vec<Part>> {
+        let mut parts = Vec::with_capacity(projection.len());
+        for item in projection {
+            match item {
+                SelectItem::UnnamedExpr(mut expr) => {
+                    let name = Arc::from(naming::of(&expr));
+                    self.expr(&mut expr, level)?;
+                    parts.push(Part::item(expr, name));
+                }
+                SelectItem::ExprWithAlias { mut expr, alias } => {
+                    self.expr(&mut expr, level)?;
+                    parts.push(Part::item(expr, Arc::from(fold(&alias))));
+                }
+                SelectItem::Wildcard(options) => {
+                    let all = level.shown.as_slice();
+                    let is_changed = all.iter().any(|part| matches!(part, Shown::Merged { .. }))
+                        || level.sources.iter().any(|source| source.has_hidden);
+                    match level.columns(all) {
+                        Some(columns) if is_plain(&options) => parts.extend(items(columns)),
+                        _ if !is_changed => parts.push(Part::wildcard(SelectItem::Wildcard(options))),
+                        _ if is_plain(&options) => {
+                            for part in all {
+                                match level.columns(std::slice::from_ref(part)) {
+                                    Some(columns) => parts.extend(items(columns)),
+                                    None => parts.push(Part::wildcard(all_of(part, level)?)),
+                                }
+                            }
+                        }
+                        _ => return Err(changed_wildcard()),
+                    }
+                }
+                SelectItem::QualifiedWildcard(kind, options) => {
+                    let source = match &kind {
+                        SelectItemQualifiedWildcardKind::ObjectName(name) => {
+                            let qualifier: Vec<Ident> =
+                                name.0.iter().filter_map(|part| part.as_ident().cloned()).collect();
+                            level.sources.iter().find(|source| source.answers_to(&qualifier))
+                        }
+                        SelectItemQualifiedWildcardKind::Expr(_) => None,
+                    };
+                    match source.and_then(|source| source.columns.as_ref().map(|columns| (source, columns))) {
+                        Some((source, columns)) if is_plain(&options) => {
+                            let columns =
+                                columns.iter().map(|column| (column.clone(), source.reference(column)));
+                            parts.extend(items(columns.collect()));
+                        }
+                        _ if source.is_some_and(|source| source.has_hidden) => return Err(changed_wildcard()),
+                        _ => parts.push(Part::wildcard(SelectItem::QualifiedWildcard(kind, options))),
+                    }
+                }
+                other @ SelectItem::ExprWithAliases { .. } => parts.push(Part::wildcard(other)),
+            }
+        }
+        Ok(parts)
+    }
+
+    /// Gives each column a name that the planner can tell from the others.
+    fn list(
+        &mut self,
+        parts: Vec<Part>,
+        level: &Level<'_>,
+        names_outputs: bool,
+        projection: &mut Vec<SelectItem>,
+    ) -> Outputs {
+        // What the columns of each name are.
+        let mut taken: HashMap<Arc<str>, Vec<Expr>> = HashMap::with_capacity(parts.len());
+        let mut outputs = Some(Vec::with_capacity(parts.len()));
+        for part in parts {
+            let Item { expr, name } = match part {
+                Part::Item(item) => *item,
+                Part::Wildcard(item) => {
+                    projection.push(*item);
+                    outputs = None;
+                    continue;
+                }
+            };
+            let own_name = column_name(&expr);
+            let is_column = own_name.as_deref() == Some(&*name);
+            // Behind the list the planner would take the alias for the column, or be in doubt.
+            let hides_column =
+                names_outputs && !is_column && !matches!(level.find_here(&name), Found::Nothing);
+            let same_name = taken.entry(Arc::clone(&name)).or_default();
+            let whole = qualified(&expr, level);
+            let is_repeated = same_name.contains(&whole);
+            let internal =
+                if !same_name.is_empty() || hides_column { Some(self.other_name(&name)) } else { None };
+            same_name.push(whole);
+            let output = Output { name, internal, is_repeated };
+            projection.push(if is_column && output.internal.is_none() {
+                SelectItem::UnnamedExpr(expr)
+            } else {
+                SelectItem::ExprWithAlias { expr, alias: Ident::with_quote('"', &**output.reference()) }
+            });
+            if let Some(outputs) = &mut outputs {
+                outputs.push(output);
+            }
+        }
+        outputs
+    }
+}
+
+/// The name the planner gives a column that is one of a table's.
+fn column_name(expr: &Expr) -> Option<String> {
+    match expr {
+        Expr::Identifier(ident) => Some(fold(ident)),
+        Expr::CompoundIdentifier(parts) => parts.last().map(fold),
+        _ => None,
+    }
+}
+
+/// A column with its table, however it was written; any other expression as it is.
+fn qualified(expr: &Expr, level: &Level<'_>) -> Expr {
+    let reference = match expr {
+        Expr::Identifier(ident) => level.reference_in(&fold(ident), &level.shown).ok().flatten(),
+        _ => None,
+    };
+    match reference.as_ref().unwrap_or(expr) {
+        Expr::CompoundIdentifier(parts) => {
+            Expr::CompoundIdentifier(parts.iter().map(|part| Ident::with_quote('"', fold(part))).collect())
+        }
+        other => other.clone(),
+    }
+}
+
+fn items(columns: Vec<(Output, Expr)>) -> impl Iterator<Item = Part> {
+    columns.into_iter().map(|(column, expr)| Part::item(expr, column.name))
+}
+
+/// The result column that an expression names, if it is a name alone.
+///
+/// # Errors
+/// 42702 when it names two.
+pub(super) fn output_named(expr: &Expr, outputs: &[Output]) -> Result<Option<Arc<str>>> {
+    let Expr::Identifier(ident) = expr else { return Ok(None) };
+    let name = fold(ident);
+    let mut named = outputs.iter().filter(|output| *output.name == *name && !output.is_repeated);
+    match (named.next(), named.next()) {
+        (Some(output), None) => Ok(Some(Arc::clone(output.reference()))),
+        (Some(_), Some(_)) => Err(ambiguous(&name)),
+        (None, _) => Ok(None),
+    }
+}
+
+/// `*` of one source whose columns only the planner knows.
+fn all_of(part: &Shown, level: &Level<'_>) -> Result<SelectItem> {
+    let qualifier = match part {
+        Shown::Columns { source, .. } => level.sources.get(*source).map(|source| source.qualifier.clone()),
+        Shown::Merged { .. } => None,
+    };
+    match qualifier {
+        Some(qualifier) if !qualifier.is_empty() => Ok(SelectItem::QualifiedWildcard(
+            SelectItemQualifiedWildcardKind::ObjectName(ast::ObjectName::from(qualifier)),
+            WildcardAdditionalOptions::default(),
+        )),
+        _ => {
+            Err(Error::unsupported("* over a function without an alias beside USING")
+                .hint("give it an alias"))
+        }
+    }
+}
+
+/// `* EXCEPT (...)` and its relatives are left to the planner.
+fn is_plain(options: &WildcardAdditionalOptions) -> bool {
+    options.opt_ilike.is_none()
+        && options.opt_exclude.is_none()
+        && options.opt_except.is_none()
+        && options.opt_replace.is_none()
+        && options.opt_rename.is_none()
+        && options.opt_alias.is_none()
+}
+
+fn changed_wildcard() -> Error {
+    Error::unsupported("* with EXCEPT, REPLACE or RENAME beside USING, _seq or a write")
+        .hint("write out the columns")
+}

@@ -1,0 +1,209 @@
+//! Aggregates that keep what they are given: sums that do not wrap, averages of decimals that are rounded, and extremes that know NaN.
+//!
+//! | function | DataFusion 55 | here |
+//! |---|---|---|
+//! | `sum(BIGINT)`, `sum(DECIMAL)` of more than 28 digits | wraps around | 22003 |
+//! | `avg(DECIMAL)` | four digits more than the column, cut off | 16 digits behind the point, rounded |
+//! | `min`, `max` of floats in groups | NaN counts or not, by the order of rows | NaN is the greatest |
+//!
+//! Each takes the place of DataFusion's function of that name for these types alone.
+
+mod extremes;
+mod totals;
+
+use std::sync::Arc;
+
+use datafusion::arrow::datatypes::{
+    DataType, Decimal128Type, Field, FieldRef, Float32Type, Float64Type, Int64Type,
+};
+use datafusion::common::tree_node::Transformed;
+use datafusion::common::{DFSchema, Result};
+use datafusion::logical_expr::expr::{AggregateFunction, WindowFunction};
+use datafusion::logical_expr::function::{AccumulatorArgs, StateFieldsArgs};
+use datafusion::logical_expr::utils::{AggregateOrderSensitivity, format_state_name};
+use datafusion::logical_expr::{
+    Accumulator, AggregateUDF, AggregateUDFImpl, Expr, GroupsAccumulator, ReversedUDAF, Signature,
+    Volatility, WindowFunctionDefinition,
+};
+
+use self::extremes::{Extreme, extremes};
+use self::totals::{DistinctTotal, GroupAverages, Total, checked_sum, sum_type};
+use super::walk::type_of;
+use crate::error::Error;
+
+/// The digits of a decimal.
+const DIGITS: u8 = 38;
+/// Sums of decimals of so many digits stay within a decimal for as many rows as there can be.
+const SAFE_DIGITS: u8 = 28;
+/// Digits of an average behind the point, as PostgreSQL has them for numbers about one.
+pub(super) const AVERAGE_SCALE: i8 = 16;
+
+/// Puts the functions in the place of DataFusion's.
+pub(super) fn replace(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
+    match expr {
+        Expr::AggregateFunction(call) => {
+            let exact = call.params.args.first().and_then(|arg| exact(&call.func, arg, schema));
+            Ok(match exact {
+                Some(func) => Transformed::yes(Expr::AggregateFunction(AggregateFunction { func, ..call })),
+                None => Transformed::no(Expr::AggregateFunction(call)),
+            })
+        }
+        Expr::WindowFunction(call) => {
+            let exact = match &call.fun {
+                WindowFunctionDefinition::AggregateUDF(func) => {
+                    call.params.args.first().and_then(|arg| exact(func, arg, schema))
+                }
+                WindowFunctionDefinition::WindowUDF(_) => None,
+            };
+            Ok(match exact {
+                Some(func) => {
+                    let fun = WindowFunctionDefinition::AggregateUDF(func);
+                    Transformed::yes(Expr::WindowFunction(Box::new(WindowFunction { fun, ..*call })))
+                }
+                None => Transformed::no(Expr::WindowFunction(call)),
+            })
+        }
+        other => Ok(Transformed::no(other)),
+    }
+}
+
+fn exact(func: &AggregateUDF, arg: &Expr, schema: &DFSchema) -> Option<Arc<AggregateUDF>> {
+    if func.inner().is::<Exact>() {
+        return None;
+    }
+    let kind = match (func.name(), type_of(arg, schema)?) {
+        ("sum", DataType::Int64) => Kind::Sum,
+        ("sum", DataType::Decimal128(digits, _)) if digits > SAFE_DIGITS => Kind::Sum,
+        ("avg", DataType::Decimal128(..)) => Kind::Average,
+        ("min", DataType::Float32 | DataType::Float64) => Kind::Least,
+        ("max", DataType::Float32 | DataType::Float64) => Kind::Greatest,
+        _ => return None,
+    };
+    let signature = Signature::user_defined(Volatility::Immutable);
+    Some(Arc::new(AggregateUDF::new_from_impl(Exact { kind, signature })))
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Kind {
+    Sum,
+    Average,
+    Least,
+    Greatest,
+}
+
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Exact {
+    kind: Kind,
+    signature: Signature,
+}
+
+impl AggregateUDFImpl for Exact {
+    fn name(&self) -> &str {
+        match self.kind {
+            Kind::Sum => "sum",
+            Kind::Average => "avg",
+            Kind::Least => "min",
+            Kind::Greatest => "max",
+        }
+    }
+
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn coerce_types(&self, types: &[DataType]) -> Result<Vec<DataType>> {
+        Ok(types.to_vec())
+    }
+
+    fn return_type(&self, types: &[DataType]) -> Result<DataType> {
+        match (self.kind, types.first()) {
+            (Kind::Sum, Some(DataType::Int64)) => Ok(DataType::Int64),
+            (Kind::Sum, Some(DataType::Decimal128(_, scale))) => Ok(DataType::Decimal128(DIGITS, *scale)),
+            (Kind::Average, Some(DataType::Decimal128(_, scale))) => {
+                Ok(DataType::Decimal128(DIGITS, AVERAGE_SCALE.max(*scale)))
+            }
+            (Kind::Least | Kind::Greatest, Some(float)) => Ok(float.clone()),
+            _ => Err(unexpected(self.name())),
+        }
+    }
+
+    fn accumulator(&self, args: AccumulatorArgs<'_>) -> Result<Box<dyn Accumulator>> {
+        self.accumulator_of(&args, Rows::Stay)
+    }
+
+    fn state_fields(&self, args: StateFieldsArgs<'_>) -> Result<Vec<FieldRef>> {
+        let input = args.input_fields.first().map(|field| field.data_type().clone());
+        let input = input.ok_or_else(|| unexpected(self.name()))?;
+        let field =
+            |what: &str, ty: DataType| Arc::new(Field::new(format_state_name(args.name, what), ty, true));
+        Ok(match self.kind {
+            Kind::Sum | Kind::Average if args.is_distinct => {
+                vec![field("values", DataType::new_list(input, true))]
+            }
+            Kind::Sum => vec![field("sum", args.return_type().clone())],
+            Kind::Average => vec![field("count", DataType::Int64), field("sum", sum_type(&input))],
+            Kind::Least | Kind::Greatest => vec![field("value", input)],
+        })
+    }
+
+    fn groups_accumulator_supported(&self, args: AccumulatorArgs<'_>) -> bool {
+        !args.is_distinct
+    }
+
+    fn create_groups_accumulator(&self, args: AccumulatorArgs<'_>) -> Result<Box<dyn GroupsAccumulator>> {
+        let input = input_type(&args)?;
+        Ok(match (self.kind, &input) {
+            (Kind::Sum, DataType::Int64) => Box::new(checked_sum::<Int64Type>(&input)),
+            (Kind::Sum, _) => Box::new(checked_sum::<Decimal128Type>(args.return_type())),
+            (Kind::Average, _) => Box::new(GroupAverages::new(&input, args.return_type())),
+            (kind, DataType::Float32) => extremes::<Float32Type>(kind, f32::NEG_INFINITY, f32::NAN),
+            (kind, _) => extremes::<Float64Type>(kind, f64::NEG_INFINITY, f64::NAN),
+        })
+    }
+
+    fn create_sliding_accumulator(&self, args: AccumulatorArgs<'_>) -> Result<Box<dyn Accumulator>> {
+        self.accumulator_of(&args, Rows::Leave)
+    }
+
+    fn reverse_expr(&self) -> ReversedUDAF {
+        ReversedUDAF::Identical
+    }
+
+    fn order_sensitivity(&self) -> AggregateOrderSensitivity {
+        AggregateOrderSensitivity::Insensitive
+    }
+}
+
+/// Whether rows leave a window again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rows {
+    Stay,
+    Leave,
+}
+
+impl Exact {
+    fn accumulator_of(&self, args: &AccumulatorArgs<'_>, rows: Rows) -> Result<Box<dyn Accumulator>> {
+        let input = input_type(args)?;
+        Ok(match (self.kind, &input) {
+            (Kind::Sum | Kind::Average, _) if args.is_distinct => {
+                Box::new(DistinctTotal::new(self.total(&input, args)))
+            }
+            (Kind::Sum | Kind::Average, _) => Box::new(self.total(&input, args)),
+            (kind, DataType::Float32) => Box::new(Extreme::<Float32Type>::new(kind, rows)),
+            (kind, _) => Box::new(Extreme::<Float64Type>::new(kind, rows)),
+        })
+    }
+
+    fn total(&self, input: &DataType, args: &AccumulatorArgs<'_>) -> Total {
+        Total::new(input.clone(), args.return_type().clone(), self.kind == Kind::Average)
+    }
+}
+
+fn unexpected(name: &str) -> datafusion::common::DataFusionError {
+    Error::internal(format!("{name}() was given a type it is not made for")).into()
+}
+
+fn input_type(args: &AccumulatorArgs<'_>) -> Result<DataType> {
+    let field = args.expr_fields.first().ok_or_else(|| unexpected(args.name))?;
+    Ok(field.data_type().clone())
+}

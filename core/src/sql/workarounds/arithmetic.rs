@@ -1,0 +1,272 @@
+//! Arithmetic that is checked, and quotients of decimals that are rounded.
+//!
+//! | operation | DataFusion 55 | here |
+//! |---|---|---|
+//! | `+`, `-`, `*` and the sign of integers | wrap around | 22003 |
+//! | `DECIMAL / DECIMAL`, `DECIMAL / INTEGER` | four digits more than the dividend, cut off | 16 digits behind the point, rounded |
+//! | `*` of decimals beyond 38 digits | a number of 39 digits | 22003 |
+//! | a float divided by zero | infinity | 22012 |
+
+use std::sync::Arc;
+
+use datafusion::arrow::array::{Array, ArrayRef, AsArray, Decimal128Array, Float32Array, Float64Array};
+use datafusion::arrow::compute::kernels::{cmp, numeric};
+use datafusion::arrow::datatypes::{DataType, Decimal128Type};
+use datafusion::common::tree_node::Transformed;
+use datafusion::common::{DFSchema, Result, ScalarValue};
+use datafusion::logical_expr::expr::{BinaryExpr, ScalarFunction};
+use datafusion::logical_expr::type_coercion::binary::BinaryTypeCoercer;
+use datafusion::logical_expr::{
+    ColumnarValue, Expr, Operator, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
+};
+
+use super::aggregates::AVERAGE_SCALE;
+use super::walk::type_of;
+use crate::casts::{cast, divide, is_decimal, out_of_range};
+use crate::error::{Error, ErrorKind, SqlState};
+
+/// Puts quotients of decimals in the place of DataFusion's. Runs before type coercion, since their type is another.
+pub(super) fn quotients(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
+    let Expr::BinaryExpr(BinaryExpr { left, op: Operator::Divide, right }) = expr else {
+        return Ok(Transformed::no(expr));
+    };
+    let types = type_of(&left, schema).zip(type_of(&right, schema));
+    let is_exact = types.is_some_and(|(left, right)| {
+        let is_number = |ty: &DataType| ty.is_integer() || is_decimal(ty);
+        is_number(&left) && is_number(&right) && (is_decimal(&left) || is_decimal(&right))
+    });
+    if !is_exact {
+        return Ok(Transformed::no(Expr::BinaryExpr(BinaryExpr { left, op: Operator::Divide, right })));
+    }
+    Ok(Transformed::yes(call(Operation::Quotient, vec![*left, *right])))
+}
+
+/// Puts checked operations in the place of DataFusion's. Runs after type coercion: the types stay.
+pub(super) fn checked(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
+    match expr {
+        Expr::BinaryExpr(BinaryExpr { left, op, right }) => {
+            let ty = type_of(&left, schema);
+            let both = ty.as_ref().filter(|ty| Some(*ty) == type_of(&right, schema).as_ref());
+            let operation = match (op, both) {
+                (Operator::Plus, Some(ty)) if ty.is_integer() => Some(Operation::Sum),
+                (Operator::Minus, Some(ty)) if ty.is_integer() => Some(Operation::Difference),
+                (Operator::Multiply, Some(ty)) if ty.is_integer() => Some(Operation::Product),
+                (Operator::Divide, Some(ty)) if ty.is_floating() => Some(Operation::FloatQuotient),
+                _ => match digits_needed(op, ty.as_ref(), type_of(&right, schema).as_ref()) {
+                    Some((operation, digits)) if digits > 38 => Some(operation),
+                    _ => None,
+                },
+            };
+            Ok(match operation {
+                Some(operation) => Transformed::yes(call(operation, vec![*left, *right])),
+                None => Transformed::no(Expr::BinaryExpr(BinaryExpr { left, op, right })),
+            })
+        }
+        Expr::Negative(inner) if type_of(&inner, schema).is_some_and(|ty| ty.is_integer()) => {
+            Ok(Transformed::yes(call(Operation::Negation, vec![*inner])))
+        }
+        other => Ok(Transformed::no(other)),
+    }
+}
+
+/// The digits that the result of an operation on decimals can have.
+fn digits_needed(
+    op: Operator,
+    left: Option<&DataType>,
+    right: Option<&DataType>,
+) -> Option<(Operation, u32)> {
+    let (Some(DataType::Decimal128(digits, scale)), Some(DataType::Decimal128(more, more_scale))) =
+        (left, right)
+    else {
+        return None;
+    };
+    let whole = |digits: u8, scale: i8| i32::from(digits) - i32::from(scale);
+    let sum = whole(*digits, *scale).max(whole(*more, *more_scale)) + i32::from(*scale.max(more_scale)) + 1;
+    match op {
+        Operator::Plus => Some((Operation::Sum, sum.unsigned_abs())),
+        Operator::Minus => Some((Operation::Difference, sum.unsigned_abs())),
+        Operator::Multiply => Some((Operation::Product, u32::from(*digits) + u32::from(*more) + 1)),
+        _ => None,
+    }
+}
+
+fn call(operation: Operation, args: Vec<Expr>) -> Expr {
+    let signature = Signature::user_defined(Volatility::Immutable);
+    let func = Arc::new(ScalarUDF::new_from_impl(Arithmetic { operation, signature }));
+    Expr::ScalarFunction(ScalarFunction { func, args })
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Operation {
+    Sum,
+    Difference,
+    Product,
+    Negation,
+    /// Of decimals.
+    Quotient,
+    FloatQuotient,
+}
+
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Arithmetic {
+    operation: Operation,
+    signature: Signature,
+}
+
+impl Arithmetic {
+    fn operator(&self) -> Operator {
+        match self.operation {
+            Operation::Sum => Operator::Plus,
+            Operation::Difference | Operation::Negation => Operator::Minus,
+            Operation::Product => Operator::Multiply,
+            Operation::Quotient | Operation::FloatQuotient => Operator::Divide,
+        }
+    }
+
+    fn compute(&self, args: &[ArrayRef]) -> crate::error::Result<ArrayRef> {
+        match (self.operation, args) {
+            (Operation::Negation, [value]) => {
+                Ok(numeric::neg(value.as_ref()).map_err(|_| out_of_range(value.data_type()))?)
+            }
+            (Operation::Quotient, [dividend, divisor]) => quotient(dividend, divisor),
+            (Operation::FloatQuotient, [dividend, divisor]) => {
+                if has_zero(divisor)? {
+                    return Err(division_by_zero());
+                }
+                Ok(numeric::div(dividend, divisor)?)
+            }
+            (operation, [left, right]) => {
+                let result = match operation {
+                    Operation::Sum => numeric::add(left, right),
+                    Operation::Difference => numeric::sub(left, right),
+                    _ => numeric::mul(left, right),
+                };
+                let result = result.map_err(|_| out_of_range(left.data_type()))?;
+                if let Some(decimals) = result.as_primitive_opt::<Decimal128Type>() {
+                    let within = decimals.validate_decimal_precision(decimals.precision());
+                    within.map_err(|_| out_of_range(result.data_type()))?;
+                }
+                Ok(result)
+            }
+            _ => Err(Error::internal(format!("{:?} has other operands", self.operation))),
+        }
+    }
+}
+
+fn has_zero(divisor: &ArrayRef) -> crate::error::Result<bool> {
+    let zero: ArrayRef = match divisor.data_type() {
+        DataType::Float32 => Arc::new(Float32Array::from(vec![0.0])),
+        _ => Arc::new(Float64Array::from(vec![0.0])),
+    };
+    let minus = numeric::neg(zero.as_ref())?;
+    for zero in [zero, minus] {
+        if cmp::eq(divisor, &datafusion::arrow::array::Scalar::new(zero))?.true_count() > 0 {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn quotient(dividend: &ArrayRef, divisor: &ArrayRef) -> crate::error::Result<ArrayRef> {
+    let (dividend, divisor) =
+        (dividend.as_primitive::<Decimal128Type>(), divisor.as_primitive::<Decimal128Type>());
+    let (above, below) = (dividend.scale(), divisor.scale());
+    let scale = quotient_scale(above, below);
+    let ty = DataType::Decimal128(38, scale);
+    let values = dividend.iter().zip(divisor).map(|(dividend, divisor)| match (dividend, divisor) {
+        (Some(_), Some(0)) => Err(division_by_zero()),
+        (Some(dividend), Some(divisor)) => {
+            divide((dividend, above), (divisor, below), scale).map(Some).ok_or_else(|| out_of_range(&ty))
+        }
+        _ => Ok(None),
+    });
+    let values = values.collect::<crate::error::Result<Decimal128Array>>()?;
+    Ok(Arc::new(values.with_precision_and_scale(38, scale)?))
+}
+
+fn quotient_scale(dividend: i8, divisor: i8) -> i8 {
+    AVERAGE_SCALE.max(dividend).max(divisor)
+}
+
+fn division_by_zero() -> Error {
+    Error::new(ErrorKind::InvalidArgument, SqlState::DIVISION_BY_ZERO, "division by zero")
+}
+
+/// A decimal that holds every number of a type.
+fn as_decimal(ty: &DataType) -> DataType {
+    match ty {
+        DataType::Int8 | DataType::UInt8 => DataType::Decimal128(3, 0),
+        DataType::Int16 | DataType::UInt16 => DataType::Decimal128(5, 0),
+        DataType::Int32 | DataType::UInt32 => DataType::Decimal128(10, 0),
+        DataType::Decimal128(..) => ty.clone(),
+        DataType::Decimal32(digits, scale) | DataType::Decimal64(digits, scale) => {
+            DataType::Decimal128(*digits, *scale)
+        }
+        _ => DataType::Decimal128(20, 0),
+    }
+}
+
+impl ScalarUDFImpl for Arithmetic {
+    fn name(&self) -> &str {
+        match self.operation {
+            Operation::Sum => "+",
+            Operation::Difference | Operation::Negation => "-",
+            Operation::Product => "*",
+            Operation::Quotient | Operation::FloatQuotient => "/",
+        }
+    }
+
+    fn schema_name(&self, args: &[Expr]) -> Result<String> {
+        Ok(match args {
+            [value] => format!("(- {})", value.schema_name()),
+            args => {
+                let names: Vec<String> = args.iter().map(|arg| arg.schema_name().to_string()).collect();
+                names.join(&format!(" {} ", self.name()))
+            }
+        })
+    }
+
+    fn display_name(&self, args: &[Expr]) -> Result<String> {
+        self.schema_name(args)
+    }
+
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn coerce_types(&self, types: &[DataType]) -> Result<Vec<DataType>> {
+        Ok(match self.operation {
+            Operation::Quotient => types.iter().map(as_decimal).collect(),
+            _ => types.to_vec(),
+        })
+    }
+
+    fn return_type(&self, types: &[DataType]) -> Result<DataType> {
+        match (self.operation, types) {
+            (Operation::Quotient, [left, right]) => {
+                let scale = |ty: &DataType| {
+                    if let DataType::Decimal128(_, scale) = as_decimal(ty) { scale } else { 0 }
+                };
+                Ok(DataType::Decimal128(38, quotient_scale(scale(left), scale(right))))
+            }
+            (_, [left, right]) => BinaryTypeCoercer::new(left, &self.operator(), right).get_result_type(),
+            (_, [value]) => Ok(value.clone()),
+            _ => Err(Error::internal("an operation has one operand or two").into()),
+        }
+    }
+
+    fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
+        let is_constant = args.args.iter().all(|value| matches!(value, ColumnarValue::Scalar(_)));
+        let mut arrays = ColumnarValue::values_to_arrays(&args.args)?;
+        if self.operation == Operation::Quotient {
+            for array in &mut arrays {
+                *array = cast(array, &as_decimal(array.data_type()))?;
+            }
+        }
+        let result = self.compute(&arrays)?;
+        if is_constant {
+            return Ok(ColumnarValue::Scalar(ScalarValue::try_from_array(&result, 0)?));
+        }
+        Ok(ColumnarValue::Array(result))
+    }
+}

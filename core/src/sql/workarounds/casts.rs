@@ -1,0 +1,104 @@
+//! CAST as PostgreSQL means it, see [`crate::casts`].
+//!
+//! DataFusion's CAST is Arrow's: it truncates, writes and reads times in another way, and reads `\x61` as four characters. Where the two
+//! differ a function takes its place. What is left keeps the order of values, so that bounds of segments can be compared through it;
+//! DataFusion does so for every CAST, also for one from a timestamp to the time of the day.
+
+use std::sync::Arc;
+
+use datafusion::arrow::datatypes::{DataType, FieldRef};
+use datafusion::common::tree_node::Transformed;
+use datafusion::common::{DFSchema, Result, ScalarValue};
+use datafusion::logical_expr::expr::{Cast, ScalarFunction, TryCast};
+use datafusion::logical_expr::{
+    ColumnarValue, Expr, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
+};
+
+use super::walk::type_of;
+use crate::casts::{cast, is_plain, try_cast};
+use crate::error::Error;
+
+/// Puts a function in the place of every CAST that means another thing in Arrow. Runs after type coercion, which makes casts.
+pub(super) fn replace(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
+    let (inner, field, is_try) = match expr {
+        Expr::Cast(Cast { expr, field }) => (expr, field, false),
+        Expr::TryCast(TryCast { expr, field }) => (expr, field, true),
+        other => return Ok(Transformed::no(other)),
+    };
+    let is_ours = type_of(&inner, schema).is_some_and(|from| !is_plain(&from, field.data_type()));
+    if is_ours {
+        return Ok(Transformed::yes(call(*inner, field, is_try)));
+    }
+    Ok(Transformed::no(match is_try {
+        false => Expr::Cast(Cast { expr: inner, field }),
+        true => Expr::TryCast(TryCast { expr: inner, field }),
+    }))
+}
+
+/// `expr` as a value of type `to`, before casts are replaced.
+pub(super) fn cast_to(expr: Expr, to: DataType) -> Expr {
+    Expr::Cast(Cast::new(Box::new(expr), to))
+}
+
+fn call(expr: Expr, field: FieldRef, is_try: bool) -> Expr {
+    let signature = Signature::user_defined(Volatility::Immutable);
+    let func = Arc::new(ScalarUDF::new_from_impl(CastFunction { field, is_try, signature }));
+    Expr::ScalarFunction(ScalarFunction { func, args: vec![expr] })
+}
+
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct CastFunction {
+    /// The type, and what the cast says of it.
+    field: FieldRef,
+    is_try: bool,
+    signature: Signature,
+}
+
+impl ScalarUDFImpl for CastFunction {
+    fn name(&self) -> &str {
+        if self.is_try { "try_cast" } else { "cast" }
+    }
+
+    /// A cast does not change a column's name.
+    fn schema_name(&self, args: &[Expr]) -> Result<String> {
+        let names: Vec<String> = args.iter().map(|arg| arg.schema_name().to_string()).collect();
+        Ok(names.join(", "))
+    }
+
+    fn display_name(&self, args: &[Expr]) -> Result<String> {
+        let args: Vec<String> = args.iter().map(ToString::to_string).collect();
+        Ok(format!("{}({} AS {})", self.name().to_uppercase(), args.join(", "), self.field.data_type()))
+    }
+
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn coerce_types(&self, types: &[DataType]) -> Result<Vec<DataType>> {
+        Ok(types.to_vec())
+    }
+
+    fn return_type(&self, _: &[DataType]) -> Result<DataType> {
+        Ok(self.field.data_type().clone())
+    }
+
+    fn return_field_from_args(&self, args: ReturnFieldArgs<'_>) -> Result<FieldRef> {
+        let nullable = self.is_try || args.arg_fields.iter().any(|field| field.is_nullable());
+        let field =
+            datafusion::arrow::datatypes::Field::new(self.name(), self.field.data_type().clone(), nullable);
+        Ok(Arc::new(field.with_metadata(self.field.metadata().clone())))
+    }
+
+    fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
+        let convert = if self.is_try { try_cast } else { cast };
+        let to = self.field.data_type();
+        match args.args.first() {
+            Some(ColumnarValue::Scalar(value)) => {
+                let array = convert(&value.to_array()?, to)?;
+                Ok(ColumnarValue::Scalar(ScalarValue::try_from_array(&array, 0)?))
+            }
+            Some(ColumnarValue::Array(array)) => Ok(ColumnarValue::Array(convert(array, to)?)),
+            None => Err(Error::internal("a cast has no value").into()),
+        }
+    }
+}

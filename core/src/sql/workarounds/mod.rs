@@ -1,0 +1,150 @@
+//! What DataFusion and sqlparser get wrong, set right or refused, each thing in one place.
+//!
+//! | step of a statement | files |
+//! |---|---|
+//! | reading the text | `grammar`, `syntax` |
+//! | the plan, before types are made equal | `numbers`, `arithmetic` (quotients), `aggregates` |
+//! | the plan, after that | `casts`, `arithmetic` (overflow), `regex`, `offsets`, `subqueries` |
+//! | optimising the plan | `simplification`, `equalities` |
+//! | the physical plan | `pushdown` |
+//!
+//! docs/sql-correctness.md has a line for each with its upstream issue; `tests/it/workarounds.rs` asks DataFusion alone for each and fails
+//! when the answer has become right, so that the work-around can go.
+//!
+//! Invariant: a rule here changes what a plan gives only where DataFusion's own plan gives a wrong answer.
+
+mod aggregates;
+mod arithmetic;
+mod casts;
+mod equalities;
+mod frames;
+mod functions;
+pub(super) mod grammar;
+mod numbers;
+mod offsets;
+mod pushdown;
+mod regex;
+mod simplification;
+mod subqueries;
+pub(super) mod syntax;
+mod walk;
+
+use std::sync::Arc;
+
+use datafusion::common::Result;
+use datafusion::common::config::ConfigOptions;
+use datafusion::common::tree_node::TreeNode;
+use datafusion::execution::SessionState;
+use datafusion::logical_expr::{LogicalPlan, ScalarUDF};
+use datafusion::optimizer::{AnalyzerRule, Optimizer, OptimizerRule};
+use datafusion::physical_optimizer::PhysicalOptimizerRule;
+use datafusion::prelude::SessionConfig;
+
+use self::equalities::EqualitiesRule;
+use self::simplification::ShieldedSimplification;
+use self::walk::{Rewrite, rewrite_expressions};
+
+pub(crate) use self::simplification::simplify;
+use crate::failpoint::is_planted;
+
+/// Settings under which DataFusion is right more often.
+pub(super) fn configure(config: &mut SessionConfig) {
+    let options = config.options_mut();
+    // 4.07 is the decimal, not the double next to it.
+    options.sql_parser.parse_float_as_decimal = true;
+    // now() and to_timestamp() are instants.
+    options.execution.time_zone = Some("UTC".to_owned());
+    // The logical plan is right about what can be NULL, the physical one is too careful, and the check takes that for a fault.
+    options.execution.skip_physical_aggregate_schema_check = true;
+}
+
+/// The state for the physical plan of an optimised one.
+///
+/// Below UNION a sort leaves out columns that are constant in each input, but not the same in all of them. A merge above is given all of
+/// them again; the limit that the inputs share is not.
+pub(super) fn state_for(plan: &LogicalPlan, state: &SessionState) -> SessionState {
+    let mut state = state.clone();
+    let has_union = plan.exists(|node| Ok(matches!(node, LogicalPlan::Union(_)))).unwrap_or(true);
+    if has_union && !is_planted("union_shares_its_limit") {
+        state.config_mut().options_mut().optimizer.repartition_sorts = false;
+    }
+    state
+}
+
+/// Functions that take the place of DataFusion's of the same name.
+pub(super) fn functions() -> Vec<Arc<ScalarUDF>> {
+    functions::all()
+}
+
+/// Rewrites that come before type coercion, because they decide which types meet.
+pub(super) fn before_coercion() -> Arc<dyn AnalyzerRule + Send + Sync> {
+    Arc::new(BeforeCoercion)
+}
+
+/// Rewrites that come after type coercion, because they need to see the casts it makes.
+pub(super) fn after_coercion() -> Arc<dyn AnalyzerRule + Send + Sync> {
+    Arc::new(AfterCoercion)
+}
+
+#[derive(Debug)]
+struct BeforeCoercion;
+
+impl AnalyzerRule for BeforeCoercion {
+    fn name(&self) -> &str {
+        "kalam_before_coercion"
+    }
+
+    fn analyze(&self, plan: LogicalPlan, _: &ConfigOptions) -> Result<LogicalPlan> {
+        const REWRITES: [Rewrite; 6] = [
+            numbers::unify,
+            arithmetic::quotients,
+            aggregates::replace,
+            functions::replace,
+            functions::replace_date_part,
+            frames::correct,
+        ];
+        numbers::unify_sets(rewrite_expressions(plan, &REWRITES)?)
+    }
+}
+
+#[derive(Debug)]
+struct AfterCoercion;
+
+impl AnalyzerRule for AfterCoercion {
+    fn name(&self) -> &str {
+        "kalam_after_coercion"
+    }
+
+    fn analyze(&self, plan: LogicalPlan, _: &ConfigOptions) -> Result<LogicalPlan> {
+        const REWRITES: [Rewrite; 5] = [
+            casts::replace,
+            arithmetic::checked,
+            regex::replace,
+            functions::keep_types,
+            functions::compare_intervals,
+        ];
+        let plan = rewrite_expressions(plan, &REWRITES)?;
+        let plan = plan.transform_up_with_subqueries(|node| Ok(functions::order_intervals(node)))?.data;
+        subqueries::decorrelate(offsets::keep_sorts(plan)?)
+    }
+}
+
+/// DataFusion's rules for logical plans, with ours among them.
+pub(super) fn optimizer_rules() -> Vec<Arc<dyn OptimizerRule + Send + Sync>> {
+    let mut rules = Vec::new();
+    for rule in Optimizer::new().rules {
+        match rule.name() {
+            "simplify_expressions" => rules.push(Arc::new(ShieldedSimplification(rule)) as _),
+            "push_down_filter" => rules.extend([Arc::new(EqualitiesRule) as _, rule]),
+            _ => rules.push(rule),
+        }
+    }
+    rules
+}
+
+/// DataFusion's rules for physical plans, guarded.
+pub(super) fn physical_rules(
+    rules: Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>>,
+) -> Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>> {
+    pushdown::guarded(rules)
+}

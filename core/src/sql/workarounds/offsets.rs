@@ -1,0 +1,63 @@
+//! `ORDER BY ... OFFSET n` without LIMIT, whose sort DataFusion takes away where nobody above asks for the order.
+//!
+//! It becomes a condition on the number of the row in that order, which is part of the result and cannot get lost.
+
+use std::sync::Arc;
+
+use datafusion::common::tree_node::Transformed;
+use datafusion::common::{Column, Result};
+use datafusion::functions_window::row_number::row_number_udwf;
+use datafusion::logical_expr::expr::{Sort as SortExpr, WindowFunction};
+use datafusion::logical_expr::{Expr, Limit, LogicalPlan, LogicalPlanBuilder, SkipType, Sort, lit};
+
+use crate::failpoint::is_planted;
+
+/// Rewrites a plan and its subqueries.
+pub(super) fn keep_sorts(plan: LogicalPlan) -> Result<LogicalPlan> {
+    if is_planted("offset_forgets_order") {
+        return Ok(plan);
+    }
+    plan.transform_up_with_subqueries(|node| {
+        let LogicalPlan::Limit(limit) = &node else { return Ok(Transformed::no(node)) };
+        match (limit.fetch.is_none(), limit.get_skip_type()?) {
+            (true, SkipType::Literal(skip)) if skip > 0 => match numbered(limit, skip)? {
+                Some(plan) => Ok(Transformed::yes(plan)),
+                None => Ok(Transformed::no(node)),
+            },
+            _ => Ok(Transformed::no(node)),
+        }
+    })
+    .map(|rewritten| rewritten.data)
+}
+
+/// `None` when the rows are not sorted right below.
+fn numbered(limit: &Limit, skip: usize) -> Result<Option<LogicalPlan>> {
+    match &*limit.input {
+        LogicalPlan::Sort(sort) if sort.fetch.is_none() => rows_after(sort, skip).map(Some),
+        LogicalPlan::Projection(projection) => {
+            let inner = Limit { input: Arc::clone(&projection.input), ..limit.clone() };
+            let Some(input) = numbered(&inner, skip)? else { return Ok(None) };
+            let mut projection = projection.clone();
+            projection.input = Arc::new(input);
+            Ok(Some(LogicalPlan::Projection(projection)))
+        }
+        _ => Ok(None),
+    }
+}
+
+fn rows_after(sort: &Sort, skip: usize) -> Result<LogicalPlan> {
+    const NUMBER: &str = "__row_number";
+    let columns: Vec<Expr> = sort.input.schema().columns().into_iter().map(Expr::Column).collect();
+    let order: Vec<SortExpr> = sort.expr.clone();
+    let mut number = WindowFunction::new(row_number_udwf(), Vec::new());
+    number.params.order_by = order.clone();
+    number.params.window_frame = datafusion::logical_expr::WindowFrame::new(Some(true));
+    let number = Expr::WindowFunction(Box::new(number)).alias(NUMBER);
+    let skip = u64::try_from(skip).unwrap_or(u64::MAX);
+    LogicalPlanBuilder::from(LogicalPlan::clone(&sort.input))
+        .window([number])?
+        .filter(Expr::Column(Column::new_unqualified(NUMBER)).gt(lit(skip)))?
+        .project(columns)?
+        .sort(order)?
+        .build()
+}

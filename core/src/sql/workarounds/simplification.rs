@@ -1,0 +1,159 @@
+//! DataFusion's simplifier joins conditions on one expression without thinking of NULL.
+//!
+//! | condition, `x` NULL | simplified to | is |
+//! |---|---|---|
+//! | `x NOT IN (1) OR x NOT IN (2)` | true | NULL |
+//! | `x IN (1) AND x IN (2)`, `x IN (1) AND x NOT IN (1)` | false | NULL |
+//! | `x # x`, `x # (x # y)` | 0, `y` | NULL |
+//!
+//! So the simplifier is shown different expressions where there is one: each repetition stands in a function that gives back its
+//! argument. Afterwards the functions are taken away again, so that key ranges and the pruning of segments see plain columns.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use datafusion::arrow::datatypes::{DataType, FieldRef};
+use datafusion::common::tree_node::{Transformed, TreeNode};
+use datafusion::common::{DFSchemaRef, Result, ScalarValue};
+use datafusion::execution::SessionState;
+use datafusion::logical_expr::expr::{BinaryExpr, InList, ScalarFunction};
+use datafusion::logical_expr::simplify::SimplifyContext;
+use datafusion::logical_expr::{
+    ColumnarValue, Expr, LogicalPlan, Operator, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDF,
+    ScalarUDFImpl, Signature, Volatility,
+};
+use datafusion::optimizer::optimizer::ApplyOrder;
+use datafusion::optimizer::simplify_expressions::ExprSimplifier;
+use datafusion::optimizer::{OptimizerConfig, OptimizerRule};
+
+use crate::error::Error;
+use crate::failpoint::is_planted;
+
+type Rule = Arc<dyn OptimizerRule + Send + Sync>;
+
+/// DataFusion's rule, shown shielded expressions.
+#[derive(Debug)]
+pub(super) struct ShieldedSimplification(pub(super) Rule);
+
+impl OptimizerRule for ShieldedSimplification {
+    fn name(&self) -> &str {
+        self.0.name()
+    }
+
+    fn apply_order(&self) -> Option<ApplyOrder> {
+        self.0.apply_order()
+    }
+
+    fn rewrite(&self, plan: LogicalPlan, config: &dyn OptimizerConfig) -> Result<Transformed<LogicalPlan>> {
+        if is_planted("simplified_without_null") {
+            return self.0.rewrite(plan, config);
+        }
+        let shielded = plan.map_expressions(shield)?;
+        let simplified = self.0.rewrite(shielded.data, config)?;
+        if !shielded.transformed {
+            return Ok(simplified);
+        }
+        let is_changed = simplified.transformed;
+        let plain = simplified.data.map_expressions(unshield)?.data;
+        Ok(Transformed::new_transformed(plain, is_changed))
+    }
+}
+
+/// Folds what is constant in an expression over the columns of a schema.
+///
+/// # Errors
+/// Whatever a constant's value is an error for.
+pub(crate) fn simplify(expr: Expr, schema: &DFSchemaRef, state: &SessionState) -> crate::error::Result<Expr> {
+    let context = SimplifyContext::builder()
+        .with_schema(Arc::clone(schema))
+        .with_config_options(Arc::clone(state.config_options()))
+        .build();
+    let simplified = ExprSimplifier::new(context).simplify(shield(expr)?.data)?;
+    Ok(unshield(simplified)?.data)
+}
+
+/// Makes repeated expressions differ.
+fn shield(expr: Expr) -> Result<Transformed<Expr>> {
+    if !needs_shield(&expr)? {
+        return Ok(Transformed::no(expr));
+    }
+    let mut seen = HashSet::new();
+    let mut number = 0;
+    expr.transform_up(|expr| match expr {
+        Expr::InList(InList { expr, list, negated }) if !seen.insert(expr.clone()) => {
+            number += 1;
+            Ok(Transformed::yes(Expr::InList(InList::new(Box::new(same(*expr, number)), list, negated))))
+        }
+        Expr::BinaryExpr(BinaryExpr { left, op: Operator::BitwiseXor, right }) => {
+            number += 1;
+            let right = Box::new(same(*right, number));
+            Ok(Transformed::yes(Expr::BinaryExpr(BinaryExpr::new(left, Operator::BitwiseXor, right))))
+        }
+        other => Ok(Transformed::no(other)),
+    })
+}
+
+fn needs_shield(expr: &Expr) -> Result<bool> {
+    let mut lists = 0;
+    expr.exists(|expr| {
+        lists += usize::from(matches!(expr, Expr::InList(_)));
+        let is_xor = matches!(expr, Expr::BinaryExpr(BinaryExpr { op: Operator::BitwiseXor, .. }));
+        Ok(is_xor || lists > 1)
+    })
+}
+
+/// Takes the functions away again.
+fn unshield(expr: Expr) -> Result<Transformed<Expr>> {
+    expr.transform_up(|expr| match expr {
+        Expr::ScalarFunction(ScalarFunction { func, mut args }) if func.inner().is::<Same>() => {
+            match args.pop() {
+                Some(arg) => Ok(Transformed::yes(arg)),
+                None => Err(Error::internal("a shield has no argument").into()),
+            }
+        }
+        other => Ok(Transformed::no(other)),
+    })
+}
+
+fn same(expr: Expr, number: usize) -> Expr {
+    let signature = Signature::any(1, Volatility::Immutable);
+    Expr::ScalarFunction(ScalarFunction::new_udf(
+        Arc::new(ScalarUDF::new_from_impl(Same { number, signature })),
+        vec![expr],
+    ))
+}
+
+/// Gives back its argument; two with different numbers are different.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Same {
+    number: usize,
+    signature: Signature,
+}
+
+impl ScalarUDFImpl for Same {
+    fn name(&self) -> &str {
+        "same"
+    }
+
+    fn schema_name(&self, args: &[Expr]) -> Result<String> {
+        let names: Vec<String> = args.iter().map(|arg| arg.schema_name().to_string()).collect();
+        Ok(names.join(", "))
+    }
+
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn return_type(&self, types: &[DataType]) -> Result<DataType> {
+        Ok(types.first().cloned().unwrap_or(DataType::Null))
+    }
+
+    fn return_field_from_args(&self, args: ReturnFieldArgs<'_>) -> Result<FieldRef> {
+        let field = args.arg_fields.first().ok_or_else(|| Error::internal("a shield has no argument"))?;
+        Ok(Arc::clone(field))
+    }
+
+    fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
+        Ok(args.args.into_iter().next().unwrap_or(ColumnarValue::Scalar(ScalarValue::Null)))
+    }
+}

@@ -1,0 +1,405 @@
+//! A correlated subquery as a plan without correlation: its rows for all values of the outer columns at once.
+//!
+//! The *domain* is the set of those values, once each. It takes the place of the outer columns at the bottom of the plan and is carried
+//! to the top: each operator does for every value of the domain what the subquery does for one (Neumann and Kemper, "Unnesting
+//! Arbitrary Queries", BTW 2015).
+//!
+//! Invariant: for each value in the domain, the rows of the result with that value are those of the subquery with it.
+
+use std::sync::Arc;
+
+use datafusion::arrow::datatypes::DataType;
+use datafusion::common::tree_node::{Transformed, TreeNode};
+use datafusion::common::{Column, DFSchema, JoinConstraint, JoinType, NullEquality, Result};
+use datafusion::functions_window::row_number::row_number_udwf;
+use datafusion::logical_expr::expr::{AggregateFunction, Alias, Sort as SortExpr, WindowFunction};
+use datafusion::logical_expr::utils::conjunction;
+use datafusion::logical_expr::{
+    Aggregate, Distinct, DistinctOn, EmptyRelation, Expr, FetchType, Filter, Join, Limit, LogicalPlan,
+    LogicalPlanBuilder, Operator, Projection, SkipType, SubqueryAlias, Union, Values, Window, WindowFrame,
+    binary_expr, lit, when,
+};
+
+use super::outer::{Bindings, bind, outer_columns};
+use crate::error::Error;
+
+/// The values of the outer columns of a subquery.
+pub(super) struct Domain {
+    /// One row a value; its columns are `names`, without a qualifier.
+    pub(super) plan: LogicalPlan,
+    /// The outer columns, and the names they have in the domain, which nothing else has.
+    pub(super) columns: Vec<(Column, String)>,
+}
+
+impl Domain {
+    fn bindings(&self) -> Bindings {
+        self.columns.iter().map(|(column, name)| (column.clone(), named(name))).collect()
+    }
+
+    fn names(&self) -> impl Iterator<Item = &str> {
+        self.columns.iter().map(|(_, name)| name.as_str())
+    }
+
+    fn own_columns(&self) -> Vec<Expr> {
+        self.names().map(named).collect()
+    }
+
+    /// The plan of a subquery with the domain's columns beside its own.
+    ///
+    /// # Errors
+    /// 0A000 for a correlated part that this cannot be done with.
+    pub(super) fn spread(&self, plan: &LogicalPlan) -> Result<LogicalPlan> {
+        crate::sql::stack::deep(|| self.spread_over(plan))
+    }
+
+    fn spread_over(&self, plan: &LogicalPlan) -> Result<LogicalPlan> {
+        if !is_correlated(plan)? {
+            return LogicalPlanBuilder::from(self.plan.clone()).cross_join(plan.clone())?.build();
+        }
+        match plan {
+            LogicalPlan::Filter(filter) => {
+                let input = self.spread(&filter.input)?;
+                let predicate = self.bound(filter.predicate.clone(), &input)?;
+                Ok(LogicalPlan::Filter(Filter::try_new(predicate, Arc::new(input))?))
+            }
+            LogicalPlan::Projection(projection) => {
+                let input = self.spread(&projection.input)?;
+                let mut exprs = self.all_bound_named(&projection.expr, &input)?;
+                exprs.extend(self.own_columns());
+                Ok(LogicalPlan::Projection(Projection::try_new(exprs, Arc::new(input))?))
+            }
+            LogicalPlan::SubqueryAlias(alias) => {
+                let input = self.spread(&alias.input)?;
+                Ok(LogicalPlan::SubqueryAlias(SubqueryAlias::try_new(Arc::new(input), alias.alias.clone())?))
+            }
+            LogicalPlan::Aggregate(aggregate) => self.spread_aggregate(aggregate),
+            LogicalPlan::Join(join) => self.spread_join(join),
+            LogicalPlan::Limit(limit) => self.spread_limit(limit),
+            // Only a limit asks for the order, and looks for it below itself.
+            LogicalPlan::Sort(sort) if sort.fetch.is_none() => self.spread(&sort.input),
+            LogicalPlan::Distinct(Distinct::All(input)) => {
+                let input = self.spread(input)?;
+                Ok(LogicalPlan::Distinct(Distinct::All(Arc::new(input))))
+            }
+            LogicalPlan::Distinct(Distinct::On(distinct)) => self.spread_distinct_on(distinct),
+            LogicalPlan::Union(union) => self.spread_union(union),
+            LogicalPlan::Window(window) => self.spread_window(window),
+            LogicalPlan::Values(values) => self.spread(&values_as_union(values)?),
+            other => Err(Error::unsupported(format!("a correlated subquery with {}", name_of(other))).into()),
+        }
+    }
+
+    /// The expression of a node over `input`, which has the domain's columns.
+    fn bound(&self, expr: Expr, input: &LogicalPlan) -> Result<Expr> {
+        bind(expr, &self.bindings(), input.schema())
+    }
+
+    /// The same, under the names they had.
+    fn all_bound_named(&self, exprs: &[Expr], input: &LogicalPlan) -> Result<Vec<Expr>> {
+        exprs.iter().map(|expr| renamed(expr, self.bound(expr.clone(), input)?)).collect()
+    }
+
+    fn spread_aggregate(&self, aggregate: &Aggregate) -> Result<LogicalPlan> {
+        if aggregate.group_expr.iter().any(|expr| matches!(expr, Expr::GroupingSet(_))) {
+            return Err(Error::unsupported("a correlated subquery with GROUPING SETS").into());
+        }
+        let input = self.spread(&aggregate.input)?;
+        let mut groups = self.all_bound_named(&aggregate.group_expr, &input)?;
+        groups.extend(self.own_columns());
+        let aggregates = self.all_bound_named(&aggregate.aggr_expr, &input)?;
+        let grouped = Aggregate::try_new(Arc::new(input), groups, aggregates)?;
+        let grouped = LogicalPlan::Aggregate(grouped);
+        if !aggregate.group_expr.is_empty() {
+            return Ok(grouped);
+        }
+        self.with_empty_groups(aggregate, grouped)
+    }
+
+    /// An aggregation without GROUP BY has a row also where there is nothing to aggregate.
+    fn with_empty_groups(&self, aggregate: &Aggregate, grouped: LogicalPlan) -> Result<LogicalPlan> {
+        const FOUND: &str = "__found";
+        let other = |name: &str| format!("{name}_of_group");
+        let mut exprs = vec![lit(true).alias(FOUND)];
+        exprs.extend(self.names().map(|name| named(name).alias(other(name))));
+        let mut results = Vec::with_capacity(aggregate.aggr_expr.len());
+        for (position, column) in aggregate.schema.columns().into_iter().enumerate() {
+            let place = format!("__aggregate_{position}");
+            exprs.push(Expr::Column(column.clone()).alias(&place));
+            let ty = aggregate.schema.field(position).data_type();
+            let default = aggregate.aggr_expr.get(position).and_then(|expr| default_of(expr, ty));
+            let value = named(&place);
+            let value = match default {
+                None => value,
+                Some(default) => when(named(FOUND).is_not_true(), default).otherwise(value)?,
+            };
+            results.push(value.alias_qualified(column.relation, column.name));
+        }
+        let grouped = LogicalPlanBuilder::from(grouped).project(exprs)?.build()?;
+        let on = self.names().map(|name| (named(name), named(&other(name)))).collect();
+        let joined =
+            join(self.plan.clone(), grouped, on, None, JoinType::Left, NullEquality::NullEqualsNull)?;
+        results.extend(self.own_columns());
+        LogicalPlanBuilder::from(joined).project(results)?.build()
+    }
+
+    fn spread_join(&self, original: &Join) -> Result<LogicalPlan> {
+        let (left, right) = (is_correlated(&original.left)?, is_correlated(&original.right)?);
+        let (keeps_left, keeps_right) = match original.join_type {
+            JoinType::Inner => (false, false),
+            JoinType::Left | JoinType::LeftSemi | JoinType::LeftAnti | JoinType::LeftMark => (true, false),
+            JoinType::Right | JoinType::RightSemi | JoinType::RightAnti | JoinType::RightMark => {
+                (false, true)
+            }
+            JoinType::Full => (true, true),
+        };
+        // The side whose rows are kept needs its value; where no side is correlated the condition is.
+        let spread_left = left || keeps_left || !right && !keeps_right;
+        let spread_right = right || keeps_right;
+        let left =
+            if spread_left { self.spread(&original.left)? } else { LogicalPlan::clone(&original.left) };
+        let right =
+            if spread_right { self.spread(&original.right)? } else { LogicalPlan::clone(&original.right) };
+        let equal = |(left, right): &(Expr, Expr)| match original.null_equality {
+            NullEquality::NullEqualsNothing => left.clone().eq(right.clone()),
+            NullEquality::NullEqualsNull => {
+                binary_expr(left.clone(), Operator::IsNotDistinctFrom, right.clone())
+            }
+        };
+        let conditions = original.on.iter().map(equal).chain(original.filter.clone());
+        self.joined(original, left, right, conjunction(conditions), (spread_left, spread_right))
+    }
+
+    fn joined(
+        &self,
+        original: &Join,
+        left: LogicalPlan,
+        right: LogicalPlan,
+        condition: Option<Expr>,
+        spread: (bool, bool),
+    ) -> Result<LogicalPlan> {
+        let bound =
+            |condition: Option<Expr>, left: &LogicalPlan, right: &LogicalPlan| -> Result<Option<Expr>> {
+                let schema = left.schema().join(right.schema())?;
+                condition.map(|condition| bind(condition, &self.bindings(), &schema)).transpose()
+            };
+        if spread != (true, true) {
+            let filter = bound(condition, &left, &right)?;
+            return join(left, right, Vec::new(), filter, original.join_type, original.null_equality);
+        }
+        let other = |name: &str| format!("{name}_of_right");
+        let columns = right.schema().columns().into_iter().map(|column| {
+            if self.names().any(|name| name == column.name) {
+                Expr::Column(column.clone()).alias(other(&column.name))
+            } else {
+                Expr::Column(column)
+            }
+        });
+        let right = LogicalPlanBuilder::from(right.clone()).project(columns)?.build()?;
+        let filter = bound(condition, &left, &right)?;
+        let on = self.names().map(|name| (named(name), named(&other(name)))).collect();
+        let joined = join(left, right, on, filter, original.join_type, NullEquality::NullEqualsNull)?;
+        if matches!(original.join_type, JoinType::LeftSemi | JoinType::LeftAnti | JoinType::LeftMark) {
+            return Ok(joined);
+        }
+        let mut exprs: Vec<Expr> = original.schema.columns().into_iter().map(Expr::Column).collect();
+        for name in self.names() {
+            let value = match original.join_type {
+                JoinType::Full => {
+                    when(named(name).is_not_null(), named(name)).otherwise(named(&other(name)))?
+                }
+                JoinType::Right | JoinType::RightSemi | JoinType::RightAnti | JoinType::RightMark => {
+                    named(&other(name))
+                }
+                _ => named(name),
+            };
+            exprs.push(value.alias(name));
+        }
+        LogicalPlanBuilder::from(joined).project(exprs)?.build()
+    }
+
+    /// The rows of each value are numbered in their order.
+    fn spread_limit(&self, limit: &Limit) -> Result<LogicalPlan> {
+        const NUMBER: &str = "__row_of_value";
+        let (SkipType::Literal(skip), FetchType::Literal(fetch)) =
+            (limit.get_skip_type()?, limit.get_fetch_type()?)
+        else {
+            return Err(Error::unsupported("a LIMIT that is no number in a correlated subquery").into());
+        };
+        if let LogicalPlan::Projection(projection) = &*limit.input
+            && matches!(*projection.input, LogicalPlan::Sort(_))
+        {
+            // The projection may have taken away what the rows are sorted by.
+            let inner = Limit { input: Arc::clone(&projection.input), ..limit.clone() };
+            let mut outer = projection.clone();
+            outer.input = Arc::new(LogicalPlan::Limit(inner));
+            return self.spread(&LogicalPlan::Projection(outer));
+        }
+        let (order, rows) = match &*limit.input {
+            LogicalPlan::Sort(sort) if sort.fetch.is_none() => (sort.expr.clone(), &sort.input),
+            _ => (Vec::new(), &limit.input),
+        };
+        let input = self.spread(rows)?;
+        let order = order
+            .into_iter()
+            .map(|sort| Ok(SortExpr { expr: self.bound(sort.expr, &input)?, ..sort }))
+            .collect::<Result<Vec<_>>>()?;
+        let columns: Vec<Expr> = input.schema().columns().into_iter().map(Expr::Column).collect();
+        let mut number = WindowFunction::new(row_number_udwf(), Vec::new());
+        number.params.partition_by = self.own_columns();
+        number.params.window_frame = WindowFrame::new(Some(true));
+        number.params.order_by = order;
+        let number = Expr::WindowFunction(Box::new(number)).alias(NUMBER);
+        let as_u64 = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
+        let mut wanted = named(NUMBER).gt(lit(as_u64(skip)));
+        if let Some(fetch) = fetch {
+            wanted = wanted.and(named(NUMBER).lt_eq(lit(as_u64(skip).saturating_add(as_u64(fetch)))));
+        }
+        LogicalPlanBuilder::from(input).window([number])?.filter(wanted)?.project(columns)?.build()
+    }
+
+    fn spread_distinct_on(&self, distinct: &DistinctOn) -> Result<LogicalPlan> {
+        let input = self.spread(&distinct.input)?;
+        let mut on = self.own_columns();
+        on.extend(
+            distinct
+                .on_expr
+                .iter()
+                .map(|expr| self.bound(expr.clone(), &input))
+                .collect::<Result<Vec<_>>>()?,
+        );
+        let mut select = self.all_bound_named(&distinct.select_expr, &input)?;
+        select.extend(self.own_columns());
+        let order = match &distinct.sort_expr {
+            None => None,
+            Some(order) => {
+                let mut all: Vec<SortExpr> =
+                    self.own_columns().into_iter().map(|column| column.sort(true, false)).collect();
+                for sort in order {
+                    all.push(SortExpr { expr: self.bound(sort.expr.clone(), &input)?, ..sort.clone() });
+                }
+                Some(all)
+            }
+        };
+        let spread = DistinctOn::try_new(on, select, order, Arc::new(input))?;
+        Ok(LogicalPlan::Distinct(Distinct::On(spread)))
+    }
+
+    fn spread_union(&self, union: &Union) -> Result<LogicalPlan> {
+        let inputs = union
+            .inputs
+            .iter()
+            .map(|input| {
+                let spread = self.spread(input)?;
+                let mut columns: Vec<Expr> = input.schema().columns().into_iter().map(Expr::Column).collect();
+                columns.extend(self.own_columns());
+                Ok(Arc::new(LogicalPlanBuilder::from(spread).project(columns)?.build()?))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let spread = Union::try_new_with_loose_types(inputs)?;
+        // The columns of the union have no qualifier, whatever its inputs' have.
+        Ok(LogicalPlan::Union(spread))
+    }
+
+    fn spread_window(&self, window: &Window) -> Result<LogicalPlan> {
+        let input = self.spread(&window.input)?;
+        let exprs = window
+            .window_expr
+            .iter()
+            .map(|expr| {
+                let bound = self.bound(expr.clone(), &input)?;
+                let partitioned = bound.transform_down(|part| match part {
+                    Expr::WindowFunction(mut call) => {
+                        call.params.partition_by.extend(self.own_columns());
+                        Ok(Transformed::yes(Expr::WindowFunction(call)))
+                    }
+                    other => Ok(Transformed::no(other)),
+                })?;
+                renamed(expr, partitioned.data)
+            })
+            .collect::<Result<Vec<_>>>()?;
+        Ok(LogicalPlan::Window(Window::try_new(exprs, Arc::new(input))?))
+    }
+}
+
+/// Whether a plan names columns of the query around it.
+pub(super) fn is_correlated(plan: &LogicalPlan) -> Result<bool> {
+    Ok(!outer_columns(plan)?.is_empty())
+}
+
+/// A column that has its name alone.
+pub(super) fn named(name: &str) -> Expr {
+    Expr::Column(Column::new_unqualified(name))
+}
+
+/// `new` under the name of `old`.
+pub(super) fn renamed(old: &Expr, new: Expr) -> Result<Expr> {
+    let (relation, name) = old.qualified_name();
+    if new.qualified_name() == (relation.clone(), name.clone()) {
+        return Ok(new);
+    }
+    Ok(new.alias_qualified(relation, name))
+}
+
+/// What an aggregate of type `ty` is of no rows, where that is not NULL.
+pub(super) fn default_of(expr: &Expr, ty: &DataType) -> Option<Expr> {
+    match expr {
+        Expr::Alias(Alias { expr, .. }) => default_of(expr, ty),
+        Expr::AggregateFunction(AggregateFunction { func, .. }) => {
+            let value = func.default_value(ty).ok()?.cast_to(ty).ok()?;
+            (!value.is_null()).then(|| lit(value))
+        }
+        _ => None,
+    }
+}
+
+/// A join with its conditions.
+pub(super) fn join(
+    left: LogicalPlan,
+    right: LogicalPlan,
+    on: Vec<(Expr, Expr)>,
+    filter: Option<Expr>,
+    join_type: JoinType,
+    null_equality: NullEquality,
+) -> Result<LogicalPlan> {
+    let constraint = JoinConstraint::On;
+    let join = Join::try_new(
+        Arc::new(left),
+        Arc::new(right),
+        on,
+        filter,
+        join_type,
+        constraint,
+        null_equality,
+        false,
+    )?;
+    Ok(LogicalPlan::Join(join))
+}
+
+/// VALUES as a UNION ALL of its rows, for rows that are not constant.
+pub(super) fn values_as_union(values: &Values) -> Result<LogicalPlan> {
+    let names: Vec<String> = values.schema.fields().iter().map(|field| field.name().clone()).collect();
+    let inputs = values
+        .values
+        .iter()
+        .map(|row| {
+            let one = EmptyRelation { produce_one_row: true, schema: Arc::new(DFSchema::empty()) };
+            let exprs = row.iter().zip(&names).map(|(expr, name)| expr.clone().alias(name));
+            let row = LogicalPlanBuilder::from(LogicalPlan::EmptyRelation(one)).project(exprs)?.build()?;
+            Ok(Arc::new(row))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    match inputs.as_slice() {
+        [one] => Ok(LogicalPlan::clone(one)),
+        _ => Ok(LogicalPlan::Union(Union::try_new_with_loose_types(inputs)?)),
+    }
+}
+
+fn name_of(plan: &LogicalPlan) -> &'static str {
+    match plan {
+        LogicalPlan::RecursiveQuery(_) => "a recursive query",
+        LogicalPlan::Unnest(_) => "UNNEST",
+        LogicalPlan::Subquery(_) => "LATERAL",
+        LogicalPlan::TableScan(_) => "a table function of an outer column",
+        _ => "this clause",
+    }
+}

@@ -1,0 +1,198 @@
+//! Subqueries that are one aggregation of rows equal to the outer columns: the common kind, and a LEFT JOIN with the groups of the
+//! inner rows, with no need of the outer ones.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use datafusion::common::tree_node::{Transformed, TreeNode};
+use datafusion::common::{Column, Result, ScalarValue};
+use datafusion::logical_expr::utils::{conjunction, split_conjunction_owned};
+use datafusion::logical_expr::{
+    Expr, Filter, LogicalPlan, LogicalPlanBuilder, Operator, Projection, lit, when,
+};
+
+use super::dependent::{default_of, is_correlated, named};
+use super::outer::{Bindings, bind, has_subquery, outer_columns};
+
+/// Outer columns, with what they are equal to.
+type Keys = Vec<(Column, Expr)>;
+
+/// A subquery that is one aggregation, of rows that are equal to the outer columns in some expression.
+pub(super) struct EqualAggregate {
+    pub(super) rows: LogicalPlan,
+    /// The outer columns with the expressions over `rows` they are equal to.
+    pub(super) keys: Keys,
+    pub(super) aggregates: Vec<Expr>,
+    /// Over the columns of the aggregation.
+    pub(super) value: Expr,
+    /// What the subquery is where there are no rows, unless that is NULL.
+    pub(super) value_of_none: Option<Expr>,
+}
+
+impl EqualAggregate {
+    pub(super) fn of(plan: &LogicalPlan) -> Result<Option<Self>> {
+        let (relation, field) = plan.schema().qualified_field(0);
+        let mut value = Expr::Column(Column::from((relation, field)));
+        let mut conditions: Vec<Expr> = Vec::new();
+        let mut plan = plan;
+        let aggregate = loop {
+            match plan {
+                LogicalPlan::Projection(projection) => {
+                    value = through(value, projection)?;
+                    conditions = conditions
+                        .into_iter()
+                        .map(|condition| through(condition, projection))
+                        .collect::<Result<_>>()?;
+                    plan = &projection.input;
+                }
+                LogicalPlan::SubqueryAlias(alias) => {
+                    let inner = alias.input.schema().columns();
+                    let columns: HashMap<Column, Expr> =
+                        alias.schema.columns().into_iter().zip(inner.into_iter().map(Expr::Column)).collect();
+                    value = replaced(value, &columns)?;
+                    conditions =
+                        conditions.into_iter().map(|one| replaced(one, &columns)).collect::<Result<_>>()?;
+                    plan = &alias.input;
+                }
+                LogicalPlan::Filter(filter) => {
+                    conditions.push(filter.predicate.clone());
+                    plan = &filter.input;
+                }
+                LogicalPlan::Aggregate(aggregate) if aggregate.group_expr.is_empty() => break aggregate,
+                _ => return Ok(None),
+            }
+        };
+        let has_outer_above = std::iter::once(&value).chain(&conditions).chain(&aggregate.aggr_expr);
+        if has_outer_above.into_iter().any(|expr| expr.contains_outer() || has_subquery(expr).unwrap_or(true))
+        {
+            return Ok(None);
+        }
+        let Some((rows, keys)) = equal_rows(&aggregate.input)? else { return Ok(None) };
+        let value = match conjunction(conditions) {
+            None => value,
+            Some(having) => when(having, value).end()?,
+        };
+        let defaults: HashMap<Column, Expr> = aggregate
+            .schema
+            .columns()
+            .into_iter()
+            .zip(&aggregate.aggr_expr)
+            .zip(aggregate.schema.fields())
+            .map(|((column, expr), field)| {
+                let null = || ScalarValue::try_from(field.data_type()).map(lit);
+                Ok((column, default_of(expr, field.data_type()).map_or_else(null, Ok)?))
+            })
+            .collect::<Result<_>>()?;
+        let none = replaced(value.clone(), &defaults)?;
+        let is_null = matches!(&none, Expr::Literal(value, _) if value.is_null());
+        Ok(Some(Self {
+            rows,
+            keys,
+            aggregates: aggregate.aggr_expr.clone(),
+            value,
+            value_of_none: (!is_null).then_some(none),
+        }))
+    }
+}
+
+/// The rows below an aggregation without their correlation, and what the outer columns are equal to; `None` where they are bound in
+/// another way.
+fn equal_rows(plan: &LogicalPlan) -> Result<Option<(LogicalPlan, Keys)>> {
+    let wanted = outer_columns(plan)?;
+    match plan {
+        LogicalPlan::Filter(filter) => {
+            let (rows, mut keys) = if is_correlated(&filter.input)? {
+                let Some(below) = equal_rows(&filter.input)? else { return Ok(None) };
+                below
+            } else {
+                (LogicalPlan::clone(&filter.input), Vec::new())
+            };
+            let mut bindings: Bindings = keys.iter().cloned().collect();
+            let mut rest = Vec::new();
+            for condition in split_conjunction_owned(filter.predicate.clone()) {
+                match equality(&condition) {
+                    Some((column, key)) if !bindings.contains_key(&column) => {
+                        bindings.insert(column.clone(), key.clone());
+                        rest.push(key.clone().is_not_null());
+                        keys.push((column, key));
+                    }
+                    _ => rest.push(condition),
+                }
+            }
+            if wanted.iter().any(|outer| !bindings.contains_key(&outer.column)) {
+                return Ok(None);
+            }
+            let rest = rest
+                .into_iter()
+                .map(|one| bind(one, &bindings, rows.schema()))
+                .collect::<Result<Vec<_>>>()?;
+            let rows = match conjunction(rest) {
+                Some(predicate) => LogicalPlan::Filter(Filter::try_new(predicate, Arc::new(rows))?),
+                None => rows,
+            };
+            Ok(Some((rows, keys)))
+        }
+        LogicalPlan::Projection(projection) if !projection.expr.iter().any(Expr::contains_outer) => {
+            let Some((rows, keys)) = equal_rows(&projection.input)? else { return Ok(None) };
+            let mut exprs = projection.expr.clone();
+            let mut shown = Vec::with_capacity(keys.len());
+            for (position, (column, key)) in keys.into_iter().enumerate() {
+                let name = format!("__key_below_{position}_{}", projection.expr.len());
+                exprs.push(key.alias(&name));
+                shown.push((column, named(&name)));
+            }
+            let rows = LogicalPlanBuilder::from(rows).project(exprs)?.build()?;
+            Ok(Some((rows, shown)))
+        }
+        LogicalPlan::SubqueryAlias(alias) => {
+            let Some((rows, keys)) = equal_rows(&alias.input)? else { return Ok(None) };
+            let inner = alias.input.schema().columns();
+            if rows.schema().columns() != inner {
+                return Ok(None);
+            }
+            let columns: HashMap<Column, Expr> =
+                inner.into_iter().zip(alias.schema.columns().into_iter().map(Expr::Column)).collect();
+            let keys = keys
+                .into_iter()
+                .map(|(column, key)| Ok((column, replaced(key, &columns)?)))
+                .collect::<Result<Vec<_>>>()?;
+            let rows = LogicalPlanBuilder::from(rows).alias(alias.alias.clone())?.build()?;
+            Ok(Some((rows, keys)))
+        }
+        _ => Ok(None),
+    }
+}
+
+/// `inner = outer` or `outer = inner`, where the outer side is a column alone and the inner one has none.
+fn equality(condition: &Expr) -> Option<(Column, Expr)> {
+    let Expr::BinaryExpr(binary) = condition else { return None };
+    if binary.op != Operator::Eq {
+        return None;
+    }
+    let pair = |outer: &Expr, inner: &Expr| match outer {
+        Expr::OuterReferenceColumn(_, column)
+            if !inner.contains_outer() && !has_subquery(inner).unwrap_or(true) && !inner.is_volatile() =>
+        {
+            Some((column.clone(), inner.clone()))
+        }
+        _ => None,
+    };
+    pair(&binary.left, &binary.right).or_else(|| pair(&binary.right, &binary.left))
+}
+
+/// An expression over the columns of a projection as one over those below it.
+fn through(expr: Expr, projection: &Projection) -> Result<Expr> {
+    let exprs = projection.expr.iter().cloned().map(Expr::unalias);
+    replaced(expr, &projection.schema.columns().into_iter().zip(exprs).collect())
+}
+
+fn replaced(expr: Expr, columns: &HashMap<Column, Expr>) -> Result<Expr> {
+    let replaced = expr.transform_up(|part| match &part {
+        Expr::Column(column) => Ok(match columns.get(column) {
+            Some(value) => Transformed::yes(value.clone()),
+            None => Transformed::no(part),
+        }),
+        _ => Ok(Transformed::no(part)),
+    })?;
+    Ok(replaced.data)
+}

@@ -1,0 +1,479 @@
+//! Subqueries, where DataFusion's ways to make joins of them are wrong or end.
+//!
+//! | subquery | DataFusion 55 | here |
+//! |---|---|---|
+//! | `NOT IN`, and `IN` whose NULL is looked at | two-valued, or of one key alone | as [`membership`] says |
+//! | `EXISTS` over an aggregate, with OFFSET, below CASE or in the select list | wrong or refused | a count |
+//! | a scalar one with HAVING, LIMIT, several rows, or correlated by inequality or over two levels | wrong or refused | [`dependent`] |
+//! | in ORDER BY, JOIN ON, VALUES | refused | below the node |
+//!
+//! Left to DataFusion are uncorrelated scalar subqueries, and `EXISTS`, `NOT EXISTS` and `IN` as a condition of WHERE over a plain
+//! SELECT, whatever it is correlated by: these are semi joins and anti joins.
+//!
+//! Invariant: after the rewrite a correlated subquery stands only where DataFusion is right about it.
+
+mod dependent;
+mod equal;
+mod membership;
+mod outer;
+mod single_row;
+
+use std::sync::Arc;
+
+use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
+use datafusion::common::{Column, JoinType, NullEquality, Result};
+use datafusion::functions_aggregate::count::count_udaf;
+use datafusion::functions_aggregate::first_last::first_value_udaf;
+use datafusion::logical_expr::expr::{AggregateFunction, Exists, InSubquery};
+use datafusion::logical_expr::utils::{conjunction, split_conjunction_owned};
+use datafusion::logical_expr::{
+    Aggregate, Distinct, Expr, FetchType, Filter, Join, LogicalPlan, LogicalPlanBuilder, SkipType, Subquery,
+    lit, when,
+};
+
+use self::dependent::{Domain, is_correlated, join, named, renamed, values_as_union};
+use self::equal::EqualAggregate;
+use self::outer::{has_column, has_subquery, outer_columns, subquery_of, with_plan};
+use super::walk::schema_of_inputs;
+use crate::error::Error;
+use crate::failpoint::is_planted;
+
+/// Rewrites a plan whose types are equal already.
+pub(super) fn decorrelate(plan: LogicalPlan) -> Result<LogicalPlan> {
+    if is_planted("subqueries_as_datafusion_has_them") {
+        return Ok(plan);
+    }
+    Rewriter::default().plan(plan)
+}
+
+#[derive(Default)]
+struct Rewriter {
+    /// Of the names given so far, so that none is given twice.
+    names: usize,
+}
+
+/// The input of a node, and what its subqueries have added to it.
+struct Input {
+    /// As it was.
+    original: LogicalPlan,
+    /// With the columns that stand for subqueries.
+    plan: LogicalPlan,
+}
+
+impl Rewriter {
+    fn name(&mut self, what: &str) -> String {
+        self.names += 1;
+        format!("__{what}_{}", self.names)
+    }
+
+    fn plan(&mut self, plan: LogicalPlan) -> Result<LogicalPlan> {
+        crate::sql::stack::deep(|| {
+            let plan = plan.map_children(|child| self.plan(child).map(Transformed::yes))?.data;
+            if !has_any_subquery(&plan)? {
+                return Ok(plan);
+            }
+            match plan {
+                LogicalPlan::Values(values) => {
+                    let rows = values_as_union(&values)?;
+                    self.plan(rows)
+                }
+                LogicalPlan::Join(join) => self.join_node(join),
+                LogicalPlan::Filter(filter) => self.filter_node(filter),
+                node => self.other_node(node),
+            }
+        })
+    }
+
+    fn filter_node(&mut self, filter: Filter) -> Result<LogicalPlan> {
+        let columns = filter.input.schema().columns();
+        let original = Arc::unwrap_or_clone(filter.input);
+        let mut input = Input { plan: original.clone(), original };
+        let mut conditions = Vec::new();
+        for condition in split_conjunction_owned(filter.predicate) {
+            conditions.push(self.condition(condition, &mut input)?);
+        }
+        let plan = match conjunction(conditions) {
+            Some(predicate) => LogicalPlan::Filter(Filter::try_new(predicate, Arc::new(input.plan))?),
+            None => input.plan,
+        };
+        with_columns(plan, columns)
+    }
+
+    /// Whatever has one input and expressions over it.
+    fn other_node(&mut self, node: LogicalPlan) -> Result<LogicalPlan> {
+        let columns = node.schema().columns();
+        let Some(original) = node.inputs().first().map(|input| LogicalPlan::clone(input)) else {
+            return Err(Error::unsupported("a subquery in this place").into());
+        };
+        let original = with_missing_columns(&node, original)?;
+        let mut input = Input { plan: original.clone(), original };
+        let exprs = node
+            .expressions()
+            .into_iter()
+            .map(|expr| {
+                let value = self.value(expr.clone(), &mut input)?;
+                match &node {
+                    LogicalPlan::Projection(_) | LogicalPlan::Aggregate(_) | LogicalPlan::Window(_) => {
+                        renamed(&expr, value)
+                    }
+                    _ => Ok(value),
+                }
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let node = node.with_new_exprs(exprs, vec![input.plan])?.recompute_schema()?;
+        with_columns(node, columns)
+    }
+
+    /// A condition of an inner join is one of WHERE; of an outer join it must belong to one side.
+    fn join_node(&mut self, node: Join) -> Result<LogicalPlan> {
+        let (with, without): (Vec<Expr>, Vec<Expr>) =
+            split_conjunction_owned(node.filter.unwrap_or_else(|| lit(true)))
+                .into_iter()
+                .partition(|condition| has_subquery(condition).unwrap_or(true));
+        let columns = node.schema.columns();
+        let (left, right) = (Arc::unwrap_or_clone(node.left), Arc::unwrap_or_clone(node.right));
+        if node.join_type == JoinType::Inner {
+            let joined =
+                join(left, right, node.on, conjunction(without), JoinType::Inner, node.null_equality)?;
+            let predicate = conjunction(with).unwrap_or_else(|| lit(true));
+            return self.filter_node(Filter::try_new(predicate, Arc::new(joined))?);
+        }
+        let mut left = Input { plan: left.clone(), original: left };
+        let mut right = Input { plan: right.clone(), original: right };
+        let mut conditions = without;
+        for condition in with {
+            let side = [&mut left, &mut right]
+                .into_iter()
+                .find(|side| names_only(&condition, &side.original).unwrap_or(false));
+            let Some(side) = side else {
+                return Err(Error::unsupported("a subquery in ON of an outer join that names both tables")
+                    .hint("compute it in a subquery of FROM first")
+                    .into());
+            };
+            conditions.push(self.value(condition, side)?);
+        }
+        let filter = conjunction(conditions);
+        let joined = join(left.plan, right.plan, node.on, filter, node.join_type, node.null_equality)?;
+        with_columns(joined, columns)
+    }
+
+    /// A condition of WHERE, of which only counts whether it is true.
+    fn condition(&mut self, condition: Expr, input: &mut Input) -> Result<Expr> {
+        let (condition, negated) = match condition {
+            Expr::Not(inner) if matches!(*inner, Expr::Exists(_) | Expr::InSubquery(_)) => (*inner, true),
+            other => (other, false),
+        };
+        match condition {
+            Expr::Exists(Exists { subquery, negated: is_not }) => {
+                let negated = negated != is_not;
+                match existence(&subquery.subquery)? {
+                    Existence::Known(exists) => Ok(lit(exists != negated)),
+                    Existence::Of(plan) if is_plain_correlation(&plan, &input.original)? => {
+                        let plan = self.plan(plan)?;
+                        with_plan(Expr::Exists(Exists { subquery, negated }), plan)
+                    }
+                    Existence::Of(plan) => {
+                        let exists = self.exists(&plan, input)?;
+                        Ok(if negated { Expr::Not(Box::new(exists)) } else { exists })
+                    }
+                }
+            }
+            Expr::InSubquery(InSubquery { expr, subquery, negated: is_not }) => {
+                let expr = self.value(*expr, input)?;
+                if negated != is_not {
+                    self.not_in_condition(expr, &subquery, input)
+                } else {
+                    self.in_condition(expr, subquery, input)
+                }
+            }
+            other => {
+                let value = self.value(other, input)?;
+                Ok(if negated { Expr::Not(Box::new(value)) } else { value })
+            }
+        }
+    }
+
+    /// An expression with columns in the place of its subqueries, and all its values right, NULL too.
+    fn value(&mut self, expr: Expr, input: &mut Input) -> Result<Expr> {
+        if !has_subquery(&expr)? {
+            return Ok(expr);
+        }
+        let rewritten = expr.transform_up(|part| match part {
+            Expr::ScalarSubquery(subquery) => self.scalar(&subquery, input).map(Transformed::yes),
+            Expr::Exists(Exists { subquery, negated }) => {
+                let exists = match existence(&subquery.subquery)? {
+                    Existence::Known(exists) => lit(exists),
+                    Existence::Of(plan) => self.exists(&plan, input)?,
+                };
+                Ok(Transformed::yes(if negated { Expr::Not(Box::new(exists)) } else { exists }))
+            }
+            Expr::InSubquery(InSubquery { expr, subquery, negated }) => {
+                let within = self.in_value(*expr, &subquery, input)?;
+                Ok(Transformed::yes(if negated { Expr::Not(Box::new(within)) } else { within }))
+            }
+            Expr::SetComparison(comparison) => self.set_comparison(comparison, input).map(Transformed::yes),
+            other => Ok(Transformed::no(other)),
+        })?;
+        Ok(rewritten.data)
+    }
+
+    /// Whether a subquery has rows.
+    fn exists(&mut self, plan: &LogicalPlan, input: &mut Input) -> Result<Expr> {
+        let plan = if is_correlated(plan)? {
+            plan.clone()
+        } else {
+            // One row is enough to know.
+            LogicalPlanBuilder::from(plan.clone()).limit(0, Some(1))?.build()?
+        };
+        let count = Expr::AggregateFunction(AggregateFunction::new_udf(
+            count_udaf(),
+            vec![lit(1_i64)],
+            false,
+            None,
+            Vec::new(),
+            None,
+        ));
+        let name = self.name("count");
+        let counted = Aggregate::try_new(Arc::new(plan), Vec::new(), vec![count.alias(name)])?;
+        let count = self.scalar_of(&LogicalPlan::Aggregate(counted), input)?;
+        Ok(count.gt(lit(0_i64)))
+    }
+
+    fn scalar(&mut self, subquery: &Subquery, input: &mut Input) -> Result<Expr> {
+        self.scalar_of(&subquery.subquery, input)
+    }
+
+    /// The one value of a subquery; NULL where it has no row.
+    fn scalar_of(&mut self, plan: &LogicalPlan, input: &mut Input) -> Result<Expr> {
+        let outer = outer_columns(plan)?;
+        if outer.is_empty() {
+            let subquery = self.plan(plan.clone())?;
+            return Ok(Expr::ScalarSubquery(Subquery {
+                subquery: Arc::new(subquery),
+                outer_ref_columns: Vec::new(),
+                spans: datafusion::common::Spans::new(),
+            }));
+        }
+        if let Some(aggregate) = EqualAggregate::of(plan)? {
+            return self.equal_aggregate(&aggregate, input);
+        }
+        let domain = self.domain(&outer, input)?;
+        let spread = self.plan(domain.spread(plan)?)?;
+        self.join_spread(plan, &domain, spread, input)
+    }
+
+    /// The values of outer columns.
+    fn domain(&mut self, outer: &[outer::OuterColumn], input: &Input) -> Result<Domain> {
+        let schema = input.original.schema();
+        if let Some(unknown) = outer.iter().find(|outer| !has_column(schema, &outer.column)) {
+            let column = unknown.column.flat_name();
+            return Err(Error::unsupported(format!(
+                "column \"{column}\" of a query further out, in this place"
+            ))
+            .into());
+        }
+        refuse_volatile(&input.original)?;
+        let columns: Vec<(Column, String)> =
+            outer.iter().map(|outer| (outer.column.clone(), self.name("outer"))).collect();
+        let values = columns.iter().map(|(column, name)| Expr::Column(column.clone()).alias(name));
+        let plan = LogicalPlanBuilder::from(input.original.clone()).project(values)?.distinct()?.build()?;
+        Ok(Domain { plan, columns })
+    }
+
+    /// Joins the rows of a subquery to those of its node, one at most to each.
+    fn join_spread(
+        &mut self,
+        plan: &LogicalPlan,
+        domain: &Domain,
+        spread: LogicalPlan,
+        input: &mut Input,
+    ) -> Result<Expr> {
+        let (relation, field) = plan.schema().qualified_field(0);
+        let value = Expr::Column(Column::from((relation, field)));
+        let (value_name, rows_name) = (self.name("value"), self.name("rows"));
+        let is_single = plan.max_rows().is_some_and(|rows| rows <= 1);
+        let groups = domain.columns.iter().map(|(_, name)| named(name));
+        let right = if is_single {
+            let exprs = groups.chain([value.alias(&value_name)]);
+            LogicalPlanBuilder::from(spread).project(exprs)?.build()?
+        } else {
+            let call = |func, args| {
+                Expr::AggregateFunction(AggregateFunction::new_udf(func, args, false, None, Vec::new(), None))
+            };
+            let aggregates = vec![
+                call(first_value_udaf(), vec![value]).alias(&value_name),
+                call(count_udaf(), vec![lit(1_i64)]).alias(&rows_name),
+            ];
+            LogicalPlan::Aggregate(Aggregate::try_new(Arc::new(spread), groups.collect(), aggregates)?)
+        };
+        let on =
+            domain.columns.iter().map(|(column, name)| (Expr::Column(column.clone()), named(name))).collect();
+        let left = std::mem::take(&mut input.plan);
+        input.plan = join(left, right, on, None, JoinType::Left, NullEquality::NullEqualsNull)?;
+        let value = named(&value_name);
+        Ok(if is_single { value } else { single_row::checked(value, named(&rows_name)) })
+    }
+
+    /// An aggregation for each value that its rows are equal to: a LEFT JOIN with its groups.
+    fn equal_aggregate(&mut self, shape: &EqualAggregate, input: &mut Input) -> Result<Expr> {
+        let (value_name, found_name) = (self.name("value"), self.name("found"));
+        let keys: Vec<(Column, Expr, String)> =
+            shape.keys.iter().map(|(column, key)| (column.clone(), key.clone(), self.name("key"))).collect();
+        let rows = self.plan(shape.rows.clone())?;
+        let groups = keys.iter().map(|(_, key, name)| key.clone().alias(name)).collect();
+        let grouped = Aggregate::try_new(Arc::new(rows), groups, shape.aggregates.clone())?;
+        let mut exprs: Vec<Expr> = keys.iter().map(|(_, _, name)| named(name)).collect();
+        exprs.push(shape.value.clone().alias(&value_name));
+        exprs.push(lit(true).alias(&found_name));
+        let right = LogicalPlanBuilder::from(LogicalPlan::Aggregate(grouped)).project(exprs)?.build()?;
+        let on = keys.iter().map(|(column, _, name)| (Expr::Column(column.clone()), named(name))).collect();
+        let left = std::mem::take(&mut input.plan);
+        input.plan = join(left, right, on, None, JoinType::Left, NullEquality::NullEqualsNothing)?;
+        let value = named(&value_name);
+        Ok(match &shape.value_of_none {
+            None => value,
+            Some(none) => when(named(&found_name).is_null(), none.clone()).otherwise(value)?,
+        })
+    }
+}
+
+/// What is known of a subquery whose rows are not looked at.
+enum Existence {
+    Known(bool),
+    /// It exists as this does.
+    Of(LogicalPlan),
+}
+
+/// Takes away what does not matter to the existence of rows.
+fn existence(plan: &LogicalPlan) -> Result<Existence> {
+    match plan {
+        LogicalPlan::Sort(sort) => match sort.fetch {
+            Some(0) => Ok(Existence::Known(false)),
+            _ => existence(&sort.input),
+        },
+        LogicalPlan::SubqueryAlias(alias) => existence(&alias.input),
+        LogicalPlan::Distinct(Distinct::All(input)) => existence(input),
+        LogicalPlan::Projection(projection) if !projection.expr.iter().any(has_unnest) => {
+            existence(&projection.input)
+        }
+        LogicalPlan::Limit(limit) => match (limit.get_skip_type()?, limit.get_fetch_type()?) {
+            (_, FetchType::Literal(Some(0))) => Ok(Existence::Known(false)),
+            (SkipType::Literal(0), FetchType::Literal(_)) => existence(&limit.input),
+            _ => Ok(Existence::Of(plan.clone())),
+        },
+        LogicalPlan::Aggregate(aggregate) if aggregate.group_expr.is_empty() => Ok(Existence::Known(true)),
+        LogicalPlan::EmptyRelation(empty) => Ok(Existence::Known(empty.produce_one_row)),
+        LogicalPlan::Values(values) => Ok(Existence::Known(!values.values.is_empty())),
+        other => Ok(Existence::Of(other.clone())),
+    }
+}
+
+fn has_unnest(expr: &Expr) -> bool {
+    expr.exists(|part| Ok(matches!(part, Expr::Unnest(_)))).unwrap_or(true)
+}
+
+/// Whether a subquery is a plain SELECT with outer columns in its conditions alone, so that it is one join with the node's rows.
+fn is_plain_correlation(plan: &LogicalPlan, outer: &LogicalPlan) -> Result<bool> {
+    if !is_correlated(plan)? {
+        return Ok(false);
+    }
+    let mut is_plain = true;
+    plan.apply(|node| {
+        let conditions_alone = matches!(node, LogicalPlan::Filter(_));
+        is_plain &= conditions_alone
+            || matches!(
+                node,
+                LogicalPlan::Projection(_) | LogicalPlan::SubqueryAlias(_) | LogicalPlan::TableScan(_)
+            )
+            || matches!(node, LogicalPlan::Join(join) if join.join_type == JoinType::Inner);
+        let schema = schema_of_inputs(node)?;
+        node.apply_expressions(|expr| {
+            is_plain &= conditions_alone || !expr.contains_outer();
+            expr.apply(|part| {
+                if let Some(subquery) = subquery_of(part) {
+                    // A subquery within may name the columns of this one, and no others.
+                    let inner = outer_columns(&subquery.subquery)?;
+                    is_plain &= inner.iter().all(|inner| has_column(&schema, &inner.column));
+                }
+                Ok(TreeNodeRecursion::Continue)
+            })
+        })?;
+        Ok(if is_plain { TreeNodeRecursion::Continue } else { TreeNodeRecursion::Stop })
+    })?;
+    let known = outer_columns(plan)?.iter().all(|column| has_column(outer.schema(), &column.column));
+    Ok(is_plain && known)
+}
+
+fn has_any_subquery(plan: &LogicalPlan) -> Result<bool> {
+    let mut found = false;
+    plan.apply_expressions(|expr| {
+        found |= has_subquery(expr)?;
+        Ok(if found { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
+    })?;
+    Ok(found)
+}
+
+/// Whether a condition names only columns of `plan`, in its subqueries too.
+fn names_only(condition: &Expr, plan: &LogicalPlan) -> Result<bool> {
+    let schema = plan.schema();
+    let mut is_own = condition.column_refs().into_iter().all(|column| has_column(schema, column));
+    condition.apply(|part| {
+        if let Some(subquery) = subquery_of(part) {
+            is_own &=
+                outer_columns(&subquery.subquery)?.iter().all(|outer| has_column(schema, &outer.column));
+        }
+        Ok(TreeNodeRecursion::Continue)
+    })?;
+    Ok(is_own)
+}
+
+/// `plan` with these columns and no others.
+fn with_columns(plan: LogicalPlan, columns: Vec<Column>) -> Result<LogicalPlan> {
+    if plan.schema().fields().len() == columns.len() {
+        return Ok(plan);
+    }
+    LogicalPlanBuilder::from(plan).project(columns.into_iter().map(Expr::Column))?.build()
+}
+
+/// The input of a sort with the columns that a subquery in ORDER BY names and the select list does not.
+fn with_missing_columns(node: &LogicalPlan, input: LogicalPlan) -> Result<LogicalPlan> {
+    let (LogicalPlan::Sort(sort), LogicalPlan::Projection(projection)) = (node, &input) else {
+        return Ok(input);
+    };
+    let mut exprs = projection.expr.clone();
+    for sort in &sort.expr {
+        sort.expr.apply(|part| {
+            let Some(subquery) = subquery_of(part) else { return Ok(TreeNodeRecursion::Continue) };
+            for outer in outer_columns(&subquery.subquery)? {
+                let is_missing = !has_column(input.schema(), &outer.column)
+                    && has_column(projection.input.schema(), &outer.column)
+                    && !exprs.contains(&Expr::Column(outer.column.clone()));
+                if is_missing {
+                    exprs.push(Expr::Column(outer.column));
+                }
+            }
+            Ok(TreeNodeRecursion::Continue)
+        })?;
+    }
+    if exprs.len() == projection.expr.len() {
+        return Ok(input);
+    }
+    LogicalPlanBuilder::from(LogicalPlan::clone(&projection.input)).project(exprs)?.build()
+}
+
+/// What is computed twice must be the same both times.
+fn refuse_volatile(plan: &LogicalPlan) -> Result<()> {
+    let mut is_volatile = false;
+    plan.apply_with_subqueries(|node| {
+        node.apply_expressions(|expr| {
+            is_volatile |= expr.is_volatile();
+            Ok(TreeNodeRecursion::Continue)
+        })
+    })?;
+    if is_volatile {
+        return Err(Error::unsupported("a subquery beside a function such as random() in this place")
+            .hint("store the rows of one in a table first")
+            .into());
+    }
+    Ok(())
+}

@@ -1,0 +1,145 @@
+//! The columns a subquery takes from the query around it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use datafusion::arrow::datatypes::FieldRef;
+use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
+use datafusion::common::{Column, DFSchema, Result};
+use datafusion::logical_expr::expr::{Exists, InSubquery, SetComparison};
+use datafusion::logical_expr::{Expr, LogicalPlan, Subquery};
+
+use super::super::walk::schema_of_inputs;
+
+/// A column of the query around, and what it is.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct OuterColumn {
+    pub(super) column: Column,
+    pub(super) field: FieldRef,
+}
+
+/// The columns that a plan, or a subquery in it, names and no part of the plan has, each once.
+pub(super) fn outer_columns(plan: &LogicalPlan) -> Result<Vec<OuterColumn>> {
+    let mut found = Vec::new();
+    plan.apply(|node| {
+        let mut schema = None;
+        node.apply_expressions(|expr| {
+            expr.apply(|part| {
+                if let Expr::OuterReferenceColumn(field, column) = part {
+                    note(&mut found, OuterColumn { column: column.clone(), field: Arc::clone(field) });
+                }
+                if let Some(subquery) = subquery_of(part) {
+                    let schema = match &schema {
+                        Some(schema) => schema,
+                        None => schema.insert(schema_of_inputs(node)?),
+                    };
+                    let inner = outer_columns(&subquery.subquery)?.into_iter();
+                    inner
+                        .filter(|inner| !has_column(schema, &inner.column))
+                        .for_each(|inner| note(&mut found, inner));
+                }
+                Ok(TreeNodeRecursion::Continue)
+            })
+        })
+    })?;
+    Ok(found)
+}
+
+fn note(found: &mut Vec<OuterColumn>, column: OuterColumn) {
+    if !found.iter().any(|known| known.column == column.column) {
+        found.push(column);
+    }
+}
+
+pub(super) fn has_column(schema: &DFSchema, column: &Column) -> bool {
+    schema.maybe_index_of_column(column).is_some()
+}
+
+/// The subquery that an expression is made of.
+pub(super) fn subquery_of(expr: &Expr) -> Option<&Subquery> {
+    match expr {
+        Expr::Exists(Exists { subquery, .. })
+        | Expr::InSubquery(InSubquery { subquery, .. })
+        | Expr::SetComparison(SetComparison { subquery, .. })
+        | Expr::ScalarSubquery(subquery) => Some(subquery),
+        _ => None,
+    }
+}
+
+/// Whether there is a subquery in an expression.
+pub(super) fn has_subquery(expr: &Expr) -> Result<bool> {
+    expr.exists(|part| Ok(subquery_of(part).is_some()))
+}
+
+/// What stands for outer columns, as expressions over the columns of a node.
+pub(super) type Bindings = HashMap<Column, Expr>;
+
+/// `expr` of a node whose inputs have `schema`, with outer columns replaced, in subqueries too.
+pub(super) fn bind(expr: Expr, bindings: &Bindings, schema: &DFSchema) -> Result<Expr> {
+    let bound = expr.transform_up(|part| match &part {
+        Expr::OuterReferenceColumn(_, column) => match bindings.get(column) {
+            Some(value) => Ok(Transformed::yes(value.clone())),
+            None => Ok(Transformed::no(part)),
+        },
+        _ => match subquery_of(&part) {
+            Some(subquery) => {
+                let plan = bind_within(&subquery.subquery, bindings, schema)?;
+                Ok(Transformed::yes(with_plan(part, plan)?))
+            }
+            None => Ok(Transformed::no(part)),
+        },
+    })?;
+    Ok(bound.data)
+}
+
+/// A subquery in a node whose inputs have `schema`: what it names of the node's own columns stays.
+fn bind_within(plan: &LogicalPlan, bindings: &Bindings, schema: &DFSchema) -> Result<LogicalPlan> {
+    let mut inner = Bindings::new();
+    for (column, value) in bindings.iter().filter(|(column, _)| !has_column(schema, column)) {
+        inner.insert(column.clone(), as_outer(value.clone(), schema)?);
+    }
+    if inner.is_empty() {
+        return Ok(plan.clone());
+    }
+    let bound = plan.clone().transform_up(|node| {
+        let schema = schema_of_inputs(&node)?;
+        let node = node.map_expressions(|expr| bind(expr, &inner, &schema).map(Transformed::yes))?;
+        Ok(Transformed::yes(node.data.recompute_schema()?))
+    })?;
+    Ok(bound.data)
+}
+
+/// An expression over the columns of a node as a subquery of the node names it.
+pub(super) fn as_outer(expr: Expr, schema: &DFSchema) -> Result<Expr> {
+    let outer = expr.transform_up(|part| match part {
+        Expr::Column(column) => {
+            let (qualifier, field) = schema.qualified_field(schema.index_of_column(&column)?);
+            let column = Column::from((qualifier, field));
+            Ok(Transformed::yes(Expr::OuterReferenceColumn(Arc::clone(field), column)))
+        }
+        other => Ok(Transformed::no(other)),
+    })?;
+    Ok(outer.data)
+}
+
+/// The expression with another plan as its subquery.
+pub(super) fn with_plan(expr: Expr, plan: LogicalPlan) -> Result<Expr> {
+    let replaced = |subquery: &Subquery| {
+        let outer_ref_columns = plan.all_out_ref_exprs();
+        Subquery { subquery: Arc::new(plan.clone()), outer_ref_columns, spans: subquery.spans.clone() }
+    };
+    Ok(match expr {
+        Expr::Exists(Exists { subquery, negated }) => {
+            Expr::Exists(Exists { subquery: replaced(&subquery), negated })
+        }
+        Expr::InSubquery(InSubquery { expr, subquery, negated }) => {
+            Expr::InSubquery(InSubquery { expr, subquery: replaced(&subquery), negated })
+        }
+        Expr::SetComparison(comparison) => {
+            let subquery = replaced(&comparison.subquery);
+            Expr::SetComparison(SetComparison { subquery, ..comparison })
+        }
+        Expr::ScalarSubquery(subquery) => Expr::ScalarSubquery(replaced(&subquery)),
+        other => other,
+    })
+}

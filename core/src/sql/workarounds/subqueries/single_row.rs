@@ -1,0 +1,57 @@
+//! The check that a scalar subquery has one row, made where its value is used: a CASE may not use it.
+
+use std::sync::Arc;
+
+use datafusion::arrow::array::AsArray;
+use datafusion::arrow::datatypes::{DataType, Int64Type};
+use datafusion::common::Result;
+use datafusion::logical_expr::expr::ScalarFunction;
+use datafusion::logical_expr::{
+    ColumnarValue, Expr, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
+};
+
+use crate::error::{Error, ErrorKind, SqlState};
+
+/// `value`, or 21000 where it came of more than one row.
+pub(super) fn checked(value: Expr, rows: Expr) -> Expr {
+    let signature = Signature::any(2, Volatility::Immutable);
+    let func = Arc::new(ScalarUDF::new_from_impl(SingleRow { signature }));
+    Expr::ScalarFunction(ScalarFunction { func, args: vec![value, rows] })
+}
+
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct SingleRow {
+    signature: Signature,
+}
+
+impl ScalarUDFImpl for SingleRow {
+    fn name(&self) -> &str {
+        "single_row"
+    }
+
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn return_type(&self, types: &[DataType]) -> Result<DataType> {
+        Ok(types.first().cloned().unwrap_or(DataType::Null))
+    }
+
+    fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
+        let [value, rows] = args.args.as_slice() else {
+            return Err(Error::internal("single_row() has a value and a number").into());
+        };
+        let counts = rows.to_array(args.number_rows)?;
+        let counts = counts.as_primitive::<Int64Type>();
+        if counts.iter().flatten().any(|rows| rows > 1) {
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                SqlState::CARDINALITY_VIOLATION,
+                "more than one row returned by a subquery used as an expression",
+            )
+            .hint("aggregate its rows, or add LIMIT 1")
+            .into());
+        }
+        Ok(value.clone())
+    }
+}

@@ -1,0 +1,146 @@
+//! Casts beside what they cast. The planner gives both one name, and wants the columns of a node to have different ones: `sum(v)` beside
+//! `sum(CAST(v AS BIGINT))`.
+//!
+//! Where two calls or grouped expressions of a SELECT differ in casts alone, its casts stand in a function that gives back its first
+//! argument and carries the type in its name.
+
+use std::collections::HashMap;
+use std::ops::ControlFlow;
+
+use datafusion::sql::sqlparser::ast::{
+    Expr, GroupByExpr, OrderBy, OrderByKind, Query, Select, SelectItem, Visit, VisitMut, Visitor, VisitorMut,
+};
+
+use super::super::functions::NAMED_CAST;
+use super::{call, taken, text};
+
+/// Names the casts of a SELECT apart.
+pub(super) fn name_apart(select: &mut Select, order_by: Option<&mut OrderBy>) {
+    let mut found = Found { depth: 0, has_casts: false, calls: Vec::new() };
+    for_each(select, order_by.as_deref(), |expr| {
+        let _ = Visit::visit(expr, &mut found);
+    });
+    if !found.has_casts {
+        return;
+    }
+    if let GroupByExpr::Expressions(exprs, _) = &select.group_by {
+        found.calls.extend(exprs.iter().cloned());
+    }
+    let mut by_name: HashMap<String, &Expr> = HashMap::new();
+    let is_double = found.calls.iter().any(|call| {
+        let known = by_name.entry(without_casts(call)).or_insert(call);
+        *known != call
+    });
+    if is_double {
+        for_each_mut(select, order_by, |expr| {
+            let _ = VisitMut::visit(expr, &mut Naming { depth: 0 });
+        });
+    }
+}
+
+/// Calls, and whether there are casts, outside subqueries.
+struct Found {
+    depth: usize,
+    has_casts: bool,
+    calls: Vec<Expr>,
+}
+
+impl Visitor for Found {
+    type Break = ();
+
+    fn pre_visit_query(&mut self, _: &Query) -> ControlFlow<()> {
+        self.depth += 1;
+        ControlFlow::Continue(())
+    }
+
+    fn post_visit_query(&mut self, _: &Query) -> ControlFlow<()> {
+        self.depth -= 1;
+        ControlFlow::Continue(())
+    }
+
+    fn pre_visit_expr(&mut self, expr: &Expr) -> ControlFlow<()> {
+        if self.depth == 0 {
+            self.has_casts |= matches!(expr, Expr::Cast { .. });
+            if matches!(expr, Expr::Function(_)) {
+                self.calls.push(expr.clone());
+            }
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+struct Naming {
+    depth: usize,
+}
+
+impl VisitorMut for Naming {
+    type Break = ();
+
+    fn pre_visit_query(&mut self, _: &mut Query) -> ControlFlow<()> {
+        self.depth += 1;
+        ControlFlow::Continue(())
+    }
+
+    fn post_visit_query(&mut self, _: &mut Query) -> ControlFlow<()> {
+        self.depth -= 1;
+        ControlFlow::Continue(())
+    }
+
+    fn post_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<()> {
+        if self.depth == 0
+            && let Expr::Cast { data_type, .. } = expr
+        {
+            let ty = text(data_type.to_string());
+            *expr = call(NAMED_CAST, vec![taken(expr), ty]);
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+fn without_casts(expr: &Expr) -> String {
+    struct Bare;
+    impl VisitorMut for Bare {
+        type Break = ();
+
+        fn post_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<()> {
+            while let Expr::Cast { expr: inner, .. } | Expr::Nested(inner) = expr {
+                *expr = taken(inner);
+            }
+            ControlFlow::Continue(())
+        }
+    }
+    let mut bare = expr.clone();
+    let _ = VisitMut::visit(&mut bare, &mut Bare);
+    bare.to_string()
+}
+
+/// The expressions of a SELECT that come after WHERE.
+fn for_each(select: &Select, order_by: Option<&OrderBy>, mut visit: impl FnMut(&Expr)) {
+    for item in &select.projection {
+        if let SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } = item {
+            visit(expr);
+        }
+    }
+    if let GroupByExpr::Expressions(exprs, _) = &select.group_by {
+        exprs.iter().for_each(&mut visit);
+    }
+    select.having.iter().chain(&select.qualify).for_each(&mut visit);
+    if let Some(OrderBy { kind: OrderByKind::Expressions(exprs), .. }) = order_by {
+        exprs.iter().map(|sort| &sort.expr).for_each(visit);
+    }
+}
+
+fn for_each_mut(select: &mut Select, order_by: Option<&mut OrderBy>, mut visit: impl FnMut(&mut Expr)) {
+    for item in &mut select.projection {
+        if let SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } = item {
+            visit(expr);
+        }
+    }
+    if let GroupByExpr::Expressions(exprs, _) = &mut select.group_by {
+        exprs.iter_mut().for_each(&mut visit);
+    }
+    select.having.iter_mut().chain(&mut select.qualify).for_each(&mut visit);
+    if let Some(OrderBy { kind: OrderByKind::Expressions(exprs), .. }) = order_by {
+        exprs.iter_mut().map(|sort| &mut sort.expr).for_each(visit);
+    }
+}

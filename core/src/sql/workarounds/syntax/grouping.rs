@@ -1,0 +1,90 @@
+//! Grouping sets with one expression twice, for which the planner wants two columns of one name.
+
+use datafusion::sql::sqlparser::ast::{Expr, GroupByExpr};
+
+/// More are refused when the statement is planned.
+const SETS_MAX: usize = 1 << 12;
+
+/// Writes grouping sets out, each with each expression once, if one of them repeats an expression.
+pub(super) fn without_doubles(group_by: &mut GroupByExpr) {
+    let GroupByExpr::Expressions(parts, _) = group_by else { return };
+    let has_sets =
+        parts.iter().any(|part| matches!(part, Expr::Cube(_) | Expr::Rollup(_) | Expr::GroupingSets(_)));
+    if !has_sets {
+        return;
+    }
+    let Some(sets) = sets_of_all(parts) else { return };
+    let single: Vec<Vec<Expr>> = sets.iter().map(|set| once(set)).collect();
+    if single != sets {
+        *parts = vec![Expr::GroupingSets(single)];
+    }
+}
+
+fn once(set: &[Expr]) -> Vec<Expr> {
+    let mut single: Vec<Expr> = Vec::with_capacity(set.len());
+    for expr in set {
+        if !single.contains(expr) {
+            single.push(expr.clone());
+        }
+    }
+    single
+}
+
+/// Each set of one part joined to each set of the others; `None` when there are too many.
+fn sets_of_all(parts: &[Expr]) -> Option<Vec<Vec<Expr>>> {
+    let mut all: Vec<Vec<Expr>> = vec![Vec::new()];
+    for part in parts {
+        let sets = sets_of(part)?;
+        if all.len().saturating_mul(sets.len()) > SETS_MAX {
+            return None;
+        }
+        all =
+            all.iter().flat_map(|set| sets.iter().map(move |more| [set.as_slice(), more].concat())).collect();
+    }
+    Some(all)
+}
+
+fn sets_of(part: &Expr) -> Option<Vec<Vec<Expr>>> {
+    match part {
+        Expr::GroupingSets(sets) => Some(sets.clone()),
+        Expr::Rollup(parts) => Some(
+            (0..=parts.len()).rev().map(|len| parts.iter().take(len).flatten().cloned().collect()).collect(),
+        ),
+        Expr::Cube(parts) => {
+            let count =
+                1_usize.checked_shl(u32::try_from(parts.len()).ok()?).filter(|count| *count <= SETS_MAX)?;
+            // The first part is in the first half of the sets.
+            let is_in = |set: usize, part: usize| (set >> (parts.len() - 1 - part)) & 1 == 0;
+            let set = |number: usize| {
+                let kept = parts.iter().enumerate().filter(|(part, _)| is_in(number, *part));
+                kept.flat_map(|(_, exprs)| exprs).cloned().collect()
+            };
+            Some((0..count).map(set).collect())
+        }
+        plain => Some(vec![vec![plain.clone()]]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::super::cursor::written_query;
+    use super::*;
+    use datafusion::sql::sqlparser::ast::SetExpr;
+
+    fn grouped(by: &str) -> String {
+        let query = written_query(&format!("SELECT 1 FROM t GROUP BY {by}")).unwrap();
+        let SetExpr::Select(mut select) = *query.body else { panic!("{by}") };
+        without_doubles(&mut select.group_by);
+        select.group_by.to_string()
+    }
+
+    #[test]
+    fn doubles_are_dropped() {
+        assert_eq!(grouped("CUBE (a, a)"), "GROUP BY GROUPING SETS ((a), (a), (a), ())");
+        assert_eq!(grouped("a, ROLLUP (a, b)"), "GROUP BY GROUPING SETS ((a, b), (a), (a))");
+        assert_eq!(grouped("GROUPING SETS ((a, a), (b))"), "GROUP BY GROUPING SETS ((a), (b))");
+        for plain in ["a, a", "CUBE (a, b)", "ROLLUP (a, b)", "GROUPING SETS ((a), (a))"] {
+            assert_eq!(grouped(plain), format!("GROUP BY {plain}"));
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! Rewrites of a parsed statement, before anything is planned: what the planner takes for something else, has no words for, or plans
+//! in a way that nothing later can repair.
+//!
+//! | file | its one job |
+//! |---|---|
+//! | `literals` | numbers with exponents or too many digits, intervals |
+//! | `patterns` | LIKE with ESCAPE, LIKE ANY |
+//! | `quantified` | comparisons with the elements of an array |
+//! | `rows` | comparisons of rows |
+//! | `grouping` | grouping sets with one expression twice |
+//! | `casts` | casts whose column would have the name of what they cast |
+//!
+//! Invariant: a rewrite depends on the text alone, not on tables or types; so a statement is rewritten once, when it is read.
+
+mod casts;
+mod grouping;
+mod literals;
+mod patterns;
+mod quantified;
+mod rows;
+
+use std::ops::ControlFlow;
+
+use datafusion::sql::sqlparser::ast::{
+    self, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArgumentList, FunctionArguments, Ident,
+    LimitClause, ObjectName, Query, Select, SetExpr, UnaryOperator, VisitMut, VisitorMut,
+};
+
+use crate::error::{Error, Result};
+
+/// Rewrites the queries and expressions of a statement.
+///
+/// # Errors
+/// 22003, 22007, 22P02 for literals that have no value, 42601 for rows of different lengths, 0A000 for what cannot be rewritten.
+pub(crate) fn rewrite(statement: &mut impl VisitMut) -> Result<()> {
+    match statement.visit(&mut Rewriter) {
+        ControlFlow::Break(error) => Err(error),
+        ControlFlow::Continue(()) => Ok(()),
+    }
+}
+
+struct Rewriter;
+
+impl VisitorMut for Rewriter {
+    type Break = Error;
+
+    fn pre_visit_query(&mut self, query: &mut Query) -> ControlFlow<Error> {
+        fetch_as_limit(query);
+        if let SetExpr::Select(select) = &mut *query.body {
+            casts::name_apart(select, query.order_by.as_mut());
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn pre_visit_select(&mut self, select: &mut Select) -> ControlFlow<Error> {
+        grouping::without_doubles(&mut select.group_by);
+        match select.selection.as_mut().map_or(Ok(()), rows::as_exists) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(error) => ControlFlow::Break(error),
+        }
+    }
+
+    fn pre_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<Error> {
+        // Before the interval within is read: the sign belongs to each of its parts.
+        if let Expr::UnaryOp { op: UnaryOperator::Minus, expr: inner } = expr
+            && let Expr::Interval(interval) = &mut **inner
+        {
+            return match literals::interval(interval, -1) {
+                Ok(()) => {
+                    *expr = std::mem::replace(&mut **inner, null());
+                    ControlFlow::Continue(())
+                }
+                Err(error) => ControlFlow::Break(error),
+            };
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn post_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<Error> {
+        match rewritten(expr) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(error) => ControlFlow::Break(error),
+        }
+    }
+}
+
+/// An expression whose parts are rewritten already.
+fn rewritten(expr: &mut Expr) -> Result<()> {
+    match expr {
+        Expr::Value(value) => {
+            if let ast::Value::Number(text, _) = &value.value
+                && let Some(number) = literals::number(text)?
+            {
+                *expr = number;
+            }
+        }
+        Expr::Interval(interval) => literals::interval(interval, 1)?,
+        Expr::AtTimeZone { timestamp, time_zone } => {
+            *expr = call("timezone", vec![taken(time_zone), taken(timestamp)]);
+        }
+        Expr::Collate { expr: inner, .. } => *expr = taken(inner),
+        Expr::Like { .. } | Expr::ILike { .. } => patterns::rewrite(expr)?,
+        Expr::AnyOp { .. } | Expr::AllOp { .. } => quantified::rewrite(expr)?,
+        Expr::Function(function) => rows::constructor(function).map_or((), |row| *expr = row),
+        _ => rows::rewrite(expr)?,
+    }
+    Ok(())
+}
+
+/// `FETCH FIRST n ROWS ONLY` is `LIMIT n`.
+fn fetch_as_limit(query: &mut Query) {
+    let Some(fetch) = query.fetch.take() else { return };
+    let count = fetch.quantity.unwrap_or_else(|| number("1"));
+    let offset = match query.limit_clause.take() {
+        Some(LimitClause::LimitOffset { offset, .. }) => offset,
+        _ => None,
+    };
+    query.limit_clause = Some(LimitClause::LimitOffset { limit: Some(count), offset, limit_by: Vec::new() });
+}
+
+/// `expr`, with NULL left in its place.
+fn taken(expr: &mut Expr) -> Expr {
+    std::mem::replace(expr, null())
+}
+
+fn null() -> Expr {
+    Expr::value(ast::Value::Null)
+}
+
+fn number(text: &str) -> Expr {
+    Expr::value(ast::Value::Number(text.to_owned(), false))
+}
+
+fn text(text: impl Into<String>) -> Expr {
+    Expr::value(ast::Value::SingleQuotedString(text.into()))
+}
+
+fn boolean(value: bool) -> Expr {
+    Expr::value(ast::Value::Boolean(value))
+}
+
+fn not(expr: Expr) -> Expr {
+    Expr::UnaryOp { op: UnaryOperator::Not, expr: Box::new(nested(expr)) }
+}
+
+fn nested(expr: Expr) -> Expr {
+    Expr::Nested(Box::new(expr))
+}
+
+/// `parts` joined by an operator, from the left; `None` when there are none.
+fn joined(parts: impl IntoIterator<Item = Expr>, op: &ast::BinaryOperator) -> Option<Expr> {
+    let all = parts.into_iter().reduce(|left, right| Expr::BinaryOp {
+        left: Box::new(left),
+        op: op.clone(),
+        right: Box::new(right),
+    });
+    all.map(nested)
+}
+
+/// A call of one of our functions.
+fn call(name: &str, args: Vec<Expr>) -> Expr {
+    let args = args.into_iter().map(|arg| FunctionArg::Unnamed(FunctionArgExpr::Expr(arg))).collect();
+    Expr::Function(Function {
+        name: ObjectName::from(vec![Ident::new(name)]),
+        uses_odbc_syntax: false,
+        parameters: FunctionArguments::None,
+        args: FunctionArguments::List(FunctionArgumentList {
+            duplicate_treatment: None,
+            args,
+            clauses: Vec::new(),
+        }),
+        filter: None,
+        null_treatment: None,
+        over: None,
+        within_group: Vec::new(),
+    })
+}

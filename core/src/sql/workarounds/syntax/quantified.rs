@@ -1,0 +1,40 @@
+//! `x op ANY (array)` and `x op ALL (array)`: the planner makes searches of some, which know no NULL.
+
+use datafusion::sql::sqlparser::ast::{Array, BinaryOperator, Expr};
+
+use super::super::functions::{ALL_OF, ANY_OF};
+use super::{boolean, call, taken, text};
+use crate::error::Result;
+
+/// Rewrites a comparison with the elements of an array; one with the rows of a subquery stays.
+pub(super) fn rewrite(expr: &mut Expr) -> Result<()> {
+    let (left, op, right, is_any) = match expr {
+        Expr::AnyOp { left, compare_op, right, .. } => (left, compare_op, right, true),
+        Expr::AllOp { left, compare_op, right } => (left, compare_op, right, false),
+        _ => return Ok(()),
+    };
+    let mut array = taken(right);
+    while let Expr::Nested(inner) = array {
+        array = *inner;
+    }
+    if let Expr::Subquery(_) = array {
+        **right = array;
+        return Ok(());
+    }
+    let value = taken(left);
+    *expr = match (array, is_any, &op) {
+        // Of none, one is none and all are.
+        (Expr::Array(Array { elem, .. }), _, _) if elem.is_empty() => boolean(!is_any),
+        // A list can be looked up in a key.
+        (Expr::Array(Array { elem, .. }), true, BinaryOperator::Eq) => {
+            Expr::InList { expr: Box::new(value), list: elem, negated: false }
+        }
+        (Expr::Array(Array { elem, .. }), false, BinaryOperator::NotEq) => {
+            Expr::InList { expr: Box::new(value), list: elem, negated: true }
+        }
+        (array, _, op) => {
+            call(if is_any { ANY_OF } else { ALL_OF }, vec![text(op.to_string()), value, array])
+        }
+    };
+    Ok(())
+}
