@@ -89,6 +89,20 @@ pub struct Config {
     pub snapshot_age_max_s: u64,
     /// How often an autocommit statement that lost against another commit is run again.
     pub conflict_retries_max: usize,
+    /// For tests that compare plans of one query.
+    #[doc(hidden)]
+    #[serde(skip)]
+    pub planner: PlannerOverrides,
+}
+
+/// How queries are planned in another way than they are.
+#[doc(hidden)]
+#[derive(Clone, Debug, Default)]
+pub struct PlannerOverrides {
+    /// Settings by DataFusion's names.
+    pub options: Vec<(String, String)>,
+    /// Names of optimizer rules that do not run.
+    pub rules_off: Vec<String>,
 }
 
 impl Default for Config {
@@ -131,6 +145,7 @@ impl Default for Config {
             disk_free_min_bytes: 64 << 20,
             snapshot_age_max_s: 600,
             conflict_retries_max: 100,
+            planner: PlannerOverrides::default(),
         }
     }
 }

@@ -16,7 +16,7 @@ mod numbers;
 mod texts;
 pub(crate) mod times;
 
-pub(crate) use numbers::{divide, parse_decimal};
+pub(crate) use numbers::{divide, parse_decimal, rescale};
 
 use std::sync::Arc;
 

@@ -48,13 +48,17 @@ impl Engine {
         rules.extend([workarounds::after_coercion(), Arc::new(CapRule) as _]);
         let mut physical_rules = workarounds::physical_rules(PhysicalOptimizer::default().rules);
         physical_rules.insert(0, Arc::new(OrderRule));
+        let mut logical_rules = workarounds::optimizer_rules();
+        let is_off = |name: &str| ctx.config.planner.rules_off.iter().any(|off| off == name);
+        logical_rules.retain(|rule| !is_off(rule.name()));
+        physical_rules.retain(|rule| !is_off(rule.name()));
         let mut base = SessionStateBuilder::new()
             .with_session_id(ctx.node_id.to_string())
-            .with_config(session_config(&ctx.config))
+            .with_config(session_config(&ctx.config)?)
             .with_runtime_env(Arc::new(runtime(&ctx.config)?.build()?))
             .with_default_features()
             .with_analyzer_rules(rules)
-            .with_optimizer_rules(workarounds::optimizer_rules())
+            .with_optimizer_rules(logical_rules)
             .with_physical_optimizer_rules(physical_rules)
             .with_type_planner(type_planner())
             .build();
@@ -78,7 +82,7 @@ impl Engine {
     }
 }
 
-fn session_config(config: &Config) -> SessionConfig {
+fn session_config(config: &Config) -> Result<SessionConfig> {
     let mut session = SessionConfig::new()
         .with_target_partitions(config.query_partitions)
         .with_batch_size(config.batch_rows)
@@ -92,7 +96,10 @@ fn session_config(config: &Config) -> SessionConfig {
     options.catalog.default_schema = crate::schema_registry::NAMESPACE_PUBLIC.to_owned();
     options.catalog.create_default_catalog_and_schema = false;
     workarounds::configure(&mut session);
-    session
+    for (name, value) in &config.planner.options {
+        session.options_mut().set(name, value)?;
+    }
+    Ok(session)
 }
 
 fn runtime(config: &Config) -> Result<RuntimeEnvBuilder> {

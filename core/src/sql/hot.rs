@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use datafusion::arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions};
-use datafusion::arrow::datatypes::{DataType, Field, Schema};
+use datafusion::arrow::datatypes::{DataType, Field, FieldRef, Schema};
 use datafusion::common::ScalarValue;
 use datafusion::sql::sqlparser::ast::{self, BinaryOperator, Expr, SelectItem, SetExpr, TableFactor, Value};
 use parking_lot::Mutex;
@@ -184,8 +184,10 @@ impl Point {
         let schema = match &projection {
             None => ResultSchema { schema: Arc::clone(&schemas.visible), ipc: Some(schemas.visible_ipc()) },
             Some(positions) => {
+                // As the planned path announces them.
+                let nullable = |field: &FieldRef| Arc::new(Field::clone(field).with_nullable(true));
                 let fields =
-                    positions.iter().map(|position| schemas.visible.fields().get(*position).map(Arc::clone));
+                    positions.iter().map(|position| schemas.visible.fields().get(*position).map(nullable));
                 ResultSchema { schema: Arc::new(Schema::new(fields.collect::<Option<Vec<_>>>()?)), ipc: None }
             }
         };

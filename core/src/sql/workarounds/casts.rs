@@ -59,10 +59,9 @@ impl ScalarUDFImpl for CastFunction {
         if self.is_try { "try_cast" } else { "cast" }
     }
 
-    /// A cast does not change a column's name.
     fn schema_name(&self, args: &[Expr]) -> Result<String> {
-        let names: Vec<String> = args.iter().map(|arg| arg.schema_name().to_string()).collect();
-        Ok(names.join(", "))
+        let args: Vec<String> = args.iter().map(|arg| arg.schema_name().to_string()).collect();
+        Ok(format!("{}({} AS {})", self.name().to_uppercase(), args.join(", "), self.field.data_type()))
     }
 
     fn display_name(&self, args: &[Expr]) -> Result<String> {

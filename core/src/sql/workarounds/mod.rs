@@ -5,7 +5,7 @@
 //! | reading the text | `grammar`, `syntax` |
 //! | the plan, before types are made equal | `numbers`, `arithmetic` (quotients), `aggregates` |
 //! | the plan, after that | `casts`, `arithmetic` (overflow), `regex`, `offsets`, `subqueries` |
-//! | optimising the plan | `simplification`, `equalities` |
+//! | optimising the plan | `simplification`, `equalities`, `constant_filters`, `null_equality` |
 //! | the physical plan | `pushdown` |
 //!
 //! docs/sql-correctness.md has a line for each with its upstream issue; `tests/it/workarounds.rs` asks DataFusion alone for each and fails
@@ -16,15 +16,19 @@
 mod aggregates;
 mod arithmetic;
 mod casts;
+mod constant_filters;
 mod equalities;
 mod frames;
 mod functions;
 pub(super) mod grammar;
+mod multisets;
+mod null_equality;
 mod numbers;
 mod offsets;
 mod pushdown;
 mod regex;
 mod simplification;
+mod sorts;
 mod subqueries;
 pub(super) mod syntax;
 mod walk;
@@ -40,7 +44,9 @@ use datafusion::optimizer::{AnalyzerRule, Optimizer, OptimizerRule};
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
 use datafusion::prelude::SessionConfig;
 
+use self::constant_filters::GuardedPushDown;
 use self::equalities::EqualitiesRule;
+use self::null_equality::{GuardedKeys, GuardedOrder};
 use self::simplification::ShieldedSimplification;
 use self::walk::{Rewrite, rewrite_expressions};
 
@@ -95,14 +101,17 @@ impl AnalyzerRule for BeforeCoercion {
     }
 
     fn analyze(&self, plan: LogicalPlan, _: &ConfigOptions) -> Result<LogicalPlan> {
-        const REWRITES: [Rewrite; 6] = [
+        const REWRITES: [Rewrite; 8] = [
+            sorts::of_aggregate,
             numbers::unify,
             arithmetic::quotients,
             aggregates::replace,
             functions::replace,
             functions::replace_date_part,
+            functions::replace_rounding,
             frames::correct,
         ];
+        let plan = plan.transform_up_with_subqueries(multisets::count_rows)?.data;
         numbers::unify_sets(rewrite_expressions(plan, &REWRITES)?)
     }
 }
@@ -116,14 +125,10 @@ impl AnalyzerRule for AfterCoercion {
     }
 
     fn analyze(&self, plan: LogicalPlan, _: &ConfigOptions) -> Result<LogicalPlan> {
-        const REWRITES: [Rewrite; 5] = [
-            casts::replace,
-            arithmetic::checked,
-            regex::replace,
-            functions::keep_types,
-            functions::compare_intervals,
-        ];
+        const REWRITES: [Rewrite; 4] =
+            [casts::replace, arithmetic::checked, regex::replace, functions::compare_intervals];
         let plan = rewrite_expressions(plan, &REWRITES)?;
+        let plan = plan.transform_up_with_subqueries(|node| Ok(sorts::of_distinct_on(node)))?.data;
         let plan = plan.transform_up_with_subqueries(|node| Ok(functions::order_intervals(node)))?.data;
         subqueries::decorrelate(offsets::keep_sorts(plan)?)
     }
@@ -134,8 +139,12 @@ pub(super) fn optimizer_rules() -> Vec<Arc<dyn OptimizerRule + Send + Sync>> {
     let mut rules = Vec::new();
     for rule in Optimizer::new().rules {
         match rule.name() {
+            "extract_equijoin_predicate" => rules.push(Arc::new(GuardedKeys(rule)) as _),
+            "eliminate_cross_join" => rules.push(Arc::new(GuardedOrder(rule)) as _),
             "simplify_expressions" => rules.push(Arc::new(ShieldedSimplification(rule)) as _),
-            "push_down_filter" => rules.extend([Arc::new(EqualitiesRule) as _, rule]),
+            "push_down_filter" => {
+                rules.extend([Arc::new(EqualitiesRule) as _, Arc::new(GuardedPushDown(rule)) as _]);
+            }
             _ => rules.push(rule),
         }
     }

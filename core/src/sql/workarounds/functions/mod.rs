@@ -5,28 +5,28 @@ mod date_part;
 mod intervals;
 mod named_cast;
 mod patterns;
+mod rounding;
 mod to_char;
 mod zones;
 
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
 
-use datafusion::arrow::datatypes::DataType;
 use datafusion::common::tree_node::Transformed;
 use datafusion::common::{DFSchema, Result};
 use datafusion::functions_nested::remove::array_remove_all_udf;
 use datafusion::functions_nested::replace::array_replace_all_udf;
-use datafusion::logical_expr::expr::{Cast, ScalarFunction};
+use datafusion::logical_expr::expr::ScalarFunction;
 use datafusion::logical_expr::{Expr, ScalarUDF};
 
 use super::regex;
-use super::walk::type_of;
 
 pub(super) use arrays::{ALL_OF, ANY_OF};
 pub(super) use date_part::replace as replace_date_part;
 pub(super) use intervals::{compare as compare_intervals, order as order_intervals};
 pub(super) use named_cast::NAMED_CAST;
 pub(super) use patterns::LIKE_PATTERN;
+pub(super) use rounding::replace as replace_rounding;
 
 /// The functions by name.
 static FUNCTIONS: LazyLock<HashMap<String, Arc<ScalarUDF>>> = LazyLock::new(|| {
@@ -65,23 +65,5 @@ pub(super) fn replace(expr: Expr, _: &DFSchema) -> Result<Transformed<Expr>> {
             Ok(Transformed::yes(Expr::ScalarFunction(ScalarFunction { func, args: call.args })))
         }
         _ => Ok(Transformed::no(Expr::ScalarFunction(call))),
-    }
-}
-
-/// Keeps the type of functions whose type depends on which of their arguments are literals: there are more of them after constants
-/// are folded.
-pub(super) fn keep_types(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
-    let is_rounding =
-        matches!(&expr, Expr::ScalarFunction(call) if matches!(call.func.name(), "round" | "trunc"));
-    if !is_rounding {
-        return Ok(Transformed::no(expr));
-    }
-    match type_of(&expr, schema) {
-        Some(ty @ DataType::Decimal128(..)) => {
-            let name = expr.schema_name().to_string();
-            let cast = Expr::Cast(Cast::new(Box::new(expr), ty));
-            Ok(Transformed::yes(if cast.schema_name().to_string() == name { cast } else { cast.alias(name) }))
-        }
-        _ => Ok(Transformed::no(expr)),
     }
 }

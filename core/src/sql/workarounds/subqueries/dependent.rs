@@ -20,6 +20,7 @@ use datafusion::logical_expr::{
     binary_expr, lit, when,
 };
 
+use super::grouping_sets;
 use super::outer::{Bindings, bind, outer_columns};
 use crate::error::Error;
 
@@ -101,7 +102,7 @@ impl Domain {
 
     fn spread_aggregate(&self, aggregate: &Aggregate) -> Result<LogicalPlan> {
         if aggregate.group_expr.iter().any(|expr| matches!(expr, Expr::GroupingSet(_))) {
-            return Err(Error::unsupported("a correlated subquery with GROUPING SETS").into());
+            return self.spread(&grouping_sets::as_union(aggregate)?);
         }
         let input = self.spread(&aggregate.input)?;
         let mut groups = self.all_bound_named(&aggregate.group_expr, &input)?;

@@ -14,6 +14,7 @@
 
 mod dependent;
 mod equal;
+mod grouping_sets;
 mod membership;
 mod outer;
 mod single_row;
@@ -23,18 +24,16 @@ use std::sync::Arc;
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::common::{Column, JoinType, NullEquality, Result};
 use datafusion::functions_aggregate::count::count_udaf;
-use datafusion::functions_aggregate::first_last::first_value_udaf;
 use datafusion::logical_expr::expr::{AggregateFunction, Exists, InSubquery};
 use datafusion::logical_expr::utils::{conjunction, split_conjunction_owned};
 use datafusion::logical_expr::{
-    Aggregate, Distinct, Expr, FetchType, Filter, Join, LogicalPlan, LogicalPlanBuilder, SkipType, Subquery,
-    lit, when,
+    Aggregate, Distinct, Expr, FetchType, Filter, Join, LogicalPlan, LogicalPlanBuilder, Projection,
+    SkipType, Subquery, lit, when,
 };
 
 use self::dependent::{Domain, is_correlated, join, named, renamed, values_as_union};
 use self::equal::EqualAggregate;
 use self::outer::{has_column, has_subquery, outer_columns, subquery_of, with_plan};
-use super::walk::schema_of_inputs;
 use crate::error::Error;
 use crate::failpoint::is_planted;
 
@@ -248,6 +247,9 @@ impl Rewriter {
         let outer = outer_columns(plan)?;
         if outer.is_empty() {
             let subquery = self.plan(plan.clone())?;
+            if !has_one_row(&subquery) {
+                return self.single_value(subquery, input);
+            }
             return Ok(Expr::ScalarSubquery(Subquery {
                 subquery: Arc::new(subquery),
                 outer_ref_columns: Vec::new(),
@@ -260,6 +262,16 @@ impl Rewriter {
         let domain = self.domain(&outer, input)?;
         let spread = self.plan(domain.spread(plan)?)?;
         self.join_spread(plan, &domain, spread, input)
+    }
+
+    /// The value of a subquery that should have one row, found to have more where the value is used.
+    fn single_value(&mut self, subquery: LogicalPlan, input: &mut Input) -> Result<Expr> {
+        let (value_name, rows_name) = (self.name("value"), self.name("rows"));
+        let aggregates = single_row::value_and_rows(&subquery, &value_name, &rows_name);
+        let single = Aggregate::try_new(Arc::new(subquery), Vec::new(), aggregates)?;
+        let left = std::mem::take(&mut input.plan);
+        input.plan = LogicalPlanBuilder::from(left).cross_join(LogicalPlan::Aggregate(single))?.build()?;
+        Ok(single_row::checked(named(&value_name), named(&rows_name)))
     }
 
     /// The values of outer columns.
@@ -297,13 +309,7 @@ impl Rewriter {
             let exprs = groups.chain([value.alias(&value_name)]);
             LogicalPlanBuilder::from(spread).project(exprs)?.build()?
         } else {
-            let call = |func, args| {
-                Expr::AggregateFunction(AggregateFunction::new_udf(func, args, false, None, Vec::new(), None))
-            };
-            let aggregates = vec![
-                call(first_value_udaf(), vec![value]).alias(&value_name),
-                call(count_udaf(), vec![lit(1_i64)]).alias(&rows_name),
-            ];
+            let aggregates = single_row::value_and_rows(plan, &value_name, &rows_name);
             LogicalPlan::Aggregate(Aggregate::try_new(Arc::new(spread), groups.collect(), aggregates)?)
         };
         let on =
@@ -372,32 +378,52 @@ fn has_unnest(expr: &Expr) -> bool {
     expr.exists(|part| Ok(matches!(part, Expr::Unnest(_)))).unwrap_or(true)
 }
 
-/// Whether a subquery is a plain SELECT with outer columns in its conditions alone, so that it is one join with the node's rows.
-fn is_plain_correlation(plan: &LogicalPlan, outer: &LogicalPlan) -> Result<bool> {
-    if !is_correlated(plan)? {
-        return Ok(false);
+/// Whether a plan has one row, whatever its tables have.
+fn has_one_row(plan: &LogicalPlan) -> bool {
+    match plan {
+        LogicalPlan::Aggregate(aggregate) => aggregate.group_expr.is_empty(),
+        LogicalPlan::EmptyRelation(empty) => empty.produce_one_row,
+        LogicalPlan::Values(values) => values.values.len() == 1,
+        LogicalPlan::Projection(projection) => {
+            !projection.expr.iter().any(has_unnest) && has_one_row(&projection.input)
+        }
+        LogicalPlan::SubqueryAlias(alias) => has_one_row(&alias.input),
+        LogicalPlan::Sort(sort) => sort.fetch != Some(0) && has_one_row(&sort.input),
+        _ => false,
     }
-    let mut is_plain = true;
-    plan.apply(|node| {
-        let conditions_alone = matches!(node, LogicalPlan::Filter(_));
-        is_plain &= conditions_alone
-            || matches!(
-                node,
-                LogicalPlan::Projection(_) | LogicalPlan::SubqueryAlias(_) | LogicalPlan::TableScan(_)
-            )
-            || matches!(node, LogicalPlan::Join(join) if join.join_type == JoinType::Inner);
-        let schema = schema_of_inputs(node)?;
-        node.apply_expressions(|expr| {
-            is_plain &= conditions_alone || !expr.contains_outer();
-            expr.apply(|part| {
-                if let Some(subquery) = subquery_of(part) {
-                    // A subquery within may name the columns of this one, and no others.
-                    let inner = outer_columns(&subquery.subquery)?;
-                    is_plain &= inner.iter().all(|inner| has_column(&schema, &inner.column));
-                }
-                Ok(TreeNodeRecursion::Continue)
-            })
+}
+
+/// Whether a subquery is a plain SELECT with outer columns in WHERE alone, so that it is one join with the node's rows.
+fn is_plain_correlation(plan: &LogicalPlan, outer: &LogicalPlan) -> Result<bool> {
+    let mut below = plan;
+    while let LogicalPlan::Projection(Projection { input, expr, .. }) = below {
+        if expr.iter().any(|expr| expr.contains_outer() || has_subquery(expr).unwrap_or(true)) {
+            return Ok(false);
+        }
+        below = input;
+    }
+    let mut is_plain = is_correlated(plan)?;
+    while let LogicalPlan::Filter(filter) = below {
+        let schema = filter.input.schema();
+        filter.predicate.apply(|part| {
+            if let Some(subquery) = subquery_of(part) {
+                // A subquery within may name the columns of this one, and no others.
+                let inner = outer_columns(&subquery.subquery)?;
+                is_plain &= inner.iter().all(|inner| has_column(schema, &inner.column));
+            }
+            Ok(TreeNodeRecursion::Continue)
         })?;
+        below = &filter.input;
+    }
+    is_plain &= !is_correlated(below)?;
+    below.apply(|node| {
+        is_plain &= matches!(
+            node,
+            LogicalPlan::Projection(_)
+                | LogicalPlan::SubqueryAlias(_)
+                | LogicalPlan::TableScan(_)
+                | LogicalPlan::Filter(_)
+        ) || matches!(node, LogicalPlan::Join(join) if join.join_type == JoinType::Inner);
         Ok(if is_plain { TreeNodeRecursion::Continue } else { TreeNodeRecursion::Stop })
     })?;
     let known = outer_columns(plan)?.iter().all(|column| has_column(outer.schema(), &column.column));

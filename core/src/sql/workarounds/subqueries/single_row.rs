@@ -4,13 +4,29 @@ use std::sync::Arc;
 
 use datafusion::arrow::array::AsArray;
 use datafusion::arrow::datatypes::{DataType, Int64Type};
-use datafusion::common::Result;
-use datafusion::logical_expr::expr::ScalarFunction;
+use datafusion::common::{Column, Result};
+use datafusion::functions_aggregate::count::count_udaf;
+use datafusion::functions_aggregate::first_last::first_value_udaf;
+use datafusion::logical_expr::expr::{AggregateFunction, ScalarFunction};
 use datafusion::logical_expr::{
-    ColumnarValue, Expr, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
+    ColumnarValue, Expr, LogicalPlan, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
+    lit,
 };
 
 use crate::error::{Error, ErrorKind, SqlState};
+
+/// The aggregates of the rows of a plan: the first one's value, and how many there are.
+pub(super) fn value_and_rows(plan: &LogicalPlan, value_name: &str, rows_name: &str) -> Vec<Expr> {
+    let (relation, field) = plan.schema().qualified_field(0);
+    let value = Expr::Column(Column::from((relation, field)));
+    let call = |func, args| {
+        Expr::AggregateFunction(AggregateFunction::new_udf(func, args, false, None, Vec::new(), None))
+    };
+    vec![
+        call(first_value_udaf(), vec![value]).alias(value_name),
+        call(count_udaf(), vec![lit(1_i64)]).alias(rows_name),
+    ]
+}
 
 /// `value`, or 21000 where it came of more than one row.
 pub(super) fn checked(value: Expr, rows: Expr) -> Expr {

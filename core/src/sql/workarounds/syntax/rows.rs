@@ -2,11 +2,12 @@
 //!
 //! A comparison of rows is NULL where a value decides it that is NULL, as the standard has it: `(1, NULL) = (2, 2)` is false.
 
+use datafusion::sql::sqlparser::ast::helpers::attached_token::AttachedToken;
 use datafusion::sql::sqlparser::ast::{
     self, BinaryOperator, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments, Query,
 };
 
-use super::{boolean, joined, not};
+use super::{boolean, joined, not, null};
 use crate::error::{Error, Result};
 use crate::sql::cursor::written_query;
 
@@ -173,28 +174,51 @@ pub(super) fn as_exists(condition: &mut Expr) -> Result<()> {
 }
 
 /// True where a row is equal, else NULL where that is NULL for one, else false.
-fn looked_up(value: &[Expr], subquery: &mut Query) -> Result<Expr> {
-    let equal = equal_to_rows(value);
-    let query = lookup(
-        &format!(
-            "SELECT CASE WHEN count(*) FILTER (WHERE {equal}) > 0 THEN true \
-             WHEN count(*) FILTER (WHERE ({equal}) IS NULL) > 0 THEN NULL ELSE false END"
-        ),
-        value,
-        subquery,
-    )?;
-    Ok(Expr::Subquery(Box::new(query)))
+///
+/// The rows for which it is NULL are looked for on two ways, so that each needs few of them: those with a NULL of their own, and all of
+/// them for a value with a NULL.
+fn looked_up(value: &[Expr], subquery: &Query) -> Result<Expr> {
+    let exists = |condition: Expr| -> Result<Expr> {
+        let mut subquery = subquery.clone();
+        let mut found = lookup("SELECT 1", value, &mut subquery)?;
+        if let ast::SetExpr::Select(select) = &mut *found.body {
+            select.selection = Some(condition);
+        }
+        Ok(Expr::Exists { subquery: Box::new(found), negated: false })
+    };
+    let is_null = |expr: Expr| Expr::IsNull(Box::new(expr));
+    let any_null = |exprs: &mut dyn Iterator<Item = Expr>| {
+        joined(exprs.map(is_null), &BinaryOperator::Or).unwrap_or_else(|| boolean(false))
+    };
+    let unknown = is_null(equal_to_rows(value));
+    let of_rows = any_null(&mut columns(value));
+    let of_value = any_null(&mut value.iter().cloned());
+    Ok(Expr::Case {
+        case_token: AttachedToken::empty(),
+        end_token: AttachedToken::empty(),
+        operand: None,
+        conditions: vec![
+            ast::CaseWhen { condition: exists(equal_to_rows(value))?, result: boolean(true) },
+            ast::CaseWhen { condition: exists(all([of_rows, unknown.clone()]))?, result: null() },
+            ast::CaseWhen { condition: exists(all([of_value, unknown]))?, result: null() },
+        ],
+        else_result: Some(Box::new(boolean(false))),
+    })
 }
 
 fn column_name(position: usize) -> String {
     format!("__{}", position + 1)
 }
 
-fn equal_to_rows(value: &[Expr]) -> Expr {
-    let columns = (0..value.len()).map(|position| {
+/// The columns of the rows a value is looked up in.
+fn columns(value: &[Expr]) -> impl Iterator<Item = Expr> {
+    (0..value.len()).map(|position| {
         Expr::CompoundIdentifier(vec![ast::Ident::new(ROWS), ast::Ident::new(column_name(position))])
-    });
-    all(value.iter().zip(columns).map(|(value, column)| binary(value, &BinaryOperator::Eq, &column)))
+    })
+}
+
+fn equal_to_rows(value: &[Expr]) -> Expr {
+    all(value.iter().zip(columns(value)).map(|(value, column)| binary(value, &BinaryOperator::Eq, &column)))
 }
 
 /// `select FROM (subquery) AS __rows (__1, __2, ...)`.

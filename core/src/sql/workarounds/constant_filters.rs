@@ -1,0 +1,43 @@
+//! Conditions that name no column, above an aggregation or a window.
+//!
+//! DataFusion pushes them down, because all their columns are among those of the groups. But an aggregation of no rows can have a row,
+//! and a condition with `random()` is one of the groups, not of the rows in them.
+
+use std::sync::Arc;
+
+use datafusion::common::Result;
+use datafusion::common::tree_node::Transformed;
+use datafusion::logical_expr::utils::{conjunction, split_conjunction_owned};
+use datafusion::logical_expr::{Expr, Filter, LogicalPlan};
+use datafusion::optimizer::optimizer::ApplyOrder;
+use datafusion::optimizer::{OptimizerConfig, OptimizerRule};
+
+/// DataFusion's rule that pushes filters down, without these.
+#[derive(Debug)]
+pub(super) struct GuardedPushDown(pub(super) Arc<dyn OptimizerRule + Send + Sync>);
+
+impl OptimizerRule for GuardedPushDown {
+    fn name(&self) -> &str {
+        self.0.name()
+    }
+
+    fn apply_order(&self) -> Option<ApplyOrder> {
+        self.0.apply_order()
+    }
+
+    fn rewrite(&self, plan: LogicalPlan, config: &dyn OptimizerConfig) -> Result<Transformed<LogicalPlan>> {
+        let LogicalPlan::Filter(filter) = &plan else { return self.0.rewrite(plan, config) };
+        if !matches!(*filter.input, LogicalPlan::Aggregate(_) | LogicalPlan::Window(_)) {
+            return self.0.rewrite(plan, config);
+        }
+        let stays = |condition: &Expr| condition.column_refs().is_empty() || condition.is_volatile();
+        let (kept, pushed): (Vec<Expr>, Vec<Expr>) =
+            split_conjunction_owned(filter.predicate.clone()).into_iter().partition(stays);
+        let Some(kept) = conjunction(kept) else { return self.0.rewrite(plan, config) };
+        let Some(pushed) = conjunction(pushed) else { return Ok(Transformed::no(plan)) };
+        let below = LogicalPlan::Filter(Filter::try_new(pushed, Arc::clone(&filter.input))?);
+        self.0
+            .rewrite(below, config)?
+            .map_data(|below| Ok(LogicalPlan::Filter(Filter::try_new(kept, Arc::new(below))?)))
+    }
+}

@@ -1,0 +1,58 @@
+//! INTERSECT ALL and EXCEPT ALL: a row that comes m times on the left and n times on the right comes min(m, n) and m - n times.
+//!
+//! DataFusion makes semi joins and anti joins of them, which keep all m or none. With equal rows numbered from 1 on both sides, and the
+//! number as a further column, they are right.
+
+use std::sync::Arc;
+
+use datafusion::common::tree_node::Transformed;
+use datafusion::common::{Column, JoinConstraint, JoinType, NullEquality, Result};
+use datafusion::functions_window::row_number::row_number_udwf;
+use datafusion::logical_expr::expr::WindowFunction;
+use datafusion::logical_expr::{Distinct, Expr, Join, LogicalPlan, LogicalPlanBuilder, WindowFrame};
+
+/// The number of a row among those equal to it.
+const NUMBER: &str = "__number_of_row";
+
+/// Corrects a set operation. Runs before anything else makes joins of this kind.
+pub(super) fn count_rows(plan: LogicalPlan) -> Result<Transformed<LogicalPlan>> {
+    let is_of_all = matches!(&plan, LogicalPlan::Join(join)
+        if matches!(join.join_type, JoinType::LeftSemi | JoinType::LeftAnti)
+            && join.null_equality == NullEquality::NullEqualsNull
+            // Without ALL the left side has each row once.
+            && !matches!(*join.left, LogicalPlan::Distinct(Distinct::All(_))));
+    let LogicalPlan::Join(join) = plan else { return Ok(Transformed::no(plan)) };
+    if !is_of_all {
+        return Ok(Transformed::no(LogicalPlan::Join(join)));
+    }
+    let columns: Vec<Expr> = join.left.schema().columns().into_iter().map(Expr::Column).collect();
+    let left = numbered(&join.left)?;
+    let right = numbered(&join.right)?;
+    let mut on = join.on;
+    on.push((number_of(&left), number_of(&right)));
+    let counted = Join::try_new(
+        Arc::new(left),
+        Arc::new(right),
+        on,
+        join.filter,
+        join.join_type,
+        JoinConstraint::On,
+        join.null_equality,
+        false,
+    )?;
+    let plan = LogicalPlanBuilder::from(LogicalPlan::Join(counted)).project(columns)?.build()?;
+    Ok(Transformed::yes(plan))
+}
+
+fn number_of(plan: &LogicalPlan) -> Expr {
+    let (relation, field) = plan.schema().qualified_field(plan.schema().fields().len() - 1);
+    Expr::Column(Column::from((relation, field)))
+}
+
+fn numbered(plan: &LogicalPlan) -> Result<LogicalPlan> {
+    let mut number = WindowFunction::new(row_number_udwf(), Vec::new());
+    number.params.partition_by = plan.schema().columns().into_iter().map(Expr::Column).collect();
+    number.params.window_frame = WindowFrame::new(None);
+    let number = Expr::WindowFunction(Box::new(number)).alias(NUMBER);
+    LogicalPlanBuilder::from(plan.clone()).window([number])?.build()
+}

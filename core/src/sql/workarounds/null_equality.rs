@@ -1,0 +1,58 @@
+//! Joins whose keys are equal when both are NULL (IS NOT DISTINCT FROM, INTERSECT, what subqueries become), kept apart from others.
+//!
+//! DataFusion has one setting for all keys of a join, and two of its rules forget that: one takes `a = b` of the condition for a further
+//! key, the other takes inner joins apart and puts their keys together again under the setting of one of them.
+
+use std::sync::Arc;
+
+use datafusion::common::tree_node::{Transformed, TreeNode};
+use datafusion::common::{NullEquality, Result};
+use datafusion::logical_expr::{Join, LogicalPlan};
+use datafusion::optimizer::optimizer::ApplyOrder;
+use datafusion::optimizer::{OptimizerConfig, OptimizerRule};
+
+type Rule = Arc<dyn OptimizerRule + Send + Sync>;
+
+/// The rule that finds keys in conditions, without joins that have keys of the other kind.
+#[derive(Debug)]
+pub(super) struct GuardedKeys(pub(super) Rule);
+
+/// The rule that orders inner joins anew, without plans that have both kinds.
+#[derive(Debug)]
+pub(super) struct GuardedOrder(pub(super) Rule);
+
+fn equals_null(plan: &LogicalPlan) -> bool {
+    matches!(plan, LogicalPlan::Join(Join { on, null_equality: NullEquality::NullEqualsNull, .. }) if !on.is_empty())
+}
+
+impl OptimizerRule for GuardedKeys {
+    fn name(&self) -> &str {
+        self.0.name()
+    }
+
+    fn apply_order(&self) -> Option<ApplyOrder> {
+        self.0.apply_order()
+    }
+
+    fn rewrite(&self, plan: LogicalPlan, config: &dyn OptimizerConfig) -> Result<Transformed<LogicalPlan>> {
+        if equals_null(&plan) { Ok(Transformed::no(plan)) } else { self.0.rewrite(plan, config) }
+    }
+}
+
+impl OptimizerRule for GuardedOrder {
+    fn name(&self) -> &str {
+        self.0.name()
+    }
+
+    fn apply_order(&self) -> Option<ApplyOrder> {
+        self.0.apply_order()
+    }
+
+    fn rewrite(&self, plan: LogicalPlan, config: &dyn OptimizerConfig) -> Result<Transformed<LogicalPlan>> {
+        if plan.exists(|node| Ok(equals_null(node)))? {
+            Ok(Transformed::no(plan))
+        } else {
+            self.0.rewrite(plan, config)
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! Values of two engines in one notation, so that equal ones are equal texts.
+
+use std::collections::HashMap;
+
+use chrono::{DateTime, NaiveDate, NaiveDateTime, Timelike};
+use datafusion::arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
+use datafusion::arrow::compute::cast;
+use datafusion::arrow::datatypes::{
+    DataType, Date32Type, Decimal128Type, Float64Type, Int64Type, SchemaRef, TimeUnit,
+    TimestampMicrosecondType,
+};
+use datafusion::arrow::util::display::{ArrayFormatter, FormatOptions};
+
+/// More digits of a number are not compared: PostgreSQL and we cut quotients off at different places.
+const DIGITS_COMPARED: usize = 12;
+
+/// Why a statement failed.
+#[derive(Clone, Debug)]
+pub(crate) struct Failure {
+    pub(crate) sqlstate: String,
+    pub(crate) text: String,
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "[{}] {}", self.sqlstate, self.text)
+    }
+}
+
+/// What PostgreSQL says to a query; values as it writes them.
+#[derive(Clone, Debug)]
+pub(crate) enum Answer {
+    Rows(Vec<Vec<Option<String>>>),
+    Failed(Failure),
+}
+
+/// Rows as lines.
+pub(crate) type Lines = Vec<String>;
+
+/// How the values of a column are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Notation {
+    Number,
+    Float,
+    Boolean,
+    Date,
+    Timestamp,
+    Other,
+}
+
+/// The notations of the columns of a result.
+pub(crate) fn notations(schema: &SchemaRef) -> Vec<Notation> {
+    let notation = |ty: &DataType| match ty {
+        DataType::Boolean => Notation::Boolean,
+        DataType::Date32 => Notation::Date,
+        DataType::Timestamp(..) => Notation::Timestamp,
+        ty if ty.is_floating() => Notation::Float,
+        ty if ty.is_numeric() => Notation::Number,
+        _ => Notation::Other,
+    };
+    schema.fields().iter().map(|field| notation(field.data_type())).collect()
+}
+
+/// The rows of our own answer.
+pub(crate) fn lines(batches: &[RecordBatch]) -> Lines {
+    let mut lines = Vec::new();
+    for batch in batches {
+        let columns: Vec<Vec<String>> = batch.columns().iter().map(column).collect();
+        lines.extend(
+            (0..batch.num_rows())
+                .map(|row| columns.iter().map(|column| column[row].as_str()).collect::<Vec<_>>().join("|")),
+        );
+    }
+    lines
+}
+
+fn column(array: &ArrayRef) -> Vec<String> {
+    let text = |row: usize| -> String {
+        match array.data_type() {
+            DataType::Boolean => array.as_boolean().value(row).to_string(),
+            DataType::Date32 => {
+                NaiveDate::from(array.as_primitive::<Date32Type>().value_as_date(row).unwrap()).to_string()
+            }
+            DataType::Timestamp(..) => {
+                let plain =
+                    cast(&array.slice(row, 1), &DataType::Timestamp(TimeUnit::Microsecond, None)).unwrap();
+                let us = plain.as_primitive::<TimestampMicrosecondType>().value(0);
+                timestamp(DateTime::from_timestamp_micros(us).unwrap().naive_utc())
+            }
+            ty if ty.is_floating() => float(
+                cast(&array.slice(row, 1), &DataType::Float64)
+                    .unwrap()
+                    .as_primitive::<Float64Type>()
+                    .value(0),
+            ),
+            ty if ty.is_integer() => number(
+                &cast(&array.slice(row, 1), &DataType::Int64)
+                    .unwrap()
+                    .as_primitive::<Int64Type>()
+                    .value(0)
+                    .to_string(),
+            ),
+            DataType::Decimal128(..) => number(&array.as_primitive::<Decimal128Type>().value_as_string(row)),
+            DataType::Binary => {
+                let hex: String =
+                    array.as_binary::<i32>().value(row).iter().map(|byte| format!("{byte:02x}")).collect();
+                format!("\\x{hex}")
+            }
+            _ => ArrayFormatter::try_new(array, &FormatOptions::default()).unwrap().value(row).to_string(),
+        }
+    };
+    (0..array.len()).map(|row| if array.is_null(row) { "NULL".to_owned() } else { text(row) }).collect()
+}
+
+/// The rows of PostgreSQL's answer in the notation of ours.
+pub(crate) fn foreign_lines(rows: &[Vec<Option<String>>], notations: &[Notation]) -> Lines {
+    let cell = |(place, value): (usize, &Option<String>)| {
+        let Some(value) = value else { return "NULL".to_owned() };
+        match notations.get(place).copied().unwrap_or(Notation::Other) {
+            Notation::Number => number(value),
+            Notation::Float => value.parse().map_or_else(|_| value.clone(), float),
+            Notation::Boolean => match value.as_str() {
+                "t" => "true".to_owned(),
+                "f" => "false".to_owned(),
+                other => other.to_owned(),
+            },
+            Notation::Timestamp => {
+                let plain = value.trim_end_matches("+00");
+                match NaiveDateTime::parse_from_str(plain, "%Y-%m-%d %H:%M:%S%.f") {
+                    Ok(read) => timestamp(read),
+                    Err(_) => value.clone(),
+                }
+            }
+            Notation::Date | Notation::Other => value.clone(),
+        }
+    };
+    rows.iter().map(|row| row.iter().enumerate().map(cell).collect::<Vec<_>>().join("|")).collect()
+}
+
+fn timestamp(value: NaiveDateTime) -> String {
+    let whole = value.format("%Y-%m-%d %H:%M:%S");
+    match value.nanosecond() / 1_000 {
+        0 => whole.to_string(),
+        us => format!("{whole}.{us:06}"),
+    }
+}
+
+fn float(value: f64) -> String {
+    if !value.is_finite() || value == 0.0 {
+        return if value == 0.0 { "0".to_owned() } else { value.to_string().to_lowercase() };
+    }
+    number(&format!("{value:.*e}", DIGITS_COMPARED - 1))
+}
+
+/// A number without zeros that say nothing, and with no more digits than are compared.
+pub(crate) fn number(text: &str) -> String {
+    let (mantissa, exponent) = text.split_once('e').unwrap_or((text, "0"));
+    let Ok(exponent) = exponent.parse::<i64>() else { return text.to_owned() };
+    let (sign, unsigned) = mantissa.strip_prefix('-').map_or(("", mantissa), |rest| ("-", rest));
+    let (whole, fraction) = unsigned.split_once('.').unwrap_or((unsigned, ""));
+    if !unsigned.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') {
+        return text.to_lowercase();
+    }
+    let mut point = i64::try_from(whole.len()).unwrap() + exponent;
+    let all = format!("{whole}{fraction}");
+    let digits = all.trim_start_matches('0');
+    point -= i64::try_from(all.len() - digits.len()).unwrap();
+    let mut digits: Vec<u8> = digits.bytes().collect();
+    // A whole number, and one of few digits, is compared to the end.
+    let is_whole = i64::try_from(digits.len()).unwrap() <= point;
+    if digits.len() > DIGITS_COMPARED + 3 && !is_whole {
+        let is_up = digits[DIGITS_COMPARED] >= b'5';
+        digits.truncate(DIGITS_COMPARED);
+        if is_up {
+            let mut place = digits.len();
+            loop {
+                if place == 0 {
+                    digits.insert(0, b'1');
+                    point += 1;
+                    break;
+                }
+                place -= 1;
+                if digits[place] == b'9' {
+                    digits[place] = b'0';
+                } else {
+                    digits[place] += 1;
+                    break;
+                }
+            }
+        }
+    }
+    while digits.last() == Some(&b'0') {
+        digits.pop();
+    }
+    if digits.is_empty() {
+        return "0".to_owned();
+    }
+    format!("{sign}0.{}e{point}", String::from_utf8(digits).unwrap())
+}
+
+/// What one answer has and the other has not, as far as it is shown.
+pub(crate) fn difference(expected: &[String], found: &[String]) -> String {
+    let mut counts: HashMap<&str, i64> = HashMap::new();
+    for line in expected {
+        *counts.entry(line).or_default() += 1;
+    }
+    for line in found {
+        *counts.entry(line).or_default() -= 1;
+    }
+    let mut missing: Vec<_> = counts.iter().filter(|(_, count)| **count > 0).map(|(line, _)| *line).collect();
+    let mut extra: Vec<_> = counts.iter().filter(|(_, count)| **count < 0).map(|(line, _)| *line).collect();
+    missing.sort_unstable();
+    extra.sort_unstable();
+    missing.truncate(4);
+    extra.truncate(4);
+    format!(
+        "{} rows are right, {} came; missing {missing:?}, not right {extra:?}",
+        expected.len(),
+        found.len()
+    )
+}

@@ -1,0 +1,85 @@
+//! Decisions of a generator: drawn at random, recorded, and given again with some taken out, until little is left of a failure.
+//!
+//! Of the alternatives of a decision the first is the simplest; when a given sequence is at its end, every further decision is the first.
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+pub(crate) struct Choices {
+    source: Source,
+    /// The decisions so far.
+    pub(crate) taken: Vec<u32>,
+}
+
+enum Source {
+    Random(StdRng),
+    Given(Vec<u32>),
+}
+
+impl Choices {
+    pub(crate) fn random(seed: u64) -> Self {
+        Self { source: Source::Random(StdRng::seed_from_u64(seed)), taken: Vec::new() }
+    }
+
+    pub(crate) fn given(decisions: Vec<u32>) -> Self {
+        Self { source: Source::Given(decisions), taken: Vec::new() }
+    }
+
+    /// A number below `count`, which is not 0.
+    pub(crate) fn below(&mut self, count: usize) -> usize {
+        let count = u32::try_from(count).unwrap().max(1);
+        let decision = match &mut self.source {
+            Source::Random(random) => random.random_range(0..count),
+            Source::Given(decisions) => decisions.get(self.taken.len()).copied().unwrap_or(0) % count,
+        };
+        self.taken.push(decision);
+        decision as usize
+    }
+
+    /// True once in `count` times.
+    pub(crate) fn once_in(&mut self, count: usize) -> bool {
+        self.below(count) == count - 1
+    }
+
+    pub(crate) fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
+        &from[self.below(from.len())]
+    }
+}
+
+/// Makes a sequence of decisions shorter and smaller as long as `fails` says that it still fails.
+pub(crate) async fn shrink(
+    mut decisions: Vec<u32>,
+    tries_max: usize,
+    mut fails: impl AsyncFnMut(&[u32]) -> bool,
+) -> Vec<u32> {
+    let mut tries = 0;
+    let mut is_better = true;
+    while is_better && tries < tries_max {
+        is_better = false;
+        for length in [16, 8, 4, 2, 1] {
+            let mut at = decisions.len();
+            while at > 0 && tries < tries_max {
+                at = at.saturating_sub(length);
+                let end = (at + length).min(decisions.len());
+                let without = [&decisions[..at], &decisions[end..]].concat();
+                let zeroed: Vec<u32> = decisions
+                    .iter()
+                    .enumerate()
+                    .map(|(place, decision)| if (at..end).contains(&place) { 0 } else { *decision })
+                    .collect();
+                for candidate in [without, zeroed] {
+                    if candidate == decisions || tries >= tries_max {
+                        continue;
+                    }
+                    tries += 1;
+                    if fails(&candidate).await {
+                        decisions = candidate;
+                        is_better = true;
+                        break;
+                    }
+                }
+            }
+        }
+    }
+    decisions
+}

@@ -1,0 +1,194 @@
+//! The database under test: each table in three copies, hot, flushed, and half of each after updates and deletes.
+
+use std::sync::Arc;
+
+use kalamdb_core::ids::JobId;
+use kalamdb_core::{
+    Config, Database, FrameBody, Outcome, Params, ScalarValue, Session, SnapshotMode, SubscribeRequest,
+};
+
+use crate::cells::{Failure, Lines, Notation, lines, notations};
+use crate::queries::{Kind, Question};
+use crate::world::{Engine, Table, World};
+
+pub(crate) const COPIES: [&str; 3] = ["hot", "flushed", "half"];
+
+/// Rows with the notation of their columns.
+#[derive(Clone, Debug)]
+pub(crate) struct Found {
+    pub(crate) lines: Lines,
+    pub(crate) notations: Vec<Notation>,
+    /// How many rows a write has changed.
+    pub(crate) changed: Option<u64>,
+}
+
+pub(crate) struct Ours {
+    database: Database,
+    root: Session,
+    /// One for each copy, whose tables need no namespace.
+    sessions: Vec<Arc<Session>>,
+}
+
+/// Few rows a batch and several partitions, so that little data takes the ways of much.
+pub(crate) fn config() -> Config {
+    let mut config = Config { batch_rows: 16, query_partitions: 3, ..Config::in_memory() };
+    // For looking into a failure: `KALAMDB_PLANNER='setting=value,-rule'`.
+    for setting in
+        std::env::var("KALAMDB_PLANNER").unwrap_or_default().split(',').filter(|text| !text.is_empty())
+    {
+        match setting.split_once('=') {
+            Some((name, value)) => config.planner.options.push((name.to_owned(), value.to_owned())),
+            None => config.planner.rules_off.push(setting.trim_start_matches('-').to_owned()),
+        }
+    }
+    config
+}
+
+impl Ours {
+    pub(crate) async fn open(config: Config) -> Self {
+        let database = Database::open(config).await.unwrap();
+        let root = database.session_for("root").unwrap();
+        let mut sessions = Vec::new();
+        for copy in COPIES {
+            run(&root, &format!("CREATE NAMESPACE {copy}")).await;
+            let session = database.session_for("root").unwrap();
+            session.set_namespace(copy).unwrap();
+            sessions.push(Arc::new(session));
+        }
+        Self { database, root, sessions }
+    }
+
+    pub(crate) fn session(&self, copy: usize) -> &Arc<Session> {
+        &self.sessions[copy]
+    }
+
+    /// Drops the tables there are and makes those of a world.
+    pub(crate) async fn load(&self, world: &World) {
+        for copy in 0..COPIES.len() {
+            for table in &world.tables {
+                let name = format!("{}.{}", COPIES[copy], table.name);
+                run(&self.root, &format!("DROP TABLE IF EXISTS {name}")).await;
+                run(&self.root, &table.create(COPIES[copy], Engine::Kalam)).await;
+                self.fill(table, copy).await;
+            }
+        }
+    }
+
+    /// Puts the rows of a table into a copy that has none.
+    pub(crate) async fn fill(&self, table: &Table, copy: usize) {
+        let name = format!("{}.{}", COPIES[copy], table.name);
+        if COPIES[copy] != "half" {
+            if let Some(insert) = table.insert(COPIES[copy], &table.rows) {
+                run(&self.root, &insert).await;
+            }
+            if COPIES[copy] == "flushed" {
+                self.flush(&name).await;
+            }
+            return;
+        }
+        // Two segments and some hot rows, and of the flushed ones some that were written again or are gone.
+        let third = table.rows.len().div_ceil(3).max(1);
+        let mut parts = table.rows.chunks(third);
+        for is_flushed in [true, true, false] {
+            let Some(part) = parts.next() else { break };
+            if let Some(insert) = table.insert(COPIES[copy], part) {
+                run(&self.root, &insert).await;
+            }
+            if is_flushed {
+                self.flush(&name).await;
+            }
+        }
+        let again = &table.rows[..(third / 2).min(table.rows.len())];
+        if let Some(insert) = table.insert(COPIES[copy], again) {
+            let place = table.columns.iter().position(|column| column.name == "id").unwrap();
+            let ids: Vec<_> = again.iter().map(|row| row[place].as_str()).collect();
+            run(&self.root, &format!("DELETE FROM {name} WHERE id IN ({})", ids.join(", "))).await;
+            run(&self.root, &insert).await;
+        }
+    }
+
+    async fn flush(&self, table: &str) {
+        let outcome = self.root.execute(&format!("STORAGE FLUSH TABLE {table}"), ()).await.unwrap();
+        let batches = outcome.rows().unwrap().collect().await.unwrap();
+        let job = JobId(lines(&batches)[0].split('|').next().unwrap().to_owned());
+        self.database.context().jobs.wait(&job).await;
+    }
+
+    /// Asks one copy.
+    pub(crate) async fn ask(
+        &self,
+        question: &Question,
+        world: &World,
+        copy: usize,
+    ) -> Result<Found, Failure> {
+        let params: Vec<_> = question.parameters.iter().map(|parameter| parameter.value.clone()).collect();
+        match &question.kind {
+            Kind::Select => select(self.session(copy), &question.ours(), Params::Positional(params)).await,
+            Kind::Live => self.snapshot(&question.ours(), params, copy).await,
+            Kind::Write(name) => {
+                let table = world.tables.iter().find(|table| table.name == *name).unwrap();
+                self.write(table, &question.ours(), params, copy).await
+            }
+        }
+    }
+
+    /// The first rows of a live query.
+    async fn snapshot(&self, sql: &str, params: Vec<ScalarValue>, copy: usize) -> Result<Found, Failure> {
+        let mut request = SubscribeRequest::new(sql);
+        request.params = params;
+        request.snapshot = SnapshotMode::Only;
+        let mut subscription = self.session(copy).subscribe(request).await.map_err(failure)?;
+        let mut batches = Vec::new();
+        let mut notations = Vec::new();
+        while let Some(frame) = futures::StreamExt::next(&mut subscription).await {
+            let frame = frame.map_err(failure)?;
+            if let FrameBody::Snapshot(rows) = &frame.body {
+                // In front of the columns stand the operation and the commit.
+                let positions: Vec<usize> = (2..rows.batch.num_columns()).collect();
+                let batch = rows.batch.project(&positions).unwrap();
+                notations = crate::cells::notations(&batch.schema());
+                batches.push(batch);
+            }
+        }
+        Ok(Found { lines: lines(&batches), notations, changed: None })
+    }
+
+    /// What a write makes of a table, which then gets its rows back.
+    async fn write(
+        &self,
+        table: &Table,
+        sql: &str,
+        params: Vec<ScalarValue>,
+        copy: usize,
+    ) -> Result<Found, Failure> {
+        let session = self.session(copy);
+        let changed = match session.execute(sql, Params::Positional(params)).await {
+            Ok(Outcome::Affected(affected)) => affected.rows,
+            Ok(_) => 0,
+            Err(error) => return Err(failure(error)),
+        };
+        let found = select(session, &format!("SELECT * FROM {}", table.name), ().into()).await?;
+        if changed > 0 {
+            run(session, &format!("DELETE FROM {}", table.name)).await;
+            self.fill(table, copy).await;
+        }
+        Ok(Found { changed: Some(changed), ..found })
+    }
+}
+
+pub(crate) async fn select(session: &Session, sql: &str, params: Params) -> Result<Found, Failure> {
+    let rows = session.execute(sql, params).await.and_then(Outcome::rows).map_err(failure)?;
+    let notations = notations(&rows.schema);
+    let batches = rows.collect().await.map_err(failure)?;
+    Ok(Found { lines: lines(&batches), notations, changed: None })
+}
+
+pub(crate) fn failure(error: kalamdb_core::Error) -> Failure {
+    Failure { sqlstate: error.sqlstate().to_string(), text: error.to_string() }
+}
+
+async fn run(session: &Session, sql: &str) {
+    if let Err(error) = session.execute(sql, ()).await {
+        panic!("{sql}: {error}");
+    }
+}

@@ -1,0 +1,492 @@
+//! Queries at random over the tables of a run: joins, subqueries, set operations, groups, windows, in one grammar.
+
+use datafusion::common::ScalarValue;
+
+use crate::choices::Choices;
+use crate::expressions::{Item, Scope, class};
+use crate::world::{Class, Ty, World};
+
+/// A value that is given beside the statement: for us a parameter, for PostgreSQL a literal of the same type.
+#[derive(Clone, Debug)]
+pub(crate) struct Parameter {
+    pub(crate) value: ScalarValue,
+    literal: String,
+}
+
+/// A statement for both engines.
+#[derive(Clone, Debug)]
+pub(crate) struct Question {
+    pub(crate) kind: Kind,
+    /// With `{1}` for the first parameter.
+    text: String,
+    pub(crate) parameters: Vec<Parameter>,
+    /// ORDER BY names all columns, so that the order of the rows counts.
+    pub(crate) is_ordered: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Select,
+    /// An UPDATE or DELETE of this table.
+    Write(String),
+    /// The filter of a live query, as its SELECT.
+    Live,
+}
+
+impl Question {
+    pub(crate) fn ours(&self) -> String {
+        self.with(|number, _| format!("${number}"))
+    }
+
+    pub(crate) fn foreign(&self) -> String {
+        self.with(|_, parameter| parameter.literal.clone())
+    }
+
+    fn with(&self, text: impl Fn(usize, &Parameter) -> String) -> String {
+        let mut sql = self.text.clone();
+        for (number, parameter) in self.parameters.iter().enumerate() {
+            sql = sql.replace(&format!("{{{}}}", number + 1), &text(number + 1, parameter));
+        }
+        sql
+    }
+}
+
+pub(crate) struct Generator<'a> {
+    pub(crate) choices: &'a mut Choices,
+    world: &'a World,
+    names: usize,
+    /// Queries that may still stand in others.
+    pub(crate) queries_left: usize,
+    has_parameters: bool,
+    parameters: Vec<Parameter>,
+}
+
+impl<'a> Generator<'a> {
+    fn new(choices: &'a mut Choices, world: &'a World) -> Self {
+        Self { choices, world, names: 0, queries_left: 3, has_parameters: false, parameters: Vec::new() }
+    }
+
+    fn name(&mut self, letter: &str) -> String {
+        self.names += 1;
+        format!("{letter}{}", self.names)
+    }
+
+    /// A parameter of a type that need not be the column's.
+    pub(crate) fn parameter(&mut self, class: Class) -> Option<String> {
+        if !self.has_parameters || self.parameters.len() >= 3 || !self.choices.once_in(2) {
+            return None;
+        }
+        let (value, literal) = match class {
+            Class::Number => match self.choices.below(6) {
+                0 => (ScalarValue::Int64(Some(2)), "2::int8"),
+                1 => (ScalarValue::Float64(Some(1.5)), "1.5::float8"),
+                2 => (ScalarValue::Float64(Some(2.0)), "2.0::float8"),
+                3 => (ScalarValue::Decimal128(Some(14_999), 5, 4), "1.4999::numeric"),
+                4 => (ScalarValue::Int64(Some(1 << 40)), "1099511627776::int8"),
+                _ => (ScalarValue::Int64(None), "NULL::int8"),
+            },
+            Class::Text => (ScalarValue::from("a"), "'a'::text"),
+            Class::Boolean => (ScalarValue::Boolean(Some(true)), "true"),
+            Class::Date => (ScalarValue::Date32(Some(19_724)), "DATE '2024-01-02'"),
+            Class::Timestamp => (
+                ScalarValue::TimestampMicrosecond(Some(1_704_067_200_000_000), None),
+                "TIMESTAMP '2024-01-01 00:00:00'",
+            ),
+            Class::TimestampTz | Class::Bytes => return None,
+        };
+        self.parameters.push(Parameter { value, literal: literal.to_owned() });
+        Some(format!("{{{}}}", self.parameters.len()))
+    }
+
+    /// `SELECT ... FROM ...`, and the classes of its columns.
+    fn query(&mut self, outer: &[Item], columns: Option<Vec<Class>>, depth: usize) -> (String, Vec<Class>) {
+        self.queries_left = self.queries_left.saturating_sub(1);
+        if depth > 0 && self.choices.once_in(6) {
+            let (left, classes) = self.select(outer, columns, depth - 1);
+            let (right, _) = self.select(outer, Some(classes.clone()), depth - 1);
+            let op = *self.choices.pick(&[
+                "UNION ALL",
+                "UNION",
+                "INTERSECT",
+                "EXCEPT",
+                "INTERSECT ALL",
+                "EXCEPT ALL",
+            ]);
+            return (format!("{left} {op} {right}"), classes);
+        }
+        self.select(outer, columns, depth)
+    }
+
+    fn select(&mut self, outer: &[Item], columns: Option<Vec<Class>>, depth: usize) -> (String, Vec<Class>) {
+        let (from, items) = self.from(outer, depth);
+        let has_subqueries = depth > 0;
+        let mut scope = Scope { items, outer: outer.to_vec(), below: None, has_subqueries };
+        let condition = match self.choices.below(4) {
+            0 => String::new(),
+            _ => format!(" WHERE {}", self.condition(&scope, 2)),
+        };
+        let mut grouping = String::new();
+        let is_grouped = self.choices.once_in(4);
+        if is_grouped {
+            grouping = self.grouping(&mut scope);
+        }
+        let classes = columns.unwrap_or_else(|| {
+            let count = 1 + self.choices.below(3);
+            (0..count).map(|_| class(self.choices)).collect()
+        });
+        let has_windows = !is_grouped && depth > 0 && self.choices.once_in(5);
+        let list: Vec<String> = classes
+            .iter()
+            .map(|class| match (has_windows, class) {
+                (true, Class::Number) => self.window(&scope),
+                _ => self.expression(*class, &scope, 2),
+            })
+            .enumerate()
+            .map(|(place, value)| format!("{value} AS c{}", place + 1))
+            .collect();
+        let distinct = if self.choices.once_in(6) { "DISTINCT " } else { "" };
+        (format!("SELECT {distinct}{} FROM {from}{condition}{grouping}", list.join(", ")), classes)
+    }
+
+    /// GROUP BY and HAVING; afterwards the scope is that above them.
+    fn grouping(&mut self, scope: &mut Scope) -> String {
+        let below = scope.items.clone();
+        let mut by: Vec<Item> = Vec::new();
+        for _ in 0..self.choices.below(3) {
+            let item = self.choices.pick(&below).clone();
+            if !by.iter().any(|known| known.sql == item.sql) {
+                by.push(item);
+            }
+        }
+        let names: Vec<_> = by.iter().map(|item| item.sql.as_str()).collect();
+        let list = names.join(", ");
+        let group = match (by.len(), self.choices.below(6)) {
+            (0, _) => String::new(),
+            (_, 3) => format!(" GROUP BY ROLLUP ({list})"),
+            (_, 4) => format!(" GROUP BY CUBE ({list})"),
+            (2, 5) => format!(" GROUP BY GROUPING SETS (({list}), ({}), ())", names[1]),
+            _ => format!(" GROUP BY {list}"),
+        };
+        *scope = Scope { items: by, below: Some(below), ..scope.clone() };
+        let having =
+            if self.choices.once_in(3) { format!(" HAVING {}", self.having(scope)) } else { String::new() };
+        format!("{group}{having}")
+    }
+
+    fn having(&mut self, scope: &Scope) -> String {
+        let aggregate = self.aggregate(Class::Number, scope);
+        let op = *self.choices.pick(&[">", "=", "<=", "<>"]);
+        format!("{aggregate} {op} {}", self.choices.pick(&["1", "2", "0", "3"]))
+    }
+
+    fn window(&mut self, scope: &Scope) -> String {
+        let partition = match self.choices.below(2) {
+            0 => String::new(),
+            _ => format!("PARTITION BY {} ", self.choices.pick(&scope.items).sql),
+        };
+        let exact: Vec<Item> = scope
+            .items
+            .iter()
+            .filter(|item| item.ty.class() == Class::Number && item.ty != Ty::Double)
+            .cloned()
+            .collect();
+        let any = self.choices.pick(&scope.items).sql.clone();
+        let direction = *self.choices.pick(&["", " DESC", " NULLS FIRST", " DESC NULLS LAST"]);
+        // Peers have the same value of each of these, so that their order does not count.
+        let order = format!("ORDER BY {any}{direction}");
+        match self.choices.below(7) {
+            0 => format!("count(*) OVER ({partition})"),
+            1 => format!("rank() OVER ({partition}{order})"),
+            2 => format!("dense_rank() OVER ({partition}{order})"),
+            3 => format!("count({any}) OVER ({partition}{order})"),
+            4 if !exact.is_empty() => {
+                let value = self.choices.pick(&exact).sql.clone();
+                let frame = *self.choices.pick(&[
+                    "",
+                    " RANGE BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING",
+                    " GROUPS BETWEEN 1 PRECEDING AND CURRENT ROW",
+                    " RANGE BETWEEN CURRENT ROW AND UNBOUNDED FOLLOWING",
+                ]);
+                format!("sum({value}) OVER ({partition}{order}{frame})")
+            }
+            5 if !exact.is_empty() => {
+                let value = self.choices.pick(&exact).sql.clone();
+                format!("max({value}) OVER ({partition}{order})")
+            }
+            _ => format!("count(*) OVER ({partition}{order})"),
+        }
+    }
+
+    /// Tables and subqueries, joined, and their columns.
+    fn from(&mut self, outer: &[Item], depth: usize) -> (String, Vec<Item>) {
+        let (mut sql, mut items) = self.source(outer, depth);
+        let joins = match self.choices.below(8) {
+            0..4 => 0,
+            4 | 5 => 1,
+            6 => 2,
+            _ => 3,
+        };
+        for _ in 0..joins {
+            let (right, rights) = self.source(outer, depth);
+            (sql, items) = self.join(sql, items, &right, rights, outer);
+        }
+        (sql, items)
+    }
+
+    fn join(
+        &mut self,
+        left: String,
+        lefts: Vec<Item>,
+        right: &str,
+        rights: Vec<Item>,
+        outer: &[Item],
+    ) -> (String, Vec<Item>) {
+        let kind = *self.choices.pick(&["JOIN", "LEFT JOIN", "RIGHT JOIN", "FULL JOIN", "CROSS JOIN"]);
+        let common: Vec<String> = lefts
+            .iter()
+            .filter(|item| {
+                let name = bare(&item.sql);
+                let is_single =
+                    |side: &[Item]| side.iter().filter(|other| bare(&other.sql) == name).count() == 1;
+                is_single(&lefts)
+                    && is_single(&rights)
+                    && rights
+                        .iter()
+                        .any(|other| bare(&other.sql) == name && other.ty.class() == item.ty.class())
+            })
+            .map(|item| bare(&item.sql).to_owned())
+            .collect();
+        let all = || lefts.iter().chain(&rights).cloned().collect::<Vec<_>>();
+        if kind == "CROSS JOIN" {
+            return (format!("{left} CROSS JOIN {right}"), all());
+        }
+        if !common.is_empty() && self.choices.once_in(3) {
+            let name = self.choices.pick(&common).clone();
+            let ty = lefts.iter().find(|item| bare(&item.sql) == name).map_or(Ty::Int, |item| item.ty);
+            let mut items = vec![Item { sql: name.clone(), ty }];
+            items.extend(all().into_iter().filter(|item| bare(&item.sql) != name));
+            return (format!("{left} {kind} {right} USING ({name})"), items);
+        }
+        let pairs: Vec<(String, String)> = lefts
+            .iter()
+            .flat_map(|one| rights.iter().map(move |other| (one, other)))
+            .filter(|(one, other)| one.ty.class() == other.ty.class())
+            .map(|(one, other)| (one.sql.clone(), other.sql.clone()))
+            .collect();
+        let mut condition = match pairs.is_empty() {
+            true => "1 = 1".to_owned(),
+            false => {
+                let (one, other) = self.choices.pick(&pairs);
+                let op = if kind == "FULL JOIN" || !self.choices.once_in(6) { "=" } else { "<" };
+                format!("{one} {op} {other}")
+            }
+        };
+        if kind != "FULL JOIN" && self.choices.once_in(3) {
+            let scope = Scope { items: all(), outer: outer.to_vec(), ..Scope::default() };
+            condition = format!("{condition} AND {}", self.condition(&scope, 1));
+        }
+        (format!("{left} {kind} {right} ON {condition}"), all())
+    }
+
+    fn source(&mut self, outer: &[Item], depth: usize) -> (String, Vec<Item>) {
+        let alias = self.name("x");
+        if depth > 0 && self.queries_left > 0 && self.choices.once_in(6) {
+            let (query, classes) = self.limited(outer, depth - 1);
+            // Names that tables have too.
+            let names = ["a", "k", "price", "b"];
+            let columns: Vec<_> = names.iter().take(classes.len()).copied().collect();
+            let items = columns
+                .iter()
+                .zip(&classes)
+                .map(|(name, class)| Item { sql: format!("{alias}.{name}"), ty: plain(*class) })
+                .collect();
+            return (format!("({query}) AS {alias} ({})", columns.join(", ")), items);
+        }
+        let table = self.choices.pick(&self.world.tables);
+        let items = table
+            .columns
+            .iter()
+            .map(|column| Item { sql: format!("{alias}.{}", column.name), ty: column.ty })
+            .collect();
+        (format!("{} AS {alias}", table.name), items)
+    }
+
+    /// A query with ORDER BY over all its columns, so that LIMIT and OFFSET always cut off the same rows.
+    fn limited(&mut self, outer: &[Item], depth: usize) -> (String, Vec<Class>) {
+        let (mut query, classes) = self.query(outer, None, depth);
+        if self.choices.once_in(3) {
+            query.push_str(&self.order(classes.len()));
+            query.push_str(*self.choices.pick(&[
+                " LIMIT 3",
+                " OFFSET 1",
+                " LIMIT 2 OFFSET 1",
+                " LIMIT 1",
+                " LIMIT 0",
+            ]));
+        }
+        (query, classes)
+    }
+
+    fn order(&mut self, width: usize) -> String {
+        let mut places: Vec<usize> = (1..=width).collect();
+        places.rotate_left(self.choices.below(width));
+        let sorts: Vec<String> = places
+            .iter()
+            .map(|place| {
+                format!("{place}{}", self.choices.pick(&["", " DESC", " NULLS FIRST", " DESC NULLS LAST"]))
+            })
+            .collect();
+        format!(" ORDER BY {}", sorts.join(", "))
+    }
+
+    pub(crate) fn scalar_subquery(&mut self, class: Class, scope: &Scope) -> String {
+        let outer = visible(scope);
+        self.queries_left = self.queries_left.saturating_sub(1);
+        let (from, items) = self.from(&outer, 0);
+        let inner = Scope { items: items.clone(), outer, below: None, has_subqueries: false };
+        let condition = self.condition(&inner, 1);
+        let above = Scope { items: Vec::new(), below: Some(items), ..Scope::default() };
+        let aggregate = self.aggregate(class, &above);
+        let having =
+            if self.choices.once_in(6) { format!(" HAVING {}", self.having(&above)) } else { String::new() };
+        format!("(SELECT {aggregate} FROM {from} WHERE {condition}{having})")
+    }
+
+    pub(crate) fn subquery_condition(&mut self, scope: &Scope, depth: usize) -> String {
+        let outer = visible(scope);
+        let not = if self.choices.once_in(2) { "NOT " } else { "" };
+        match self.choices.below(7) {
+            0 | 1 => {
+                let class = class(self.choices);
+                let value = self.expression(class, scope, depth);
+                let (query, _) = self.query(&outer, Some(vec![class]), 0);
+                format!("{value} {not}IN ({query})")
+            }
+            2 | 3 => {
+                let (query, _) = self.limited(&outer, 0);
+                format!("{not}EXISTS ({query})")
+            }
+            4 => {
+                let class = class(self.choices);
+                let value = self.expression(class, scope, depth);
+                let op = *self.choices.pick(&["=", "<>", "<", ">="]);
+                let quantifier = if self.choices.once_in(2) { "ALL" } else { "ANY" };
+                let (query, _) = self.query(&outer, Some(vec![class]), 0);
+                format!("{value} {op} {quantifier} ({query})")
+            }
+            5 => {
+                let classes = vec![class(self.choices), class(self.choices)];
+                let values: Vec<_> = classes.iter().map(|class| self.expression(*class, scope, 0)).collect();
+                let (query, _) = self.query(&outer, Some(classes), 0);
+                format!("({}) {not}IN ({query})", values.join(", "))
+            }
+            _ => {
+                let value = self.expression(Class::Number, scope, depth);
+                let op = *self.choices.pick(&["=", "<", ">"]);
+                format!("{value} {op} {}", self.scalar_subquery(Class::Number, scope))
+            }
+        }
+    }
+
+    /// A whole SELECT statement.
+    fn statement(&mut self) -> (String, bool) {
+        let with = self.choices.once_in(8);
+        let is_distinct_on = !with && self.choices.once_in(12);
+        if is_distinct_on {
+            let (from, items) = self.from(&[], 1);
+            let on = self.choices.pick(&items).sql.clone();
+            let other = self.choices.pick(&items).sql.clone();
+            let sql = format!(
+                "SELECT DISTINCT ON ({on}) {on} AS c1, {other} AS c2 FROM {from} ORDER BY {on}, {other}"
+            );
+            return (sql, true);
+        }
+        let (query, classes) = self.query(&[], None, 2);
+        let mut sql = query;
+        if with {
+            sql = format!("WITH w AS ({sql}) SELECT * FROM w");
+        }
+        let is_ordered = self.choices.once_in(3);
+        if is_ordered {
+            sql.push_str(&self.order(classes.len()));
+            sql.push_str(*self.choices.pick(&["", " LIMIT 3", " OFFSET 2", " LIMIT 4 OFFSET 1"]));
+        }
+        (sql, is_ordered)
+    }
+}
+
+/// What a subquery can name of the query around it.
+fn visible(scope: &Scope) -> Vec<Item> {
+    scope.items.iter().chain(&scope.outer).cloned().collect()
+}
+
+/// A name without its table.
+fn bare(sql: &str) -> &str {
+    sql.rsplit_once('.').map_or(sql, |(_, name)| name)
+}
+
+/// A type of a class, for what was computed.
+fn plain(class: Class) -> Ty {
+    match class {
+        // Of numbers that were computed no sums are made: they may be floats.
+        Class::Number => Ty::Double,
+        Class::Boolean => Ty::Boolean,
+        Class::Text => Ty::Text,
+        Class::Date => Ty::Date,
+        Class::Timestamp => Ty::Timestamp,
+        Class::TimestampTz => Ty::TimestampTz,
+        Class::Bytes => Ty::Bytes,
+    }
+}
+
+/// The next statement.
+pub(crate) fn question(choices: &mut Choices, world: &World) -> Question {
+    let kind = choices.below(8);
+    let mut generator = Generator::new(choices, world);
+    generator.has_parameters = generator.choices.once_in(6);
+    let mut is_ordered = false;
+    let (kind, text) = match kind {
+        5 => {
+            let (table, scope) = generator.target(true);
+            let condition = generator.condition(&scope, 2);
+            (Kind::Write(table.clone()), format!("DELETE FROM {table} WHERE {condition}"))
+        }
+        6 => {
+            let (table, scope) = generator.target(true);
+            let keys =
+                generator.world.tables.iter().find(|known| known.name == table).map_or(0, |known| known.key);
+            let free: Vec<Item> = scope.items.iter().skip(keys).cloned().collect();
+            if free.is_empty() {
+                (Kind::Write(table.clone()), format!("DELETE FROM {table}"))
+            } else {
+                let item = generator.choices.pick(&free).clone();
+                let value = generator.expression(item.ty.class(), &scope, 1);
+                let condition = generator.condition(&scope, 2);
+                let text = format!("UPDATE {table} SET {} = {value} WHERE {condition}", item.sql);
+                (Kind::Write(table), text)
+            }
+        }
+        7 => {
+            let (table, scope) = generator.target(false);
+            let condition = generator.condition(&scope, 2);
+            (Kind::Live, format!("SELECT * FROM {table} WHERE {condition}"))
+        }
+        _ => {
+            let (sql, ordered) = generator.statement();
+            is_ordered = ordered;
+            (Kind::Select, sql)
+        }
+    };
+    let parameters = std::mem::take(&mut generator.parameters);
+    Question { kind, text, parameters, is_ordered }
+}
+
+impl Generator<'_> {
+    /// A table to write to, and its columns.
+    fn target(&mut self, has_subqueries: bool) -> (String, Scope) {
+        let table = self.choices.pick(&self.world.tables);
+        let items =
+            table.columns.iter().map(|column| Item { sql: column.name.to_owned(), ty: column.ty }).collect();
+        (table.name.clone(), Scope { items, has_subqueries, ..Scope::default() })
+    }
+}
