@@ -17,9 +17,12 @@ requirements := $(clients)/python/requirements.txt
 venv := $(HOME)/.cache/kalamdb-venv-$(shell sha256sum $(requirements) | cut -c1-12)
 python := $(venv)/bin/python
 maven := mvn -B -ntp
+guards := KALAMDB_GUARDS_MUST_RUN=1 cargo test --workspace --test answers
+guards_long := KALAMDB_GUARDS_MUST_RUN=1 cargo test --release --workspace --test answers
 with_server := $(python) $(clients)/python/server.py --
 
-.PHONY: help run test bench bench-quick fmt lint build test-rust test-examples test-python test-java setup-build setup-python
+.PHONY: help run test bench bench-quick fmt lint build test-rust test-examples test-python test-java guards guards-long guards-faults \
+        setup-build setup-postgres setup-python
 
 help: ## Lists the targets.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 18
@@ -46,8 +49,17 @@ lint: setup-build ## Checks formatting and lints; warnings are errors.
 build: setup-build ## Builds everything with the dev profile.
 	cargo build --workspace --all-targets
 
-test-rust: build ## The Rust tests of all crates.
+test-rust: build setup-postgres ## The Rust tests of all crates, with the guards of right answers.
 	cargo test --workspace
+
+guards: build setup-postgres ## The guards of right answers alone, as long as in CI; KALAMDB_SEED chooses the seed.
+	$(guards)
+
+guards-long: setup-build setup-postgres ## 200,000 random queries against PostgreSQL and against other plans of their own.
+	$(guards_long) -- --long
+
+guards-faults: build setup-postgres ## Whether a run of the guards finds each of the faults that can be planted in the planner.
+	$(guards) -- --faults
 
 test-examples: build setup-python ## Every program under client-examples/, against a server started for it.
 	$(CARGO_TARGET_DIR)/debug/example-embedded
@@ -66,6 +78,9 @@ test-java: build setup-python ## The JDBC driver against the built server.
 
 setup-build:
 	@.ci/setup build
+
+setup-postgres:
+	@.ci/setup postgres
 
 setup-python:
 	@.ci/setup python $(venv)

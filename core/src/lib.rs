@@ -70,7 +70,7 @@ pub mod sql;
 pub mod database;
 
 pub use access::{AccessLevel, Principal, Role};
-pub use config::Config;
+pub use config::{Config, PlannerOverrides};
 pub use database::Database;
 pub use datafusion::common::ScalarValue;
 pub use error::{Error, ErrorKind, Result, SqlState};

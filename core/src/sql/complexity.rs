@@ -217,6 +217,32 @@ pub(super) fn check_plan(plan: &LogicalPlan, operators_max: usize) -> Result<()>
     plans.size(plan).map(drop)
 }
 
+/// What a rewrite of a plan has copied so far.
+#[derive(Default)]
+pub(super) struct Copies {
+    nodes: u64,
+}
+
+impl Copies {
+    /// Counts a copy of a plan.
+    ///
+    /// # Errors
+    /// 54001 when all copies together are too large.
+    pub(super) fn add(&mut self, plan: &LogicalPlan) -> Result<()> {
+        plan.apply_with_subqueries(|_| {
+            self.nodes += 1;
+            let is_enough = self.nodes > PLAN_NODES_MAX;
+            Ok(if is_enough { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
+        })?;
+        if self.nodes > PLAN_NODES_MAX {
+            return Err(too_complex(format!(
+                "its subqueries make more than {PLAN_NODES_MAX} nodes of its plan"
+            )));
+        }
+        Ok(())
+    }
+}
+
 /// How large an expression is once everything it names is written out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Size {

@@ -3,84 +3,53 @@
 use std::sync::Arc;
 
 use crate::cells::{Answer, Failure, difference, foreign_lines};
-use crate::choices::{Choices, shrink};
+use crate::choices::Choices;
 use crate::differences::{self, Difference};
 use crate::guard::{Report, Run};
 use crate::ours::{COPIES, Found, Ours, config};
 use crate::postgres::Postgres;
 use crate::queries::{Kind, Question, question};
+use crate::random::{self, RandomGuard, Verdict};
+use crate::watch::Watch;
 use crate::world::{Engine, World};
 
-/// Statements asked of one set of tables.
-const QUESTIONS_PER_WORLD: u64 = 100;
 /// The SQLSTATE of a statement that was ended.
 const POSTGRES_GAVE_UP: &str = "57014";
-const TRIES_OF_SHRINKING: usize = 250;
 
 struct Differential {
-    run: Run,
+    watch: Watch,
     ours: Arc<Ours>,
     postgres: Postgres,
     known: Vec<Difference>,
-}
-
-/// What came of a statement.
-enum Verdict {
-    Same,
-    BothFail,
-    Known,
-    /// PostgreSQL takes too long.
-    TooMuch,
-    Different(String),
 }
 
 pub(crate) async fn guard(run: Run) -> Report {
     let Some(programs) = crate::postgres::programs() else {
         return Report::absent(&run, "PostgreSQL 15 is not installed (Debian package postgresql)");
     };
-    let postgres = Postgres::start(&programs).await;
-    let ours = Arc::new(Ours::open(config()).await);
-    let guard = Differential { run, ours, postgres, known: differences::all() };
-    let mut report = Report::new(&guard.run);
+    let guard = Differential {
+        watch: run.watch.clone(),
+        ours: Arc::new(Ours::open(config(), &COPIES).await),
+        postgres: Postgres::start(&programs).await,
+        known: differences::all(),
+    };
+    let mut report = Report::new(&run);
     if let Err(problem) = guard.check_examples().await {
         report.failures.push(problem);
     }
-    let mut world = Arc::new(World::new(guard.run.seed));
-    for number in 0..guard.run.queries {
-        if number % QUESTIONS_PER_WORLD == 0 {
-            world = Arc::new(World::new(guard.run.seed.wrapping_add(number)));
-            guard.load(&world).await;
-        }
-        let mut choices = Choices::random(guard.run.seed.wrapping_mul(1_000_003).wrapping_add(number));
-        let question = question(&mut choices, &world);
-        if guard.run.only.is_some_and(|only| only != number) {
-            continue;
-        }
-        if guard.run.only.is_some() {
-            println!("{}{};", world.script(&question.ours()), question.ours());
-        }
-        guard.run.watch.note(format!("query {number}"));
-        report.queries += 1;
-        report.executions += 1 + COPIES.len() as u64;
-        match guard.verdict(&question, &world).await {
-            Verdict::Same => report.same += 1,
-            Verdict::BothFail => report.both_fail += 1,
-            Verdict::Known => report.known += 1,
-            Verdict::TooMuch => report.too_much += 1,
-            Verdict::Different(_) => {
-                let problem = guard.shrunk(choices.taken, &world).await;
-                report.failures.push(format!("query {number}:\n{problem}"));
-                guard.load(&world).await;
-                if report.is_enough(&guard.run) {
-                    break;
-                }
-            }
-        }
-    }
+    random::ask(&guard, &run, &mut report).await;
     report
 }
 
-impl Differential {
+impl RandomGuard for Differential {
+    type Question = Question;
+
+    const EXECUTIONS: u64 = 1 + COPIES.len() as u64;
+
+    fn question(&self, choices: &mut Choices, world: &World) -> Question {
+        question(choices, world)
+    }
+
     async fn load(&self, world: &World) {
         self.postgres.run("DROP SCHEMA public CASCADE; CREATE SCHEMA public").await;
         for table in &world.tables {
@@ -92,6 +61,50 @@ impl Differential {
         self.ours.load(world).await;
     }
 
+    async fn verdict(&self, question: &Question, world: &Arc<World>) -> Verdict {
+        let foreign = question.foreign();
+        self.watch.begin(format!("PostgreSQL: {foreign}"));
+        let (expected, changed) = match &question.kind {
+            Kind::Write(table) => match self.postgres.try_write(&foreign, table).await {
+                Ok((changed, rows)) => (rows, Some(changed)),
+                Err(failure) => (Answer::Failed(failure), None),
+            },
+            Kind::Select | Kind::Live(_) => (self.postgres.ask(&foreign).await, None),
+        };
+        if matches!(&expected, Answer::Failed(failure) if failure.sqlstate == POSTGRES_GAVE_UP) {
+            return Verdict::TooMuch;
+        }
+        self.watch.begin(question.ours());
+        let mut tasks = Vec::new();
+        for copy in 0..COPIES.len() {
+            let (ours, question, world) = (Arc::clone(&self.ours), question.clone(), Arc::clone(world));
+            tasks.push(tokio::spawn(async move { ours.ask(&question, &world, copy).await }));
+        }
+        let mut verdict = Verdict::Same;
+        for (copy, task) in tasks.into_iter().enumerate() {
+            let found = match task.await {
+                Ok(found) => found,
+                Err(panicked) => Err(Failure { sqlstate: "XX000".to_owned(), text: panicked.to_string() }),
+            };
+            let one = self.compare(question, &expected, changed, &found);
+            verdict = match one {
+                Verdict::Different(text) => Verdict::Different(format!("{} copy: {text}", COPIES[copy])),
+                other if matches!(verdict, Verdict::Same) => other,
+                _ => verdict,
+            };
+            if matches!(verdict, Verdict::Different(_)) {
+                break;
+            }
+        }
+        verdict
+    }
+
+    fn script(&self, question: &Question) -> String {
+        question.script()
+    }
+}
+
+impl Differential {
     /// Each known difference is there.
     async fn check_examples(&self) -> Result<(), String> {
         for known in &self.known {
@@ -114,45 +127,6 @@ impl Differential {
             }
         }
         Ok(())
-    }
-
-    async fn verdict(&self, question: &Question, world: &Arc<World>) -> Verdict {
-        let foreign = question.foreign();
-        self.run.watch.begin(format!("PostgreSQL: {foreign}"));
-        let (expected, changed) = match &question.kind {
-            Kind::Write(table) => match self.postgres.try_write(&foreign, table).await {
-                Ok((changed, rows)) => (rows, Some(changed)),
-                Err(failure) => (Answer::Failed(failure), None),
-            },
-            Kind::Select | Kind::Live => (self.postgres.ask(&foreign).await, None),
-        };
-        if matches!(&expected, Answer::Failed(failure) if failure.sqlstate == POSTGRES_GAVE_UP) {
-            return Verdict::TooMuch;
-        }
-        self.run.watch.begin(question.ours());
-        let mut tasks = Vec::new();
-        for copy in 0..COPIES.len() {
-            let (ours, question, world) = (Arc::clone(&self.ours), question.clone(), Arc::clone(world));
-            tasks.push(tokio::spawn(async move { ours.ask(&question, &world, copy).await }));
-        }
-        let mut verdict = Verdict::Same;
-        for (copy, task) in tasks.into_iter().enumerate() {
-            let found = match task.await {
-                Ok(found) => found,
-                Err(panicked) => Err(Failure { sqlstate: "XX000".to_owned(), text: panicked.to_string() }),
-            };
-            let one = self.compare(question, &expected, changed, &found);
-            verdict = match one {
-                Verdict::Different(text) => Verdict::Different(format!("{} copy: {text}", COPIES[copy])),
-                other if matches!(verdict, Verdict::Same) => other,
-                _ => verdict,
-            };
-            if matches!(verdict, Verdict::Different(_)) {
-                break;
-            }
-        }
-        self.run.watch.end();
-        verdict
     }
 
     fn compare(
@@ -203,51 +177,5 @@ impl Differential {
                 Verdict::Different(format!("{count}{}", difference(&right, &lines)))
             }
         }
-    }
-
-    /// The failure with as few decisions and rows as it needs, as a script.
-    async fn shrunk(&self, taken: Vec<u32>, world: &Arc<World>) -> String {
-        if self.run.is_brief {
-            let question = question(&mut Choices::given(taken), world);
-            return question.ours();
-        }
-        let taken = shrink(taken, TRIES_OF_SHRINKING, async |candidate: &[u32]| {
-            let question = question(&mut Choices::given(candidate.to_vec()), world);
-            matches!(self.verdict(&question, world).await, Verdict::Different(_))
-        })
-        .await;
-        let question = question(&mut Choices::given(taken), world);
-        let mut small = World::clone(world);
-        for place in 0..small.tables.len() {
-            let mut length = small.tables[place].rows.len();
-            if !question.ours().contains(&small.tables[place].name) {
-                continue;
-            }
-            while length > 0 {
-                let mut at = 0;
-                while at < small.tables[place].rows.len() && length > 0 {
-                    let mut fewer = small.clone();
-                    let end = (at + length).min(fewer.tables[place].rows.len());
-                    fewer.tables[place].rows.drain(at..end);
-                    self.load(&fewer).await;
-                    let fewer = Arc::new(fewer);
-                    if matches!(self.verdict(&question, &fewer).await, Verdict::Different(_)) {
-                        small = Arc::unwrap_or_clone(fewer);
-                    } else {
-                        at = end;
-                    }
-                }
-                length /= 2;
-            }
-        }
-        self.load(&small).await;
-        let small = Arc::new(small);
-        let why = match self.verdict(&question, &small).await {
-            Verdict::Different(why) => why,
-            _ => "it failed before it was made smaller, and does not fail now".to_owned(),
-        };
-        let values: Vec<_> = question.parameters.iter().map(|parameter| parameter.value.clone()).collect();
-        let given = if values.is_empty() { String::new() } else { format!("-- with {values:?}\n") };
-        format!("{}{given}{};\n-- {why}", small.script(&question.ours()), question.ours())
     }
 }

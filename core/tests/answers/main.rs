@@ -10,13 +10,18 @@ mod differential;
 mod expressions;
 mod guard;
 mod ours;
+mod partition;
+mod plans;
 mod postgres;
 mod queries;
+mod random;
 mod watch;
 mod world;
 
 use std::process::{Command, Stdio};
 use std::time::Instant;
+
+use kalamdb_core::failpoint::FAULTS;
 
 use crate::guard::Run;
 use crate::watch::Watch;
@@ -24,8 +29,18 @@ use crate::watch::Watch;
 /// The exit code of a guard that had nothing to compare with.
 const NOT_RUN: i32 = 4;
 
-/// The guards, with the queries of a run in CI.
-const GUARDS: [(&str, u64); 1] = [("differential", 1_500)];
+struct Guard {
+    name: &'static str,
+    /// Questions of a run in CI, and of the long run.
+    ci: u64,
+    long: u64,
+}
+
+const GUARDS: [Guard; 3] = [
+    Guard { name: "differential", ci: 1_500, long: 140_000 },
+    Guard { name: "plans", ci: 800, long: 30_000 },
+    Guard { name: "partition", ci: 800, long: 30_000 },
+];
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -33,9 +48,11 @@ fn main() {
         let at = arguments.iter().position(|argument| argument == name)?;
         arguments.get(at + 1).cloned()
     };
+    let has = |name: &str| arguments.iter().any(|argument| argument == name);
     let code = match value("--guard") {
         Some(guard) => one(&guard, &value),
-        None => all(&value),
+        None if has("--faults") => faults(),
+        None => all(&value, has("--long")),
     };
     std::process::exit(code);
 }
@@ -66,6 +83,8 @@ fn one(guard: &str, value: &dyn Fn(&str) -> Option<String>) -> i32 {
     let report = runtime.block_on(async {
         match guard {
             "differential" => differential::guard(run).await,
+            "plans" => plans::guard(run).await,
+            "partition" => partition::guard(run).await,
             other => panic!("there is no guard \"{other}\""),
         }
     });
@@ -73,28 +92,65 @@ fn one(guard: &str, value: &dyn Fn(&str) -> Option<String>) -> i32 {
 }
 
 /// Runs every guard, each in its own process: one that dies or hangs is said, and takes no other with it.
-fn all(value: &dyn Fn(&str) -> Option<String>) -> i32 {
-    let seed = number(std::env::var("KALAMDB_SEED").ok()).unwrap_or_else(|| rand::random::<u32>().into());
+fn all(value: &dyn Fn(&str) -> Option<String>, is_long: bool) -> i32 {
     let must_run = std::env::var_os("KALAMDB_GUARDS_MUST_RUN").is_some();
+    let seed = chosen_seed();
     let mut failed = Vec::new();
-    for (guard, queries) in GUARDS {
-        let queries = number(value("--queries")).unwrap_or(queries);
-        let arguments = ["--guard", guard, "--seed", &seed.to_string(), "--queries", &queries.to_string()];
-        let status = Command::new(std::env::current_exe().unwrap())
-            .args(arguments)
-            .stdin(Stdio::null())
-            .status()
-            .unwrap();
+    for Guard { name, ci, long } in GUARDS {
+        let queries = number(value("--queries")).unwrap_or(if is_long { long } else { ci });
+        let status = process(name, seed, queries).status().unwrap();
         let is_passed = match status.code() {
             Some(0) => true,
             Some(NOT_RUN) => !must_run,
             _ => false,
         };
         if !is_passed {
-            println!("{guard} with seed {seed} FAILED: {status}");
-            failed.push(guard);
+            println!("{name} with seed {seed} FAILED: {status}");
+            failed.push(name);
         }
     }
     println!("guards: {} of {} passed", GUARDS.len() - failed.len(), GUARDS.len());
     i32::from(!failed.is_empty())
+}
+
+/// Plants every fault in turn: a run as large as that of CI has to find each.
+fn faults() -> i32 {
+    let seed = chosen_seed();
+    let mut missed = 0;
+    for fault in FAULTS {
+        let began = Instant::now();
+        let found = GUARDS.iter().find_map(|Guard { name, ci, .. }| {
+            let output = process(name, seed, *ci)
+                .args(["--brief", "yes"])
+                .env("FAILPOINTS", format!("{fault}=return"))
+                .output()
+                .unwrap();
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            (output.status.code() == Some(1)).then_some((*name, text))
+        });
+        match found {
+            Some((guard, text)) => {
+                let seconds = began.elapsed().as_secs();
+                println!("{fault}: found by {guard} after {seconds} s\n{text}");
+            }
+            None => {
+                println!("{fault}: NOT FOUND");
+                missed += 1;
+            }
+        }
+    }
+    println!("faults, seed {seed}: {} of {} found", FAULTS.len() - missed, FAULTS.len());
+    i32::from(missed > 0)
+}
+
+fn chosen_seed() -> u64 {
+    number(std::env::var("KALAMDB_SEED").ok()).unwrap_or_else(|| rand::random::<u32>().into())
+}
+
+fn process(guard: &str, seed: u64, queries: u64) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
+        .args(["--guard", guard, "--seed", &seed.to_string(), "--queries", &queries.to_string()])
+        .stdin(Stdio::null());
+    command
 }

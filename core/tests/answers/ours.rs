@@ -1,13 +1,18 @@
 //! The database under test: each table in three copies, hot, flushed, and half of each after updates and deletes.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use datafusion::arrow::array::{AsArray, RecordBatch};
+use datafusion::arrow::datatypes::UInt8Type;
+use futures::StreamExt;
 use kalamdb_core::ids::JobId;
+use kalamdb_core::live_query::OP_DELETE;
 use kalamdb_core::{
     Config, Database, FrameBody, Outcome, Params, ScalarValue, Session, SnapshotMode, SubscribeRequest,
 };
 
-use crate::cells::{Failure, Lines, Notation, lines, notations};
+use crate::cells::{Failure, Lines, Notation, difference, lines, notations};
 use crate::queries::{Kind, Question};
 use crate::world::{Engine, Table, World};
 
@@ -25,6 +30,7 @@ pub(crate) struct Found {
 pub(crate) struct Ours {
     database: Database,
     root: Session,
+    copies: Vec<&'static str>,
     /// One for each copy, whose tables need no namespace.
     sessions: Vec<Arc<Session>>,
 }
@@ -45,17 +51,18 @@ pub(crate) fn config() -> Config {
 }
 
 impl Ours {
-    pub(crate) async fn open(config: Config) -> Self {
+    /// A database with some of the copies.
+    pub(crate) async fn open(config: Config, copies: &[&'static str]) -> Self {
         let database = Database::open(config).await.unwrap();
         let root = database.session_for("root").unwrap();
         let mut sessions = Vec::new();
-        for copy in COPIES {
+        for copy in copies {
             run(&root, &format!("CREATE NAMESPACE {copy}")).await;
             let session = database.session_for("root").unwrap();
             session.set_namespace(copy).unwrap();
             sessions.push(Arc::new(session));
         }
-        Self { database, root, sessions }
+        Self { database, root, copies: copies.to_vec(), sessions }
     }
 
     pub(crate) fn session(&self, copy: usize) -> &Arc<Session> {
@@ -64,11 +71,11 @@ impl Ours {
 
     /// Drops the tables there are and makes those of a world.
     pub(crate) async fn load(&self, world: &World) {
-        for copy in 0..COPIES.len() {
+        for copy in 0..self.copies.len() {
             for table in &world.tables {
-                let name = format!("{}.{}", COPIES[copy], table.name);
+                let name = format!("{}.{}", self.copies[copy], table.name);
                 run(&self.root, &format!("DROP TABLE IF EXISTS {name}")).await;
-                run(&self.root, &table.create(COPIES[copy], Engine::Kalam)).await;
+                run(&self.root, &table.create(self.copies[copy], Engine::Kalam)).await;
                 self.fill(table, copy).await;
             }
         }
@@ -76,12 +83,12 @@ impl Ours {
 
     /// Puts the rows of a table into a copy that has none.
     pub(crate) async fn fill(&self, table: &Table, copy: usize) {
-        let name = format!("{}.{}", COPIES[copy], table.name);
-        if COPIES[copy] != "half" {
-            if let Some(insert) = table.insert(COPIES[copy], &table.rows) {
+        let name = format!("{}.{}", self.copies[copy], table.name);
+        if self.copies[copy] != "half" {
+            if let Some(insert) = table.insert(self.copies[copy], &table.rows) {
                 run(&self.root, &insert).await;
             }
-            if COPIES[copy] == "flushed" {
+            if self.copies[copy] == "flushed" {
                 self.flush(&name).await;
             }
             return;
@@ -91,7 +98,7 @@ impl Ours {
         let mut parts = table.rows.chunks(third);
         for is_flushed in [true, true, false] {
             let Some(part) = parts.next() else { break };
-            if let Some(insert) = table.insert(COPIES[copy], part) {
+            if let Some(insert) = table.insert(self.copies[copy], part) {
                 run(&self.root, &insert).await;
             }
             if is_flushed {
@@ -99,7 +106,7 @@ impl Ours {
             }
         }
         let again = &table.rows[..(third / 2).min(table.rows.len())];
-        if let Some(insert) = table.insert(COPIES[copy], again) {
+        if let Some(insert) = table.insert(self.copies[copy], again) {
             let place = table.columns.iter().position(|column| column.name == "id").unwrap();
             let ids: Vec<_> = again.iter().map(|row| row[place].as_str()).collect();
             run(&self.root, &format!("DELETE FROM {name} WHERE id IN ({})", ids.join(", "))).await;
@@ -124,7 +131,10 @@ impl Ours {
         let params: Vec<_> = question.parameters.iter().map(|parameter| parameter.value.clone()).collect();
         match &question.kind {
             Kind::Select => select(self.session(copy), &question.ours(), Params::Positional(params)).await,
-            Kind::Live => self.snapshot(&question.ours(), params, copy).await,
+            Kind::Live(name) => {
+                let table = world.tables.iter().find(|table| table.name == *name).unwrap();
+                self.live(table, &question.ours(), params, copy).await
+            }
             Kind::Write(name) => {
                 let table = world.tables.iter().find(|table| table.name == *name).unwrap();
                 self.write(table, &question.ours(), params, copy).await
@@ -132,25 +142,59 @@ impl Ours {
         }
     }
 
-    /// The first rows of a live query.
-    async fn snapshot(&self, sql: &str, params: Vec<ScalarValue>, copy: usize) -> Result<Found, Failure> {
-        let mut request = SubscribeRequest::new(sql);
-        request.params = params;
-        request.snapshot = SnapshotMode::Only;
-        let mut subscription = self.session(copy).subscribe(request).await.map_err(failure)?;
+    /// A live query: the rows it begins with, which the changes that make them add up to as well.
+    async fn live(
+        &self,
+        table: &Table,
+        sql: &str,
+        params: Vec<ScalarValue>,
+        copy: usize,
+    ) -> Result<Found, Failure> {
+        let request =
+            |snapshot| SubscribeRequest { params: params.clone(), snapshot, ..SubscribeRequest::new(sql) };
         let mut batches = Vec::new();
-        let mut notations = Vec::new();
-        while let Some(frame) = futures::StreamExt::next(&mut subscription).await {
-            let frame = frame.map_err(failure)?;
-            if let FrameBody::Snapshot(rows) = &frame.body {
-                // In front of the columns stand the operation and the commit.
-                let positions: Vec<usize> = (2..rows.batch.num_columns()).collect();
-                let batch = rows.batch.project(&positions).unwrap();
-                notations = crate::cells::notations(&batch.schema());
-                batches.push(batch);
+        let mut subscription =
+            self.session(copy).subscribe(request(SnapshotMode::Only)).await.map_err(failure)?;
+        while let Some(frame) = subscription.next().await {
+            if let FrameBody::Snapshot(rows) = &frame.map_err(failure)?.body {
+                batches.push(without_system_columns(&rows.batch));
             }
         }
-        Ok(Found { lines: lines(&batches), notations, changed: None })
+        let notations = batches.first().map_or_else(Vec::new, |batch| notations(&batch.schema()));
+        let found = Found { lines: lines(&batches), notations, changed: None };
+
+        run(self.session(copy), &format!("DELETE FROM {}", table.name)).await;
+        let mut subscription =
+            self.session(copy).subscribe(request(SnapshotMode::Skip)).await.map_err(failure)?;
+        self.fill(table, copy).await;
+        let last = self.database.seq();
+        let id = table.columns.iter().position(|column| column.name == "id").unwrap();
+        let mut folded = BTreeMap::new();
+        while let Some(frame) = subscription.next().await {
+            let frame = frame.map_err(failure)?;
+            if let FrameBody::Delta(rows) = &frame.body {
+                let ops = rows.batch.column(0).as_primitive::<UInt8Type>();
+                for (op, line) in ops.values().iter().zip(lines(&[without_system_columns(&rows.batch)])) {
+                    let key = line.split('|').nth(id).unwrap().to_owned();
+                    match *op {
+                        OP_DELETE => folded.remove(&key),
+                        _ => folded.insert(key, line),
+                    };
+                }
+            }
+            if frame.complete_through >= last && !frame.more {
+                break;
+            }
+        }
+        let mut changes: Lines = folded.into_values().collect();
+        let mut snapshot = found.lines.clone();
+        changes.sort_unstable();
+        snapshot.sort_unstable();
+        if changes != snapshot {
+            let text = format!("the changes are not the snapshot: {}", difference(&snapshot, &changes));
+            return Err(Failure { sqlstate: "XX000".to_owned(), text });
+        }
+        Ok(found)
     }
 
     /// What a write makes of a table, which then gets its rows back.
@@ -185,6 +229,12 @@ pub(crate) async fn select(session: &Session, sql: &str, params: Params) -> Resu
 
 pub(crate) fn failure(error: kalamdb_core::Error) -> Failure {
     Failure { sqlstate: error.sqlstate().to_string(), text: error.to_string() }
+}
+
+/// In front of a live query's columns stand the operation and the commit.
+fn without_system_columns(batch: &RecordBatch) -> RecordBatch {
+    let positions: Vec<usize> = (2..batch.num_columns()).collect();
+    batch.project(&positions).unwrap()
 }
 
 async fn run(session: &Session, sql: &str) {

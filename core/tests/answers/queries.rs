@@ -29,8 +29,8 @@ pub(crate) enum Kind {
     Select,
     /// An UPDATE or DELETE of this table.
     Write(String),
-    /// The filter of a live query, as its SELECT.
-    Live,
+    /// The filter of a live query of this table, as its SELECT.
+    Live(String),
 }
 
 impl Question {
@@ -40,6 +40,13 @@ impl Question {
 
     pub(crate) fn foreign(&self) -> String {
         self.with(|_, parameter| parameter.literal.clone())
+    }
+
+    /// The statement with its parameters.
+    pub(crate) fn script(&self) -> String {
+        let values: Vec<_> = self.parameters.iter().map(|parameter| &parameter.value).collect();
+        let given = if values.is_empty() { String::new() } else { format!("-- with {values:?}\n") };
+        format!("{given}{};\n", self.ours())
     }
 
     fn with(&self, text: impl Fn(usize, &Parameter) -> String) -> String {
@@ -469,7 +476,7 @@ pub(crate) fn question(choices: &mut Choices, world: &World) -> Question {
         7 => {
             let (table, scope) = generator.target(false);
             let condition = generator.condition(&scope, 2);
-            (Kind::Live, format!("SELECT * FROM {table} WHERE {condition}"))
+            (Kind::Live(table.clone()), format!("SELECT * FROM {table} WHERE {condition}"))
         }
         _ => {
             let (sql, ordered) = generator.statement();
@@ -489,4 +496,61 @@ impl Generator<'_> {
             table.columns.iter().map(|column| Item { sql: column.name.to_owned(), ty: column.ty }).collect();
         (table.name.clone(), Scope { items, has_subqueries, ..Scope::default() })
     }
+}
+
+/// A question that is a SELECT.
+pub(crate) fn select_question(choices: &mut Choices, world: &World) -> Question {
+    let mut generator = Generator::new(choices, world);
+    generator.has_parameters = generator.choices.once_in(6);
+    let (text, is_ordered) = generator.statement();
+    let parameters = std::mem::take(&mut generator.parameters);
+    Question { kind: Kind::Select, text, parameters, is_ordered }
+}
+
+/// A query without a filter, and a condition over its rows.
+pub(crate) struct Parts {
+    /// `FROM ...`
+    from: String,
+    list: String,
+    condition: String,
+}
+
+impl Parts {
+    pub(crate) fn whole(&self) -> String {
+        format!("SELECT {} FROM {}", self.list, self.from)
+    }
+
+    /// The rows for which the condition is true, false, and unknown.
+    pub(crate) fn parts(&self) -> [String; 3] {
+        let Self { condition, .. } = self;
+        [
+            format!("{} WHERE {condition}", self.whole()),
+            format!("{} WHERE NOT ({condition})", self.whole()),
+            format!("{} WHERE ({condition}) IS NULL", self.whole()),
+        ]
+    }
+
+    pub(crate) fn filtered(&self) -> String {
+        format!("SELECT count(*) FROM {} WHERE {}", self.from, self.condition)
+    }
+
+    pub(crate) fn column(&self) -> String {
+        format!("SELECT ({}) AS c1 FROM {}", self.condition, self.from)
+    }
+}
+
+/// A query that can be cut in three.
+pub(crate) fn parts(choices: &mut Choices, world: &World) -> Parts {
+    let mut generator = Generator::new(choices, world);
+    let (from, items) = generator.from(&[], 2);
+    let scope = Scope { items, has_subqueries: true, ..Scope::default() };
+    let count = 1 + generator.choices.below(3);
+    let list: Vec<String> = (1..=count)
+        .map(|place| {
+            let class = class(generator.choices);
+            format!("{} AS c{place}", generator.expression(class, &scope, 1))
+        })
+        .collect();
+    let condition = generator.condition(&scope, 3);
+    Parts { from, list: list.join(", "), condition }
 }

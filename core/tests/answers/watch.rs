@@ -40,6 +40,14 @@ impl Watch {
         *self.note.lock() = note;
     }
 
+    /// Which way the statement at work is run.
+    pub(crate) fn note_more(&self, way: &'static str) {
+        if let Some((_, what)) = &mut *self.running.lock() {
+            let statement = what.split("\n-- ").next().unwrap_or_default();
+            *what = format!("{statement}\n-- {way}");
+        }
+    }
+
     /// A statement begins.
     pub(crate) fn begin(&self, what: impl Into<String>) {
         *self.running.lock() = Some((Instant::now(), what.into()));

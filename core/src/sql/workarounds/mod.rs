@@ -6,7 +6,7 @@
 //! | the plan, before types are made equal | `numbers`, `arithmetic` (quotients), `aggregates` |
 //! | the plan, after that | `casts`, `arithmetic` (overflow), `regex`, `offsets`, `subqueries` |
 //! | optimising the plan | `simplification`, `equalities`, `constant_filters`, `null_equality` |
-//! | the physical plan | `pushdown` |
+//! | the physical plan | `pushdown`, `requirements` |
 //!
 //! docs/sql-correctness.md has a line for each with its upstream issue; `tests/it/workarounds.rs` asks DataFusion alone for each and fails
 //! when the answer has become right, so that the work-around can go.
@@ -27,6 +27,7 @@ mod numbers;
 mod offsets;
 mod pushdown;
 mod regex;
+mod requirements;
 mod simplification;
 mod sorts;
 mod subqueries;
@@ -47,6 +48,7 @@ use datafusion::prelude::SessionConfig;
 use self::constant_filters::GuardedPushDown;
 use self::equalities::EqualitiesRule;
 use self::null_equality::{GuardedKeys, GuardedOrder};
+use self::requirements::MendingCheck;
 use self::simplification::ShieldedSimplification;
 use self::walk::{Rewrite, rewrite_expressions};
 
@@ -155,5 +157,9 @@ pub(super) fn optimizer_rules() -> Vec<Arc<dyn OptimizerRule + Send + Sync>> {
 pub(super) fn physical_rules(
     rules: Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>>,
 ) -> Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>> {
-    pushdown::guarded(rules)
+    let mend = |rule: Arc<dyn PhysicalOptimizerRule + Send + Sync>| match rule.name() {
+        "SanityCheckPlan" => Arc::new(MendingCheck(rule)) as _,
+        _ => rule,
+    };
+    pushdown::guarded(rules).into_iter().map(mend).collect()
 }

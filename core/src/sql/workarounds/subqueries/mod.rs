@@ -36,6 +36,7 @@ use self::equal::EqualAggregate;
 use self::outer::{has_column, has_subquery, outer_columns, subquery_of, with_plan};
 use crate::error::Error;
 use crate::failpoint::is_planted;
+use crate::sql::complexity::Copies;
 
 /// Rewrites a plan whose types are equal already.
 pub(super) fn decorrelate(plan: LogicalPlan) -> Result<LogicalPlan> {
@@ -49,6 +50,7 @@ pub(super) fn decorrelate(plan: LogicalPlan) -> Result<LogicalPlan> {
 struct Rewriter {
     /// Of the names given so far, so that none is given twice.
     names: usize,
+    copies: Copies,
 }
 
 /// The input of a node, and what its subqueries have added to it.
@@ -285,6 +287,7 @@ impl Rewriter {
             .into());
         }
         refuse_volatile(&input.original)?;
+        self.copies.add(&input.original)?;
         let columns: Vec<(Column, String)> =
             outer.iter().map(|outer| (outer.column.clone(), self.name("outer"))).collect();
         let values = columns.iter().map(|(column, name)| Expr::Column(column.clone()).alias(name));

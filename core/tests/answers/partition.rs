@@ -1,0 +1,96 @@
+//! Every row meets a condition, does not meet it, or it is unknown: the three parts of a query are the query. And the rows a filter keeps
+//! are those for which the condition, asked for as a column, is true.
+
+use std::sync::Arc;
+
+use crate::cells::{Failure, Lines, difference};
+use crate::choices::Choices;
+use crate::guard::{Report, Run};
+use crate::ours::{COPIES, Found, Ours, config, select};
+use crate::queries::{Parts, parts};
+use crate::random::{self, RandomGuard, Verdict};
+use crate::watch::Watch;
+use crate::world::World;
+
+struct Partition {
+    watch: Watch,
+    ours: Arc<Ours>,
+}
+
+pub(crate) async fn guard(run: Run) -> Report {
+    let ours = Arc::new(Ours::open(config(), &COPIES).await);
+    let mut report = Report::new(&run);
+    random::ask(&Partition { watch: run.watch.clone(), ours }, &run, &mut report).await;
+    report
+}
+
+impl RandomGuard for Partition {
+    type Question = Parts;
+
+    const EXECUTIONS: u64 = 6 * COPIES.len() as u64;
+
+    fn question(&self, choices: &mut Choices, world: &World) -> Parts {
+        parts(choices, world)
+    }
+
+    async fn load(&self, world: &World) {
+        self.ours.load(world).await;
+    }
+
+    async fn verdict(&self, parts: &Parts, _: &Arc<World>) -> Verdict {
+        self.watch.begin(parts.filtered());
+        let mut verdict = Verdict::Same;
+        for (copy, name) in COPIES.iter().enumerate() {
+            verdict = match self.check(parts, copy).await {
+                Ok(None) => continue,
+                Ok(Some(why)) => Verdict::Different(format!("{name} copy: {why}")),
+                Err(failure) if failure.sqlstate == "XX000" => {
+                    Verdict::Different(format!("{name} copy: internal error: {failure}"))
+                }
+                Err(_) => Verdict::BothFail,
+            };
+            break;
+        }
+        verdict
+    }
+
+    fn script(&self, parts: &Parts) -> String {
+        format!("{};\n{};\n", parts.whole(), parts.filtered())
+    }
+}
+
+impl Partition {
+    /// What does not fit, if anything.
+    async fn check(&self, parts: &Parts, copy: usize) -> Result<Option<String>, Failure> {
+        let mut whole = self.rows(parts.whole(), copy).await?.lines;
+        let [met, unmet, unknown] = parts.parts();
+        let met = self.rows(met, copy).await?.lines;
+        let met_count = met.len();
+        let mut together: Lines = met;
+        together.extend(self.rows(unmet, copy).await?.lines);
+        together.extend(self.rows(unknown, copy).await?.lines);
+        whole.sort_unstable();
+        together.sort_unstable();
+        if whole != together {
+            return Ok(Some(format!("the parts are not the whole: {}", difference(&whole, &together))));
+        }
+        let counted = self.rows(parts.filtered(), copy).await?.lines;
+        let column = self.rows(parts.column(), copy).await?.lines;
+        let is_true = column.iter().filter(|line| *line == "true").count();
+        if met_count != is_true || counted != [crate::cells::number(&is_true.to_string())] {
+            return Ok(Some(format!(
+                "the filter keeps {met_count} rows, count(*) says {counted:?}, the condition is true for {is_true}"
+            )));
+        }
+        Ok(None)
+    }
+
+    async fn rows(&self, sql: String, copy: usize) -> Result<Found, Failure> {
+        let ours = Arc::clone(&self.ours);
+        let task = tokio::spawn(async move { select(ours.session(copy), &sql, ().into()).await });
+        match task.await {
+            Ok(found) => found,
+            Err(panicked) => Err(Failure { sqlstate: "XX000".to_owned(), text: panicked.to_string() }),
+        }
+    }
+}

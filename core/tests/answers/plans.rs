@@ -1,0 +1,208 @@
+//! A query has the same rows whatever plan it gets: with rules off, other joins, one partition or many, and as often as it is asked.
+
+use std::sync::Arc;
+
+use kalamdb_core::{Config, PlannerOverrides};
+
+use crate::cells::{Failure, difference};
+use crate::choices::Choices;
+use crate::guard::{Report, Run};
+use crate::ours::{Found, Ours, config};
+use crate::queries::{Question, select_question};
+use crate::random::{self, RandomGuard, Verdict};
+use crate::watch::Watch;
+use crate::world::World;
+
+/// A copy of the tables that has hot rows, flushed ones, and flushed ones that were written again.
+const COPY: &str = "half";
+/// How often the usual plan is asked where partitions race.
+const REPEATS: usize = 20;
+/// One question in so many is repeated.
+const REPEATED: usize = 8;
+
+/// A way of planning, and what is different about it.
+struct Way {
+    name: &'static str,
+    partitions: usize,
+    batch_rows: usize,
+    options: &'static [(&'static str, &'static str)],
+    rules_off: &'static [&'static str],
+}
+
+/// The first is the usual one.
+const WAYS: [Way; 8] = [
+    Way { name: "usual", partitions: 3, batch_rows: 16, options: &[], rules_off: &[] },
+    Way { name: "one partition", partitions: 1, batch_rows: 8_192, options: &[], rules_off: &[] },
+    Way {
+        name: "sort-merge joins",
+        partitions: 2,
+        batch_rows: 16,
+        options: &[("datafusion.optimizer.prefer_hash_join", "false")],
+        rules_off: &[],
+    },
+    Way {
+        name: "nothing moved or left out",
+        partitions: 2,
+        batch_rows: 64,
+        options: &[],
+        rules_off: &[
+            "push_down_filter",
+            "push_down_limit",
+            "eliminate_outer_join",
+            "eliminate_cross_join",
+            "eliminate_join",
+            "filter_null_join_keys",
+            "propagate_empty_relation",
+            "common_sub_expression_eliminate",
+            "single_distinct_aggregation_to_group_by",
+            "eliminate_group_by_constant",
+            "eliminate_duplicated_expr",
+        ],
+    },
+    Way {
+        name: "nothing simplified",
+        partitions: 3,
+        batch_rows: 16,
+        options: &[],
+        rules_off: &["simplify_expressions", "optimize_unions", "unions_to_filter", "eliminate_filter"],
+    },
+    Way {
+        name: "nothing decided while it runs",
+        partitions: 3,
+        batch_rows: 16,
+        options: &[
+            ("datafusion.optimizer.enable_dynamic_filter_pushdown", "false"),
+            ("datafusion.optimizer.enable_topk_aggregation", "false"),
+            ("datafusion.optimizer.repartition_joins", "false"),
+        ],
+        rules_off: &["join_selection", "aggregate_statistics", "LimitedDistinctAggregation"],
+    },
+    Way {
+        name: "sorts kept, aggregates alone",
+        partitions: 4,
+        batch_rows: 3,
+        options: &[
+            ("datafusion.optimizer.prefer_existing_sort", "true"),
+            ("datafusion.optimizer.repartition_aggregations", "false"),
+            ("datafusion.optimizer.repartition_windows", "false"),
+        ],
+        rules_off: &[],
+    },
+    Way {
+        name: "partitions for every row",
+        partitions: 7,
+        batch_rows: 2,
+        options: &[("datafusion.execution.coalesce_batches", "false")],
+        rules_off: &["push_down_filter"],
+    },
+];
+
+struct Plans {
+    watch: Watch,
+    /// One database for each way of planning.
+    databases: Vec<Arc<Ours>>,
+}
+
+pub(crate) async fn guard(run: Run) -> Report {
+    let mut databases = Vec::new();
+    for way in &WAYS {
+        databases.push(Arc::new(Ours::open(way.config(), &[COPY]).await));
+    }
+    let mut report = Report::new(&run);
+    random::ask(&Plans { watch: run.watch.clone(), databases }, &run, &mut report).await;
+    report
+}
+
+impl Way {
+    fn config(&self) -> Config {
+        let owned = |text: &&str| (*text).to_owned();
+        let mut config =
+            Config { batch_rows: self.batch_rows, query_partitions: self.partitions, ..config() };
+        let PlannerOverrides { options, rules_off } = &mut config.planner;
+        options.extend(self.options.iter().map(|(name, value)| (owned(name), owned(value))));
+        rules_off.extend(self.rules_off.iter().map(owned));
+        config
+    }
+}
+
+/// A question, and how often the usual plan answers it.
+struct Repeated {
+    question: Question,
+    times: usize,
+}
+
+impl RandomGuard for Plans {
+    type Question = Repeated;
+
+    const EXECUTIONS: u64 = WAYS.len() as u64 + (REPEATS / REPEATED) as u64;
+
+    fn question(&self, choices: &mut Choices, world: &World) -> Repeated {
+        let times = if choices.once_in(REPEATED) { REPEATS } else { 1 };
+        Repeated { question: select_question(choices, world), times }
+    }
+
+    async fn load(&self, world: &World) {
+        for database in &self.databases {
+            database.load(world).await;
+        }
+    }
+
+    async fn verdict(&self, repeated: &Repeated, world: &Arc<World>) -> Verdict {
+        let question = &repeated.question;
+        self.watch.begin(question.ours());
+        let mut usual: Option<Result<Found, Failure>> = None;
+        let again = std::iter::repeat_n(0, repeated.times - 1);
+        for way in (0..WAYS.len()).chain(again) {
+            let (database, question, world) =
+                (Arc::clone(&self.databases[way]), question.clone(), Arc::clone(world));
+            let name = WAYS[way].name;
+            self.watch.note_more(name);
+            let task = tokio::spawn(async move { database.ask(&question, &world, 0).await });
+            let mut found = match task.await {
+                Ok(found) => found,
+                Err(panicked) => Err(Failure { sqlstate: "XX000".to_owned(), text: panicked.to_string() }),
+            };
+            if let Ok(found) = &mut found
+                && !repeated.question.is_ordered
+            {
+                found.lines.sort_unstable();
+            }
+            let Some(usual) = &usual else {
+                if let Err(failure) = &found
+                    && failure.sqlstate == "XX000"
+                {
+                    return Verdict::Different(format!("{name}: internal error: {failure}"));
+                }
+                usual = Some(found);
+                continue;
+            };
+            if let Some(why) = differs(usual, &found) {
+                return Verdict::Different(format!("{name}: {why}"));
+            }
+        }
+        if usual.is_some_and(|usual| usual.is_err()) { Verdict::BothFail } else { Verdict::Same }
+    }
+
+    fn script(&self, repeated: &Repeated) -> String {
+        repeated.question.script()
+    }
+}
+
+/// How an answer is another than the usual one. Whether a value is computed that cannot be, is a matter of the plan.
+fn differs(usual: &Result<Found, Failure>, found: &Result<Found, Failure>) -> Option<String> {
+    let is_value = |failure: &Failure| failure.sqlstate.starts_with("22");
+    match (usual, found) {
+        (_, Err(failure)) if failure.sqlstate == "XX000" => Some(format!("internal error: {failure}")),
+        (Ok(usual), Ok(found)) => {
+            (usual.lines != found.lines).then(|| difference(&usual.lines, &found.lines))
+        }
+        (Err(_), Err(_)) => None,
+        (Err(failure), Ok(_)) | (Ok(_), Err(failure)) if is_value(failure) => None,
+        (Err(failure), Ok(found)) => {
+            Some(format!("the usual plan ends with {failure}, this one has {} rows", found.lines.len()))
+        }
+        (Ok(usual), Err(failure)) => {
+            Some(format!("the usual plan has {} rows, this one ends with {failure}", usual.lines.len()))
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! The loop of a guard that asks questions at random: tables for some questions, a question, a verdict, and a small script for each
+//! failure.
+
+use std::sync::Arc;
+
+use crate::choices::{Choices, shrink};
+use crate::guard::{Report, Run};
+use crate::world::World;
+
+/// Questions asked of one set of tables.
+const QUESTIONS_PER_WORLD: u64 = 100;
+const TRIES_OF_SHRINKING: usize = 250;
+
+/// What came of a question.
+pub(crate) enum Verdict {
+    Same,
+    BothFail,
+    Known,
+    /// The other side takes too long.
+    TooMuch,
+    Different(String),
+}
+
+pub(crate) trait RandomGuard {
+    type Question;
+
+    /// The statements that answering one question takes.
+    const EXECUTIONS: u64;
+
+    fn question(&self, choices: &mut Choices, world: &World) -> Self::Question;
+
+    /// Replaces the tables by those of a world.
+    async fn load(&self, world: &World);
+
+    async fn verdict(&self, question: &Self::Question, world: &Arc<World>) -> Verdict;
+
+    /// The question as a script.
+    fn script(&self, question: &Self::Question) -> String;
+}
+
+/// Asks the questions of a run.
+pub(crate) async fn ask<G: RandomGuard>(guard: &G, run: &Run, report: &mut Report) {
+    let mut world = Arc::new(World::new(run.seed));
+    for number in 0..run.queries {
+        if number % QUESTIONS_PER_WORLD == 0 {
+            world = Arc::new(World::new(run.seed.wrapping_add(number)));
+            guard.load(&world).await;
+        }
+        let mut choices = Choices::random(run.seed.wrapping_mul(1_000_003).wrapping_add(number));
+        let question = guard.question(&mut choices, &world);
+        if run.only.is_some_and(|only| only != number) {
+            continue;
+        }
+        if run.only.is_some() {
+            let script = guard.script(&question);
+            println!("{}{script}", world.script(&script));
+        }
+        run.watch.note(format!("query {number}"));
+        report.queries += 1;
+        report.executions += G::EXECUTIONS;
+        match judged(guard, run, &question, &world).await {
+            Verdict::Same => report.same += 1,
+            Verdict::BothFail => report.both_fail += 1,
+            Verdict::Known => report.known += 1,
+            Verdict::TooMuch => report.too_much += 1,
+            Verdict::Different(why) => {
+                let problem = match run.is_brief {
+                    true => format!("{}-- {why}", guard.script(&question)),
+                    false => shrunk(guard, run, choices.taken, &world).await,
+                };
+                report.failures.push(format!("query {number}:\n{problem}"));
+                guard.load(&world).await;
+                if report.is_enough(run) {
+                    break;
+                }
+            }
+        }
+    }
+}
+
+async fn judged<G: RandomGuard>(guard: &G, run: &Run, question: &G::Question, world: &Arc<World>) -> Verdict {
+    let verdict = guard.verdict(question, world).await;
+    run.watch.end();
+    verdict
+}
+
+/// The failure with as few decisions and rows as it needs, as a script.
+async fn shrunk<G: RandomGuard>(guard: &G, run: &Run, taken: Vec<u32>, world: &Arc<World>) -> String {
+    let taken = shrink(taken, TRIES_OF_SHRINKING, async |candidate: &[u32]| {
+        let question = guard.question(&mut Choices::given(candidate.to_vec()), world);
+        matches!(judged(guard, run, &question, world).await, Verdict::Different(_))
+    })
+    .await;
+    let question = guard.question(&mut Choices::given(taken), world);
+    let script = guard.script(&question);
+    let mut small = World::clone(world);
+    for place in 0..small.tables.len() {
+        let mut length = small.tables[place].rows.len();
+        if !script.contains(&small.tables[place].name) {
+            continue;
+        }
+        while length > 0 {
+            let mut at = 0;
+            while at < small.tables[place].rows.len() && length > 0 {
+                let mut fewer = small.clone();
+                let end = (at + length).min(fewer.tables[place].rows.len());
+                fewer.tables[place].rows.drain(at..end);
+                guard.load(&fewer).await;
+                let fewer = Arc::new(fewer);
+                if matches!(judged(guard, run, &question, &fewer).await, Verdict::Different(_)) {
+                    small = Arc::unwrap_or_clone(fewer);
+                } else {
+                    at = end;
+                }
+            }
+            length /= 2;
+        }
+    }
+    guard.load(&small).await;
+    let small = Arc::new(small);
+    let why = match judged(guard, run, &question, &small).await {
+        Verdict::Different(why) => why,
+        _ => "it failed before it was made smaller, and does not fail now".to_owned(),
+    };
+    format!("{}{script}-- {why}", small.script(&script))
+}
