@@ -60,11 +60,11 @@ const WAYS: [Way; 8] = [
         ],
     },
     Way {
-        name: "nothing simplified",
+        name: "filters and unions as written",
         partitions: 3,
         batch_rows: 16,
         options: &[],
-        rules_off: &["simplify_expressions", "optimize_unions", "unions_to_filter", "eliminate_filter"],
+        rules_off: &["optimize_unions", "unions_to_filter", "eliminate_filter"],
     },
     Way {
         name: "nothing decided while it runs",
@@ -78,12 +78,11 @@ const WAYS: [Way; 8] = [
         rules_off: &["join_selection", "aggregate_statistics", "LimitedDistinctAggregation"],
     },
     Way {
-        name: "sorts kept, aggregates alone",
+        name: "sorts kept",
         partitions: 4,
         batch_rows: 3,
         options: &[
             ("datafusion.optimizer.prefer_existing_sort", "true"),
-            ("datafusion.optimizer.repartition_aggregations", "false"),
             ("datafusion.optimizer.repartition_windows", "false"),
         ],
         rules_off: &[],

@@ -6,7 +6,7 @@
 //! | the plan, before types are made equal | `numbers`, `arithmetic` (quotients), `aggregates` |
 //! | the plan, after that | `casts`, `arithmetic` (overflow), `regex`, `offsets`, `subqueries` |
 //! | optimising the plan | `simplification`, `equalities`, `constant_filters`, `null_equality` |
-//! | the physical plan | `pushdown`, `requirements` |
+//! | the physical plan | `pushdown`, `build_reports`, `requirements` |
 //!
 //! docs/sql-correctness.md has a line for each with its upstream issue; `tests/it/workarounds.rs` asks DataFusion alone for each and fails
 //! when the answer has become right, so that the work-around can go.
@@ -15,6 +15,7 @@
 
 mod aggregates;
 mod arithmetic;
+mod build_reports;
 mod casts;
 mod constant_filters;
 mod equalities;
@@ -45,6 +46,7 @@ use datafusion::optimizer::{AnalyzerRule, Optimizer, OptimizerRule};
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
 use datafusion::prelude::SessionConfig;
 
+use self::build_reports::BuildReports;
 use self::constant_filters::GuardedPushDown;
 use self::equalities::EqualitiesRule;
 use self::null_equality::{GuardedKeys, GuardedOrder};
@@ -157,9 +159,13 @@ pub(super) fn optimizer_rules() -> Vec<Arc<dyn OptimizerRule + Send + Sync>> {
 pub(super) fn physical_rules(
     rules: Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>>,
 ) -> Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>> {
-    let mend = |rule: Arc<dyn PhysicalOptimizerRule + Send + Sync>| match rule.name() {
-        "SanityCheckPlan" => Arc::new(MendingCheck(rule)) as _,
-        _ => rule,
-    };
-    pushdown::guarded(rules).into_iter().map(mend).collect()
+    let mut guarded = Vec::new();
+    for rule in pushdown::guarded(rules) {
+        match rule.name() {
+            "SanityCheckPlan" => guarded.push(Arc::new(MendingCheck(rule)) as _),
+            "FilterPushdown(Post)" => guarded.extend([rule, Arc::new(BuildReports) as _]),
+            _ => guarded.push(rule),
+        }
+    }
+    guarded
 }

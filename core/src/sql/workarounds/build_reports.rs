@@ -1,0 +1,72 @@
+//! A hash join that filters its probe side by what its build side has waits until every partition has said that it read the build side.
+//!
+//! A partition that nobody asks for rows never says it. That happens below a join whose partitions each have a build side of their own:
+//! one that is empty ends its partition without a look at the other side, and the other partitions wait for ever. DataFusion has an
+//! answer to it only for joins whose own build side is partitioned too (apache/datafusion#21625, #21666). Where it has none the join goes
+//! without the filter.
+//!
+//! Invariant: a join with a shared build side and a filter made of it is asked for rows in all its partitions or in none.
+
+use std::sync::Arc;
+
+use datafusion::common::Result;
+use datafusion::common::config::ConfigOptions;
+use datafusion::physical_optimizer::PhysicalOptimizerRule;
+use datafusion::physical_plan::coalesce_partitions::CoalescePartitionsExec;
+use datafusion::physical_plan::execution_plan::replace_children_if_necessary;
+use datafusion::physical_plan::joins::{HashJoinExec, PartitionMode, SortMergeJoinExec};
+use datafusion::physical_plan::repartition::RepartitionExec;
+use datafusion::physical_plan::sorts::sort_preserving_merge::SortPreservingMergeExec;
+use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
+
+/// Comes after the rule that makes the filters.
+#[derive(Debug)]
+pub(super) struct BuildReports;
+
+impl PhysicalOptimizerRule for BuildReports {
+    fn optimize(&self, plan: Arc<dyn ExecutionPlan>, _: &ConfigOptions) -> Result<Arc<dyn ExecutionPlan>> {
+        without_lone_waits(plan, false)
+    }
+
+    fn name(&self) -> &'static str {
+        "kalam_build_reports"
+    }
+
+    fn schema_check(&self) -> bool {
+        true
+    }
+}
+
+/// `may_skip` says that some partitions of the plan may never be asked for rows while others are.
+fn without_lone_waits(plan: Arc<dyn ExecutionPlan>, may_skip: bool) -> Result<Arc<dyn ExecutionPlan>> {
+    let mut children = Vec::new();
+    for (side, child) in plan.children().into_iter().enumerate() {
+        children.push(without_lone_waits(Arc::clone(child), may_skip_child(&plan, side, may_skip))?);
+    }
+    let plan = replace_children_if_necessary(plan, children)?;
+    let waits = may_skip
+        && plan.downcast_ref::<HashJoinExec>().is_some_and(|join| {
+            *join.partition_mode() == PartitionMode::CollectLeft
+                && join.right().output_partitioning().partition_count() > 1
+                && !join.dynamic_expressions_produced().is_empty()
+        });
+    match plan.downcast_ref::<HashJoinExec>() {
+        Some(join) if waits => join.builder().reset_state().build_exec(),
+        _ => Ok(plan),
+    }
+}
+
+fn may_skip_child(plan: &Arc<dyn ExecutionPlan>, side: usize, may_skip: bool) -> bool {
+    // Each of these asks for all partitions, in tasks of their own.
+    let is_exchange = plan.is::<RepartitionExec>()
+        || plan.is::<CoalescePartitionsExec>()
+        || plan.is::<SortPreservingMergeExec>();
+    if is_exchange {
+        return false;
+    }
+    let is_own_build =
+        |join: &HashJoinExec| side == 1 && *join.partition_mode() == PartitionMode::Partitioned;
+    may_skip
+        || plan.is::<SortMergeJoinExec>()
+        || plan.downcast_ref::<HashJoinExec>().is_some_and(is_own_build)
+}
