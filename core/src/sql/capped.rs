@@ -187,6 +187,17 @@ impl Growth {
         }
         let mut total = 0_u64;
         for row in 0..rows {
+            if self == Self::List
+                && name == "array_resize"
+                && columns.get(1).is_some_and(|size| size.number(row) < 0)
+            {
+                return Err(Error::new(
+                    ErrorKind::InvalidArgument,
+                    SqlState::INVALID_PARAMETER_VALUE,
+                    "array_resize makes no array of fewer than 0 elements",
+                )
+                .into());
+            }
             let bytes = self.bytes(&columns, row);
             total = total.saturating_add(bytes);
             if bytes > VALUE_BYTES_MAX || total > COLUMN_BYTES_MAX {
@@ -251,6 +262,9 @@ fn regexp_replaced(arguments: &[Argument], row: usize) -> u64 {
 }
 
 fn series_len(arguments: &[Argument], row: usize) -> u64 {
+    if arguments.iter().any(|argument| argument.is_null(row)) {
+        return 0;
+    }
     let number = |index: usize| arguments.get(index).map_or(0, |argument| i128::from(argument.number(row)));
     let (start, stop) = if arguments.len() == 1 { (0, number(0)) } else { (number(0), number(1)) };
     let temporal = arguments.first().is_some_and(|argument| argument.data_type().is_temporal());

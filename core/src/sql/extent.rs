@@ -37,6 +37,11 @@ impl Argument {
         self.array.data_type()
     }
 
+    pub(super) fn is_null(&self, row: usize) -> bool {
+        let row = self.rows(row).start;
+        row < self.array.len() && self.array.is_null(row)
+    }
+
     /// The value of a row as a number; 0 when it is none.
     pub(super) fn number(&self, row: usize) -> i64 {
         let row = self.rows(row).start;

@@ -6,7 +6,7 @@
 //! | the plan, before types are made equal | `numbers`, `arithmetic` (quotients), `aggregates` |
 //! | the plan, after that | `casts`, `arithmetic` (overflow), `regex`, `offsets`, `subqueries` |
 //! | optimising the plan | `simplification`, `equalities`, `constant_filters`, `null_equality` |
-//! | the physical plan | `pushdown`, `build_reports`, `requirements` |
+//! | the physical plan | `pushdown`, `scan_equalities`, `build_reports`, `requirements` |
 //!
 //! docs/sql-correctness.md has a line for each with its upstream issue; `tests/it/workarounds.rs` asks DataFusion alone for each and fails
 //! when the answer has become right, so that the work-around can go.
@@ -29,6 +29,7 @@ mod offsets;
 mod pushdown;
 mod regex;
 mod requirements;
+mod scan_equalities;
 mod simplification;
 mod sorts;
 mod subqueries;
@@ -51,6 +52,7 @@ use self::constant_filters::GuardedPushDown;
 use self::equalities::EqualitiesRule;
 use self::null_equality::{GuardedKeys, GuardedOrder};
 use self::requirements::MendingCheck;
+use self::scan_equalities::ScanEqualities;
 use self::simplification::ShieldedSimplification;
 use self::walk::{Rewrite, rewrite_expressions};
 
@@ -105,7 +107,9 @@ impl AnalyzerRule for BeforeCoercion {
     }
 
     fn analyze(&self, plan: LogicalPlan, _: &ConfigOptions) -> Result<LogicalPlan> {
-        const REWRITES: [Rewrite; 8] = [
+        const REWRITES: [Rewrite; 10] = [
+            functions::refuse,
+            functions::correct_current_time,
             sorts::of_aggregate,
             numbers::unify,
             arithmetic::quotients,
@@ -163,6 +167,7 @@ pub(super) fn physical_rules(
     for rule in pushdown::guarded(rules) {
         match rule.name() {
             "SanityCheckPlan" => guarded.push(Arc::new(MendingCheck(rule)) as _),
+            "FilterPushdown" => guarded.extend([rule, Arc::new(ScanEqualities) as _]),
             "FilterPushdown(Post)" => guarded.extend([rule, Arc::new(BuildReports) as _]),
             _ => guarded.push(rule),
         }

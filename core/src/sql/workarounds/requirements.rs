@@ -5,8 +5,8 @@
 
 use std::sync::Arc;
 
-use datafusion::common::Result;
 use datafusion::common::config::ConfigOptions;
+use datafusion::common::{DataFusionError, Result};
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
 use datafusion::physical_optimizer::ensure_requirements::EnsureRequirements;
 use datafusion::physical_plan::ExecutionPlan;
@@ -24,7 +24,9 @@ impl PhysicalOptimizerRule for MendingCheck {
         if let Ok(checked) = self.0.optimize(Arc::clone(&plan), config) {
             return Ok(checked);
         }
-        self.0.optimize(EnsureRequirements::new().optimize(plan, config)?, config)
+        let mended = EnsureRequirements::new().optimize(plan, config)?;
+        // A plan that cannot be run is no mistake of who asks.
+        self.0.optimize(mended, config).map_err(|error| DataFusionError::Internal(error.to_string()))
     }
 
     fn name(&self) -> &str {

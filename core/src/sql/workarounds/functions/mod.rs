@@ -12,14 +12,16 @@ mod zones;
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
 
+use datafusion::arrow::datatypes::{DataType, TimeUnit};
 use datafusion::common::tree_node::Transformed;
 use datafusion::common::{DFSchema, Result};
 use datafusion::functions_nested::remove::array_remove_all_udf;
 use datafusion::functions_nested::replace::array_replace_all_udf;
 use datafusion::logical_expr::expr::ScalarFunction;
-use datafusion::logical_expr::{Expr, ScalarUDF};
+use datafusion::logical_expr::{Expr, ExprSchemable, ScalarUDF, cast};
 
 use super::regex;
+use crate::error::Error;
 
 pub(super) use arrays::{ALL_OF, ANY_OF};
 pub(super) use date_part::replace as replace_date_part;
@@ -54,6 +56,54 @@ static FUNCTIONS: LazyLock<HashMap<String, Arc<ScalarUDF>>> = LazyLock::new(|| {
 /// The functions, to be registered.
 pub(super) fn all() -> Vec<Arc<ScalarUDF>> {
     FUNCTIONS.values().map(Arc::clone).collect()
+}
+
+/// Functions of times whose format DataFusion reads in a language of its own.
+const WITH_FORMAT: [&str; 9] = [
+    "to_timestamp",
+    "to_timestamp_seconds",
+    "to_timestamp_millis",
+    "to_timestamp_micros",
+    "to_timestamp_nanos",
+    "to_date",
+    "to_time",
+    "to_local_time",
+    "to_unixtime",
+];
+
+/// Refuses what no function here does as SQL says.
+///
+/// # Errors
+/// 0A000 with the way round.
+pub(super) fn refuse(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
+    match &expr {
+        Expr::ScalarFunction(call) if call.args.len() > 1 && WITH_FORMAT.contains(&call.func.name()) => {
+            return Err(Error::unsupported(format!("{} with a format", call.func.name()))
+                .hint("write times as in '2024-01-31 23:59:59' and cast the text")
+                .into());
+        }
+        Expr::Like(like) | Expr::SimilarTo(like) => {
+            let is_bytes = |expr: &Expr| expr.get_type(schema).is_ok_and(|ty| ty == DataType::Binary);
+            if is_bytes(&like.expr) || is_bytes(&like.pattern) {
+                return Err(Error::unsupported("LIKE over BYTES")
+                    .hint("compare with =, or with substr, or decode the bytes to text first")
+                    .into());
+            }
+        }
+        _ => {}
+    }
+    Ok(Transformed::no(expr))
+}
+
+/// CURRENT_TIME is a TIME, to the microsecond as all of them.
+pub(super) fn correct_current_time(expr: Expr, _: &DFSchema) -> Result<Transformed<Expr>> {
+    match expr {
+        Expr::ScalarFunction(call) if call.func.name() == "current_time" => {
+            let ty = DataType::Time64(TimeUnit::Microsecond);
+            Ok(Transformed::yes(cast(Expr::ScalarFunction(call), ty)))
+        }
+        other => Ok(Transformed::no(other)),
+    }
 }
 
 /// Puts the functions where the planner calls DataFusion's by itself, as for EXTRACT.

@@ -108,16 +108,23 @@ fn read(
 ) -> Option<IntervalMonthDayNano> {
     let Some(finest) = last.or(first) else { return times::interval(literal) };
     let trimmed = literal.trim();
-    let is_number =
-        trimmed.trim_start_matches(['+', '-']).bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+    let is_plain = |part: &str| {
+        let digits = part.trim_start_matches(['+', '-']);
+        !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.')
+    };
+    let name_of = |field: &DateTimeField| field.to_string().to_ascii_lowercase();
     let unit = Unit::of(finest);
-    let value = match (is_number, first, unit) {
-        (true, _, _) => times::interval(&format!("{trimmed} {}", finest.to_string().to_ascii_lowercase()))?,
+    let value = match (is_plain(trimmed), first, unit) {
+        (true, _, _) => times::interval(&format!("{trimmed} {}", name_of(finest)))?,
         (false, Some(DateTimeField::Minute), Some(Unit::Second)) if trimmed.matches(':').count() == 1 => {
             let (sign, clock) = trimmed.strip_prefix('-').map_or(("", trimmed), |clock| ("-", clock));
             times::interval(&format!("{sign}00:{clock}"))?
         }
-        _ => times::interval(trimmed)?,
+        _ => times::interval(&match trimmed.rsplit_once(' ') {
+            // The number behind the last unit is one of the finest field too.
+            Some((_, last)) if is_plain(last) => format!("{trimmed} {}", name_of(finest)),
+            _ => trimmed.to_owned(),
+        })?,
     };
     Some(unit.map_or(value, |unit| unit.cut(value)))
 }

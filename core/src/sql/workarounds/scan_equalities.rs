@@ -1,0 +1,72 @@
+//! A scan that is given `expression = literal` to leave out row groups takes the literal for that expression wherever it stands.
+//!
+//! The keys of a sort above have the expression in the place of equal literals then, a window that asks for the order as it was written
+//! does not find it, and the plan is refused. DataFusion keeps filters from doing so, but not scans. As two inequalities the condition
+//! leaves out the same row groups and makes nothing equal.
+//!
+//! Invariant: an equality in the filter of a scan has a column on one side.
+
+use std::sync::Arc;
+
+use datafusion::common::Result;
+use datafusion::common::config::ConfigOptions;
+use datafusion::common::tree_node::{Transformed, TreeNode};
+use datafusion::datasource::memory::DataSourceExec;
+use datafusion::datasource::physical_plan::{FileScanConfigBuilder, FileSource, ParquetSource};
+use datafusion::logical_expr::Operator;
+use datafusion::physical_expr::expressions::{BinaryExpr, Column};
+use datafusion::physical_expr::{conjunction, split_conjunction};
+use datafusion::physical_optimizer::PhysicalOptimizerRule;
+use datafusion::physical_plan::{ExecutionPlan, PhysicalExpr};
+
+/// Comes after filters are pushed down, and before sorts are made.
+#[derive(Debug)]
+pub(super) struct ScanEqualities;
+
+impl PhysicalOptimizerRule for ScanEqualities {
+    fn optimize(&self, plan: Arc<dyn ExecutionPlan>, _: &ConfigOptions) -> Result<Arc<dyn ExecutionPlan>> {
+        let rewritten = plan.transform_up(|node| {
+            Ok(match with_inequalities(&node) {
+                Some(scan) => Transformed::yes(scan),
+                None => Transformed::no(node),
+            })
+        })?;
+        Ok(rewritten.data)
+    }
+
+    fn name(&self) -> &'static str {
+        "kalam_scan_equalities"
+    }
+
+    fn schema_check(&self) -> bool {
+        true
+    }
+}
+
+fn with_inequalities(node: &Arc<dyn ExecutionPlan>) -> Option<Arc<dyn ExecutionPlan>> {
+    let (config, source) =
+        node.downcast_ref::<DataSourceExec>()?.downcast_to_file_source::<ParquetSource>()?;
+    let filter = source.filter()?;
+    let conditions = split_conjunction(&filter);
+    if !conditions.iter().any(|condition| equal_expressions(condition).is_some()) {
+        return None;
+    }
+    let conditions = conditions.into_iter().flat_map(|condition| match equal_expressions(condition) {
+        None => vec![Arc::clone(condition)],
+        Some(equal) => [Operator::GtEq, Operator::LtEq]
+            .into_iter()
+            .map(|op| -> Arc<dyn PhysicalExpr> {
+                Arc::new(BinaryExpr::new(Arc::clone(equal.left()), op, Arc::clone(equal.right())))
+            })
+            .collect(),
+    });
+    let source = source.clone().with_predicate(conjunction(conditions));
+    let config = FileScanConfigBuilder::from(config.clone()).with_source(Arc::new(source)).build();
+    Some(DataSourceExec::from_data_source(config))
+}
+
+fn equal_expressions(condition: &Arc<dyn PhysicalExpr>) -> Option<&BinaryExpr> {
+    condition.downcast_ref::<BinaryExpr>().filter(|binary| {
+        *binary.op() == Operator::Eq && !binary.left().is::<Column>() && !binary.right().is::<Column>()
+    })
+}
