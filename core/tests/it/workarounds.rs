@@ -215,13 +215,13 @@ async fn what_nobody_does_right_is_refused_by_name() {
 }
 
 #[test]
-fn each_fault_has_one_right_answer_and_one_wrong() {
+fn each_fault_has_a_right_answer_and_a_wrong_one() {
     let mut names = HashSet::new();
     for fault in faults() {
         let name = &fault.name;
         assert!(names.insert(name.clone()), "{name} is there twice");
         assert!(fault.right.is_some() != fault.refused.is_some(), "{name}");
-        assert!(fault.stock.is_some() != fault.fails.is_some(), "{name}");
+        assert!(fault.stock.is_some() || fault.fails.is_some(), "{name}");
         let file = root().join("core/src/sql/workarounds").join(&fault.file);
         assert!(file.is_file(), "{name} names {}", fault.file);
     }
