@@ -19,3 +19,4 @@ mod session;
 mod sql;
 mod tidy;
 mod watched;
+mod workarounds;

@@ -1,0 +1,281 @@
+//! Whether DataFusion and sqlparser alone are still wrong about what `core/src/sql` sets right or refuses.
+//!
+//! `workarounds.toml` has a query for each fault. It is asked of a plain session of DataFusion, with the dialect of this database and
+//! else with DataFusion's own settings. A test here fails when the answer has become right, so that the work-around can go, and when it
+//! has become another wrong one, so that somebody looks at it. Asked of this database, each query has the right answer.
+//! `docs/sql-correctness.md` is the ledger of all of them.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fmt::{self, Display, Formatter};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use datafusion::dataframe::DataFrameWriteOptions;
+use datafusion::prelude::{ParquetReadOptions, SessionConfig, SessionContext};
+use kalamdb_core::{Database, Outcome, Session};
+use serde::Deserialize;
+
+use crate::session::{run, text};
+
+const FILE: &str = include_str!("workarounds.toml");
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    fault: Vec<Fault>,
+    refusal: Vec<Refusal>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Refusal {
+    name: String,
+    query: String,
+}
+
+#[derive(Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Fault {
+    name: String,
+    /// The work-around.
+    file: String,
+    #[serde(default)]
+    setup: String,
+    #[serde(default)]
+    parquet: bool,
+    #[serde(default)]
+    settings: BTreeMap<String, String>,
+    query: String,
+    right: Option<Vec<String>>,
+    refused: Option<String>,
+    stock: Option<Vec<String>>,
+    fails: Option<String>,
+}
+
+/// What a query gives.
+#[derive(Clone, PartialEq)]
+enum Answer {
+    Rows(Vec<String>),
+    Error(String),
+}
+
+impl Display for Answer {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Rows(rows) => write!(f, "{rows:?}"),
+            Self::Error(error) => write!(f, "error: {error}"),
+        }
+    }
+}
+
+impl Fault {
+    fn is_right(&self, answer: &Answer) -> bool {
+        match answer {
+            Answer::Rows(rows) => self.right.as_ref() == Some(rows),
+            Answer::Error(error) => self.refused.is_some() && !error.contains("panicked"),
+        }
+    }
+
+    fn is_known(&self, answer: &Answer) -> bool {
+        match answer {
+            Answer::Rows(rows) => self.stock.as_ref() == Some(rows),
+            Answer::Error(error) => self.fails.as_ref().is_some_and(|words| error.contains(words)),
+        }
+    }
+
+    /// What is to be said about an answer that is not the known one.
+    fn news(&self, answer: &Answer) -> Option<String> {
+        let Self { name, file, query, .. } = self;
+        if self.is_right(answer) {
+            Some(format!(
+                "DataFusion is right about {name} now: the work-around {file} can go\n  {query}\n  {answer}"
+            ))
+        } else if self.is_known(answer) {
+            None
+        } else {
+            Some(format!("DataFusion has another wrong answer for {name} ({file})\n  {query}\n  {answer}"))
+        }
+    }
+}
+
+fn file() -> File {
+    toml::from_str(FILE).expect("workarounds.toml")
+}
+
+fn faults() -> Vec<Fault> {
+    file().fault
+}
+
+fn stock(fault: &Fault) -> SessionContext {
+    let config = SessionConfig::new()
+        .with_target_partitions(4)
+        .set_str("datafusion.sql_parser.dialect", "PostgreSQL")
+        .with_information_schema(false);
+    let config = fault.settings.iter().fold(config, |config, (name, value)| config.set_str(name, value));
+    SessionContext::new_with_config(config)
+}
+
+fn statements(setup: &str) -> impl Iterator<Item = &str> {
+    setup.split("; ").filter(|statement| !statement.is_empty())
+}
+
+async fn ask(fault: Fault) -> datafusion::common::Result<Vec<String>> {
+    let context = stock(&fault);
+    for statement in statements(&fault.setup) {
+        context.sql(statement).await?.collect().await?;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    if fault.parquet {
+        read_from_files(&context, dir.path()).await?;
+    }
+    let batches = context.sql(&fault.query).await?.collect().await?;
+    Ok(text(&batches))
+}
+
+/// Puts a Parquet file in the place of each table.
+async fn read_from_files(context: &SessionContext, dir: &Path) -> datafusion::common::Result<()> {
+    let schema = context.catalog("datafusion").unwrap().schema("public").unwrap();
+    for table in schema.table_names() {
+        let path = dir.join(format!("{table}.parquet"));
+        let path = path.to_str().unwrap();
+        context.table(&table).await?.write_parquet(path, DataFrameWriteOptions::new(), None).await?;
+        context.deregister_table(&table)?;
+        context.register_parquet(&table, path, ParquetReadOptions::default()).await?;
+    }
+    Ok(())
+}
+
+/// The answer of DataFusion alone; a panic is one as well.
+fn answer(fault: &Fault) -> Answer {
+    let fault = fault.clone();
+    // On one thread, so that partitions are read in one order.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    match runtime.block_on(async { tokio::spawn(ask(fault)).await }) {
+        Ok(Ok(rows)) => Answer::Rows(rows),
+        Ok(Err(error)) => Answer::Error(error.to_string()),
+        Err(error) => Answer::Error(format!("panicked: {error}")),
+    }
+}
+
+#[test]
+fn datafusion_alone_is_still_wrong() {
+    let news: Vec<String> = faults().iter().filter_map(|fault| fault.news(&answer(fault))).collect();
+    assert!(news.is_empty(), "{}", news.join("\n"));
+}
+
+/// `CREATE TABLE t (...) AS ...` as two statements.
+async fn create_and_fill(session: &Session, statement: &str) {
+    let (table, rows) = statement.split_once(" AS ").unwrap();
+    let name = table.split(' ').nth(2).unwrap();
+    run(session, table).await;
+    run(session, &format!("INSERT INTO {name} {rows}")).await;
+}
+
+/// The rows this database gives, or the SQLSTATE of its error.
+async fn ours(session: &Session, sql: &str) -> Result<Vec<String>, String> {
+    let state = |error: kalamdb_core::Error| error.sqlstate().to_string();
+    match session.execute(sql, ()).await.map_err(state)? {
+        Outcome::Rows(rows) => Ok(text(&rows.collect().await.map_err(state)?)),
+        other => panic!("{sql}: {other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn this_database_is_right() {
+    let database = Database::open_in_memory().await.unwrap();
+    let root = database.session_for("root").unwrap();
+    let mut wrong = Vec::new();
+    for fault in faults() {
+        let Fault { name, setup, query, right, refused, .. } = fault;
+        run(&root, &format!("CREATE NAMESPACE {name}")).await;
+        run(&root, &format!("USE {name}")).await;
+        for statement in statements(&setup) {
+            create_and_fill(&root, statement).await;
+        }
+        let answer = ours(&root, &query).await;
+        if answer.clone().ok() != right || answer.clone().err() != refused {
+            wrong.push(format!("{name}: {query}\n  {answer:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_does_right_is_refused_by_name() {
+    let database = Database::open_in_memory().await.unwrap();
+    let root = database.session_for("root").unwrap();
+    let mut answered = Vec::new();
+    for Refusal { name, query } in file().refusal {
+        let answer = ours(&root, &query).await;
+        if answer != Err("0A000".to_owned()) {
+            answered.push(format!("{name}: {query}\n  {answer:?}"));
+        }
+    }
+    assert!(answered.is_empty(), "{}", answered.join("\n"));
+}
+
+#[test]
+fn each_fault_has_a_right_answer_and_a_wrong_one() {
+    let mut names = HashSet::new();
+    for fault in faults() {
+        let name = &fault.name;
+        assert!(names.insert(name.clone()), "{name} is there twice");
+        assert!(fault.right.is_some() != fault.refused.is_some(), "{name}");
+        assert!(fault.stock.is_some() || fault.fails.is_some(), "{name}");
+        let file = root().join("core/src/sql/workarounds").join(&fault.file);
+        assert!(file.is_file(), "{name} names {}", fault.file);
+    }
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+/// The paths of all files below a folder.
+fn files_below(dir: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { files_below(&path, found) } else { found.push(path) }
+    }
+}
+
+/// What stands between backticks.
+fn quoted(text: &str) -> impl Iterator<Item = &str> {
+    text.split('`').skip(1).step_by(2)
+}
+
+/// What the last column of a table's lines has between backticks: names of tests.
+fn tests_named(ledger: &str) -> Vec<&str> {
+    let lines = ledger.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| what"));
+    lines
+        .flat_map(|line| line.trim_matches('|').split(" | ").last().map(quoted).into_iter().flatten())
+        .collect()
+}
+
+#[test]
+fn every_workaround_is_in_the_ledger() {
+    let ledger = fs::read_to_string(root().join("docs/sql-correctness.md")).unwrap();
+    let dir = root().join("core/src/sql/workarounds");
+    let mut files = Vec::new();
+    files_below(&dir, &mut files);
+    assert!(!files.is_empty());
+    for file in files {
+        let name = file.strip_prefix(&dir).unwrap().to_str().unwrap();
+        assert!(quoted(&ledger).any(|word| word == name), "docs/sql-correctness.md does not name {name}");
+    }
+}
+
+#[test]
+fn the_ledger_and_the_tests_name_each_other() {
+    let ledger = fs::read_to_string(root().join("docs/sql-correctness.md")).unwrap();
+    let File { fault, refusal } = file();
+    let known: HashSet<String> =
+        fault.into_iter().map(|one| one.name).chain(refusal.into_iter().map(|one| one.name)).collect();
+    let named = tests_named(&ledger);
+    for name in &named {
+        let is_file = root().join("flight-server/tests/slt/sql").join(format!("{name}.slt")).is_file();
+        assert!(is_file || known.contains(*name), "the ledger names a test that is not there: {name}");
+    }
+    let missing: Vec<&String> = known.iter().filter(|name| !named.contains(&name.as_str())).collect();
+    assert!(missing.is_empty(), "docs/sql-correctness.md does not name {missing:?}");
+}
