@@ -22,7 +22,7 @@ guards_long := KALAMDB_GUARDS_MUST_RUN=1 cargo test --release --workspace --test
 with_server := $(python) $(clients)/python/server.py --
 
 .PHONY: help run test bench bench-quick fmt lint build test-rust test-examples test-python test-java guards guards-long guards-faults \
-        setup-build setup-postgres setup-python
+        setup-build setup-postgres setup-python setup-corpora
 
 help: ## Lists the targets.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 18
@@ -49,16 +49,16 @@ lint: setup-build ## Checks formatting and lints; warnings are errors.
 build: setup-build ## Builds everything with the dev profile.
 	cargo build --workspace --all-targets
 
-test-rust: build setup-postgres ## The Rust tests of all crates, with the guards of right answers.
+test-rust: build setup-postgres setup-corpora ## The Rust tests of all crates, with the guards of right answers.
 	cargo test --workspace
 
-guards: build setup-postgres ## The guards of right answers alone, as long as in CI; KALAMDB_SEED chooses the seed.
+guards: build setup-postgres setup-corpora ## The guards of right answers alone, as long as in CI; KALAMDB_SEED chooses the seed.
 	$(guards)
 
-guards-long: setup-build setup-postgres ## 200,000 random queries against PostgreSQL and against other plans of their own.
+guards-long: setup-build setup-postgres setup-corpora ## 200,000 random queries against PostgreSQL and against other plans of their own.
 	$(guards_long) -- --long
 
-guards-faults: build setup-postgres ## Whether a run of the guards finds each of the faults that can be planted in the planner.
+guards-faults: build setup-postgres setup-corpora ## Whether a run of the guards finds each of the faults that can be planted in the planner.
 	$(guards) -- --faults
 
 test-examples: build setup-python ## Every program under client-examples/, against a server started for it.
@@ -84,3 +84,6 @@ setup-postgres:
 
 setup-python:
 	@.ci/setup python $(venv)
+
+setup-corpora:
+	@.ci/setup corpora

@@ -21,6 +21,13 @@ pub(crate) struct Failure {
     pub(crate) text: String,
 }
 
+impl Failure {
+    /// Whether it is nobody's fault but ours.
+    pub(crate) fn is_internal(&self) -> bool {
+        self.sqlstate == "XX000"
+    }
+}
+
 impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "[{}] {}", self.sqlstate, self.text)

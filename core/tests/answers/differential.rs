@@ -141,7 +141,7 @@ impl Differential {
             self.known.iter().any(|known| known.is_met(&sql, ours, postgresql))
         };
         match (expected, found) {
-            (_, Err(failure)) if failure.sqlstate == "XX000" => {
+            (_, Err(failure)) if failure.is_internal() => {
                 Verdict::Different(format!("internal error: {failure}"))
             }
             (Answer::Failed(_), Err(_)) => Verdict::BothFail,

@@ -1,5 +1,6 @@
 //! What the guards have in common: how much they do, what they find, and how it is said.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use crate::watch::Watch;
@@ -9,6 +10,14 @@ pub(crate) struct Run {
     pub(crate) guard: String,
     pub(crate) seed: u64,
     pub(crate) queries: u64,
+    /// Of a corpus this share is asked.
+    pub(crate) percent: u64,
+    /// The files of a corpus in front of this one are left out.
+    pub(crate) from: u64,
+    /// Only files of a corpus with this in their names are asked.
+    pub(crate) file: Option<String>,
+    /// As many failures end the run.
+    pub(crate) failures_max: usize,
     /// Only this one of them is asked, and its script is printed first.
     pub(crate) only: Option<u64>,
     /// The first failure ends the run, and is not made smaller.
@@ -18,7 +27,7 @@ pub(crate) struct Run {
 }
 
 /// More failures than these say nothing new.
-const FAILURES_MAX: usize = 5;
+pub(crate) const FAILURES_MAX: usize = 5;
 
 #[derive(Default)]
 pub(crate) struct Report {
@@ -30,7 +39,13 @@ pub(crate) struct Report {
     pub(crate) both_fail: u64,
     pub(crate) known: u64,
     pub(crate) too_much: u64,
+    /// Records of a corpus that are meant for other databases.
+    pub(crate) for_others: u64,
+    /// How many records of a corpus were left out, or asked in other words, for each reason.
+    pub(crate) reasons: BTreeMap<String, u64>,
     pub(crate) failures: Vec<String>,
+    /// How many of them were printed already.
+    said: usize,
     /// Why nothing was done.
     pub(crate) absent: Option<String>,
 }
@@ -45,18 +60,30 @@ impl Report {
     }
 
     pub(crate) fn is_enough(&self, run: &Run) -> bool {
-        self.failures.len() >= if run.is_brief { 1 } else { FAILURES_MAX }
+        self.failures.len() >= if run.is_brief { 1 } else { run.failures_max }
+    }
+
+    /// Prints the failures that were not printed yet.
+    pub(crate) fn say_failures(&mut self) {
+        for failure in &self.failures[self.said..] {
+            println!("{}: {failure}\n", self.name);
+        }
+        self.said = self.failures.len();
     }
 
     /// Prints the report; gives the exit code of the process.
-    pub(crate) fn print(&self) -> i32 {
-        for failure in &self.failures {
-            println!("{}: {failure}\n", self.name);
-        }
+    pub(crate) fn print(mut self) -> i32 {
+        self.say_failures();
         let seconds = self.began.map_or(0.0, |began| began.elapsed().as_secs_f64());
         if let Some(why) = &self.absent {
             println!("{}: NOT RUN: {why}", self.name);
             return crate::NOT_RUN;
+        }
+        for (reason, count) in &self.reasons {
+            println!("{}: {count} times: {reason}", self.name);
+        }
+        if self.for_others > 0 {
+            println!("{}: {} records are for other databases", self.name, self.for_others);
         }
         println!(
             "{}: {} queries, {} executions, {} the same, {} errors on both sides, {} known differences, {} left out, {} failures, {seconds:.0} s",

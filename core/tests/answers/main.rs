@@ -5,6 +5,7 @@
 
 mod cells;
 mod choices;
+mod corpora;
 mod differences;
 mod differential;
 mod expressions;
@@ -23,7 +24,7 @@ use std::time::Instant;
 
 use kalamdb_core::failpoint::FAULTS;
 
-use crate::guard::Run;
+use crate::guard::{FAILURES_MAX, Run};
 use crate::watch::Watch;
 
 /// The exit code of a guard that had nothing to compare with.
@@ -31,15 +32,19 @@ const NOT_RUN: i32 = 4;
 
 struct Guard {
     name: &'static str,
-    /// Questions of a run in CI, and of the long run.
+    /// What its size is in.
+    unit: &'static str,
+    /// The size of a run in CI, and of the long run.
     ci: u64,
     long: u64,
 }
 
-const GUARDS: [Guard; 3] = [
-    Guard { name: "differential", ci: 1_500, long: 140_000 },
-    Guard { name: "plans", ci: 800, long: 30_000 },
-    Guard { name: "partition", ci: 800, long: 30_000 },
+const GUARDS: [Guard; 5] = [
+    Guard { name: "differential", unit: "--queries", ci: 1_500, long: 140_000 },
+    Guard { name: "plans", unit: "--queries", ci: 800, long: 30_000 },
+    Guard { name: "partition", unit: "--queries", ci: 800, long: 30_000 },
+    Guard { name: "sqlite_corpus", unit: "--percent", ci: 1, long: 20 },
+    Guard { name: "datafusion_corpus", unit: "--percent", ci: 100, long: 100 },
 ];
 
 fn main() {
@@ -69,6 +74,10 @@ fn one(guard: &str, value: &dyn Fn(&str) -> Option<String>) -> i32 {
         guard: guard.to_owned(),
         seed,
         queries,
+        percent: number(value("--percent")).unwrap_or(1).min(100),
+        from: number(value("--from")).unwrap_or_default(),
+        file: value("--file"),
+        failures_max: number(value("--failures")).map_or(FAILURES_MAX, |count| count as usize),
         only: number(value("--only")),
         is_brief: value("--brief").is_some(),
         watch: Watch::start(format!("{guard} seed {seed}")),
@@ -85,6 +94,8 @@ fn one(guard: &str, value: &dyn Fn(&str) -> Option<String>) -> i32 {
             "differential" => differential::guard(run).await,
             "plans" => plans::guard(run).await,
             "partition" => partition::guard(run).await,
+            "sqlite_corpus" => corpora::sqlite::guard(run).await,
+            "datafusion_corpus" => corpora::datafusion::guard(run).await,
             other => panic!("there is no guard \"{other}\""),
         }
     });
@@ -96,9 +107,9 @@ fn all(value: &dyn Fn(&str) -> Option<String>, is_long: bool) -> i32 {
     let must_run = std::env::var_os("KALAMDB_GUARDS_MUST_RUN").is_some();
     let seed = chosen_seed();
     let mut failed = Vec::new();
-    for Guard { name, ci, long } in GUARDS {
-        let queries = number(value("--queries")).unwrap_or(if is_long { long } else { ci });
-        let status = process(name, seed, queries).status().unwrap();
+    for Guard { name, unit, ci, long } in GUARDS {
+        let size = number(value(unit)).unwrap_or(if is_long { long } else { ci });
+        let status = process(name, seed, unit, size).status().unwrap();
         let is_passed = match status.code() {
             Some(0) => true,
             Some(NOT_RUN) => !must_run,
@@ -119,8 +130,8 @@ fn faults() -> i32 {
     let mut missed = 0;
     for fault in FAULTS {
         let began = Instant::now();
-        let found = GUARDS.iter().find_map(|Guard { name, ci, .. }| {
-            let output = process(name, seed, *ci)
+        let found = GUARDS.iter().find_map(|Guard { name, unit, ci, .. }| {
+            let output = process(name, seed, unit, *ci)
                 .args(["--brief", "yes"])
                 .env("FAILPOINTS", format!("{fault}=return"))
                 .output()
@@ -147,10 +158,10 @@ fn chosen_seed() -> u64 {
     number(std::env::var("KALAMDB_SEED").ok()).unwrap_or_else(|| rand::random::<u32>().into())
 }
 
-fn process(guard: &str, seed: u64, queries: u64) -> Command {
+fn process(guard: &str, seed: u64, unit: &str, size: u64) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command
-        .args(["--guard", guard, "--seed", &seed.to_string(), "--queries", &queries.to_string()])
+        .args(["--guard", guard, "--seed", &seed.to_string(), unit, &size.to_string()])
         .stdin(Stdio::null());
     command
 }

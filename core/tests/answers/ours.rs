@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use datafusion::arrow::array::{AsArray, RecordBatch};
-use datafusion::arrow::datatypes::UInt8Type;
+use datafusion::arrow::array::{ArrayRef, AsArray, RecordBatch, UInt64Array};
+use datafusion::arrow::datatypes::{Schema, SchemaRef, UInt8Type};
 use futures::StreamExt;
 use kalamdb_core::ids::JobId;
 use kalamdb_core::live_query::OP_DELETE;
@@ -221,14 +221,39 @@ impl Ours {
 }
 
 pub(crate) async fn select(session: &Session, sql: &str, params: Params) -> Result<Found, Failure> {
-    let rows = session.execute(sql, params).await.and_then(Outcome::rows).map_err(failure)?;
-    let notations = notations(&rows.schema);
-    let batches = rows.collect().await.map_err(failure)?;
-    Ok(Found { lines: lines(&batches), notations, changed: None })
+    let (schema, batches) = rows(session, sql, params).await?;
+    Ok(Found { lines: lines(&batches), notations: notations(&schema), changed: None })
 }
 
+/// Runs any statement; for one that gives no rows, a row with the count of those it has changed.
+pub(crate) async fn rows(
+    session: &Session,
+    sql: &str,
+    params: Params,
+) -> Result<(SchemaRef, Vec<RecordBatch>), Failure> {
+    match session.execute(sql, params).await.map_err(failure)? {
+        Outcome::Rows(rows) => {
+            let schema = Arc::clone(&rows.schema);
+            Ok((schema, rows.collect().await.map_err(failure)?))
+        }
+        Outcome::Affected(affected) => {
+            let count: ArrayRef = Arc::new(UInt64Array::from(vec![affected.rows]));
+            let batch = RecordBatch::try_from_iter([("count", count)]).unwrap();
+            Ok((batch.schema(), vec![batch]))
+        }
+        Outcome::Subscription(_) => Ok((Arc::new(Schema::empty()), Vec::new())),
+    }
+}
+
+/// The error with what is behind it, which clients are not told.
 pub(crate) fn failure(error: kalamdb_core::Error) -> Failure {
-    Failure { sqlstate: error.sqlstate().to_string(), text: error.to_string() }
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(&error);
+    while let Some(cause) = source {
+        text.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    Failure { sqlstate: error.sqlstate().to_string(), text }
 }
 
 /// In front of a live query's columns stand the operation and the commit.

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use datafusion::arrow::array::{Array, ArrayRef, AsArray, Decimal128Array, Float32Array, Float64Array};
 use datafusion::arrow::compute::kernels::{cmp, numeric};
+use datafusion::arrow::compute::{and, is_not_null};
 use datafusion::arrow::datatypes::{DataType, Decimal128Type};
 use datafusion::common::tree_node::Transformed;
 use datafusion::common::{DFSchema, Result, ScalarValue};
@@ -130,7 +131,7 @@ impl Arithmetic {
             }
             (Operation::Quotient, [dividend, divisor]) => quotient(dividend, divisor),
             (Operation::FloatQuotient, [dividend, divisor]) => {
-                if has_zero(divisor)? {
+                if is_divided_by_zero(dividend, divisor)? {
                     return Err(division_by_zero());
                 }
                 Ok(numeric::div(dividend, divisor)?)
@@ -153,14 +154,17 @@ impl Arithmetic {
     }
 }
 
-fn has_zero(divisor: &ArrayRef) -> crate::error::Result<bool> {
+/// Whether a number is; what is not there is divided by anything.
+fn is_divided_by_zero(dividend: &ArrayRef, divisor: &ArrayRef) -> crate::error::Result<bool> {
+    let is_there = is_not_null(dividend)?;
     let zero: ArrayRef = match divisor.data_type() {
         DataType::Float32 => Arc::new(Float32Array::from(vec![0.0])),
         _ => Arc::new(Float64Array::from(vec![0.0])),
     };
     let minus = numeric::neg(zero.as_ref())?;
     for zero in [zero, minus] {
-        if cmp::eq(divisor, &datafusion::arrow::array::Scalar::new(zero))?.true_count() > 0 {
+        let is_zero = cmp::eq(divisor, &datafusion::arrow::array::Scalar::new(zero))?;
+        if and(&is_zero, &is_there)?.true_count() > 0 {
             return Ok(true);
         }
     }
