@@ -259,7 +259,7 @@ fn number(text: &str) -> Option<i64> {
     if is_number { text.parse().ok() } else { None }
 }
 
-/// An interval: `1 year 2 mons -3 days 04:05:06.7`, `90 minutes`, `1-2`, `P1Y2M3DT4H5M6S`, `2 hours ago`.
+/// An interval: `1 year 2 mons -3 days 04:05:06.7`, `1 02:03`, `90 minutes`, `1-2`, `P1Y2M3DT4H5M6S`, `2 hours ago`.
 pub(crate) fn interval(text: &str) -> Option<IntervalMonthDayNano> {
     let text = text.trim();
     if text.starts_with(['P', 'p']) {
@@ -287,9 +287,13 @@ pub(crate) fn interval(text: &str) -> Option<IntervalMonthDayNano> {
         } else if let Some((years, months)) = unsigned.split_once('-') {
             total.months = total.months.checked_add(sign * (number(years)? * 12 + number(months)?))?;
         } else {
-            let unit = words.next_unit();
-            // A number alone counts seconds.
-            total.add(sign, unsigned, unit.unwrap_or("second"))?;
+            let unit = match words.next_unit() {
+                Some(unit) => unit,
+                None if words.is_at_end() => "second",
+                None if words.has_clock_next() => "day",
+                None => return None,
+            };
+            total.add(sign, unsigned, unit)?;
         }
     }
     if is_empty {
@@ -316,6 +320,18 @@ impl<'a> Words<'a> {
         }
         self.0 = rest;
         self.take(|at| !at.is_alphabetic())
+    }
+
+    fn is_at_end(&self) -> bool {
+        let rest = self.0.trim();
+        rest.is_empty() || rest.eq_ignore_ascii_case("ago")
+    }
+
+    /// `02:03` or `2 hours`, in front of which a number alone counts days.
+    fn has_clock_next(&self) -> bool {
+        let mut ahead = Words(self.0);
+        let is_clock = ahead.next().is_some_and(|word| word.contains(':'));
+        is_clock || ahead.next_unit().is_some_and(|unit| unit.to_ascii_lowercase().starts_with('h'))
     }
 
     fn take(&mut self, ends: impl Fn(char) -> bool) -> Option<&'a str> {

@@ -65,6 +65,7 @@ impl Engine {
         for function in workarounds::functions() {
             base.register_udf(function)?;
         }
+        base.register_expr_planner(workarounds::expr_planner())?;
         let limited = capped(|name| base.scalar_functions().get(name).cloned());
         ctx.committer.snapshot().cold.store().register(base.runtime_env());
         for function in limited.into_iter().chain(generators(&generator)) {

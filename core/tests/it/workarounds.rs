@@ -231,6 +231,20 @@ async fn a_join_below_an_empty_build_side_ends() {
     assert!(is_stuck, "DataFusion no longer waits for a partition that nobody asks: build_reports.rs can go");
 }
 
+/// Half of the rows are hot, so that the projection goes below a union.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_window_over_a_column_that_is_there_twice_has_its_order() {
+    let script = "CREATE TABLE t (id INT PRIMARY KEY, b TEXT, c DECIMAL(10,2));\n\
+         INSERT INTO t VALUES (1, 'ab', 1.00), (2, 'b', 2.00);\n\
+         STORAGE FLUSH TABLE t;\n\
+         INSERT INTO t VALUES (3, 'a', 3.00);\n\
+         CREATE TABLE u (id INT PRIMARY KEY, b TEXT);\n\
+         INSERT INTO u VALUES (3, 'a');\n\
+         SELECT b AS c1, b AS c2, CASE WHEN b = 'b' THEN c ELSE coalesce(id, id) END AS c3 FROM t WHERE b LIKE 'a%' \
+         INTERSECT ALL SELECT b AS c1, b AS c2, id AS c3 FROM u";
+    assert_eq!(ask_in_partitions(Config::in_memory(), script).await, ["a|a|3.00"]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_nobody_does_right_is_refused_by_name() {
     let database = Database::open_in_memory().await.unwrap();

@@ -42,6 +42,7 @@ use datafusion::common::Result;
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::TreeNode;
 use datafusion::execution::SessionState;
+use datafusion::logical_expr::planner::ExprPlanner;
 use datafusion::logical_expr::{LogicalPlan, ScalarUDF};
 use datafusion::optimizer::{AnalyzerRule, Optimizer, OptimizerRule};
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
@@ -86,6 +87,11 @@ pub(super) fn state_for(plan: &LogicalPlan, state: &SessionState) -> SessionStat
 /// Functions that take the place of DataFusion's of the same name.
 pub(super) fn functions() -> Vec<Arc<ScalarUDF>> {
     functions::all()
+}
+
+/// What helps to plan an expression.
+pub(super) fn expr_planner() -> Arc<dyn ExprPlanner> {
+    Arc::new(numbers::LiteralTypes)
 }
 
 /// Rewrites that come before type coercion, because they decide which types meet.
