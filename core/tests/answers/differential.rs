@@ -81,20 +81,19 @@ impl RandomGuard for Differential {
             tasks.push(tokio::spawn(async move { ours.ask(&question, &world, copy).await }));
         }
         let mut verdict = Verdict::Same;
+        // Each is waited for, also after a difference: what comes next may change the tables.
         for (copy, task) in tasks.into_iter().enumerate() {
             let found = match task.await {
                 Ok(found) => found,
                 Err(panicked) => Err(Failure { sqlstate: "XX000".to_owned(), text: panicked.to_string() }),
             };
             let one = self.compare(question, &expected, changed, &found);
-            verdict = match one {
-                Verdict::Different(text) => Verdict::Different(format!("{} copy: {text}", COPIES[copy])),
-                other if matches!(verdict, Verdict::Same) => other,
-                _ => verdict,
+            verdict = match (verdict, one) {
+                (Verdict::Different(text), _) => Verdict::Different(text),
+                (_, Verdict::Different(text)) => Verdict::Different(format!("{} copy: {text}", COPIES[copy])),
+                (Verdict::Same, other) => other,
+                (other, _) => other,
             };
-            if matches!(verdict, Verdict::Different(_)) {
-                break;
-            }
         }
         verdict
     }

@@ -139,8 +139,13 @@ impl AnalyzerRule for AfterCoercion {
     }
 
     fn analyze(&self, plan: LogicalPlan, _: &ConfigOptions) -> Result<LogicalPlan> {
-        const REWRITES: [Rewrite; 4] =
-            [casts::replace, arithmetic::checked, regex::replace, functions::compare_intervals];
+        const REWRITES: [Rewrite; 5] = [
+            casts::replace,
+            arithmetic::checked,
+            regex::replace,
+            functions::compare_intervals,
+            equalities::one_zero,
+        ];
         let plan = rewrite_expressions(plan, &REWRITES)?;
         let plan = plan.transform_up_with_subqueries(|node| Ok(sorts::of_distinct_on(node)))?.data;
         let plan = plan.transform_up_with_subqueries(|node| Ok(functions::order_intervals(node)))?.data;
