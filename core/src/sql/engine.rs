@@ -56,6 +56,7 @@ impl Engine {
             .with_session_id(ctx.node_id.to_string())
             .with_config(session_config(&ctx.config)?)
             .with_runtime_env(Arc::new(runtime(&ctx.config)?.build()?))
+            .with_expr_planners(workarounds::operators())
             .with_default_features()
             .with_analyzer_rules(rules)
             .with_optimizer_rules(logical_rules)

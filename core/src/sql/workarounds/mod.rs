@@ -3,7 +3,7 @@
 //! | step of a statement | files |
 //! |---|---|
 //! | reading the text | `grammar`, `syntax` |
-//! | the plan, before types are made equal | `numbers`, `arithmetic` (quotients), `aggregates` |
+//! | the plan, before types are made equal | `comparisons`, `numbers`, `arithmetic` (quotients), `aggregates` |
 //! | the plan, after that | `casts`, `arithmetic` (overflow), `regex`, `offsets`, `subqueries` |
 //! | optimising the plan | `simplification`, `equalities`, `constant_filters`, `null_equality` |
 //! | the physical plan | `pushdown` |
@@ -16,6 +16,7 @@
 mod aggregates;
 mod arithmetic;
 mod casts;
+mod comparisons;
 mod constant_filters;
 mod equalities;
 mod frames;
@@ -37,8 +38,9 @@ use std::sync::Arc;
 
 use datafusion::common::Result;
 use datafusion::common::config::ConfigOptions;
-use datafusion::common::tree_node::TreeNode;
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::execution::SessionState;
+use datafusion::logical_expr::planner::ExprPlanner;
 use datafusion::logical_expr::{LogicalPlan, ScalarUDF};
 use datafusion::optimizer::{AnalyzerRule, Optimizer, OptimizerRule};
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
@@ -82,6 +84,11 @@ pub(super) fn functions() -> Vec<Arc<ScalarUDF>> {
     functions::all()
 }
 
+/// Planners of operators, to be asked before DataFusion's.
+pub(super) fn operators() -> Vec<Arc<dyn ExprPlanner>> {
+    vec![Arc::new(comparisons::Operators)]
+}
+
 /// Rewrites that come before type coercion, because they decide which types meet.
 pub(super) fn before_coercion() -> Arc<dyn AnalyzerRule + Send + Sync> {
     Arc::new(BeforeCoercion)
@@ -101,7 +108,8 @@ impl AnalyzerRule for BeforeCoercion {
     }
 
     fn analyze(&self, plan: LogicalPlan, _: &ConfigOptions) -> Result<LogicalPlan> {
-        const REWRITES: [Rewrite; 8] = [
+        const REWRITES: [Rewrite; 9] = [
+            comparisons::check,
             sorts::of_aggregate,
             numbers::unify,
             arithmetic::quotients,
@@ -111,6 +119,9 @@ impl AnalyzerRule for BeforeCoercion {
             functions::replace_rounding,
             frames::correct,
         ];
+        plan.apply_with_subqueries(|node| {
+            comparisons::check_keys(node).map(|()| TreeNodeRecursion::Continue)
+        })?;
         let plan = plan.transform_up_with_subqueries(multisets::count_rows)?.data;
         numbers::unify_sets(rewrite_expressions(plan, &REWRITES)?)
     }

@@ -23,7 +23,7 @@ use super::walk::type_of;
 use crate::casts::{UUID, cast, is_decimal, is_text};
 
 /// Functions whose arguments are brought to one type.
-const UNIFORM: [&str; 6] = ["coalesce", "nullif", "nvl", "greatest", "least", "make_array"];
+pub(super) const UNIFORM: [&str; 6] = ["coalesce", "nullif", "nvl", "greatest", "least", "make_array"];
 
 /// Brings the parts of one expression to types that mean the same to DataFusion and to PostgreSQL.
 pub(super) fn unify(mut expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
@@ -112,6 +112,18 @@ fn unify_parts(parts: &mut [&mut Expr], schema: &DFSchema, reals: Reals) -> Resu
         }
     }
     Ok(is_changed)
+}
+
+/// Gives a literal text beside a BOOLEAN, BYTES or UUID its value; the planner has no common type for some of these.
+pub(super) fn type_literal(left: &mut Expr, right: &mut Expr, schema: &DFSchema) -> Result<()> {
+    let (Some(one), Some(other)) = (type_of(left, schema), type_of(right, schema)) else { return Ok(()) };
+    for (part, own, other) in [(left, &one, &other), (right, &other, &one)] {
+        let takes_type = matches!(other, DataType::Boolean | DataType::Binary) || *other == UUID;
+        if takes_type && is_text(own) && matches!(part, Expr::Literal(..)) {
+            *part = converted(take(part), other)?;
+        }
+    }
+    Ok(())
 }
 
 /// A literal as the value it has in the other type, anything else in a cast.
