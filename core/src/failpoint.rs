@@ -10,7 +10,8 @@
 //!   sleep(N), pause, N*off->...    as in the documentation of `fail`
 //! ```
 //!
-//! Invariant: a point stands in one of the two lists, and in one place of the code.
+//! Invariant: a point stands in one of the two lists, and in one place of the code. Beside them, tests within the process can hold a
+//! statement between its plan and its commit, see [`PLANNED`].
 
 use crate::error::{Error, ErrorKind, Result, SqlState};
 
@@ -68,6 +69,18 @@ pub const FAULTS: &[&str] = &[
     "union_shares_its_limit",
     "using_takes_the_left",
 ];
+
+/// What the name of a point begins with at which a test holds a statement: it is planned, and not committed yet. The table's name, with
+/// its namespace, follows, so that a test holds statements of its own tables alone.
+pub const PLANNED: &str = "statement::planned ";
+
+/// Lets a test hold a statement that is about to commit changes of a table: the callback of the point is run, which may wait.
+#[inline]
+pub(crate) fn planned(table: impl FnOnce() -> String) {
+    if fail::has_failpoints() {
+        fail::eval(&format!("{PLANNED}{}", table()), |_| ());
+    }
+}
 
 /// Whether a test planted a fault. In programs that are not built for tests there is none.
 #[inline]

@@ -1,7 +1,10 @@
 //! Whether a write set still fits: against the catalog and the rows as of the group before, and against its own group.
 //!
-//! Invariant: a refused set leaves no trace; a set is accepted only if running it alone after all seqs before it would give the
-//! same result.
+//! That is snapshot isolation: of two sets that change one row, each planned without the other, the first wins. Rows that a plan only
+//! read are not looked at again, so two statements may each decide by rows the other changes.
+//!
+//! Invariant: a refused set leaves no trace; a set is accepted only if every row it updates or deletes is still the one its plan saw,
+//! and every key it inserts is free.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;

@@ -10,6 +10,7 @@
 use datafusion::sql::sqlparser::tokenizer::Token;
 
 use super::cursor::{Cursor, QualifiedName};
+use super::keywords;
 use crate::access::AccessLevel;
 use crate::error::{Error, Result};
 use crate::schema_registry::{Durability, FlushPolicy, ScopeKind, TableKind, TableOptions};
@@ -34,7 +35,7 @@ pub(crate) enum OptionChange {
 /// Reads what follows `ALTER TABLE`.
 pub(super) fn parse(cursor: &mut Cursor<'_>) -> Result<AlterTable> {
     let if_exists = cursor.keywords(&["IF", "EXISTS"]);
-    let name = cursor.qualified_name("table")?;
+    let name = keywords::qualified_name(cursor, "table")?;
     let is_set = cursor.keyword("SET");
     if !(is_set || cursor.keyword("RESET")) || cursor.peek() != Some(&Token::LParen) {
         return Err(Error::unsupported("ALTER TABLE with anything but SET (...) or RESET (...)")

@@ -11,6 +11,7 @@ use datafusion::sql::sqlparser::tokenizer::Token;
 use super::alter_table::OptionChange;
 use super::cursor::{Cursor, QualifiedName, fold, parser, syntax};
 use super::dialect::BoundedDialect;
+use super::keywords;
 use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::ids::ColumnId;
 use crate::schema_registry::{
@@ -46,7 +47,7 @@ pub(crate) fn kind(cursor: &mut Cursor<'_>) -> Option<Option<TableKind>> {
 /// Reads what follows `CREATE [kind] TABLE`.
 pub(crate) fn parse(cursor: &mut Cursor<'_>, kind: Option<TableKind>) -> Result<CreateTable> {
     let if_not_exists = cursor.keywords(&["IF", "NOT", "EXISTS"]);
-    let name = cursor.qualified_name("table")?;
+    let name = keywords::qualified_name(cursor, "table")?;
     if cursor.keyword("AS") {
         return Err(
             Error::unsupported("CREATE TABLE ... AS").hint("create the table, then INSERT ... SELECT")
@@ -138,6 +139,12 @@ fn scope(value: &str) -> Result<ScopeKind> {
 }
 
 fn add_column(table: &mut CreateTable, column: &ast::ColumnDef) -> Result<()> {
+    if column.name.quote_style.is_none() {
+        if column.name.value.eq_ignore_ascii_case("like") {
+            return Err(Error::unsupported("CREATE TABLE ... (LIKE ...)"));
+        }
+        keywords::check("column", &column.name.value)?;
+    }
     let name = fold(&column.name);
     let serial = matches!(&column.data_type, ast::DataType::Custom(name, arguments)
         if arguments.is_empty() && is_serial(&name.to_string()));

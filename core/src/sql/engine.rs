@@ -56,6 +56,7 @@ impl Engine {
             .with_session_id(ctx.node_id.to_string())
             .with_config(session_config(&ctx.config)?)
             .with_runtime_env(Arc::new(runtime(&ctx.config)?.build()?))
+            .with_expr_planners(workarounds::operators())
             .with_default_features()
             .with_analyzer_rules(rules)
             .with_optimizer_rules(logical_rules)
@@ -65,7 +66,6 @@ impl Engine {
         for function in workarounds::functions() {
             base.register_udf(function)?;
         }
-        base.register_expr_planner(workarounds::expr_planner())?;
         let limited = capped(|name| base.scalar_functions().get(name).cloned());
         ctx.committer.snapshot().cold.store().register(base.runtime_env());
         for function in limited.into_iter().chain(generators(&generator)) {

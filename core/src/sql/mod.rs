@@ -2,7 +2,7 @@
 //!
 //! | file | its one job |
 //! |---|---|
-//! | `guard`, `dialect`, `cursor`, `parameters`, `statement`, `create_table`, `alter_table`, `storage_statement` | from text to a [`Statement`](statement::Statement) |
+//! | `guard`, `dialect`, `cursor`, `keywords`, `parameters`, `statement`, `create_table`, `alter_table`, `storage_statement` | from text to a [`Statement`](statement::Statement) |
 //! | `session`, `execution`, `result` | who asks, what they see, what they get |
 //! | `clauses` | what is parsed and has no effect here |
 //! | `scope` | what names of columns mean |
@@ -36,6 +36,7 @@ mod functions;
 mod guard;
 mod handlers;
 mod hot;
+mod keywords;
 mod names;
 mod ordering;
 mod parameters;

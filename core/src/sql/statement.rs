@@ -14,7 +14,7 @@ use super::dialect::BoundedDialect;
 use super::parameters::{self, ParameterNames};
 use super::storage_statement::{CreateStorage, MoveKind, MoveTarget, StorageOptions};
 use super::workarounds::syntax;
-use super::{alter_table, clauses, create_table, guard, storage_statement};
+use super::{alter_table, clauses, create_table, guard, keywords, storage_statement};
 use crate::access::Role;
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -255,7 +255,8 @@ fn own_grammar(tokens: &[TokenWithSpan]) -> Result<Option<Statement>> {
 fn create(cursor: &mut Cursor<'_>, tokens: &[TokenWithSpan]) -> Result<Statement> {
     if cursor.keyword("NAMESPACE") || cursor.keyword("SCHEMA") {
         let if_not_exists = cursor.keywords(&["IF", "NOT", "EXISTS"]);
-        return Ok(Statement::CreateNamespace { name: cursor.name("namespace")?, if_not_exists });
+        let name = keywords::name(cursor, "namespace")?;
+        return Ok(Statement::CreateNamespace { name, if_not_exists });
     }
     if let Some(kind) = create_table::kind(cursor) {
         return Ok(Statement::CreateTable(Box::new(create_table::parse(cursor, kind)?)));

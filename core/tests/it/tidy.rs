@@ -175,3 +175,38 @@ fn every_failpoint_is_listed_and_stands_in_one_place() {
     listed.sort_unstable();
     assert_eq!(found, listed);
 }
+
+/// The lines of a list in Markdown, each with what it goes on with.
+fn list_items(text: &str) -> Vec<String> {
+    let mut items: Vec<String> = Vec::new();
+    for line in text.lines() {
+        match (line.strip_prefix("- "), line.strip_prefix("  ")) {
+            (Some(item), _) => items.push(item.to_owned()),
+            (None, Some(more)) => items.last_mut().unwrap().push_str(&format!(" {more}")),
+            (None, None) => {}
+        }
+    }
+    items
+}
+
+#[test]
+fn every_difference_from_postgresql_has_its_records() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let docs = fs::read_to_string(root.join("docs/sql.md")).unwrap();
+    let (_, section) = docs.split_once("\n## Differences from PostgreSQL\n").unwrap();
+    let items = list_items(section.split("\n## ").next().unwrap());
+    let path = root.join("flight-server/tests/slt/sql/differences.slt");
+    let records = fs::read_to_string(path).unwrap();
+    // The first comment is the file's own.
+    let parts: Vec<&str> = records.split("\n# ").skip(1).collect();
+    let mut broken = Vec::new();
+    for (item, part) in items.iter().zip(&parts) {
+        let (comment, records) = part.split_once('\n').unwrap();
+        let has_record = records.contains("\nquery ") || records.contains("\nstatement ");
+        if comment.len() < 12 || !item.starts_with(comment) || !has_record {
+            broken.push(format!("docs/sql.md: \"{item}\"; differences.slt: \"{comment}\""));
+        }
+    }
+    report(&broken);
+    assert!(items.len() >= 30 && items.len() == parts.len(), "{} lines, {} parts", items.len(), parts.len());
+}

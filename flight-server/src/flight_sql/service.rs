@@ -190,7 +190,10 @@ impl FlightState {
     /// Answers a DoPut: the metadata of its one result, and what was written, if anything.
     async fn put(&self, caller: &Caller, messages: Streaming<FlightData>) -> Result<(Bytes, Option<Done>)> {
         let mut inbound = self.inbound(caller, messages)?;
-        let first = inbound.first().await?;
+        let Some(first) = inbound.first().await? else {
+            // Some drivers send nothing at all when they ingest a table or a reader without rows.
+            return Ok((DoPutUpdateResult { record_count: 0 }.encode_to_vec().into(), None));
+        };
         let descriptor = first.flight_descriptor.as_ref().ok_or_else(no_descriptor)?;
         let done = match command(&descriptor.cmd)? {
             Command::CommandStatementUpdate(update) => {
@@ -233,10 +236,10 @@ impl FlightState {
 }
 
 impl Inbound {
-    /// The first message; it comes again from `next`.
-    async fn first(&mut self) -> Result<FlightData> {
-        let first = self.next().await?.ok_or_else(no_descriptor)?;
-        self.first = Some(first.clone());
+    /// The first message, which comes again from `next`; `None` when the stream has none.
+    async fn first(&mut self) -> Result<Option<FlightData>> {
+        let first = self.next().await?;
+        self.first.clone_from(&first);
         Ok(first)
     }
 

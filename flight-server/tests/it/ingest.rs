@@ -67,6 +67,29 @@ async fn a_batch_that_fails_takes_all_with_it() {
 }
 
 #[tokio::test]
+async fn an_ingest_without_rows_writes_nothing() {
+    let fixture = Fixture::start().await;
+    let mut root = fixture.root().await;
+    root.update("CREATE TABLE t (id BIGINT PRIMARY KEY, text TEXT)").await.unwrap();
+    let before = fixture.database.seq();
+    // Some drivers send nothing at all, some the schema, some a batch of no rows.
+    let no_batch = put_messages(&append_to("t"), vec![rows(0..1)]).await.drain(..1).collect();
+    for messages in [Vec::new(), no_batch, put_messages(&append_to("t"), vec![rows(0..0)]).await] {
+        let count = messages.len();
+        assert_eq!(root.put(messages).await.unwrap().0, 0, "{count} messages");
+    }
+    assert_eq!(fixture.database.seq(), before);
+    assert_eq!(root.query("SELECT count(*) FROM t").await.unwrap().lines(), ["0"]);
+    // Who says where the rows would go is told what is wrong with it.
+    let nowhere = put_messages(&append_to("nowhere"), vec![rows(0..1)]).await.drain(..1).collect();
+    assert_eq!(root.put(nowhere).await.unwrap_err().code(), Code::NotFound);
+    // A message that says nothing is none of ours.
+    let status = root.put(vec![FlightData::default()]).await.unwrap_err();
+    assert!(status.message().starts_with("[08000] "), "{status:?}");
+    fixture.shut_down().await;
+}
+
+#[tokio::test]
 async fn pandas_categories_and_narrow_numbers_are_cast() {
     let fixture = Fixture::start().await;
     let mut root = fixture.root().await;

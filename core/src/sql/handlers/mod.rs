@@ -27,6 +27,7 @@ use super::session::Session;
 use super::turns::Turn;
 use crate::commit::{ColdWrite, LargeInsert, Receipt, TableWrite, WriteSet};
 use crate::error::{Error, ErrorKind, Result};
+use crate::failpoint;
 use crate::ids::UserId;
 use crate::system_tables::audit::{self, AuditEntry};
 use crate::tables::flush::Files;
@@ -47,7 +48,9 @@ impl<'a> Attempts<'a> {
 
     /// Commits; `None` means that the statement is to be planned again.
     pub(super) async fn commit(&mut self, set: WriteSet, rows: u64) -> Result<Option<Affected>> {
-        let table = set.tables.first().map(|table| table.table.id);
+        let table = set.tables.first().map(|table| Arc::clone(&table.table));
+        failpoint::planned(|| table.as_ref().map(|table| table.qualified_name()).unwrap_or_default());
+        let table = table.map(|table| table.id);
         match self.session.ctx().committer.commit(set).await {
             Ok(receipt) => Ok(Some(Affected { rows, seq: receipt.seq })),
             Err(error) => {

@@ -3,7 +3,7 @@
 //! | step of a statement | files |
 //! |---|---|
 //! | reading the text | `grammar`, `syntax` |
-//! | the plan, before types are made equal | `numbers`, `arithmetic` (quotients), `aggregates` |
+//! | the plan, before types are made equal | `comparisons`, `numbers`, `arithmetic` (quotients), `aggregates` |
 //! | the plan, after that | `casts`, `arithmetic` (overflow), `regex`, `offsets`, `subqueries` |
 //! | optimising the plan | `simplification`, `equalities`, `constant_filters`, `null_equality` |
 //! | the physical plan | `pushdown`, `scan_equalities`, `build_reports`, `requirements` |
@@ -17,6 +17,7 @@ mod aggregates;
 mod arithmetic;
 mod build_reports;
 mod casts;
+mod comparisons;
 mod constant_filters;
 mod equalities;
 mod frames;
@@ -40,7 +41,7 @@ use std::sync::Arc;
 
 use datafusion::common::Result;
 use datafusion::common::config::ConfigOptions;
-use datafusion::common::tree_node::TreeNode;
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::execution::SessionState;
 use datafusion::logical_expr::planner::ExprPlanner;
 use datafusion::logical_expr::{LogicalPlan, ScalarUDF};
@@ -89,9 +90,9 @@ pub(super) fn functions() -> Vec<Arc<ScalarUDF>> {
     functions::all()
 }
 
-/// What helps to plan an expression.
-pub(super) fn expr_planner() -> Arc<dyn ExprPlanner> {
-    Arc::new(numbers::LiteralTypes)
+/// Planners of operators, to be asked before DataFusion's.
+pub(super) fn operators() -> Vec<Arc<dyn ExprPlanner>> {
+    vec![Arc::new(comparisons::Operators)]
 }
 
 /// Rewrites that come before type coercion, because they decide which types meet.
@@ -113,7 +114,8 @@ impl AnalyzerRule for BeforeCoercion {
     }
 
     fn analyze(&self, plan: LogicalPlan, _: &ConfigOptions) -> Result<LogicalPlan> {
-        const REWRITES: [Rewrite; 10] = [
+        const REWRITES: [Rewrite; 11] = [
+            comparisons::check,
             functions::refuse,
             functions::correct_current_time,
             sorts::of_aggregate,
@@ -125,6 +127,9 @@ impl AnalyzerRule for BeforeCoercion {
             functions::replace_rounding,
             frames::correct,
         ];
+        plan.apply_with_subqueries(|node| {
+            comparisons::check_keys(node).map(|()| TreeNodeRecursion::Continue)
+        })?;
         let plan = plan.transform_up_with_subqueries(multisets::count_rows)?.data;
         numbers::unify_sets(rewrite_expressions(plan, &REWRITES)?)
     }

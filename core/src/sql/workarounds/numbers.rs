@@ -16,50 +16,14 @@ use datafusion::arrow::datatypes::DataType;
 use datafusion::common::tree_node::Transformed;
 use datafusion::common::{Column, DFSchema, Result, ScalarValue};
 use datafusion::logical_expr::expr::{BinaryExpr, InSubquery, SetComparison};
-use datafusion::logical_expr::planner::{ExprPlanner, PlannerResult, RawBinaryExpr};
 use datafusion::logical_expr::{Expr, Join, LogicalPlan, LogicalPlanBuilder, Operator, Subquery, Union};
-use datafusion::sql::sqlparser::ast;
 
 use super::casts::cast_to;
 use super::walk::type_of;
 use crate::casts::{UUID, cast, is_decimal, is_text};
 
 /// Functions whose arguments are brought to one type.
-const UNIFORM: [&str; 6] = ["coalesce", "nullif", "nvl", "greatest", "least", "make_array"];
-
-/// Gives literal texts beside values of BOOLEAN, BYTES and UUID their type while an expression is planned, because the planner asks
-/// for the type of what stands in a select list before any rule has seen it.
-#[derive(Debug)]
-pub(super) struct LiteralTypes;
-
-impl ExprPlanner for LiteralTypes {
-    fn plan_binary_op(
-        &self,
-        mut raw: RawBinaryExpr,
-        schema: &DFSchema,
-    ) -> Result<PlannerResult<RawBinaryExpr>> {
-        use ast::BinaryOperator::{Eq, Gt, GtEq, Lt, LtEq, NotEq};
-        if matches!(raw.op, Eq | NotEq | Lt | LtEq | Gt | GtEq) {
-            let RawBinaryExpr { left, right, .. } = &mut raw;
-            give_type(left, right, schema)?;
-            give_type(right, left, schema)?;
-        }
-        Ok(PlannerResult::Original(raw))
-    }
-}
-
-fn give_type(part: &mut Expr, other: &Expr, schema: &DFSchema) -> Result<()> {
-    if !matches!(part, Expr::Literal(value, _) if is_text(&value.data_type())) {
-        return Ok(());
-    }
-    match type_of(other, schema) {
-        Some(ty) if [DataType::Boolean, DataType::Binary, UUID].contains(&ty) => {
-            *part = converted(take(part), &ty)?;
-        }
-        _ => {}
-    }
-    Ok(())
-}
+pub(super) const UNIFORM: [&str; 6] = ["coalesce", "nullif", "nvl", "greatest", "least", "make_array"];
 
 /// Brings the parts of one expression to types that mean the same to DataFusion and to PostgreSQL.
 pub(super) fn unify(mut expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
@@ -148,6 +112,18 @@ fn unify_parts(parts: &mut [&mut Expr], schema: &DFSchema, reals: Reals) -> Resu
         }
     }
     Ok(is_changed)
+}
+
+/// Gives a literal text beside a BOOLEAN, BYTES or UUID its value; the planner has no common type for some of these.
+pub(super) fn type_literal(left: &mut Expr, right: &mut Expr, schema: &DFSchema) -> Result<()> {
+    let (Some(one), Some(other)) = (type_of(left, schema), type_of(right, schema)) else { return Ok(()) };
+    for (part, own, other) in [(left, &one, &other), (right, &other, &one)] {
+        let takes_type = matches!(other, DataType::Boolean | DataType::Binary) || *other == UUID;
+        if takes_type && is_text(own) && matches!(part, Expr::Literal(..)) {
+            *part = converted(take(part), other)?;
+        }
+    }
+    Ok(())
 }
 
 /// A literal as the value it has in the other type, anything else in a cast.

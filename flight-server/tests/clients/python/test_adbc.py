@@ -108,6 +108,20 @@ def test_parameters_of_each_type_come_back_unchanged(db, namespace, name):
             assert found.to_pylist() == [{"id": number}], value
 
 
+@pytest.mark.parametrize("key", ["PRIMARY KEY", ""])
+@pytest.mark.parametrize("value", [ID, str(ID)])
+def test_a_uuid_is_found_however_it_is_bound(db, namespace, value, key):
+    table = f"{namespace}.devices"
+    execute(db, f"CREATE TABLE {table} (id UUID {key}, n INTEGER)")
+    execute(db, f"INSERT INTO {table} VALUES (?, 1)", (value,))
+    execute(db, f"INSERT INTO {table} VALUES ('{uuid.UUID(int=7)}', 2)")
+    assert execute(db, f"SELECT id, n FROM {table} WHERE id = ?", (value,)).to_pylist() == [{"id": ID.bytes, "n": 1}]
+    assert execute(db, f"SELECT n FROM {table} WHERE id <> ?", (value,)).to_pylist() == [{"n": 2}]
+    with db.cursor() as cursor:
+        cursor.execute(f"UPDATE {table} SET n = 3 WHERE id IN (?, ?)", (value, value))
+    assert execute(db, f"SELECT n FROM {table} ORDER BY n").column("n").to_pylist() == [2, 3]
+
+
 def test_executemany_inserts_every_row(db, notes):
     with db.cursor() as cursor:
         cursor.executemany(f"INSERT INTO {notes} (id, author, body) VALUES (?, ?, ?)",
@@ -149,6 +163,17 @@ def test_adbc_ingest_matches_columns_by_name_and_casts(db, namespace, notes):
         cursor.adbc_ingest("notes", data, mode="append", db_schema_name=namespace)
     assert execute(db, f"SELECT * FROM {notes} WHERE id = 7").to_pylist() == [
         {"id": 7, "author": "late", "body": None, "score": None}]
+
+
+def test_an_ingest_without_rows_writes_nothing(db, namespace, notes):
+    schema = pa.schema([("id", pa.int64()), ("author", pa.string())])
+    for data in (schema.empty_table(), pa.RecordBatchReader.from_batches(schema, []),
+                 pa.RecordBatchReader.from_batches(schema, [pa.RecordBatch.from_pylist([], schema)])):
+        with db.cursor() as cursor:
+            assert cursor.adbc_ingest("notes", data, mode="append", db_schema_name=namespace) == 0
+    with db.cursor() as cursor:
+        cursor.executemany(f"INSERT INTO {notes} (id, author) VALUES (?, ?)", schema.empty_table())
+    assert execute(db, f"SELECT id FROM {notes} ORDER BY id").column("id").to_pylist() == [1, 2, 3]
 
 
 def test_a_failed_ingest_leaves_nothing(db, namespace, notes):

@@ -1,6 +1,7 @@
 """Live queries from grpcio with stubs generated from the .proto file, without a line of our own client code."""
 
 import grpc
+import pyarrow as pa
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
@@ -49,6 +50,20 @@ def test_a_row_enters_and_leaves_the_filter(server, db, table):
         query.until(lambda q: (10,) in q.rows)
         assert [op for op, _ in query.changes] == [DELETE, INSERT, UPDATE, DELETE, INSERT]
         assert query.rows == {(3,): (3, 30), (10,): (10, 10)}
+
+
+@pytest.mark.parametrize("value, ids", [(1.5, []), (2.0, [2]), (2, [2]), (2**40, [])])
+def test_a_parameter_that_is_no_integer_is_not_rounded(server, db, table, value, ids):
+    params = pa.record_batch({"1": [value]})
+    params = params.schema.serialize().to_pybytes() + params.serialize().to_pybytes()
+    sql = f"SELECT id FROM {table} WHERE points = $1"
+    with live(server, sql, params_ipc=params, heartbeat=Duration()) as query:
+        query.snapshot()
+        assert sorted(query.rows) == [(number,) for number in ids]
+        execute(db, f"INSERT INTO {table} VALUES (8, 'open', 1), (9, 'open', 2)")
+        execute(db, f"DELETE FROM {table} WHERE id = 2")
+        query.until(lambda q: q.seq >= q.started.snapshot_seq + 2)
+        assert sorted(query.rows) == ([(9,)] if ids else [])
 
 
 def test_one_statement_arrives_as_one_commit(server, db, table):

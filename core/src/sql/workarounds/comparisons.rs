@@ -1,0 +1,208 @@
+//! Comparisons of types that PostgreSQL has no operator for, refused before type coercion finds one.
+//!
+//! DataFusion compares a number with a text as texts, fails with an internal error for BYTES beside a number within BETWEEN, and answers
+//! with whatever else a cast makes of the rest. A literal text, and NULL, has no type of its own: it takes that of the other side.
+
+use datafusion::arrow::datatypes::DataType;
+use datafusion::common::tree_node::Transformed;
+use datafusion::common::{DFSchema, NullEquality, Result};
+use datafusion::logical_expr::expr::{BinaryExpr, InSubquery, Like, SetComparison};
+use datafusion::logical_expr::planner::{ExprPlanner, PlannerResult, RawBinaryExpr};
+use datafusion::logical_expr::{Expr, Join, JoinType, LogicalPlan, Operator, Subquery};
+use datafusion::sql::sqlparser::ast::BinaryOperator;
+
+use super::numbers::{UNIFORM, is_comparison, type_literal};
+use super::walk::type_of;
+use crate::casts::{UUID, is_decimal, is_text};
+use crate::error::{Error, ErrorKind, SqlState};
+
+/// Types with operators between all of them.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Family {
+    Boolean,
+    Number,
+    Text,
+    Bytes,
+    /// Dates and both kinds of timestamps.
+    Date,
+    /// Times of the day are intervals since midnight.
+    Interval,
+    Uuid,
+}
+
+/// The family of a type; `None` for lists and the like, which are not judged here.
+fn family(ty: &DataType) -> Option<Family> {
+    Some(match ty {
+        DataType::Boolean => Family::Boolean,
+        ty if ty.is_numeric() => Family::Number,
+        ty if is_text(ty) => Family::Text,
+        DataType::Binary | DataType::LargeBinary | DataType::BinaryView => Family::Bytes,
+        DataType::Date32 | DataType::Date64 | DataType::Timestamp(..) => Family::Date,
+        DataType::Time32(_) | DataType::Time64(_) | DataType::Interval(_) | DataType::Duration(_) => {
+            Family::Interval
+        }
+        ty if *ty == UUID => Family::Uuid,
+        _ => return None,
+    })
+}
+
+/// The type as SQL spells it.
+fn sql_name(ty: &DataType) -> &'static str {
+    match ty {
+        DataType::Boolean => "BOOLEAN",
+        DataType::Int8 | DataType::UInt8 | DataType::Int16 => "SMALLINT",
+        DataType::UInt16 | DataType::Int32 => "INTEGER",
+        DataType::UInt32 | DataType::Int64 => "BIGINT",
+        DataType::Float16 | DataType::Float32 => "REAL",
+        DataType::Float64 => "DOUBLE",
+        ty if is_decimal(ty) || *ty == DataType::UInt64 => "DECIMAL",
+        DataType::Binary | DataType::LargeBinary | DataType::BinaryView => "BYTES",
+        DataType::Date32 | DataType::Date64 => "DATE",
+        DataType::Time32(_) | DataType::Time64(_) => "TIME",
+        DataType::Timestamp(_, None) => "TIMESTAMP",
+        DataType::Timestamp(_, Some(_)) => "TIMESTAMPTZ",
+        DataType::Interval(_) | DataType::Duration(_) => "INTERVAL",
+        ty if *ty == UUID => "UUID",
+        _ => "TEXT",
+    }
+}
+
+/// Judges operators where they are planned: a select list asks for the types of its columns at once, and where the planner has none for
+/// a comparison its error says so with no more than that the statement is wrong.
+#[derive(Debug)]
+pub(super) struct Operators;
+
+impl ExprPlanner for Operators {
+    fn plan_binary_op(
+        &self,
+        mut expr: RawBinaryExpr,
+        schema: &DFSchema,
+    ) -> Result<PlannerResult<RawBinaryExpr>> {
+        let op = match expr.op {
+            BinaryOperator::Eq => "=",
+            BinaryOperator::NotEq => "<>",
+            BinaryOperator::Lt => "<",
+            BinaryOperator::LtEq => "<=",
+            BinaryOperator::Gt => ">",
+            BinaryOperator::GtEq => ">=",
+            _ => return Ok(PlannerResult::Original(expr)),
+        };
+        judge(known_type(&expr.left, schema), op, known_type(&expr.right, schema))?;
+        type_literal(&mut expr.left, &mut expr.right, schema)?;
+        Ok(PlannerResult::Original(expr))
+    }
+}
+
+/// Refuses an expression that compares what cannot be compared.
+///
+/// # Errors
+/// 42883 with the operator and both types.
+pub(super) fn check(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
+    let type_of = |expr: &Expr| known_type(expr, schema);
+    match &expr {
+        Expr::BinaryExpr(BinaryExpr { left, op, right }) if is_comparison(*op) => {
+            let op = if *op == Operator::NotEq { "<>" } else { &op.to_string() };
+            judge(type_of(left), op, type_of(right))?;
+        }
+        Expr::Between(between) => {
+            judge(type_of(&between.expr), ">=", type_of(&between.low))?;
+            judge(type_of(&between.expr), "<=", type_of(&between.high))?;
+        }
+        Expr::InList(list) => {
+            let first = type_of(&list.expr);
+            list.list.iter().try_for_each(|item| judge(first.clone(), "=", type_of(item)))?;
+        }
+        Expr::Case(case) => {
+            if let Some(operand) = &case.expr {
+                let first = type_of(operand);
+                case.when_then_expr
+                    .iter()
+                    .try_for_each(|(when, _)| judge(first.clone(), "=", type_of(when)))?;
+            }
+        }
+        Expr::ScalarFunction(call) if call.func.name() == "nullif" => {
+            if let [left, right] = call.args.as_slice() {
+                judge(type_of(left), "=", type_of(right))?;
+            }
+        }
+        Expr::InSubquery(InSubquery { expr, subquery, .. }) => {
+            judge(type_of(expr), "=", first_column(subquery))?;
+        }
+        Expr::SetComparison(SetComparison { expr, subquery, op, .. }) => {
+            judge(type_of(expr), &op.to_string(), first_column(subquery))?;
+        }
+        Expr::Like(Like { expr, case_insensitive, .. }) => {
+            let op = if *case_insensitive { "ILIKE" } else { "LIKE" };
+            if let Some(ty) = type_of(expr)
+                && !matches!(family(&ty), None | Some(Family::Text | Family::Bytes))
+            {
+                return Err(no_operator(&ty, op, &DataType::Utf8).into());
+            }
+        }
+        _ => {}
+    }
+    Ok(Transformed::no(expr))
+}
+
+/// Refuses a join whose keys cannot be compared.
+///
+/// # Errors
+/// As [`check`].
+pub(super) fn check_keys(node: &LogicalPlan) -> Result<()> {
+    let LogicalPlan::Join(join) = node else { return Ok(()) };
+    if is_set_operation(join) {
+        return Ok(());
+    }
+    join.on.iter().try_for_each(|(left, right)| {
+        judge(known_type(left, join.left.schema()), "=", known_type(right, join.right.schema()))
+    })
+}
+
+/// INTERSECT and EXCEPT bring their columns to one type, as UNION does.
+fn is_set_operation(join: &Join) -> bool {
+    join.null_equality == NullEquality::NullEqualsNull
+        && matches!(join.join_type, JoinType::LeftSemi | JoinType::LeftAnti)
+}
+
+fn first_column(subquery: &Subquery) -> Option<DataType> {
+    subquery.subquery.schema().fields().first().map(|field| field.data_type().clone())
+}
+
+/// The type of an expression; `None` while it has none, and where it takes that of what it meets.
+fn known_type(expr: &Expr, schema: &DFSchema) -> Option<DataType> {
+    if takes_any_type(expr) { None } else { type_of(expr, schema) }
+}
+
+/// Whether an expression is a literal text, or a choice of which one is.
+fn takes_any_type(expr: &Expr) -> bool {
+    match expr {
+        Expr::Literal(value, _) => value.is_null() || is_text(&value.data_type()),
+        Expr::Alias(alias) => takes_any_type(&alias.expr),
+        Expr::Case(case) => {
+            let thens = case.when_then_expr.iter().map(|(_, then)| then);
+            thens.chain(&case.else_expr).any(|branch| takes_any_type(branch))
+        }
+        Expr::ScalarFunction(call) if UNIFORM.contains(&call.func.name()) => {
+            call.args.iter().any(takes_any_type)
+        }
+        _ => false,
+    }
+}
+
+fn judge(left: Option<DataType>, op: &str, right: Option<DataType>) -> Result<()> {
+    let (Some(left), Some(right)) = (left, right) else { return Ok(()) };
+    match (family(&left), family(&right)) {
+        (Some(one), Some(other)) if one != other => Err(no_operator(&left, op, &right).into()),
+        _ => Ok(()),
+    }
+}
+
+fn no_operator(left: &DataType, op: &str, right: &DataType) -> Error {
+    let (left, right) = (sql_name(left), sql_name(right));
+    Error::new(
+        ErrorKind::InvalidSql,
+        SqlState::UNDEFINED_FUNCTION,
+        format!("operator does not exist: {left} {op} {right}"),
+    )
+    .hint("cast one side to the type of the other: CAST(... AS type)")
+}
