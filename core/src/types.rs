@@ -434,16 +434,19 @@ mod tests {
         check(ColumnType::Uuid, "0192f3a4-b5c6-7d8e-9f00-010203040506");
         check(ColumnType::Embedding(2), "[1, 2.5]");
         for (ty, text) in [
-            (ColumnType::SmallInt, "70000"),
+            (ColumnType::SmallInt, "7x"),
             (ColumnType::Json, "{"),
             (ColumnType::Embedding(2), "[1]"),
             (ColumnType::Bytes, "\\xabc"),
             (ColumnType::Uuid, "x"),
-            (ColumnType::Date, "soon"),
         ] {
             let error = ty.parse_text(text).unwrap_err();
             assert_eq!(error.sqlstate(), SqlState::INVALID_TEXT_REPRESENTATION, "{ty} {text}");
         }
+        let error = ColumnType::SmallInt.parse_text("70000").unwrap_err();
+        assert_eq!(error.sqlstate(), SqlState::NUMERIC_OUT_OF_RANGE);
+        let error = ColumnType::Date.parse_text("soon").unwrap_err();
+        assert_eq!(error.sqlstate(), SqlState::INVALID_DATETIME);
     }
 
     #[test]

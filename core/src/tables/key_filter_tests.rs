@@ -167,7 +167,8 @@ fn other_filters_stay_filters() {
     check(&[col("room").eq(lit("a")).not()], &[Unsupported], 1, all);
     check(&[col("room").in_list(vec![lit("a")], true)], &[Unsupported], 1, all);
     check(&[col("room").eq(lit("a")).or(col("day").eq(lit(0)))], &[Unsupported], 1, all);
-    check(&[col("room").eq(lit(ScalarValue::Utf8(None)))], &[Unsupported], 1, all);
+    // Nothing equals NULL.
+    check(&[col("room").eq(lit(ScalarValue::Utf8(None)))], &[Exact], 0, |_, _, _| false);
     check(&[col("room").eq(col("body"))], &[Unsupported], 1, all);
     // The literal is of another type: comparing as that type is not comparing keys.
     check(&[col("room").eq(lit("a")), col("day").eq(lit(0.5))], &[Exact, Unsupported], 1, |room, _, _| {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use chrono::{DateTime, NaiveDate, NaiveDateTime, Timelike};
+use chrono::{DateTime, NaiveDateTime, Timelike};
 use datafusion::arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use datafusion::arrow::compute::cast;
 use datafusion::arrow::datatypes::{
@@ -85,9 +85,7 @@ fn column(array: &ArrayRef) -> Vec<String> {
     let text = |row: usize| -> String {
         match array.data_type() {
             DataType::Boolean => array.as_boolean().value(row).to_string(),
-            DataType::Date32 => {
-                NaiveDate::from(array.as_primitive::<Date32Type>().value_as_date(row).unwrap()).to_string()
-            }
+            DataType::Date32 => array.as_primitive::<Date32Type>().value_as_date(row).unwrap().to_string(),
             DataType::Timestamp(..) => {
                 let plain =
                     cast(&array.slice(row, 1), &DataType::Timestamp(TimeUnit::Microsecond, None)).unwrap();

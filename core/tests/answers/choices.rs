@@ -12,13 +12,13 @@ pub(crate) struct Choices {
 }
 
 enum Source {
-    Random(StdRng),
+    Random(Box<StdRng>),
     Given(Vec<u32>),
 }
 
 impl Choices {
     pub(crate) fn random(seed: u64) -> Self {
-        Self { source: Source::Random(StdRng::seed_from_u64(seed)), taken: Vec::new() }
+        Self { source: Source::Random(Box::new(StdRng::seed_from_u64(seed))), taken: Vec::new() }
     }
 
     pub(crate) fn given(decisions: Vec<u32>) -> Self {

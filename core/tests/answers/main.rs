@@ -3,6 +3,8 @@
 //!
 //! `cargo test --test answers` runs each once, in a process of its own. docs/testing.md has the longer runs.
 
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod cells;
 mod choices;
 mod corpora;

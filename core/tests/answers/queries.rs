@@ -323,7 +323,7 @@ impl<'a> Generator<'a> {
         let (mut query, classes) = self.query(outer, None, depth);
         if self.choices.once_in(3) {
             query.push_str(&self.order(classes.len()));
-            query.push_str(*self.choices.pick(&[
+            query.push_str(self.choices.pick::<&str>(&[
                 " LIMIT 3",
                 " OFFSET 1",
                 " LIMIT 2 OFFSET 1",
@@ -416,7 +416,7 @@ impl<'a> Generator<'a> {
         let is_ordered = self.choices.once_in(3);
         if is_ordered {
             sql.push_str(&self.order(classes.len()));
-            sql.push_str(*self.choices.pick(&["", " LIMIT 3", " OFFSET 2", " LIMIT 4 OFFSET 1"]));
+            sql.push_str(self.choices.pick::<&str>(&["", " LIMIT 3", " OFFSET 2", " LIMIT 4 OFFSET 1"]));
         }
         (sql, is_ordered)
     }

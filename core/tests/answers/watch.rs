@@ -23,7 +23,7 @@ impl Watch {
         let (running, note) = (Arc::clone(&watch.running), Arc::clone(&watch.note));
         std::thread::spawn(move || {
             loop {
-                std::thread::sleep(Duration::from_millis(500));
+                std::thread::park_timeout(Duration::from_millis(500));
                 let stuck = running.lock().clone().filter(|(since, _)| since.elapsed() > DEADLINE);
                 if let Some((_, what)) = stuck {
                     let note = note.lock().clone();

@@ -65,7 +65,7 @@ fn double(literal: &str) -> Expr {
 /// An interval with each part written out, times `sign`.
 ///
 /// # Errors
-/// 22P02 for a text that is no interval.
+/// 22007 for a text that is no interval.
 pub(super) fn interval(interval: &mut ast::Interval, sign: i32) -> Result<()> {
     let (literal, sign) = match signed(&interval.value, sign) {
         Some(literal) => literal,
