@@ -287,11 +287,7 @@ pub(crate) fn not_a_value(text: &str, ty: &str) -> Error {
         "INTERVAL" => SqlState::INVALID_DATETIME,
         _ => SqlState::INVALID_TEXT_REPRESENTATION,
     };
-    Error::new(
-        ErrorKind::InvalidArgument,
-        state,
-        format!("\"{shown}\" is not a value of type {ty}"),
-    )
+    Error::new(ErrorKind::InvalidArgument, state, format!("\"{shown}\" is not a value of type {ty}"))
 }
 
 /// A type as SQL names it, for messages.

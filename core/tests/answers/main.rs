@@ -42,9 +42,9 @@ struct Guard {
 }
 
 const GUARDS: [Guard; 5] = [
-    Guard { name: "differential", unit: "--queries", ci: 1_500, long: 140_000 },
-    Guard { name: "plans", unit: "--queries", ci: 800, long: 30_000 },
-    Guard { name: "partition", unit: "--queries", ci: 800, long: 30_000 },
+    Guard { name: "differential", unit: "--queries", ci: 1_000, long: 140_000 },
+    Guard { name: "plans", unit: "--queries", ci: 400, long: 30_000 },
+    Guard { name: "partition", unit: "--queries", ci: 400, long: 30_000 },
     Guard { name: "sqlite_corpus", unit: "--percent", ci: 1, long: 20 },
     Guard { name: "datafusion_corpus", unit: "--percent", ci: 100, long: 100 },
 ];
@@ -156,8 +156,9 @@ fn faults() -> i32 {
     i32::from(missed > 0)
 }
 
+/// The same in every run, so that a change is judged by what it changes; other seeds look for what is not known yet.
 fn chosen_seed() -> u64 {
-    number(std::env::var("KALAMDB_SEED").ok()).unwrap_or_else(|| rand::random::<u32>().into())
+    number(std::env::var("KALAMDB_SEED").ok()).unwrap_or(1)
 }
 
 fn process(guard: &str, seed: u64, unit: &str, size: u64) -> Command {

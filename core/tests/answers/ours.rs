@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use datafusion::arrow::array::{ArrayRef, AsArray, RecordBatch, UInt64Array};
 use datafusion::arrow::datatypes::{Schema, SchemaRef, UInt8Type};
@@ -150,8 +151,14 @@ impl Ours {
         params: Vec<ScalarValue>,
         copy: usize,
     ) -> Result<Found, Failure> {
-        let request =
-            |snapshot| SubscribeRequest { params: params.clone(), snapshot, ..SubscribeRequest::new(sql) };
+        // How far a stream without rows is, is heard often.
+        let heartbeat = Duration::from_millis(5);
+        let request = |snapshot| SubscribeRequest {
+            params: params.clone(),
+            snapshot,
+            heartbeat,
+            ..SubscribeRequest::new(sql)
+        };
         let mut batches = Vec::new();
         let mut subscription =
             self.session(copy).subscribe(request(SnapshotMode::Only)).await.map_err(failure)?;
