@@ -70,15 +70,14 @@ fn turned(expr: Expr) -> Transformed<Expr> {
 /// Added to 0.0 it is the other zero.
 pub(super) fn one_zero(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
     let Expr::InList(mut list) = expr else { return Ok(Transformed::no(expr)) };
-    if matches!(*list.expr, Expr::Column(_)) {
-        return Ok(Transformed::no(Expr::InList(list)));
-    }
     let zero = match type_of(&list.expr, schema) {
         Some(DataType::Float64) => lit(0.0_f64),
         Some(DataType::Float32) => lit(0.0_f32),
         _ => return Ok(Transformed::no(Expr::InList(list))),
     };
-    list.expr = Box::new(*list.expr + zero);
+    if !matches!(*list.expr, Expr::Column(_)) {
+        list.expr = Box::new(*list.expr + zero);
+    }
     for item in &mut list.list {
         *item = turned(take(item)).data;
     }
