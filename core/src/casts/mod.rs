@@ -283,11 +283,11 @@ pub(crate) fn out_of_range(to: &DataType) -> Error {
 /// The error for a text that is no value of a type.
 pub(crate) fn not_a_value(text: &str, ty: &str) -> Error {
     let shown: String = text.chars().take(64).collect();
-    let state = match ty {
-        "INTERVAL" => SqlState::INVALID_DATETIME,
-        _ => SqlState::INVALID_TEXT_REPRESENTATION,
-    };
-    Error::new(ErrorKind::InvalidArgument, state, format!("\"{shown}\" is not a value of type {ty}"))
+    Error::new(
+        ErrorKind::InvalidArgument,
+        SqlState::INVALID_TEXT_REPRESENTATION,
+        format!("\"{shown}\" is not a value of type {ty}"),
+    )
 }
 
 /// A type as SQL names it, for messages.

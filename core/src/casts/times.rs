@@ -53,7 +53,8 @@ fn read<T: ArrowPrimitiveType>(
     Ok(Arc::new(values.collect::<Result<PrimitiveArray<T>>>()?))
 }
 
-fn malformed(text: &str, to: &DataType) -> Error {
+/// The error for a text that is no time of type `to`.
+pub(crate) fn malformed(text: &str, to: &DataType) -> Error {
     let shown: String = text.chars().take(64).collect();
     Error::new(
         ErrorKind::InvalidArgument,

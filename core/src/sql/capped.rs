@@ -45,8 +45,10 @@ pub(super) enum Growth {
     RegexpReplace,
     /// `generate_series(from, to, step)`, `range(...)`.
     Series,
-    /// `array_repeat(element, n)`, `array_resize(list, n)`.
+    /// `array_repeat(element, n)`.
     List,
+    /// `array_resize(list, n, element)`.
+    Resize,
     /// `array_replace_all(list, from, to)` and its relatives.
     ReplaceElements,
     /// `array_to_string(list, delimiter, null)`.
@@ -70,7 +72,7 @@ const CAPPED: [(&str, Growth); 22] = [
     ("range", Growth::Series),
     ("generate_series", Growth::Series),
     ("array_repeat", Growth::List),
-    ("array_resize", Growth::List),
+    ("array_resize", Growth::Resize),
     ("array_replace", Growth::ReplaceElements),
     ("array_replace_n", Growth::ReplaceElements),
     ("array_replace_all", Growth::ReplaceElements),
@@ -187,10 +189,7 @@ impl Growth {
         }
         let mut total = 0_u64;
         for row in 0..rows {
-            if self == Self::List
-                && name == "array_resize"
-                && columns.get(1).is_some_and(|size| size.number(row) < 0)
-            {
+            if self == Self::Resize && columns.get(1).is_some_and(|size| size.number(row) < 0) {
                 return Err(Error::new(
                     ErrorKind::InvalidArgument,
                     SqlState::INVALID_PARAMETER_VALUE,
@@ -228,8 +227,8 @@ impl Growth {
             }
             Self::RegexpReplace => regexp_replaced(arguments, row),
             Self::Series => series_len(arguments, row).saturating_mul(ELEMENT_BYTES),
-            Self::List => {
-                // array_repeat has its element first; array_resize fills with its third argument.
+            Self::List => count(1).saturating_mul(bytes(0).max(ELEMENT_BYTES)),
+            Self::Resize => {
                 let element = if arguments.len() > 2 { bytes(2) } else { bytes(0) };
                 count(1).saturating_mul(element.max(ELEMENT_BYTES))
             }

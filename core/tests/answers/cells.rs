@@ -10,6 +10,7 @@ use datafusion::arrow::datatypes::{
     TimestampMicrosecondType,
 };
 use datafusion::arrow::util::display::{ArrayFormatter, FormatOptions};
+use tokio::task::JoinHandle;
 
 /// More digits of a number are not compared: PostgreSQL and we cut quotients off at different places.
 const DIGITS_COMPARED: usize = 12;
@@ -26,6 +27,12 @@ impl Failure {
     pub(crate) fn is_internal(&self) -> bool {
         self.sqlstate == "XX000"
     }
+}
+
+/// What a statement gives that runs in a task of its own, so that a panic is its failure.
+pub(crate) async fn joined<T>(task: JoinHandle<Result<T, Failure>>) -> Result<T, Failure> {
+    task.await
+        .unwrap_or_else(|panicked| Err(Failure { sqlstate: "XX000".to_owned(), text: panicked.to_string() }))
 }
 
 impl std::fmt::Display for Failure {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::cells::{Answer, Failure, difference, foreign_lines};
+use crate::cells::{Answer, Failure, difference, foreign_lines, joined};
 use crate::choices::Choices;
 use crate::differences::{self, Difference};
 use crate::guard::{Report, Run};
@@ -83,11 +83,7 @@ impl RandomGuard for Differential {
         let mut verdict = Verdict::Same;
         // Each is waited for, also after a difference: what comes next may change the tables.
         for (copy, task) in tasks.into_iter().enumerate() {
-            let found = match task.await {
-                Ok(found) => found,
-                Err(panicked) => Err(Failure { sqlstate: "XX000".to_owned(), text: panicked.to_string() }),
-            };
-            let one = self.compare(question, &expected, changed, &found);
+            let one = self.compare(question, &expected, changed, &joined(task).await);
             verdict = match (verdict, one) {
                 (Verdict::Different(text), _) => Verdict::Different(text),
                 (_, Verdict::Different(text)) => Verdict::Different(format!("{} copy: {text}", COPIES[copy])),

@@ -3,7 +3,7 @@
 //! Left out is what two right engines may answer differently: sums of floats, whose order counts, and digits behind a quotient.
 
 use crate::choices::Choices;
-use crate::queries::Generator;
+use crate::queries::{Generator, plain};
 use crate::world::{Class, Ty};
 
 /// A column, or what a query groups by, as it is written.
@@ -51,12 +51,7 @@ impl Generator<'_> {
     pub(crate) fn literal(&mut self, class: Class) -> String {
         let ty = match class {
             Class::Number => *self.choices.pick(&[Ty::Int, Ty::Decimal(10, 2), Ty::Double]),
-            Class::Boolean => Ty::Boolean,
-            Class::Text => Ty::Text,
-            Class::Date => Ty::Date,
-            Class::Timestamp => Ty::Timestamp,
-            Class::TimestampTz => Ty::TimestampTz,
-            Class::Bytes => Ty::Bytes,
+            _ => plain(class),
         };
         let literal = *self.choices.pick(ty.literals());
         match class {
@@ -251,7 +246,7 @@ impl Generator<'_> {
         let call = match (class, self.choices.below(6)) {
             (Class::Number, 0) => "count(*)".to_owned(),
             (Class::Number, 1) => {
-                let other = class_of_any(self.choices);
+                let other = self::class(self.choices);
                 format!("count({distinct}{})", self.expression(other, &below, 0))
             }
             (Class::Number, 2) => match self.column_of(&below, exact) {
@@ -342,7 +337,7 @@ impl Generator<'_> {
 
     fn comparison(&mut self, class: Class, scope: &Scope, depth: usize) -> String {
         if self.choices.once_in(8) {
-            let other = class_of_any(self.choices);
+            let other = self::class(self.choices);
             let left = (self.expression(class, scope, 0), self.expression(other, scope, 0));
             let right = (self.expression(class, scope, 0), self.expression(other, scope, 0));
             let op = self.choices.pick(&COMPARISONS);
@@ -388,8 +383,4 @@ impl Generator<'_> {
             }
         }
     }
-}
-
-fn class_of_any(choices: &mut Choices) -> Class {
-    class(choices)
 }

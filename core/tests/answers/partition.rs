@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::cells::{Failure, Lines, difference};
+use crate::cells::{Failure, Lines, difference, joined};
 use crate::choices::Choices;
 use crate::guard::{Report, Run};
 use crate::ours::{COPIES, Found, Ours, config, select};
@@ -44,7 +44,7 @@ impl RandomGuard for Partition {
             verdict = match self.check(parts, copy).await {
                 Ok(None) => continue,
                 Ok(Some(why)) => Verdict::Different(format!("{name} copy: {why}")),
-                Err(failure) if failure.sqlstate == "XX000" => {
+                Err(failure) if failure.is_internal() => {
                     Verdict::Different(format!("{name} copy: internal error: {failure}"))
                 }
                 Err(_) => Verdict::BothFail,
@@ -87,10 +87,6 @@ impl Partition {
 
     async fn rows(&self, sql: String, copy: usize) -> Result<Found, Failure> {
         let ours = Arc::clone(&self.ours);
-        let task = tokio::spawn(async move { select(ours.session(copy), &sql, ().into()).await });
-        match task.await {
-            Ok(found) => found,
-            Err(panicked) => Err(Failure { sqlstate: "XX000".to_owned(), text: panicked.to_string() }),
-        }
+        joined(tokio::spawn(async move { select(ours.session(copy), &sql, ().into()).await })).await
     }
 }

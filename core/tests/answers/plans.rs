@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use kalamdb_core::{Config, PlannerOverrides};
 
-use crate::cells::{Failure, difference};
+use crate::cells::{Failure, difference, joined};
 use crate::choices::Choices;
 use crate::guard::{Report, Run};
 use crate::ours::{Found, Ours, config};
@@ -157,10 +157,7 @@ impl RandomGuard for Plans {
             let name = WAYS[way].name;
             self.watch.note_more(name);
             let task = tokio::spawn(async move { database.ask(&question, &world, 0).await });
-            let mut found = match task.await {
-                Ok(found) => found,
-                Err(panicked) => Err(Failure { sqlstate: "XX000".to_owned(), text: panicked.to_string() }),
-            };
+            let mut found = joined(task).await;
             if let Ok(found) = &mut found
                 && !repeated.question.is_ordered
             {
@@ -168,7 +165,7 @@ impl RandomGuard for Plans {
             }
             let Some(usual) = &usual else {
                 if let Err(failure) = &found
-                    && failure.sqlstate == "XX000"
+                    && failure.is_internal()
                 {
                     return Verdict::Different(format!("{name}: internal error: {failure}"));
                 }
@@ -191,7 +188,7 @@ impl RandomGuard for Plans {
 fn differs(usual: &Result<Found, Failure>, found: &Result<Found, Failure>) -> Option<String> {
     let is_value = |failure: &Failure| failure.sqlstate.starts_with("22");
     match (usual, found) {
-        (_, Err(failure)) if failure.sqlstate == "XX000" => Some(format!("internal error: {failure}")),
+        (_, Err(failure)) if failure.is_internal() => Some(format!("internal error: {failure}")),
         (Ok(usual), Ok(found)) => {
             (usual.lines != found.lines).then(|| difference(&usual.lines, &found.lines))
         }

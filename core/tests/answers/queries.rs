@@ -433,7 +433,7 @@ fn bare(sql: &str) -> &str {
 }
 
 /// A type of a class, for what was computed.
-fn plain(class: Class) -> Ty {
+pub(crate) fn plain(class: Class) -> Ty {
     match class {
         // Of numbers that were computed no sums are made: they may be floats.
         Class::Number => Ty::Double,

@@ -180,7 +180,7 @@ impl Table {
         )
     }
 
-    /// An INSERT of some of the rows; `None` when there are none.
+    /// The INSERT that writes these rows, or `None` for no rows.
     pub(crate) fn insert(&self, namespace: &str, rows: &[Vec<String>]) -> Option<String> {
         let rows: Vec<_> = rows.iter().map(|row| format!("({})", row.join(", "))).collect();
         (!rows.is_empty())

@@ -48,9 +48,9 @@ impl<'a> Attempts<'a> {
 
     /// Commits; `None` means that the statement is to be planned again.
     pub(super) async fn commit(&mut self, set: WriteSet, rows: u64) -> Result<Option<Affected>> {
-        let table = set.tables.first().map(|table| Arc::clone(&table.table));
-        failpoint::planned(|| table.as_ref().map(|table| table.qualified_name()).unwrap_or_default());
-        let table = table.map(|table| table.id);
+        let first = set.tables.first();
+        failpoint::planned(|| first.map(|table| table.table.qualified_name()).unwrap_or_default());
+        let table = first.map(|table| table.table.id);
         match self.session.ctx().committer.commit(set).await {
             Ok(receipt) => Ok(Some(Affected { rows, seq: receipt.seq })),
             Err(error) => {

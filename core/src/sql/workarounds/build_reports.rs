@@ -44,16 +44,16 @@ fn without_lone_waits(plan: Arc<dyn ExecutionPlan>, may_skip: bool) -> Result<Ar
         children.push(without_lone_waits(Arc::clone(child), may_skip_child(&plan, side, may_skip))?);
     }
     let plan = replace_children_if_necessary(plan, children)?;
-    let waits = may_skip
-        && plan.downcast_ref::<HashJoinExec>().is_some_and(|join| {
-            *join.partition_mode() == PartitionMode::CollectLeft
-                && join.right().output_partitioning().partition_count() > 1
-                && !join.dynamic_expressions_produced().is_empty()
-        });
     match plan.downcast_ref::<HashJoinExec>() {
-        Some(join) if waits => join.builder().reset_state().build_exec(),
+        Some(join) if may_skip && waits(join) => join.builder().reset_state().build_exec(),
         _ => Ok(plan),
     }
+}
+
+fn waits(join: &HashJoinExec) -> bool {
+    *join.partition_mode() == PartitionMode::CollectLeft
+        && join.right().output_partitioning().partition_count() > 1
+        && !join.dynamic_expressions_produced().is_empty()
 }
 
 fn may_skip_child(plan: &Arc<dyn ExecutionPlan>, side: usize, may_skip: bool) -> bool {

@@ -5,12 +5,13 @@
 
 use datafusion::arrow::datatypes::DataType;
 use datafusion::common::tree_node::Transformed;
-use datafusion::common::{DFSchema, NullEquality, Result};
+use datafusion::common::{DFSchema, Result};
 use datafusion::logical_expr::expr::{BinaryExpr, InSubquery, Like, SetComparison};
 use datafusion::logical_expr::planner::{ExprPlanner, PlannerResult, RawBinaryExpr};
-use datafusion::logical_expr::{Expr, Join, JoinType, LogicalPlan, Operator, Subquery};
+use datafusion::logical_expr::{Expr, LogicalPlan, Operator, Subquery};
 use datafusion::sql::sqlparser::ast::BinaryOperator;
 
+use super::multisets::is_set_operation;
 use super::numbers::{UNIFORM, is_comparison, type_literal};
 use super::walk::type_of;
 use crate::casts::{UUID, is_decimal, is_text};
@@ -96,7 +97,7 @@ impl ExprPlanner for Operators {
 /// Refuses an expression that compares what cannot be compared.
 ///
 /// # Errors
-/// 42883 with the operator and both types.
+/// 42883 with the operator and both types; 0A000 for LIKE over BYTES, which PostgreSQL has.
 pub(super) fn check(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
     let type_of = |expr: &Expr| known_type(expr, schema);
     match &expr {
@@ -131,17 +132,30 @@ pub(super) fn check(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> 
         Expr::SetComparison(SetComparison { expr, subquery, op, .. }) => {
             judge(type_of(expr), &op.to_string(), first_column(subquery))?;
         }
-        Expr::Like(Like { expr, case_insensitive, .. }) => {
-            let op = if *case_insensitive { "ILIKE" } else { "LIKE" };
-            if let Some(ty) = type_of(expr)
+        Expr::Like(like) => {
+            let op = if like.case_insensitive { "ILIKE" } else { "LIKE" };
+            if let Some(ty) = type_of(&like.expr)
                 && !matches!(family(&ty), None | Some(Family::Text | Family::Bytes))
             {
                 return Err(no_operator(&ty, op, &DataType::Utf8).into());
             }
+            refuse_bytes(like, schema)?;
         }
+        Expr::SimilarTo(like) => refuse_bytes(like, schema)?,
         _ => {}
     }
     Ok(Transformed::no(expr))
+}
+
+/// DataFusion matches the text of bytes.
+fn refuse_bytes(like: &Like, schema: &DFSchema) -> Result<()> {
+    let is_bytes = |part: &Expr| type_of(part, schema) == Some(DataType::Binary);
+    if !is_bytes(&like.expr) && !is_bytes(&like.pattern) {
+        return Ok(());
+    }
+    Err(Error::unsupported("LIKE over BYTES")
+        .hint("compare with =, or with substr, or decode the bytes to text first")
+        .into())
 }
 
 /// Refuses a join whose keys cannot be compared.
@@ -150,18 +164,13 @@ pub(super) fn check(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> 
 /// As [`check`].
 pub(super) fn check_keys(node: &LogicalPlan) -> Result<()> {
     let LogicalPlan::Join(join) = node else { return Ok(()) };
+    // INTERSECT and EXCEPT bring their columns to one type, as UNION does.
     if is_set_operation(join) {
         return Ok(());
     }
     join.on.iter().try_for_each(|(left, right)| {
         judge(known_type(left, join.left.schema()), "=", known_type(right, join.right.schema()))
     })
-}
-
-/// INTERSECT and EXCEPT bring their columns to one type, as UNION does.
-fn is_set_operation(join: &Join) -> bool {
-    join.null_equality == NullEquality::NullEqualsNull
-        && matches!(join.join_type, JoinType::LeftSemi | JoinType::LeftAnti)
 }
 
 fn first_column(subquery: &Subquery) -> Option<DataType> {

@@ -41,7 +41,7 @@ use std::sync::Arc;
 
 use datafusion::common::Result;
 use datafusion::common::config::ConfigOptions;
-use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
+use datafusion::common::tree_node::TreeNode;
 use datafusion::execution::SessionState;
 use datafusion::logical_expr::planner::ExprPlanner;
 use datafusion::logical_expr::{LogicalPlan, ScalarUDF};
@@ -116,7 +116,7 @@ impl AnalyzerRule for BeforeCoercion {
     fn analyze(&self, plan: LogicalPlan, _: &ConfigOptions) -> Result<LogicalPlan> {
         const REWRITES: [Rewrite; 11] = [
             comparisons::check,
-            functions::refuse,
+            functions::refuse_formats,
             functions::correct_current_time,
             sorts::of_aggregate,
             numbers::unify,
@@ -127,10 +127,12 @@ impl AnalyzerRule for BeforeCoercion {
             functions::replace_rounding,
             frames::correct,
         ];
-        plan.apply_with_subqueries(|node| {
-            comparisons::check_keys(node).map(|()| TreeNodeRecursion::Continue)
-        })?;
-        let plan = plan.transform_up_with_subqueries(multisets::count_rows)?.data;
+        let plan = plan
+            .transform_up_with_subqueries(|node| {
+                comparisons::check_keys(&node)?;
+                multisets::count_rows(node)
+            })?
+            .data;
         numbers::unify_sets(rewrite_expressions(plan, &REWRITES)?)
     }
 }
@@ -152,8 +154,11 @@ impl AnalyzerRule for AfterCoercion {
             equalities::one_zero,
         ];
         let plan = rewrite_expressions(plan, &REWRITES)?;
-        let plan = plan.transform_up_with_subqueries(|node| Ok(sorts::of_distinct_on(node)))?.data;
-        let plan = plan.transform_up_with_subqueries(|node| Ok(functions::order_intervals(node)))?.data;
+        let plan = plan
+            .transform_up_with_subqueries(|node| {
+                sorts::of_distinct_on(node).transform_data(|node| Ok(functions::order_intervals(node)))
+            })?
+            .data;
         subqueries::decorrelate(offsets::keep_sorts(plan)?)
     }
 }

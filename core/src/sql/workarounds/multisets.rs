@@ -16,13 +16,9 @@ const NUMBER: &str = "__number_of_row";
 
 /// Corrects a set operation. Runs before anything else makes joins of this kind.
 pub(super) fn count_rows(plan: LogicalPlan) -> Result<Transformed<LogicalPlan>> {
-    let is_of_all = matches!(&plan, LogicalPlan::Join(join)
-        if matches!(join.join_type, JoinType::LeftSemi | JoinType::LeftAnti)
-            && join.null_equality == NullEquality::NullEqualsNull
-            // Without ALL the left side has each row once.
-            && !matches!(*join.left, LogicalPlan::Distinct(Distinct::All(_))));
     let LogicalPlan::Join(join) = plan else { return Ok(Transformed::no(plan)) };
-    if !is_of_all {
+    // Without ALL the left side has each row once.
+    if !is_set_operation(&join) || matches!(*join.left, LogicalPlan::Distinct(Distinct::All(_))) {
         return Ok(Transformed::no(LogicalPlan::Join(join)));
     }
     let columns: Vec<Expr> = join.left.schema().columns().into_iter().map(Expr::Column).collect();
@@ -42,6 +38,12 @@ pub(super) fn count_rows(plan: LogicalPlan) -> Result<Transformed<LogicalPlan>> 
     )?;
     let plan = LogicalPlanBuilder::from(LogicalPlan::Join(counted)).project(columns)?.build()?;
     Ok(Transformed::yes(plan))
+}
+
+/// Whether a join is INTERSECT or EXCEPT. No other is planned as one of this kind.
+pub(super) fn is_set_operation(join: &Join) -> bool {
+    join.null_equality == NullEquality::NullEqualsNull
+        && matches!(join.join_type, JoinType::LeftSemi | JoinType::LeftAnti)
 }
 
 fn number_of(plan: &LogicalPlan) -> Expr {

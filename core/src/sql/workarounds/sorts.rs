@@ -7,26 +7,31 @@ use datafusion::common::{DFSchema, Result};
 use datafusion::logical_expr::expr::Sort;
 use datafusion::logical_expr::{Distinct, Expr, LogicalPlan};
 
-/// Drops what a list has sorted by already.
-fn without_doubles(sorts: &mut Vec<Sort>) -> bool {
+/// Drops what a list has already; says whether it had something twice.
+fn without_doubles<T>(list: &mut Vec<T>, expr: impl Fn(&T) -> &Expr) -> bool {
     let mut seen = HashSet::new();
-    let before = sorts.len();
-    sorts.retain(|sort| seen.insert(sort.expr.clone()));
-    sorts.len() < before
+    let before = list.len();
+    list.retain(|item| seen.insert(expr(item).clone()));
+    list.len() < before
+}
+
+fn sorted_by(sort: &Sort) -> &Expr {
+    &sort.expr
 }
 
 /// ORDER BY of an aggregate.
 pub(super) fn of_aggregate(expr: Expr, _: &DFSchema) -> Result<Transformed<Expr>> {
     let Expr::AggregateFunction(mut call) = expr else { return Ok(Transformed::no(expr)) };
-    let is_changed = without_doubles(&mut call.params.order_by);
+    let is_changed = without_doubles(&mut call.params.order_by, sorted_by);
     Ok(Transformed::new_transformed(Expr::AggregateFunction(call), is_changed))
 }
 
 /// ORDER BY of DISTINCT ON.
 pub(super) fn of_distinct_on(plan: LogicalPlan) -> Transformed<LogicalPlan> {
     let LogicalPlan::Distinct(Distinct::On(mut on)) = plan else { return Transformed::no(plan) };
-    let is_changed = on.sort_expr.as_mut().is_some_and(without_doubles);
-    let mut seen = HashSet::new();
-    on.on_expr.retain(|expr| seen.insert(expr.clone()));
+    let mut is_changed = without_doubles(&mut on.on_expr, |expr| expr);
+    if let Some(sorts) = &mut on.sort_expr {
+        is_changed |= without_doubles(sorts, sorted_by);
+    }
     Transformed::new_transformed(LogicalPlan::Distinct(Distinct::On(on)), is_changed)
 }

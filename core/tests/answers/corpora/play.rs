@@ -13,7 +13,7 @@ use regex::Regex;
 
 use super::records::{Kind, Record, Records};
 use super::{Corpus, Part, Wanted};
-use crate::cells::{Failure, lines};
+use crate::cells::{Failure, joined, lines};
 use crate::watch::Watch;
 
 /// Rows that are inserted at once, where a file inserts them one by one.
@@ -165,10 +165,7 @@ impl<'a> Play<'a> {
         self.watch.begin(sql);
         self.corpus.report.lock().executions += 1;
         let (session, sql) = (Arc::clone(&self.session), sql.to_owned());
-        let found = tokio::spawn(async move { crate::ours::rows(&session, &sql, ().into()).await }).await;
-        found.unwrap_or_else(|panicked| {
-            Err(Failure { sqlstate: "XX000".to_owned(), text: panicked.to_string() })
-        })
+        joined(tokio::spawn(async move { crate::ours::rows(&session, &sql, ().into()).await })).await
     }
 
     /// We fail where an answer or an error is expected.

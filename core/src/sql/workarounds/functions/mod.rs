@@ -18,7 +18,7 @@ use datafusion::common::{DFSchema, Result};
 use datafusion::functions_nested::remove::array_remove_all_udf;
 use datafusion::functions_nested::replace::array_replace_all_udf;
 use datafusion::logical_expr::expr::ScalarFunction;
-use datafusion::logical_expr::{Expr, ExprSchemable, ScalarUDF, cast};
+use datafusion::logical_expr::{Expr, ScalarUDF, cast};
 
 use super::regex;
 use crate::error::Error;
@@ -71,28 +71,19 @@ const WITH_FORMAT: [&str; 9] = [
     "to_unixtime",
 ];
 
-/// Refuses what no function here does as SQL says.
+/// Refuses them with one.
 ///
 /// # Errors
 /// 0A000 with the way round.
-pub(super) fn refuse(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
+pub(super) fn refuse_formats(expr: Expr, _: &DFSchema) -> Result<Transformed<Expr>> {
     match &expr {
         Expr::ScalarFunction(call) if call.args.len() > 1 && WITH_FORMAT.contains(&call.func.name()) => {
-            return Err(Error::unsupported(format!("{} with a format", call.func.name()))
+            Err(Error::unsupported(format!("{} with a format", call.func.name()))
                 .hint("write times as in '2024-01-31 23:59:59' and cast the text")
-                .into());
+                .into())
         }
-        Expr::Like(like) | Expr::SimilarTo(like) => {
-            let is_bytes = |expr: &Expr| expr.get_type(schema).is_ok_and(|ty| ty == DataType::Binary);
-            if is_bytes(&like.expr) || is_bytes(&like.pattern) {
-                return Err(Error::unsupported("LIKE over BYTES")
-                    .hint("compare with =, or with substr, or decode the bytes to text first")
-                    .into());
-            }
-        }
-        _ => {}
+        _ => Ok(Transformed::no(expr)),
     }
-    Ok(Transformed::no(expr))
 }
 
 /// CURRENT_TIME is a TIME, to the microsecond as all of them.

@@ -3,13 +3,14 @@
 use datafusion::sql::sqlparser::ast::{self, DateTimeField, Expr, UnaryOperator};
 
 use super::{number as written, text};
-use crate::casts::{not_a_value, out_of_range, parse_decimal, times};
+use crate::casts::{out_of_range, parse_decimal, times};
 use crate::error::Result;
 
-use datafusion::arrow::datatypes::{DataType, IntervalMonthDayNano};
+use datafusion::arrow::datatypes::{DataType, IntervalMonthDayNano, IntervalUnit};
 
 /// The most digits of a DECIMAL.
 const DIGITS_MAX: usize = 38;
+const INTERVAL: DataType = DataType::Interval(IntervalUnit::MonthDayNano);
 const NANOS: i64 = 1_000_000_000;
 const MINUTE_NANOS: i64 = 60 * NANOS;
 
@@ -73,7 +74,9 @@ pub(super) fn interval(interval: &mut ast::Interval, sign: i32) -> Result<()> {
     };
     let read = read(&literal, interval.leading_field.as_ref(), interval.last_field.as_ref())
         .and_then(|value| negated(value, sign))
-        .ok_or_else(|| not_a_value(&literal, "INTERVAL").hint("write it as in INTERVAL '1 day 02:03:04'"))?;
+        .ok_or_else(|| {
+            times::malformed(&literal, &INTERVAL).hint("write it as in INTERVAL '1 day 02:03:04'")
+        })?;
     *interval = ast::Interval {
         value: Box::new(text(parts(read))),
         leading_field: None,
