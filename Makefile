@@ -17,8 +17,8 @@ requirements := $(clients)/python/requirements.txt
 venv := $(HOME)/.cache/kalamdb-venv-$(shell sha256sum $(requirements) | cut -c1-12)
 python := $(venv)/bin/python
 maven := mvn -B -ntp
-guards := KALAMDB_GUARDS_MUST_RUN=1 cargo test --workspace --test answers
-guards_long := KALAMDB_GUARDS_MUST_RUN=1 cargo test --release --workspace --test answers
+guards := GUARDS_MUST_RUN=1 cargo test --workspace --test answers
+guards_long := GUARDS_MUST_RUN=1 cargo test --release --workspace --test answers
 with_server := $(python) $(clients)/python/server.py --
 
 .PHONY: help run test bench bench-quick fmt lint build test-rust test-examples test-python test-java guards guards-long guards-faults \

@@ -58,14 +58,10 @@ impl Peer {
     }
 }
 
-/// Fails unless two answers have the same rows, in any order, floats compared up to rounding.
+/// Fails unless two answers have the same rows, in any order: floats up to rounding, quotients and averages of decimals up to the
+/// last digit that the peer gives, which cuts them off after fewer digits than the database.
 pub(crate) fn same_rows(what: &str, ours: &[RecordBatch], theirs: &[RecordBatch]) -> Result<()> {
     let (ours, theirs) = (cells(ours)?, cells(theirs)?);
-    let close = |left: &String, right: &String| {
-        left == right
-            || matches!((left.parse::<f64>(), right.parse::<f64>()), (Ok(left), Ok(right))
-                if (left - right).abs() <= 1e-9 * left.abs().max(right.abs()))
-    };
     let same_row = |left: &Vec<String>, right: &Vec<String>| {
         left.len() == right.len() && left.iter().zip(right).all(|(left, right)| close(left, right))
     };
@@ -73,6 +69,28 @@ pub(crate) fn same_rows(what: &str, ours: &[RecordBatch], theirs: &[RecordBatch]
         return Ok(());
     }
     Err(format!("{what}: {} rows are not the {} rows of the peer", ours.len(), theirs.len()).into())
+}
+
+/// Whether two cells, as text, are one value, or numbers that differ by no more than how they were computed.
+fn close(left: &str, right: &str) -> bool {
+    if left == right {
+        return true;
+    }
+    let (Ok(left_number), Ok(right_number)) = (left.parse::<f64>(), right.parse::<f64>()) else {
+        return false;
+    };
+    let (left_digits, right_digits) = (fraction_digits(left), fraction_digits(right));
+    let last_digit = match left_digits == right_digits {
+        true => 0.0,
+        false => 10f64.powi(-left_digits.min(right_digits)),
+    };
+    let rounding = 1e-9 * left_number.abs().max(right_number.abs());
+    (left_number - right_number).abs() <= rounding.max(last_digit)
+}
+
+/// How many digits a number has behind its point.
+fn fraction_digits(number: &str) -> i32 {
+    number.split_once('.').map_or(0, |(_, fraction)| fraction.len().min(40) as i32)
 }
 
 /// The sorted rows, as text.

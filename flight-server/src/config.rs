@@ -19,7 +19,7 @@ const ENV_PREFIX: &str = "KALAMDB_";
 const SECRET_KEYS: [&str; 1] = ["root_password"];
 
 /// What our variables say to others: the command line's clients, the demo and the tests.
-const FOREIGN_VARIABLES: [&str; 12] = [
+const FOREIGN_VARIABLES: [&str; 13] = [
     "bin",
     "cases",
     "config",
@@ -28,6 +28,7 @@ const FOREIGN_VARIABLES: [&str; 12] = [
     "password",
     "port",
     "power_losses",
+    "queries",
     "seed",
     "tls_ca",
     "url",
@@ -362,6 +363,26 @@ mod tests {
         load(None, &others, &[("node_id", "a")]).expect("settings");
         load(None, &[("KALAMDB_SERVICE_HOST", "10.0.0.1"), ("KALAMDB_PORT_8815_TCP_PROTO", "tcp")], &[])
             .expect("settings");
+    }
+
+    #[test]
+    fn what_the_projects_own_programs_set_keeps_no_server_from_starting() {
+        let programs = [
+            include_str!("../../Makefile"),
+            include_str!("../../.ci/run"),
+            include_str!("../../docs/testing.md"),
+            include_str!("../demo.sh"),
+        ];
+        let known = known_settings().expect("settings");
+        let refused = programs
+            .iter()
+            .flat_map(|text| text.split(ENV_PREFIX).skip(1))
+            .map(|rest| {
+                rest.split(|c: char| c != '_' && !c.is_ascii_alphanumeric()).next().unwrap_or_default()
+            })
+            .map(str::to_ascii_lowercase)
+            .find(|name| !known.contains_key(name.as_str()) && !is_foreign(name));
+        assert_eq!(refused, None);
     }
 
     #[test]

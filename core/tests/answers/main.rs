@@ -106,7 +106,7 @@ fn one(guard: &str, value: &dyn Fn(&str) -> Option<String>) -> i32 {
 
 /// Runs every guard, each in its own process: one that dies or hangs is said, and takes no other with it.
 fn all(value: &dyn Fn(&str) -> Option<String>, is_long: bool) -> i32 {
-    let must_run = std::env::var_os("KALAMDB_GUARDS_MUST_RUN").is_some();
+    let must_run = std::env::var_os("GUARDS_MUST_RUN").is_some();
     let seed = chosen_seed();
     let mut failed = Vec::new();
     for Guard { name, unit, ci, long } in GUARDS {

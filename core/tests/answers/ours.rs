@@ -39,9 +39,9 @@ pub(crate) struct Ours {
 /// Few rows a batch and several partitions, so that little data takes the ways of much.
 pub(crate) fn config() -> Config {
     let mut config = Config { batch_rows: 16, query_partitions: 3, ..Config::in_memory() };
-    // For looking into a failure: `KALAMDB_PLANNER='setting=value,-rule'`.
+    // For looking into a failure: `GUARDS_PLANNER='setting=value,-rule'`.
     for setting in
-        std::env::var("KALAMDB_PLANNER").unwrap_or_default().split(',').filter(|text| !text.is_empty())
+        std::env::var("GUARDS_PLANNER").unwrap_or_default().split(',').filter(|text| !text.is_empty())
     {
         match setting.split_once('=') {
             Some((name, value)) => config.planner.options.push((name.to_owned(), value.to_owned())),
