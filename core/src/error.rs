@@ -97,6 +97,7 @@ impl SqlState {
     pub const DUPLICATE_SCHEMA: Self = Self("42P06");
     pub const DUPLICATE_TABLE: Self = Self("42P07");
     pub const INVALID_TABLE_DEFINITION: Self = Self("42P16");
+    pub const WINDOWING: Self = Self("42P20");
     pub const INSUFFICIENT_RESOURCES: Self = Self("53000");
     pub const DISK_FULL: Self = Self("53100");
     pub const OUT_OF_MEMORY: Self = Self("53200");
@@ -313,20 +314,27 @@ fn from_shared(error: &DataFusionError) -> Error {
                 source: None,
             };
         }
+        match current.downcast_ref::<DataFusionError>() {
+            Some(DataFusionError::ResourcesExhausted(message)) => {
+                return DataFusionError::ResourcesExhausted(message.clone()).into();
+            }
+            Some(DataFusionError::Execution(message)) => {
+                return DataFusionError::Execution(message.clone()).into();
+            }
+            Some(DataFusionError::Plan(message)) => return DataFusionError::Plan(message.clone()).into(),
+            Some(DataFusionError::NotImplemented(message)) => {
+                return DataFusionError::NotImplemented(message.clone()).into();
+            }
+            _ => {}
+        }
+        if let Some(arrow) = current.downcast_ref::<ArrowError>()
+            && !matches!(arrow, ArrowError::ExternalError(_))
+        {
+            return from_arrow(arrow);
+        }
         cause = current.source();
     }
-    match error {
-        DataFusionError::ResourcesExhausted(message) => {
-            DataFusionError::ResourcesExhausted(message.clone()).into()
-        }
-        DataFusionError::Execution(message) => DataFusionError::Execution(message.clone()).into(),
-        DataFusionError::Plan(message) => DataFusionError::Plan(message.clone()).into(),
-        DataFusionError::NotImplemented(message) => DataFusionError::NotImplemented(message.clone()).into(),
-        DataFusionError::ArrowError(inner, _) => {
-            Error::new(ErrorKind::InvalidArgument, SqlState::DATA_EXCEPTION, inner.to_string())
-        }
-        other => Error::internal("the query failed").source(other.to_string()),
-    }
+    Error::internal("the query failed").source(error.to_string())
 }
 
 fn from_schema_error(error: &SchemaError) -> Error {
@@ -373,30 +381,30 @@ impl From<ParquetError> for Error {
 
 impl From<ArrowError> for Error {
     fn from(error: ArrowError) -> Self {
-        let (kind, sqlstate) = match &error {
-            ArrowError::ExternalError(_) => {
-                let ArrowError::ExternalError(inner) = error else {
-                    return Error::internal("the query failed");
-                };
-                return match inner.downcast::<Error>() {
-                    Ok(ours) => *ours,
-                    Err(other) => match other.downcast::<DataFusionError>() {
-                        Ok(nested) => (*nested).into(),
-                        Err(other) => Error::internal("the query failed").source(other),
-                    },
-                };
-            }
-            ArrowError::DivideByZero => (ErrorKind::InvalidArgument, SqlState::DIVISION_BY_ZERO),
-            ArrowError::ArithmeticOverflow(_) => (ErrorKind::InvalidArgument, SqlState::NUMERIC_OUT_OF_RANGE),
-            ArrowError::CastError(_) | ArrowError::ParseError(_) => {
-                (ErrorKind::InvalidArgument, SqlState::INVALID_TEXT_REPRESENTATION)
-            }
-            ArrowError::MemoryError(_) => (ErrorKind::ResourceExhausted, SqlState::OUT_OF_MEMORY),
-            ArrowError::NotYetImplemented(_) => (ErrorKind::Unsupported, SqlState::FEATURE_NOT_SUPPORTED),
-            _ => (ErrorKind::InvalidArgument, SqlState::DATA_EXCEPTION),
-        };
-        Error::new(kind, sqlstate, client_text(&error.to_string()))
+        let ArrowError::ExternalError(inner) = error else { return from_arrow(&error) };
+        match inner.downcast::<Error>() {
+            Ok(ours) => *ours,
+            Err(other) => match other.downcast::<DataFusionError>() {
+                Ok(nested) => (*nested).into(),
+                Err(other) => Error::internal("the query failed").source(other),
+            },
+        }
     }
+}
+
+/// An error that Arrow made itself.
+fn from_arrow(error: &ArrowError) -> Error {
+    let (kind, sqlstate) = match error {
+        ArrowError::DivideByZero => (ErrorKind::InvalidArgument, SqlState::DIVISION_BY_ZERO),
+        ArrowError::ArithmeticOverflow(_) => (ErrorKind::InvalidArgument, SqlState::NUMERIC_OUT_OF_RANGE),
+        ArrowError::CastError(_) | ArrowError::ParseError(_) => {
+            (ErrorKind::InvalidArgument, SqlState::INVALID_TEXT_REPRESENTATION)
+        }
+        ArrowError::MemoryError(_) => (ErrorKind::ResourceExhausted, SqlState::OUT_OF_MEMORY),
+        ArrowError::NotYetImplemented(_) => (ErrorKind::Unsupported, SqlState::FEATURE_NOT_SUPPORTED),
+        _ => (ErrorKind::InvalidArgument, SqlState::DATA_EXCEPTION),
+    };
+    Error::new(kind, sqlstate, client_text(&error.to_string()))
 }
 
 /// Another library's message in the style of ours, without its advice to report bugs to its authors.

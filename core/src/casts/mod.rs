@@ -21,7 +21,8 @@ pub(crate) use numbers::{divide, parse_decimal, rescale};
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, AsArray, BinaryArray, BinaryBuilder, StringArray, new_empty_array, new_null_array,
+    Array, ArrayRef, AsArray, BinaryArray, BinaryBuilder, ListArray, StringArray, new_empty_array,
+    new_null_array,
 };
 use arrow::compute::{CastOptions, can_cast_types, cast_with_options, concat};
 use arrow::datatypes::DataType;
@@ -46,7 +47,8 @@ pub(crate) fn is_plain(from: &DataType, to: &DataType) -> bool {
         }
         (T::Boolean, to) => to.is_integer(),
         (T::Float16 | T::Float32, T::Float32 | T::Float64) => true,
-        (T::Date32, T::Timestamp(..)) | (T::Timestamp(..), T::Date32 | T::Timestamp(..)) => true,
+        (T::Timestamp(from, _), T::Timestamp(to, _)) => !times::is_coarser(*to, *from),
+        (T::Date32, T::Timestamp(..)) | (T::Timestamp(..), T::Date32) => true,
         (T::Time32(_) | T::Time64(_), T::Time32(_) | T::Time64(_)) => true,
         (T::Duration(_), T::Duration(_) | T::Interval(_)) => true,
         (T::Dictionary(_, from), to) => is_plain(from, to),
@@ -121,7 +123,16 @@ pub(crate) fn cast(array: &ArrayRef, to: &DataType) -> Result<ArrayRef> {
             uuids_of(bytes.as_binary::<i32>())
         }
         (from, to) if is_number(from) && is_number(to) => numbers::cast(array, to),
-        (from, T::Boolean) if from.is_integer() => arrow_cast(array, to),
+        (T::Timestamp(..), T::Timestamp(..)) => times::rounded(array, to),
+        (T::List(_), T::List(item)) => {
+            let list = array.as_list::<i32>();
+            let items = cast(list.values(), item.data_type())?;
+            let (offsets, nulls) = (list.offsets().clone(), list.nulls().cloned());
+            Ok(Arc::new(ListArray::try_new(Arc::clone(item), offsets, items, nulls)?))
+        }
+        (T::FixedSizeList(item, _) | T::LargeList(item), T::List(_)) => {
+            cast(&arrow_cast(array, &T::List(Arc::clone(item)))?, to)
+        }
         _ => arrow_cast(array, to),
     }
 }

@@ -7,10 +7,10 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use arrow::array::timezone::Tz;
-use arrow::array::{ArrayRef, PrimitiveArray, StringArray};
+use arrow::array::{ArrayRef, AsArray, Int64Array, PrimitiveArray, StringArray};
 use arrow::datatypes::{
-    ArrowPrimitiveType, DataType, Date32Type, IntervalMonthDayNano, IntervalMonthDayNanoType, IntervalUnit,
-    Time64MicrosecondType, TimeUnit, TimestampMicrosecondType,
+    ArrowPrimitiveType, DataType, Date32Type, Int64Type, IntervalMonthDayNano, IntervalMonthDayNanoType,
+    IntervalUnit, Time64MicrosecondType, TimeUnit, TimestampMicrosecondType,
 };
 use chrono::{DateTime, LocalResult, NaiveDate, NaiveDateTime, Offset, TimeZone};
 
@@ -40,7 +40,36 @@ pub(super) fn from_text(texts: &StringArray, to: &DataType) -> Result<ArrayRef> 
             arrow_cast(&intervals, &T::Interval(IntervalUnit::MonthDayNano))?
         }
     };
-    arrow_cast(&values, to)
+    super::cast(&values, to)
+}
+
+/// Timestamps in a coarser unit, each the nearest one; a half goes away from 1970.
+pub(super) fn rounded(times: &ArrayRef, to: &DataType) -> Result<ArrayRef> {
+    let (DataType::Timestamp(from, _), DataType::Timestamp(unit, zone)) = (times.data_type(), to) else {
+        return arrow_cast(times, to);
+    };
+    let step = units_a_second(*from) / units_a_second(*unit);
+    let whole = arrow_cast(&arrow_cast(times, &DataType::Timestamp(*from, zone.clone()))?, &DataType::Int64)?;
+    let near = |time: i64| {
+        let away = if time < 0 { -step / 2 } else { step / 2 };
+        time.saturating_add(away) / step
+    };
+    let near: Int64Array = whole.as_primitive::<Int64Type>().iter().map(|time| time.map(near)).collect();
+    arrow_cast(&(Arc::new(near) as ArrayRef), to)
+}
+
+/// Whether a timestamp loses digits of its seconds in another unit.
+pub(super) fn is_coarser(to: TimeUnit, from: TimeUnit) -> bool {
+    units_a_second(to) < units_a_second(from)
+}
+
+fn units_a_second(unit: TimeUnit) -> i64 {
+    match unit {
+        TimeUnit::Second => 1,
+        TimeUnit::Millisecond => 1_000,
+        TimeUnit::Microsecond => 1_000_000,
+        TimeUnit::Nanosecond => 1_000_000_000,
+    }
 }
 
 fn read<T: ArrowPrimitiveType>(
@@ -145,10 +174,84 @@ impl Zone {
     }
 }
 
-/// A zone by its name in the IANA database, or an offset such as `+02:00`.
+/// A zone by its name in the IANA database, in any case, or an offset such as `+02:00`.
 pub(crate) fn zone(name: &str) -> Option<Tz> {
-    Tz::from_str(name.trim()).ok()
+    let name = name.trim();
+    let by_any_case = || {
+        let known = chrono_tz::TZ_VARIANTS.iter().map(|zone| zone.name());
+        known
+            .clone()
+            .find(|known| known.eq_ignore_ascii_case(name))
+            .and_then(|known| Tz::from_str(known).ok())
+    };
+    Tz::from_str(name).ok().or_else(by_any_case)
 }
+
+/// A zone as AT TIME ZONE names it: an abbreviation is an offset, whatever the season, and an offset is written with POSIX's sign, which
+/// counts westwards.
+pub(crate) fn zone_at(name: &str) -> Option<Tz> {
+    let name = name.trim();
+    let abbreviation = ABBREVIATIONS.iter().find(|(known, _)| known.eq_ignore_ascii_case(name));
+    if let Some((_, offset)) = abbreviation {
+        return Tz::from_str(offset).ok();
+    }
+    match name.as_bytes().first()? {
+        b'+' => Tz::from_str(&format!("-{}", name.get(1..)?)).ok(),
+        b'-' => Tz::from_str(&format!("+{}", name.get(1..)?)).ok(),
+        _ => zone(name),
+    }
+}
+
+/// The usual ones of <https://www.postgresql.org/docs/15/datetime-config-files.html>, in its default set.
+const ABBREVIATIONS: [(&str, &str); 47] = [
+    ("ACDT", "+10:30"),
+    ("ACST", "+09:30"),
+    ("ADT", "-03:00"),
+    ("AEDT", "+11:00"),
+    ("AEST", "+10:00"),
+    ("AKDT", "-08:00"),
+    ("AKST", "-09:00"),
+    ("AST", "-04:00"),
+    ("AWST", "+08:00"),
+    ("BST", "+01:00"),
+    ("CDT", "-05:00"),
+    ("CEST", "+02:00"),
+    ("CET", "+01:00"),
+    ("CETDST", "+02:00"),
+    ("CST", "-06:00"),
+    ("EDT", "-04:00"),
+    ("EEST", "+03:00"),
+    ("EET", "+02:00"),
+    ("EST", "-05:00"),
+    ("GMT", "+00:00"),
+    ("HKT", "+08:00"),
+    ("HST", "-10:00"),
+    ("IDT", "+03:00"),
+    ("IST", "+02:00"),
+    ("JST", "+09:00"),
+    ("KST", "+09:00"),
+    ("MDT", "-06:00"),
+    ("MET", "+01:00"),
+    ("MEST", "+02:00"),
+    ("MSK", "+03:00"),
+    ("MST", "-07:00"),
+    ("NDT", "-02:30"),
+    ("NST", "-03:30"),
+    ("NZDT", "+13:00"),
+    ("NZST", "+12:00"),
+    ("PDT", "-07:00"),
+    ("PHT", "+08:00"),
+    ("PKT", "+05:00"),
+    ("PST", "-08:00"),
+    ("SAST", "+02:00"),
+    ("SGT", "+08:00"),
+    ("UCT", "+00:00"),
+    ("UT", "+00:00"),
+    ("UTC", "+00:00"),
+    ("WEST", "+01:00"),
+    ("WET", "+00:00"),
+    ("Z", "+00:00"),
+];
 
 /// The instant of a reading in a zone. In the gap of a change the offset before it counts, of times that come twice the second.
 pub(crate) fn instant_us(wall_us: i64, zone: &Tz) -> Option<i64> {

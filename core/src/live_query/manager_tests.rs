@@ -30,8 +30,12 @@ async fn plan_of(database: &Database, sql: &str) -> LiveQueryPlan {
     context.register_table("t", Arc::new(table)).unwrap();
     let plan = context.sql(sql).await.unwrap().into_unoptimized_plan();
     let (state, renamed) = (context.state(), std::collections::HashMap::new());
-    let planning =
-        super::super::plan::Planning { state: &state, simplify: |expr, _, _| Ok(expr), renamed: &renamed };
+    let planning = super::super::plan::Planning {
+        state: &state,
+        simplify: |expr, _, _| Ok(expr),
+        guard: Ok,
+        renamed: &renamed,
+    };
     LiveQueryPlan::extract(&plan, &planning).unwrap()
 }
 

@@ -36,6 +36,8 @@ pub(crate) struct Planning<'a> {
     pub(crate) state: &'a SessionState,
     /// Folds what is constant in an expression over the columns of a schema.
     pub(crate) simplify: fn(Expr, &Arc<DFSchema>, &SessionState) -> Result<Expr>,
+    /// Puts what can fail in a condition behind what cannot.
+    pub(crate) guard: fn(Expr) -> Result<Expr>,
     /// The right names of columns that the plan has under others.
     pub(crate) renamed: &'a HashMap<String, String>,
 }
@@ -198,6 +200,7 @@ impl Shape {
         };
         // A condition that is always true is none.
         let filter = self.filter.map(simplified).transpose()?.filter(|filter| *filter != lit(true));
+        let filter = filter.map(planning.guard).transpose()?;
         let mut outputs = Vec::with_capacity(self.outputs.len());
         for (expr, name) in self.outputs {
             let expr = plain_type(simplified(expr)?, &full, &name)?;

@@ -180,6 +180,7 @@ impl Planned {
 
     async fn physical_of_analysed(&self, analysed: LogicalPlan) -> Result<Arc<dyn ExecutionPlan>> {
         let optimised = self.state.optimizer().optimize(analysed, &self.state, |_, _| {})?;
+        let optimised = workarounds::guard(optimised)?;
         let state = workarounds::state_for(&optimised, &self.state);
         Ok(self.state.query_planner().create_physical_plan(&optimised, &state).await?)
     }
@@ -249,7 +250,12 @@ impl Planned {
 
     /// What a live query of the plan needs of it.
     pub(crate) fn planning(&self) -> Planning<'_> {
-        Planning { state: &self.state, simplify: workarounds::simplify, renamed: &self.renamed }
+        Planning {
+            state: &self.state,
+            simplify: workarounds::simplify,
+            guard: workarounds::guard_condition,
+            renamed: &self.renamed,
+        }
     }
 
     /// Runs a query.

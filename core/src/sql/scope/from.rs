@@ -33,27 +33,30 @@ impl Resolver<'_> {
         match factor {
             TableFactor::Table { name, alias, args: None, .. } => {
                 let source = self.table(name, alias, level)?;
-                add(level, source);
+                add(level, self.apart(source, alias));
             }
             TableFactor::Table { name, alias, args: Some(args), .. } => {
                 self.arguments(&mut args.args, level)?;
-                add(level, function(name, alias));
+                let source = function(name, alias);
+                add(level, self.apart(source, alias));
             }
             TableFactor::Function { name, alias, args, .. } => {
                 self.arguments(args, level)?;
-                add(level, function(name, alias));
+                let source = function(name, alias);
+                add(level, self.apart(source, alias));
             }
             TableFactor::Derived { lateral, subquery, alias, .. } => {
                 let outputs = self.query(subquery, if *lateral { Some(level) } else { level.outer })?;
-                let alias = alias.get_or_insert_with(|| generated_alias(level.sources.len()));
-                add(level, Source::new(vec![alias.name.clone()], aliased(outputs, alias)));
+                let named = alias.get_or_insert_with(|| generated_alias(level.sources.len()));
+                let source = Source::new(vec![named.name.clone()], aliased(outputs, named));
+                add(level, self.apart(source, alias));
             }
             TableFactor::UNNEST { alias, array_exprs, .. } => {
                 for expr in array_exprs.iter_mut() {
                     self.expr(expr, level)?;
                 }
                 let source = self.unnest(alias, array_exprs.len());
-                add(level, source);
+                add(level, self.apart(source, alias));
             }
             TableFactor::NestedJoin { table_with_joins, alias } => match alias.take() {
                 None => self.from(table_with_joins, level)?,
@@ -103,6 +106,17 @@ impl Resolver<'_> {
             Some(alias) => Source::new(vec![alias.name.clone()], aliased(columns, alias)),
             None => Source::new(parts, columns),
         })
+    }
+
+    /// Gives a source another name if its own is a column of a query within.
+    fn apart(&mut self, mut source: Source, alias: &mut Option<TableAlias>) -> Source {
+        let name = source.qualifier.last().map(fold).unwrap_or_default();
+        if self.hidden.contains(&name) {
+            let internal = Ident::with_quote('"', &*self.other_name(&name));
+            alias.get_or_insert_with(|| alias_named(&name)).name = internal.clone();
+            source.internal = Some(internal);
+        }
+        source
     }
 
     fn arguments(&mut self, args: &mut [FunctionArg], level: &Level<'_>) -> Result<()> {

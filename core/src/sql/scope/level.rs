@@ -42,6 +42,8 @@ pub(super) struct Cte {
 pub(super) struct Source {
     /// What its columns can be qualified with.
     pub(super) qualifier: Vec<Ident>,
+    /// What the planner calls it, where that is something else.
+    pub(super) internal: Option<Ident>,
     /// `None` where they are not known.
     pub(super) columns: Option<Vec<Output>>,
     /// The planner knows more columns of it, which no wildcard shows.
@@ -60,7 +62,14 @@ pub(super) enum Position {
 
 impl Source {
     pub(super) fn new(qualifier: Vec<Ident>, columns: Option<Vec<Output>>) -> Self {
-        Self { qualifier, columns, has_hidden: false, is_value: false, by_name: OnceCell::new() }
+        Self {
+            qualifier,
+            internal: None,
+            columns,
+            has_hidden: false,
+            is_value: false,
+            by_name: OnceCell::new(),
+        }
     }
 
     fn position(&self, name: &str) -> Option<Position> {
@@ -84,9 +93,14 @@ impl Source {
 
     /// A column with its table, as the planner knows it.
     pub(super) fn reference(&self, column: &Output) -> Expr {
-        let mut parts = self.qualifier.clone();
+        let mut parts = self.planned_qualifier();
         parts.push(Ident::with_quote('"', &**column.reference()));
         Expr::CompoundIdentifier(parts)
+    }
+
+    /// What the planner's columns of it are qualified with.
+    pub(super) fn planned_qualifier(&self) -> Vec<Ident> {
+        self.internal.as_ref().map_or_else(|| self.qualifier.clone(), |internal| vec![internal.clone()])
     }
 
     /// Whether `qualifier` in front of a column means this source.
@@ -219,29 +233,39 @@ impl<'o> Level<'o> {
         }
     }
 
-    /// Gives a qualified column the name the planner has for it.
-    pub(super) fn qualify(&self, parts: &mut [Ident]) -> Result<()> {
-        let Some((column, qualifier)) = parts.split_last_mut() else { return Ok(()) };
+    /// Gives a qualified column the name the planner has for it. Gives the name of its table if the planner would find a column of that name
+    /// in front of it.
+    pub(super) fn qualify(&self, parts: &mut Vec<Ident>) -> Result<Option<String>> {
+        let Some((column, qualifier)) = parts.split_last() else { return Ok(None) };
+        let Some(first) = qualifier.first().map(fold) else { return Ok(None) };
+        let mut is_hidden = false;
         let mut level = Some(self);
         while let Some(at) = level {
-            if let Some(source) = at.sources.iter().find(|source| source.answers_to(qualifier)) {
-                let name = fold(column);
-                match source.position(&name) {
-                    Some(Position::Several) => return Err(ambiguous(&name)),
-                    Some(Position::At(position)) => {
-                        if let Some(internal) =
-                            source.column(position).and_then(|column| column.internal.as_ref())
-                        {
-                            *column = Ident::with_quote('"', &**internal);
-                        }
-                    }
-                    None => {}
+            let Some(source) = at.sources.iter().find(|source| source.answers_to(qualifier)) else {
+                is_hidden |= at.sources.iter().any(|source| source.position(&first).is_some());
+                level = at.outer;
+                continue;
+            };
+            let name = fold(column);
+            let internal = match source.position(&name) {
+                Some(Position::Several) => return Err(ambiguous(&name)),
+                Some(Position::At(position)) => {
+                    source.column(position).and_then(|column| column.internal.as_ref())
                 }
-                return Ok(());
+                None => None,
+            };
+            let column = internal.map_or_else(|| column.clone(), |name| Ident::with_quote('"', &**name));
+            if source.internal.is_some() {
+                *parts = source.planned_qualifier();
+                parts.push(column);
+                return Ok(None);
             }
-            level = at.outer;
+            if let Some(last) = parts.last_mut() {
+                *last = column;
+            }
+            return Ok(is_hidden.then(|| source.qualifier.last().map(fold)).flatten());
         }
-        Ok(())
+        Ok(None)
     }
 
     /// The columns of what `*` shows, each with its expression; `None` where one is not known.

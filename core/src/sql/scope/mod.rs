@@ -8,6 +8,7 @@
 //! | an alias that is also a column, in HAVING and in an expression of ORDER BY | the alias | the column |
 //! | a column that is called like a function without parentheses (`user`) | the function | the column |
 //! | a common table expression that hides another | refused | allowed |
+//! | `t.id` of a table outside, in a query over a column `t` | a field of the column | the table's column |
 //!
 //! Columns without an alias get PostgreSQL's names (`count`, `?column?`). Where the planner could not tell two columns apart, it is given
 //! other names, which end with a space as no column of a table does; [`Renamed`] has the right ones for the result.
@@ -27,7 +28,7 @@ mod level;
 mod naming;
 mod select;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -51,25 +52,38 @@ pub(crate) type Renamed = HashMap<String, String>;
 /// 42702 for a name that means two columns, 42703 for a column of USING that is not there, 42809 for DISTINCT, FILTER or OVER behind a
 /// function that is no aggregate, and those of the tables that are named.
 pub(crate) fn resolve(statement: &mut ast::Statement, names: &Names<'_>, view: View) -> Result<Renamed> {
-    let mut resolver = Resolver { names, view, renamed: Renamed::new() };
-    match statement {
-        ast::Statement::Query(query) => {
-            resolver.query(query, None)?;
-        }
-        ast::Statement::Explain { statement, .. } => {
-            if let ast::Statement::Query(query) = &mut **statement {
+    let mut hidden = HashSet::new();
+    loop {
+        let mut resolved = statement.clone();
+        let mut resolver = Resolver { names, view, renamed: Renamed::new(), hidden };
+        let known = resolver.hidden.len();
+        match &mut resolved {
+            ast::Statement::Query(query) => {
                 resolver.query(query, None)?;
             }
+            ast::Statement::Explain { statement, .. } => {
+                if let ast::Statement::Query(query) = &mut **statement {
+                    resolver.query(query, None)?;
+                }
+            }
+            _ => {}
         }
-        _ => {}
+        if resolver.hidden.len() == known {
+            *statement = resolved;
+            return Ok(resolver.renamed);
+        }
+        // Each round has more of them, of the tables that the statement has.
+        hidden = resolver.hidden;
     }
-    Ok(resolver.renamed)
 }
 
 struct Resolver<'a> {
     names: &'a Names<'a>,
     view: View,
     renamed: Renamed,
+    /// Names of tables that are also columns of a query within, where the planner would take `t.id` for a field of the column `t`. Such a
+    /// table gets another name.
+    hidden: HashSet<String>,
 }
 
 /// The columns of a query, `None` where they are not known.
@@ -241,7 +255,11 @@ impl InExpression<'_, '_, '_> {
                     }
                 }
             }
-            Expr::CompoundIdentifier(parts) => self.level.qualify(parts)?,
+            Expr::CompoundIdentifier(parts) => {
+                if let Some(hidden) = self.level.qualify(parts)? {
+                    self.resolver.hidden.insert(hidden);
+                }
+            }
             Expr::Function(function) => {
                 let Some(name) = function
                     .name

@@ -4,11 +4,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use datafusion::sql::sqlparser::ast::{
-    self, Distinct, Expr, GroupByExpr, Ident, NamedWindowExpr, OrderBy, OrderByKind, Select, SelectItem,
+    self, Distinct, Expr, GroupByExpr, Ident, OrderBy, OrderByKind, Select, SelectItem,
     SelectItemQualifiedWildcardKind, WildcardAdditionalOptions,
 };
 
-use super::level::{Found, Level, Output, Shown};
+use super::level::{Found, Level, Output, Shown, Source};
 use super::{Outputs, Resolver, ambiguous, naming, quoted};
 use crate::error::{Error, Result};
 use crate::sql::cursor::fold;
@@ -49,14 +49,6 @@ impl Resolver<'_> {
         }
         if let Some(condition) = &mut select.selection {
             self.expr(condition, &level)?;
-        }
-        for window in &mut select.named_window {
-            if let NamedWindowExpr::WindowSpec(spec) = &mut window.1 {
-                let orders = spec.order_by.iter_mut().map(|sort| &mut sort.expr);
-                for expr in spec.partition_by.iter_mut().chain(orders) {
-                    self.expr(expr, &level)?;
-                }
-            }
         }
         let names_outputs = order_by.is_some()
             || select.having.is_some()
@@ -140,7 +132,14 @@ impl Resolver<'_> {
                             parts.extend(items(columns.collect()));
                         }
                         _ if source.is_some_and(|source| source.has_hidden) => return Err(changed_wildcard()),
-                        _ => parts.push(Part::wildcard(SelectItem::QualifiedWildcard(kind, options))),
+                        _ => {
+                            let internal = source.and_then(|source| source.internal.clone());
+                            let kind = internal.map_or(kind, |name| {
+                                let name = ast::ObjectName::from(vec![name]);
+                                SelectItemQualifiedWildcardKind::ObjectName(name)
+                            });
+                            parts.push(Part::wildcard(SelectItem::QualifiedWildcard(kind, options)));
+                        }
                     }
                 }
                 other @ SelectItem::ExprWithAliases { .. } => parts.push(Part::wildcard(other)),
@@ -239,7 +238,7 @@ pub(super) fn output_named(expr: &Expr, outputs: &[Output]) -> Result<Option<Arc
 /// `*` of one source whose columns only the planner knows.
 fn all_of(part: &Shown, level: &Level<'_>) -> Result<SelectItem> {
     let qualifier = match part {
-        Shown::Columns { source, .. } => level.sources.get(*source).map(|source| source.qualifier.clone()),
+        Shown::Columns { source, .. } => level.sources.get(*source).map(Source::planned_qualifier),
         Shown::Merged { .. } => None,
     };
     match qualifier {

@@ -108,6 +108,11 @@ enum Operation {
     FloatQuotient,
 }
 
+/// Whether a function is one of these operations, which fail for what has no value.
+pub(super) fn is_checked(function: &ScalarUDF) -> bool {
+    function.inner().is::<Arithmetic>()
+}
+
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct Arithmetic {
     operation: Operation,

@@ -46,6 +46,11 @@ fn call(expr: Expr, field: FieldRef, is_try: bool) -> Expr {
     Expr::ScalarFunction(ScalarFunction { func, args: vec![expr] })
 }
 
+/// Whether a function is a cast that fails for values it cannot keep.
+pub(super) fn is_checked(function: &ScalarUDF) -> bool {
+    function.inner().downcast_ref::<CastFunction>().is_some_and(|cast| !cast.is_try)
+}
+
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct CastFunction {
     /// The type, and what the cast says of it.

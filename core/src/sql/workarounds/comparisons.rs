@@ -5,14 +5,15 @@
 
 use datafusion::arrow::datatypes::DataType;
 use datafusion::common::tree_node::Transformed;
-use datafusion::common::{DFSchema, Result};
+use datafusion::common::{DFSchema, Result, ScalarValue};
+use datafusion::functions_nested::expr_fn::array_element;
 use datafusion::logical_expr::expr::{BinaryExpr, InSubquery, Like, SetComparison};
-use datafusion::logical_expr::planner::{ExprPlanner, PlannerResult, RawBinaryExpr};
-use datafusion::logical_expr::{Expr, LogicalPlan, Operator, Subquery};
+use datafusion::logical_expr::planner::{ExprPlanner, PlannerResult, RawBinaryExpr, RawFieldAccessExpr};
+use datafusion::logical_expr::{Expr, GetFieldAccess, LogicalPlan, Operator, Subquery, lit, when};
 use datafusion::sql::sqlparser::ast::BinaryOperator;
 
 use super::multisets::is_set_operation;
-use super::numbers::{UNIFORM, is_comparison, type_literal};
+use super::numbers::{UNIFORM, is_comparison, type_literal, type_operand, unify_elements};
 use super::walk::type_of;
 use crate::casts::{UUID, is_decimal, is_text};
 use crate::error::{Error, ErrorKind, SqlState};
@@ -86,11 +87,39 @@ impl ExprPlanner for Operators {
             BinaryOperator::LtEq => "<=",
             BinaryOperator::Gt => ">",
             BinaryOperator::GtEq => ">=",
-            _ => return Ok(PlannerResult::Original(expr)),
+            _ => {
+                type_operand(&expr.op, &mut expr.left, &mut expr.right, schema)?;
+                return Ok(PlannerResult::Original(expr));
+            }
         };
         judge(known_type(&expr.left, schema), op, known_type(&expr.right, schema))?;
         type_literal(&mut expr.left, &mut expr.right, schema)?;
         Ok(PlannerResult::Original(expr))
+    }
+
+    fn plan_array_literal(
+        &self,
+        mut exprs: Vec<Expr>,
+        schema: &DFSchema,
+    ) -> Result<PlannerResult<Vec<Expr>>> {
+        unify_elements(&mut exprs, schema)?;
+        Ok(PlannerResult::Original(exprs))
+    }
+
+    /// An array has nothing in front of its first element; DataFusion counts from the end there.
+    fn plan_field_access(
+        &self,
+        expr: RawFieldAccessExpr,
+        _: &DFSchema,
+    ) -> Result<PlannerResult<RawFieldAccessExpr>> {
+        let RawFieldAccessExpr { field_access: GetFieldAccess::ListIndex { key }, expr: array } = expr else {
+            return Ok(PlannerResult::Original(expr));
+        };
+        let position = match *key {
+            Expr::Literal(ScalarValue::Int64(Some(position)), _) => lit(position.max(0)),
+            position => when(position.clone().gt_eq(lit(1_i64)), position).otherwise(lit(0_i64))?,
+        };
+        Ok(PlannerResult::Planned(array_element(array, position)))
     }
 }
 
@@ -154,7 +183,7 @@ fn refuse_bytes(like: &Like, schema: &DFSchema) -> Result<()> {
         return Ok(());
     }
     Err(Error::unsupported("LIKE over BYTES")
-        .hint("compare with =, or with substr, or decode the bytes to text first")
+        .hint("compare with =, or decode the bytes to text first")
         .into())
 }
 

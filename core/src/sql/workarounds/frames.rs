@@ -1,13 +1,15 @@
 //! Frames of windows.
 //!
 //! DataFusion takes `RANGE` for an order it can add to, also where nothing is added: `UNBOUNDED PRECEDING` to `CURRENT ROW` needs no such
-//! order, and in groups of peers it is the same. A negative distance is accepted, and ends the query in the middle of it.
+//! order, and in groups of peers it is the same. A negative distance is accepted: such a frame counts less than no
+//! rows. A TIME has no such order. A distance is cut off to the digits that the order has, and where it leads out of the order's type the frame gets the NULLs.
 
-use datafusion::arrow::datatypes::DataType;
+use datafusion::arrow::datatypes::{DataType, TimeUnit};
 use datafusion::common::tree_node::Transformed;
 use datafusion::common::{DFSchema, Result, ScalarValue};
 use datafusion::logical_expr::{Expr, WindowFrame, WindowFrameBound, WindowFrameUnits};
 
+use super::casts::cast_to;
 use super::walk::type_of;
 use crate::error::{Error, ErrorKind, SqlState};
 
@@ -28,16 +30,29 @@ pub(super) fn correct(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>
             .into());
         }
     }
-    let adds_nothing = |bound: &WindowFrameBound| match bound {
-        WindowFrameBound::CurrentRow => true,
-        WindowFrameBound::Preceding(distance) | WindowFrameBound::Following(distance) => distance.is_null(),
-    };
+    let is_range = frame.units == WindowFrameUnits::Range;
+    if is_range
+        && let [sort] = call.params.order_by.as_mut_slice()
+        && matches!(type_of(&sort.expr, schema), Some(DataType::Time64(_)))
+        && !adds_nothing(&call.params.window_frame.start_bound, &call.params.window_frame.end_bound)
+    {
+        let micros = cast_to(std::mem::take(&mut sort.expr), DataType::Int64);
+        sort.expr = cast_to(micros, DataType::Timestamp(TimeUnit::Microsecond, None));
+        return Ok(Transformed::yes(Expr::WindowFunction(call)));
+    }
+    if is_range
+        && let [sort] = call.params.order_by.as_mut_slice()
+        && let Some(scale) = scale_needed(&call.params.window_frame, type_of(&sort.expr, schema))
+    {
+        sort.expr = cast_to(std::mem::take(&mut sort.expr), DataType::Decimal128(38, scale));
+        return Ok(Transformed::yes(Expr::WindowFunction(call)));
+    }
     let can_be_added_to = call.params.order_by.iter().all(|sort| {
         type_of(&sort.expr, schema)
             .is_none_or(|ty| ty.is_numeric() || is_date(&ty) || crate::casts::is_text(&ty))
     });
-    let is_range = frame.units == WindowFrameUnits::Range;
-    if !is_range || can_be_added_to || !adds_nothing(&frame.start_bound) || !adds_nothing(&frame.end_bound) {
+    let frame = &call.params.window_frame;
+    if !is_range || can_be_added_to || !adds_nothing(&frame.start_bound, &frame.end_bound) {
         return Ok(Transformed::no(Expr::WindowFunction(call)));
     }
     let bound = |bound: &WindowFrameBound| match bound {
@@ -48,6 +63,42 @@ pub(super) fn correct(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>
     let (start, end) = (bound(&frame.start_bound), bound(&frame.end_bound));
     call.params.window_frame = WindowFrame::new_bounds(WindowFrameUnits::Groups, start, end);
     Ok(Transformed::yes(Expr::WindowFunction(call)))
+}
+
+/// Whether a frame begins and ends with peers of the row or at the ends of the partition.
+fn adds_nothing(start: &WindowFrameBound, end: &WindowFrameBound) -> bool {
+    [start, end].into_iter().all(|bound| match bound {
+        WindowFrameBound::CurrentRow => true,
+        WindowFrameBound::Preceding(distance) | WindowFrameBound::Following(distance) => distance.is_null(),
+    })
+}
+
+/// The digits behind the point with which an exact number and the distances of a frame can be added; `None` where nothing is added to one.
+fn scale_needed(frame: &WindowFrame, order: Option<DataType>) -> Option<i8> {
+    let own = match order? {
+        DataType::Decimal128(_, scale) => scale,
+        ty if ty.is_integer() => 0,
+        _ => return None,
+    };
+    let scales = [&frame.start_bound, &frame.end_bound].into_iter().filter_map(|bound| match bound {
+        WindowFrameBound::Preceding(distance) | WindowFrameBound::Following(distance) => scale_of(distance),
+        WindowFrameBound::CurrentRow => None,
+    });
+    scales.max().map(|scale| scale.max(own))
+}
+
+/// The digits behind the point of a distance that is a number.
+fn scale_of(distance: &ScalarValue) -> Option<i8> {
+    match distance {
+        distance if distance.is_null() => None,
+        ScalarValue::Utf8(Some(text)) if text.parse::<f64>().is_ok() => {
+            let fraction = text.split_once('.').map_or("", |(_, fraction)| fraction);
+            i8::try_from(fraction.len()).ok()
+        }
+        ScalarValue::Decimal128(_, _, scale) => Some(*scale),
+        distance if distance.data_type().is_integer() => Some(0),
+        _ => None,
+    }
 }
 
 fn is_date(ty: &DataType) -> bool {

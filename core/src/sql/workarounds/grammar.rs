@@ -1,4 +1,4 @@
-//! Where sqlparser binds operators otherwise than PostgreSQL does.
+//! Where sqlparser reads operators otherwise than PostgreSQL does.
 //!
 //! | SQL | sqlparser 0.62 | here |
 //! |---|---|---|
@@ -6,6 +6,7 @@
 //! | `-2 ^ 2` | minus the square | the square of minus two |
 //! | `a = b ~ c`, `a ~ b \|\| c` | `~` binds like `=` | like every other operator |
 //! | `TRIM(LEADING FROM a)` | an error | spaces are trimmed |
+//! | `a ISNULL` | an alias, or an error | IS NULL |
 //!
 //! The order is that of <https://www.postgresql.org/docs/15/sql-syntax-lexical.html#SQL-PRECEDENCE>.
 
@@ -66,6 +67,10 @@ fn trim(parser: &mut Parser<'_>, side: TrimWhereField) -> Parsed {
 
 /// What follows `left` with an operator of that precedence, if it is one of the corrected ones.
 pub(in crate::sql) fn infix(parser: &mut Parser<'_>, left: &Expr, precedence: u8) -> Option<Parsed> {
+    if is_isnull(parser) {
+        parser.next_token();
+        return Some(Ok(Expr::IsNull(Box::new(left.clone()))));
+    }
     let negated = if parser.parse_keywords(&[Keyword::IS, Keyword::DISTINCT, Keyword::FROM]) {
         false
     } else if parser.parse_keywords(&[Keyword::IS, Keyword::NOT, Keyword::DISTINCT, Keyword::FROM]) {
@@ -80,8 +85,17 @@ pub(in crate::sql) fn infix(parser: &mut Parser<'_>, left: &Expr, precedence: u8
     }))
 }
 
+/// Whether ISNULL comes next, which is no name unless it is quoted.
+fn is_isnull(parser: &Parser<'_>) -> bool {
+    matches!(&parser.peek_token_ref().token,
+        Token::Word(word) if word.quote_style.is_none() && word.value.eq_ignore_ascii_case("isnull"))
+}
+
 /// The precedence of the operator that comes next, where it is corrected.
 pub(in crate::sql) fn precedence(parser: &Parser<'_>) -> Option<u8> {
+    if is_isnull(parser) {
+        return Some(PostgreSqlDialect {}.prec_value(Precedence::Is));
+    }
     let is_match = matches!(
         parser.peek_token_ref().token,
         Token::Tilde

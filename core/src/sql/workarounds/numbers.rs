@@ -4,21 +4,28 @@
 //! |---|---|---|
 //! | float and decimal | `DECIMAL(30,15)`, in which few floats have their value | DOUBLE |
 //! | REAL and an integer | REAL, which holds integers up to 2^24 | DOUBLE |
-//! | a literal above 2^63-1 and anything | BIGINT after all, where it becomes NULL | `DECIMAL(20,0)` |
+//! | a literal above 2^63-1 and anything | an unsigned type, which no column has | `DECIMAL(20,0)` |
 //! | BOOLEAN and a literal text | an error | BOOLEAN |
 //! | BYTES and text | text | BYTES |
 //! | UUID and text | an error | UUID |
+//! | REAL in a list of several constants, in CASE or UNION, and a decimal | DOUBLE | REAL |
+//! | dates, times, intervals, numbers and a literal text, in CASE or coalesce | text, or an error | the other type |
+//! | what `lag` gives and its default | that of the first | common to both |
+//! | DATE and an interval with a time of the day | DATE, hours are cut off | TIMESTAMP |
 
 use std::mem::take;
 use std::sync::Arc;
 
-use datafusion::arrow::datatypes::DataType;
+use datafusion::arrow::datatypes::{DataType, IntervalUnit, TimeUnit};
 use datafusion::common::tree_node::Transformed;
 use datafusion::common::{Column, DFSchema, Result, ScalarValue};
 use datafusion::logical_expr::expr::{BinaryExpr, InSubquery, SetComparison};
+use datafusion::logical_expr::type_coercion::binary::type_union_coercion;
 use datafusion::logical_expr::{Expr, Join, LogicalPlan, LogicalPlanBuilder, Operator, Subquery, Union};
+use datafusion::sql::sqlparser::ast::BinaryOperator;
 
 use super::casts::cast_to;
+use super::functions::is_span;
 use super::walk::type_of;
 use crate::casts::{UUID, cast, is_decimal, is_text};
 
@@ -36,7 +43,10 @@ pub(super) fn unify(mut expr: Expr, schema: &DFSchema) -> Result<Transformed<Exp
             _ => false,
         },
         Expr::BinaryExpr(BinaryExpr { left, op, right }) if is_comparison(*op) || is_arithmetic(*op) => {
-            unify_parts(&mut [left, right], schema, Reals::Widened)?
+            let is_unified = unify_parts(&mut [left, right], schema, Reals::Widened)?;
+            let is_moved = matches!(op, Operator::Plus | Operator::Minus)
+                && (date_to_timestamp(left, right, schema) || date_to_timestamp(right, left, schema));
+            is_unified || is_moved
         }
         Expr::Between(between) => unify_parts(
             &mut [&mut between.expr, &mut between.low, &mut between.high],
@@ -44,9 +54,10 @@ pub(super) fn unify(mut expr: Expr, schema: &DFSchema) -> Result<Transformed<Exp
             Reals::Widened,
         )?,
         Expr::InList(list) => {
+            let is_array = list.list.len() > 1 && list.list.iter().all(|item| item.column_refs().is_empty());
             let mut parts: Vec<&mut Expr> = vec![&mut list.expr];
             parts.extend(&mut list.list);
-            unify_parts(&mut parts, schema, Reals::Widened)?
+            unify_parts(&mut parts, schema, if is_array { Reals::Kept } else { Reals::Widened })?
         }
         Expr::Case(case) => {
             let (mut whens, mut thens) = (Vec::new(), Vec::new());
@@ -65,7 +76,11 @@ pub(super) fn unify(mut expr: Expr, schema: &DFSchema) -> Result<Transformed<Exp
             }
         }
         Expr::ScalarFunction(call) if UNIFORM.contains(&call.func.name()) => {
-            unify_parts(&mut call.args.iter_mut().collect::<Vec<_>>(), schema, Reals::Kept)?
+            let reals = if call.func.name() == "nullif" { Reals::Widened } else { Reals::Kept };
+            unify_parts(&mut call.args.iter_mut().collect::<Vec<_>>(), schema, reals)?
+        }
+        Expr::WindowFunction(call) if matches!(call.fun.name(), "lag" | "lead") => {
+            unify_neighbour(&mut call.params.args, schema)?
         }
         Expr::InSubquery(InSubquery { expr, subquery, .. })
         | Expr::SetComparison(SetComparison { expr, subquery, .. }) => {
@@ -76,9 +91,61 @@ pub(super) fn unify(mut expr: Expr, schema: &DFSchema) -> Result<Transformed<Exp
     Ok(Transformed::new_transformed(expr, is_changed))
 }
 
-/// What becomes of REAL beside an integer.
+/// Makes a date a timestamp if an interval that is added to it has a time of the day, as far as one can tell.
+fn date_to_timestamp(date: &mut Expr, interval: &Expr, schema: &DFSchema) -> bool {
+    let is_interval = |ty: DataType| is_span(&ty) && !is_whole_days(interval);
+    let is_moved =
+        type_of(date, schema) == Some(DataType::Date32) && type_of(interval, schema).is_some_and(is_interval);
+    if is_moved {
+        *date = cast_to(take(date), DataType::Timestamp(TimeUnit::Microsecond, None));
+    }
+    is_moved
+}
+
+fn is_whole_days(interval: &Expr) -> bool {
+    match interval {
+        Expr::Literal(ScalarValue::IntervalMonthDayNano(value), _) => {
+            value.is_none_or(|value| value.nanoseconds == 0)
+        }
+        Expr::Negative(inner) => is_whole_days(inner),
+        _ => false,
+    }
+}
+
+/// `lag(value, distance, default)`: value and default have one type, and at an unknown distance is NULL.
+fn unify_neighbour(args: &mut Vec<Expr>, schema: &DFSchema) -> Result<bool> {
+    if let [value, Expr::Literal(distance, _), ..] = args.as_slice()
+        && distance.is_null()
+        && let Some(ty) = type_of(value, schema)
+    {
+        *args = vec![Expr::Literal(ScalarValue::try_from(&ty)?, None)];
+        return Ok(true);
+    }
+    let [value, _, default] = args.as_mut_slice() else { return Ok(false) };
+    Ok(unify_parts(&mut [&mut *value, &mut *default], schema, Reals::Kept)? | widen(value, default, schema))
+}
+
+/// Brings two values to the type that has those of both.
+fn widen(one: &mut Expr, other: &mut Expr, schema: &DFSchema) -> bool {
+    let (Some(left), Some(right)) = (type_of(one, schema), type_of(other, schema)) else { return false };
+    let Some(common) = type_union_coercion(&left, &right).filter(|_| left != right) else { return false };
+    for (part, own) in [(one, left), (other, right)] {
+        if own != common {
+            *part = cast_to(take(part), common.clone());
+        }
+    }
+    true
+}
+
+/// The same for the elements of an array, when they are planned: the planner has no common type for some.
+pub(super) fn unify_elements(elements: &mut [Expr], schema: &DFSchema) -> Result<()> {
+    unify_parts(&mut elements.iter_mut().collect::<Vec<_>>(), schema, Reals::Kept).map(|_| ())
+}
+
+/// What becomes of REAL beside another number.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Reals {
+    /// The others become REAL, as where values are put together.
     Kept,
     /// To DOUBLE, as for a comparison.
     Widened,
@@ -98,13 +165,21 @@ fn unify_parts(parts: &mut [&mut Expr], schema: &DFSchema, reals: Reals) -> Resu
         }
         Ok(())
     };
-    let has_float = has(DataType::is_floating);
-    let widens = reals == Reals::Widened && has(|ty| *ty == DataType::Float32) && has(DataType::is_integer);
-    if has_float && (widens || has(is_decimal)) {
-        each(&|_, ty| is_decimal(ty) || *ty == DataType::Float32, &DataType::Float64)?;
+    let has_real = has(|ty| *ty == DataType::Float32);
+    let widens = reals == Reals::Widened && has_real && has(DataType::is_integer);
+    if has(DataType::is_floating) && (widens || has(is_decimal)) {
+        let is_double = reals == Reals::Widened || has(|ty| *ty == DataType::Float64);
+        let to = if is_double { DataType::Float64 } else { DataType::Float32 };
+        each(&|_, ty| (is_decimal(ty) || *ty == DataType::Float32) && *ty != to, &to)?;
+    } else if reals == Reals::Kept && has_real && !has(|ty| *ty == DataType::Float64) {
+        each(&|_, ty| ty.is_integer(), &DataType::Float32)?;
     }
-    if has(|ty| *ty == DataType::Boolean) {
-        each(&|part, ty| is_text(ty) && matches!(part, Expr::Literal(..)), &DataType::Boolean)?;
+    // With a date the planner would compare in nanoseconds, which reach from 1678 to 2261.
+    if let Some(timestamp) = types.iter().flatten().find(|ty| matches!(ty, DataType::Timestamp(..))) {
+        each(&|_, ty| *ty == DataType::Date32, timestamp)?;
+    }
+    if let Some(ty) = type_for_literals(&types, reals) {
+        each(&|part, own| is_text(own) && matches!(part, Expr::Literal(..)), &ty)?;
     }
     for ty in [DataType::Binary, UUID] {
         if types.iter().flatten().any(|other| *other == ty) {
@@ -114,13 +189,76 @@ fn unify_parts(parts: &mut [&mut Expr], schema: &DFSchema, reals: Reals) -> Resu
     Ok(is_changed)
 }
 
-/// Gives a literal text beside a BOOLEAN, BYTES or UUID its value; the planner has no common type for some of these.
+/// The type that literal texts take from the values beside them, where the planner would not give it to them: in a comparison it knows
+/// dates and numbers.
+fn type_for_literals(types: &[Option<DataType>], reals: Reals) -> Option<DataType> {
+    let mut others = types.iter().flatten().filter(|ty| !is_text(ty) && **ty != DataType::Null);
+    let first = others.next()?;
+    let is_one = others.all(|ty| ty == first);
+    match first {
+        DataType::Boolean => Some(DataType::Boolean),
+        ty if is_span(ty) => Some(DataType::Interval(IntervalUnit::MonthDayNano)),
+        ty if reals == Reals::Kept && is_one && (ty.is_temporal() || ty.is_numeric()) => Some(ty.clone()),
+        _ => None,
+    }
+}
+
+/// Gives a literal text beside a BOOLEAN, BYTES, UUID or an interval its value; the planner has no common type for some of these.
 pub(super) fn type_literal(left: &mut Expr, right: &mut Expr, schema: &DFSchema) -> Result<()> {
+    each_literal(left, right, schema, |_, other| match other {
+        DataType::Boolean | DataType::Binary => Some(other.clone()),
+        ty if is_span(ty) => Some(DataType::Interval(IntervalUnit::MonthDayNano)),
+        ty if *ty == UUID => Some(UUID),
+        _ => None,
+    })
+}
+
+/// The same for operators that are no comparisons: what is put behind bytes are bytes, what is added to a time is an interval, what is
+/// subtracted from one is another, and beside a number stands one.
+pub(super) fn type_operand(
+    op: &BinaryOperator,
+    left: &mut Expr,
+    right: &mut Expr,
+    schema: &DFSchema,
+) -> Result<()> {
+    let interval = DataType::Interval(IntervalUnit::MonthDayNano);
+    each_literal(left, right, schema, |side, other| match (op, side, other) {
+        (BinaryOperator::StringConcat, _, DataType::Binary) => Some(DataType::Binary),
+        (BinaryOperator::Plus | BinaryOperator::Minus, _, ty) if is_span(ty) => Some(interval.clone()),
+        (BinaryOperator::Plus, _, DataType::Timestamp(..) | DataType::Time64(_)) => Some(interval.clone()),
+        (BinaryOperator::Plus | BinaryOperator::Minus, _, ty) if ty.is_numeric() => Some(other.clone()),
+        (BinaryOperator::Multiply | BinaryOperator::Divide | BinaryOperator::Modulo, _, ty)
+            if ty.is_numeric() =>
+        {
+            Some(other.clone())
+        }
+        (BinaryOperator::Minus, Side::Right, DataType::Timestamp(..) | DataType::Date32) => {
+            Some(other.clone())
+        }
+        _ => None,
+    })
+}
+
+/// Which operand of an operator.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Left,
+    Right,
+}
+
+fn each_literal(
+    left: &mut Expr,
+    right: &mut Expr,
+    schema: &DFSchema,
+    to: impl Fn(Side, &DataType) -> Option<DataType>,
+) -> Result<()> {
     let (Some(one), Some(other)) = (type_of(left, schema), type_of(right, schema)) else { return Ok(()) };
-    for (part, own, other) in [(left, &one, &other), (right, &other, &one)] {
-        let takes_type = matches!(other, DataType::Boolean | DataType::Binary) || *other == UUID;
-        if takes_type && is_text(own) && matches!(part, Expr::Literal(..)) {
-            *part = converted(take(part), other)?;
+    for (side, part, own, other) in [(Side::Left, left, &one, &other), (Side::Right, right, &other, &one)] {
+        if is_text(own)
+            && matches!(part, Expr::Literal(..))
+            && let Some(ty) = to(side, other)
+        {
+            *part = converted(take(part), &ty)?;
         }
     }
     Ok(())
@@ -161,7 +299,11 @@ fn common_type(one: &DataType, other: &DataType) -> Option<DataType> {
     if has(|ty| *ty == DataType::Float32) && has(DataType::is_integer) {
         return Some(DataType::Float64);
     }
-    None
+    match pair {
+        [DataType::Date32, timestamp @ DataType::Timestamp(..)]
+        | [timestamp @ DataType::Timestamp(..), DataType::Date32] => Some(timestamp.clone()),
+        _ => None,
+    }
 }
 
 /// `plan` with one column in another type.
@@ -200,9 +342,11 @@ fn unify_union(union: Union) -> Result<Transformed<LogicalPlan>> {
         if !has_float || !types.iter().any(is_decimal) {
             continue;
         }
+        let is_double = types.contains(&DataType::Float64);
+        let common = if is_double { DataType::Float64 } else { DataType::Float32 };
         for (input, ty) in inputs.iter_mut().zip(&types) {
-            if *ty != DataType::Float64 {
-                *input = Arc::new(cast_column(input, position, &DataType::Float64)?);
+            if *ty != common {
+                *input = Arc::new(cast_column(input, position, &common)?);
             }
         }
         is_changed = true;

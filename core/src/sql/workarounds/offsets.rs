@@ -8,7 +8,9 @@ use datafusion::common::tree_node::Transformed;
 use datafusion::common::{Column, Result};
 use datafusion::functions_window::row_number::row_number_udwf;
 use datafusion::logical_expr::expr::{Sort as SortExpr, WindowFunction};
-use datafusion::logical_expr::{Expr, Limit, LogicalPlan, LogicalPlanBuilder, SkipType, Sort, lit};
+use datafusion::logical_expr::{
+    Distinct, DistinctOn, Expr, Limit, LogicalPlan, LogicalPlanBuilder, SkipType, Sort, lit,
+};
 
 use crate::failpoint::is_planted;
 
@@ -34,6 +36,7 @@ pub(super) fn keep_sorts(plan: LogicalPlan) -> Result<LogicalPlan> {
 fn numbered(limit: &Limit, skip: usize) -> Result<Option<LogicalPlan>> {
     match &*limit.input {
         LogicalPlan::Sort(sort) if sort.fetch.is_none() => rows_after(sort, skip).map(Some),
+        LogicalPlan::Distinct(Distinct::On(distinct)) => first_rows_after(distinct, skip),
         LogicalPlan::Projection(projection) => {
             let inner = Limit { input: Arc::clone(&projection.input), ..limit.clone() };
             let Some(input) = numbered(&inner, skip)? else { return Ok(None) };
@@ -43,6 +46,26 @@ fn numbered(limit: &Limit, skip: usize) -> Result<Option<LogicalPlan>> {
         }
         _ => Ok(None),
     }
+}
+
+/// DISTINCT ON is in the order of what it is distinct on, which need not be in its result.
+fn first_rows_after(distinct: &DistinctOn, skip: usize) -> Result<Option<LogicalPlan>> {
+    let Some(sorts) = &distinct.sort_expr else { return Ok(None) };
+    let key = |number: usize| format!("__on{number}");
+    let keys = distinct.on_expr.iter().enumerate().map(|(number, expr)| expr.clone().alias(key(number)));
+    let select = distinct.select_expr.iter().cloned().chain(keys).collect();
+    let input = Arc::clone(&distinct.input);
+    let wide = DistinctOn::try_new(distinct.on_expr.clone(), select, Some(sorts.clone()), input)?;
+    let order = sorts.iter().take(distinct.on_expr.len()).enumerate().map(|(number, sort)| {
+        let expr = Expr::Column(Column::new_unqualified(key(number)));
+        SortExpr::new(expr, sort.asc, sort.nulls_first)
+    });
+    let wide = LogicalPlan::Distinct(Distinct::On(wide));
+    let columns = wide.schema().columns().into_iter().take(distinct.select_expr.len()).map(Expr::Column);
+    let columns: Vec<Expr> = columns.collect();
+    let sort = Sort { expr: order.collect(), input: Arc::new(wide), fetch: None };
+    let rows = rows_after(&sort, skip)?;
+    LogicalPlanBuilder::from(rows).project(columns)?.build().map(Some)
 }
 
 fn rows_after(sort: &Sort, skip: usize) -> Result<LogicalPlan> {

@@ -289,7 +289,15 @@ impl ScalarUDFImpl for RegexFunction {
     }
 
     fn coerce_types(&self, types: &[DataType]) -> Result<Vec<DataType>> {
-        let Some(arguments) = self.operation.arguments(types) else {
+        let Some(arguments) = self.operation.arguments(types) else { return Ok(types.to_vec()) };
+        Ok(arguments
+            .into_iter()
+            .map(|argument| if argument == Argument::Text { DataType::Utf8 } else { DataType::Int64 })
+            .collect())
+    }
+
+    fn return_type(&self, types: &[DataType]) -> Result<DataType> {
+        if self.operation.arguments(types).is_none() {
             return Err(Error::new(
                 ErrorKind::NotFound,
                 SqlState::UNDEFINED_FUNCTION,
@@ -300,14 +308,7 @@ impl ScalarUDFImpl for RegexFunction {
                 ),
             )
             .into());
-        };
-        Ok(arguments
-            .into_iter()
-            .map(|argument| if argument == Argument::Text { DataType::Utf8 } else { DataType::Int64 })
-            .collect())
-    }
-
-    fn return_type(&self, _: &[DataType]) -> Result<DataType> {
+        }
         Ok(match self.operation {
             Operation::Matches { .. } | Operation::Similar | Operation::Like => DataType::Boolean,
             Operation::Match => DataType::List(Arc::new(Field::new_list_field(DataType::Utf8, true))),

@@ -5,10 +5,13 @@
 //! | `sum(BIGINT)`, `sum(DECIMAL)` of more than 28 digits | wraps around | 22003 |
 //! | `avg(DECIMAL)` | four digits more than the column, cut off | 16 digits behind the point, rounded |
 //! | `min`, `max` of floats in groups | NaN counts or not, by the order of rows | NaN is the greatest |
+//! | `sum`, `avg` and their kin of floats over a frame that moves | what leaves is subtracted | each frame by itself |
 //!
 //! Each takes the place of DataFusion's function of that name for these types alone.
 
+mod adapted;
 mod extremes;
+mod frames;
 mod totals;
 
 use std::sync::Arc;
@@ -26,6 +29,7 @@ use datafusion::logical_expr::{
     Volatility, WindowFunctionDefinition,
 };
 
+use self::adapted::{by_frame, sorting};
 use self::extremes::{Extreme, extremes};
 use self::totals::{DistinctTotal, GroupAverages, Total, checked_sum, sum_type};
 use super::walk::type_of;
@@ -43,6 +47,7 @@ pub(super) fn replace(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>
     match expr {
         Expr::AggregateFunction(call) => {
             let exact = call.params.args.first().and_then(|arg| exact(&call.func, arg, schema));
+            let exact = exact.or_else(|| sorting(&call).map(Arc::new));
             Ok(match exact {
                 Some(func) => Transformed::yes(Expr::AggregateFunction(AggregateFunction { func, ..call })),
                 None => Transformed::no(Expr::AggregateFunction(call)),
@@ -50,9 +55,10 @@ pub(super) fn replace(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>
         }
         Expr::WindowFunction(call) => {
             let exact = match &call.fun {
-                WindowFunctionDefinition::AggregateUDF(func) => {
-                    call.params.args.first().and_then(|arg| exact(func, arg, schema))
-                }
+                WindowFunctionDefinition::AggregateUDF(func) => call.params.args.first().and_then(|arg| {
+                    let by_frame = || by_frame(func, &type_of(arg, schema)?).map(Arc::new);
+                    exact(func, arg, schema).or_else(by_frame)
+                }),
                 WindowFunctionDefinition::WindowUDF(_) => None,
             };
             Ok(match exact {

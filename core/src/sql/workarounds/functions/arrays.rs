@@ -15,6 +15,7 @@ use datafusion::logical_expr::{
     ColumnarValue, Operator, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
 };
 
+use super::intervals::lengths_of;
 use crate::casts::is_decimal;
 use crate::error::Error;
 
@@ -52,29 +53,11 @@ impl ScalarUDFImpl for Quantified {
     }
 
     fn coerce_types(&self, types: &[DataType]) -> Result<Vec<DataType>> {
-        let list = |ty: DataType| DataType::List(Arc::new(Field::new_list_field(ty, true)));
-        match types {
-            [
-                _,
-                value,
-                DataType::List(item) | DataType::LargeList(item) | DataType::FixedSizeList(item, _),
-            ] => {
-                let item = item.data_type();
-                let is_mixed =
-                    value.is_floating() && is_decimal(item) || is_decimal(value) && item.is_floating();
-                let common = if is_mixed {
-                    DataType::Float64
-                } else {
-                    BinaryTypeCoercer::new(value, &Operator::Eq, item).get_input_types()?.0
-                };
-                Ok(vec![DataType::Utf8, common.clone(), list(common)])
-            }
-            [_, value, DataType::Null] => Ok(vec![DataType::Utf8, value.clone(), list(value.clone())]),
-            _ => Err(Error::invalid("op ANY/ALL (array) requires an array on its right side").into()),
-        }
+        Ok(argument_types(types).unwrap_or_else(|_| types.to_vec()))
     }
 
-    fn return_type(&self, _: &[DataType]) -> Result<DataType> {
+    fn return_type(&self, types: &[DataType]) -> Result<DataType> {
+        argument_types(types)?;
         Ok(DataType::Boolean)
     }
 
@@ -90,6 +73,24 @@ impl ScalarUDFImpl for Quantified {
             return Ok(ColumnarValue::Scalar(ScalarValue::try_from_array(&result, 0)?));
         }
         Ok(ColumnarValue::Array(Arc::new(result)))
+    }
+}
+
+fn argument_types(types: &[DataType]) -> Result<Vec<DataType>> {
+    let list = |ty: DataType| DataType::List(Arc::new(Field::new_list_field(ty, true)));
+    match types {
+        [_, value, DataType::List(item) | DataType::LargeList(item) | DataType::FixedSizeList(item, _)] => {
+            let item = item.data_type();
+            let is_mixed = value.is_floating() && is_decimal(item) || is_decimal(value) && item.is_floating();
+            let common = if is_mixed {
+                DataType::Float64
+            } else {
+                BinaryTypeCoercer::new(value, &Operator::Eq, item).get_input_types()?.0
+            };
+            Ok(vec![DataType::Utf8, common.clone(), list(common)])
+        }
+        [_, value, DataType::Null] => Ok(vec![DataType::Utf8, value.clone(), list(value.clone())]),
+        _ => Err(Error::invalid("op ANY/ALL (array) requires an array on its right side").into()),
     }
 }
 
@@ -111,7 +112,12 @@ impl Quantified {
         }
         let left = take(values, &UInt32Array::from(rows.clone()), None)?;
         let right = take(lists.values(), &UInt32Array::from(elements), None)?;
-        let outcomes = compared(op, &left, &right)?;
+        let outcomes = match left.data_type() {
+            DataType::Interval(_) => {
+                compared(op, &(Arc::new(lengths_of(&left)?) as _), &(Arc::new(lengths_of(&right)?) as _))?
+            }
+            _ => compared(op, &left, &right)?,
+        };
         let mut builder = BooleanBuilder::with_capacity(lists.len());
         let mut next = 0;
         for row in 0..lists.len() {

@@ -4,33 +4,41 @@ use std::sync::Arc;
 
 use datafusion::arrow::array::{ArrayRef, AsArray, Float64Array, Int64Array};
 use datafusion::arrow::compute::{DatePart as ArrowPart, cast, date_part};
-use datafusion::arrow::datatypes::{
-    DataType, Int32Type, Int64Type, IntervalMonthDayNanoType, IntervalUnit, TimeUnit,
-};
+use datafusion::arrow::datatypes::{DataType, Int32Type, Int64Type, TimeUnit};
 use datafusion::common::tree_node::Transformed;
 use datafusion::common::{DFSchema, Result, ScalarValue};
+use datafusion::functions::datetime::date_part as datafusion_date_part;
 use datafusion::logical_expr::expr::ScalarFunction;
 use datafusion::logical_expr::{
     ColumnarValue, Expr, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
 };
 
+use super::super::walk::type_of;
+use super::span_part::{self, is_span};
 use crate::error::Error;
 
 const MINUTE_US: i64 = 60_000_000;
 
-/// Puts the function in the place of `date_part` for these fields.
-pub(crate) fn replace(expr: Expr, _: &DFSchema) -> Result<Transformed<Expr>> {
+/// Puts the function in the place of `date_part` for these fields, and for all of intervals.
+pub(crate) fn replace(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
     let Expr::ScalarFunction(call) = expr else { return Ok(Transformed::no(expr)) };
-    let part = match (call.func.name(), call.args.as_slice()) {
-        ("date_part", [Expr::Literal(part, _), _]) if !call.func.inner().is::<PartFunction>() => {
-            part.try_as_str().flatten().and_then(Part::named)
+    let own = match (call.func.name(), call.args.as_slice()) {
+        ("date_part", [Expr::Literal(name, _), value]) if call.func == datafusion_date_part() => {
+            let name = name.try_as_str().flatten().unwrap_or_default();
+            let name = name.trim_matches(['\'', '"']).to_ascii_lowercase();
+            match type_of(value, schema) {
+                Some(ty) if is_span(&ty) => span_part::function(&name),
+                _ => Part::named(&name).map(function),
+            }
         }
         _ => None,
     };
-    let Some(part) = part else { return Ok(Transformed::no(Expr::ScalarFunction(call))) };
-    let signature = Signature::any(2, Volatility::Immutable);
-    let func = Arc::new(ScalarUDF::new_from_impl(PartFunction { part, signature }));
+    let Some(func) = own.map(Arc::new) else { return Ok(Transformed::no(Expr::ScalarFunction(call))) };
     Ok(Transformed::yes(Expr::ScalarFunction(ScalarFunction { func, args: call.args })))
+}
+
+fn function(part: Part) -> ScalarUDF {
+    ScalarUDF::new_from_impl(PartFunction { part, signature: Signature::any(2, Volatility::Immutable) })
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -48,8 +56,7 @@ enum Part {
 
 impl Part {
     fn named(name: &str) -> Option<Self> {
-        let name = name.trim_matches(['\'', '"']).to_ascii_lowercase();
-        Some(match name.as_str() {
+        Some(match name {
             "second" | "seconds" | "sec" | "secs" | "s" => Self::Second,
             "millisecond" | "milliseconds" | "msec" | "msecs" | "ms" => Self::Millisecond,
             "microsecond" | "microseconds" | "usec" | "usecs" | "us" => Self::Microsecond,
@@ -124,21 +131,6 @@ fn years(times: &ArrayRef, of: impl Fn(i64) -> i64) -> crate::error::Result<Arra
 /// Microseconds of the minute.
 fn of_minute(times: &ArrayRef) -> crate::error::Result<Int64Array> {
     let micros = match times.data_type() {
-        DataType::Interval(_) => {
-            let intervals = cast(times, &DataType::Interval(IntervalUnit::MonthDayNano))?;
-            let intervals = intervals.as_primitive::<IntervalMonthDayNanoType>().iter();
-            return Ok(intervals
-                .map(|value| value.map(|value| value.nanoseconds / 1_000 % MINUTE_US))
-                .collect());
-        }
-        DataType::Duration(_) => {
-            let micros = cast(&cast(times, &DataType::Duration(TimeUnit::Microsecond))?, &DataType::Int64)?;
-            return Ok(micros
-                .as_primitive::<Int64Type>()
-                .iter()
-                .map(|us| us.map(|us| us % MINUTE_US))
-                .collect());
-        }
         DataType::Time32(_) | DataType::Time64(_) => cast(times, &DataType::Time64(TimeUnit::Microsecond))?,
         DataType::Timestamp(_, zone) => {
             cast(times, &DataType::Timestamp(TimeUnit::Microsecond, zone.clone()))?

@@ -1,12 +1,19 @@
 //! Scalar functions that take the place of DataFusion's of the same name, and those that rewrites call.
+//!
+//! DataFusion writes an error of `coerce_types` into a text of its own and passes that of `return_type` on, so what a function
+//! cannot take is refused in the latter.
 
 mod arrays;
+mod bytes;
 mod date_part;
+mod elements;
 mod intervals;
 mod named_cast;
 mod patterns;
 mod rounding;
+mod span_part;
 mod to_char;
+mod uniform;
 mod zones;
 
 use std::collections::HashMap;
@@ -15,20 +22,24 @@ use std::sync::{Arc, LazyLock};
 use datafusion::arrow::datatypes::{DataType, TimeUnit};
 use datafusion::common::tree_node::Transformed;
 use datafusion::common::{DFSchema, Result};
-use datafusion::functions_nested::remove::array_remove_all_udf;
+use datafusion::functions::math::ceil;
 use datafusion::functions_nested::replace::array_replace_all_udf;
 use datafusion::logical_expr::expr::ScalarFunction;
-use datafusion::logical_expr::{Expr, ScalarUDF, cast};
+use datafusion::logical_expr::{Expr, ScalarUDF, case, cast, lit};
 
 use super::regex;
+use super::walk::type_of;
 use crate::error::Error;
 
 pub(super) use arrays::{ALL_OF, ANY_OF};
+pub(super) use bytes::refuse as refuse_bytes;
 pub(super) use date_part::replace as replace_date_part;
 pub(super) use intervals::{compare as compare_intervals, order as order_intervals};
 pub(super) use named_cast::NAMED_CAST;
 pub(super) use patterns::LIKE_PATTERN;
 pub(super) use rounding::replace as replace_rounding;
+pub(super) use span_part::is_span;
+pub(super) use uniform::restore as restore_uniform;
 
 /// The functions by name.
 static FUNCTIONS: LazyLock<HashMap<String, Arc<ScalarUDF>>> = LazyLock::new(|| {
@@ -40,22 +51,23 @@ static FUNCTIONS: LazyLock<HashMap<String, Arc<ScalarUDF>>> = LazyLock::new(|| {
         Arc::new(patterns::like_pattern()),
         Arc::new(arrays::any()),
         Arc::new(arrays::all()),
+        Arc::new(ceil().as_ref().clone().with_aliases(["ceiling"])),
     ];
     let mut functions: HashMap<String, Arc<ScalarUDF>> = HashMap::new();
-    for function in own.into_iter().chain(regex::functions()) {
+    for function in own.into_iter().chain(bytes::lengths()).chain(regex::functions()) {
         for name in std::iter::once(function.name()).chain(function.aliases().iter().map(String::as_str)) {
             functions.insert(name.to_owned(), Arc::clone(&function));
         }
     }
-    // Of an element that comes more than once DataFusion's functions of these names take the first.
-    functions.insert("array_remove".to_owned(), array_remove_all_udf());
+    functions.insert("array_remove".to_owned(), Arc::new(elements::remove()));
+    // Of an element that comes more than once DataFusion's function of this name takes the first.
     functions.insert("array_replace".to_owned(), array_replace_all_udf());
     functions
 });
 
 /// The functions, to be registered.
 pub(super) fn all() -> Vec<Arc<ScalarUDF>> {
-    FUNCTIONS.values().map(Arc::clone).collect()
+    FUNCTIONS.values().map(Arc::clone).chain(uniform::all()).collect()
 }
 
 /// Functions of times whose format DataFusion reads in a language of its own.
@@ -95,6 +107,36 @@ pub(super) fn correct_current_time(expr: Expr, _: &DFSchema) -> Result<Transform
         }
         other => Ok(Transformed::no(other)),
     }
+}
+
+/// PostgreSQL writes `t` and `f` where it puts values of any type together.
+pub(super) fn short_booleans(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
+    let Expr::ScalarFunction(mut call) = expr else { return Ok(Transformed::no(expr)) };
+    let mut is_changed = false;
+    if matches!(call.func.name(), "concat" | "concat_ws") {
+        for arg in &mut call.args {
+            if type_of(arg, schema) == Some(DataType::Boolean) {
+                *arg =
+                    case(std::mem::take(arg)).when(lit(true), lit("t")).when(lit(false), lit("f")).end()?;
+                is_changed = true;
+            }
+        }
+    }
+    Ok(Transformed::new_transformed(Expr::ScalarFunction(call), is_changed))
+}
+
+/// The digits of a number of 32 bits are those of 32 bits.
+pub(super) fn correct_hexadecimal(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
+    let Expr::ScalarFunction(mut call) = expr else { return Ok(Transformed::no(expr)) };
+    let is_short =
+        |arg: &Expr| matches!(type_of(arg, schema), Some(DataType::Int8 | DataType::Int16 | DataType::Int32));
+    let is_changed = call.func.name() == "to_hex" && call.args.iter().any(is_short);
+    if is_changed {
+        for arg in &mut call.args {
+            *arg = cast(std::mem::take(arg), DataType::Int64) & lit(0xFFFF_FFFF_i64);
+        }
+    }
+    Ok(Transformed::new_transformed(Expr::ScalarFunction(call), is_changed))
 }
 
 /// Puts the functions where the planner calls DataFusion's by itself, as for EXTRACT.

@@ -1,5 +1,5 @@
-//! `round()` and `trunc()` of decimals, with the digits that are asked for: DataFusion's have another type before and after constants
-//! are folded.
+//! `round()`, `trunc()`, `ceil()` and `floor()` of decimals. DataFusion's have another type before and after constants are folded, or no
+//! room for the result.
 
 use std::sync::Arc;
 
@@ -23,21 +23,16 @@ const DIGITS_MAX: i16 = 38;
 pub(crate) fn replace(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
     let Expr::ScalarFunction(call) = expr else { return Ok(Transformed::no(expr)) };
     let is_ours = call.func.inner().is::<Rounding>();
-    let is_rounding = matches!(call.func.name(), "round" | "trunc");
+    let direction = Direction::of(call.func.name()).filter(|_| !is_ours && call.args.len() <= 2);
     let of_decimal = call.args.first().and_then(|arg| type_of(arg, schema));
-    if is_ours || !is_rounding || !matches!(of_decimal, Some(DataType::Decimal128(..))) || call.args.len() > 2
-    {
+    let (Some(direction), Some(DataType::Decimal128(..))) = (direction, of_decimal) else {
         return Ok(Transformed::no(Expr::ScalarFunction(call)));
-    }
+    };
     let digits = match call.args.get(1) {
         None => Some(0),
         Some(arg) => whole(arg),
     };
-    let rounding = Rounding {
-        digits,
-        is_cut: call.func.name() == "trunc",
-        signature: Signature::user_defined(Volatility::Immutable),
-    };
+    let rounding = Rounding { digits, direction, signature: Signature::user_defined(Volatility::Immutable) };
     let func = Arc::new(ScalarUDF::new_from_impl(rounding));
     Ok(Transformed::yes(Expr::ScalarFunction(ScalarFunction { func, args: call.args })))
 }
@@ -53,11 +48,33 @@ fn whole(expr: &Expr) -> Option<i16> {
     }
 }
 
+/// Where the digits go that are left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Direction {
+    /// To the nearest number, a half away from zero.
+    Nearest,
+    TowardsZero,
+    Up,
+    Down,
+}
+
+impl Direction {
+    fn of(function: &str) -> Option<Self> {
+        Some(match function {
+            "round" => Self::Nearest,
+            "trunc" => Self::TowardsZero,
+            "ceil" => Self::Up,
+            "floor" => Self::Down,
+            _ => return None,
+        })
+    }
+}
+
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct Rounding {
     /// How many digits stay behind the point, where the text says it.
     digits: Option<i16>,
-    is_cut: bool,
+    direction: Direction,
     signature: Signature,
 }
 
@@ -73,11 +90,15 @@ impl Rounding {
 
     fn round(&self, value: i128, from: i8, kept: i64, to: i8) -> Option<i128> {
         let kept = i8::try_from(kept.clamp(-38, i64::from(from))).ok()?;
-        let rounded = if self.is_cut {
-            let power = 10_i128.checked_pow(u32::try_from(i16::from(from) - i16::from(kept)).ok()?);
-            power.map_or(0, |power| value / power)
-        } else {
-            rescale(value, from, kept)?
+        let left_out = u32::try_from(i16::from(from) - i16::from(kept)).ok()?;
+        let divided = |divide: fn(i128, i128) -> i128, all: i128| {
+            10_i128.checked_pow(left_out).map_or(all, |power| divide(value, power))
+        };
+        let rounded = match self.direction {
+            Direction::Nearest => rescale(value, from, kept)?,
+            Direction::TowardsZero => divided(|value, power| value / power, 0),
+            Direction::Down => divided(i128::div_euclid, -i128::from(value < 0)),
+            Direction::Up => divided(|value, power| -(-value).div_euclid(power), i128::from(value > 0)),
         };
         rescale(rounded, kept, to)
     }
@@ -85,7 +106,12 @@ impl Rounding {
 
 impl ScalarUDFImpl for Rounding {
     fn name(&self) -> &str {
-        if self.is_cut { "trunc" } else { "round" }
+        match self.direction {
+            Direction::Nearest => "round",
+            Direction::TowardsZero => "trunc",
+            Direction::Up => "ceil",
+            Direction::Down => "floor",
+        }
     }
 
     fn signature(&self) -> &Signature {
@@ -142,17 +168,22 @@ mod tests {
 
     #[test]
     fn digits_are_kept_as_asked_for() {
-        let check = |digits: Option<i16>, is_cut: bool, value: i128, kept: i64, expected: (u8, i8, i128)| {
+        use Direction::{Down, Nearest, TowardsZero, Up};
+        let check = |digits: Option<i16>, direction, value: i128, kept: i64, expected: (u8, i8, i128)| {
             let signature = Signature::user_defined(Volatility::Immutable);
-            let rounding = Rounding { digits, is_cut, signature };
+            let rounding = Rounding { digits, direction, signature };
             let (precision, scale) = rounding.result(10, 4);
             assert_eq!((precision, scale, rounding.round(value, 4, kept, scale).unwrap()), expected);
         };
-        check(Some(2), false, 123_456, 2, (9, 2, 1_235));
-        check(Some(2), true, 123_456, 2, (9, 2, 1_234));
-        check(Some(0), false, -125_000, 0, (7, 0, -13));
-        check(Some(-1), false, 155_000, -1, (7, 0, 20));
-        check(Some(6), false, 123_456, 6, (13, 6, 12_345_600));
-        check(None, false, 123_456, 1, (11, 4, 123_000));
+        check(Some(2), Nearest, 123_456, 2, (9, 2, 1_235));
+        check(Some(2), TowardsZero, 123_456, 2, (9, 2, 1_234));
+        check(Some(0), Nearest, -125_000, 0, (7, 0, -13));
+        check(Some(-1), Nearest, 155_000, -1, (7, 0, 20));
+        check(Some(6), Nearest, 123_456, 6, (13, 6, 12_345_600));
+        check(None, Nearest, 123_456, 1, (11, 4, 123_000));
+        check(Some(0), Up, 123_456, 0, (7, 0, 13));
+        check(Some(0), Up, -123_456, 0, (7, 0, -12));
+        check(Some(0), Down, -123_456, 0, (7, 0, -13));
+        check(Some(0), Down, 120_000, 0, (7, 0, 12));
     }
 }

@@ -59,18 +59,11 @@ impl ScalarUDFImpl for ToChar {
     }
 
     fn coerce_types(&self, types: &[DataType]) -> Result<Vec<DataType>> {
-        match types {
-            [time, _] if time.is_temporal() || *time == DataType::Null => {
-                Ok(vec![time.clone(), DataType::Utf8])
-            }
-            [other, _] => Err(Error::unsupported(format!("to_char() of a value of type {other}"))
-                .hint("it is there for dates, times and timestamps; CAST(... AS TEXT) writes numbers")
-                .into()),
-            _ => Err(Error::invalid("to_char() has two arguments, a time and a format").into()),
-        }
+        Ok(argument_types(types).unwrap_or_else(|_| types.to_vec()))
     }
 
-    fn return_type(&self, _: &[DataType]) -> Result<DataType> {
+    fn return_type(&self, types: &[DataType]) -> Result<DataType> {
+        argument_types(types)?;
         Ok(DataType::Utf8)
     }
 
@@ -110,6 +103,15 @@ impl ScalarUDFImpl for ToChar {
             return Ok(ColumnarValue::Scalar(ScalarValue::try_from_array(&texts, 0)?));
         }
         Ok(ColumnarValue::Array(Arc::new(texts)))
+    }
+}
+
+fn argument_types(types: &[DataType]) -> crate::error::Result<Vec<DataType>> {
+    match types {
+        [time, _] if time.is_temporal() || *time == DataType::Null => Ok(vec![time.clone(), DataType::Utf8]),
+        [other, _] => Err(Error::unsupported(format!("to_char() of a value of type {other}"))
+            .hint("it is there for dates, times and timestamps; CAST(... AS TEXT) writes numbers")),
+        _ => Err(Error::invalid("to_char() has two arguments, a time and a format")),
     }
 }
 

@@ -13,7 +13,7 @@ use datafusion::logical_expr::{
     ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
 };
 
-use crate::casts::times::{instant_us, wall_us, zone};
+use crate::casts::times::{instant_us, wall_us, zone_at};
 use crate::error::{Error, ErrorKind, SqlState};
 
 fn reading() -> DataType {
@@ -44,26 +44,13 @@ impl ScalarUDFImpl for TimeZoneFunction {
     }
 
     fn coerce_types(&self, types: &[DataType]) -> Result<Vec<DataType>> {
-        match types {
-            [_, DataType::Timestamp(_, None) | DataType::Date32] => Ok(vec![DataType::Utf8, reading()]),
-            [_, DataType::Timestamp(_, Some(_)) | DataType::Utf8 | DataType::Null] => {
-                Ok(vec![DataType::Utf8, instant()])
-            }
-            [_, other] => Err(Error::unsupported(format!("AT TIME ZONE of a value of type {other}"))
-                .hint("it is there for timestamps")
-                .into()),
-            _ => Err(Error::new(
-                ErrorKind::NotFound,
-                SqlState::UNDEFINED_FUNCTION,
-                "function timezone() has two arguments, a zone and a timestamp",
-            )
-            .into()),
-        }
+        Ok(timezone_types(types).unwrap_or_else(|_| types.to_vec()))
     }
 
     fn return_type(&self, types: &[DataType]) -> Result<DataType> {
+        timezone_types(types)?;
         Ok(match types {
-            [_, DataType::Timestamp(_, None) | DataType::Date32] => instant(),
+            [_, DataType::Timestamp(_, None)] => instant(),
             _ => reading(),
         })
     }
@@ -82,6 +69,23 @@ impl ScalarUDFImpl for TimeZoneFunction {
     }
 }
 
+fn timezone_types(types: &[DataType]) -> crate::error::Result<Vec<DataType>> {
+    match types {
+        [_, DataType::Timestamp(_, None)] => Ok(vec![DataType::Utf8, reading()]),
+        // A date is an instant, its midnight.
+        [_, DataType::Timestamp(_, Some(_)) | DataType::Date32 | DataType::Utf8 | DataType::Null] => {
+            Ok(vec![DataType::Utf8, instant()])
+        }
+        [_, other] => Err(Error::unsupported(format!("AT TIME ZONE of a value of type {other}"))
+            .hint("it is there for timestamps")),
+        _ => Err(Error::new(
+            ErrorKind::NotFound,
+            SqlState::UNDEFINED_FUNCTION,
+            "function timezone() has two arguments, a zone and a timestamp",
+        )),
+    }
+}
+
 fn convert(zones: &ArrayRef, times: &ArrayRef) -> crate::error::Result<ArrayRef> {
     let has_zone = matches!(times.data_type(), DataType::Timestamp(_, Some(_)));
     let micros = cast(times, &if has_zone { instant() } else { reading() })?;
@@ -96,7 +100,7 @@ fn convert(zones: &ArrayRef, times: &ArrayRef) -> crate::error::Result<ArrayRef>
         let name = names.value(row);
         let zone = match &known {
             Some((last, zone)) if *last == name => zone,
-            _ => &known.insert((name, zone(name).ok_or_else(|| unknown_zone(name))?)).1,
+            _ => &known.insert((name, zone_at(name).ok_or_else(|| unknown_zone(name))?)).1,
         };
         let time = micros.value(row);
         let converted = if has_zone { wall_us(time, zone) } else { instant_us(time, zone) };

@@ -8,6 +8,7 @@
 //! | `quantified` | comparisons with the elements of an array |
 //! | `rows` | comparisons of rows |
 //! | `grouping` | grouping sets with one expression twice |
+//! | `windows` | windows that have a name |
 //! | `casts` | casts whose column would have the name of what they cast |
 //!
 //! Invariant: a rewrite depends on the text alone, not on tables or types; so a statement is rewritten once, when it is read.
@@ -18,6 +19,7 @@ mod literals;
 mod patterns;
 mod quantified;
 mod rows;
+mod windows;
 
 use std::ops::ControlFlow;
 
@@ -26,38 +28,60 @@ use datafusion::sql::sqlparser::ast::{
     LimitClause, ObjectName, Query, Select, SetExpr, UnaryOperator, VisitMut, VisitorMut,
 };
 
+use self::windows::Windows;
 use crate::error::{Error, Result};
 
 /// Rewrites the queries and expressions of a statement.
 ///
 /// # Errors
-/// 22003, 22007, 22P02 for literals that have no value, 42601 for rows of different lengths, 0A000 for what cannot be rewritten.
+/// 22003, 22007, 22P02 for literals that have no value, 42601 for rows of different lengths, 42704 and 42P20 for windows, 0A000 for what
+/// cannot be rewritten.
 pub(crate) fn rewrite(statement: &mut impl VisitMut) -> Result<()> {
-    match statement.visit(&mut Rewriter) {
+    match statement.visit(&mut Rewriter::default()) {
         ControlFlow::Break(error) => Err(error),
         ControlFlow::Continue(()) => Ok(()),
     }
 }
 
-struct Rewriter;
+#[derive(Default)]
+struct Rewriter {
+    /// The windows that can be named at a place: those of the SELECT around it.
+    windows: Vec<Windows>,
+}
 
 impl VisitorMut for Rewriter {
     type Break = Error;
 
     fn pre_visit_query(&mut self, query: &mut Query) -> ControlFlow<Error> {
         fetch_as_limit(query);
+        // ORDER BY, which stands outside of the SELECT, names its windows too.
+        let mut windows = Ok(Windows::new());
         if let SetExpr::Select(select) = &mut *query.body {
             casts::name_apart(select, query.order_by.as_mut());
+            windows = windows::of(select);
         }
+        self.enter(windows)
+    }
+
+    fn post_visit_query(&mut self, _: &mut Query) -> ControlFlow<Error> {
+        self.windows.pop();
+        ControlFlow::Continue(())
+    }
+
+    fn post_visit_select(&mut self, _: &mut Select) -> ControlFlow<Error> {
+        self.windows.pop();
         ControlFlow::Continue(())
     }
 
     fn pre_visit_select(&mut self, select: &mut Select) -> ControlFlow<Error> {
         grouping::without_doubles(&mut select.group_by);
-        match select.selection.as_mut().map_or(Ok(()), rows::as_exists) {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(error) => ControlFlow::Break(error),
-        }
+        let windows = select
+            .selection
+            .as_mut()
+            .map_or(Ok(()), rows::as_exists)
+            .and_then(|()| windows::of(select))
+            .inspect(|_| select.named_window.clear());
+        self.enter(windows)
     }
 
     fn pre_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<Error> {
@@ -73,12 +97,30 @@ impl VisitorMut for Rewriter {
                 Err(error) => ControlFlow::Break(error),
             };
         }
+        // Before the window is visited, which is rewritten where it is named.
+        if let Expr::Function(function) = expr
+            && let Err(error) = windows::write_out(function, self.windows.last().unwrap_or(&Windows::new()))
+        {
+            return ControlFlow::Break(error);
+        }
         ControlFlow::Continue(())
     }
 
     fn post_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<Error> {
         match rewritten(expr) {
             Ok(()) => ControlFlow::Continue(()),
+            Err(error) => ControlFlow::Break(error),
+        }
+    }
+}
+
+impl Rewriter {
+    fn enter(&mut self, windows: Result<Windows>) -> ControlFlow<Error> {
+        match windows {
+            Ok(windows) => {
+                self.windows.push(windows);
+                ControlFlow::Continue(())
+            }
             Err(error) => ControlFlow::Break(error),
         }
     }

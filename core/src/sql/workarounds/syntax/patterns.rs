@@ -1,9 +1,11 @@
 //! LIKE with another escape character than the backslash, and with several patterns.
 
-use datafusion::sql::sqlparser::ast::{self, Array, BinaryOperator, Expr};
+use datafusion::sql::sqlparser::ast::{
+    self, Array, BinaryOperator, Expr, FunctionArg, FunctionArgExpr, FunctionArguments,
+};
 
 use super::super::functions::LIKE_PATTERN;
-use super::{call, joined, nested, not, taken, text};
+use super::{call, joined, nested, taken, text};
 use crate::error::{Error, ErrorKind, Result, SqlState};
 
 /// Rewrites `x [NOT] [I]LIKE pattern`.
@@ -34,31 +36,49 @@ pub(super) fn rewrite(expr: &mut Expr) -> Result<()> {
             "the pattern of LIKE ends with its escape character",
         ));
     }
-    if !*any {
-        return Ok(());
-    }
-    let patterns = match taken(pattern) {
-        Expr::Array(Array { elem, .. }) | Expr::Tuple(elem) => elem,
-        Expr::Nested(inner) => match *inner {
-            Expr::Array(Array { elem, .. }) => elem,
-            other => vec![other],
-        },
-        _ => {
-            return Err(Error::unsupported("LIKE ANY of anything but a list")
-                .hint("write LIKE ANY (ARRAY['a%', 'b%'])"));
-        }
-    };
+    let Some((is_any, patterns)) = quantified(*any, pattern)? else { return Ok(()) };
     let one = |pattern: Expr| {
-        let (expr, pattern) = (value.clone(), Box::new(pattern));
+        let (negated, expr, pattern) = (*negated, value.clone(), Box::new(pattern));
         if is_like {
-            Expr::Like { negated: false, any: false, expr, pattern, escape_char: None }
+            Expr::Like { negated, any: false, expr, pattern, escape_char: None }
         } else {
-            Expr::ILike { negated: false, any: false, expr, pattern, escape_char: None }
+            Expr::ILike { negated, any: false, expr, pattern, escape_char: None }
         }
     };
-    // Of none there is one that fits nothing.
-    let any =
-        joined(patterns.into_iter().map(one), &BinaryOperator::Or).unwrap_or_else(|| super::boolean(false));
-    *expr = if *negated { not(any) } else { nested(any) };
+    let op = if is_any { BinaryOperator::Or } else { BinaryOperator::And };
+    // None of no patterns fits, and all of them do.
+    let whole = joined(patterns.into_iter().map(one), &op).unwrap_or_else(|| super::boolean(!is_any));
+    *expr = nested(whole);
     Ok(())
+}
+
+/// The patterns behind ANY, or behind ALL, which sqlparser takes for a function; `None` where there is one pattern. The first part is
+/// whether one of them is enough.
+///
+/// # Errors
+/// 0A000 for what is no list.
+fn quantified(is_any: bool, pattern: &mut Expr) -> Result<Option<(bool, Vec<Expr>)>> {
+    let list = match pattern {
+        _ if is_any => taken(pattern),
+        Expr::Function(function) if function.name.to_string().eq_ignore_ascii_case("all") => {
+            match &mut function.args {
+                FunctionArguments::List(list) => match list.args.as_mut_slice() {
+                    [FunctionArg::Unnamed(FunctionArgExpr::Expr(list))] => taken(list),
+                    _ => return Err(no_list()),
+                },
+                _ => return Err(no_list()),
+            }
+        }
+        _ => return Ok(None),
+    };
+    let list = if let Expr::Nested(inner) = list { *inner } else { list };
+    match list {
+        Expr::Array(Array { elem, .. }) | Expr::Tuple(elem) => Ok(Some((is_any, elem))),
+        _ => Err(no_list()),
+    }
+}
+
+fn no_list() -> Error {
+    Error::unsupported("LIKE ANY and LIKE ALL of anything but a list")
+        .hint("write LIKE ANY (ARRAY['a%', 'b%'])")
 }

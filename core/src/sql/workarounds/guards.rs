@@ -1,0 +1,155 @@
+//! Conditions that can fail are looked at last, and only where the others beside them do not decide.
+//!
+//! DataFusion computes both sides of an AND for every row of a batch, unless the first leaves few of them, and it makes an AND of a CASE
+//! with boolean branches. So `n <> 0 AND 100 / n > 5` divides by zero, as does `CASE WHEN n <> 0 THEN 100 / n > 5 ELSE false END`.
+//! PostgreSQL promises no order either, but looks at conditions from the left to the right and stops where one decides.
+//!
+//! Runs once, on a plan that is optimised: each condition that cannot fail stays by itself, so that keys and segments are found by it.
+
+use datafusion::common::Result;
+use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
+use datafusion::logical_expr::expr::BinaryExpr;
+use datafusion::logical_expr::expr_rewriter::NamePreserver;
+use datafusion::logical_expr::utils::{conjunction, disjunction, split_conjunction_owned};
+use datafusion::logical_expr::{Expr, Filter, LogicalPlan, Operator, lit, when};
+
+use super::{arithmetic, casts};
+
+/// Rewrites the conditions of a plan.
+pub(crate) fn guard(plan: LogicalPlan) -> Result<LogicalPlan> {
+    let rewritten = plan.transform_up_with_subqueries(|node| match node {
+        LogicalPlan::Filter(Filter { predicate, input, .. }) => {
+            let (conditions, is_changed) = guard_conditions(split_conjunction_owned(predicate))?;
+            let predicate = conjunction(conditions).unwrap_or_else(|| lit(true));
+            let filter = LogicalPlan::Filter(Filter::try_new(predicate, input)?);
+            Ok(Transformed::new_transformed(filter, is_changed))
+        }
+        LogicalPlan::TableScan(mut scan) => {
+            let (conditions, is_changed) = guard_conditions(std::mem::take(&mut scan.filters))?;
+            scan.filters = conditions;
+            Ok(Transformed::new_transformed(LogicalPlan::TableScan(scan), is_changed))
+        }
+        LogicalPlan::Join(mut join) => {
+            let filter = join.filter.take().map(split_conjunction_owned).unwrap_or_default();
+            let (conditions, is_changed) = guard_conditions(filter)?;
+            join.filter = conjunction(conditions);
+            Ok(Transformed::new_transformed(LogicalPlan::Join(join), is_changed))
+        }
+        other => {
+            let names = NamePreserver::new(&other);
+            other.map_expressions(|expr| {
+                let name = names.save(&expr);
+                let guarded = guard_expression(expr)?;
+                Ok(if guarded.transformed { guarded.update_data(|expr| name.restore(expr)) } else { guarded })
+            })
+        }
+    });
+    Ok(rewritten?.data)
+}
+
+/// The same for the condition of one filter.
+pub(crate) fn guard_condition(condition: Expr) -> crate::error::Result<Expr> {
+    let (conditions, _) = guard_conditions(split_conjunction_owned(condition))?;
+    Ok(conjunction(conditions).unwrap_or_else(|| lit(true)))
+}
+
+/// The conditions of a filter, for which NULL is as false.
+fn guard_conditions(conditions: Vec<Expr>) -> Result<(Vec<Expr>, bool)> {
+    let mut is_changed = false;
+    let conditions = conditions
+        .into_iter()
+        .map(|condition| {
+            let guarded = guard_expression(condition)?;
+            is_changed |= guarded.transformed;
+            Ok(guarded.data)
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let (mut safe, risky) = parted(conditions)?;
+    if risky.is_empty() || (safe.is_empty() && risky.len() == 1) {
+        safe.extend(risky);
+        return Ok((safe, is_changed));
+    }
+    let unless_false = |last: Option<Expr>, condition: Expr| match last {
+        None => Ok(condition),
+        Some(last) => when(condition, last).otherwise(lit(false)),
+    };
+    let last =
+        risky.into_iter().rev().try_fold(None, |last, condition| unless_false(last, condition).map(Some))?;
+    let guard = conjunction(safe.iter().filter(|condition| !condition.is_volatile()).cloned());
+    if let Some(last) = last {
+        safe.push(match guard {
+            Some(guard) => unless_false(Some(last), guard)?,
+            None => last,
+        });
+    }
+    Ok((safe, true))
+}
+
+/// ANDs and ORs anywhere in an expression, where NULL is not false.
+fn guard_expression(expr: Expr) -> Result<Transformed<Expr>> {
+    if !can_fail(&expr)? {
+        return Ok(Transformed::no(expr));
+    }
+    expr.transform_down(|expr| match &expr {
+        Expr::BinaryExpr(BinaryExpr { op: op @ (Operator::And | Operator::Or), .. }) => {
+            let op = *op;
+            let parts = split(expr, op)
+                .into_iter()
+                .map(|part| Ok(guard_expression(part)?.data))
+                .collect::<Result<Vec<_>>>()?;
+            let (safe, risky) = parted(parts)?;
+            let join = if op == Operator::And { conjunction } else { disjunction };
+            let whole =
+                safe.into_iter().reduce(|all, part| datafusion::logical_expr::binary_expr(all, op, part));
+            let mut parts: Vec<Expr> = whole.into_iter().chain(risky).collect();
+            let mut guarded = parts.pop().unwrap_or_else(|| lit(op == Operator::And));
+            while let Some(part) = parts.pop() {
+                let decides =
+                    if op == Operator::And { part.clone().is_false() } else { part.clone().is_true() };
+                let both = join([part.clone(), guarded]).unwrap_or(part);
+                guarded = when(decides, lit(op == Operator::Or)).otherwise(both)?;
+            }
+            Ok(Transformed::new(guarded, true, TreeNodeRecursion::Jump))
+        }
+        _ => Ok(Transformed::no(expr)),
+    })
+}
+
+/// The parts of a chain of one operator, from the left.
+fn split(expr: Expr, op: Operator) -> Vec<Expr> {
+    match expr {
+        Expr::BinaryExpr(BinaryExpr { left, op: own, right }) if own == op => {
+            let mut parts = split(*left, op);
+            parts.extend(split(*right, op));
+            parts
+        }
+        other => vec![other],
+    }
+}
+
+/// Those that cannot fail, and those that can.
+fn parted(conditions: Vec<Expr>) -> Result<(Vec<Expr>, Vec<Expr>)> {
+    let (mut safe, mut risky) = (Vec::new(), Vec::new());
+    for condition in conditions {
+        if can_fail(&condition)? { risky.push(condition) } else { safe.push(condition) }
+    }
+    Ok((safe, risky))
+}
+
+/// Whether some row can make an expression an error. A CASE is taken for its own guard.
+fn can_fail(expr: &Expr) -> Result<bool> {
+    let mut can_fail = false;
+    expr.apply(|part| {
+        can_fail |= match part {
+            Expr::BinaryExpr(BinaryExpr { op: Operator::Divide | Operator::Modulo, .. }) => true,
+            Expr::ScalarFunction(call) => casts::is_checked(&call.func) || arithmetic::is_checked(&call.func),
+            _ => false,
+        };
+        Ok(match part {
+            Expr::Case(_) => TreeNodeRecursion::Jump,
+            _ if can_fail => TreeNodeRecursion::Stop,
+            _ => TreeNodeRecursion::Continue,
+        })
+    })?;
+    Ok(can_fail)
+}

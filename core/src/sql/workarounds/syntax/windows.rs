@@ -1,0 +1,84 @@
+//! Windows that have a name. The planner forgets the window that `OVER (w ...)` begins with, and in a subquery that is turned into a join
+//! it does not find the one of `OVER w`; so each is written out where it is named.
+
+use datafusion::sql::sqlparser::ast::{Function, Ident, NamedWindowExpr, Select, WindowSpec, WindowType};
+
+use crate::error::{Error, ErrorKind, Result, SqlState};
+use crate::sql::cursor::fold;
+
+/// The windows of a SELECT, each written out.
+pub(super) type Windows = Vec<(String, WindowSpec)>;
+
+/// The windows that a SELECT names.
+///
+/// # Errors
+/// 42704 for a window that is built on another that is not there, 42P20 for one that says again what the other says.
+pub(super) fn of(select: &Select) -> Result<Windows> {
+    let mut known = Windows::new();
+    for definition in &select.named_window {
+        let name = fold(&definition.0);
+        if known.iter().any(|(other, _)| *other == name) {
+            return Err(wrong(format!("window \"{name}\" is defined twice")));
+        }
+        let spec = match &definition.1 {
+            NamedWindowExpr::NamedWindow(other) => find(other, &known)?.clone(),
+            NamedWindowExpr::WindowSpec(spec) => whole(spec.clone(), &known)?,
+        };
+        known.push((name, spec));
+    }
+    Ok(known)
+}
+
+/// Writes out the window of a function.
+///
+/// # Errors
+/// As [`of`].
+pub(super) fn write_out(function: &mut Function, known: &Windows) -> Result<()> {
+    match function.over.take() {
+        Some(WindowType::NamedWindow(name)) => {
+            function.over = Some(WindowType::WindowSpec(find(&name, known)?.clone()));
+        }
+        Some(WindowType::WindowSpec(spec)) => {
+            function.over = Some(WindowType::WindowSpec(whole(spec, known)?));
+        }
+        None => {}
+    }
+    Ok(())
+}
+
+fn find<'a>(name: &Ident, known: &'a Windows) -> Result<&'a WindowSpec> {
+    let name = fold(name);
+    known.iter().find(|(other, _)| *other == name).map(|(_, spec)| spec).ok_or_else(|| {
+        Error::new(
+            ErrorKind::InvalidSql,
+            SqlState::UNDEFINED_OBJECT,
+            format!("window \"{name}\" does not exist"),
+        )
+        .hint("name it behind WINDOW of the same SELECT")
+    })
+}
+
+/// A window with what it takes over from the one it is built on: how that divides rows and, unless it says so itself, orders them.
+fn whole(mut spec: WindowSpec, known: &Windows) -> Result<WindowSpec> {
+    let Some(name) = spec.window_name.take() else { return Ok(spec) };
+    let base = find(&name, known)?;
+    let name = fold(&name);
+    if !spec.partition_by.is_empty() {
+        return Err(wrong(format!("PARTITION BY of window \"{name}\" cannot be overridden")));
+    }
+    if base.window_frame.is_some() {
+        return Err(wrong(format!("window \"{name}\" cannot be built on because it has a frame")));
+    }
+    if !spec.order_by.is_empty() && !base.order_by.is_empty() {
+        return Err(wrong(format!("ORDER BY of window \"{name}\" cannot be overridden")));
+    }
+    spec.partition_by.clone_from(&base.partition_by);
+    if spec.order_by.is_empty() {
+        spec.order_by.clone_from(&base.order_by);
+    }
+    Ok(spec)
+}
+
+fn wrong(message: String) -> Error {
+    Error::new(ErrorKind::InvalidSql, SqlState::WINDOWING, message)
+}
