@@ -110,8 +110,11 @@ impl ExprPlanner for Operators {
     fn plan_field_access(
         &self,
         expr: RawFieldAccessExpr,
-        _: &DFSchema,
+        schema: &DFSchema,
     ) -> Result<PlannerResult<RawFieldAccessExpr>> {
+        if !type_of(&expr.expr, schema).is_some_and(|ty| ty.is_list()) {
+            return Ok(PlannerResult::Original(expr));
+        }
         let RawFieldAccessExpr { field_access: GetFieldAccess::ListIndex { key }, expr: array } = expr else {
             return Ok(PlannerResult::Original(expr));
         };

@@ -102,12 +102,20 @@ fn date_to_timestamp(date: &mut Expr, interval: &Expr, schema: &DFSchema) -> boo
     is_moved
 }
 
+/// Whether an interval is written down and has no time of the day.
 fn is_whole_days(interval: &Expr) -> bool {
     match interval {
         Expr::Literal(ScalarValue::IntervalMonthDayNano(value), _) => {
             value.is_none_or(|value| value.nanoseconds == 0)
         }
         Expr::Negative(inner) => is_whole_days(inner),
+        Expr::BinaryExpr(BinaryExpr { left, op: Operator::Plus | Operator::Minus, right }) => {
+            is_whole_days(left) && is_whole_days(right)
+        }
+        Expr::Cast(cast) if matches!(*cast.expr, Expr::Literal(..)) => {
+            let interval = DataType::Interval(IntervalUnit::MonthDayNano);
+            converted(Expr::clone(&cast.expr), &interval).is_ok_and(|interval| is_whole_days(&interval))
+        }
         _ => false,
     }
 }

@@ -9,7 +9,7 @@ use datafusion::arrow::compute::kernels::cmp::distinct;
 use datafusion::arrow::compute::{filter, take};
 use datafusion::arrow::datatypes::{DataType, FieldRef};
 use datafusion::common::{Result, ScalarValue};
-use datafusion::functions_nested::remove::array_remove_all_udf;
+use datafusion::functions_nested::remove::{array_remove_all_udf, array_remove_udf};
 use datafusion::logical_expr::{
     ColumnarValue, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
 };
@@ -20,13 +20,15 @@ use crate::error::Error;
 /// `array_remove(array, element)`.
 pub(super) fn remove() -> ScalarUDF {
     let signature = Signature::user_defined(Volatility::Immutable);
-    ScalarUDF::new_from_impl(Remove { inner: array_remove_all_udf(), signature })
+    ScalarUDF::new_from_impl(Remove { first: array_remove_udf(), all: array_remove_all_udf(), signature })
 }
 
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct Remove {
     /// What knows the types.
-    inner: Arc<ScalarUDF>,
+    first: Arc<ScalarUDF>,
+    /// For lists that are not compared here.
+    all: Arc<ScalarUDF>,
     signature: Signature,
 }
 
@@ -41,17 +43,22 @@ impl ScalarUDFImpl for Remove {
 
     fn coerce_types(&self, types: &[DataType]) -> Result<Vec<DataType>> {
         match types {
-            [list @ DataType::List(item), DataType::Null] => Ok(vec![list.clone(), item.data_type().clone()]),
-            _ => taken_types(&self.inner, types),
+            [
+                list @ (DataType::List(item) | DataType::LargeList(item) | DataType::FixedSizeList(item, _)),
+                element,
+            ] if *element == DataType::Null || item.data_type().is_floating() && element.is_numeric() => {
+                Ok(vec![list.clone(), item.data_type().clone()])
+            }
+            _ => taken_types(&self.first, types),
         }
     }
 
     fn return_type(&self, types: &[DataType]) -> Result<DataType> {
-        self.inner.return_type(types)
+        self.first.return_type(types)
     }
 
     fn return_field_from_args(&self, args: ReturnFieldArgs<'_>) -> Result<FieldRef> {
-        self.inner.return_field_from_args(args)
+        self.first.return_field_from_args(args)
     }
 
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
@@ -64,7 +71,7 @@ impl ScalarUDFImpl for Remove {
             lists.value_type() == *elements.data_type() && !elements.data_type().is_nested()
         });
         if !is_known {
-            return self.inner.invoke_with_args(args);
+            return self.all.invoke_with_args(args);
         }
         let left: ArrayRef = Arc::new(without(lists.as_list(), elements)?);
         if is_constant && left.len() == 1 {
