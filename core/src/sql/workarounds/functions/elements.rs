@@ -47,7 +47,11 @@ impl ScalarUDFImpl for Remove {
                 list @ (DataType::List(item) | DataType::LargeList(item) | DataType::FixedSizeList(item, _)),
                 element,
             ] if *element == DataType::Null || item.data_type().is_floating() && element.is_numeric() => {
-                Ok(vec![list.clone(), item.data_type().clone()])
+                let list = match list {
+                    DataType::FixedSizeList(item, _) => DataType::List(Arc::clone(item)),
+                    other => other.clone(),
+                };
+                Ok(vec![list, item.data_type().clone()])
             }
             _ => taken_types(&self.first, types),
         }
