@@ -1,4 +1,4 @@
-//! C1, C2, C4: what do rows that are Parquet segments cost over DataFusion in this process on the very same files?
+//! C1, C2, C4, and C7 over their tables: what do rows that are Parquet segments cost over DataFusion in this process on the very same files?
 //!
 //! C1 sends all of `lineitem`'s rows, 8 columns of them, to a Flight client that decodes them. C2 runs the 22 queries of TPC-H over
 //! Flight SQL; each answer is compared with the peer's. C4 does the same after 1% of the rows of the two large tables were
@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use arrow::array::RecordBatch;
 
+use crate::c7_prices;
 use crate::host::Kalam;
 use crate::peer::{Peer, same_rows};
 use crate::report::{Report, Row, median, rate, ratio, show};
@@ -18,7 +19,7 @@ use crate::{Result, Scale};
 const COLUMNS: &str =
     "l_orderkey, l_partkey, l_linenumber, l_quantity, l_extendedprice, l_shipdate, l_shipmode, l_comment";
 
-/// Runs those of C1, C2 and C4 that are wanted.
+/// Runs those of C1, C2, C4 and C7 that are wanted.
 pub(crate) async fn run(
     kalam: &Kalam,
     scale: Scale,
@@ -33,6 +34,9 @@ pub(crate) async fn run(
     }
     if wanted("C1") {
         scan(&mut wire, &peer, scale, report).await?;
+    }
+    if wanted("C7") {
+        c7_prices::run(&mut wire, &peer, scale, report).await?;
     }
     if wanted("C2") || wanted("C4") {
         let flushed = all_queries(&mut wire, &peer, scale).await?;

@@ -17,6 +17,7 @@ mod b_point;
 mod c3_hot_scan;
 mod c5_segments;
 mod c6_users;
+mod c7_prices;
 mod c_tpch;
 mod d1_live;
 mod e_idle;
@@ -144,7 +145,7 @@ fn main() -> Result<()> {
     if wanted("D1") {
         clients.block_on(d1_live::run(&kalam, &floor, scale, &mut report))?;
     }
-    if ["C1", "C2", "C4"].into_iter().any(wanted) {
+    if ["C1", "C2", "C4", "C7"].into_iter().any(wanted) {
         clients.block_on(c_tpch::run(&kalam, scale, wanted, &mut report))?;
     }
     if wanted("C5") {

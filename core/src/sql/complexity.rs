@@ -38,7 +38,8 @@ const WILDCARDS_MAX: usize = 100;
 /// 54001 when its plan would be too large or too deep.
 pub(super) fn check_statement(statement: &ast::Statement, operators_max: usize) -> Result<()> {
     let depth_max = (operators_max as u64).saturating_mul(2);
-    let mut relations = Relations { depth_max, with_nodes: 0, queries: vec![Relation::default()] };
+    let queries = vec![Relation::default()];
+    let mut relations = Relations { depth_max, with_nodes: 0, is_expression_next: false, queries };
     match statement.visit(&mut relations) {
         ControlFlow::Break(error) => Err(error),
         ControlFlow::Continue(()) => Ok(()),
@@ -56,6 +57,8 @@ struct Cost {
 #[derive(Default)]
 struct Relation {
     nodes: u64,
+    /// It is a value or a condition; type coercion goes through each of them twice, and so through those within four times.
+    is_expression: bool,
     /// What can stand below one another in this query itself.
     own_depth: u64,
     /// The deepest of what it reads.
@@ -75,6 +78,8 @@ impl Relation {
 struct Relations {
     depth_max: u64,
     with_nodes: u64,
+    /// The next query is one of an expression.
+    is_expression_next: bool,
     /// From the outermost to the one that is being read.
     queries: Vec<Relation>,
 }
@@ -116,13 +121,23 @@ impl Visitor for Relations {
         let names = query.with.iter().flat_map(|with| &with.cte_tables);
         let unread = names.map(|cte| cte.alias.name.value.to_lowercase()).collect();
         let sets = set_operations(&query.body);
-        self.queries.push(Relation { nodes: 1 + sets, own_depth: 1 + sets, unread, ..Relation::default() });
+        let is_expression = std::mem::take(&mut self.is_expression_next);
+        let (nodes, own_depth) = (1 + sets, 1 + sets);
+        self.queries.push(Relation { nodes, is_expression, own_depth, unread, ..Relation::default() });
+        ControlFlow::Continue(())
+    }
+
+    fn pre_visit_expr(&mut self, expr: &ast::Expr) -> ControlFlow<Error> {
+        let is_query =
+            matches!(expr, ast::Expr::Subquery(_) | ast::Expr::Exists { .. } | ast::Expr::InSubquery { .. });
+        self.is_expression_next |= is_query;
         ControlFlow::Continue(())
     }
 
     fn post_visit_query(&mut self, _: &Query) -> ControlFlow<Error> {
         let Some(query) = self.queries.pop() else { return ControlFlow::Continue(()) };
-        self.read(Cost { nodes: query.nodes, depth: query.own_depth.saturating_add(query.inner_depth) })
+        let nodes = query.nodes.saturating_mul(if query.is_expression { 2 } else { 1 });
+        self.read(Cost { nodes, depth: query.own_depth.saturating_add(query.inner_depth) })
     }
 
     fn pre_visit_table_factor(&mut self, table: &TableFactor) -> ControlFlow<Error> {

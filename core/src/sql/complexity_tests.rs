@@ -53,6 +53,15 @@ fn common_table_expressions_count_as_often_as_they_are_named() {
 }
 
 #[test]
+fn subqueries_of_expressions_double_with_each_level() {
+    let nested =
+        |count: usize, before: &str| format!("SELECT {}1{}", before.repeat(count), ")".repeat(count));
+    assert_eq!(state(&nested(10, "(SELECT ")), "ok");
+    assert_eq!(state(&nested(30, "(SELECT ")), "54001");
+    assert_eq!(state(&nested(30, "EXISTS (SELECT ")), "54001");
+}
+
+#[test]
 fn grouping_sets_multiply() {
     let columns = |count: usize| vec!["a"; count].join(", ");
     let by = |parts: &str| state(&format!("SELECT 1 FROM t GROUP BY {parts}"));

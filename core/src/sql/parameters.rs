@@ -267,7 +267,10 @@ pub(crate) fn fitting(value: &ScalarValue, to: &DataType, used: Option<Use>) -> 
         return Ok(None);
     }
     let Ok(there) = cast(value, to) else { return Ok(None) };
-    Ok(cast(&there, &from).ok().filter(|back| back == value).map(|_| there))
+    // A REAL that is written as 0.1 is another number; a DOUBLE tells them apart, as where the two are compared.
+    let exact = if *to == DataType::Float32 && casts::is_decimal(&from) { &DataType::Float64 } else { &from };
+    let is_same = cast(&there, exact).is_ok_and(|back| cast(value, exact).is_ok_and(|value| value == back));
+    Ok(is_same.then_some(there))
 }
 
 #[cfg(test)]
@@ -294,6 +297,16 @@ mod tests {
         check("SELECT :a, :b, :a", "SELECT $1 , $2 , $1", 2);
         check("SELECT a::int, x[1:n]", "SELECT a :: int , x [ 1 : n ]", 0);
         check("SELECT a -- ?\n", "SELECT a", 0);
+    }
+
+    #[test]
+    fn a_value_fits_a_type_that_has_the_same_value() {
+        let fits = |value: ScalarValue, to: DataType| fitting(&value, &to, None).unwrap().is_some();
+        assert!(fits(ScalarValue::Float64(Some(2.0)), DataType::Int32));
+        assert!(!fits(ScalarValue::Float64(Some(2.7)), DataType::Int32));
+        assert!(!fits(ScalarValue::Decimal128(Some(1), 2, 1), DataType::Float32));
+        assert!(fits(ScalarValue::Decimal128(Some(5), 2, 1), DataType::Float32));
+        assert!(fits(ScalarValue::Decimal128(Some(1), 2, 1), DataType::Float64));
     }
 
     #[test]

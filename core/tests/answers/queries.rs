@@ -4,7 +4,7 @@ use datafusion::common::ScalarValue;
 
 use crate::choices::Choices;
 use crate::expressions::{Item, Scope, class};
-use crate::world::{Class, Ty, World};
+use crate::world::{Class, Table, Ty, World};
 
 /// A value that is given beside the statement: for us a parameter, for PostgreSQL a literal of the same type.
 #[derive(Clone, Debug)]
@@ -453,6 +453,7 @@ pub(crate) fn question(choices: &mut Choices, world: &World) -> Question {
     generator.has_parameters = generator.choices.once_in(6);
     let mut is_ordered = false;
     let (kind, text) = match kind {
+        0 => generator.by_key(),
         5 => {
             let (table, scope) = generator.target(true);
             let condition = generator.condition(&scope, 2);
@@ -489,6 +490,41 @@ pub(crate) fn question(choices: &mut Choices, world: &World) -> Question {
 }
 
 impl Generator<'_> {
+    /// A statement whose rows are found by their key, which is one that is there.
+    fn by_key(&mut self) -> (Kind, String) {
+        let tables: Vec<&Table> = self.world.tables.iter().filter(|table| !table.rows.is_empty()).collect();
+        if tables.is_empty() {
+            return (Kind::Select, self.statement().0);
+        }
+        let table = *self.choices.pick(&tables);
+        let position = self.choices.below(table.key);
+        let mut bound = || {
+            let op = *self.choices.pick(&[">=", "<=", ">", "<", "=", "<>"]);
+            let row = self.choices.pick(&table.rows);
+            format!("{} {op} {}", table.columns[position].name, row[position])
+        };
+        let mut condition = bound();
+        let second = bound();
+        match self.choices.below(4) {
+            0 => condition = format!("{condition} AND {second}"),
+            1 => condition = format!("({condition} OR {second})"),
+            _ => {}
+        }
+        let items =
+            table.columns.iter().map(|column| Item { sql: column.name.to_owned(), ty: column.ty }).collect();
+        if self.choices.once_in(3) {
+            let more = self.condition(&Scope { items, ..Scope::default() }, 1);
+            condition = format!("{condition} AND {more}");
+        }
+        let name = table.name.clone();
+        let select = format!("SELECT * FROM {name} WHERE {condition}");
+        match self.choices.below(4) {
+            0 => (Kind::Write(name.clone()), format!("DELETE FROM {name} WHERE {condition}")),
+            1 => (Kind::Live(name), select),
+            _ => (Kind::Select, select),
+        }
+    }
+
     /// A table to write to, and its columns.
     fn target(&mut self, has_subqueries: bool) -> (String, Scope) {
         let table = self.choices.pick(&self.world.tables);
