@@ -453,7 +453,10 @@ pub(crate) fn question(choices: &mut Choices, world: &World) -> Question {
     generator.has_parameters = generator.choices.once_in(6);
     let mut is_ordered = false;
     let (kind, text) = match kind {
-        0 => generator.by_key(),
+        0 => match generator.choices.once_in(2) {
+            true => generator.by_key(),
+            false => (Kind::Select, generator.of_one_column()),
+        },
         5 => {
             let (table, scope) = generator.target(true);
             let condition = generator.condition(&scope, 2);
@@ -522,6 +525,56 @@ impl Generator<'_> {
             0 => (Kind::Write(name.clone()), format!("DELETE FROM {name} WHERE {condition}")),
             1 => (Kind::Live(name), select),
             _ => (Kind::Select, select),
+        }
+    }
+
+    /// What the optimizer puts together: conditions on one column, an order with an OFFSET below an aggregation, and one over a union whose
+    /// inputs have a constant of their own.
+    fn of_one_column(&mut self) -> String {
+        let table = self.choices.pick(&self.world.tables);
+        let column = self.choices.pick(&table.columns);
+        let (name, class, from) = (column.name, column.ty.class(), &table.name);
+        let position = table.columns.iter().position(|other| other.name == name).unwrap_or(0);
+        let values = table.rows.iter().map(|row| row[position].as_str());
+        let mut values: Vec<&str> = values.filter(|value| *value != "NULL").collect();
+        if values.is_empty() {
+            values = column.ty.literals().to_vec();
+        }
+        let literal = |choices: &mut Choices| *choices.pick(&values);
+        let (one, other) = (literal(self.choices), literal(self.choices));
+        match self.choices.below(4) {
+            3 => {
+                let count = 1 + self.choices.below(4);
+                format!(
+                    "SELECT 2 AS c1, {name} AS c2 FROM {from} UNION ALL SELECT 1 AS c1, {name} AS c2 FROM {from} ORDER BY c1, c2 LIMIT {count}"
+                )
+            }
+            0 => {
+                let (op, not) =
+                    *self.choices.pick(&[("OR", "NOT "), ("AND", ""), ("AND", "NOT "), ("OR", "")]);
+                let also = if self.choices.once_in(4) { "" } else { not };
+                let lists = format!("{name} {not}IN ({one}) {op} {name} {also}IN ({other})");
+                format!("SELECT ({lists}) AS c1 FROM {from}")
+            }
+            1 => {
+                let op = *self.choices.pick(&["AND", "OR"]);
+                format!(
+                    "SELECT * FROM {from} WHERE {name} = {one} {op} CASE WHEN true THEN {one} END = {name}"
+                )
+            }
+            _ => {
+                let keys: Vec<&str> = table.columns.iter().take(table.key).map(|key| key.name).collect();
+                let direction = self.choices.pick(&["", " DESC"]);
+                let order = keys.join(&format!("{direction}, "));
+                let skip = 1 + self.choices.below(3);
+                let greatest = match class {
+                    Class::Boolean | Class::Bytes => String::new(),
+                    _ => format!(", max({name}) AS c2"),
+                };
+                format!(
+                    "SELECT count(*) AS c1{greatest} FROM (SELECT {name} FROM {from} ORDER BY {order}{direction} OFFSET {skip}) AS q1"
+                )
+            }
         }
     }
 
