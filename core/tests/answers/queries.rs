@@ -558,9 +558,12 @@ impl Generator<'_> {
             }
             1 => {
                 let op = *self.choices.pick(&["AND", "OR"]);
-                format!(
-                    "SELECT * FROM {from} WHERE {name} = {one} {op} CASE WHEN true THEN {one} END = {name}"
-                )
+                // PostgreSQL takes the literal of bytes for a text in a CASE.
+                let left = match class {
+                    Class::Bytes => one.to_owned(),
+                    _ => format!("CASE WHEN true THEN {one} END"),
+                };
+                format!("SELECT * FROM {from} WHERE {name} = {one} {op} {left} = {name}")
             }
             _ => {
                 let keys: Vec<&str> = table.columns.iter().take(table.key).map(|key| key.name).collect();
