@@ -6,7 +6,7 @@
 //! | the plan, before types are made equal | `comparisons`, `numbers`, `arithmetic` (quotients), `aggregates` |
 //! | the plan, after that | `casts`, `arithmetic` (overflow), `regex`, `offsets`, `subqueries` |
 //! | optimising the plan | `simplification`, `equalities`, `constant_filters`, `null_equality`, and at its end `guards` |
-//! | the physical plan | `projections`, `pushdown`, `scan_equalities`, `build_reports`, `requirements` |
+//! | the physical plan | `outer_constants`, `projections`, `pushdown`, `scan_equalities`, `build_reports`, `requirements` |
 //!
 //! docs/sql-correctness.md has a line for each with its upstream issue; `tests/it/workarounds.rs` asks DataFusion alone for each and fails
 //! when the answer has become right, so that the work-around can go.
@@ -28,6 +28,7 @@ mod multisets;
 mod null_equality;
 mod numbers;
 mod offsets;
+mod outer_constants;
 mod projections;
 mod pushdown;
 mod regex;
@@ -55,6 +56,7 @@ use self::build_reports::BuildReports;
 use self::constant_filters::GuardedPushDown;
 use self::equalities::EqualitiesRule;
 use self::null_equality::{GuardedKeys, GuardedOrder};
+use self::outer_constants::OuterConstants;
 use self::projections::FencedProjections;
 use self::requirements::MendingCheck;
 use self::scan_equalities::ScanEqualities;
@@ -202,7 +204,7 @@ pub(super) fn optimizer_rules() -> Vec<Arc<dyn OptimizerRule + Send + Sync>> {
 pub(super) fn physical_rules(
     rules: Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>>,
 ) -> Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>> {
-    let mut guarded = Vec::new();
+    let mut guarded = vec![Arc::new(OuterConstants) as _];
     for rule in pushdown::guarded(rules) {
         match rule.name() {
             "ProjectionPushdown" => guarded.push(Arc::new(FencedProjections(rule)) as _),
