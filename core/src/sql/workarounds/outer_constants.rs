@@ -119,8 +119,9 @@ impl ExecutionPlan for Unknown {
         Ok(TreeNodeRecursion::Continue)
     }
 
+    /// Nobody may sort the input instead of the output, which says nothing of an order.
     fn maintains_input_order(&self) -> Vec<bool> {
-        vec![true]
+        vec![false]
     }
 
     fn benefits_from_input_partitioning(&self) -> Vec<bool> {
