@@ -1,4 +1,5 @@
-//! C1, C2, C4, and C7 over their tables: what do rows that are Parquet segments cost over DataFusion in this process on the very same files?
+//! C1, C2, C4, and C7 over their tables: what do rows that are Parquet segments cost over DataFusion in this process on the very same
+//! files?
 //!
 //! C1 sends all of `lineitem`'s rows, 8 columns of them, to a Flight client that decodes them. C2 runs the 22 queries of TPC-H over
 //! Flight SQL; each answer is compared with the peer's. C4 does the same after 1% of the rows of the two large tables were

@@ -267,7 +267,7 @@ pub(crate) fn fitting(value: &ScalarValue, to: &DataType, used: Option<Use>) -> 
         return Ok(None);
     }
     let Ok(there) = cast(value, to) else { return Ok(None) };
-    // A REAL that is written as 0.1 is another number; a DOUBLE tells them apart, as where the two are compared.
+    // The REAL next to 0.1 is not 0.1. Both are compared as DOUBLE, as a comparison in a statement does.
     let exact = if *to == DataType::Float32 && casts::is_decimal(&from) { &DataType::Float64 } else { &from };
     let is_same = cast(&there, exact).is_ok_and(|back| cast(value, exact).is_ok_and(|value| value == back));
     Ok(is_same.then_some(there))

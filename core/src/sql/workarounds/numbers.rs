@@ -153,7 +153,7 @@ pub(super) fn unify_elements(elements: &mut [Expr], schema: &DFSchema) -> Result
 /// What becomes of REAL beside another number.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Reals {
-    /// The others become REAL, as where values are put together.
+    /// Other numbers become REAL, as in UNION and CASE.
     Kept,
     /// To DOUBLE, as for a comparison.
     Widened,

@@ -42,7 +42,7 @@ impl PhysicalOptimizerRule for OuterConstants {
                     return Arc::clone(input);
                 }
                 is_changed = true;
-                Arc::new(Unknown::of(Arc::clone(input))) as Arc<dyn ExecutionPlan>
+                Arc::new(NullableExec::of(Arc::clone(input))) as Arc<dyn ExecutionPlan>
             });
             let inputs: Vec<_> = inputs.collect();
             Ok(Transformed::new_transformed(replace_children_if_necessary(node, inputs)?, is_changed))
@@ -66,14 +66,14 @@ fn join_type(plan: &Arc<dyn ExecutionPlan>) -> Option<JoinType> {
     hash.or_else(merge).or_else(nested)
 }
 
-/// The rows of its input, of whose order and values nothing is known.
+/// The rows of its input. Its properties say nothing of their order and values.
 #[derive(Debug)]
-struct Unknown {
+struct NullableExec {
     input: Arc<dyn ExecutionPlan>,
     properties: Arc<PlanProperties>,
 }
 
-impl Unknown {
+impl NullableExec {
     fn of(input: Arc<dyn ExecutionPlan>) -> Self {
         let properties = PlanProperties::new(
             EquivalenceProperties::new(input.schema()),
@@ -85,13 +85,13 @@ impl Unknown {
     }
 }
 
-impl DisplayAs for Unknown {
+impl DisplayAs for NullableExec {
     fn fmt_as(&self, _: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("NullableExec")
     }
 }
 
-impl ExecutionPlan for Unknown {
+impl ExecutionPlan for NullableExec {
     fn name(&self) -> &'static str {
         "NullableExec"
     }

@@ -69,7 +69,7 @@ fn adapted(func: &Arc<AggregateUDF>, order: Order) -> Option<AggregateUDF> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Order {
     Any,
-    /// That of its ORDER BY, which it makes itself where the rows do not have it.
+    /// The order of its ORDER BY. The function sorts rows that come in another one.
     Own,
 }
 
