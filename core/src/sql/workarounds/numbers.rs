@@ -16,7 +16,7 @@
 use std::mem::take;
 use std::sync::Arc;
 
-use datafusion::arrow::datatypes::{DataType, IntervalUnit, TimeUnit};
+use datafusion::arrow::datatypes::{DataType, TimeUnit};
 use datafusion::common::tree_node::Transformed;
 use datafusion::common::{Column, DFSchema, Result, ScalarValue};
 use datafusion::logical_expr::expr::{BinaryExpr, InSubquery, SetComparison};
@@ -25,7 +25,7 @@ use datafusion::logical_expr::{Expr, Join, LogicalPlan, LogicalPlanBuilder, Oper
 use datafusion::sql::sqlparser::ast::BinaryOperator;
 
 use super::casts::cast_to;
-use super::functions::is_span;
+use super::functions::{INTERVAL, is_span};
 use super::walk::type_of;
 use crate::casts::{UUID, cast, is_decimal, is_text};
 
@@ -113,8 +113,7 @@ fn is_whole_days(interval: &Expr) -> bool {
             is_whole_days(left) && is_whole_days(right)
         }
         Expr::Cast(cast) if matches!(*cast.expr, Expr::Literal(..)) => {
-            let interval = DataType::Interval(IntervalUnit::MonthDayNano);
-            converted(Expr::clone(&cast.expr), &interval).is_ok_and(|interval| is_whole_days(&interval))
+            converted(Expr::clone(&cast.expr), &INTERVAL).is_ok_and(|interval| is_whole_days(&interval))
         }
         _ => false,
     }
@@ -205,7 +204,7 @@ fn type_for_literals(types: &[Option<DataType>], reals: Reals) -> Option<DataTyp
     let is_one = others.all(|ty| ty == first);
     match first {
         DataType::Boolean => Some(DataType::Boolean),
-        ty if is_span(ty) => Some(DataType::Interval(IntervalUnit::MonthDayNano)),
+        ty if is_span(ty) => Some(INTERVAL),
         ty if reals == Reals::Kept && is_one && (ty.is_temporal() || ty.is_numeric()) => Some(ty.clone()),
         _ => None,
     }
@@ -215,7 +214,7 @@ fn type_for_literals(types: &[Option<DataType>], reals: Reals) -> Option<DataTyp
 pub(super) fn type_literal(left: &mut Expr, right: &mut Expr, schema: &DFSchema) -> Result<()> {
     each_literal(left, right, schema, |_, other| match other {
         DataType::Boolean | DataType::Binary => Some(other.clone()),
-        ty if is_span(ty) => Some(DataType::Interval(IntervalUnit::MonthDayNano)),
+        ty if is_span(ty) => Some(INTERVAL),
         ty if *ty == UUID => Some(UUID),
         _ => None,
     })
@@ -229,11 +228,10 @@ pub(super) fn type_operand(
     right: &mut Expr,
     schema: &DFSchema,
 ) -> Result<()> {
-    let interval = DataType::Interval(IntervalUnit::MonthDayNano);
     each_literal(left, right, schema, |side, other| match (op, side, other) {
         (BinaryOperator::StringConcat, _, DataType::Binary) => Some(DataType::Binary),
-        (BinaryOperator::Plus | BinaryOperator::Minus, _, ty) if is_span(ty) => Some(interval.clone()),
-        (BinaryOperator::Plus, _, DataType::Timestamp(..) | DataType::Time64(_)) => Some(interval.clone()),
+        (BinaryOperator::Plus | BinaryOperator::Minus, _, ty) if is_span(ty) => Some(INTERVAL),
+        (BinaryOperator::Plus, _, DataType::Timestamp(..) | DataType::Time64(_)) => Some(INTERVAL),
         (BinaryOperator::Plus | BinaryOperator::Minus, _, ty) if ty.is_numeric() => Some(other.clone()),
         (BinaryOperator::Multiply | BinaryOperator::Divide | BinaryOperator::Modulo, _, ty)
             if ty.is_numeric() =>

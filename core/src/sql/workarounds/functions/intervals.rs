@@ -4,9 +4,7 @@ use std::sync::Arc;
 
 use datafusion::arrow::array::{ArrayRef, AsArray, Decimal128Array};
 use datafusion::arrow::compute::cast;
-use datafusion::arrow::datatypes::{
-    DataType, Int64Type, IntervalMonthDayNano, IntervalMonthDayNanoType, IntervalUnit, TimeUnit,
-};
+use datafusion::arrow::datatypes::{DataType, IntervalMonthDayNano, IntervalMonthDayNanoType, IntervalUnit};
 use datafusion::common::tree_node::Transformed;
 use datafusion::common::{DFSchema, Result, ScalarValue};
 use datafusion::logical_expr::expr::{
@@ -20,11 +18,13 @@ use datafusion::logical_expr::{
 use super::super::multisets::is_set_operation;
 use super::super::numbers::is_comparison;
 use super::super::walk::type_of;
+use super::span_part::difference_us;
 use crate::error::Error;
 
 const DAY_NS: i128 = 86_400_000_000_000;
 
-const INTERVAL: DataType = DataType::Interval(IntervalUnit::MonthDayNano);
+/// The type of intervals.
+pub(in crate::sql::workarounds) const INTERVAL: DataType = DataType::Interval(IntervalUnit::MonthDayNano);
 
 /// Compares intervals by their length. Runs after type coercion: all that is compared are intervals.
 ///
@@ -184,9 +184,8 @@ fn length(expr: Expr, schema: &DFSchema) -> Expr {
 pub(super) fn lengths_of(values: &ArrayRef) -> crate::error::Result<Decimal128Array> {
     let lengths: Decimal128Array = match values.data_type() {
         DataType::Duration(_) => {
-            let micros = cast(&cast(values, &DataType::Duration(TimeUnit::Microsecond))?, &DataType::Int64)?;
-            let micros = micros.as_primitive::<Int64Type>().iter();
-            micros.map(|value| value.map(|value| i128::from(value) * 1_000)).collect()
+            let micros = difference_us(values)?;
+            micros.iter().map(|value| value.map(|value| i128::from(value) * 1_000)).collect()
         }
         _ => {
             let intervals = cast(values, &INTERVAL)?;

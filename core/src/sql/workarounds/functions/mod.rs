@@ -34,7 +34,7 @@ use crate::error::Error;
 pub(super) use arrays::{ALL_OF, ANY_OF};
 pub(super) use bytes::refuse as refuse_bytes;
 pub(super) use date_part::replace as replace_date_part;
-pub(super) use intervals::{compare as compare_intervals, order as order_intervals};
+pub(super) use intervals::{INTERVAL, compare as compare_intervals, order as order_intervals};
 pub(super) use named_cast::NAMED_CAST;
 pub(super) use patterns::LIKE_PATTERN;
 pub(super) use rounding::replace as replace_rounding;

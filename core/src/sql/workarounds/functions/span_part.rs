@@ -130,10 +130,15 @@ impl Span {
     }
 }
 
+/// The differences of timestamps in microseconds.
+pub(super) fn difference_us(values: &ArrayRef) -> crate::error::Result<Int64Array> {
+    let micros = cast(&cast(values, &DataType::Duration(TimeUnit::Microsecond))?, &DataType::Int64)?;
+    Ok(micros.as_primitive::<Int64Type>().clone())
+}
+
 fn spans(values: &ArrayRef) -> crate::error::Result<Vec<Option<Span>>> {
     if let DataType::Duration(_) = values.data_type() {
-        let micros = cast(&cast(values, &DataType::Duration(TimeUnit::Microsecond))?, &DataType::Int64)?;
-        let micros = micros.as_primitive::<Int64Type>();
+        let micros = difference_us(values)?;
         return Ok(micros.iter().map(|micros| micros.map(Span::of_difference)).collect());
     }
     let intervals = cast(values, &DataType::Interval(IntervalUnit::MonthDayNano))?;
