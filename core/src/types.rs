@@ -129,15 +129,16 @@ impl ColumnType {
             }
             Sql::BigInt(None) | Sql::Int8(None) | Sql::Int64 => Self::BigInt,
             Sql::Real | Sql::Float4 | Sql::Float32 => Self::Real,
-            Sql::Float(ast::ExactNumberInfo::None) => Self::Real,
             Sql::Float(ast::ExactNumberInfo::Precision(bits)) => match bits {
                 1..=24 => Self::Real,
                 25..=53 => Self::Double,
                 _ => return Err(Error::invalid(format!("the precision of {sql} is not between 1 and 53"))),
             },
-            Sql::Double(ast::ExactNumberInfo::None) | Sql::DoublePrecision | Sql::Float8 | Sql::Float64 => {
-                Self::Double
-            }
+            Sql::Float(ast::ExactNumberInfo::None)
+            | Sql::Double(ast::ExactNumberInfo::None)
+            | Sql::DoublePrecision
+            | Sql::Float8
+            | Sql::Float64 => Self::Double,
             Sql::Decimal(info) | Sql::Numeric(info) | Sql::Dec(info) => decimal(sql, info)?,
             Sql::Text | Sql::String(None) | Sql::Clob(None) => Self::Text,
             Sql::Character(_)
@@ -377,8 +378,8 @@ mod tests {
         check(ColumnType::SmallInt, &["SMALLINT", "INT2"]);
         check(ColumnType::Integer, &["INT", "INTEGER", "INT4", "MEDIUMINT"]);
         check(ColumnType::BigInt, &["BIGINT", "INT8"]);
-        check(ColumnType::Real, &["FLOAT", "REAL", "FLOAT4", "FLOAT(24)"]);
-        check(ColumnType::Double, &["DOUBLE", "DOUBLE PRECISION", "FLOAT8", "FLOAT64", "FLOAT(53)"]);
+        check(ColumnType::Real, &["REAL", "FLOAT4", "FLOAT(24)"]);
+        check(ColumnType::Double, &["DOUBLE", "FLOAT", "DOUBLE PRECISION", "FLOAT8", "FLOAT64", "FLOAT(53)"]);
         check(ColumnType::Decimal { precision: 38, scale: 10 }, &["DECIMAL", "NUMERIC"]);
         check(ColumnType::Decimal { precision: 10, scale: 2 }, &["DECIMAL(10,2)", "NUMERIC(10, 2)"]);
         check(ColumnType::Text, &["TEXT", "VARCHAR", "VARCHAR(20)", "CHAR(3)", "STRING", "NVARCHAR(9)"]);

@@ -49,8 +49,37 @@ pub(super) fn of(array: &ArrayRef) -> Result<StringArray> {
             let intervals = intervals.as_primitive::<IntervalMonthDayNanoType>();
             intervals.iter().map(|value| value.map(interval)).collect()
         }
+        T::List(_) => {
+            let lists = array.as_list::<i32>();
+            lists
+                .iter()
+                .map(|list| list.map(|elements| list_text(&elements)).transpose())
+                .collect::<Result<_>>()?
+        }
         _ => arrow_cast(array, &T::Utf8)?.as_string::<i32>().clone(),
     })
+}
+
+/// An array as PostgreSQL writes it: `{1,NULL,"a b"}`.
+fn list_text(elements: &ArrayRef) -> Result<String> {
+    let is_list = matches!(elements.data_type(), DataType::List(_));
+    let is_boolean = *elements.data_type() == DataType::Boolean;
+    let quoted = |text: &str| {
+        let is_plain = !text.is_empty()
+            && !text.eq_ignore_ascii_case("null")
+            && !text.contains(|letter: char| letter.is_whitespace() || "{},\"\\".contains(letter));
+        match is_plain || is_list {
+            true => text.to_owned(),
+            false => format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"")),
+        }
+    };
+    let texts = of(elements)?;
+    let texts = texts.iter().map(|text| match text {
+        None => "NULL".to_owned(),
+        Some(text) if is_boolean => text.chars().take(1).collect(),
+        Some(text) => quoted(text),
+    });
+    Ok(format!("{{{}}}", texts.collect::<Vec<_>>().join(",")))
 }
 
 fn double(value: f64) -> String {

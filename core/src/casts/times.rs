@@ -492,7 +492,11 @@ impl Interval {
         )]
         if fraction > 0.0 {
             let fraction = if sign < 0 { -fraction } else { fraction };
-            let (months, rest) = split(fraction * months as f64);
+            // Of a year and what is longer it is rounded to months.
+            let (months, rest) = match months {
+                2.. => ((fraction * months as f64).round_ties_even() as i64, 0.0),
+                _ => split(fraction * months as f64),
+            };
             self.months = self.months.checked_add(months)?;
             let (days, rest) = split(rest * 30.0 + fraction * days as f64);
             self.days = self.days.checked_add(days)?;

@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 
 use datafusion::sql::sqlparser::ast::{
     CastKind, Cte, Expr, Function, FunctionArguments, GroupByExpr, LimitClause, ObjectName, OrderBy,
-    OrderByKind, Query, Select, SetExpr, TableAlias, TableFactor, Visit, Visitor,
+    OrderByKind, Query, Select, SelectItem, SetExpr, TableAlias, TableFactor, Visit, Visitor,
 };
 
 use crate::error::{Error, Result};
@@ -87,8 +87,9 @@ fn of_query(query: &Query) -> Result<()> {
         format_clause,
         pipe_operators,
     } = query;
+    refuse_chance_named_twice(query)?;
     for cte in with.iter().flat_map(|with| &with.cte_tables) {
-        // A common table expression may be materialized or not: its rows are the same.
+        // A common table expression is computed wherever it is named; its rows are the same, or it is refused above.
         let Cte { alias, query, from, materialized: _, closing_paren_token: _ } = cte;
         of_alias(alias)?;
         refuse(from.is_some(), "WITH ... FROM")?;
@@ -136,6 +137,58 @@ fn of_query(query: &Query) -> Result<()> {
     }
 }
 
+/// Functions that give another value each time.
+const CHANCE: [&str; 5] = ["random", "uuid", "uuid_v7", "ulid", "snowflake_id"];
+
+/// A common table expression that calls a function of [`CHANCE`] would have other rows at each place that names it.
+fn refuse_chance_named_twice(query: &Query) -> Result<()> {
+    let mut chances: Vec<&str> = Vec::new();
+    for cte in query.with.iter().flat_map(|with| &with.cte_tables) {
+        let mut found = Chance { names: &chances, is_called: false, uses: 0 };
+        let _ = cte.query.visit(&mut found);
+        if found.is_called || found.uses > 0 {
+            chances.push(&cte.alias.name.value);
+        }
+    }
+    for name in chances {
+        let mut found = Chance { names: &[name], is_called: false, uses: 0 };
+        let _ = query.visit(&mut found);
+        if found.uses > 1 {
+            let what = format!("WITH {name}, which is named twice and calls a function such as random(),");
+            return Err(Error::unsupported(what).hint("store its rows in a table first"));
+        }
+    }
+    Ok(())
+}
+
+struct Chance<'a> {
+    names: &'a [&'a str],
+    is_called: bool,
+    /// How often one of the names is read from.
+    uses: usize,
+}
+
+impl Visitor for Chance<'_> {
+    type Break = ();
+
+    fn pre_visit_expr(&mut self, expr: &Expr) -> ControlFlow<()> {
+        if let Expr::Function(function) = expr {
+            self.is_called |= CHANCE.contains(&function.name.to_string().to_lowercase().as_str());
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn pre_visit_table_factor(&mut self, factor: &TableFactor) -> ControlFlow<()> {
+        if let TableFactor::Table { name, .. } = factor
+            && let [part] = name.0.as_slice()
+            && let Some(ident) = part.as_ident()
+        {
+            self.uses += usize::from(self.names.iter().any(|known| known.eq_ignore_ascii_case(&ident.value)));
+        }
+        ControlFlow::Continue(())
+    }
+}
+
 fn of_order(order_by: &OrderBy) -> Result<()> {
     let OrderBy { kind, interpolate } = order_by;
     refuse(interpolate.is_some(), "ORDER BY ... INTERPOLATE")?;
@@ -155,7 +208,7 @@ fn of_select(select: &Select) -> Result<()> {
         select_modifiers,
         top,
         top_before_distinct: _,
-        projection: _,
+        projection,
         exclude,
         into,
         from,
@@ -174,6 +227,13 @@ fn of_select(select: &Select) -> Result<()> {
         value_table_mode,
         flavor: _,
     } = select;
+    let is_text = |item: &SelectItem| match item {
+        SelectItem::ExprWithAlias { alias, .. } => alias.quote_style == Some('\''),
+        _ => false,
+    };
+    if projection.iter().any(is_text) {
+        return Err(Error::syntax("a name of a column is a text").hint("names stand in double quotes"));
+    }
     refuse(select_modifiers.is_some(), "a modifier behind SELECT")?;
     refuse(top.is_some(), "TOP").map_err(|error| error.hint("write LIMIT"))?;
     refuse(exclude.is_some(), "EXCLUDE behind the select list")?;

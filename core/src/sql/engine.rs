@@ -28,7 +28,7 @@ use super::turns::Turns;
 use super::workarounds;
 use crate::app_context::AppContext;
 use crate::config::Config;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::types::ColumnType;
 
 /// What all sessions share to plan and run queries.
@@ -49,9 +49,14 @@ impl Engine {
         let mut physical_rules = workarounds::physical_rules(PhysicalOptimizer::default().rules);
         physical_rules.insert(0, Arc::new(OrderRule));
         let mut logical_rules = workarounds::optimizer_rules();
-        let is_off = |name: &str| ctx.config.planner.rules_off.iter().any(|off| off == name);
-        logical_rules.retain(|rule| !is_off(rule.name()));
-        physical_rules.retain(|rule| !is_off(rule.name()));
+        for off in &ctx.config.planner.rules_off {
+            let before = logical_rules.len() + physical_rules.len();
+            logical_rules.retain(|rule| rule.name() != off);
+            physical_rules.retain(|rule| rule.name() != off);
+            if before == logical_rules.len() + physical_rules.len() {
+                return Err(Error::internal(format!("there is no optimizer rule \"{off}\"")));
+            }
+        }
         let mut base = SessionStateBuilder::new()
             .with_session_id(ctx.node_id.to_string())
             .with_config(session_config(&ctx.config)?)
@@ -150,12 +155,16 @@ impl TypePlanner for Types {
                 | Sql::Bytea
                 | Sql::Bytes(_)
                 | Sql::Blob(_)
+                | Sql::Float(_)
+                | Sql::Float32
+                | Sql::Float64
         );
         if !ours {
             return Ok(None);
         }
         match ColumnType::from_sql(sql) {
             Ok(ty) => Ok(Some(Arc::new(Field::new("", ty.arrow(), true)))),
+            Err(error) if matches!(sql, Sql::Float(_)) => Err(error.into()),
             // A precision that columns cannot have is left to DataFusion.
             Err(_) => Ok(None),
         }

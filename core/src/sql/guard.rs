@@ -6,7 +6,7 @@
 
 use datafusion::sql::sqlparser::dialect::PostgreSqlDialect;
 use datafusion::sql::sqlparser::keywords::Keyword;
-use datafusion::sql::sqlparser::tokenizer::{Location, Token, TokenWithSpan, Tokenizer};
+use datafusion::sql::sqlparser::tokenizer::{Location, Token, TokenWithSpan, Tokenizer, Whitespace};
 
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result, SqlState};
@@ -35,7 +35,7 @@ pub(crate) fn tokenize(sql: &str, config: &Config) -> Result<Vec<TokenWithSpan>>
     let mut tokens = Tokenizer::new(&PostgreSqlDialect {}, sql)
         .tokenize_with_location()
         .map_err(|error| Error::syntax(error.to_string()))?;
-    tokens.retain(|token| !matches!(token.token, Token::Whitespace(_) | Token::EOF));
+    join_texts(&mut tokens);
     while tokens.last().is_some_and(|token| token.token == Token::SemiColon) {
         tokens.pop();
     }
@@ -47,6 +47,27 @@ pub(crate) fn tokenize(sql: &str, config: &Config) -> Result<Vec<TokenWithSpan>>
     }
     check_depth(&tokens, config.sql_operators_max)?;
     Ok(tokens)
+}
+
+/// Leaves out white space and comments, and puts texts together that stand on lines of their own, as SQL has it.
+fn join_texts(tokens: &mut Vec<TokenWithSpan>) {
+    let mut joined: Vec<TokenWithSpan> = Vec::with_capacity(tokens.len());
+    let mut is_new_line = false;
+    for token in tokens.drain(..) {
+        match (token.token, joined.last_mut().map(|last| &mut last.token)) {
+            (Token::Whitespace(Whitespace::Newline | Whitespace::SingleLineComment { .. }), _) => {
+                is_new_line = true;
+                continue;
+            }
+            (Token::Whitespace(_) | Token::EOF, _) => continue,
+            (Token::SingleQuotedString(text), Some(Token::SingleQuotedString(last))) if is_new_line => {
+                last.push_str(&text);
+            }
+            (other, _) => joined.push(TokenWithSpan { token: other, span: token.span }),
+        }
+        is_new_line = false;
+    }
+    *tokens = joined;
 }
 
 /// One level of nesting: the statement itself, or what stands in parentheses, brackets or braces.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use datafusion::arrow::datatypes::{DataType, Field, FieldRef, TimeUnit};
 use datafusion::common::ScalarValue;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
-use datafusion::logical_expr::expr::BinaryExpr;
+use datafusion::logical_expr::expr::{BinaryExpr, Placeholder};
 use datafusion::logical_expr::{Expr, LogicalPlan};
 use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan};
 
@@ -24,6 +24,9 @@ pub(crate) struct ParameterNames {
     /// The names behind `:name`, in the order of their numbers; empty for `$n` and `?`.
     pub(crate) names: Vec<String>,
 }
+
+/// The types a plan's parameters need; `None` where nothing says it.
+pub(crate) type ParameterTypes = HashMap<String, Option<DataType>>;
 
 /// Rewrites every parameter to `$n`.
 ///
@@ -248,6 +251,23 @@ pub(crate) fn computed(plan: &LogicalPlan) -> Result<HashMap<String, Use>> {
         })
     })?;
     Ok(uses)
+}
+
+/// The types that a plan needs its parameters in, each that of the first place which needs one; `None` where nothing says it.
+pub(crate) fn types(plan: &LogicalPlan) -> Result<ParameterTypes> {
+    let mut types = ParameterTypes::new();
+    plan.apply_with_subqueries(|node| {
+        node.apply_expressions(|expr| {
+            expr.apply(|part| {
+                if let Expr::Placeholder(Placeholder { id, field }) = part {
+                    let known = types.entry(id.clone()).or_default();
+                    *known = known.take().or_else(|| field.as_ref().map(|field| field.data_type().clone()));
+                }
+                Ok(TreeNodeRecursion::Continue)
+            })
+        })
+    })?;
+    Ok(types)
 }
 
 /// A value as the type a plan expects, when it is the same value there; `None` when only a wider type has it, as 1.5 beside an

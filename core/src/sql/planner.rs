@@ -22,7 +22,7 @@ use futures::StreamExt;
 use super::aged::Aged;
 use super::execution::Execution;
 use super::names::Names;
-use super::parameters::Use;
+use super::parameters::{ParameterTypes, Use};
 use super::result::{ResultSchema, RowStream};
 use super::scope::Renamed;
 use super::session::{Description, StatementKind, announce};
@@ -101,21 +101,18 @@ pub(crate) fn plan_live_query(execution: &Execution, query: &ast::Query, view: V
     Ok(planned)
 }
 
-/// The types a plan's parameters need; `None` where nothing says it.
-pub(crate) type ParameterTypes = HashMap<String, Option<DataType>>;
-
 impl Planned {
     /// Gives every parameter a type, and the plan's columns as they then are.
     ///
     /// A parameter whose type nothing says is text, as in PostgreSQL, unless that cannot be; then it is a number.
     pub(crate) fn resolve(&self, parameter_count: usize) -> Result<(ParameterTypes, LogicalPlan)> {
         if let LogicalPlan::Explain(_) = self.plan {
-            return Ok((self.plan.get_parameter_types()?, self.plan.clone()));
+            return Ok((parameters::types(&self.plan)?, self.plan.clone()));
         }
         if parameter_count == 0 {
             return Ok((HashMap::new(), self.analyse(self.plan.clone())?));
         }
-        let types = self.plan.get_parameter_types()?;
+        let types = parameters::types(&self.plan)?;
         let mut first_error = None;
         for guess in [DataType::Utf8, DataType::Int64, DataType::Float64] {
             let mut guessed = types.clone();

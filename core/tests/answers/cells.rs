@@ -12,7 +12,7 @@ use datafusion::arrow::datatypes::{
 use datafusion::arrow::util::display::{ArrayFormatter, FormatOptions};
 use tokio::task::JoinHandle;
 
-/// More digits of a number are not compared: PostgreSQL and we cut quotients off at different places.
+/// More digits of a float are not compared: sums depend on their order.
 const DIGITS_COMPARED: usize = 12;
 
 /// Why a statement failed.
@@ -164,7 +164,7 @@ fn float(value: f64) -> String {
     number(&format!("{value:.*e}", DIGITS_COMPARED - 1))
 }
 
-/// A number without zeros that say nothing, and with no more digits than are compared.
+/// A number without zeros that say nothing.
 pub(crate) fn number(text: &str) -> String {
     let (mantissa, exponent) = text.split_once('e').unwrap_or((text, "0"));
     let Ok(exponent) = exponent.parse::<i64>() else { return text.to_owned() };
@@ -177,37 +177,11 @@ pub(crate) fn number(text: &str) -> String {
     let all = format!("{whole}{fraction}");
     let digits = all.trim_start_matches('0');
     point -= i64::try_from(all.len() - digits.len()).unwrap();
-    let mut digits: Vec<u8> = digits.bytes().collect();
-    // A whole number, and one of few digits, is compared to the end.
-    let is_whole = i64::try_from(digits.len()).unwrap() <= point;
-    if digits.len() > DIGITS_COMPARED + 3 && !is_whole {
-        let is_up = digits[DIGITS_COMPARED] >= b'5';
-        digits.truncate(DIGITS_COMPARED);
-        if is_up {
-            let mut place = digits.len();
-            loop {
-                if place == 0 {
-                    digits.insert(0, b'1');
-                    point += 1;
-                    break;
-                }
-                place -= 1;
-                if digits[place] == b'9' {
-                    digits[place] = b'0';
-                } else {
-                    digits[place] += 1;
-                    break;
-                }
-            }
-        }
-    }
-    while digits.last() == Some(&b'0') {
-        digits.pop();
-    }
+    let digits = digits.trim_end_matches('0');
     if digits.is_empty() {
         return "0".to_owned();
     }
-    format!("{sign}0.{}e{point}", String::from_utf8(digits).unwrap())
+    format!("{sign}0.{digits}e{point}")
 }
 
 /// What one answer has and the other has not, as far as it is shown.

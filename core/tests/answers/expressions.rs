@@ -314,7 +314,7 @@ impl Generator<'_> {
             6 | 7 => self.list(class, scope, below),
             8 => {
                 let value = self.expression(class, scope, below);
-                let (low, high) = (self.expression(class, scope, 0), self.expression(class, scope, 0));
+                let (low, high) = (self.compared(class, scope, 0), self.compared(class, scope, 0));
                 format!(
                     "{value} {}BETWEEN {low} AND {high}",
                     if self.choices.once_in(3) { "NOT " } else { "" }
@@ -345,12 +345,48 @@ impl Generator<'_> {
         }
         let left = self.expression(class, scope, depth);
         let op = *self.choices.pick(&COMPARISONS);
-        let right = match self.parameter(class) {
-            Some(parameter) => parameter,
-            None => self.expression(class, scope, depth),
-        };
+        let right = self.compared(class, scope, depth);
         // A literal on the left side too.
         if self.choices.once_in(4) { format!("{right} {op} {left}") } else { format!("{left} {op} {right}") }
+    }
+
+    /// What a value of a class is compared with: a parameter, a literal whose type is for the engine to find, a value of another class
+    /// with which it can be compared, else one of its own.
+    fn compared(&mut self, class: Class, scope: &Scope, depth: usize) -> String {
+        if let Some(parameter) = self.parameter(class) {
+            return parameter;
+        }
+        match self.choices.below(8) {
+            6 => {
+                if let Some(literal) = self.untyped(class) {
+                    return literal;
+                }
+            }
+            7 => {
+                let others: &[Class] = match class {
+                    Class::Date => &[Class::Timestamp, Class::TimestampTz],
+                    Class::Timestamp => &[Class::Date, Class::TimestampTz],
+                    Class::TimestampTz => &[Class::Date, Class::Timestamp],
+                    _ => &[class],
+                };
+                let other = *self.choices.pick(others);
+                return self.expression(other, scope, depth);
+            }
+            _ => {}
+        }
+        self.expression(class, scope, depth)
+    }
+
+    /// A literal without a type.
+    fn untyped(&mut self, class: Class) -> Option<String> {
+        let literals: &[&str] = match class {
+            Class::Number => &["'2'", "'0'", "' 1 '", "'-1'"],
+            Class::Boolean => &["'true'", "'f'", "'no'"],
+            Class::Date => &["'2024-01-02'", "'2024-02-29'", "'2023-12-31'"],
+            Class::Timestamp | Class::TimestampTz => &["'2024-01-01'", "'2024-01-02 03:04:05.678901'"],
+            Class::Text | Class::Bytes => return None,
+        };
+        Some((*self.choices.pick(literals)).to_owned())
     }
 
     fn list(&mut self, class: Class, scope: &Scope, depth: usize) -> String {
@@ -358,7 +394,7 @@ impl Generator<'_> {
         let mut items = vec![self.literal(class)];
         for _ in 0..self.choices.below(4) {
             let item =
-                if self.choices.once_in(5) { "NULL".to_owned() } else { self.expression(class, scope, 0) };
+                if self.choices.once_in(5) { "NULL".to_owned() } else { self.compared(class, scope, 0) };
             items.push(item);
         }
         let not = if self.choices.once_in(2) { "NOT " } else { "" };

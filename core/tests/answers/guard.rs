@@ -37,6 +37,8 @@ pub(crate) struct Report {
     pub(crate) executions: u64,
     pub(crate) same: u64,
     pub(crate) both_fail: u64,
+    /// One side has rows, the other could not compute a value, which may be a matter of the plan.
+    pub(crate) one_fails: u64,
     pub(crate) known: u64,
     pub(crate) too_much: u64,
     /// Records of a corpus that are meant for other databases.
@@ -86,12 +88,13 @@ impl Report {
             println!("{}: {} records are for other databases", self.name, self.for_others);
         }
         println!(
-            "{}: {} queries, {} executions, {} the same, {} errors on both sides, {} known differences, {} left out, {} failures, {seconds:.0} s",
+            "{}: {} queries, {} executions, {} the same, {} errors on both sides, {} on one, {} known differences, {} left out, {} failures, {seconds:.0} s",
             self.name,
             self.queries,
             self.executions,
             self.same,
             self.both_fail,
+            self.one_fails,
             self.known,
             self.too_much,
             self.failures.len()

@@ -45,7 +45,7 @@ const GUARDS: [Guard; 5] = [
     Guard { name: "differential", unit: "--queries", ci: 1_000, long: 140_000 },
     Guard { name: "plans", unit: "--queries", ci: 400, long: 30_000 },
     Guard { name: "partition", unit: "--queries", ci: 400, long: 30_000 },
-    Guard { name: "sqlite_corpus", unit: "--percent", ci: 1, long: 20 },
+    Guard { name: "sqlite_corpus", unit: "--percent", ci: 2, long: 20 },
     Guard { name: "datafusion_corpus", unit: "--percent", ci: 100, long: 100 },
 ];
 
@@ -108,22 +108,19 @@ fn one(guard: &str, value: &dyn Fn(&str) -> Option<String>) -> i32 {
 fn all(value: &dyn Fn(&str) -> Option<String>, is_long: bool) -> i32 {
     let must_run = std::env::var_os("GUARDS_MUST_RUN").is_some();
     let seed = chosen_seed();
-    let mut failed = Vec::new();
+    let (mut passed, mut absent) = (0, 0);
     for Guard { name, unit, ci, long } in GUARDS {
         let size = number(value(unit)).unwrap_or(if is_long { long } else { ci });
         let status = process(name, seed, unit, size).status().unwrap();
-        let is_passed = match status.code() {
-            Some(0) => true,
-            Some(NOT_RUN) => !must_run,
-            _ => false,
-        };
-        if !is_passed {
-            println!("{name} with seed {seed} FAILED: {status}");
-            failed.push(name);
+        match status.code() {
+            Some(0) => passed += 1,
+            Some(NOT_RUN) => absent += 1,
+            _ => println!("{name} with seed {seed} FAILED: {status}"),
         }
     }
-    println!("guards: {} of {} passed", GUARDS.len() - failed.len(), GUARDS.len());
-    i32::from(!failed.is_empty())
+    println!("guards: {passed} of {} passed, {absent} not run", GUARDS.len());
+    let is_good = passed + absent == GUARDS.len() && (absent == 0 || !must_run);
+    i32::from(!is_good)
 }
 
 /// Plants every fault in turn: a run as large as that of CI has to find each.

@@ -19,6 +19,9 @@ use crate::world::{Engine, Table, World};
 
 pub(crate) const COPIES: [&str; 3] = ["hot", "flushed", "half"];
 
+/// Tables of more rows are not changed under a live query.
+const ROWS_CHANGED_MAX: usize = 12;
+
 /// Rows with the notation of their columns.
 #[derive(Clone, Debug)]
 pub(crate) struct Found {
@@ -174,6 +177,7 @@ impl Ours {
         let mut subscription =
             self.session(copy).subscribe(request(SnapshotMode::Skip)).await.map_err(failure)?;
         self.fill(table, copy).await;
+        self.change_and_change_back(table, copy).await;
         let last = self.database.seq();
         let id = table.columns.iter().position(|column| column.name == "id").unwrap();
         let mut folded = BTreeMap::new();
@@ -202,6 +206,29 @@ impl Ours {
             return Err(Failure { sqlstate: "XX000".to_owned(), text });
         }
         Ok(found)
+    }
+
+    /// Rows leave the live queries of a table, and come again.
+    async fn change_and_change_back(&self, table: &Table, copy: usize) {
+        let places = 0..table.columns.len();
+        let free: Vec<usize> =
+            places.skip(table.key).filter(|place| table.columns[*place].is_nullable).collect();
+        if free.is_empty() || table.rows.len() > ROWS_CHANGED_MAX {
+            return;
+        }
+        let id = table.columns.iter().position(|column| column.name == "id").unwrap();
+        let update = |value: &dyn Fn(usize) -> String, condition: &str| {
+            let set = |place: &usize| format!("{} = {}", table.columns[*place].name, value(*place));
+            let sets: Vec<_> = free.iter().map(set).collect();
+            format!("UPDATE {} SET {} WHERE {condition}", table.name, sets.join(", "))
+        };
+        let mut statements = vec![update(&|_| "NULL".to_owned(), "id % 2 = 0")];
+        for row in table.rows.iter().filter(|row| row[id].parse::<u64>().unwrap() % 2 == 0) {
+            statements.push(update(&|place| row[place].clone(), &format!("id = {}", row[id])));
+        }
+        for sql in statements {
+            run(self.session(copy), &sql).await;
+        }
     }
 
     /// What a write makes of a table, which then gets its rows back.

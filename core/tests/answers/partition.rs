@@ -41,15 +41,27 @@ impl RandomGuard for Partition {
         self.watch.begin(parts.filtered());
         let mut verdict = Verdict::Same;
         for (copy, name) in COPIES.iter().enumerate() {
-            verdict = match self.check(parts, copy).await {
+            let one = match self.check(parts, copy).await {
                 Ok(None) => continue,
                 Ok(Some(why)) => Verdict::Different(format!("{name} copy: {why}")),
                 Err(failure) if failure.is_internal() => {
                     Verdict::Different(format!("{name} copy: internal error: {failure}"))
                 }
-                Err(_) => Verdict::BothFail,
+                // Whether a value is computed that cannot be, is a matter of the plan.
+                Err(failure) if failure.sqlstate.starts_with("22") => Verdict::BothFail,
+                // What can be asked whole, and as a column, can be asked in parts.
+                Err(failure) => {
+                    let whole = self.rows(parts.whole(), copy).await;
+                    match whole.and(self.rows(parts.column(), copy).await) {
+                        Ok(_) => Verdict::Different(format!("{name} copy: a part is refused: {failure}")),
+                        Err(_) => Verdict::BothFail,
+                    }
+                }
             };
-            break;
+            verdict = match (verdict, one) {
+                (_, Verdict::Different(why)) => return Verdict::Different(why),
+                (_, other) => other,
+            };
         }
         verdict
     }

@@ -91,7 +91,11 @@ const WAYS: [Way; 8] = [
         name: "partitions for every row",
         partitions: 7,
         batch_rows: 2,
-        options: &[("datafusion.execution.coalesce_batches", "false")],
+        options: &[
+            ("datafusion.execution.coalesce_batches", "false"),
+            ("datafusion.optimizer.hash_join_single_partition_threshold", "0"),
+            ("datafusion.optimizer.hash_join_single_partition_threshold_rows", "0"),
+        ],
         rules_off: &["push_down_filter"],
     },
 ];
@@ -186,7 +190,9 @@ impl RandomGuard for Plans {
 
 /// How an answer is another than the usual one. Whether a value is computed that cannot be, is a matter of the plan.
 fn differs(usual: &Result<Found, Failure>, found: &Result<Found, Failure>) -> Option<String> {
-    let is_value = |failure: &Failure| failure.sqlstate.starts_with("22");
+    // Sort-merge joins, which are never chosen, are not there for every type.
+    let is_missing = |failure: &Failure| failure.text.contains("sort merge join comparator");
+    let is_value = |failure: &Failure| failure.sqlstate.starts_with("22") || is_missing(failure);
     match (usual, found) {
         (_, Err(failure)) if failure.is_internal() => Some(format!("internal error: {failure}")),
         (Ok(usual), Ok(found)) => {

@@ -9,13 +9,9 @@ use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
 use crate::cells::{Answer, Failure};
 
-/// Where packages put the server's programs, newest first.
-const FOLDERS: [&str; 4] = [
-    "/usr/lib/postgresql/15/bin",
-    "/usr/local/pgsql/bin",
-    "/opt/homebrew/opt/postgresql@15/bin",
-    "/usr/pgsql-15/bin",
-];
+/// Where packages of PostgreSQL 15 put the server's programs.
+const FOLDERS: [&str; 3] =
+    ["/usr/lib/postgresql/15/bin", "/opt/homebrew/opt/postgresql@15/bin", "/usr/pgsql-15/bin"];
 
 pub(crate) struct Postgres {
     server: Child,

@@ -58,6 +58,12 @@ impl Question {
     }
 }
 
+const SET_OPERATIONS: [&str; 6] =
+    ["UNION ALL", "UNION", "INTERSECT", "EXCEPT", "INTERSECT ALL", "EXCEPT ALL"];
+
+/// 2024-01-01, in microseconds after 1970.
+const US: i64 = 1_704_067_200_000_000;
+
 pub(crate) struct Generator<'a> {
     pub(crate) choices: &'a mut Choices,
     world: &'a World,
@@ -94,12 +100,15 @@ impl<'a> Generator<'a> {
             },
             Class::Text => (ScalarValue::from("a"), "'a'::text"),
             Class::Boolean => (ScalarValue::Boolean(Some(true)), "true"),
-            Class::Date => (ScalarValue::Date32(Some(19_724)), "DATE '2024-01-02'"),
-            Class::Timestamp => (
-                ScalarValue::TimestampMicrosecond(Some(1_704_067_200_000_000), None),
-                "TIMESTAMP '2024-01-01 00:00:00'",
-            ),
-            Class::TimestampTz | Class::Bytes => return None,
+            Class::Bytes => return None,
+            _ => match self.choices.below(3) {
+                0 => (ScalarValue::Date32(Some(19_724)), "DATE '2024-01-02'"),
+                1 => (ScalarValue::TimestampMicrosecond(Some(US), None), "TIMESTAMP '2024-01-01 00:00:00'"),
+                _ => (
+                    ScalarValue::TimestampMicrosecond(Some(US + 1), Some("UTC".into())),
+                    "TIMESTAMPTZ '2024-01-01 00:00:00.000001+00'",
+                ),
+            },
         };
         self.parameters.push(Parameter { value, literal: literal.to_owned() });
         Some(format!("{{{}}}", self.parameters.len()))
@@ -111,15 +120,16 @@ impl<'a> Generator<'a> {
         if depth > 0 && self.choices.once_in(6) {
             let (left, classes) = self.select(outer, columns, depth - 1);
             let (right, _) = self.select(outer, Some(classes.clone()), depth - 1);
-            let op = *self.choices.pick(&[
-                "UNION ALL",
-                "UNION",
-                "INTERSECT",
-                "EXCEPT",
-                "INTERSECT ALL",
-                "EXCEPT ALL",
-            ]);
-            return (format!("{left} {op} {right}"), classes);
+            let mut sql = left;
+            if self.choices.once_in(6) {
+                sql = format!("({sql}{} LIMIT 3)", self.order(classes.len()));
+            }
+            sql = format!("{sql} {} {right}", self.choices.pick(&SET_OPERATIONS));
+            if self.choices.once_in(4) {
+                let (third, _) = self.select(outer, Some(classes.clone()), 0);
+                sql = format!("{sql} {} {third}", self.choices.pick(&SET_OPERATIONS));
+            }
+            return (sql, classes);
         }
         self.select(outer, columns, depth)
     }
@@ -142,10 +152,14 @@ impl<'a> Generator<'a> {
             (0..count).map(|_| class(self.choices)).collect()
         });
         let has_windows = !is_grouped && depth > 0 && self.choices.once_in(5);
+        let has_sets = grouping.contains('(') && !scope.items.is_empty() && is_grouped;
         let list: Vec<String> = classes
             .iter()
             .map(|class| match (has_windows, class) {
                 (true, Class::Number) => self.window(&scope),
+                (_, Class::Number) if has_sets && self.choices.once_in(3) => {
+                    format!("grouping({})", self.choices.pick(&scope.items).sql)
+                }
                 _ => self.expression(*class, &scope, 2),
             })
             .enumerate()
@@ -181,6 +195,9 @@ impl<'a> Generator<'a> {
     }
 
     fn having(&mut self, scope: &Scope) -> String {
+        if self.choices.once_in(3) {
+            return self.condition(scope, 1);
+        }
         let aggregate = self.aggregate(Class::Number, scope);
         let op = *self.choices.pick(&[">", "=", "<=", "<>"]);
         format!("{aggregate} {op} {}", self.choices.pick(&["1", "2", "0", "3"]))
@@ -189,6 +206,10 @@ impl<'a> Generator<'a> {
     fn window(&mut self, scope: &Scope) -> String {
         let partition = match self.choices.below(2) {
             0 => String::new(),
+            _ if self.choices.once_in(4) => {
+                let class = class(self.choices);
+                format!("PARTITION BY {} ", self.expression(class, scope, 1))
+            }
             _ => format!("PARTITION BY {} ", self.choices.pick(&scope.items).sql),
         };
         let exact: Vec<Item> = scope
@@ -197,11 +218,17 @@ impl<'a> Generator<'a> {
             .filter(|item| item.ty.class() == Class::Number && item.ty != Ty::Double)
             .cloned()
             .collect();
-        let any = self.choices.pick(&scope.items).sql.clone();
-        let direction = *self.choices.pick(&["", " DESC", " NULLS FIRST", " DESC NULLS LAST"]);
+        let mut any = self.choices.pick(&scope.items).sql.clone();
+        if self.choices.once_in(4) {
+            any = self.expression(Class::Number, scope, 1);
+        }
+        let direction = self.direction();
         // Peers have the same value of each of these, so that their order does not count.
         let order = format!("ORDER BY {any}{direction}");
-        match self.choices.below(7) {
+        // Rows that are peers here are the same rows.
+        let total: Vec<String> = scope.items.iter().map(|item| format!("{}{direction}", item.sql)).collect();
+        let total = format!("ORDER BY {}", total.join(", "));
+        match self.choices.below(10) {
             0 => format!("count(*) OVER ({partition})"),
             1 => format!("rank() OVER ({partition}{order})"),
             2 => format!("dense_rank() OVER ({partition}{order})"),
@@ -220,6 +247,35 @@ impl<'a> Generator<'a> {
                 let value = self.choices.pick(&exact).sql.clone();
                 format!("max({value}) OVER ({partition}{order})")
             }
+            6 => {
+                let function = *self.choices.pick(&["row_number()", "ntile(3)"]);
+                format!("{function} OVER ({partition}{total})")
+            }
+            7 if !exact.is_empty() => {
+                let value = self.choices.pick(&exact).sql.clone();
+                let step = *self.choices.pick(&["", ", 2", ", 1, 0", ", -1"]);
+                let function = *self.choices.pick(&["lag", "lead"]);
+                format!("{function}({value}{step}) OVER ({partition}{total})")
+            }
+            8 if !exact.is_empty() => {
+                let value = self.choices.pick(&exact).sql.clone();
+                let frame = *self.choices.pick(&[
+                    "",
+                    " ROWS BETWEEN 1 PRECEDING AND 1 FOLLOWING",
+                    " ROWS BETWEEN 2 PRECEDING AND 1 PRECEDING",
+                    " ROWS BETWEEN CURRENT ROW AND UNBOUNDED FOLLOWING",
+                    " ROWS 1 PRECEDING",
+                ]);
+                let (function, more) = *self.choices.pick(&[
+                    ("sum", ""),
+                    ("min", ""),
+                    ("count", ""),
+                    ("first_value", ""),
+                    ("last_value", ""),
+                    ("nth_value", ", 2"),
+                ]);
+                format!("{function}({value}{more}) OVER ({partition}{total}{frame})")
+            }
             _ => format!("count(*) OVER ({partition}{order})"),
         }
     }
@@ -234,10 +290,43 @@ impl<'a> Generator<'a> {
             _ => 3,
         };
         for _ in 0..joins {
+            if depth > 0 && self.queries_left > 0 && self.choices.once_in(8) {
+                (sql, items) = self.lateral(sql, items, outer, depth);
+                continue;
+            }
             let (right, rights) = self.source(outer, depth);
             (sql, items) = self.join(sql, items, &right, rights, outer);
         }
         (sql, items)
+    }
+
+    fn lateral(
+        &mut self,
+        left: String,
+        lefts: Vec<Item>,
+        outer: &[Item],
+        depth: usize,
+    ) -> (String, Vec<Item>) {
+        let seen = lefts.iter().chain(outer).cloned().collect::<Vec<_>>();
+        let (right, rights) = self.derived(&seen, depth);
+        let kind = *self.choices.pick(&["JOIN", "LEFT JOIN"]);
+        let items = lefts.into_iter().chain(rights).collect::<Vec<_>>();
+        let condition = match self.choices.once_in(3) {
+            true => self.condition(&Scope { items: items.clone(), ..Scope::default() }, 0),
+            false => "true".to_owned(),
+        };
+        (format!("{left} {kind} LATERAL {right} ON {condition}"), items)
+    }
+
+    /// `(SELECT ...) AS x (a, ...)`, and its columns, which are called as those of tables are.
+    fn derived(&mut self, outer: &[Item], depth: usize) -> (String, Vec<Item>) {
+        let alias = self.name("x");
+        let (query, classes) = self.limited(outer, depth - 1);
+        let columns: Vec<_> = ["a", "k", "price", "b"].into_iter().take(classes.len()).collect();
+        let item =
+            |(name, class): (&&str, &Class)| Item { sql: format!("{alias}.{name}"), ty: plain(*class) };
+        let items = columns.iter().zip(&classes).map(item).collect();
+        (format!("({query}) AS {alias} ({})", columns.join(", ")), items)
     }
 
     fn join(
@@ -263,16 +352,34 @@ impl<'a> Generator<'a> {
             })
             .map(|item| bare(&item.sql).to_owned())
             .collect();
-        let all = || lefts.iter().chain(&rights).cloned().collect::<Vec<_>>();
+        // What USING has joined is ambiguous beside another column of its name.
+        let is_clear =
+            |item: &&Item| item.sql.contains('.') || !rights.iter().any(|other| bare(&other.sql) == item.sql);
+        let all = || lefts.iter().filter(is_clear).chain(&rights).cloned().collect::<Vec<_>>();
         if kind == "CROSS JOIN" {
             return (format!("{left} CROSS JOIN {right}"), all());
         }
+        let merged = |names: &[String]| {
+            let ty = |name: &str| {
+                lefts.iter().find(|item| bare(&item.sql) == name).map_or(Ty::Int, |item| item.ty)
+            };
+            let mut items: Vec<Item> =
+                names.iter().map(|name| Item { sql: name.clone(), ty: ty(name) }).collect();
+            items.extend(all().into_iter().filter(|item| !names.iter().any(|name| bare(&item.sql) == name)));
+            items
+        };
+        let is_common = |item: &&Item| rights.iter().any(|other| bare(&other.sql) == bare(&item.sql));
+        let can_be_natural = lefts.iter().filter(is_common).count() == common.len();
+        if !common.is_empty() && can_be_natural && self.choices.once_in(6) {
+            return (format!("{left} NATURAL {kind} {right}"), merged(&common));
+        }
         if !common.is_empty() && self.choices.once_in(3) {
-            let name = self.choices.pick(&common).clone();
-            let ty = lefts.iter().find(|item| bare(&item.sql) == name).map_or(Ty::Int, |item| item.ty);
-            let mut items = vec![Item { sql: name.clone(), ty }];
-            items.extend(all().into_iter().filter(|item| bare(&item.sql) != name));
-            return (format!("{left} {kind} {right} USING ({name})"), items);
+            let mut names = vec![self.choices.pick(&common).clone()];
+            let second = self.choices.pick(&common).clone();
+            if names[0] != second && self.choices.once_in(2) {
+                names.push(second);
+            }
+            return (format!("{left} {kind} {right} USING ({})", names.join(", ")), merged(&names));
         }
         let pairs: Vec<(String, String)> = lefts
             .iter()
@@ -296,19 +403,10 @@ impl<'a> Generator<'a> {
     }
 
     fn source(&mut self, outer: &[Item], depth: usize) -> (String, Vec<Item>) {
-        let alias = self.name("x");
         if depth > 0 && self.queries_left > 0 && self.choices.once_in(6) {
-            let (query, classes) = self.limited(outer, depth - 1);
-            // Names that tables have too.
-            let names = ["a", "k", "price", "b"];
-            let columns: Vec<_> = names.iter().take(classes.len()).copied().collect();
-            let items = columns
-                .iter()
-                .zip(&classes)
-                .map(|(name, class)| Item { sql: format!("{alias}.{name}"), ty: plain(*class) })
-                .collect();
-            return (format!("({query}) AS {alias} ({})", columns.join(", ")), items);
+            return self.derived(outer, depth);
         }
+        let alias = self.name("x");
         let table = self.choices.pick(&self.world.tables);
         let items = table
             .columns
@@ -334,15 +432,16 @@ impl<'a> Generator<'a> {
         (query, classes)
     }
 
+    fn direction(&mut self) -> &'static str {
+        *self.choices.pick(&["", " DESC", " NULLS FIRST", " DESC NULLS LAST"])
+    }
+
     fn order(&mut self, width: usize) -> String {
         let mut places: Vec<usize> = (1..=width).collect();
         places.rotate_left(self.choices.below(width));
-        let sorts: Vec<String> = places
-            .iter()
-            .map(|place| {
-                format!("{place}{}", self.choices.pick(&["", " DESC", " NULLS FIRST", " DESC NULLS LAST"]))
-            })
-            .collect();
+        let name = *self.choices.pick(&["", "c"]);
+        let sorts: Vec<String> =
+            places.iter().map(|place| format!("{name}{place}{}", self.direction())).collect();
         format!(" ORDER BY {}", sorts.join(", "))
     }
 
@@ -351,6 +450,12 @@ impl<'a> Generator<'a> {
         self.queries_left = self.queries_left.saturating_sub(1);
         let (from, items) = self.from(&outer, 0);
         let inner = Scope { items: items.clone(), outer, below: None, has_subqueries: false };
+        if !from.contains(" JOIN ") && self.choices.once_in(3) {
+            // At most one row has an id.
+            let value = self.expression(class, &inner, 1);
+            let id = self.expression(Class::Number, &Scope { items: inner.outer, ..Scope::default() }, 0);
+            return format!("(SELECT {value} FROM {from} WHERE {}.id = {id})", alias(&from));
+        }
         let condition = self.condition(&inner, 1);
         let above = Scope { items: Vec::new(), below: Some(items), ..Scope::default() };
         let aggregate = self.aggregate(class, &above);
@@ -362,15 +467,16 @@ impl<'a> Generator<'a> {
     pub(crate) fn subquery_condition(&mut self, scope: &Scope, depth: usize) -> String {
         let outer = visible(scope);
         let not = if self.choices.once_in(2) { "NOT " } else { "" };
+        let inner = usize::from(self.queries_left > 1 && self.choices.once_in(3));
         match self.choices.below(7) {
             0 | 1 => {
                 let class = class(self.choices);
                 let value = self.expression(class, scope, depth);
-                let (query, _) = self.query(&outer, Some(vec![class]), 0);
+                let (query, _) = self.query(&outer, Some(vec![class]), inner);
                 format!("{value} {not}IN ({query})")
             }
             2 | 3 => {
-                let (query, _) = self.limited(&outer, 0);
+                let (query, _) = self.limited(&outer, inner);
                 format!("{not}EXISTS ({query})")
             }
             4 => {
@@ -378,13 +484,13 @@ impl<'a> Generator<'a> {
                 let value = self.expression(class, scope, depth);
                 let op = *self.choices.pick(&["=", "<>", "<", ">="]);
                 let quantifier = if self.choices.once_in(2) { "ALL" } else { "ANY" };
-                let (query, _) = self.query(&outer, Some(vec![class]), 0);
+                let (query, _) = self.query(&outer, Some(vec![class]), inner);
                 format!("{value} {op} {quantifier} ({query})")
             }
             5 => {
                 let classes = vec![class(self.choices), class(self.choices)];
                 let values: Vec<_> = classes.iter().map(|class| self.expression(*class, scope, 0)).collect();
-                let (query, _) = self.query(&outer, Some(classes), 0);
+                let (query, _) = self.query(&outer, Some(classes), inner);
                 format!("({}) {not}IN ({query})", values.join(", "))
             }
             _ => {
@@ -403,15 +509,28 @@ impl<'a> Generator<'a> {
             let (from, items) = self.from(&[], 1);
             let on = self.choices.pick(&items).sql.clone();
             let other = self.choices.pick(&items).sql.clone();
+            let condition = match self.choices.once_in(2) {
+                true => format!(" WHERE {}", self.condition(&Scope { items, ..Scope::default() }, 1)),
+                false => String::new(),
+            };
+            let (first, second) = (self.direction(), self.direction());
+            let limit = *self.choices.pick(&["", " LIMIT 2", " OFFSET 1"]);
             let sql = format!(
-                "SELECT DISTINCT ON ({on}) {on} AS c1, {other} AS c2 FROM {from} ORDER BY {on}, {other}"
+                "SELECT DISTINCT ON ({on}) {on} AS c1, {other} AS c2 FROM {from}{condition} ORDER BY {on}{first}, {other}{second}{limit}"
             );
             return (sql, true);
         }
         let (query, classes) = self.query(&[], None, 2);
         let mut sql = query;
         if with {
-            sql = format!("WITH w AS ({sql}) SELECT * FROM w");
+            // A query by name is asked once or twice.
+            let body = *self.choices.pick(&[
+                "SELECT * FROM w",
+                "SELECT w.* FROM w JOIN w AS v ON w.c1 = v.c1",
+                "SELECT w.* FROM w LEFT JOIN (SELECT DISTINCT c1 FROM w WHERE c1 IS NOT NULL) AS v ON w.c1 = v.c1 WHERE v.c1 IS NULL",
+                "SELECT * FROM w WHERE c1 NOT IN (SELECT c1 FROM w WHERE c1 IS NULL)",
+            ]);
+            sql = format!("WITH w AS ({sql}) {body}");
         }
         let is_ordered = self.choices.once_in(3);
         if is_ordered {
@@ -430,6 +549,11 @@ fn visible(scope: &Scope) -> Vec<Item> {
 /// A name without its table.
 fn bare(sql: &str) -> &str {
     sql.rsplit_once('.').map_or(sql, |(_, name)| name)
+}
+
+/// The name that a table has in a FROM.
+fn alias(from: &str) -> &str {
+    from.rsplit(' ').next().unwrap_or(from)
 }
 
 /// A type of a class, for what was computed.

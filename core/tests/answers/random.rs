@@ -15,6 +15,8 @@ const TRIES_OF_SHRINKING: usize = 250;
 pub(crate) enum Verdict {
     Same,
     BothFail,
+    /// One side could not compute a value that the other one did not need.
+    OneFails,
     Known,
     /// The other side takes too long.
     TooMuch,
@@ -44,7 +46,7 @@ pub(crate) async fn ask<G: RandomGuard>(guard: &G, run: &Run, report: &mut Repor
     for number in 0..run.queries {
         if number % QUESTIONS_PER_WORLD == 0 {
             world = Arc::new(World::new(run.seed.wrapping_add(number)));
-            guard.load(&world).await;
+            load(guard, run, &world).await;
         }
         let mut choices = Choices::random(run.seed.wrapping_mul(1_000_003).wrapping_add(number));
         let question = guard.question(&mut choices, &world);
@@ -61,6 +63,7 @@ pub(crate) async fn ask<G: RandomGuard>(guard: &G, run: &Run, report: &mut Repor
         match judged(guard, run, &question, &world).await {
             Verdict::Same => report.same += 1,
             Verdict::BothFail => report.both_fail += 1,
+            Verdict::OneFails => report.one_fails += 1,
             Verdict::Known => report.known += 1,
             Verdict::TooMuch => report.too_much += 1,
             Verdict::Different(why) => {
@@ -69,13 +72,24 @@ pub(crate) async fn ask<G: RandomGuard>(guard: &G, run: &Run, report: &mut Repor
                     false => shrunk(guard, run, choices.taken, &world).await,
                 };
                 report.failures.push(format!("query {number}:\n{problem}"));
-                guard.load(&world).await;
+                report.say_failures();
+                load(guard, run, &world).await;
                 if report.is_enough(run) {
                     break;
                 }
             }
         }
     }
+    // Errors say nothing of answers.
+    if report.queries >= QUESTIONS_PER_WORLD && report.same * 2 < report.queries {
+        report.failures.push(format!("only {} of {} queries have an answer", report.same, report.queries));
+    }
+}
+
+async fn load<G: RandomGuard>(guard: &G, run: &Run, world: &World) {
+    run.watch.begin("the tables are filled");
+    guard.load(world).await;
+    run.watch.end();
 }
 
 async fn judged<G: RandomGuard>(guard: &G, run: &Run, question: &G::Question, world: &Arc<World>) -> Verdict {
@@ -105,7 +119,7 @@ async fn shrunk<G: RandomGuard>(guard: &G, run: &Run, taken: Vec<u32>, world: &A
                 let mut fewer = small.clone();
                 let end = (at + length).min(fewer.tables[place].rows.len());
                 fewer.tables[place].rows.drain(at..end);
-                guard.load(&fewer).await;
+                load(guard, run, &fewer).await;
                 let fewer = Arc::new(fewer);
                 if matches!(judged(guard, run, &question, &fewer).await, Verdict::Different(_)) {
                     small = Arc::unwrap_or_clone(fewer);
@@ -116,7 +130,7 @@ async fn shrunk<G: RandomGuard>(guard: &G, run: &Run, taken: Vec<u32>, world: &A
             length /= 2;
         }
     }
-    guard.load(&small).await;
+    load(guard, run, &small).await;
     let small = Arc::new(small);
     let why = match judged(guard, run, &question, &small).await {
         Verdict::Different(why) => why,

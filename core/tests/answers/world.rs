@@ -64,28 +64,53 @@ impl Ty {
         }
     }
 
-    /// Values that conditions ask for often, as literals of their type; the first is the simplest.
+    /// Values as literals of their type; the first is the simplest.
     pub(crate) fn literals(self) -> &'static [&'static str] {
         match self {
-            Self::Small | Self::Int | Self::Big => &["0", "1", "2", "3", "-1", "5", "4", "-2"],
-            Self::Decimal(..) => &["0.00", "1.50", "2.25", "1.00", "-1.10", "128.05", "0.10", "3.00"],
-            Self::Double => &["0.0", "1.5", "2.25", "1.0", "-1.5", "100.25", "0.1", "4.07"],
-            Self::Boolean => &["true", "false"],
-            Self::Text => &["'a'", "'b'", "''", "'ab'", "'A'", "'a_b'", "'a%'", "'10'"],
-            Self::Date => {
-                &["DATE '2024-01-01'", "DATE '2024-01-02'", "DATE '2024-02-29'", "DATE '2023-12-31'"]
+            Self::Small | Self::Int => &["0", "1", "2", "3", "-1", "5", "4", "-2"],
+            // A DOUBLE has no such number.
+            Self::Big => &["0", "1", "2", "3", "-1", "9007199254740993", "9007199254740992", "-2"],
+            Self::Decimal(..) => {
+                &["0.00", "1.50", "2.25", "1.00", "-1.10", "128.05", "0.10", "3.00", "1234567.89"]
             }
+            Self::Double => &[
+                "0.0",
+                "1.5",
+                "2.25",
+                "1.0",
+                "-1.5",
+                "100.25",
+                "0.1",
+                "4.07",
+                "9007199254740992.0",
+                "CAST('NaN' AS DOUBLE PRECISION)",
+                "CAST('-Infinity' AS DOUBLE PRECISION)",
+            ],
+            Self::Boolean => &["true", "false"],
+            Self::Text => &["'a'", "'b'", "''", "'ab'", "'A'", "'a_b'", "'a%'", "'10'", "'\u{e4}b'", "' a'"],
+            Self::Date => &[
+                "DATE '2024-01-01'",
+                "DATE '2024-01-02'",
+                "DATE '2024-02-29'",
+                "DATE '2023-12-31'",
+                "DATE '0099-03-01'",
+                "DATE '2999-12-31'",
+            ],
             Self::Timestamp => &[
                 "TIMESTAMP '2024-01-01 00:00:00'",
                 "TIMESTAMP '2024-01-02 03:04:05.678901'",
                 "TIMESTAMP '2024-01-02 00:00:00'",
                 "TIMESTAMP '2023-12-31 23:59:59.5'",
+                "TIMESTAMP '0099-03-01 00:00:00.000001'",
+                "TIMESTAMP '2999-12-31 23:00:00'",
             ],
             Self::TimestampTz => &[
                 "TIMESTAMPTZ '2024-01-01 00:00:00+00'",
                 "TIMESTAMPTZ '2024-01-02 05:04:05.678901+02'",
                 "TIMESTAMPTZ '2024-01-02 00:00:00+00'",
                 "TIMESTAMPTZ '2024-01-01 08:00:00-05'",
+                "TIMESTAMPTZ '2024-03-31 01:30:00+00'",
+                "TIMESTAMPTZ '2999-12-31 23:00:00+00'",
             ],
             Self::Bytes => &["'\\x00'", "'\\xff61'", "''", "'\\x6162'"],
         }
@@ -102,7 +127,7 @@ pub(crate) enum Engine {
 pub(crate) struct Column {
     pub(crate) name: &'static str,
     pub(crate) ty: Ty,
-    is_nullable: bool,
+    pub(crate) is_nullable: bool,
 }
 
 #[derive(Clone, Debug)]

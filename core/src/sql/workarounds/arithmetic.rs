@@ -9,10 +9,11 @@
 
 use std::sync::Arc;
 
-use datafusion::arrow::array::{Array, ArrayRef, AsArray, Decimal128Array, Float32Array, Float64Array};
-use datafusion::arrow::compute::kernels::{cmp, numeric};
-use datafusion::arrow::compute::{and, is_not_null};
-use datafusion::arrow::datatypes::{DataType, Decimal128Type};
+use datafusion::arrow::array::{
+    Array, ArrayRef, ArrowNativeTypeOp, ArrowPrimitiveType, AsArray, Decimal128Array,
+};
+use datafusion::arrow::compute::kernels::numeric;
+use datafusion::arrow::datatypes::{DataType, Decimal128Type, Float32Type, Float64Type};
 use datafusion::common::tree_node::Transformed;
 use datafusion::common::{DFSchema, Result, ScalarValue};
 use datafusion::logical_expr::expr::{BinaryExpr, ScalarFunction};
@@ -113,6 +114,12 @@ pub(super) fn is_checked(function: &ScalarUDF) -> bool {
     function.inner().is::<Arithmetic>()
 }
 
+/// Whether its result is a float.
+pub(super) fn is_of_floats(function: &ScalarUDF) -> bool {
+    let arithmetic = function.inner().downcast_ref::<Arithmetic>();
+    arithmetic.is_some_and(|arithmetic| arithmetic.operation == Operation::FloatQuotient)
+}
+
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct Arithmetic {
     operation: Operation,
@@ -136,7 +143,11 @@ impl Arithmetic {
             }
             (Operation::Quotient, [dividend, divisor]) => quotient(dividend, divisor),
             (Operation::FloatQuotient, [dividend, divisor]) => {
-                if is_divided_by_zero(dividend, divisor)? {
+                let is_divided_by_zero = match divisor.data_type() {
+                    DataType::Float32 => is_divided_by_zero::<Float32Type>,
+                    _ => is_divided_by_zero::<Float64Type>,
+                };
+                if is_divided_by_zero(dividend, divisor) {
                     return Err(division_by_zero());
                 }
                 Ok(numeric::div(dividend, divisor)?)
@@ -159,21 +170,18 @@ impl Arithmetic {
     }
 }
 
-/// Whether a number is; what is not there is divided by anything.
-fn is_divided_by_zero(dividend: &ArrayRef, divisor: &ArrayRef) -> crate::error::Result<bool> {
-    let is_there = is_not_null(dividend)?;
-    let zero: ArrayRef = match divisor.data_type() {
-        DataType::Float32 => Arc::new(Float32Array::from(vec![0.0])),
-        _ => Arc::new(Float64Array::from(vec![0.0])),
-    };
-    let minus = numeric::neg(zero.as_ref())?;
-    for zero in [zero, minus] {
-        let is_zero = cmp::eq(divisor, &datafusion::arrow::array::Scalar::new(zero))?;
-        if and(&is_zero, &is_there)?.true_count() > 0 {
-            return Ok(true);
-        }
-    }
-    Ok(false)
+/// Whether a number is divided by zero: neither NULL nor NaN is.
+fn is_divided_by_zero<T>(dividend: &ArrayRef, divisor: &ArrayRef) -> bool
+where
+    T: ArrowPrimitiveType,
+{
+    let (dividend, divisor) = (dividend.as_primitive::<T>(), divisor.as_primitive::<T>());
+    let is_zero = |value: &T::Native| *value == T::Native::ZERO;
+    let is_number = |value: T::Native| value.partial_cmp(&value).is_some();
+    divisor.values().iter().any(is_zero)
+        && dividend.iter().zip(divisor).any(|(dividend, divisor)| {
+            dividend.is_some_and(is_number) && divisor.is_some_and(|divisor| is_zero(&divisor))
+        })
 }
 
 fn quotient(dividend: &ArrayRef, divisor: &ArrayRef) -> crate::error::Result<ArrayRef> {

@@ -69,8 +69,8 @@ fn sql_name(ty: &DataType) -> &'static str {
     }
 }
 
-/// Judges operators where they are planned: a select list asks for the types of its columns at once, and where the planner has none for
-/// a comparison its error says so with no more than that the statement is wrong.
+/// Refuses comparisons of types that have none. It does so where an operator is planned, because the type of a select list's column is asked
+/// for right then, and the planner's own error does not name the types.
 #[derive(Debug)]
 pub(super) struct Operators;
 

@@ -26,6 +26,11 @@ impl OptimizerRule for GuardedPushDown {
     }
 
     fn rewrite(&self, plan: LogicalPlan, config: &dyn OptimizerConfig) -> Result<Transformed<LogicalPlan>> {
+        // One filter above another is one, before DataFusion makes one of them.
+        let plan = match plan {
+            LogicalPlan::Filter(filter) => LogicalPlan::Filter(merged(filter)?),
+            other => other,
+        };
         let LogicalPlan::Filter(filter) = &plan else { return self.0.rewrite(plan, config) };
         if !matches!(*filter.input, LogicalPlan::Aggregate(_) | LogicalPlan::Window(_)) {
             return self.0.rewrite(plan, config);
@@ -40,4 +45,12 @@ impl OptimizerRule for GuardedPushDown {
             .rewrite(below, config)?
             .map_data(|below| Ok(LogicalPlan::Filter(Filter::try_new(kept, Arc::new(below))?)))
     }
+}
+
+fn merged(mut filter: Filter) -> Result<Filter> {
+    while let LogicalPlan::Filter(below) = &*filter.input {
+        let both = below.predicate.clone().and(filter.predicate);
+        filter = Filter::try_new(both, Arc::clone(&below.input))?;
+    }
+    Ok(filter)
 }

@@ -1,8 +1,13 @@
 //! Frames of windows.
 //!
-//! DataFusion takes `RANGE` for an order it can add to, also where nothing is added: `UNBOUNDED PRECEDING` to `CURRENT ROW` needs no such
-//! order, and in groups of peers it is the same. A negative distance is accepted: such a frame counts less than no
-//! rows. A TIME has no such order. A distance is cut off to the digits that the order has, and where it leads out of the order's type the frame gets the NULLs.
+//! What DataFusion does with a RANGE frame, and what is done here:
+//!
+//! | DataFusion | here |
+//! |---|---|
+//! | `UNBOUNDED PRECEDING` to `CURRENT ROW` wants an order to which a distance can be added | a GROUPS frame, which has the same rows |
+//! | a negative distance counts fewer than no rows | 22013 |
+//! | an order by TIME is an internal error | the order is a TIMESTAMP |
+//! | a distance is cut to the digits of the order, and one that leads out of its type takes the NULLs in | the order is a DECIMAL |
 
 use datafusion::arrow::datatypes::{DataType, TimeUnit};
 use datafusion::common::tree_node::Transformed;

@@ -6,23 +6,27 @@
 //!
 //! Runs once, on a plan that is optimised: each condition that cannot fail stays by itself, so that keys and segments are found by it.
 
-use datafusion::common::Result;
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
+use datafusion::common::{DFSchema, Result};
 use datafusion::logical_expr::expr::BinaryExpr;
 use datafusion::logical_expr::expr_rewriter::NamePreserver;
 use datafusion::logical_expr::utils::{conjunction, disjunction, split_conjunction_owned};
 use datafusion::logical_expr::{Expr, Filter, LogicalPlan, Operator, lit, when};
 
-use super::{arithmetic, casts};
+use super::walk::type_of;
+use super::{arithmetic, casts, subqueries};
 
 /// Rewrites the conditions of a plan.
 pub(crate) fn guard(plan: LogicalPlan) -> Result<LogicalPlan> {
     let rewritten = plan.transform_up_with_subqueries(|node| match node {
         LogicalPlan::Filter(Filter { predicate, input, .. }) => {
             let (conditions, is_changed) = guard_conditions(split_conjunction_owned(predicate))?;
-            let predicate = conjunction(conditions).unwrap_or_else(|| lit(true));
+            let schema = input.schema();
+            let is_any_computed = conditions.iter().any(|one| is_computed_equality(one, schema));
+            let predicate = conjunction(conditions.into_iter().map(|one| as_inequalities(one, schema)))
+                .unwrap_or_else(|| lit(true));
             let filter = LogicalPlan::Filter(Filter::try_new(predicate, input)?);
-            Ok(Transformed::new_transformed(filter, is_changed))
+            Ok(Transformed::new_transformed(filter, is_changed || is_any_computed))
         }
         LogicalPlan::TableScan(mut scan) => {
             let (conditions, is_changed) = guard_conditions(std::mem::take(&mut scan.filters))?;
@@ -45,6 +49,33 @@ pub(crate) fn guard(plan: LogicalPlan) -> Result<LogicalPlan> {
         }
     });
     Ok(rewritten?.data)
+}
+
+/// `column = expression of columns`. Behind such a filter DataFusion takes both for one value, and writes the expression for the column where
+/// rows are sorted, also into the expression itself.
+fn is_computed_equality(condition: &Expr, schema: &DFSchema) -> bool {
+    let Expr::BinaryExpr(BinaryExpr { left, op: Operator::Eq, right }) = condition else { return false };
+    let is_computed = |expr: &Expr| !matches!(expr, Expr::Column(_)) && !expr.column_refs().is_empty();
+    match (&**left, &**right) {
+        (column @ Expr::Column(_), other) | (other, column @ Expr::Column(_)) => {
+            let is_ordered = type_of(column, schema).is_some_and(|ty| !ty.is_nested());
+            is_ordered && is_computed(other) && !other.is_volatile()
+        }
+        _ => false,
+    }
+}
+
+/// A computed equality as two conditions that say the same.
+fn as_inequalities(condition: Expr, schema: &DFSchema) -> Expr {
+    if !is_computed_equality(&condition, schema) {
+        return condition;
+    }
+    match condition {
+        Expr::BinaryExpr(BinaryExpr { left, right, .. }) => {
+            left.clone().lt_eq(Expr::clone(&right)).and(left.gt_eq(*right))
+        }
+        other => other,
+    }
 }
 
 /// The same for the condition of one filter.
@@ -83,6 +114,37 @@ fn guard_conditions(conditions: Vec<Expr>) -> Result<(Vec<Expr>, bool)> {
         });
     }
     Ok((safe, true))
+}
+
+/// An aggregate's arguments are computed where its FILTER holds: DataFusion computes them for every row of a batch.
+pub(super) fn guard_arguments(expr: Expr, _: &DFSchema) -> Result<Transformed<Expr>> {
+    let guarded = |args: &mut Vec<Expr>, filter: &Expr| -> Result<bool> {
+        let mut is_changed = false;
+        for arg in args {
+            if can_fail(arg)? {
+                *arg = when(filter.clone(), std::mem::take(arg)).end()?;
+                is_changed = true;
+            }
+        }
+        Ok(is_changed)
+    };
+    match expr {
+        Expr::AggregateFunction(mut call) => {
+            let is_changed = match &call.params.filter {
+                Some(filter) => guarded(&mut call.params.args, filter)?,
+                None => false,
+            };
+            Ok(Transformed::new_transformed(Expr::AggregateFunction(call), is_changed))
+        }
+        Expr::WindowFunction(mut call) => {
+            let is_changed = match &call.params.filter {
+                Some(filter) => guarded(&mut call.params.args, filter)?,
+                None => false,
+            };
+            Ok(Transformed::new_transformed(Expr::WindowFunction(call), is_changed))
+        }
+        other => Ok(Transformed::no(other)),
+    }
 }
 
 /// ANDs and ORs anywhere in an expression, where NULL is not false.
@@ -142,7 +204,11 @@ fn can_fail(expr: &Expr) -> Result<bool> {
     expr.apply(|part| {
         can_fail |= match part {
             Expr::BinaryExpr(BinaryExpr { op: Operator::Divide | Operator::Modulo, .. }) => true,
-            Expr::ScalarFunction(call) => casts::is_checked(&call.func) || arithmetic::is_checked(&call.func),
+            Expr::ScalarFunction(call) => {
+                casts::is_checked(&call.func)
+                    || arithmetic::is_checked(&call.func)
+                    || subqueries::is_checked(&call.func)
+            }
             _ => false,
         };
         Ok(match part {

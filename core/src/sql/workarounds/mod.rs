@@ -3,23 +3,26 @@
 //! | step of a statement | files |
 //! |---|---|
 //! | reading the text | `grammar`, `syntax` |
-//! | the plan, before types are made equal | `comparisons`, `numbers`, `arithmetic` (quotients), `aggregates` |
-//! | the plan, after that | `casts`, `arithmetic` (overflow), `regex`, `offsets`, `subqueries` |
-//! | optimising the plan | `simplification`, `equalities`, `constant_filters`, `null_equality`, and at its end `guards` |
-//! | the physical plan | `outer_constants`, `projections`, `pushdown`, `scan_equalities`, `build_reports`, `requirements` |
+//! | the plan, before types are made equal | `comparisons`, `numbers`, `arithmetic` (quotients), `aggregates`, `functions`, `frames` |
+//! | the plan, after that | `casts`, `arithmetic` (overflow), `regex`, `floats`, `sorts`, `multisets`, `offsets`, `subqueries` |
+//! | optimising the plan | `simplification`, `equalities`, `dependencies`, `constant_filters`, `null_equality`, and at its end `guards` |
+//! | the physical plan | `added_nulls`, `projections`, `pushdown`, `scan_equalities`, `build_reports`, `requirements` |
 //!
-//! docs/sql-correctness.md has a line for each with its upstream issue; `tests/it/workarounds.rs` asks DataFusion alone for each and fails
-//! when the answer has become right, so that the work-around can go.
+//! docs/sql-correctness.md has a line for each with its upstream issue; `tests/it/workarounds.rs` asks DataFusion alone and fails when its
+//! answer has become right, so that the work-around can go.
 //!
 //! Invariant: a rule here changes what a plan gives only where DataFusion's own plan gives a wrong answer.
 
+mod added_nulls;
 mod aggregates;
 mod arithmetic;
 mod build_reports;
 mod casts;
 mod comparisons;
 mod constant_filters;
+mod dependencies;
 mod equalities;
+mod floats;
 mod frames;
 mod functions;
 pub(super) mod grammar;
@@ -28,7 +31,6 @@ mod multisets;
 mod null_equality;
 mod numbers;
 mod offsets;
-mod outer_constants;
 mod projections;
 mod pushdown;
 mod regex;
@@ -44,7 +46,7 @@ use std::sync::Arc;
 
 use datafusion::common::Result;
 use datafusion::common::config::ConfigOptions;
-use datafusion::common::tree_node::TreeNode;
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::execution::SessionState;
 use datafusion::logical_expr::planner::ExprPlanner;
 use datafusion::logical_expr::{LogicalPlan, ScalarUDF};
@@ -52,11 +54,12 @@ use datafusion::optimizer::{AnalyzerRule, Optimizer, OptimizerRule};
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
 use datafusion::prelude::SessionConfig;
 
+use self::added_nulls::AddedNulls;
 use self::build_reports::BuildReports;
 use self::constant_filters::GuardedPushDown;
+use self::dependencies::WithoutDependencies;
 use self::equalities::EqualitiesRule;
 use self::null_equality::{GuardedKeys, GuardedOrder};
-use self::outer_constants::OuterConstants;
 use self::projections::FencedProjections;
 use self::requirements::MendingCheck;
 use self::scan_equalities::ScanEqualities;
@@ -84,14 +87,17 @@ pub(super) fn configure(config: &mut SessionConfig) {
 /// them again; the limit that the inputs share is not.
 pub(super) fn state_for(plan: &LogicalPlan, state: &SessionState) -> SessionState {
     let mut state = state.clone();
-    let has_union = plan.exists(|node| Ok(matches!(node, LogicalPlan::Union(_)))).unwrap_or(true);
+    let (mut has_union, mut has_float_groups) = (false, false);
+    let _ = plan.apply_with_subqueries(|node| {
+        has_union |= matches!(node, LogicalPlan::Union(_));
+        has_float_groups |= matches!(node, LogicalPlan::Aggregate(_)) && has_float(node);
+        Ok(TreeNodeRecursion::Continue)
+    });
     if has_union && !is_planted("union_shares_its_limit") {
         state.config_mut().options_mut().optimizer.repartition_sorts = false;
     }
     // The queue that keeps the first groups in order alone does not find NaN again, and can end in a panic.
-    let has_float_groups =
-        plan.exists(|node| Ok(matches!(node, LogicalPlan::Aggregate(_)) && has_float(node)));
-    if has_float_groups.unwrap_or(true) {
+    if has_float_groups {
         state.config_mut().options_mut().optimizer.enable_topk_aggregation = false;
     }
     state
@@ -130,8 +136,9 @@ impl AnalyzerRule for BeforeCoercion {
     }
 
     fn analyze(&self, plan: LogicalPlan, _: &ConfigOptions) -> Result<LogicalPlan> {
-        const REWRITES: [Rewrite; 15] = [
+        const REWRITES: [Rewrite; 18] = [
             comparisons::check,
+            subqueries::refuse_outer_aggregates,
             functions::refuse_formats,
             functions::correct_current_time,
             sorts::of_aggregate,
@@ -139,6 +146,8 @@ impl AnalyzerRule for BeforeCoercion {
             functions::restore_uniform,
             functions::refuse_bytes,
             functions::short_booleans,
+            functions::element_texts,
+            functions::correct_padding,
             functions::correct_hexadecimal,
             arithmetic::quotients,
             aggregates::replace,
@@ -150,10 +159,17 @@ impl AnalyzerRule for BeforeCoercion {
         let plan = plan
             .transform_up_with_subqueries(|node| {
                 comparisons::check_keys(&node)?;
-                multisets::count_rows(node)
+                multisets::count_rows(node)?
+                    .transform_data(numbers::unify_values)?
+                    .transform_data(subqueries::may_be_null)
             })?
             .data;
-        numbers::unify_sets(rewrite_expressions(plan, &REWRITES)?)
+        let plan = numbers::unify_sets(rewrite_expressions(plan, &REWRITES)?)?;
+        // What stands above a union, and in subqueries names its columns, has their types.
+        if plan.exists(|node| Ok(matches!(node, LogicalPlan::Union(_))))? {
+            return rewrite_expressions(plan, &[]);
+        }
+        Ok(plan)
     }
 }
 
@@ -166,12 +182,13 @@ impl AnalyzerRule for AfterCoercion {
     }
 
     fn analyze(&self, plan: LogicalPlan, _: &ConfigOptions) -> Result<LogicalPlan> {
-        const REWRITES: [Rewrite; 5] = [
+        const REWRITES: [Rewrite; 6] = [
             casts::replace,
             arithmetic::checked,
             regex::replace,
             functions::compare_intervals,
-            equalities::one_zero,
+            floats::canonical,
+            guards::guard_arguments,
         ];
         let plan = rewrite_expressions(plan, &REWRITES)?;
         let plan = plan
@@ -190,6 +207,9 @@ pub(super) fn optimizer_rules() -> Vec<Arc<dyn OptimizerRule + Send + Sync>> {
         match rule.name() {
             "extract_equijoin_predicate" => rules.push(Arc::new(GuardedKeys(rule)) as _),
             "eliminate_cross_join" => rules.push(Arc::new(GuardedOrder(rule)) as _),
+            "optimize_projections" | "replace_distinct_aggregate" | "eliminate_join" => {
+                rules.push(Arc::new(WithoutDependencies(rule)) as _);
+            }
             "simplify_expressions" => rules.push(Arc::new(ShieldedSimplification(rule)) as _),
             "push_down_filter" => {
                 rules.extend([Arc::new(EqualitiesRule) as _, Arc::new(GuardedPushDown(rule)) as _]);
@@ -204,7 +224,7 @@ pub(super) fn optimizer_rules() -> Vec<Arc<dyn OptimizerRule + Send + Sync>> {
 pub(super) fn physical_rules(
     rules: Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>>,
 ) -> Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>> {
-    let mut guarded = vec![Arc::new(OuterConstants) as _];
+    let mut guarded = vec![Arc::new(AddedNulls) as _];
     for rule in pushdown::guarded(rules) {
         match rule.name() {
             "ProjectionPushdown" => guarded.push(Arc::new(FencedProjections(rule)) as _),

@@ -11,8 +11,8 @@ use datafusion::functions_window::row_number::row_number_udwf;
 use datafusion::logical_expr::expr::WindowFunction;
 use datafusion::logical_expr::{Distinct, Expr, Join, LogicalPlan, LogicalPlanBuilder, WindowFrame};
 
-/// The number of a row among those equal to it.
-const NUMBER: &str = "__number_of_row";
+/// The number of a row among those equal to it, on each side.
+const NUMBERS: [&str; 2] = ["__number_of_left_row", "__number_of_right_row"];
 
 /// Corrects a set operation. Runs before anything else makes joins of this kind.
 pub(super) fn count_rows(plan: LogicalPlan) -> Result<Transformed<LogicalPlan>> {
@@ -22,8 +22,8 @@ pub(super) fn count_rows(plan: LogicalPlan) -> Result<Transformed<LogicalPlan>> 
         return Ok(Transformed::no(LogicalPlan::Join(join)));
     }
     let columns: Vec<Expr> = join.left.schema().columns().into_iter().map(Expr::Column).collect();
-    let left = numbered(&join.left)?;
-    let right = numbered(&join.right)?;
+    let left = numbered(&join.left, NUMBERS[0])?;
+    let right = numbered(&join.right, NUMBERS[1])?;
     let mut on = join.on;
     on.push((number_of(&left), number_of(&right)));
     let counted = Join::try_new(
@@ -51,10 +51,10 @@ fn number_of(plan: &LogicalPlan) -> Expr {
     Expr::Column(Column::from((relation, field)))
 }
 
-fn numbered(plan: &LogicalPlan) -> Result<LogicalPlan> {
+fn numbered(plan: &LogicalPlan, name: &str) -> Result<LogicalPlan> {
     let mut number = WindowFunction::new(row_number_udwf(), Vec::new());
     number.params.partition_by = plan.schema().columns().into_iter().map(Expr::Column).collect();
     number.params.window_frame = WindowFrame::new(None);
-    let number = Expr::WindowFunction(Box::new(number)).alias(NUMBER);
+    let number = Expr::WindowFunction(Box::new(number)).alias(name);
     LogicalPlanBuilder::from(plan.clone()).window([number])?.build()
 }

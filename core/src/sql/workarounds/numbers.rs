@@ -19,9 +19,11 @@ use std::sync::Arc;
 use datafusion::arrow::datatypes::{DataType, TimeUnit};
 use datafusion::common::tree_node::Transformed;
 use datafusion::common::{Column, DFSchema, Result, ScalarValue};
-use datafusion::logical_expr::expr::{BinaryExpr, InSubquery, SetComparison};
+use datafusion::logical_expr::expr::{BinaryExpr, InSubquery, ScalarFunction, SetComparison};
 use datafusion::logical_expr::type_coercion::binary::type_union_coercion;
-use datafusion::logical_expr::{Expr, Join, LogicalPlan, LogicalPlanBuilder, Operator, Subquery, Union};
+use datafusion::logical_expr::{
+    Expr, Join, LogicalPlan, LogicalPlanBuilder, Operator, Projection, Subquery, Union,
+};
 use datafusion::sql::sqlparser::ast::BinaryOperator;
 
 use super::casts::cast_to;
@@ -54,10 +56,17 @@ pub(super) fn unify(mut expr: Expr, schema: &DFSchema) -> Result<Transformed<Exp
             Reals::Widened,
         )?,
         Expr::InList(list) => {
+            // Several constants are an array: they have one type, also the value's, and are then compared with it.
             let is_array = list.list.len() > 1 && list.list.iter().all(|item| item.column_refs().is_empty());
+            let mut value = Expr::clone(&list.expr);
+            let mut is_changed = false;
+            if is_array {
+                let items = std::iter::once(&mut value).chain(&mut list.list);
+                is_changed = unify_parts(&mut items.collect::<Vec<_>>(), schema, Reals::Kept)?;
+            }
             let mut parts: Vec<&mut Expr> = vec![&mut list.expr];
             parts.extend(&mut list.list);
-            unify_parts(&mut parts, schema, if is_array { Reals::Kept } else { Reals::Widened })?
+            unify_parts(&mut parts, schema, Reals::Widened)? || is_changed
         }
         Expr::Case(case) => {
             let (mut whens, mut thens) = (Vec::new(), Vec::new());
@@ -76,8 +85,10 @@ pub(super) fn unify(mut expr: Expr, schema: &DFSchema) -> Result<Transformed<Exp
             }
         }
         Expr::ScalarFunction(call) if UNIFORM.contains(&call.func.name()) => {
-            let reals = if call.func.name() == "nullif" { Reals::Widened } else { Reals::Kept };
-            unify_parts(&mut call.args.iter_mut().collect::<Vec<_>>(), schema, reals)?
+            if call.func.name() == "nullif" {
+                return unify_nullif(call.clone(), schema);
+            }
+            unify_parts(&mut call.args.iter_mut().collect::<Vec<_>>(), schema, Reals::Kept)?
         }
         Expr::WindowFunction(call) if matches!(call.fun.name(), "lag" | "lead") => {
             unify_neighbour(&mut call.params.args, schema)?
@@ -89,6 +100,19 @@ pub(super) fn unify(mut expr: Expr, schema: &DFSchema) -> Result<Transformed<Exp
         _ => false,
     };
     Ok(Transformed::new_transformed(expr, is_changed))
+}
+
+/// `nullif` compares its arguments in a common type and gives the first one in its own.
+fn unify_nullif(mut call: ScalarFunction, schema: &DFSchema) -> Result<Transformed<Expr>> {
+    let type_of_first = |call: &ScalarFunction| call.args.first().and_then(|arg| type_of(arg, schema));
+    let first = type_of_first(&call);
+    let is_changed = unify_parts(&mut call.args.iter_mut().collect::<Vec<_>>(), schema, Reals::Widened)?;
+    let back = first.filter(|first| type_of_first(&call).as_ref() != Some(first) && !is_text(first));
+    let call = Expr::ScalarFunction(call);
+    Ok(match back {
+        Some(first) => Transformed::yes(cast_to(call, first)),
+        None => Transformed::new_transformed(call, is_changed),
+    })
 }
 
 /// Makes a date a timestamp if an interval that is added to it has a time of the day, as far as one can tell.
@@ -196,12 +220,23 @@ fn unify_parts(parts: &mut [&mut Expr], schema: &DFSchema, reals: Reals) -> Resu
     Ok(is_changed)
 }
 
-/// The type that literal texts take from the values beside them, where the planner would not give it to them: in a comparison it knows
-/// dates and numbers.
+/// The type that literal texts take from the values beside them, where the planner would give them none or another: in a comparison it knows
+/// dates and whole numbers.
 fn type_for_literals(types: &[Option<DataType>], reals: Reals) -> Option<DataType> {
-    let mut others = types.iter().flatten().filter(|ty| !is_text(ty) && **ty != DataType::Null);
-    let first = others.next()?;
-    let is_one = others.all(|ty| ty == first);
+    let others = types.iter().flatten().filter(|ty| !is_text(ty) && **ty != DataType::Null);
+    let first = others.clone().next()?;
+    let is_one = others.clone().all(|ty| ty == first);
+    // In a comparison the planner would take nanoseconds for it, which reach from 1678 to 2261.
+    let is_day_or_timestamp = |ty: &DataType| matches!(ty, DataType::Timestamp(..) | DataType::Date32);
+    if !is_one && others.clone().all(is_day_or_timestamp) || matches!(first, DataType::Timestamp(..)) {
+        let with_zone = others.clone().find(|ty| matches!(ty, DataType::Timestamp(_, Some(_))));
+        return with_zone
+            .or_else(|| others.clone().find(|ty| matches!(ty, DataType::Timestamp(..))))
+            .cloned();
+    }
+    if others.clone().any(is_decimal) && others.clone().all(|ty| ty.is_integer() || is_decimal(ty)) {
+        return others.clone().find(|ty| is_decimal(ty)).cloned();
+    }
     match first {
         DataType::Boolean => Some(DataType::Boolean),
         ty if is_span(ty) => Some(INTERVAL),
@@ -220,8 +255,8 @@ pub(super) fn type_literal(left: &mut Expr, right: &mut Expr, schema: &DFSchema)
     })
 }
 
-/// The same for operators that are no comparisons: what is put behind bytes are bytes, what is added to a time is an interval, what is
-/// subtracted from one is another, and beside a number stands one.
+/// The same for operators that are no comparisons: beside `||` and bytes a literal is bytes, beside `+` and a time an interval, and in
+/// arithmetic with a number a number.
 pub(super) fn type_operand(
     op: &BinaryOperator,
     left: &mut Expr,
@@ -270,8 +305,19 @@ fn each_literal(
     Ok(())
 }
 
-/// A literal as the value it has in the other type, anything else in a cast.
+/// A literal as the value it has in the other type, anything else in a cast. A text becomes a decimal of the digits it has, as if it stood
+/// without quotes, and a timestamp in microseconds.
 fn converted(expr: Expr, to: &DataType) -> Result<Expr> {
+    let exact = match (&expr, to) {
+        (Expr::Literal(value, _), DataType::Decimal128(..)) => {
+            value.try_as_str().flatten().and_then(decimal_of)
+        }
+        _ => None,
+    };
+    let to = match to {
+        DataType::Timestamp(_, zone) => &DataType::Timestamp(TimeUnit::Microsecond, zone.clone()),
+        other => exact.as_ref().unwrap_or(other),
+    };
     match expr {
         Expr::Literal(value, metadata) => {
             let array = cast(&value.to_array()?, to)?;
@@ -279,6 +325,18 @@ fn converted(expr: Expr, to: &DataType) -> Result<Expr> {
         }
         other => Ok(cast_to(other, to.clone())),
     }
+}
+
+/// The type that a number has by its digits; `None` where it is none, or has too many.
+fn decimal_of(text: &str) -> Option<DataType> {
+    let (digits, exponent) = text.trim().split_once(['e', 'E']).unwrap_or((text.trim(), "0"));
+    let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
+    let exponent = exponent.parse::<i64>().ok()?;
+    let count = |part: &str| i64::try_from(part.bytes().filter(u8::is_ascii_digit).count()).ok();
+    let scale = count(fraction)?.checked_sub(exponent)?.max(0);
+    let precision = count(whole)?.checked_add(exponent)?.max(0).checked_add(scale)?.max(1);
+    let (precision, scale) = (u8::try_from(precision).ok()?, i8::try_from(scale).ok()?);
+    (precision <= 38).then_some(DataType::Decimal128(precision, scale))
 }
 
 fn unify_with_subquery(expr: &mut Box<Expr>, subquery: &mut Subquery, schema: &DFSchema) -> Result<bool> {
@@ -327,6 +385,43 @@ fn cast_as(column: Column, to: &DataType) -> Expr {
     cast_to(Expr::Column(column), to.clone()).alias_qualified(relation, name)
 }
 
+/// The same for the columns of VALUES, which the planner has cast already: a column of floats and decimals holds floats.
+pub(super) fn unify_values(plan: LogicalPlan) -> Result<Transformed<LogicalPlan>> {
+    let LogicalPlan::Values(values) = &plan else { return Ok(Transformed::no(plan)) };
+    let empty = DFSchema::empty();
+    let float = |expr: &Expr| match expr {
+        Expr::Cast(cast) if type_of(expr, &empty).as_ref().is_some_and(is_decimal) => {
+            type_of(&cast.expr, &empty).filter(DataType::is_floating)
+        }
+        _ => None,
+    };
+    let mut rows = values.values.clone();
+    let mut is_changed = false;
+    for position in 0..values.schema.fields().len() {
+        let floats: Vec<DataType> =
+            rows.iter().filter_map(|row| row.get(position)).filter_map(float).collect();
+        if floats.is_empty() {
+            continue;
+        }
+        let is_double = floats.contains(&DataType::Float64);
+        let common = if is_double { DataType::Float64 } else { DataType::Float32 };
+        for value in rows.iter_mut().filter_map(|row| row.get_mut(position)) {
+            let written = match take(value) {
+                Expr::Cast(cast) if type_of(&cast.expr, &empty).is_some_and(|ty| ty.is_numeric()) => {
+                    *cast.expr
+                }
+                other => other,
+            };
+            *value = converted(written, &common)?;
+        }
+        is_changed = true;
+    }
+    if !is_changed {
+        return Ok(Transformed::no(plan));
+    }
+    LogicalPlanBuilder::values(rows)?.build().map(Transformed::yes)
+}
+
 /// The same for the columns of set operations, which meet by position: UNION has them in its inputs, INTERSECT and EXCEPT are joins.
 pub(super) fn unify_sets(plan: LogicalPlan) -> Result<LogicalPlan> {
     plan.transform_up_with_subqueries(|node| match node {
@@ -342,14 +437,10 @@ fn unify_union(union: Union) -> Result<Transformed<LogicalPlan>> {
     let width = inputs.iter().map(|input| input.schema().fields().len()).min().unwrap_or_default();
     let mut is_changed = false;
     for position in 0..width {
+        is_changed |= type_texts(&mut inputs, position)?;
         let types: Vec<DataType> =
             inputs.iter().map(|input| input.schema().field(position).data_type().clone()).collect();
-        let has_float = types.iter().any(DataType::is_floating);
-        if !has_float || !types.iter().any(is_decimal) {
-            continue;
-        }
-        let is_double = types.contains(&DataType::Float64);
-        let common = if is_double { DataType::Float64 } else { DataType::Float32 };
+        let Some(common) = common_of_union(&types) else { continue };
         for (input, ty) in inputs.iter_mut().zip(&types) {
             if *ty != common {
                 *input = Arc::new(cast_column(input, position, &common)?);
@@ -369,6 +460,68 @@ fn unify_union(union: Union) -> Result<Transformed<LogicalPlan>> {
         return Ok(Transformed::yes(LogicalPlan::Union(derived)));
     }
     Ok(Transformed::no(LogicalPlan::Union(union)))
+}
+
+/// The type of a union's column, where its inputs have different numbers, or dates and timestamps. What stands above is planned with it.
+fn common_of_union(types: &[DataType]) -> Option<DataType> {
+    let is_one = types.windows(2).all(|pair| pair.first() == pair.last());
+    let all = |is: fn(&DataType) -> bool| types.iter().all(is);
+    if is_one {
+        return None;
+    }
+    if all(DataType::is_numeric) && types.iter().any(DataType::is_floating) {
+        let is_double = types.contains(&DataType::Float64);
+        return Some(if is_double { DataType::Float64 } else { DataType::Float32 });
+    }
+    if all(|ty| ty.is_integer() || is_decimal(ty)) {
+        let mut rest = types.iter();
+        let first = rest.next()?.clone();
+        return rest.try_fold(first, |common, ty| type_union_coercion(&common, ty));
+    }
+    if all(|ty| matches!(ty, DataType::Date32 | DataType::Timestamp(..))) {
+        let zone = types.iter().find_map(|ty| match ty {
+            DataType::Timestamp(_, Some(zone)) => Some(Arc::clone(zone)),
+            _ => None,
+        });
+        return Some(DataType::Timestamp(TimeUnit::Microsecond, zone));
+    }
+    None
+}
+
+/// Gives the literal texts of a union's column the type of the dates and times beside them.
+fn type_texts(inputs: &mut [Arc<LogicalPlan>], position: usize) -> Result<bool> {
+    let literal = |input: &LogicalPlan| match input {
+        LogicalPlan::Projection(projection) => match projection.expr.get(position).map(unaliased) {
+            Some(Expr::Literal(value, _)) if is_text(&value.data_type()) => Some(projection.clone()),
+            _ => None,
+        },
+        _ => None,
+    };
+    let mut types = inputs.iter().filter(|input| literal(input).is_none());
+    let Some(common) = types.next().map(|input| input.schema().field(position).data_type().clone()) else {
+        return Ok(false);
+    };
+    if !common.is_temporal() || types.any(|input| *input.schema().field(position).data_type() != common) {
+        return Ok(false);
+    }
+    let mut is_changed = false;
+    for input in inputs {
+        let Some(mut projection) = literal(input) else { continue };
+        if let Some(value) = projection.expr.get_mut(position) {
+            let (relation, name) = value.qualified_name();
+            *value = converted(unaliased(value).clone(), &common)?.alias_qualified(relation, name);
+        }
+        *input = Arc::new(LogicalPlan::Projection(Projection::try_new(projection.expr, projection.input)?));
+        is_changed = true;
+    }
+    Ok(is_changed)
+}
+
+fn unaliased(expr: &Expr) -> &Expr {
+    match expr {
+        Expr::Alias(alias) => unaliased(&alias.expr),
+        other => other,
+    }
 }
 
 fn unify_keys(mut join: Join) -> Result<Transformed<LogicalPlan>> {

@@ -6,10 +6,25 @@
 use std::sync::Arc;
 
 use datafusion::common::config::ConfigOptions;
+use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::common::{DataFusionError, Result};
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
 use datafusion::physical_optimizer::ensure_requirements::EnsureRequirements;
 use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::aggregates::AggregateExec;
+
+/// DISTINCT below a LIMIT that is not sorted stops at enough groups. Where its input has got an order since, DataFusion would look for the
+/// first groups of an order that nobody has said, and fail.
+fn without_lost_limit(node: Arc<dyn ExecutionPlan>) -> Result<Transformed<Arc<dyn ExecutionPlan>>> {
+    let Some(aggregate) = node.downcast_ref::<AggregateExec>() else { return Ok(Transformed::no(node)) };
+    let is_lost = aggregate.limit_options().is_some_and(|limit| limit.descending.is_none())
+        && aggregate.get_minmax_desc().is_none()
+        && !aggregate.is_unordered_unfiltered_group_by_distinct();
+    if !is_lost {
+        return Ok(Transformed::no(node));
+    }
+    Ok(Transformed::yes(Arc::new(aggregate.with_new_limit_options(None))))
+}
 
 /// DataFusion's check `SanityCheckPlan`, which mends before it refuses.
 #[derive(Debug)]
@@ -21,6 +36,7 @@ impl PhysicalOptimizerRule for MendingCheck {
         plan: Arc<dyn ExecutionPlan>,
         config: &ConfigOptions,
     ) -> Result<Arc<dyn ExecutionPlan>> {
+        let plan = plan.transform_up(without_lost_limit)?.data;
         if let Ok(checked) = self.0.optimize(Arc::clone(&plan), config) {
             return Ok(checked);
         }

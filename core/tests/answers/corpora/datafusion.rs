@@ -114,10 +114,11 @@ fn outer_clauses(sql: &str) -> String {
     sql.chars().filter(is_outer).collect::<String>().to_lowercase()
 }
 
-/// Numbers are the same in any notation, and up to the digits that DataFusion's corpus has of them.
+/// Whole numbers are the same to the last digit, others in any notation and up to the digits that DataFusion's corpus has of them.
 fn is_same_word(found: &str, right: &str) -> bool {
-    if found == right {
-        return true;
+    let is_whole = |word: &str| word.parse::<i128>().is_ok();
+    if found == right || (is_whole(found) && is_whole(right)) {
+        return found == right;
     }
     match (found.parse::<f64>(), right.parse::<f64>()) {
         (Ok(found), Ok(right)) if found.is_finite() => {

@@ -16,9 +16,7 @@ mod totals;
 
 use std::sync::Arc;
 
-use datafusion::arrow::datatypes::{
-    DataType, Decimal128Type, Field, FieldRef, Float32Type, Float64Type, Int64Type,
-};
+use datafusion::arrow::datatypes::{DataType, Field, FieldRef, Float32Type, Float64Type};
 use datafusion::common::tree_node::Transformed;
 use datafusion::common::{DFSchema, Result};
 use datafusion::logical_expr::expr::{AggregateFunction, WindowFunction};
@@ -31,7 +29,7 @@ use datafusion::logical_expr::{
 
 use self::adapted::{by_frame, sorting};
 use self::extremes::{Extreme, extremes};
-use self::totals::{DistinctTotal, GroupAverages, Total, checked_sum, sum_type};
+use self::totals::{DistinctTotal, GroupAverages, GroupSums, Total, sum_type};
 use super::walk::type_of;
 use crate::error::Error;
 
@@ -146,7 +144,7 @@ impl AggregateUDFImpl for Exact {
             Kind::Sum | Kind::Average if args.is_distinct => {
                 vec![field("values", DataType::new_list(input, true))]
             }
-            Kind::Sum => vec![field("sum", args.return_type().clone())],
+            Kind::Sum => vec![field("sum", sum_type(&input))],
             Kind::Average => vec![field("count", DataType::Int64), field("sum", sum_type(&input))],
             Kind::Least | Kind::Greatest => vec![field("value", input)],
         })
@@ -159,8 +157,7 @@ impl AggregateUDFImpl for Exact {
     fn create_groups_accumulator(&self, args: AccumulatorArgs<'_>) -> Result<Box<dyn GroupsAccumulator>> {
         let input = input_type(&args)?;
         Ok(match (self.kind, &input) {
-            (Kind::Sum, DataType::Int64) => Box::new(checked_sum::<Int64Type>(&input)),
-            (Kind::Sum, _) => Box::new(checked_sum::<Decimal128Type>(args.return_type())),
+            (Kind::Sum, _) => Box::new(GroupSums::new(&input, args.return_type())),
             (Kind::Average, _) => Box::new(GroupAverages::new(&input, args.return_type())),
             (kind, DataType::Float32) => extremes::<Float32Type>(kind, f32::NEG_INFINITY, f32::NAN),
             (kind, _) => extremes::<Float64Type>(kind, f64::NEG_INFINITY, f64::NAN),

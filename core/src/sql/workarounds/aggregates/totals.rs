@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use datafusion::arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Decimal128Array, Int64Array};
-use datafusion::arrow::datatypes::{ArrowPrimitiveType, DataType, Decimal128Type, Int64Type, i256};
+use datafusion::arrow::datatypes::{DataType, Decimal128Type, Int64Type, i256};
 use datafusion::common::{Result, ScalarValue};
 use datafusion::logical_expr::{Accumulator, EmitTo, GroupsAccumulator};
 use datafusion_functions_aggregate_common::aggregate::groups_accumulator::prim_op::PrimitiveGroupsAccumulator;
@@ -107,7 +107,7 @@ impl Accumulator for Total {
 
     fn state(&mut self) -> Result<Vec<ScalarValue>> {
         if !self.is_average {
-            return Ok(vec![self.sum_as(&self.result)?]);
+            return Ok(vec![self.sum_as(&sum_type(&self.input))?]);
         }
         Ok(vec![ScalarValue::Int64(Some(self.count)), self.sum_as(&sum_type(&self.input))?])
     }
@@ -182,55 +182,45 @@ impl Accumulator for DistinctTotal {
     }
 }
 
-/// Sums of groups that fail instead of wrapping around.
-pub(super) struct CheckedSums {
+/// Sums of groups, which have 38 digits until they are given: whether the result fits does not depend on the order of the rows.
+pub(super) struct GroupSums {
     inner: Box<dyn GroupsAccumulator>,
-    /// Set once a sum did not fit.
+    /// Set once a sum had more digits.
     overflowed: Arc<AtomicBool>,
-    ty: DataType,
+    state: DataType,
+    result: DataType,
 }
 
-pub(super) fn checked_sum<T>(ty: &DataType) -> CheckedSums
-where
-    T: ArrowPrimitiveType + Send,
-    T::Native: CheckedAdd,
-{
-    let overflowed = Arc::new(AtomicBool::new(false));
-    let flag = Arc::clone(&overflowed);
-    let inner = PrimitiveGroupsAccumulator::<T, _>::new(ty, move |sum: &mut T::Native, value: T::Native| {
-        match sum.checked_add(value) {
-            Some(added) => *sum = added,
-            None => flag.store(true, Ordering::Relaxed),
-        }
-    });
-    CheckedSums { inner: Box::new(inner), overflowed, ty: ty.clone() }
-}
-
-pub(super) trait CheckedAdd: Sized {
-    fn checked_add(self, other: Self) -> Option<Self>;
-}
-
-impl CheckedAdd for i64 {
-    fn checked_add(self, other: Self) -> Option<Self> {
-        i64::checked_add(self, other)
-    }
-}
-
-impl CheckedAdd for i128 {
-    /// The result has at most 38 digits.
-    fn checked_add(self, other: Self) -> Option<Self> {
+impl GroupSums {
+    pub(super) fn new(input: &DataType, result: &DataType) -> Self {
         const LIMIT: u128 = 10_u128.pow(DIGITS as u32);
-        i128::checked_add(self, other).filter(|sum| sum.unsigned_abs() < LIMIT)
+        let overflowed = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&overflowed);
+        let state = sum_type(input);
+        let add = move |sum: &mut i128, value: i128| match sum.checked_add(value) {
+            Some(added) if added.unsigned_abs() < LIMIT => *sum = added,
+            _ => flag.store(true, Ordering::Relaxed),
+        };
+        let inner = Box::new(PrimitiveGroupsAccumulator::<Decimal128Type, _>::new(&state, add));
+        Self { inner, overflowed, state, result: result.clone() }
     }
-}
 
-impl CheckedSums {
     fn check(&self) -> Result<()> {
-        if self.overflowed.load(Ordering::Relaxed) { Err(out_of_range(&self.ty).into()) } else { Ok(()) }
+        if self.overflowed.load(Ordering::Relaxed) { Err(out_of_range(&self.result).into()) } else { Ok(()) }
+    }
+
+    /// Values of the column in the type of the sums.
+    fn summands(&self, values: &[ArrayRef]) -> Result<[ArrayRef; 1]> {
+        let values = values.first().ok_or_else(|| unexpected("sum"))?;
+        let decimals = match values.as_primitive_opt::<Int64Type>() {
+            Some(whole) => Arc::new(whole.unary::<_, Decimal128Type>(i128::from)),
+            None => Arc::clone(values),
+        };
+        Ok([with_type(decimals, &self.state)?])
     }
 }
 
-impl GroupsAccumulator for CheckedSums {
+impl GroupsAccumulator for GroupSums {
     fn update_batch(
         &mut self,
         values: &[ArrayRef],
@@ -238,12 +228,25 @@ impl GroupsAccumulator for CheckedSums {
         filter: Option<&BooleanArray>,
         group_count: usize,
     ) -> Result<()> {
-        self.inner.update_batch(values, groups, filter, group_count)?;
+        self.inner.update_batch(&self.summands(values)?, groups, filter, group_count)?;
         self.check()
     }
 
     fn evaluate(&mut self, emit_to: EmitTo) -> Result<ArrayRef> {
-        self.inner.evaluate(emit_to)
+        let sums = self.inner.evaluate(emit_to)?;
+        let sums = sums.as_primitive::<Decimal128Type>();
+        let out_of_range = || out_of_range(&self.result);
+        match &self.result {
+            DataType::Int64 => {
+                let fitting = |sum| i64::try_from(sum).map_err(|_| out_of_range());
+                Ok(Arc::new(sums.try_unary::<_, Int64Type, _>(fitting)?))
+            }
+            ty @ DataType::Decimal128(digits, _) => {
+                sums.validate_decimal_precision(*digits).map_err(|_| out_of_range())?;
+                with_type(Arc::new(sums.clone()), ty)
+            }
+            _ => Err(unexpected("sum")),
+        }
     }
 
     fn state(&mut self, emit_to: EmitTo) -> Result<Vec<ArrayRef>> {
@@ -256,8 +259,8 @@ impl GroupsAccumulator for CheckedSums {
     }
 
     fn convert_to_state(&self, values: &[ArrayRef], filter: Option<&BooleanArray>) -> Result<Vec<ArrayRef>> {
-        let states = self.inner.convert_to_state(values, filter)?;
-        states.into_iter().map(|state| with_type(state, &self.ty)).collect()
+        let states = self.inner.convert_to_state(&self.summands(values)?, filter)?;
+        states.into_iter().map(|state| with_type(state, &self.state)).collect()
     }
 
     fn size(&self) -> usize {
@@ -277,7 +280,7 @@ fn with_type(array: ArrayRef, ty: &DataType) -> Result<ArrayRef> {
 
 /// Averages of groups.
 pub(super) struct GroupAverages {
-    sums: CheckedSums,
+    sums: GroupSums,
     counts: Box<dyn GroupsAccumulator>,
     result: DataType,
     /// Of the column.
@@ -293,7 +296,7 @@ impl GroupAverages {
     pub(super) fn new(input: &DataType, result: &DataType) -> Self {
         let add = |count: &mut i64, more| *count += more;
         Self {
-            sums: checked_sum::<Decimal128Type>(&sum_type(input)),
+            sums: GroupSums::new(input, &sum_type(input)),
             counts: Box::new(PrimitiveGroupsAccumulator::<Int64Type, _>::new(&DataType::Int64, add)),
             result: result.clone(),
             scale: scale_of(input),

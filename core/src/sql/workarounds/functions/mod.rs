@@ -25,10 +25,12 @@ use datafusion::common::{DFSchema, Result};
 use datafusion::functions::math::ceil;
 use datafusion::functions_nested::replace::array_replace_all_udf;
 use datafusion::logical_expr::expr::ScalarFunction;
-use datafusion::logical_expr::{Expr, ScalarUDF, case, cast, lit};
+use datafusion::logical_expr::{Expr, ScalarUDF, case, cast, lit, when};
 
+use super::casts::cast_to;
 use super::regex;
 use super::walk::type_of;
+use crate::casts::is_text;
 use crate::error::Error;
 
 pub(super) use arrays::{ALL_OF, ANY_OF};
@@ -122,6 +124,45 @@ pub(super) fn short_booleans(expr: Expr, schema: &DFSchema) -> Result<Transforme
             }
         }
     }
+    Ok(Transformed::new_transformed(Expr::ScalarFunction(call), is_changed))
+}
+
+/// The elements that are written by `array_to_string` are the texts that a cast gives, but for booleans.
+pub(super) fn element_texts(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
+    let Expr::ScalarFunction(mut call) = expr else { return Ok(Transformed::no(expr)) };
+    let list = call.args.first().filter(|_| call.func.name() == "array_to_string");
+    let element = match list.and_then(|list| type_of(list, schema)) {
+        Some(DataType::List(element))
+            if !is_text(element.data_type()) && !element.data_type().is_integer() =>
+        {
+            element.data_type().clone()
+        }
+        _ => return Ok(Transformed::no(Expr::ScalarFunction(call))),
+    };
+    if let Some(list) = call.args.first_mut() {
+        let mut texts = cast_to(std::mem::take(list), DataType::new_list(DataType::Utf8, true));
+        if element == DataType::Boolean {
+            for (long, short) in [("true", "t"), ("false", "f")] {
+                texts = array_replace_all_udf().call(vec![texts, lit(long), lit(short)]);
+            }
+        }
+        *list = texts;
+    }
+    Ok(Transformed::yes(Expr::ScalarFunction(call)))
+}
+
+/// No text is shorter than 0 characters; `lpad` and `rpad` would end in a panic.
+pub(super) fn correct_padding(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
+    let Expr::ScalarFunction(mut call) = expr else { return Ok(Transformed::no(expr)) };
+    let is_padding = matches!(call.func.name(), "lpad" | "rpad");
+    let is_changed = match call.args.get_mut(1).filter(|_| is_padding) {
+        Some(length) if type_of(length, schema).is_some_and(|ty| ty.is_integer()) => {
+            let wanted = cast(std::mem::take(length), DataType::Int64);
+            *length = when(wanted.clone().lt(lit(0_i64)), lit(0_i64)).otherwise(wanted)?;
+            true
+        }
+        _ => false,
+    };
     Ok(Transformed::new_transformed(Expr::ScalarFunction(call), is_changed))
 }
 

@@ -10,18 +10,20 @@ use std::sync::Arc;
 
 use datafusion::arrow::datatypes::DataType;
 use datafusion::common::tree_node::{Transformed, TreeNode};
-use datafusion::common::{Column, DFSchema, JoinConstraint, JoinType, NullEquality, Result};
+use datafusion::common::{
+    Column, DFSchema, JoinConstraint, JoinType, NullEquality, Result, Spans, TableReference,
+};
 use datafusion::functions_window::row_number::row_number_udwf;
 use datafusion::logical_expr::expr::{AggregateFunction, Alias, Sort as SortExpr, WindowFunction};
 use datafusion::logical_expr::utils::conjunction;
 use datafusion::logical_expr::{
     Aggregate, Distinct, DistinctOn, EmptyRelation, Expr, FetchType, Filter, Join, Limit, LogicalPlan,
-    LogicalPlanBuilder, Operator, Projection, SkipType, SubqueryAlias, Union, Values, Window, WindowFrame,
-    binary_expr, lit, when,
+    LogicalPlanBuilder, Operator, Projection, SkipType, Subquery, SubqueryAlias, Union, Values, Window,
+    WindowFrame, binary_expr, lit, when,
 };
 
 use super::grouping_sets;
-use super::outer::{Bindings, bind, outer_columns};
+use super::outer::{Bindings, bind, bind_within, lateral_side, outer_columns};
 use crate::error::Error;
 
 /// The values of the outer columns of a subquery.
@@ -143,7 +145,30 @@ impl Domain {
         LogicalPlanBuilder::from(joined).project(results)?.build()
     }
 
+    /// The left side has the values, and the subquery names them there.
+    fn spread_lateral(
+        &self,
+        original: &Join,
+        subquery: &LogicalPlan,
+        alias: Option<&TableReference>,
+    ) -> Result<LogicalPlan> {
+        let left = self.spread(&original.left)?;
+        let plan = bind_within(subquery, &self.bindings(), left.schema())?;
+        let outer_ref_columns = plan.all_out_ref_exprs();
+        let subquery = Subquery { subquery: Arc::new(plan), outer_ref_columns, spans: Spans::new() };
+        let mut right = LogicalPlanBuilder::from(LogicalPlan::Subquery(subquery));
+        if let Some(alias) = alias {
+            right = right.alias(alias.clone())?;
+        }
+        let equal = original.on.iter().map(|(left, right)| left.clone().eq(right.clone()));
+        let condition = conjunction(equal.chain(original.filter.clone()));
+        self.joined(original, left, right.build()?, condition, (true, false))
+    }
+
     fn spread_join(&self, original: &Join) -> Result<LogicalPlan> {
+        if let Some((subquery, alias)) = lateral_side(original)? {
+            return self.spread_lateral(original, subquery, alias);
+        }
         let (left, right) = (is_correlated(&original.left)?, is_correlated(&original.right)?);
         let (keeps_left, keeps_right) = match original.join_type {
             JoinType::Inner => (false, false),
@@ -237,18 +262,30 @@ impl Domain {
         }
         let (order, rows) = match &*limit.input {
             LogicalPlan::Sort(sort) if sort.fetch.is_none() => (sort.expr.clone(), &sort.input),
+            LogicalPlan::Distinct(Distinct::On(distinct)) => (order_of(distinct)?, &limit.input),
             _ => (Vec::new(), &limit.input),
         };
         let input = self.spread(rows)?;
-        let order = order
-            .into_iter()
-            .map(|sort| Ok(SortExpr { expr: self.bound(sort.expr, &input)?, ..sort }))
-            .collect::<Result<Vec<_>>>()?;
         let columns: Vec<Expr> = input.schema().columns().into_iter().map(Expr::Column).collect();
+        // What is computed to sort by is a column first: a window finds its order only by columns.
+        let mut shown = columns.clone();
+        let mut by = Vec::with_capacity(order.len());
+        for (position, sort) in order.into_iter().enumerate() {
+            let expr = match self.bound(sort.expr, &input)? {
+                column @ Expr::Column(_) => column,
+                computed => {
+                    let name = format!("__order_of_value_{position}");
+                    shown.push(computed.alias(&name));
+                    named(&name)
+                }
+            };
+            by.push(SortExpr { expr, ..sort });
+        }
+        let input = LogicalPlanBuilder::from(input).project(shown)?.build()?;
         let mut number = WindowFunction::new(row_number_udwf(), Vec::new());
         number.params.partition_by = self.own_columns();
         number.params.window_frame = WindowFrame::new(Some(true));
-        number.params.order_by = order;
+        number.params.order_by = by;
         let number = Expr::WindowFunction(Box::new(number)).alias(NUMBER);
         let as_u64 = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
         let mut wanted = named(NUMBER).gt(lit(as_u64(skip)));
@@ -320,6 +357,23 @@ impl Domain {
             .collect::<Result<Vec<_>>>()?;
         Ok(LogicalPlan::Window(Window::try_new(exprs, Arc::new(input))?))
     }
+}
+
+/// The order of the rows of a DISTINCT ON, over its own columns.
+fn order_of(distinct: &DistinctOn) -> Result<Vec<SortExpr>> {
+    let columns = distinct.schema.columns();
+    let shown = |sort: &SortExpr| {
+        let position = distinct.select_expr.iter().position(|expr| expr.clone().unalias() == sort.expr)?;
+        columns.get(position).map(|column| SortExpr { expr: Expr::Column(column.clone()), ..sort.clone() })
+    };
+    let order = distinct.sort_expr.iter().flatten().map(shown).collect::<Option<Vec<_>>>();
+    order.ok_or_else(|| {
+        Error::unsupported(
+            "LIMIT over DISTINCT ON in a correlated subquery that is sorted by what it does not show",
+        )
+        .hint("add what it is sorted by to its select list")
+        .into()
+    })
 }
 
 /// Whether a plan names columns of the query around it.
@@ -399,7 +453,6 @@ fn name_of(plan: &LogicalPlan) -> &'static str {
     match plan {
         LogicalPlan::RecursiveQuery(_) => "a recursive query",
         LogicalPlan::Unnest(_) => "UNNEST",
-        LogicalPlan::Subquery(_) => "LATERAL",
         LogicalPlan::TableScan(_) => "a table function of an outer column",
         _ => "this clause",
     }

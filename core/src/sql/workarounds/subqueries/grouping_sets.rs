@@ -23,7 +23,10 @@ pub(super) fn as_union(aggregate: &Aggregate) -> Result<LogicalPlan> {
         .into_iter()
         .map(|set| branch(aggregate, &grouped, &set).map(Arc::new))
         .collect::<Result<Vec<_>>>()?;
-    let union = LogicalPlan::Union(Union::try_new_with_loose_types(inputs)?);
+    let union = match inputs.as_slice() {
+        [one] => LogicalPlan::clone(one),
+        _ => LogicalPlan::Union(Union::try_new_with_loose_types(inputs)?),
+    };
     let columns = aggregate.schema.columns().into_iter().enumerate();
     let columns =
         columns.map(|(place, column)| named(&name_of(place)).alias_qualified(column.relation, column.name));

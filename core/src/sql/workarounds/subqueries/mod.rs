@@ -6,6 +6,7 @@
 //! | `EXISTS` over an aggregate, with OFFSET, below CASE or in the select list | wrong or refused | a count |
 //! | a scalar one with HAVING, LIMIT, several rows, or correlated by inequality or over two levels | wrong or refused | [`dependent`] |
 //! | in ORDER BY, JOIN ON, VALUES | refused | below the node |
+//! | LATERAL | wrong with a window or an outer join within, or refused | [`lateral`] |
 //!
 //! Left to DataFusion are uncorrelated scalar subqueries, and `EXISTS`, `NOT EXISTS` and `IN` as a condition of WHERE over a plain
 //! SELECT, whatever it is correlated by: these are semi joins and anti joins.
@@ -15,25 +16,33 @@
 mod dependent;
 mod equal;
 mod grouping_sets;
+mod lateral;
 mod membership;
+mod nullable;
 mod outer;
 mod single_row;
 
 use std::sync::Arc;
 
+use datafusion::catalog::cte_worktable::CteWorkTable;
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
-use datafusion::common::{Column, JoinType, NullEquality, Result};
+use datafusion::common::{Column, DFSchema, JoinType, NullEquality, Result};
+use datafusion::datasource::source_as_provider;
 use datafusion::functions_aggregate::count::count_udaf;
-use datafusion::logical_expr::expr::{AggregateFunction, Exists, InSubquery};
+use datafusion::logical_expr::expr::{
+    AggregateFunction, Exists, InSubquery, SetComparison, Sort as SortExpr,
+};
 use datafusion::logical_expr::utils::{conjunction, split_conjunction_owned};
 use datafusion::logical_expr::{
-    Aggregate, Distinct, Expr, FetchType, Filter, Join, LogicalPlan, LogicalPlanBuilder, Projection,
-    SkipType, Subquery, lit, when,
+    Aggregate, Distinct, DistinctOn, Expr, FetchType, Filter, Join, LogicalPlan, LogicalPlanBuilder,
+    Projection, SkipType, Subquery, lit, when,
 };
 
 use self::dependent::{Domain, is_correlated, join, named, renamed, values_as_union};
 use self::equal::EqualAggregate;
-use self::outer::{has_column, has_subquery, outer_columns, subquery_of, with_plan};
+pub(super) use self::nullable::may_be_null;
+use self::outer::{has_column, has_subquery, lateral_side, outer_columns, subquery_of, with_plan};
+pub(super) use self::single_row::is_checked;
 use crate::error::Error;
 use crate::failpoint::is_planted;
 use crate::sql::complexity::Copies;
@@ -69,6 +78,11 @@ impl Rewriter {
 
     fn plan(&mut self, plan: LogicalPlan) -> Result<LogicalPlan> {
         crate::sql::stack::deep(|| {
+            if let LogicalPlan::Join(node) = &plan
+                && let Some((subquery, alias)) = lateral_side(node)?
+            {
+                return self.lateral(node.clone(), subquery, alias.cloned());
+            }
             let plan = plan.map_children(|child| self.plan(child).map(Transformed::yes))?.data;
             if !has_any_subquery(&plan)? {
                 return Ok(plan);
@@ -80,6 +94,7 @@ impl Rewriter {
                 }
                 LogicalPlan::Join(join) => self.join_node(join),
                 LogicalPlan::Filter(filter) => self.filter_node(filter),
+                LogicalPlan::Distinct(Distinct::On(distinct)) => self.distinct_on_node(distinct),
                 node => self.other_node(node),
             }
         })
@@ -123,6 +138,25 @@ impl Rewriter {
             .collect::<Result<Vec<_>>>()?;
         let node = node.with_new_exprs(exprs, vec![input.plan])?.recompute_schema()?;
         with_columns(node, columns)
+    }
+
+    fn distinct_on_node(&mut self, node: DistinctOn) -> Result<LogicalPlan> {
+        let original = Arc::unwrap_or_clone(node.input);
+        let mut input = Input { plan: original.clone(), original };
+        let mut values = |exprs: Vec<Expr>, input: &mut Input| -> Result<Vec<Expr>> {
+            exprs.into_iter().map(|expr| self.value(expr, input)).collect()
+        };
+        let on = values(node.on_expr, &mut input)?;
+        let shown = node.select_expr.clone();
+        let select = values(node.select_expr, &mut input)?;
+        let select = shown.iter().zip(select).map(|(old, new)| renamed(old, new)).collect::<Result<_>>()?;
+        let mut order = Vec::new();
+        for sort in node.sort_expr.into_iter().flatten() {
+            order.push(SortExpr { expr: self.value(sort.expr, &mut input)?, ..sort });
+        }
+        let order = (!order.is_empty()).then_some(order);
+        let distinct = DistinctOn::try_new(on, select, order, Arc::new(input.plan))?;
+        Ok(LogicalPlan::Distinct(Distinct::On(distinct)))
     }
 
     /// A condition of an inner join is one of WHERE; of an outer join it must belong to one side.
@@ -287,6 +321,7 @@ impl Rewriter {
             .into());
         }
         refuse_volatile(&input.original)?;
+        refuse_recursion(&input.original)?;
         self.copies.add(&input.original)?;
         let columns: Vec<(Column, String)> =
             outer.iter().map(|outer| (outer.column.clone(), self.name("outer"))).collect();
@@ -344,6 +379,23 @@ impl Rewriter {
             Some(none) => when(named(&found_name).is_null(), none.clone()).otherwise(value)?,
         })
     }
+}
+
+/// Refuses an aggregate of outer columns alone, which in SQL is one of the query around.
+///
+/// # Errors
+/// 0A000.
+pub(super) fn refuse_outer_aggregates(expr: Expr, _: &DFSchema) -> Result<Transformed<Expr>> {
+    if let Expr::AggregateFunction(call) = &expr {
+        let args = &call.params.args;
+        let is_outer = args.iter().any(Expr::contains_outer);
+        if is_outer && args.iter().all(|arg| arg.column_refs().is_empty()) {
+            return Err(Error::unsupported(format!("{}() of columns of the query around", call.func.name()))
+                .hint("compute it in a subquery of FROM of that query")
+                .into());
+        }
+    }
+    Ok(Transformed::no(expr))
 }
 
 /// What is known of a subquery whose rows are not looked at.
@@ -409,6 +461,11 @@ fn is_plain_correlation(plan: &LogicalPlan, outer: &LogicalPlan) -> Result<bool>
     while let LogicalPlan::Filter(filter) = below {
         let schema = filter.input.schema();
         filter.predicate.apply(|part| {
+            if let Expr::InSubquery(InSubquery { expr, .. })
+            | Expr::SetComparison(SetComparison { expr, .. }) = part
+            {
+                is_plain &= !expr.contains_outer();
+            }
             if let Some(subquery) = subquery_of(part) {
                 // A subquery within may name the columns of this one, and no others.
                 let inner = outer_columns(&subquery.subquery)?;
@@ -488,6 +545,22 @@ fn with_missing_columns(node: &LogicalPlan, input: LogicalPlan) -> Result<Logica
         return Ok(input);
     }
     LogicalPlanBuilder::from(LogicalPlan::clone(&projection.input)).project(exprs)?.build()
+}
+
+/// The rows that a step of WITH RECURSIVE begins with are given once.
+fn refuse_recursion(plan: &LogicalPlan) -> Result<()> {
+    let is_step = |node: &LogicalPlan| match node {
+        LogicalPlan::TableScan(scan) => {
+            source_as_provider(&scan.source).is_ok_and(|table| table.downcast_ref::<CteWorkTable>().is_some())
+        }
+        _ => false,
+    };
+    if plan.exists(|node| Ok(is_step(node)))? {
+        return Err(Error::unsupported("a correlated subquery in the recursive part of WITH RECURSIVE")
+            .hint("join the tables instead")
+            .into());
+    }
+    Ok(())
 }
 
 /// What is computed twice must be the same both times.

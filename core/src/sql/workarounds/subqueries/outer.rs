@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use datafusion::arrow::datatypes::FieldRef;
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
-use datafusion::common::{Column, DFSchema, Result};
+use datafusion::common::{Column, DFSchema, Result, TableReference};
 use datafusion::logical_expr::expr::{Exists, InSubquery, SetComparison};
-use datafusion::logical_expr::{Expr, LogicalPlan, Subquery};
+use datafusion::logical_expr::{Expr, Join, LogicalPlan, Subquery};
 
 use super::super::walk::schema_of_inputs;
 
@@ -22,6 +22,15 @@ pub(super) struct OuterColumn {
 pub(super) fn outer_columns(plan: &LogicalPlan) -> Result<Vec<OuterColumn>> {
     let mut found = Vec::new();
     plan.apply(|node| {
+        let join = if let LogicalPlan::Join(join) = node { Some(join) } else { None };
+        if let Some(join) = join {
+            // The right side may name columns of the left one, as LATERAL does.
+            let within = outer_columns(&join.right)?.into_iter();
+            within
+                .filter(|inner| !has_column(join.left.schema(), &inner.column))
+                .chain(outer_columns(&join.left)?)
+                .for_each(|column| note(&mut found, column));
+        }
         let mut schema = None;
         node.apply_expressions(|expr| {
             expr.apply(|part| {
@@ -40,9 +49,24 @@ pub(super) fn outer_columns(plan: &LogicalPlan) -> Result<Vec<OuterColumn>> {
                 }
                 Ok(TreeNodeRecursion::Continue)
             })
-        })
+        })?;
+        Ok(if join.is_some() { TreeNodeRecursion::Jump } else { TreeNodeRecursion::Continue })
     })?;
     Ok(found)
+}
+
+/// The right side of a join that names columns of its left side, as LATERAL does, and its alias.
+pub(super) fn lateral_side(join: &Join) -> Result<Option<(&LogicalPlan, Option<&TableReference>)>> {
+    let (plan, alias) = match &*join.right {
+        LogicalPlan::Subquery(subquery) => (&*subquery.subquery, None),
+        LogicalPlan::SubqueryAlias(alias) => match &*alias.input {
+            LogicalPlan::Subquery(subquery) => (&*subquery.subquery, Some(&alias.alias)),
+            _ => (&*join.right, None),
+        },
+        other => (other, None),
+    };
+    let is_lateral = outer_columns(plan)?.iter().any(|outer| has_column(join.left.schema(), &outer.column));
+    Ok(is_lateral.then_some((plan, alias)))
 }
 
 fn note(found: &mut Vec<OuterColumn>, column: OuterColumn) {
@@ -93,7 +117,7 @@ pub(super) fn bind(expr: Expr, bindings: &Bindings, schema: &DFSchema) -> Result
 }
 
 /// A subquery in a node whose inputs have `schema`: what it names of the node's own columns stays.
-fn bind_within(plan: &LogicalPlan, bindings: &Bindings, schema: &DFSchema) -> Result<LogicalPlan> {
+pub(super) fn bind_within(plan: &LogicalPlan, bindings: &Bindings, schema: &DFSchema) -> Result<LogicalPlan> {
     let mut inner = Bindings::new();
     for (column, value) in bindings.iter().filter(|(column, _)| !has_column(schema, column)) {
         inner.insert(column.clone(), as_outer(value.clone(), schema)?);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use datafusion::arrow::array::AsArray;
+use datafusion::arrow::array::{AsArray, Int64Array};
 use datafusion::arrow::datatypes::{DataType, Int64Type};
 use datafusion::common::{Column, Result};
 use datafusion::functions_aggregate::count::count_udaf;
@@ -35,6 +35,11 @@ pub(super) fn checked(value: Expr, rows: Expr) -> Expr {
     Expr::ScalarFunction(ScalarFunction { func, args: vec![value, rows] })
 }
 
+/// Whether a function is that check.
+pub(in crate::sql::workarounds) fn is_checked(func: &ScalarUDF) -> bool {
+    func.inner().downcast_ref::<SingleRow>().is_some()
+}
+
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct SingleRow {
     signature: Signature,
@@ -58,8 +63,9 @@ impl ScalarUDFImpl for SingleRow {
             return Err(Error::internal("single_row() has a value and a number").into());
         };
         let counts = rows.to_array(args.number_rows)?;
-        let counts = counts.as_primitive::<Int64Type>();
-        if counts.iter().flatten().any(|rows| rows > 1) {
+        // Of no rows there is no number, not even a NULL of its type.
+        let is_several = |counts: &Int64Array| counts.iter().flatten().any(|rows| rows > 1);
+        if counts.as_primitive_opt::<Int64Type>().is_some_and(is_several) {
             return Err(Error::new(
                 ErrorKind::InvalidArgument,
                 SqlState::CARDINALITY_VIOLATION,

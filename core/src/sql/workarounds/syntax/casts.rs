@@ -8,7 +8,8 @@ use std::collections::HashMap;
 use std::ops::ControlFlow;
 
 use datafusion::sql::sqlparser::ast::{
-    Expr, GroupByExpr, OrderBy, OrderByKind, Query, Select, SelectItem, Visit, VisitMut, Visitor, VisitorMut,
+    Expr, GroupByExpr, OrderBy, OrderByKind, Query, Select, SelectItem, SetExpr, Visit, VisitMut, Visitor,
+    VisitorMut,
 };
 
 use super::super::functions::NAMED_CAST;
@@ -24,7 +25,7 @@ pub(super) fn name_apart(select: &mut Select, order_by: Option<&mut OrderBy>) {
         return;
     }
     if let GroupByExpr::Expressions(exprs, _) = &select.group_by {
-        found.calls.extend(exprs.iter().cloned());
+        found.calls.extend(exprs.iter().flat_map(grouped));
     }
     let mut by_name: HashMap<String, &Expr> = HashMap::new();
     let is_double = found.calls.iter().any(|call| {
@@ -35,6 +36,26 @@ pub(super) fn name_apart(select: &mut Select, order_by: Option<&mut OrderBy>) {
         for_each_mut(select, order_by, |expr| {
             let _ = VisitMut::visit(expr, &mut Naming { depth: 0 });
         });
+    }
+}
+
+/// The same for each SELECT of a set operation.
+pub(super) fn name_apart_within(body: &mut SetExpr) {
+    match body {
+        SetExpr::Select(select) => name_apart(select, None),
+        SetExpr::SetOperation { left, right, .. } => {
+            name_apart_within(left);
+            name_apart_within(right);
+        }
+        _ => {}
+    }
+}
+
+/// What a part of GROUP BY groups by.
+fn grouped(part: &Expr) -> Vec<Expr> {
+    match part {
+        Expr::Rollup(sets) | Expr::Cube(sets) | Expr::GroupingSets(sets) => sets.concat(),
+        other => vec![other.clone()],
     }
 }
 

@@ -1,11 +1,51 @@
-//! Grouping sets with one expression twice, for which the planner wants two columns of one name.
+//! HAVING without aggregates, rows in GROUP BY, which the planner takes for structs, and grouping sets with one expression twice, for which it wants two columns of
+//! one name.
 
-use datafusion::sql::sqlparser::ast::{Expr, GroupByExpr};
+use datafusion::sql::sqlparser::ast::{BinaryOperator, Expr, GroupByExpr, Select};
+
+use super::{call, nested, number, taken};
+
+/// HAVING without GROUP BY makes one group of all rows, also where nothing is aggregated.
+pub(super) fn of_having(select: &mut Select) {
+    let is_grouped = !matches!(&select.group_by, GroupByExpr::Expressions(parts, modifiers) if parts.is_empty() && modifiers.is_empty());
+    if is_grouped {
+        return;
+    }
+    if let Some(having) = &mut select.having {
+        let count = Expr::BinaryOp {
+            left: Box::new(call("count", vec![number("1")])),
+            op: BinaryOperator::GtEq,
+            right: Box::new(number("0")),
+        };
+        let having_too = Expr::BinaryOp {
+            left: Box::new(nested(taken(having))),
+            op: BinaryOperator::And,
+            right: Box::new(count),
+        };
+        *having = having_too;
+    }
+}
+
+/// `GROUP BY (a, b)` is `GROUP BY a, b`.
+pub(super) fn without_rows(group_by: &mut GroupByExpr) {
+    let GroupByExpr::Expressions(parts, _) = group_by else { return };
+    let is_row = |part: &Expr| matches!(part, Expr::Tuple(values) if !values.is_empty());
+    if parts.iter().any(is_row) {
+        let single = |part| match part {
+            Expr::Tuple(values) if !values.is_empty() => values,
+            other => vec![other],
+        };
+        *parts = std::mem::take(parts).into_iter().flat_map(single).collect();
+    }
+}
 
 /// More are refused when the statement is planned.
 const SETS_MAX: usize = 1 << 12;
 
-/// Writes grouping sets out, each with each expression once, if one of them repeats an expression.
+/// A longer ROLLUP would have as many sets, and they half its square of expressions.
+const ROLLUP_MAX: usize = 400;
+
+/// Writes grouping sets out, each with each expression once, if one of them repeats an expression or another part stands beside them.
 pub(super) fn without_doubles(group_by: &mut GroupByExpr) {
     let GroupByExpr::Expressions(parts, _) = group_by else { return };
     let has_sets =
@@ -15,7 +55,8 @@ pub(super) fn without_doubles(group_by: &mut GroupByExpr) {
     }
     let Some(sets) = sets_of_all(parts) else { return };
     let single: Vec<Vec<Expr>> = sets.iter().map(|set| once(set)).collect();
-    if single != sets {
+    // Beside a key the planner would add to each set what the key determines.
+    if single != sets || parts.len() > 1 {
         *parts = vec![Expr::GroupingSets(single)];
     }
 }
@@ -47,6 +88,7 @@ fn sets_of_all(parts: &[Expr]) -> Option<Vec<Vec<Expr>>> {
 fn sets_of(part: &Expr) -> Option<Vec<Vec<Expr>>> {
     match part {
         Expr::GroupingSets(sets) => Some(sets.clone()),
+        Expr::Rollup(parts) if parts.len() > ROLLUP_MAX => None,
         Expr::Rollup(parts) => Some(
             (0..=parts.len()).rev().map(|len| parts.iter().take(len).flatten().cloned().collect()).collect(),
         ),

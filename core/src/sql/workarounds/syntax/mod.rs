@@ -7,7 +7,7 @@
 //! | `patterns` | LIKE with ESCAPE, LIKE ANY |
 //! | `quantified` | comparisons with the elements of an array |
 //! | `rows` | comparisons of rows |
-//! | `grouping` | grouping sets with one expression twice |
+//! | `grouping` | rows in GROUP BY, grouping sets with one expression twice |
 //! | `windows` | windows that have a name |
 //! | `casts` | casts whose column would have the name of what they cast |
 //!
@@ -56,9 +56,12 @@ impl VisitorMut for Rewriter {
         fetch_as_limit(query);
         // ORDER BY, which stands outside of the SELECT, names its windows too.
         let mut windows = Ok(Windows::new());
-        if let SetExpr::Select(select) = &mut *query.body {
-            casts::name_apart(select, query.order_by.as_mut());
-            windows = windows::of(select);
+        match &mut *query.body {
+            SetExpr::Select(select) => {
+                casts::name_apart(select, query.order_by.as_mut());
+                windows = windows::of(select);
+            }
+            other => casts::name_apart_within(other),
         }
         self.enter(windows)
     }
@@ -74,6 +77,8 @@ impl VisitorMut for Rewriter {
     }
 
     fn pre_visit_select(&mut self, select: &mut Select) -> ControlFlow<Error> {
+        grouping::of_having(select);
+        grouping::without_rows(&mut select.group_by);
         grouping::without_doubles(&mut select.group_by);
         let windows = select
             .selection

@@ -46,7 +46,7 @@ pub(super) fn rewrite(expr: &mut Expr) -> Result<()> {
         }
     };
     let op = if is_any { BinaryOperator::Or } else { BinaryOperator::And };
-    // None of no patterns fits, and all of them do.
+    // LIKE ANY of no patterns is false, LIKE ALL is true.
     let whole = joined(patterns.into_iter().map(one), &op).unwrap_or_else(|| super::boolean(!is_any));
     *expr = nested(whole);
     Ok(())

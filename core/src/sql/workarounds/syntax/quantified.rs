@@ -23,7 +23,7 @@ pub(super) fn rewrite(expr: &mut Expr) -> Result<()> {
     }
     let value = taken(left);
     *expr = match (array, is_any, &op) {
-        // Of none, one is none and all are.
+        // An empty array has no element for which it is true, and it is true for all.
         (Expr::Array(Array { elem, .. }), _, _) if elem.is_empty() => boolean(!is_any),
         // A list can be looked up in a key.
         (Expr::Array(Array { elem, .. }), true, BinaryOperator::Eq) => {

@@ -1,7 +1,10 @@
 //! Windows that have a name. The planner forgets the window that `OVER (w ...)` begins with, and in a subquery that is turned into a join
 //! it does not find the one of `OVER w`; so each is written out where it is named.
 
-use datafusion::sql::sqlparser::ast::{Function, Ident, NamedWindowExpr, Select, WindowSpec, WindowType};
+use datafusion::sql::sqlparser::ast::{
+    Function, Ident, NamedWindowExpr, Select, WindowFrame, WindowFrameBound, WindowFrameUnits, WindowSpec,
+    WindowType,
+};
 
 use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::sql::cursor::fold;
@@ -42,6 +45,16 @@ pub(super) fn write_out(function: &mut Function, known: &Windows) -> Result<()> 
             function.over = Some(WindowType::WindowSpec(whole(spec, known)?));
         }
         None => {}
+    }
+    // Without a frame the planner counts rows instead of peers where it takes the order for one without peers, also where it is none.
+    if let Some(WindowType::WindowSpec(spec)) = &mut function.over
+        && !spec.order_by.is_empty()
+    {
+        spec.window_frame.get_or_insert(WindowFrame {
+            units: WindowFrameUnits::Range,
+            start_bound: WindowFrameBound::Preceding(None),
+            end_bound: Some(WindowFrameBound::CurrentRow),
+        });
     }
     Ok(())
 }

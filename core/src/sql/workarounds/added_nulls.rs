@@ -1,21 +1,25 @@
-//! What is constant on the side of an outer join that may be missing is not constant behind the join.
+//! What is constant or equal in an input need not be so behind a node that puts NULLs into its rows.
 //!
-//! DataFusion takes over what it knows of both sides: in `t LEFT JOIN (SELECT * FROM s WHERE k = 2) x` it takes `x.k` for 2 also where
-//! there is no `x`, leaves it out of a sort, and rows come in any order, with windows and DISTINCT ON that are wrong by it.
+//! DataFusion takes over what it knows of both sides of an outer join: in `t LEFT JOIN (SELECT * FROM s WHERE k = 2) x` it takes `x.k` for 2
+//! also where there is no `x`, leaves it out of a sort, and rows come in any order, with windows and DISTINCT ON that are wrong by it. So it
+//! does of the columns that only some of several grouping sets have.
 //!
-//! Invariant: no join sees a constant in an input for which it may put NULLs.
+//! Invariant: no join sees a constant in an input for which it may put NULLs, and no aggregation of several grouping sets sees anything
+//! that is known of its input.
 
 use std::fmt;
 use std::sync::Arc;
 
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
-use datafusion::common::{JoinType, Result};
+use datafusion::common::{JoinType, Result, Statistics};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_expr::EquivalenceProperties;
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
+use datafusion::physical_plan::aggregates::AggregateExec;
 use datafusion::physical_plan::execution_plan::replace_children_if_necessary;
 use datafusion::physical_plan::joins::{HashJoinExec, NestedLoopJoinExec, SortMergeJoinExec};
+use datafusion::physical_plan::statistics::StatisticsArgs;
 use datafusion::physical_plan::{
     DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties, PhysicalExpr, PlanProperties,
 };
@@ -24,39 +28,51 @@ use crate::error::Error;
 
 /// Comes before the rules that leave out sorts.
 #[derive(Debug)]
-pub(super) struct OuterConstants;
+pub(super) struct AddedNulls;
 
-impl PhysicalOptimizerRule for OuterConstants {
+impl PhysicalOptimizerRule for AddedNulls {
     fn optimize(&self, plan: Arc<dyn ExecutionPlan>, _: &ConfigOptions) -> Result<Arc<dyn ExecutionPlan>> {
         plan.transform_up(|node| {
-            let Some(join_type) = join_type(&node) else { return Ok(Transformed::no(node)) };
-            let may_be_missing = match join_type {
-                JoinType::Left => [false, true],
-                JoinType::Right => [true, false],
-                JoinType::Full => [true, true],
-                _ => return Ok(Transformed::no(node)),
-            };
-            let mut is_changed = false;
-            let inputs = node.children().into_iter().zip(may_be_missing).map(|(input, may_be_missing)| {
-                if !may_be_missing || input.equivalence_properties().constants().is_empty() {
-                    return Arc::clone(input);
-                }
-                is_changed = true;
-                Arc::new(NullableExec::of(Arc::clone(input))) as Arc<dyn ExecutionPlan>
-            });
-            let inputs: Vec<_> = inputs.collect();
-            Ok(Transformed::new_transformed(replace_children_if_necessary(node, inputs)?, is_changed))
+            let is_hidden = hides(&node);
+            if !is_hidden.contains(&true) {
+                return Ok(Transformed::no(node));
+            }
+            let inputs =
+                node.children().into_iter().zip(is_hidden).map(|(input, is_hidden)| match is_hidden {
+                    true => Arc::new(NullableExec::of(Arc::clone(input))) as Arc<dyn ExecutionPlan>,
+                    false => Arc::clone(input),
+                });
+            let inputs = inputs.collect();
+            Ok(Transformed::yes(replace_children_if_necessary(node, inputs)?))
         })
         .map(|rewritten| rewritten.data)
     }
 
     fn name(&self) -> &'static str {
-        "kalam_outer_constants"
+        "kalam_added_nulls"
     }
 
     fn schema_check(&self) -> bool {
         true
     }
+}
+
+/// Of which inputs the node may take nothing over.
+fn hides(node: &Arc<dyn ExecutionPlan>) -> [bool; 2] {
+    if let Some(aggregate) = node.downcast_ref::<AggregateExec>() {
+        return [aggregate.group_expr().has_grouping_set(), false];
+    }
+    let may_be_missing = match join_type(node) {
+        Some(JoinType::Left) => [false, true],
+        Some(JoinType::Right) => [true, false],
+        Some(JoinType::Full) => [true, true],
+        _ => [false, false],
+    };
+    let has_constants =
+        |input: &Arc<dyn ExecutionPlan>| !input.equivalence_properties().constants().is_empty();
+    let mut inputs = node.children().into_iter();
+    may_be_missing
+        .map(|may_be_missing| inputs.next().is_some_and(|input| has_constants(input)) && may_be_missing)
 }
 
 fn join_type(plan: &Arc<dyn ExecutionPlan>) -> Option<JoinType> {
@@ -126,6 +142,14 @@ impl ExecutionPlan for NullableExec {
 
     fn benefits_from_input_partitioning(&self) -> Vec<bool> {
         vec![false]
+    }
+
+    fn statistics_from_inputs(
+        &self,
+        input_stats: &[Arc<Statistics>],
+        _: &StatisticsArgs,
+    ) -> Result<Arc<Statistics>> {
+        input_stats.first().map(Arc::clone).ok_or_else(|| Error::internal("rows have an input").into())
     }
 
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {

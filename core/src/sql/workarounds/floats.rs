@@ -1,0 +1,122 @@
+//! One zero and one NaN.
+//!
+//! -0.0 is 0.0 and every NaN is the same, as in PostgreSQL. Columns hold only the one of them; what is computed can be the other, which
+//! DataFusion takes for another value wherever it compares bits: in sorts, windows, groups, joins, lists, `nullif` and CASE. The NaN that a
+//! processor makes of `Infinity - Infinity` has a sign, and is less than all numbers.
+
+use std::sync::Arc;
+
+use datafusion::arrow::array::{Array, ArrayRef, AsArray};
+use datafusion::arrow::datatypes::{DataType, Float32Type, Float64Type};
+use datafusion::common::tree_node::Transformed;
+use datafusion::common::{DFSchema, Result, ScalarValue};
+use datafusion::logical_expr::expr::{BinaryExpr, ScalarFunction};
+use datafusion::logical_expr::{
+    ColumnarValue, Expr, Operator, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
+};
+
+use super::numbers::UNIFORM;
+use super::walk::type_of;
+use super::{arithmetic, casts};
+use crate::casts::is_text;
+
+/// Makes the zero and the NaN of a computed float those that columns hold.
+pub(super) fn canonical(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
+    let is_computed = match &expr {
+        Expr::Literal(ScalarValue::Float64(Some(value)), _) => one_f64(*value).to_bits() != value.to_bits(),
+        Expr::Literal(ScalarValue::Float32(Some(value)), _) => one_f32(*value).to_bits() != value.to_bits(),
+        Expr::Negative(_) => true,
+        Expr::BinaryExpr(BinaryExpr { op, .. }) => is_arithmetic(*op),
+        Expr::ScalarFunction(call) if casts::is_checked(&call.func) => {
+            call.args.first().and_then(|arg| type_of(arg, schema)).is_some_and(|ty| is_text(&ty))
+        }
+        Expr::ScalarFunction(call) if arithmetic::is_checked(&call.func) => {
+            arithmetic::is_of_floats(&call.func)
+        }
+        Expr::ScalarFunction(call) => !UNIFORM.contains(&call.func.name()) && !call.args.is_empty(),
+        _ => false,
+    };
+    let ty = is_computed.then(|| type_of(&expr, schema)).flatten();
+    if !ty.is_some_and(|ty| matches!(ty, DataType::Float32 | DataType::Float64)) {
+        return Ok(Transformed::no(expr));
+    }
+    Ok(Transformed::yes(match expr {
+        Expr::Literal(ScalarValue::Float64(value), metadata) => {
+            Expr::Literal(ScalarValue::Float64(value.map(one_f64)), metadata)
+        }
+        Expr::Literal(ScalarValue::Float32(value), metadata) => {
+            Expr::Literal(ScalarValue::Float32(value.map(one_f32)), metadata)
+        }
+        // Within a sum or a product it makes no difference which zero or NaN it is.
+        Expr::BinaryExpr(BinaryExpr { left, op, right }) => {
+            let (left, right) = (Box::new(computed(*left)), Box::new(computed(*right)));
+            call(Expr::BinaryExpr(BinaryExpr { left, op, right }))
+        }
+        other => call(other),
+    }))
+}
+
+fn is_arithmetic(op: Operator) -> bool {
+    matches!(op, Operator::Plus | Operator::Minus | Operator::Multiply | Operator::Divide | Operator::Modulo)
+}
+
+fn one_f64(value: f64) -> f64 {
+    if value.is_nan() { f64::NAN } else { value + 0.0 }
+}
+
+fn one_f32(value: f32) -> f32 {
+    if value.is_nan() { f32::NAN } else { value + 0.0 }
+}
+
+fn call(expr: Expr) -> Expr {
+    let signature = Signature::any(1, Volatility::Immutable);
+    let func = Arc::new(ScalarUDF::new_from_impl(Canonical { signature }));
+    Expr::ScalarFunction(ScalarFunction { func, args: vec![expr] })
+}
+
+/// An operand without the call around it.
+fn computed(expr: Expr) -> Expr {
+    match expr {
+        Expr::ScalarFunction(mut call) if call.func.inner().is::<Canonical>() => match call.args.pop() {
+            Some(inner) => inner,
+            None => Expr::ScalarFunction(call),
+        },
+        other => other,
+    }
+}
+
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Canonical {
+    signature: Signature,
+}
+
+impl ScalarUDFImpl for Canonical {
+    fn name(&self) -> &str {
+        "canonical_float"
+    }
+
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn return_type(&self, types: &[DataType]) -> Result<DataType> {
+        Ok(types.first().cloned().unwrap_or(DataType::Float64))
+    }
+
+    fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
+        let values = ColumnarValue::values_to_arrays(&args.args)?;
+        let Some(values) = values.first() else {
+            return Ok(ColumnarValue::Scalar(ScalarValue::Float64(None)));
+        };
+        let canonical: ArrayRef = match values.data_type() {
+            DataType::Float32 => {
+                Arc::new(values.as_primitive::<Float32Type>().unary::<_, Float32Type>(one_f32))
+            }
+            _ => Arc::new(values.as_primitive::<Float64Type>().unary::<_, Float64Type>(one_f64)),
+        };
+        if matches!(args.args.as_slice(), [ColumnarValue::Scalar(_)]) && canonical.len() == 1 {
+            return Ok(ColumnarValue::Scalar(ScalarValue::try_from_array(&canonical, 0)?));
+        }
+        Ok(ColumnarValue::Array(canonical))
+    }
+}
