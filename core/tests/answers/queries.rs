@@ -433,7 +433,7 @@ impl<'a> Generator<'a> {
     }
 
     fn direction(&mut self) -> &'static str {
-        *self.choices.pick(&["", " DESC", " NULLS FIRST", " DESC NULLS LAST"])
+        self.choices.pick::<&str>(&["", " DESC", " NULLS FIRST", " DESC NULLS LAST"])
     }
 
     fn order(&mut self, width: usize) -> String {

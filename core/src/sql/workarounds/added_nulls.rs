@@ -71,8 +71,7 @@ fn hides(node: &Arc<dyn ExecutionPlan>) -> [bool; 2] {
     let has_constants =
         |input: &Arc<dyn ExecutionPlan>| !input.equivalence_properties().constants().is_empty();
     let mut inputs = node.children().into_iter();
-    may_be_missing
-        .map(|may_be_missing| inputs.next().is_some_and(|input| has_constants(input)) && may_be_missing)
+    may_be_missing.map(|may_be_missing| inputs.next().is_some_and(has_constants) && may_be_missing)
 }
 
 fn join_type(plan: &Arc<dyn ExecutionPlan>) -> Option<JoinType> {

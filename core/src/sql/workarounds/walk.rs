@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use datafusion::arrow::datatypes::DataType;
 use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::common::{DFSchema, ExprSchema, Result};
 use datafusion::logical_expr::expr_rewriter::NamePreserver;
 use datafusion::logical_expr::{Expr, ExprSchemable, LogicalPlan, Subquery};
 
+use super::arithmetic;
 use crate::sql::stack::deep;
 
 /// A rewrite of one expression whose parts are rewritten already; the schema has the columns it can name.
@@ -76,6 +78,13 @@ pub(super) fn schema_of_inputs(plan: &LogicalPlan) -> Result<DFSchema> {
 }
 
 /// The type of an expression, where it has one yet.
-pub(super) fn type_of(expr: &Expr, schema: &DFSchema) -> Option<datafusion::arrow::datatypes::DataType> {
+pub(super) fn type_of(expr: &Expr, schema: &DFSchema) -> Option<DataType> {
+    // The planner would write out the name of each operand first, of a long chain again and again.
+    if let Expr::ScalarFunction(call) = expr
+        && arithmetic::is_checked(&call.func)
+    {
+        let types = call.args.iter().map(|arg| type_of(arg, schema)).collect::<Option<Vec<_>>>()?;
+        return call.func.inner().return_type(&types).ok();
+    }
     expr.get_type(schema).ok()
 }
