@@ -88,6 +88,7 @@ impl Domain {
             LogicalPlan::Union(union) => self.spread_union(union),
             LogicalPlan::Window(window) => self.spread_window(window),
             LogicalPlan::Values(values) => self.spread(&values_as_union(values)?),
+            LogicalPlan::Subquery(subquery) => self.spread(&subquery.subquery),
             other => Err(Error::unsupported(format!("a correlated subquery with {}", name_of(other))).into()),
         }
     }

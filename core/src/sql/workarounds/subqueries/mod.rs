@@ -78,6 +78,10 @@ impl Rewriter {
 
     fn plan(&mut self, plan: LogicalPlan) -> Result<LogicalPlan> {
         crate::sql::stack::deep(|| {
+            // A LATERAL that names nothing on its left.
+            if let LogicalPlan::Subquery(subquery) = plan {
+                return self.plan(Arc::unwrap_or_clone(subquery.subquery));
+            }
             if let LogicalPlan::Join(node) = &plan
                 && let Some((subquery, alias)) = lateral_side(node)?
             {
