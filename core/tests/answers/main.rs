@@ -45,7 +45,7 @@ const GUARDS: [Guard; 5] = [
     Guard { name: "differential", unit: "--queries", ci: 1_000, long: 140_000 },
     Guard { name: "plans", unit: "--queries", ci: 400, long: 30_000 },
     Guard { name: "partition", unit: "--queries", ci: 400, long: 30_000 },
-    Guard { name: "sqlite_corpus", unit: "--percent", ci: 2, long: 20 },
+    Guard { name: "sqlite_corpus", unit: "--percent", ci: 1, long: 20 },
     Guard { name: "datafusion_corpus", unit: "--percent", ci: 100, long: 100 },
 ];
 
