@@ -12,10 +12,10 @@ use datafusion::common::tree_node::Transformed;
 use datafusion::common::{DFSchema, Result, ScalarValue};
 use datafusion::logical_expr::expr::{BinaryExpr, ScalarFunction};
 use datafusion::logical_expr::{
-    ColumnarValue, Expr, Operator, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
+    ColumnarValue, Expr, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
 };
 
-use super::numbers::UNIFORM;
+use super::numbers::{UNIFORM, is_arithmetic};
 use super::walk::type_of;
 use super::{arithmetic, casts};
 use crate::casts::is_text;
@@ -54,10 +54,6 @@ pub(super) fn canonical(expr: Expr, schema: &DFSchema) -> Result<Transformed<Exp
         }
         other => call(other),
     }))
-}
-
-fn is_arithmetic(op: Operator) -> bool {
-    matches!(op, Operator::Plus | Operator::Minus | Operator::Multiply | Operator::Divide | Operator::Modulo)
 }
 
 fn one_f64(value: f64) -> f64 {

@@ -117,34 +117,21 @@ fn guard_conditions(conditions: Vec<Expr>) -> Result<(Vec<Expr>, bool)> {
 }
 
 /// An aggregate's arguments are computed where its FILTER holds: DataFusion computes them for every row of a batch.
-pub(super) fn guard_arguments(expr: Expr, _: &DFSchema) -> Result<Transformed<Expr>> {
-    let guarded = |args: &mut Vec<Expr>, filter: &Expr| -> Result<bool> {
-        let mut is_changed = false;
-        for arg in args {
-            if can_fail(arg)? {
-                *arg = when(filter.clone(), std::mem::take(arg)).end()?;
-                is_changed = true;
-            }
-        }
-        Ok(is_changed)
+pub(super) fn guard_arguments(mut expr: Expr, _: &DFSchema) -> Result<Transformed<Expr>> {
+    let (args, filter) = match &mut expr {
+        Expr::AggregateFunction(call) => (&mut call.params.args, &call.params.filter),
+        Expr::WindowFunction(call) => (&mut call.params.args, &call.params.filter),
+        _ => return Ok(Transformed::no(expr)),
     };
-    match expr {
-        Expr::AggregateFunction(mut call) => {
-            let is_changed = match &call.params.filter {
-                Some(filter) => guarded(&mut call.params.args, filter)?,
-                None => false,
-            };
-            Ok(Transformed::new_transformed(Expr::AggregateFunction(call), is_changed))
+    let Some(filter) = filter else { return Ok(Transformed::no(expr)) };
+    let mut is_changed = false;
+    for arg in args {
+        if can_fail(arg)? {
+            *arg = when(Expr::clone(filter), std::mem::take(arg)).end()?;
+            is_changed = true;
         }
-        Expr::WindowFunction(mut call) => {
-            let is_changed = match &call.params.filter {
-                Some(filter) => guarded(&mut call.params.args, filter)?,
-                None => false,
-            };
-            Ok(Transformed::new_transformed(Expr::WindowFunction(call), is_changed))
-        }
-        other => Ok(Transformed::no(other)),
     }
+    Ok(Transformed::new_transformed(expr, is_changed))
 }
 
 /// ANDs and ORs anywhere in an expression, where NULL is not false.

@@ -551,6 +551,6 @@ pub(super) fn is_comparison(op: Operator) -> bool {
     )
 }
 
-fn is_arithmetic(op: Operator) -> bool {
+pub(super) fn is_arithmetic(op: Operator) -> bool {
     matches!(op, Operator::Plus | Operator::Minus | Operator::Multiply | Operator::Divide | Operator::Modulo)
 }

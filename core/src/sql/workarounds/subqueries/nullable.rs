@@ -1,6 +1,8 @@
 //! A scalar subquery is NULL where it has no row, also if its column is NOT NULL; DataFusion takes it for NOT NULL then, and `IS NULL` of
 //! it for false.
 
+use std::sync::Arc;
+
 use datafusion::arrow::datatypes::{DataType, Field, FieldRef};
 use datafusion::common::Result;
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
@@ -37,7 +39,7 @@ pub(in crate::sql::workarounds) fn may_be_null(node: LogicalPlan) -> Result<Tran
 
 fn call(expr: Expr) -> Expr {
     let signature = Signature::any(1, Volatility::Immutable);
-    let func = std::sync::Arc::new(ScalarUDF::new_from_impl(MayBeNull { signature }));
+    let func = Arc::new(ScalarUDF::new_from_impl(MayBeNull { signature }));
     Expr::ScalarFunction(ScalarFunction { func, args: vec![expr] })
 }
 
@@ -62,7 +64,7 @@ impl ScalarUDFImpl for MayBeNull {
 
     fn return_field_from_args(&self, args: ReturnFieldArgs) -> Result<FieldRef> {
         let ty = args.arg_fields.first().map_or(DataType::Null, |field| field.data_type().clone());
-        Ok(std::sync::Arc::new(Field::new(self.name(), ty, true)))
+        Ok(Arc::new(Field::new(self.name(), ty, true)))
     }
 
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
