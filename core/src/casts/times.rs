@@ -12,7 +12,7 @@ use arrow::datatypes::{
     ArrowPrimitiveType, DataType, Date32Type, Int64Type, IntervalMonthDayNano, IntervalMonthDayNanoType,
     IntervalUnit, Time64MicrosecondType, TimeUnit, TimestampMicrosecondType,
 };
-use chrono::{DateTime, LocalResult, NaiveDate, NaiveDateTime, Offset, TimeZone};
+use chrono::{DateTime, Datelike, LocalResult, NaiveDate, NaiveDateTime, Offset, TimeZone};
 
 use super::{arrow_cast, name_of};
 use crate::error::{Error, ErrorKind, Result, SqlState};
@@ -274,8 +274,21 @@ pub(crate) fn wall_us(instant_us: i64, zone: &Tz) -> Option<i64> {
     instant_us.checked_add(i64::from(ahead.fix().local_minus_utc()) * SECOND)
 }
 
+/// The last year whose changes of the clock are listed in the database of zones.
+const LISTED_YEAR_MAX: i32 = 2099;
+
+/// A time to look for in the database of zones. After the listed years the last rules go on, so such a time is looked for in a listed year
+/// that has the same calendar.
 fn naive(micros: i64) -> Option<NaiveDateTime> {
-    DateTime::from_timestamp_micros(micros).map(|time| time.naive_utc())
+    let time = DateTime::from_timestamp_micros(micros)?.naive_utc();
+    if time.year() <= LISTED_YEAR_MAX {
+        return Some(time);
+    }
+    let calendar =
+        |year| NaiveDate::from_ymd_opt(year, 1, 1).map(|first| (first.weekday(), first.leap_year()));
+    // In 28 years of one century each calendar occurs.
+    let same = (LISTED_YEAR_MAX - 27..=LISTED_YEAR_MAX).find(|year| calendar(*year) == calendar(time.year()));
+    time.with_year(same?)
 }
 
 fn date(text: &str) -> Option<i32> {
@@ -627,6 +640,10 @@ mod tests {
         assert_eq!(instant_us(at("2024-03-10 02:30:00"), &zone), Some(at("2024-03-10 07:30:00")));
         assert_eq!(instant_us(at("2024-11-03 01:30:00"), &zone), Some(at("2024-11-03 06:30:00")));
         assert_eq!(wall_us(at("2024-07-01 18:00:00"), &zone), Some(at("2024-07-01 14:00:00")));
+        // The rule goes on after the years that are listed.
+        assert_eq!(wall_us(at("2172-07-01 18:00:00"), &zone), Some(at("2172-07-01 14:00:00")));
+        assert_eq!(wall_us(at("2172-02-29 18:00:00"), &zone), Some(at("2172-02-29 13:00:00")));
+        assert_eq!(instant_us(at("2150-03-08 02:30:00"), &zone), Some(at("2150-03-08 07:30:00")));
     }
 
     #[test]

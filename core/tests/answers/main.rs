@@ -21,10 +21,13 @@ mod random;
 mod watch;
 mod world;
 
+use std::num::NonZero;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use kalamdb_core::failpoint::FAULTS;
+use parking_lot::Mutex;
 
 use crate::guard::{FAILURES_MAX, Run};
 use crate::watch::Watch;
@@ -36,17 +39,19 @@ struct Guard {
     name: &'static str,
     /// What its size is in.
     unit: &'static str,
-    /// The size of a run in CI, and of the long run.
+    /// The size of a run in CI.
     ci: u64,
+    /// The size of one run of the long ones, and how many there are, each with the seed after that of the one before.
     long: u64,
+    long_runs: u64,
 }
 
 const GUARDS: [Guard; 5] = [
-    Guard { name: "differential", unit: "--queries", ci: 1_000, long: 140_000 },
-    Guard { name: "plans", unit: "--queries", ci: 400, long: 30_000 },
-    Guard { name: "partition", unit: "--queries", ci: 400, long: 30_000 },
-    Guard { name: "sqlite_corpus", unit: "--percent", ci: 1, long: 20 },
-    Guard { name: "datafusion_corpus", unit: "--percent", ci: 100, long: 100 },
+    Guard { name: "differential", unit: "--queries", ci: 1_000, long: 10_000, long_runs: 18 },
+    Guard { name: "plans", unit: "--queries", ci: 400, long: 10_000, long_runs: 1 },
+    Guard { name: "partition", unit: "--queries", ci: 400, long: 10_000, long_runs: 1 },
+    Guard { name: "sqlite_corpus", unit: "--percent", ci: 2, long: 20, long_runs: 1 },
+    Guard { name: "datafusion_corpus", unit: "--percent", ci: 100, long: 100, long_runs: 1 },
 ];
 
 fn main() {
@@ -104,22 +109,45 @@ fn one(guard: &str, value: &dyn Fn(&str) -> Option<String>) -> i32 {
     report.print()
 }
 
-/// Runs every guard, each in its own process: one that dies or hangs is said, and takes no other with it.
+/// Runs every guard, each run in its own process: one that dies or hangs is said, and takes no other with it. As many run at once as there
+/// are processors.
 fn all(value: &dyn Fn(&str) -> Option<String>, is_long: bool) -> i32 {
     let must_run = std::env::var_os("GUARDS_MUST_RUN").is_some();
-    let seed = chosen_seed();
-    let (mut passed, mut absent) = (0, 0);
-    for Guard { name, unit, ci, long } in GUARDS {
-        let size = number(value(unit)).unwrap_or(if is_long { long } else { ci });
-        let status = process(name, seed, unit, size).status().unwrap();
-        match status.code() {
-            Some(0) => passed += 1,
-            Some(NOT_RUN) => absent += 1,
-            _ => println!("{name} with seed {seed} FAILED: {status}"),
-        }
+    let first_seed = chosen_seed();
+    let mut commands = Vec::new();
+    for Guard { name, unit, ci, long, long_runs } in GUARDS {
+        let (size, runs) = if is_long { (long, long_runs) } else { (ci, 1) };
+        let size = number(value(unit)).unwrap_or(size);
+        commands.extend((first_seed..first_seed + runs).map(|seed| {
+            let what = format!("{name} with seed {seed}");
+            (what, process(name, seed, unit, size))
+        }));
     }
-    println!("guards: {passed} of {} passed, {absent} not run", GUARDS.len());
-    let is_good = passed + absent == GUARDS.len() && (absent == 0 || !must_run);
+    let (count, passed, absent) = (commands.len(), AtomicUsize::new(0), AtomicUsize::new(0));
+    let commands = Mutex::new(commands.into_iter());
+    let next = || commands.lock().next();
+    let work = || {
+        while let Some((what, mut command)) = next() {
+            let status = command.status().unwrap();
+            let counter = match status.code() {
+                Some(0) => &passed,
+                Some(NOT_RUN) => &absent,
+                _ => {
+                    println!("{what} FAILED: {status}");
+                    continue;
+                }
+            };
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, NonZero::get) {
+            scope.spawn(work);
+        }
+    });
+    let (passed, absent) = (passed.into_inner(), absent.into_inner());
+    println!("guards: {passed} of {count} runs passed, {absent} not run");
+    let is_good = passed + absent == count && (absent == 0 || !must_run);
     i32::from(!is_good)
 }
 

@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use datafusion::common::tree_node::{Transformed, TreeNode};
+use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::common::{DFSchemaRef, FunctionalDependencies, Result};
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::optimizer::optimizer::ApplyOrder;
@@ -27,12 +27,32 @@ impl OptimizerRule for WithoutDependencies {
     }
 
     fn rewrite(&self, plan: LogicalPlan, config: &dyn OptimizerConfig) -> Result<Transformed<LogicalPlan>> {
+        let is_asked = match self.apply_order() {
+            None => {
+                let mut is_asked = false;
+                plan.apply_with_subqueries(|node| {
+                    is_asked |= asks(node);
+                    Ok(if is_asked { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
+                })?;
+                is_asked
+            }
+            Some(_) => asks(&plan),
+        };
+        if !is_asked {
+            return self.0.rewrite(plan, config);
+        }
         let plan = match self.apply_order() {
             None => plan.transform_down_with_subqueries(|node| Ok(Transformed::yes(forgetful(node))))?.data,
             Some(_) => plan.map_children(|input| Ok(Transformed::yes(forgetful(input))))?.data,
         };
         self.0.rewrite(plan, config)
     }
+}
+
+/// Whether a rule asks at this node what the columns of its inputs determine, and is told something.
+fn asks(plan: &LogicalPlan) -> bool {
+    matches!(plan, LogicalPlan::Aggregate(_) | LogicalPlan::Distinct(_) | LogicalPlan::Join(_))
+        && plan.inputs().iter().any(|input| !input.schema().functional_dependencies().is_empty())
 }
 
 /// The plan without what its columns determine, as far as one of its own schemas says it.

@@ -8,10 +8,13 @@ use std::sync::Arc;
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::common::{DataFusionError, Result};
+use datafusion::physical_expr::{LexOrdering, OrderingRequirements};
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
 use datafusion::physical_optimizer::ensure_requirements::EnsureRequirements;
-use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::aggregates::AggregateExec;
+use datafusion::physical_plan::execution_plan::replace_children_if_necessary;
+use datafusion::physical_plan::sorts::sort::SortExec;
+use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
 
 /// DISTINCT below a LIMIT that is not sorted stops at enough groups. Where its input has got an order since, DataFusion would look for the
 /// first groups of an order that nobody has said, and fail.
@@ -24,6 +27,27 @@ fn without_lost_limit(node: Arc<dyn ExecutionPlan>) -> Result<Transformed<Arc<dy
         return Ok(Transformed::no(node));
     }
     Ok(Transformed::yes(Arc::new(aggregate.with_new_limit_options(None))))
+}
+
+/// Sorts the inputs of a node that are not in the order it needs: `EnsureRequirements` leaves a merge above them as it is.
+fn with_orders(node: Arc<dyn ExecutionPlan>) -> Result<Transformed<Arc<dyn ExecutionPlan>>> {
+    let mut is_changed = false;
+    let mut children = Vec::new();
+    for (child, needed) in node.children().into_iter().zip(node.required_input_ordering()) {
+        let mut child = Arc::clone(child);
+        if let Some(needed) = needed.map(OrderingRequirements::into_single)
+            && !child.equivalence_properties().ordering_satisfy_requirement(needed.clone())?
+        {
+            child =
+                Arc::new(SortExec::new(LexOrdering::from(needed), child).with_preserve_partitioning(true));
+            is_changed = true;
+        }
+        children.push(child);
+    }
+    if !is_changed {
+        return Ok(Transformed::no(node));
+    }
+    replace_children_if_necessary(node, children).map(Transformed::yes)
 }
 
 /// DataFusion's check `SanityCheckPlan`, which mends before it refuses.
@@ -40,7 +64,7 @@ impl PhysicalOptimizerRule for MendingCheck {
         if let Ok(checked) = self.0.optimize(Arc::clone(&plan), config) {
             return Ok(checked);
         }
-        let mended = EnsureRequirements::new().optimize(plan, config)?;
+        let mended = EnsureRequirements::new().optimize(plan, config)?.transform_up(with_orders)?.data;
         // A plan that cannot be run is no mistake of who asks.
         self.0.optimize(mended, config).map_err(|error| DataFusionError::Internal(error.to_string()))
     }
