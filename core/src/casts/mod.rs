@@ -133,6 +133,8 @@ pub(crate) fn cast(array: &ArrayRef, to: &DataType) -> Result<ArrayRef> {
         (T::FixedSizeList(item, _) | T::LargeList(item), T::List(_)) => {
             cast(&arrow_cast(array, &T::List(Arc::clone(item)))?, to)
         }
+        // Arrow has one, of the bytes in memory.
+        (from, T::Binary | T::LargeBinary | T::BinaryView) if is_number(from) => Err(no_cast(from, to)),
         _ => arrow_cast(array, to),
     }
 }
@@ -161,11 +163,7 @@ pub(crate) fn try_cast(array: &ArrayRef, to: &DataType) -> Result<ArrayRef> {
 fn arrow_cast(array: &ArrayRef, to: &DataType) -> Result<ArrayRef> {
     let from = array.data_type();
     if !can_cast_types(from, to) {
-        return Err(Error::new(
-            ErrorKind::InvalidSql,
-            SqlState::CANNOT_COERCE,
-            format!("there is no cast from {from} to {to}"),
-        ));
+        return Err(no_cast(from, to));
     }
     let options = CastOptions { safe: false, format_options: FormatOptions::default() };
     cast_with_options(array, to, &options).map_err(|error| {
@@ -176,6 +174,11 @@ fn arrow_cast(array: &ArrayRef, to: &DataType) -> Result<ArrayRef> {
         }
         error
     })
+}
+
+fn no_cast(from: &DataType, to: &DataType) -> Error {
+    let text = format!("there is no cast from {from} to {to}");
+    Error::new(ErrorKind::InvalidSql, SqlState::CANNOT_COERCE, text)
 }
 
 fn from_text(texts: &StringArray, to: &DataType) -> Result<ArrayRef> {

@@ -305,7 +305,9 @@ fn date(text: &str) -> Option<i32> {
         _ => return None,
     };
     let field = |text: &str| number(text).and_then(|value| u32::try_from(value).ok());
-    let date = NaiveDate::from_ymd_opt(i32::try_from(number(year)?).ok()?, field(month)?, field(day)?)?;
+    // There is no year 0.
+    let year = number(year).filter(|year| *year > 0)?;
+    let date = NaiveDate::from_ymd_opt(i32::try_from(year).ok()?, field(month)?, field(day)?)?;
     i32::try_from(date.signed_duration_since(NaiveDate::default()).num_days()).ok()
 }
 
@@ -555,6 +557,14 @@ fn unit_of(name: &str) -> Option<(i64, i64, i64)> {
         "microsecond" | "microseconds" | "usec" | "usecs" | "us" => (0, 0, 1),
         _ => return None,
     })
+}
+
+/// The usual name of a unit that is written in another way, such as `milliseconds`.
+pub(crate) fn unit_named(name: &str) -> Option<&'static str> {
+    let units =
+        ["year", "quarter", "month", "week", "day", "hour", "minute", "second", "millisecond", "microsecond"];
+    let wanted = unit_of(name.trim())?;
+    units.into_iter().find(|unit| unit_of(unit) == Some(wanted))
 }
 
 fn iso_interval(text: &str) -> Option<IntervalMonthDayNano> {

@@ -24,6 +24,8 @@ const PLAN_NODES_MAX: u64 = 20_000;
 const WITH_NODES_MAX: u64 = 10 * PLAN_NODES_MAX;
 /// The parts of one expression, once the expressions of subqueries stand in place of their columns.
 const EXPRESSION_NODES_MAX: u64 = 50_000;
+/// Functions whose values are written twice when they are optimised.
+const DOUBLED: [&str; 4] = ["coalesce", "nullif", "nvl", "nvl2"];
 /// Grouping sets of one SELECT, as many as of a CUBE of 12.
 const GROUPING_SETS_MAX: u64 = 1 << 12;
 /// Expressions in all grouping sets of one SELECT.
@@ -341,11 +343,22 @@ impl Plans {
         }
         let mut size = Size::ONE;
         let mut failure = None;
+        // The optimizer makes a CASE of these, which names each value twice; coalesce within coalesce becomes one call.
+        let name = |expr: &Expr| match expr {
+            Expr::ScalarFunction(call) => DOUBLED.iter().find(|name| **name == call.func.name()).copied(),
+            _ => None,
+        };
+        let own = name(expr);
+        let times = |child: &Expr| match own {
+            Some("coalesce") if name(child) == Some("coalesce") => 1,
+            Some(_) => 2,
+            None => 1,
+        };
         expr.apply_children(|child| {
             match self.expression(child, inputs, nodes) {
-                Ok(child) => {
-                    size.nodes = size.nodes.saturating_add(child.nodes);
-                    size.depth = size.depth.max(child.depth.saturating_add(1));
+                Ok(found) => {
+                    size.nodes = size.nodes.saturating_add(found.nodes.saturating_mul(times(child)));
+                    size.depth = size.depth.max(found.depth.saturating_add(1));
                 }
                 Err(error) => failure = Some(error),
             }

@@ -36,6 +36,14 @@ pub(crate) fn tokenize(sql: &str, config: &Config) -> Result<Vec<TokenWithSpan>>
         .tokenize_with_location()
         .map_err(|error| Error::syntax(error.to_string()))?;
     join_texts(&mut tokens);
+    for token in &mut tokens {
+        // `SELECT TOP 5` is of other databases: in PostgreSQL it is a name.
+        if let Token::Word(word) = &mut token.token
+            && word.keyword == Keyword::TOP
+        {
+            word.keyword = Keyword::NoKeyword;
+        }
+    }
     while tokens.last().is_some_and(|token| token.token == Token::SemiColon) {
         tokens.pop();
     }

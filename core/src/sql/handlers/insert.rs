@@ -238,6 +238,9 @@ fn plan_values(
             if is_default(value) {
                 *value = default_expression(column)?;
             }
+            if column.ty == ColumnType::Uuid && is_cast(value) {
+                *value = as_text(value.clone());
+            }
             *only_text &= is_text(value);
             if let Some(index) = placeholder_index(value) {
                 uses.insert(format!("${}", index + 1), Use::Assigned);
@@ -264,6 +267,24 @@ fn plan_values(
     let values = ast::Statement::Query(Box::new(values_query(rows)));
     let planned = planner::plan(execution, values, view, &mut context)?;
     Ok(Planned { uses, ..planned })
+}
+
+fn is_cast(value: &ast::Expr) -> bool {
+    match value {
+        ast::Expr::Nested(inner) => is_cast(inner),
+        other => matches!(other, ast::Expr::Cast { .. }),
+    }
+}
+
+/// A value of a UUID is planned as its text, as a literal is.
+fn as_text(value: ast::Expr) -> ast::Expr {
+    ast::Expr::Cast {
+        kind: ast::CastKind::Cast,
+        expr: Box::new(value),
+        data_type: ast::DataType::Text,
+        array: false,
+        format: None,
+    }
 }
 
 fn is_default(value: &ast::Expr) -> bool {

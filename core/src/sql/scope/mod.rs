@@ -41,6 +41,8 @@ use self::level::{Cte, Found, Level, Output};
 use super::cursor::fold;
 use super::names::Names;
 use super::planner::View;
+use super::workarounds::syntax::call;
+use super::workarounds::{FIRST_PART, NEXT_PART};
 use crate::error::{Error, ErrorKind, Result, SqlState};
 
 /// The right names of result columns that the planner was given others for.
@@ -155,9 +157,16 @@ impl Resolver<'_> {
         {
             // The first part has the columns that the second reads.
             let outputs = self.set_expr(left, level)?;
+            let is_read = reads(right, &name);
+            if is_read {
+                select::wrap_columns(left, FIRST_PART);
+            }
             let columns = aliased(outputs, &cte.alias);
             level.ctes.push(Cte { name, internal, columns });
             self.set_expr(right, level)?;
+            if is_read {
+                select::wrap_columns(right, NEXT_PART);
+            }
             return Ok(());
         }
         let outputs = self.query(&mut cte.query, Some(level))?;
@@ -255,6 +264,10 @@ impl InExpression<'_, '_, '_> {
                     }
                 }
             }
+            // The planner knows no columns from outside in it.
+            Expr::Array(array) if self.level.outer.is_some() && array.elem.iter().any(names_column) => {
+                *expr = call("make_array", std::mem::take(&mut array.elem));
+            }
             Expr::CompoundIdentifier(parts) => {
                 if let Some(hidden) = self.level.qualify(parts)? {
                     self.resolver.hidden.insert(hidden);
@@ -292,6 +305,24 @@ impl InExpression<'_, '_, '_> {
         }
         Ok(())
     }
+}
+
+/// Whether a query names a table, as the recursive part does its own.
+fn reads(body: &SetExpr, table: &str) -> bool {
+    let found = ast::visit_relations(body, |name| match name.0.as_slice() {
+        [only] if only.as_ident().is_some_and(|ident| fold(ident) == table) => ControlFlow::Break(()),
+        _ => ControlFlow::Continue(()),
+    });
+    found.is_break()
+}
+
+/// Whether a column is named anywhere in an expression.
+fn names_column(expr: &Expr) -> bool {
+    let found = ast::visit_expressions(expr, |part| match part {
+        Expr::Identifier(_) | Expr::CompoundIdentifier(_) => ControlFlow::Break(()),
+        _ => ControlFlow::Continue(()),
+    });
+    found.is_break()
 }
 
 /// What only aggregates and window functions take.

@@ -1,17 +1,19 @@
 //! The select list and the clauses behind it.
 
 use std::collections::HashMap;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use datafusion::sql::sqlparser::ast::{
     self, Distinct, Expr, GroupByExpr, Ident, OrderBy, OrderByKind, Select, SelectItem,
-    SelectItemQualifiedWildcardKind, WildcardAdditionalOptions,
+    SelectItemQualifiedWildcardKind, SetExpr, WildcardAdditionalOptions,
 };
 
 use super::level::{Found, Level, Output, Shown, Source};
 use super::{Outputs, Resolver, ambiguous, naming, quoted};
 use crate::error::{Error, Result};
 use crate::sql::cursor::fold;
+use crate::sql::workarounds::syntax::call;
 
 /// A column of the select list.
 struct Item {
@@ -70,6 +72,7 @@ impl Resolver<'_> {
             Some(OrderByKind::Expressions(sorts)) => sorts.as_mut_slice(),
             _ => &mut [],
         };
+        let is_distinct = matches!(select.distinct, Some(Distinct::Distinct));
         let on = match &mut select.distinct {
             Some(Distinct::On(exprs)) => exprs.as_mut_slice(),
             _ => &mut [],
@@ -79,6 +82,9 @@ impl Resolver<'_> {
             match output_named(expr, known)? {
                 Some(internal) => *expr = quoted(&internal),
                 None => self.in_clause(expr, &level, known)?,
+            }
+            if is_distinct && let Some(name) = listed(expr, &select.projection, &level) {
+                *expr = Expr::Identifier(name);
             }
         }
         Ok(outputs)
@@ -193,6 +199,46 @@ impl Resolver<'_> {
     }
 }
 
+/// Puts a function around each column of a resolved query, which keeps its name.
+pub(super) fn wrap_columns(body: &mut SetExpr, function: &str) {
+    match body {
+        SetExpr::Select(select) if !matches!(select.distinct, Some(Distinct::On(_))) => {
+            for item in &mut select.projection {
+                if let SelectItem::UnnamedExpr(expr) = item
+                    && let Some(name) = column_name(expr)
+                {
+                    let alias = Ident::with_quote('"', name);
+                    *item = SelectItem::ExprWithAlias { expr: expr.clone(), alias };
+                }
+                if let SelectItem::ExprWithAlias { expr, .. } = item
+                    && !is_unnest(expr)
+                {
+                    *expr = call(function, vec![expr.clone()]);
+                }
+            }
+        }
+        // An order names columns as they are.
+        SetExpr::Query(query) if query.order_by.is_none() => wrap_columns(&mut query.body, function),
+        SetExpr::SetOperation { left, right, .. } => {
+            crate::sql::stack::deep(|| {
+                wrap_columns(left, function);
+                wrap_columns(right, function);
+            });
+        }
+        SetExpr::Values(values) => {
+            for expr in values.rows.iter_mut().flat_map(|row| &mut row.content) {
+                *expr = call(function, vec![expr.clone()]);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Rows of an array, which cannot stand within a function.
+fn is_unnest(expr: &Expr) -> bool {
+    matches!(expr, Expr::Function(function) if function.name.to_string().eq_ignore_ascii_case("unnest"))
+}
+
 /// The name the planner gives a column that is one of a table's.
 fn column_name(expr: &Expr) -> Option<String> {
     match expr {
@@ -214,6 +260,26 @@ fn qualified(expr: &Expr, level: &Level<'_>) -> Expr {
         }
         other => other.clone(),
     }
+}
+
+/// The name of the column of the select list that is this expression: rows that are distinct have no others.
+fn listed(expr: &Expr, projection: &[SelectItem], level: &Level<'_>) -> Option<Ident> {
+    if matches!(expr, Expr::Identifier(_) | Expr::Value(_)) {
+        return None;
+    }
+    let with_tables = |expr: &Expr| {
+        let mut whole = expr.clone();
+        let _ = ast::visit_expressions_mut(&mut whole, |part| {
+            *part = qualified(part, level);
+            ControlFlow::<()>::Continue(())
+        });
+        whole
+    };
+    let wanted = with_tables(expr);
+    projection.iter().find_map(|item| match item {
+        SelectItem::ExprWithAlias { expr, alias } => (with_tables(expr) == wanted).then(|| alias.clone()),
+        _ => None,
+    })
 }
 
 fn items(columns: Vec<(Output, Expr)>) -> impl Iterator<Item = Part> {

@@ -54,6 +54,7 @@ pub(super) fn checked(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>
                 (Operator::Minus, Some(ty)) if ty.is_integer() => Some(Operation::Difference),
                 (Operator::Multiply, Some(ty)) if ty.is_integer() => Some(Operation::Product),
                 (Operator::Divide, Some(ty)) if ty.is_floating() => Some(Operation::FloatQuotient),
+                (Operator::Modulo, Some(ty)) if ty.is_floating() => Some(Operation::FloatRemainder),
                 _ => match digits_needed(op, ty.as_ref(), type_of(&right, schema).as_ref()) {
                     Some((operation, digits)) if digits > 38 => Some(operation),
                     _ => None,
@@ -107,6 +108,7 @@ enum Operation {
     /// Of decimals.
     Quotient,
     FloatQuotient,
+    FloatRemainder,
 }
 
 /// Whether a function is one of these operations, which fail for what has no value.
@@ -117,7 +119,9 @@ pub(super) fn is_checked(function: &ScalarUDF) -> bool {
 /// Whether its result is a float.
 pub(super) fn is_of_floats(function: &ScalarUDF) -> bool {
     let arithmetic = function.inner().downcast_ref::<Arithmetic>();
-    arithmetic.is_some_and(|arithmetic| arithmetic.operation == Operation::FloatQuotient)
+    arithmetic.is_some_and(|arithmetic| {
+        matches!(arithmetic.operation, Operation::FloatQuotient | Operation::FloatRemainder)
+    })
 }
 
 #[derive(Debug, PartialEq, Eq, Hash)]
@@ -133,6 +137,7 @@ impl Arithmetic {
             Operation::Difference | Operation::Negation => Operator::Minus,
             Operation::Product => Operator::Multiply,
             Operation::Quotient | Operation::FloatQuotient => Operator::Divide,
+            Operation::FloatRemainder => Operator::Modulo,
         }
     }
 
@@ -142,7 +147,7 @@ impl Arithmetic {
                 Ok(numeric::neg(value.as_ref()).map_err(|_| out_of_range(value.data_type()))?)
             }
             (Operation::Quotient, [dividend, divisor]) => quotient(dividend, divisor),
-            (Operation::FloatQuotient, [dividend, divisor]) => {
+            (Operation::FloatQuotient | Operation::FloatRemainder, [dividend, divisor]) => {
                 let is_divided_by_zero = match divisor.data_type() {
                     DataType::Float32 => is_divided_by_zero::<Float32Type>,
                     _ => is_divided_by_zero::<Float64Type>,
@@ -150,7 +155,11 @@ impl Arithmetic {
                 if is_divided_by_zero(dividend, divisor) {
                     return Err(division_by_zero());
                 }
-                Ok(numeric::div(dividend, divisor)?)
+                let compute = match self.operation {
+                    Operation::FloatQuotient => numeric::div,
+                    _ => numeric::rem,
+                };
+                Ok(compute(dividend, divisor)?)
             }
             (operation, [left, right]) => {
                 let result = match operation {
@@ -230,6 +239,7 @@ impl ScalarUDFImpl for Arithmetic {
             Operation::Difference | Operation::Negation => "-",
             Operation::Product => "*",
             Operation::Quotient | Operation::FloatQuotient => "/",
+            Operation::FloatRemainder => "%",
         }
     }
 
@@ -275,6 +285,10 @@ impl ScalarUDFImpl for Arithmetic {
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
         let is_constant = args.args.iter().all(|value| matches!(value, ColumnarValue::Scalar(_)));
         let mut arrays = ColumnarValue::values_to_arrays(&args.args)?;
+        // The optimizer tries conditions with NULL, of no type, in the place of a column.
+        if arrays.iter().any(|array| *array.data_type() == DataType::Null) {
+            return Ok(ColumnarValue::Scalar(ScalarValue::try_from(args.return_field.data_type())?));
+        }
         if self.operation == Operation::Quotient {
             for array in &mut arrays {
                 *array = cast(array, &as_decimal(array.data_type()))?;

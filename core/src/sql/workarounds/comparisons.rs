@@ -49,7 +49,7 @@ fn family(ty: &DataType) -> Option<Family> {
 }
 
 /// The type as SQL spells it.
-fn sql_name(ty: &DataType) -> &'static str {
+pub(super) fn sql_name(ty: &DataType) -> &'static str {
     match ty {
         DataType::Boolean => "BOOLEAN",
         DataType::Int8 | DataType::UInt8 | DataType::Int16 => "SMALLINT",

@@ -2,7 +2,7 @@
 //!
 //! DataFusion keeps with a plan that a key determines the other columns. It says so also of a group's columns where a join has repeated the
 //! key: of `GROUP BY c.id, a.s` over `c JOIN a` it takes `c.id` to determine `a.s`, and leaves `a.s` out of the groups when they are
-//! grouped again, as for `count(DISTINCT x)`. Names in a SELECT are resolved by it, which is right; the rules that take columns and joins
+//! grouped again, as for `count(DISTINCT x)`, and out of ORDER BY. Names in a SELECT are resolved by it, which is right; the rules that take columns and joins
 //! away by it are not told.
 
 use std::sync::Arc;
@@ -51,8 +51,11 @@ impl OptimizerRule for WithoutDependencies {
 
 /// Whether a rule asks at this node what the columns of its inputs determine, and is told something.
 fn asks(plan: &LogicalPlan) -> bool {
-    matches!(plan, LogicalPlan::Aggregate(_) | LogicalPlan::Distinct(_) | LogicalPlan::Join(_))
-        && plan.inputs().iter().any(|input| !input.schema().functional_dependencies().is_empty())
+    let is_asked = matches!(
+        plan,
+        LogicalPlan::Aggregate(_) | LogicalPlan::Distinct(_) | LogicalPlan::Join(_) | LogicalPlan::Sort(_)
+    );
+    is_asked && plan.inputs().iter().any(|input| !input.schema().functional_dependencies().is_empty())
 }
 
 /// The plan without what its columns determine, as far as one of its own schemas says it.

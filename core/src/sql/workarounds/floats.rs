@@ -108,7 +108,11 @@ impl ScalarUDFImpl for Canonical {
             DataType::Float32 => {
                 Arc::new(values.as_primitive::<Float32Type>().unary::<_, Float32Type>(one_f32))
             }
-            _ => Arc::new(values.as_primitive::<Float64Type>().unary::<_, Float64Type>(one_f64)),
+            DataType::Float64 => {
+                Arc::new(values.as_primitive::<Float64Type>().unary::<_, Float64Type>(one_f64))
+            }
+            // The optimizer tries conditions with NULL, of no type, in the place of a column.
+            _ => Arc::clone(values),
         };
         if matches!(args.args.as_slice(), [ColumnarValue::Scalar(_)]) && canonical.len() == 1 {
             return Ok(ColumnarValue::Scalar(ScalarValue::try_from_array(&canonical, 0)?));

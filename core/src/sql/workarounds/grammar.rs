@@ -6,6 +6,8 @@
 //! | `-2 ^ 2` | minus the square | the square of minus two |
 //! | `a = b ~ c`, `a ~ b \|\| c` | `~` binds like `=` | like every other operator |
 //! | `TRIM(LEADING FROM a)` | an error | spaces are trimmed |
+//! | `a::TEXT COLLATE "C"` | an error | a collation |
+//! | `interval + 1` | an interval | the column |
 //! | `a ISNULL` | an alias, or an error | IS NULL |
 //!
 //! The order is that of <https://www.postgresql.org/docs/15/sql-syntax-lexical.html#SQL-PRECEDENCE>.
@@ -30,8 +32,38 @@ pub(in crate::sql) fn prefix(parser: &mut Parser<'_>) -> Option<Parsed> {
             let side = trim_side(parser)?;
             Some(trim(parser, side))
         }
+        Token::Word(word) if word.keyword == Keyword::INTERVAL && is_column(parser) => {
+            Some(parser.parse_identifier().map(Expr::Identifier))
+        }
         _ => None,
     }
+}
+
+/// Whether INTERVAL is a name: no value follows.
+fn is_column(parser: &Parser<'_>) -> bool {
+    matches!(
+        parser.peek_nth_token_ref(1).token,
+        Token::Plus
+            | Token::Minus
+            | Token::Mul
+            | Token::Div
+            | Token::Mod
+            | Token::Eq
+            | Token::Neq
+            | Token::Lt
+            | Token::LtEq
+            | Token::Gt
+            | Token::GtEq
+            | Token::Comma
+            | Token::Caret
+            | Token::LBracket
+            | Token::RBracket
+            | Token::RParen
+            | Token::DoubleColon
+            | Token::StringConcat
+            | Token::EOF
+    ) || matches!(&parser.peek_nth_token_ref(1).token, Token::Word(word)
+        if word.quote_style.is_none() && word.keyword != Keyword::NoKeyword)
 }
 
 fn sign(parser: &mut Parser<'_>, op: UnaryOperator) -> Parsed {
@@ -71,6 +103,10 @@ pub(in crate::sql) fn infix(parser: &mut Parser<'_>, left: &Expr, precedence: u8
         parser.next_token();
         return Some(Ok(Expr::IsNull(Box::new(left.clone()))));
     }
+    if parser.parse_keyword(Keyword::COLLATE) {
+        let expr = Box::new(left.clone());
+        return Some(parser.parse_object_name(false).map(|collation| Expr::Collate { expr, collation }));
+    }
     let negated = if parser.parse_keywords(&[Keyword::IS, Keyword::DISTINCT, Keyword::FROM]) {
         false
     } else if parser.parse_keywords(&[Keyword::IS, Keyword::NOT, Keyword::DISTINCT, Keyword::FROM]) {
@@ -95,6 +131,9 @@ fn is_isnull(parser: &Parser<'_>) -> bool {
 pub(in crate::sql) fn precedence(parser: &Parser<'_>) -> Option<u8> {
     if is_isnull(parser) {
         return Some(PostgreSqlDialect {}.prec_value(Precedence::Is));
+    }
+    if matches!(&parser.peek_token_ref().token, Token::Word(word) if word.keyword == Keyword::COLLATE) {
+        return Some(COLLATE);
     }
     let is_match = matches!(
         parser.peek_token_ref().token,

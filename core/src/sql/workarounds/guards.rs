@@ -14,7 +14,6 @@ use datafusion::logical_expr::utils::{conjunction, disjunction, split_conjunctio
 use datafusion::logical_expr::{Expr, Filter, LogicalPlan, Operator, lit, when};
 
 use super::walk::type_of;
-use super::{arithmetic, casts, subqueries};
 
 /// Rewrites the conditions of a plan.
 pub(crate) fn guard(plan: LogicalPlan) -> Result<LogicalPlan> {
@@ -118,16 +117,19 @@ fn guard_conditions(conditions: Vec<Expr>) -> Result<(Vec<Expr>, bool)> {
 
 /// An aggregate's arguments are computed where its FILTER holds: DataFusion computes them for every row of a batch.
 pub(super) fn guard_arguments(mut expr: Expr, _: &DFSchema) -> Result<Transformed<Expr>> {
-    let (args, filter) = match &mut expr {
-        Expr::AggregateFunction(call) => (&mut call.params.args, &call.params.filter),
-        Expr::WindowFunction(call) => (&mut call.params.args, &call.params.filter),
+    let (args, sorts, filter) = match &mut expr {
+        Expr::AggregateFunction(call) => {
+            (&mut call.params.args, call.params.order_by.as_mut_slice(), &call.params.filter)
+        }
+        Expr::WindowFunction(call) => (&mut call.params.args, [].as_mut_slice(), &call.params.filter),
         _ => return Ok(Transformed::no(expr)),
     };
     let Some(filter) = filter else { return Ok(Transformed::no(expr)) };
     let mut is_changed = false;
-    for arg in args {
-        if can_fail(arg)? {
-            *arg = when(Expr::clone(filter), std::mem::take(arg)).end()?;
+    for part in args.iter_mut().chain(sorts.iter_mut().map(|sort| &mut sort.expr)) {
+        // A constant is an argument of the function itself, such as the fraction of a percentile.
+        if can_fail(part)? && (!part.column_refs().is_empty() || part.contains_outer()) {
+            *part = when(Expr::clone(filter), std::mem::take(part)).end()?;
             is_changed = true;
         }
     }
@@ -153,6 +155,10 @@ fn guard_expression(expr: Expr) -> Result<Transformed<Expr>> {
             let mut parts: Vec<Expr> = whole.into_iter().chain(risky).collect();
             let mut guarded = parts.pop().unwrap_or_else(|| lit(op == Operator::And));
             while let Some(part) = parts.pop() {
+                if is_large(&part)? {
+                    guarded = join([part.clone(), guarded]).unwrap_or(part);
+                    continue;
+                }
                 let decides =
                     if op == Operator::And { part.clone().is_false() } else { part.clone().is_true() };
                 let both = join([part.clone(), guarded]).unwrap_or(part);
@@ -162,6 +168,18 @@ fn guard_expression(expr: Expr) -> Result<Transformed<Expr>> {
         }
         _ => Ok(Transformed::no(expr)),
     })
+}
+
+/// A guard names its condition twice, so conditions in one another would grow to 2^depth parts: of more than these none is written twice.
+const PARTS_DOUBLED_MAX: usize = 1_000;
+
+fn is_large(expr: &Expr) -> Result<bool> {
+    let mut parts = 0;
+    expr.apply(|_| {
+        parts += 1;
+        Ok(if parts > PARTS_DOUBLED_MAX { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
+    })?;
+    Ok(parts > PARTS_DOUBLED_MAX)
 }
 
 /// The parts of a chain of one operator, from the left.
@@ -185,17 +203,105 @@ fn parted(conditions: Vec<Expr>) -> Result<(Vec<Expr>, Vec<Expr>)> {
     Ok((safe, risky))
 }
 
+/// Functions that have a value for all arguments of their types.
+const TOTAL: [&str; 88] = [
+    "acos",
+    "acosh",
+    "all_of",
+    "any_of",
+    "array_element",
+    "array_has",
+    "array_length",
+    "array_to_string",
+    "ascii",
+    "asin",
+    "asinh",
+    "atan",
+    "atan2",
+    "atanh",
+    "bit_length",
+    "btrim",
+    "canonical_float",
+    "cardinality",
+    "cbrt",
+    "ceil",
+    "character_length",
+    "coalesce",
+    "concat",
+    "concat_ws",
+    "contains",
+    "cos",
+    "cosh",
+    "cot",
+    "current_date",
+    "current_time",
+    "date_part",
+    "degrees",
+    "ends_with",
+    "exp",
+    "find_in_set",
+    "floor",
+    "get_field",
+    "greatest",
+    "initcap",
+    "interval_length",
+    "isnan",
+    "iszero",
+    "least",
+    "left",
+    "levenshtein",
+    "ln",
+    "log10",
+    "log2",
+    "lower",
+    "ltrim",
+    "make_array",
+    "may_be_null",
+    "md5",
+    "named_struct",
+    "nanvl",
+    "next_part",
+    "now",
+    "nullif",
+    "nvl",
+    "nvl2",
+    "octet_length",
+    "pi",
+    "radians",
+    "random",
+    "replace",
+    "reverse",
+    "right",
+    "rtrim",
+    "sha224",
+    "sha256",
+    "sha384",
+    "sha512",
+    "signum",
+    "sin",
+    "sinh",
+    "starts_with",
+    "strpos",
+    "struct",
+    "substr_index",
+    "tan",
+    "tanh",
+    "to_hex",
+    "translate",
+    "trunc",
+    "try_cast",
+    "upper",
+    "uuid",
+    "version",
+];
+
 /// Whether some row can make an expression an error. A CASE is taken for its own guard.
 fn can_fail(expr: &Expr) -> Result<bool> {
     let mut can_fail = false;
     expr.apply(|part| {
         can_fail |= match part {
             Expr::BinaryExpr(BinaryExpr { op: Operator::Divide | Operator::Modulo, .. }) => true,
-            Expr::ScalarFunction(call) => {
-                casts::is_checked(&call.func)
-                    || arithmetic::is_checked(&call.func)
-                    || subqueries::is_checked(&call.func)
-            }
+            Expr::ScalarFunction(call) => TOTAL.binary_search(&call.func.name()).is_err(),
             _ => false,
         };
         Ok(match part {

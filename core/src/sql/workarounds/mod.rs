@@ -3,10 +3,10 @@
 //! | step of a statement | files |
 //! |---|---|
 //! | reading the text | `grammar`, `syntax` |
-//! | the plan, before types are made equal | `comparisons`, `numbers`, `arithmetic` (quotients), `aggregates`, `functions`, `frames` |
-//! | the plan, after that | `casts`, `arithmetic` (overflow), `regex`, `floats`, `sorts`, `multisets`, `offsets`, `subqueries` |
-//! | optimising the plan | `simplification`, `equalities`, `dependencies`, `constant_filters`, `null_equality`, and at its end `guards` |
-//! | the physical plan | `added_nulls`, `projections`, `pushdown`, `scan_equalities`, `build_reports`, `requirements` |
+//! | the plan, before types are made equal | `comparisons`, `days`, `numbers`, `arithmetic` (quotients), `aggregates`, `functions`, `frames`, `computed_groups`, `recursion` |
+//! | the plan, after that | `casts`, `arithmetic` (overflow), `regex`, `regex_syntax`, `floats`, `sorts`, `multisets`, `offsets`, `subqueries` |
+//! | optimising the plan | `simplification`, `equalities`, `dependencies`, `same_types`, `constant_filters`, `null_equality`, and at its end `guards` |
+//! | the physical plan | `added_nulls`, `filtered_statistics`, `projections`, `pushdown`, `scan_equalities`, `build_reports`, `requirements` |
 //!
 //! docs/sql-correctness.md has a line for each with its upstream issue; `tests/it/workarounds.rs` asks DataFusion alone and fails when its
 //! answer has become right, so that the work-around can go.
@@ -19,9 +19,12 @@ mod arithmetic;
 mod build_reports;
 mod casts;
 mod comparisons;
+mod computed_groups;
 mod constant_filters;
+mod days;
 mod dependencies;
 mod equalities;
+mod filtered_statistics;
 mod floats;
 mod frames;
 mod functions;
@@ -33,8 +36,11 @@ mod numbers;
 mod offsets;
 mod projections;
 mod pushdown;
+mod recursion;
 mod regex;
+mod regex_syntax;
 mod requirements;
+mod same_types;
 mod scan_equalities;
 mod simplification;
 mod sorts;
@@ -59,14 +65,17 @@ use self::build_reports::BuildReports;
 use self::constant_filters::GuardedPushDown;
 use self::dependencies::WithoutDependencies;
 use self::equalities::EqualitiesRule;
+use self::filtered_statistics::UnfilteredStatistics;
 use self::null_equality::{GuardedKeys, GuardedOrder};
 use self::projections::FencedProjections;
 use self::requirements::MendingCheck;
+use self::same_types::SameTypes;
 use self::scan_equalities::ScanEqualities;
 use self::simplification::ShieldedSimplification;
 use self::walk::{Rewrite, rewrite_expressions};
 
 pub(crate) use self::guards::{guard, guard_condition};
+pub(crate) use self::recursion::{FIRST_PART, NEXT_PART};
 pub(crate) use self::simplification::simplify;
 use crate::failpoint::is_planted;
 
@@ -109,7 +118,7 @@ fn has_float(plan: &LogicalPlan) -> bool {
 
 /// Functions that take the place of DataFusion's of the same name.
 pub(super) fn functions() -> Vec<Arc<ScalarUDF>> {
-    functions::all()
+    functions::all().into_iter().chain(recursion::functions()).collect()
 }
 
 /// Planners of operators, to be asked before DataFusion's.
@@ -136,13 +145,15 @@ impl AnalyzerRule for BeforeCoercion {
     }
 
     fn analyze(&self, plan: LogicalPlan, _: &ConfigOptions) -> Result<LogicalPlan> {
-        const REWRITES: [Rewrite; 18] = [
+        const REWRITES: [Rewrite; 20] = [
             comparisons::check,
             subqueries::refuse_outer_aggregates,
             functions::refuse_formats,
             functions::correct_current_time,
             sorts::of_aggregate,
+            days::compute,
             numbers::unify,
+            functions::flat_coalesce,
             functions::restore_uniform,
             functions::refuse_bytes,
             functions::short_booleans,
@@ -159,9 +170,11 @@ impl AnalyzerRule for BeforeCoercion {
         let plan = plan
             .transform_up_with_subqueries(|node| {
                 comparisons::check_keys(&node)?;
+                recursion::check(&node)?;
                 multisets::count_rows(node)?
                     .transform_data(numbers::unify_values)?
-                    .transform_data(subqueries::may_be_null)
+                    .transform_data(subqueries::may_be_null)?
+                    .transform_data(computed_groups::below_sets)
             })?
             .data;
         let plan = numbers::unify_sets(rewrite_expressions(plan, &REWRITES)?)?;
@@ -207,9 +220,13 @@ pub(super) fn optimizer_rules() -> Vec<Arc<dyn OptimizerRule + Send + Sync>> {
         match rule.name() {
             "extract_equijoin_predicate" => rules.push(Arc::new(GuardedKeys(rule)) as _),
             "eliminate_cross_join" => rules.push(Arc::new(GuardedOrder(rule)) as _),
-            "optimize_projections" | "replace_distinct_aggregate" | "eliminate_join" => {
+            "optimize_projections"
+            | "replace_distinct_aggregate"
+            | "eliminate_join"
+            | "eliminate_duplicated_expr" => {
                 rules.push(Arc::new(WithoutDependencies(rule)) as _);
             }
+            "single_distinct_aggregation_to_group_by" => rules.push(Arc::new(SameTypes(rule)) as _),
             "simplify_expressions" => rules.push(Arc::new(ShieldedSimplification(rule)) as _),
             "push_down_filter" => {
                 rules.extend([Arc::new(EqualitiesRule) as _, Arc::new(GuardedPushDown(rule)) as _]);
@@ -229,6 +246,7 @@ pub(super) fn physical_rules(
         match rule.name() {
             "ProjectionPushdown" => guarded.push(Arc::new(FencedProjections(rule)) as _),
             "SanityCheckPlan" => guarded.push(Arc::new(MendingCheck(rule)) as _),
+            "aggregate_statistics" => guarded.push(Arc::new(UnfilteredStatistics(rule)) as _),
             "FilterPushdown" => guarded.extend([rule, Arc::new(ScanEqualities) as _]),
             "FilterPushdown(Post)" => guarded.extend([rule, Arc::new(BuildReports) as _]),
             _ => guarded.push(rule),

@@ -263,6 +263,10 @@ pub(super) fn type_operand(
     right: &mut Expr,
     schema: &DFSchema,
 ) -> Result<()> {
+    if matches!(op, BinaryOperator::Plus | BinaryOperator::Minus) {
+        // Right now, because what the sum stands in asks for its type.
+        let _ = date_to_timestamp(left, right, schema) || date_to_timestamp(right, left, schema);
+    }
     each_literal(left, right, schema, |side, other| match (op, side, other) {
         (BinaryOperator::StringConcat, _, DataType::Binary) => Some(DataType::Binary),
         (BinaryOperator::Plus | BinaryOperator::Minus, _, ty) if is_span(ty) => Some(INTERVAL),
@@ -517,7 +521,7 @@ fn type_texts(inputs: &mut [Arc<LogicalPlan>], position: usize) -> Result<bool> 
     Ok(is_changed)
 }
 
-fn unaliased(expr: &Expr) -> &Expr {
+pub(super) fn unaliased(expr: &Expr) -> &Expr {
     match expr {
         Expr::Alias(alias) => unaliased(&alias.expr),
         other => other,

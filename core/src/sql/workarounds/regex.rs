@@ -30,6 +30,7 @@ use datafusion::logical_expr::{
 use quick_cache::sync::Cache;
 use regex::{Regex, RegexBuilder};
 
+use super::regex_syntax::{similar, translated};
 use crate::error::{Error, ErrorKind, SqlState};
 
 /// Patterns that are kept compiled.
@@ -128,79 +129,6 @@ fn invalid(pattern: &str, error: &regex::Error) -> Error {
         format!("invalid regular expression \"{shown}\""),
     )
     .source(error.to_string())
-}
-
-/// PostgreSQL's escapes that the crate writes in another way; what it does not have is refused by name.
-fn translated(pattern: &str) -> crate::error::Result<Cow<'_, str>> {
-    for around in ["(?=", "(?!", "(?<=", "(?<!"] {
-        if pattern.contains(around) {
-            let error = Error::unsupported(format!("look-around {around}...) in a regular expression"));
-            return Err(error.hint("match what is around it too, and take a part with regexp_match"));
-        }
-    }
-    if !pattern.contains('\\') {
-        return Ok(Cow::Borrowed(pattern));
-    }
-    let mut translated = String::with_capacity(pattern.len());
-    let mut chars = pattern.chars();
-    while let Some(char) = chars.next() {
-        if char != '\\' {
-            translated.push(char);
-            continue;
-        }
-        match chars.next() {
-            Some('m') => translated.push_str("\\b{start}"),
-            Some('M') => translated.push_str("\\b{end}"),
-            Some('y') => translated.push_str("\\b"),
-            Some('Y') => translated.push_str("\\B"),
-            Some('Z') => translated.push_str("\\z"),
-            Some(digit @ '1'..='9') => {
-                return Err(Error::unsupported(format!(
-                    "the back reference \\{digit} in a regular expression"
-                )));
-            }
-            Some(other) => translated.extend(['\\', other]),
-            None => translated.push('\\'),
-        }
-    }
-    Ok(Cow::Owned(translated))
-}
-
-/// A pattern of SIMILAR TO as a regular expression for the whole text.
-fn similar(pattern: &str, escape: Option<char>) -> String {
-    let mut regex = String::from("^(?:");
-    let mut chars = pattern.chars();
-    let mut in_class = false;
-    while let Some(char) = chars.next() {
-        match char {
-            _ if Some(char) == escape => {
-                if let Some(escaped) = chars.next() {
-                    regex.push_str(&regex::escape(&escaped.to_string()));
-                }
-            }
-            '[' => {
-                in_class = true;
-                regex.push('[');
-            }
-            ']' => {
-                in_class = false;
-                regex.push(']');
-            }
-            _ if in_class => {
-                if char == '\\' {
-                    regex.push('\\');
-                }
-                regex.push(char);
-            }
-            '%' => regex.push_str(".*"),
-            '_' => regex.push('.'),
-            '(' => regex.push_str("(?:"),
-            '|' | '*' | '+' | '?' | '{' | '}' | ')' => regex.push(char),
-            other => regex.push_str(&regex::escape(&other.to_string())),
-        }
-    }
-    regex.push_str(")$");
-    regex
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

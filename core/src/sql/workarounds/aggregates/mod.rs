@@ -5,6 +5,7 @@
 //! | `sum(BIGINT)`, `sum(DECIMAL)` of more than 28 digits | wraps around | 22003 |
 //! | `avg(DECIMAL)` | four digits more than the column, cut off | 16 digits behind the point, rounded |
 //! | `min`, `max` of floats in groups | NaN counts or not, by the order of rows | NaN is the greatest |
+//! | `percentile_cont` | the place between two values has six digits | as many as a DOUBLE |
 //! | `sum`, `avg` and their kin of floats over a frame that moves | what leaves is subtracted | each frame by itself |
 //!
 //! Each takes the place of DataFusion's function of that name for these types alone.
@@ -12,6 +13,7 @@
 mod adapted;
 mod extremes;
 mod frames;
+mod percentile;
 mod totals;
 
 use std::sync::Arc;
@@ -29,12 +31,13 @@ use datafusion::logical_expr::{
 
 use self::adapted::{by_frame, sorting};
 use self::extremes::{Extreme, extremes};
+use self::percentile::percentile;
 use self::totals::{DistinctTotal, GroupAverages, GroupSums, Total, sum_type};
 use super::walk::type_of;
 use crate::error::Error;
 
 /// The digits of a decimal.
-const DIGITS: u8 = 38;
+pub(super) const DIGITS: u8 = 38;
 /// Sums of decimals of so many digits stay within a decimal for as many rows as there can be.
 const SAFE_DIGITS: u8 = 28;
 /// Digits of an average behind the point, as PostgreSQL has them for numbers about one.
@@ -45,7 +48,7 @@ pub(super) fn replace(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>
     match expr {
         Expr::AggregateFunction(call) => {
             let exact = call.params.args.first().and_then(|arg| exact(&call.func, arg, schema));
-            let exact = exact.or_else(|| sorting(&call).map(Arc::new));
+            let exact = exact.or_else(|| sorting(&call).or_else(|| percentile(&call)).map(Arc::new));
             Ok(match exact {
                 Some(func) => Transformed::yes(Expr::AggregateFunction(AggregateFunction { func, ..call })),
                 None => Transformed::no(Expr::AggregateFunction(call)),

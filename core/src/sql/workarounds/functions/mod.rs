@@ -21,7 +21,7 @@ use std::sync::{Arc, LazyLock};
 
 use datafusion::arrow::datatypes::{DataType, TimeUnit};
 use datafusion::common::tree_node::Transformed;
-use datafusion::common::{DFSchema, Result};
+use datafusion::common::{DFSchema, Result, ScalarValue};
 use datafusion::functions::math::ceil;
 use datafusion::functions_nested::replace::array_replace_all_udf;
 use datafusion::logical_expr::expr::ScalarFunction;
@@ -30,7 +30,7 @@ use datafusion::logical_expr::{Expr, ScalarUDF, case, cast, lit, when};
 use super::casts::cast_to;
 use super::regex;
 use super::walk::type_of;
-use crate::casts::is_text;
+use crate::casts::{is_text, times};
 use crate::error::Error;
 
 pub(super) use arrays::{ALL_OF, ANY_OF};
@@ -98,6 +98,23 @@ pub(super) fn refuse_formats(expr: Expr, _: &DFSchema) -> Result<Transformed<Exp
         }
         _ => Ok(Transformed::no(expr)),
     }
+}
+
+/// `coalesce(coalesce(a, b), c)` is `coalesce(a, b, c)`: the optimizer writes each argument twice, so at depth n an argument is
+/// written 2^n times.
+pub(super) fn flat_coalesce(expr: Expr, _: &DFSchema) -> Result<Transformed<Expr>> {
+    let Expr::ScalarFunction(mut call) = expr else { return Ok(Transformed::no(expr)) };
+    let is_coalesce =
+        |expr: &Expr| matches!(expr, Expr::ScalarFunction(call) if call.func.name() == "coalesce");
+    let is_nested = call.func.name() == "coalesce" && call.args.iter().any(is_coalesce);
+    if is_nested {
+        let flat = |arg| match arg {
+            Expr::ScalarFunction(inner) if inner.func.name() == "coalesce" => inner.args,
+            other => vec![other],
+        };
+        call.args = call.args.into_iter().flat_map(flat).collect();
+    }
+    Ok(Transformed::new_transformed(Expr::ScalarFunction(call), is_nested))
 }
 
 /// CURRENT_TIME is a TIME, to the microsecond as all of them.
@@ -180,14 +197,23 @@ pub(super) fn correct_hexadecimal(expr: Expr, schema: &DFSchema) -> Result<Trans
     Ok(Transformed::new_transformed(Expr::ScalarFunction(call), is_changed))
 }
 
-/// Puts the functions where the planner calls DataFusion's by itself, as for EXTRACT.
+/// Puts the functions where the planner calls DataFusion's by itself, as for EXTRACT, and gives units of `date_trunc` their usual name.
 pub(super) fn replace(expr: Expr, _: &DFSchema) -> Result<Transformed<Expr>> {
-    let Expr::ScalarFunction(call) = expr else { return Ok(Transformed::no(expr)) };
+    let Expr::ScalarFunction(mut call) = expr else { return Ok(Transformed::no(expr)) };
+    let mut is_changed = false;
+    if call.func.name() == "date_trunc"
+        && let Some(Expr::Literal(ScalarValue::Utf8(Some(unit)), _)) = call.args.first()
+        && let Some(usual) = times::unit_named(unit)
+        && usual != unit
+    {
+        call.args[0] = lit(usual);
+        is_changed = true;
+    }
     match FUNCTIONS.get(call.func.name()) {
         Some(own) if **own != *call.func => {
             let func = Arc::clone(own);
             Ok(Transformed::yes(Expr::ScalarFunction(ScalarFunction { func, args: call.args })))
         }
-        _ => Ok(Transformed::no(Expr::ScalarFunction(call))),
+        _ => Ok(Transformed::new_transformed(Expr::ScalarFunction(call), is_changed)),
     }
 }

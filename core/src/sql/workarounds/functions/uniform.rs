@@ -60,7 +60,11 @@ impl ScalarUDFImpl for Uniform {
     }
 
     fn coerce_types(&self, types: &[DataType]) -> Result<Vec<DataType>> {
-        taken_types(&self.inner, &without_texts(types))
+        let types = without_texts(types);
+        if !types.is_empty() && types.iter().all(|ty| Some(ty) == types.first()) {
+            return Ok(types);
+        }
+        taken_types(&self.inner, &types)
     }
 
     fn return_type(&self, types: &[DataType]) -> Result<DataType> {

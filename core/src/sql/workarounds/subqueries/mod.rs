@@ -42,7 +42,6 @@ use self::dependent::{Domain, is_correlated, join, named, renamed, values_as_uni
 use self::equal::EqualAggregate;
 pub(super) use self::nullable::may_be_null;
 use self::outer::{has_column, has_subquery, lateral_side, outer_columns, subquery_of, with_plan};
-pub(super) use self::single_row::is_checked;
 use crate::error::Error;
 use crate::failpoint::is_planted;
 use crate::sql::complexity::Copies;

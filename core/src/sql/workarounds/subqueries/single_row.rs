@@ -35,11 +35,6 @@ pub(super) fn checked(value: Expr, rows: Expr) -> Expr {
     Expr::ScalarFunction(ScalarFunction { func, args: vec![value, rows] })
 }
 
-/// Whether a function is that check.
-pub(in crate::sql::workarounds) fn is_checked(func: &ScalarUDF) -> bool {
-    func.inner().downcast_ref::<SingleRow>().is_some()
-}
-
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct SingleRow {
     signature: Signature,

@@ -1,7 +1,12 @@
-//! HAVING without aggregates, rows in GROUP BY, which the planner takes for structs, and grouping sets with one expression twice, for which it wants two columns of
-//! one name.
+//! GROUP BY as the planner understands it.
+//!
+//! Not so by itself: HAVING without aggregates, rows, which it takes for structs, places of columns and ROLLUP in grouping sets, and sets
+//! with one expression twice, for which it wants two columns of one name.
 
-use datafusion::sql::sqlparser::ast::{BinaryOperator, Expr, GroupByExpr, Select};
+use datafusion::sql::sqlparser::ast::{
+    BinaryOperator, Expr, FunctionArg, FunctionArgExpr, FunctionArguments, GroupByExpr, Select, SelectItem,
+    Value,
+};
 
 use super::{call, nested, number, taken};
 
@@ -23,6 +28,40 @@ pub(super) fn of_having(select: &mut Select) {
             right: Box::new(count),
         };
         *having = having_too;
+    }
+}
+
+/// A whole number in a grouping set is the place of a column of the select list, as elsewhere in GROUP BY.
+pub(super) fn of_positions(select: &mut Select) {
+    let GroupByExpr::Expressions(parts, _) = &mut select.group_by else { return };
+    let column = |number: &Expr| {
+        let Expr::Value(value) = number else { return None };
+        let Value::Number(digits, _) = &value.value else { return None };
+        let place = digits.parse::<usize>().ok()?.checked_sub(1)?;
+        let items = select.projection.get(..=place)?;
+        let is_one =
+            |item: &SelectItem| matches!(item, SelectItem::UnnamedExpr(_) | SelectItem::ExprWithAlias { .. });
+        match items.last() {
+            Some(SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. }) => {
+                items.iter().all(is_one).then(|| expr.clone())
+            }
+            _ => None,
+        }
+    };
+    for part in parts {
+        place_columns(part, &column);
+    }
+}
+
+fn place_columns(part: &mut Expr, column: &impl Fn(&Expr) -> Option<Expr>) {
+    let (Expr::Cube(sets) | Expr::Rollup(sets) | Expr::GroupingSets(sets)) = part else { return };
+    for expr in sets.iter_mut().flatten() {
+        if let Some(inner) = inner_sets(expr) {
+            *expr = inner;
+            place_columns(expr, column);
+        } else if let Some(column) = column(expr) {
+            *expr = column;
+        }
     }
 }
 
@@ -56,8 +95,39 @@ pub(super) fn without_doubles(group_by: &mut GroupByExpr) {
     let Some(sets) = sets_of_all(parts) else { return };
     let single: Vec<Vec<Expr>> = sets.iter().map(|set| once(set)).collect();
     // Beside a key the planner would add to each set what the key determines.
-    if single != sets || parts.len() > 1 {
+    if single != sets || parts.len() > 1 || parts.iter().any(is_nested) {
         *parts = vec![Expr::GroupingSets(single)];
+    }
+}
+
+/// Whether grouping sets have rows or further ROLLUPs in them, which the planner does not know.
+fn is_nested(part: &Expr) -> bool {
+    match part {
+        Expr::Cube(parts) | Expr::Rollup(parts) => parts.iter().any(|exprs| exprs.len() != 1),
+        Expr::GroupingSets(sets) => {
+            sets.iter().any(|set| matches!(&**set, [only] if inner_sets(only).is_some()))
+        }
+        _ => false,
+    }
+}
+
+/// ROLLUP or CUBE within GROUPING SETS, which the parser takes for a function.
+fn inner_sets(expr: &Expr) -> Option<Expr> {
+    if matches!(expr, Expr::Rollup(_) | Expr::Cube(_)) {
+        return Some(expr.clone());
+    }
+    let Expr::Function(function) = expr else { return None };
+    let FunctionArguments::List(list) = &function.args else { return None };
+    let part = |arg: &FunctionArg| match arg {
+        FunctionArg::Unnamed(FunctionArgExpr::Expr(Expr::Tuple(values))) => Some(values.clone()),
+        FunctionArg::Unnamed(FunctionArgExpr::Expr(expr)) => Some(vec![expr.clone()]),
+        _ => None,
+    };
+    let parts: Vec<Vec<Expr>> = list.args.iter().map(part).collect::<Option<_>>()?;
+    match function.name.to_string().to_ascii_lowercase().as_str() {
+        "rollup" => Some(Expr::Rollup(parts)),
+        "cube" => Some(Expr::Cube(parts)),
+        _ => None,
     }
 }
 
@@ -87,7 +157,13 @@ fn sets_of_all(parts: &[Expr]) -> Option<Vec<Vec<Expr>>> {
 
 fn sets_of(part: &Expr) -> Option<Vec<Vec<Expr>>> {
     match part {
-        Expr::GroupingSets(sets) => Some(sets.clone()),
+        Expr::GroupingSets(sets) => {
+            let written_out = sets.iter().map(|set| match &**set {
+                [only] => inner_sets(only).map_or_else(|| Some(vec![set.clone()]), |inner| sets_of(&inner)),
+                _ => Some(vec![set.clone()]),
+            });
+            Some(written_out.collect::<Option<Vec<_>>>()?.concat())
+        }
         Expr::Rollup(parts) if parts.len() > ROLLUP_MAX => None,
         Expr::Rollup(parts) => Some(
             (0..=parts.len()).rev().map(|len| parts.iter().take(len).flatten().cloned().collect()).collect(),
@@ -125,6 +201,11 @@ mod tests {
         assert_eq!(grouped("CUBE (a, a)"), "GROUP BY GROUPING SETS ((a), (a), (a), ())");
         assert_eq!(grouped("a, ROLLUP (a, b)"), "GROUP BY GROUPING SETS ((a, b), (a), (a))");
         assert_eq!(grouped("GROUPING SETS ((a, a), (b))"), "GROUP BY GROUPING SETS ((a), (b))");
+        assert_eq!(
+            grouped("GROUPING SETS (ROLLUP (a, b), c)"),
+            "GROUP BY GROUPING SETS ((a, b), (a), (), (c))"
+        );
+        assert_eq!(grouped("ROLLUP ((a, b), c)"), "GROUP BY GROUPING SETS ((a, b, c), (a, b), ())");
         for plain in ["a, a", "CUBE (a, b)", "ROLLUP (a, b)", "GROUPING SETS ((a), (a))"] {
             assert_eq!(grouped(plain), format!("GROUP BY {plain}"));
         }

@@ -78,6 +78,7 @@ impl VisitorMut for Rewriter {
 
     fn pre_visit_select(&mut self, select: &mut Select) -> ControlFlow<Error> {
         grouping::of_having(select);
+        grouping::of_positions(select);
         grouping::without_rows(&mut select.group_by);
         grouping::without_doubles(&mut select.group_by);
         let windows = select
@@ -148,11 +149,41 @@ fn rewritten(expr: &mut Expr) -> Result<()> {
         Expr::Collate { expr: inner, .. } => *expr = taken(inner),
         Expr::Like { .. } | Expr::ILike { .. } => patterns::rewrite(expr)?,
         Expr::AnyOp { .. } | Expr::AllOp { .. } => quantified::rewrite(expr)?,
+        Expr::Function(function) if UNSIGNED.contains(&&*function.name.to_string().to_lowercase()) => {
+            let value = Box::new(taken(expr));
+            *expr = Expr::Cast {
+                kind: ast::CastKind::Cast,
+                expr: value,
+                data_type: ast::DataType::BigInt(None),
+                array: false,
+                format: None,
+            };
+        }
         Expr::Function(function) => rows::constructor(function).map_or((), |row| *expr = row),
         _ => rows::rewrite(expr)?,
     }
     Ok(())
 }
+
+/// Functions that give a number without a sign, which no column has: with a BIGINT the planner computes it as a decimal, so that
+/// `row_number() OVER (...) / 2` has a fraction, and it has no minus for it.
+const UNSIGNED: [&str; 15] = [
+    "approx_distinct",
+    "array_indexof",
+    "array_length",
+    "array_ndims",
+    "array_position",
+    "cardinality",
+    "dense_rank",
+    "list_indexof",
+    "list_length",
+    "list_ndims",
+    "list_position",
+    "ntile",
+    "rank",
+    "regr_count",
+    "row_number",
+];
 
 /// `FETCH FIRST n ROWS ONLY` is `LIMIT n`.
 fn fetch_as_limit(query: &mut Query) {
@@ -205,7 +236,7 @@ fn joined(parts: impl IntoIterator<Item = Expr>, op: &ast::BinaryOperator) -> Op
 }
 
 /// A call of one of our functions.
-fn call(name: &str, args: Vec<Expr>) -> Expr {
+pub(crate) fn call(name: &str, args: Vec<Expr>) -> Expr {
     let args = args.into_iter().map(|arg| FunctionArg::Unnamed(FunctionArgExpr::Expr(arg))).collect();
     Expr::Function(Function {
         name: ObjectName::from(vec![Ident::new(name)]),

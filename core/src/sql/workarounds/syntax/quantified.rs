@@ -3,7 +3,7 @@
 use datafusion::sql::sqlparser::ast::{Array, BinaryOperator, Expr};
 
 use super::super::functions::{ALL_OF, ANY_OF};
-use super::{boolean, call, taken, text};
+use super::{boolean, call, rows, taken, text};
 use crate::error::Result;
 
 /// Rewrites a comparison with the elements of an array; one with the rows of a subquery stays.
@@ -17,8 +17,14 @@ pub(super) fn rewrite(expr: &mut Expr) -> Result<()> {
     while let Expr::Nested(inner) = array {
         array = *inner;
     }
-    if let Expr::Subquery(_) = array {
-        **right = array;
+    if let Expr::Subquery(subquery) = array {
+        let is_membership =
+            matches!((is_any, &*op), (true, BinaryOperator::Eq) | (false, BinaryOperator::NotEq));
+        if is_membership && matches!(**left, Expr::Tuple(_)) {
+            *expr = Expr::InSubquery { expr: Box::new(taken(left)), subquery, negated: !is_any };
+            return rows::rewrite(expr);
+        }
+        **right = Expr::Subquery(subquery);
         return Ok(());
     }
     let value = taken(left);
