@@ -1,7 +1,8 @@
-# One place for everything one does with a clone. Each target does its own set-up (.ci/setup); what is built or installed
-# lands outside the clone.
+# Targets for all work with a clone. Each target does its own setup (.ci/setup); builds and installations stay
+# outside the clone.
 #
-# The whole workspace is built at once, tests included, so that run, test and CI share every compiled dependency.
+# The whole workspace is built at once, with its tests, so that run, test and CI share every compiled
+# dependency.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -36,7 +37,7 @@ bench: setup-build ## Runs the benchmarks, release build, and prints a table.
 	cargo build --release --workspace --bins
 	$(CARGO_TARGET_DIR)/release/kalamdb-benches --plot docs/write-latency.svg
 
-bench-quick: build ## Runs every benchmark for a moment, to see that it works; its figures mean nothing.
+bench-quick: build ## Runs every benchmark briefly, to see that it works; the figures mean nothing.
 	$(CARGO_TARGET_DIR)/debug/kalamdb-benches --quick
 
 fmt: setup-build ## Formats the Rust code.
@@ -49,30 +50,30 @@ lint: setup-build ## Checks formatting and lints; warnings are errors.
 build: setup-build ## Builds everything with the dev profile.
 	cargo build --workspace --all-targets
 
-test-rust: build setup-postgres setup-corpora ## The Rust tests of all crates, with the guards of right answers.
+test-rust: build setup-postgres setup-corpora ## Runs the Rust tests of all crates, with the correctness guards.
 	cargo test --workspace
 
-guards: build setup-postgres setup-corpora ## The guards of right answers alone, as long as in CI; KALAMDB_SEED chooses the seed.
+guards: build setup-postgres setup-corpora ## Runs only the correctness guards, as long as in CI; KALAMDB_SEED sets the seed.
 	$(guards)
 
-guards-long: setup-build setup-postgres setup-corpora ## 200,000 random queries against PostgreSQL and against other plans of their own.
+guards-long: setup-build setup-postgres setup-corpora ## Runs the guards for 200,000 random queries, against PostgreSQL and against other plans.
 	$(guards_long) -- --long
 
-guards-faults: build setup-postgres setup-corpora ## Whether a run of the guards finds each of the faults that can be planted in the planner.
+guards-faults: build setup-postgres setup-corpora ## Checks that the guards find every fault that can be planted in the planner.
 	$(guards) -- --faults
 
-test-examples: build setup-python ## Every program under client-examples/, against a server started for it.
+test-examples: build setup-python ## Runs every program under client-examples/, each against its own server.
 	$(CARGO_TARGET_DIR)/debug/example-embedded
 	$(with_server) $(CARGO_TARGET_DIR)/debug/example-flight-sql
 	$(with_server) $(CARGO_TARGET_DIR)/debug/example-live-query
 	for example in client-examples/python/*.py; do $(with_server) $(python) $$example; done
 	cd client-examples/java && $(abspath $(python)) ../../$(clients)/python/server.py -- $(maven) -q compile exec:java
 
-test-python: build setup-python ## ADBC, pyarrow, grpcio, pandas, polars and TPC-H against the built server.
+test-python: build setup-python ## Tests ADBC, pyarrow, grpcio, pandas, polars and TPC-H against the built server.
 	$(python) -m pytest $(clients)/python
 	$(python) -m pytest $(clients)/python --flushed
 
-test-java: build setup-python ## The JDBC driver against the built server.
+test-java: build setup-python ## Tests the JDBC driver against the built server.
 	$(with_server) $(maven) -f $(clients)/java/pom.xml test
 	$(python) $(clients)/python/server.py --flushed -- $(maven) -f $(clients)/java/pom.xml test
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Shows KalamDB at work and leaves it running: starts the server, creates a table, watches it, inserts rows and shows them arriving,
-# then prints how to connect. Ctrl-C stops the server. DEMO_EXIT=1 stops it after the show.
+# Demonstrates KalamDB and leaves it running: starts the server, creates a table, watches it, inserts rows,
+# shows them arriving, and prints how to connect. Ctrl-C stops the server. DEMO_EXIT=1 stops it after the
+# demonstration.
 #
 # KALAMDB_BIN            the program (default: built with cargo)
 # KALAMDB_DATA_DIR       where the data lives (default: ./kalamdb-data)
@@ -21,7 +22,7 @@ work=$(mktemp -d)
 server=""
 watch=""
 finish() {
-    # Both may be gone already.
+    # Both processes may have ended already.
     [ -z "$watch" ] || kill "$watch" 2>/dev/null || true
     if [ -n "$server" ] && kill "$server" 2>/dev/null; then
         wait "$server" || true
@@ -33,7 +34,7 @@ trap 'exit 130' INT TERM
 
 say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 
-# Waits until a file has a line that matches; fails when the process that writes it ends first.
+# Waits until a line of the file matches; fails when the process that writes it ends first.
 wait_for() { # FILE PATTERN PID
     until grep -q "$2" "$1" 2>/dev/null; do
         kill -0 "$3" 2>/dev/null || { grep -q "$2" "$1" 2>/dev/null && return; cat "$work/server.err" >&2; return 1; }
@@ -50,7 +51,7 @@ export KALAMDB_URL=grpc://$address
 grep -h '^created user root' "$work/server.err" || true
 echo "listening on $address"
 
-# A password that was made up is kept in the data directory. One that was chosen is not, and the caller knows it.
+# The data directory keeps a generated password. It does not keep a chosen one, which the caller knows.
 if [ -z "${KALAMDB_PASSWORD:-}" ]; then
     KALAMDB_PASSWORD=$(cat "$KALAMDB_DATA_DIR/root-password" 2>/dev/null || echo "${KALAMDB_ROOT_PASSWORD:-}")
     [ -n "$KALAMDB_PASSWORD" ] || { echo "set KALAMDB_PASSWORD to root's password" >&2; exit 1; }

@@ -1,10 +1,10 @@
-//! Compiles the `.proto` files without `protoc`: protox reads them, prost and tonic write the Rust side.
+//! Compiles the `.proto` files without `protoc`: protox reads them; prost and tonic generate the Rust code.
 
 use std::{env, error::Error, fs, path::PathBuf};
 
 use protox::prost::Message;
 
-/// The files of the package; imports are found through the well-known types protox carries.
+/// The package's files; protox provides the well-known types that they import.
 const FILES: [&str; 1] = ["kalamdb/live/v1/live.proto"];
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -17,7 +17,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
 
     tonic_prost_build::configure()
-        // Batches travel as `Bytes`, so that a frame shares the buffer it was encoded into.
+        // Batches travel as `Bytes`, so a frame shares the buffer it was encoded into.
         .bytes(".kalamdb.live.v1")
         .compile_fds(descriptors)?;
     Ok(())

@@ -1,8 +1,8 @@
-//! A1-A4: what does it cost to know a table's schema, and how often is it built or encoded?
+//! A1-A4: what does it cost to look up a table's schema, and how often is the schema built or encoded?
 //!
-//! A1 asks the registry of a table with 50 columns that it knows, and compares with one that it does not know. A2 counts
-//! builds over repeated SELECTs, A3 the bytes that memoization adds for many tables, A4 schema encodings over GetFlightInfo
-//! and DoGet of plain table SELECTs. The counts are exact; only A1 is a time.
+//! A1 looks up a memoized schema of 50 columns and compares that with building it. A2 counts builds over
+//! repeated SELECTs. A3 counts the bytes that memoization adds for many tables. A4 counts schema encodings
+//! over GetFlightInfo and DoGet of a plain table SELECT. Only A1 is a time; the counts are exact.
 
 use std::hint::black_box;
 use std::sync::Arc;

@@ -1,7 +1,8 @@
-//! B5: how many rows a second does bulk ingest take, durable, and what does it hold in memory meanwhile?
+//! B5: how many rows per second does a durable bulk ingest reach, and how much memory does it hold?
 //!
-//! CommandStatementIngest in append mode: DoPut of 8 columns in batches of 8,192 rows, one commit per DoPut. The messages are
-//! encoded before the clock starts, for the floor as well, which reads and forgets them.
+//! CommandStatementIngest in append mode: each DoPut sends 8 columns in batches of 8,192 rows and is one
+//! commit. The messages are encoded before the clock starts, for the floor as well, which reads and drops
+//! them.
 
 use std::sync::Arc;
 use std::time::Instant;

@@ -1,7 +1,8 @@
-//! B3, B4: what does a durable single-row INSERT cost over what its fsync and its RPC cost anyway?
+//! B3, B4: what does a durable single-row INSERT cost beyond its fsync and its RPC?
 //!
-//! Over the wire: a prepared INSERT, one DoPut with one row each. Embedded: the same without a wire. Beside the floor server,
-//! which stores nothing, stand fdatasync on the data directory's file system and RocksDB with a sync for every write.
+//! Over the wire, a prepared INSERT sends one row per DoPut. Embedded, the same statement runs without a
+//! wire. The figures stand beside three floors: a server that stores nothing, fdatasync on the data
+//! directory's file system, and RocksDB with a sync for every write.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -23,7 +24,7 @@ use crate::{Result, Scale};
 const MANY: u64 = 64;
 const INSERT: &str = "INSERT INTO inserts.t VALUES ($1, $2, $3)";
 
-/// Keys are never used twice, whoever inserts.
+/// The next unused key; all inserters share it, so no key is used twice.
 static NEXT_KEY: AtomicI64 = AtomicI64::new(0);
 
 fn next_key() -> i64 {
@@ -155,7 +156,7 @@ async fn embedded(kalam: &Kalam, scale: Scale) -> Result<Load> {
     let mut clients: Vec<_> = (0..MANY).map(|_| EmbeddedInsert { prepared: prepared.clone() }).collect();
     let mut load = Load::default();
     for _ in 0..scale.rounds {
-        // The work belongs to the database's own runtime, as in a program that embeds it.
+        // The work runs on the database's runtime, as in a program that embeds it.
         let length = scale.round;
         let (back, result) = kalam
             .runtime()

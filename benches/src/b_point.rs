@@ -1,7 +1,7 @@
 //! B1, B2: how far is a prepared SELECT by primary key from a server that does nothing?
 //!
-//! Bound once: GetFlightInfo + DoGet per execution. Bound each time: DoPut with the parameter first, as JDBC does. First all rows
-//! are hot, then all are flushed.
+//! "Bound once" runs GetFlightInfo and DoGet per execution. "Bound each time" first sends the parameter with
+//! DoPut, as JDBC does. The first measurements find all rows hot, the last one finds all rows flushed.
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ const MANY: u64 = 16;
 struct PointQuery {
     wire: Wire,
     command: Bytes,
-    /// Whether each execution binds its key anew.
+    /// Whether each execution binds its key again.
     rebinds: bool,
     parameters: SchemaRef,
     keys: u64,
@@ -89,7 +89,7 @@ pub(crate) async fn run(kalam: &Kalam, floor: &Floor, scale: Scale, report: &mut
     Ok(())
 }
 
-/// A row of the size the database answers with.
+/// Returns a row of the same size as the database's answer.
 fn answer() -> Result<RecordBatch> {
     let schema = Schema::new(vec![
         Field::new("id", DataType::Int64, false),

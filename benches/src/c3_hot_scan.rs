@@ -1,8 +1,8 @@
-//! C3: how far is a GROUP BY over hot rows from DataFusion's own table in memory?
+//! C3: how far is a GROUP BY over hot rows from DataFusion's own in-memory table?
 //!
-//! Embedded, so that no wire is in it; the peer has the same rows in as many partitions as a plan has, in the same runtime, and
-//! plans its query anew each time as well. Before that: what the first scan costs, which finds nothing in memory yet and
-//! leaves there what it reads, against the same scan that leaves nothing.
+//! Embedded, so no wire is measured. The peer holds the same rows in as many partitions as a plan has, uses
+//! the same runtime, and also plans its query each time. A first measurement covers the first scan, which
+//! reads the store and fills the hot tier, and compares it with the same scan without a hot tier.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,12 +20,12 @@ use crate::report::{Report, Row, Samples, ratio, show};
 use crate::{Result, Scale};
 
 const REPEATS: usize = 15;
-/// Each small enough for its rows to be hot.
+/// Number of INSERTs; each is small enough for its rows to stay hot.
 const INSERTS: u64 = 20;
-/// Times a scan is repeated that reads the store.
+/// Repetitions of the scan that reads the store.
 const STORE_REPEATS: usize = 3;
 const LIMIT: Duration = Duration::from_millis(80);
-/// What it is asked, with the groups it has.
+/// The queries, each with its number of groups.
 const QUERIES: [(&str, &str); 2] = [
     ("12 groups", "SELECT kind, count(*), sum(amount), max(id) FROM hot.t GROUP BY kind"),
     ("10,007 groups", "SELECT account, count(*), sum(amount) FROM hot.t GROUP BY account"),
@@ -75,13 +75,13 @@ pub(crate) async fn run(kalam: &Kalam, scale: Scale, report: &mut Report) -> Res
     Ok(())
 }
 
-/// The first scan of rows nobody has read yet.
+/// Measures the first scan of rows that no scan has read yet.
 async fn first_scan(kalam: &Kalam, scale: Scale, report: &mut Report) -> Result<()> {
     let (mut first, mut direct) = (Samples::default(), Samples::default());
     for repeat in 0..=STORE_REPEATS {
         let without = read_with(kalam, HotOptions::of_bytes(0)).await?;
         let with = read_with(kalam, HotOptions::of_bytes(Config::default().hot_cache_bytes)).await?;
-        // The first time warms up the store.
+        // The first repetition only warms up the store.
         if repeat > 0 {
             direct.push(without);
             first.push(with);
@@ -100,7 +100,7 @@ async fn first_scan(kalam: &Kalam, scale: Scale, report: &mut Report) -> Result<
     Ok(())
 }
 
-/// One scan with a hot tier of its own, which has nothing yet.
+/// Runs one scan with an empty hot tier of its own.
 async fn read_with(kalam: &Kalam, options: HotOptions) -> Result<Duration> {
     let context = kalam.database().context();
     let snapshot = context.committer.snapshot();
@@ -124,7 +124,7 @@ async fn read_with(kalam: &Kalam, options: HotOptions) -> Result<Duration> {
     theirs(&peer, &sql.replace("hot.t", "t")).await
 }
 
-/// A plain DataFusion with the settings of ours.
+/// Returns a plain DataFusion context with the database's settings.
 fn peer() -> SessionContext {
     let config = Config::default();
     let settings = SessionConfig::new()

@@ -1,7 +1,7 @@
-//! C6: many users' rows lie in the same few segments: what does one of them read?
+//! C6: many users' rows share a few segments; how much does one user's query read?
 //!
-//! Users who log in nowhere get 20 rows each of one USER table, which is flushed. One of them selects theirs; EXPLAIN ANALYZE says
-//! which row groups and how many bytes that took.
+//! Users who never log in get 20 rows each in one USER table, which is then flushed. One user selects its
+//! rows; EXPLAIN ANALYZE shows the row groups and bytes that were read.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use crate::report::{Report, Row, Samples, show};
 use crate::{Result, Scale};
 
 const ROWS_EACH: i64 = 20;
-/// Users whose rows are written by one commit.
+/// Users whose rows one commit writes.
 const USERS_AT_ONCE: u64 = 2_000;
 
 pub(crate) async fn run(kalam: &Kalam, scale: Scale, report: &mut Report) -> Result<()> {
@@ -83,7 +83,7 @@ fn name(number: u64) -> String {
     format!("reader{number}")
 }
 
-/// Makes users and their rows.
+/// Creates users and their rows.
 async fn write(kalam: &Kalam, first: u64, count: u64) -> Result<()> {
     let context = kalam.database().context();
     let snapshot = context.committer.snapshot();
@@ -95,7 +95,7 @@ async fn write(kalam: &Kalam, first: u64, count: u64) -> Result<()> {
             username: Arc::from(name(first + number)),
             revision: 1,
             password_hash: None,
-            // Who may look at plans.
+            // EXPLAIN ANALYZE needs this role.
             role: Role::Dba,
             email: None,
             created_at: 0,
@@ -125,7 +125,7 @@ async fn write(kalam: &Kalam, first: u64, count: u64) -> Result<()> {
     Ok(())
 }
 
-/// The length of the manifest that is published beside segments; it comes soon after them.
+/// Waits for the manifest that is published beside the segments and returns its length in bytes.
 async fn published_bytes(segments: &[PathBuf]) -> Result<u64> {
     let folder = segments.first().and_then(|path| path.parent()).ok_or("there are no segments")?;
     loop {
@@ -139,7 +139,7 @@ async fn published_bytes(segments: &[PathBuf]) -> Result<u64> {
     }
 }
 
-/// What EXPLAIN ANALYZE says of the row groups and bytes.
+/// Extracts row groups and bytes from the output of EXPLAIN ANALYZE.
 fn metrics(plan: &[RecordBatch]) -> Result<String> {
     let text = plan
         .first()

@@ -1,8 +1,8 @@
-//! C7: what does setting DataFusion right cost, thing by thing?
+//! C7: what does each correction of DataFusion's answers cost?
 //!
-//! Each query needs one of the work-arounds that are in the way of rows (docs/sql-correctness.md), over the flushed tables of TPC-H, beside
-//! DataFusion in this process on the very same files. Rows come over Flight SQL, as in C2; the first query needs none. Answers are not
-//! compared, as DataFusion's own are wrong for some rows.
+//! Each query needs one of the workarounds on the path of rows (docs/sql-correctness.md); the first needs
+//! none. They run over TPC-H's flushed tables, beside DataFusion in this process on the same files. Rows come
+//! over Flight SQL, as in C2. Answers are not compared, because DataFusion's own are wrong for some rows.
 
 use std::time::Instant;
 
@@ -51,7 +51,7 @@ const QUERIES: [(&str, &str); 16] = [
     ),
 ];
 
-/// Runs each query in turn with the peer.
+/// Runs each query, in alternation with the peer.
 pub(crate) async fn run(wire: &mut Wire, peer: &Peer, scale: Scale, report: &mut Report) -> Result<()> {
     for (what, sql) in QUERIES {
         let command = ad_hoc(sql);

@@ -1,9 +1,9 @@
-//! C1, C2, C4, and C7 over their tables: what do rows that are Parquet segments cost over DataFusion in this process on the very same
-//! files?
+//! C1, C2, C4, and C7 on their tables: what do queries over Parquet segments cost compared with DataFusion in
+//! this process on the same files?
 //!
-//! C1 sends all of `lineitem`'s rows, 8 columns of them, to a Flight client that decodes them. C2 runs the 22 queries of TPC-H over
-//! Flight SQL; each answer is compared with the peer's. C4 does the same after 1% of the rows of the two large tables were
-//! updated, or deleted and put back, so that the answers must still be the same.
+//! C1 sends 8 columns of all `lineitem` rows to a Flight client that decodes them. C2 runs the 22 TPC-H
+//! queries over Flight SQL and compares each answer with the peer's. C4 repeats C2 after 1% of the rows of
+//! the two large tables were updated, or deleted and inserted again, so the answers must stay the same.
 
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ use crate::{Result, Scale};
 const COLUMNS: &str =
     "l_orderkey, l_partkey, l_linenumber, l_quantity, l_extendedprice, l_shipdate, l_shipmode, l_comment";
 
-/// Runs those of C1, C2, C4 and C7 that are wanted.
+/// Runs the wanted ones of C1, C2, C4 and C7.
 pub(crate) async fn run(
     kalam: &Kalam,
     scale: Scale,
@@ -97,11 +97,11 @@ async fn scan(wire: &mut Wire, peer: &Peer, scale: Scale, report: &mut Report) -
     Ok(())
 }
 
-/// Sums of each query's median.
+/// The sums of all queries' medians.
 struct Totals {
     ours: Duration,
     peers: Duration,
-    /// The queries that take longest, compared with the peer's.
+    /// The queries that lose most time against the peer, with their ratios.
     slowest: String,
 }
 
@@ -127,7 +127,7 @@ async fn all_queries(wire: &mut Wire, peer: &Peer, scale: Scale) -> Result<Total
     for (number, ours, peers) in &medians {
         eprintln!("  Q{number}: {:.1} ms, peer {:.1} ms, {:.2}x", ours * 1e3, peers * 1e3, ours / peers);
     }
-    // Those that lose most against the peer.
+    // Queries that lose most time against the peer come first.
     medians.sort_by(|left, right| (right.1 - right.2).total_cmp(&(left.1 - left.2)));
     let slowest = medians
         .iter()
@@ -146,14 +146,15 @@ async fn timed(
     Ok((rows, begin.elapsed()))
 }
 
-/// Of each of the two large tables, one row in 200 is updated and one deleted and put back. Gives their number.
+/// Updates one row in 200 and deletes and reinserts another one in both large tables; returns the number of
+/// changed rows.
 async fn overwrite(kalam: &Kalam, wire: &mut Wire) -> Result<u64> {
     let session = kalam.database().session_for("root")?;
     let mut changed = 0;
     for (table, key, comment) in
         [("lineitem", "l_orderkey", "l_comment"), ("orders", "o_orderkey", "o_comment")]
     {
-        // Order keys come in runs of 8 of 32.
+        // Of every 32 consecutive order keys only the first 8 exist.
         let update =
             format!("UPDATE {NAMESPACE}.{table} SET {comment} = {comment} WHERE {key} / 32 % 200 = 7");
         changed += session.execute(&update, ()).await?.affected()?.rows;

@@ -1,7 +1,8 @@
-//! D1: how long after a durable INSERT's acknowledgement does its frame reach a subscriber?
+//! D1: how soon after the acknowledgement of a durable INSERT does its frame reach a subscriber?
 //!
-//! One writer, one subscriber of `SELECT * FROM t`, one INSERT at a time: both the acknowledgement and the frame are timed from
-//! the moment the INSERT is sent. The floor's writer and reader do the same with a server that stores nothing.
+//! One writer sends one INSERT at a time to one subscriber of `SELECT * FROM t`. Acknowledgement and frame
+//! are both timed from the moment the INSERT is sent. The floor's writer and reader do the same with a server
+//! that stores nothing.
 
 use std::time::{Duration, Instant};
 
@@ -22,10 +23,10 @@ use crate::{Result, Scale};
 
 const INSERT: &str = "INSERT INTO live.t VALUES ($1, $2, $3)";
 
-/// What a frame may come later than the acknowledgement.
+/// How much later than the acknowledgement a frame may arrive.
 const ALLOWED: Duration = Duration::from_micros(300);
 
-/// Beyond this a frame counts as lost.
+/// A frame that takes longer counts as lost.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Default)]
@@ -75,7 +76,7 @@ pub(crate) async fn run(kalam: &Kalam, floor: &Floor, scale: Scale, report: &mut
     Ok(())
 }
 
-/// Inserts one after the other, each only when the frame of the one before has come.
+/// Inserts rows one at a time and waits for each row's frame before the next INSERT.
 async fn measure(
     writer: &mut WireInsert,
     arrivals: &mut mpsc::Receiver<Instant>,
@@ -96,7 +97,7 @@ async fn measure(
     Ok(())
 }
 
-/// Starts the live query and waits until its snapshot is complete.
+/// Starts the live query and waits for the end of its snapshot.
 async fn subscribe(kalam: &Kalam) -> Result<mpsc::Receiver<Instant>> {
     let mut client = LiveQueryClient::new(channel(kalam.address()).await?);
     let mut request =
@@ -111,12 +112,12 @@ async fn subscribe(kalam: &Kalam) -> Result<mpsc::Receiver<Instant>> {
     Err("the live query ended before its snapshot was complete".into())
 }
 
-/// Notes when each wanted message arrives.
+/// Sends the arrival time of each wanted message.
 fn arrivals<T: Send + 'static>(
     mut stream: impl Stream<Item = std::result::Result<T, Status>> + Send + Unpin + 'static,
     wanted: impl Fn(&T) -> bool + Send + 'static,
 ) -> mpsc::Receiver<Instant> {
-    // One INSERT is under way at a time, so one place would do.
+    // Only one INSERT is under way at a time, so a capacity of 1 would do.
     let (sender, receiver) = mpsc::channel(16);
     tokio::spawn(async move {
         while let Some(Ok(message)) = stream.next().await {

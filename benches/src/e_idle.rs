@@ -1,6 +1,7 @@
-//! E1: what does a server cost that has nothing to do, and how soon is it ready?
+//! E1: what does an idle server cost, and how soon is it ready?
 //!
-//! The real program, beside the benchmark's own: started on an empty directory, filled with tables, stopped, started again.
+//! Runs the real `kalamdb` program from the directory of the benchmark's binary: on an empty data directory,
+//! and with tables before and after a restart.
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -15,7 +16,7 @@ use crate::{Result, Scale};
 const PASSWORD: &str = "bench-password";
 const MB: u64 = 1_000_000;
 
-/// A server and how long it took until it listened.
+/// A server process and the time it took to listen.
 struct Server {
     child: Child,
     address: SocketAddr,
@@ -57,7 +58,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // After `stop` there is nothing left to end.
+        // After `stop` the process is gone and `kill` fails.
         drop(self.child.kill());
     }
 }
@@ -77,7 +78,7 @@ pub(crate) async fn run(scale: Scale, report: &mut Report) -> Result<()> {
 
     let data_dir = folder.path().join("tables");
     let server = Server::start(&data_dir)?;
-    // Long enough for background work to have looked around once.
+    // Long enough for background work to run once.
     tokio::time::sleep(scale.round * 2).await;
     let idle = server.resident_bytes();
     let mut wire = Wire::connect(server.address, "root", PASSWORD).await?;

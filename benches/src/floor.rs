@@ -1,7 +1,7 @@
 //! The floor: a Flight server on the same tonic that answers the same RPCs from constants.
 //!
-//! It reads what it is sent and answers what a client expects to see, and does nothing in between: no tokens are checked, no
-//! SQL is read, nothing is stored. A ticket `live` is an endless stream that gets one message for each DoPut.
+//! It reads its input, returns what the client expects, and does nothing in between: it checks no tokens,
+//! reads no SQL and stores nothing. The ticket `live` is an endless stream with one message for each DoPut.
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -34,13 +34,14 @@ use crate::load::Load;
 use crate::report::Samples;
 use crate::wire::Wire;
 
-/// Messages a slow live reader may lag behind before it is told so; the benchmark reads each before the next is sent.
+/// Messages a live reader may lag behind before it gets an error; the benchmark reads each one before the
+/// next is sent.
 const LIVE_MESSAGES_MAX: usize = 64;
 
-/// Ticket of the endless stream.
+/// The ticket of the endless stream.
 pub(crate) const LIVE: &[u8] = b"live";
 
-/// What the floor answers to queries.
+/// The answers to queries.
 #[derive(Clone, Default)]
 struct Constants {
     info: FlightInfo,
@@ -64,13 +65,13 @@ impl Floor {
             live: broadcast::Sender::new(LIVE_MESSAGES_MAX),
         };
         let service = FlightServiceServer::new(service).max_decoding_message_size(64 << 20);
-        // The server's own setting of TCP_NODELAY does not reach connections somebody else accepts.
+        // TCP_NODELAY in the server's settings does not apply to sockets accepted elsewhere.
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         runtime.spawn(Server::builder().add_service(service).serve_with_incoming(incoming));
         Ok(Self { runtime, address, constants })
     }
 
-    /// Sets what queries are answered with: the rows the database would give.
+    /// Sets the answer to queries: the row the database would return.
     pub(crate) fn answer_with(&self, batch: &RecordBatch) -> Result<()> {
         let data = batches_to_flight_data(&batch.schema(), vec![batch.clone()])?;
         let info = FlightInfo::new()
@@ -139,7 +140,7 @@ impl FlightService for FloorService {
         while messages.message().await?.is_some() {}
         if self.live.receiver_count() > 0 {
             let data = self.constants().data.last().cloned().unwrap_or_default();
-            // Nobody listening any more is not the sender's business.
+            // A send without listeners is not an error.
             drop(self.live.send(data));
         }
         let result = DoPutUpdateResult { record_count: 1 };
@@ -178,7 +179,7 @@ impl FlightService for FloorService {
     }
 }
 
-/// What a synced write of the file system costs: one small append and fdatasync, again and again.
+/// Measures a synced write of the file system: one small append and fdatasync, repeated.
 pub(crate) fn fdatasync(folder: &Path, length: Duration) -> Result<Samples> {
     let mut file = OpenOptions::new().create(true).append(true).open(folder.join("fdatasync"))?;
     let mut samples = Samples::default();
@@ -192,7 +193,7 @@ pub(crate) fn fdatasync(folder: &Path, length: Duration) -> Result<Samples> {
     Ok(samples)
 }
 
-/// What RocksDB itself gives: `threads` threads, each of which syncs every one of its small writes.
+/// Measures RocksDB alone: `threads` threads, each syncing every small write.
 pub(crate) fn rocksdb_synced(folder: &Path, threads: u64, length: Duration) -> Result<Load> {
     let database = rocksdb::DB::open_default(folder.join(format!("rocksdb-{threads}")))?;
     let begin = Instant::now();

@@ -1,4 +1,4 @@
-//! The database and its Flight SQL server in a runtime of their own, on a free port, over a directory that goes away.
+//! The database and its Flight SQL server on their own runtime, on a free port and in a temporary directory.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use crate::wire::Wire;
 
 const ROOT_PASSWORD: &str = "bench-password";
 
-/// Planning needs deep stacks; the server's own binary gives its threads the same.
+/// Planning needs deep stacks; the server binary uses the same size.
 const STACK_BYTES: usize = 16 << 20;
 
 pub(crate) struct Kalam {
@@ -33,7 +33,7 @@ impl Kalam {
         Self::start_with(|_| {})
     }
 
-    /// As `start`, with settings of the caller's choice.
+    /// Starts a database with changed settings.
     pub(crate) fn start_with(choose: impl FnOnce(&mut Config)) -> Result<Self> {
         // Beside the binary: a temporary directory may be in memory, where a sync costs nothing.
         let binary = std::env::current_exe()?;
@@ -65,12 +65,12 @@ impl Kalam {
         Ok(Self { runtime, database, address, folder, shutdown, serving })
     }
 
-    /// The embedded database behind the server.
+    /// Returns the embedded database behind the server.
     pub(crate) fn database(&self) -> &Database {
         &self.database
     }
 
-    /// A directory on the data directory's file system.
+    /// Returns a directory on the data directory's file system.
     pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
     }
@@ -83,7 +83,7 @@ impl Kalam {
         self.address
     }
 
-    /// A connection of its own, logged in as root.
+    /// Opens a new connection, logged in as root.
     pub(crate) async fn connect(&self) -> Result<Wire> {
         Wire::connect(self.address, "root", ROOT_PASSWORD).await
     }
@@ -101,7 +101,7 @@ impl Kalam {
         Ok(())
     }
 
-    /// Flushes a table and waits until it is done.
+    /// Flushes a table and waits for the job.
     pub(crate) async fn flush(&self, namespace: &str, table: &str) -> Result<()> {
         let context = self.database.context();
         let snapshot = context.committer.snapshot();
@@ -111,7 +111,7 @@ impl Kalam {
         Ok(())
     }
 
-    /// The files of a table's segments.
+    /// Returns the files of a table's segments.
     pub(crate) fn segments(&self, namespace: &str, table: &str) -> Result<Vec<PathBuf>> {
         let snapshot = self.database.context().committer.snapshot();
         let table = snapshot.catalog.table(namespace, table).ok_or("there is no such table")?;

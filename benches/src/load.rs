@@ -1,4 +1,4 @@
-//! Closed-loop load: every client does one operation after the other until the round is over.
+//! Closed-loop load: every client runs one operation after the other until the round is over.
 
 use std::future::Future;
 use std::time::{Duration, Instant};
@@ -8,20 +8,20 @@ use tokio::task::JoinSet;
 use crate::Result;
 use crate::report::Samples;
 
-/// What a client does again and again.
+/// The operation a client repeats.
 pub(crate) trait Operation: Send + 'static {
     fn run(&mut self) -> impl Future<Output = Result<()>> + Send;
 }
 
-/// What one or more rounds gave.
+/// The measurements of one or more rounds.
 #[derive(Default)]
 pub(crate) struct Load {
     pub(crate) samples: Samples,
-    /// Operations a second of each round.
+    /// Operations per second, one figure per round.
     pub(crate) rates: Vec<f64>,
 }
 
-/// One round of all clients at once; gives the clients back for the next one.
+/// Runs one round of all clients at once; returns the clients for the next round.
 pub(crate) async fn round<O: Operation>(
     clients: Vec<O>,
     length: Duration,
@@ -51,7 +51,7 @@ pub(crate) async fn round<O: Operation>(
     Ok(clients)
 }
 
-/// Rounds of two contestants in turn, after one unmeasured round of each.
+/// Runs rounds of two contestants in turn, after a shorter unmeasured round of each.
 pub(crate) async fn duel<A: Operation, B: Operation>(
     mut ours: Vec<A>,
     mut floor: Vec<B>,

@@ -6,9 +6,10 @@
 //! cargo run --release -p kalamdb-benches -- B1 D1     # only these
 //! ```
 //!
-//! Set-up: one process; the database's server, the floor's server and the clients each have a tokio runtime of their own with
-//! two threads, and talk over loopback TCP. The floor is a tonic server that answers the very same RPCs from constants. What
-//! is compared alternates in short rounds, so a noisy neighbour hits both. One file per question. No figure fails a run.
+//! Set-up: one process. The database server, the floor server and the clients each have their own tokio
+//! runtime with two threads and talk over loopback TCP. The floor is a tonic server that answers the same
+//! RPCs with constants. Contestants alternate in short rounds, so a noisy neighbour slows both. Each question
+//! has its own file. No figure fails a run.
 
 mod a1_schema;
 mod b5_ingest;
@@ -36,16 +37,16 @@ use std::time::Duration;
 use clap::Parser;
 use report::Report;
 
-/// Whatever stops a benchmark.
+/// The result of a benchmark step; any error ends the run.
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 /// Measures KalamDB against its floors and prints a markdown table.
 #[derive(Parser)]
 struct Arguments {
-    /// Runs everything for a moment only: shows that it works, measures nothing.
+    /// Runs everything only briefly: shows that the benchmarks work, measures nothing.
     #[arg(long)]
     quick: bool,
-    /// Where the picture of W1 is written; nowhere when absent.
+    /// File for the plot of W1; without it no plot is written.
     #[arg(long)]
     plot: Option<PathBuf>,
     /// Scale factor of TPC-H, instead of 1.
@@ -55,14 +56,14 @@ struct Arguments {
     only: Vec<String>,
 }
 
-/// How long and how much.
+/// Durations and sizes of a run.
 #[derive(Clone, Copy)]
 struct Scale {
-    /// One round of one contestant.
+    /// Duration of one contestant's round.
     round: Duration,
     /// Rounds of each contestant.
     rounds: usize,
-    /// Rows of the table that is looked up in.
+    /// Rows of the table for point lookups.
     point_rows: u64,
     /// Rows of one ingest statement.
     ingest_rows: usize,
@@ -72,7 +73,7 @@ struct Scale {
     hot_rows: u64,
     /// Tables of A3.
     tables: usize,
-    /// Repetitions where a fixed number is counted.
+    /// Repetitions in benchmarks that run a fixed number of calls.
     repeats: usize,
     /// Scale factor of TPC-H.
     scale_factor: f64,
@@ -80,7 +81,7 @@ struct Scale {
     segment_rows: usize,
     /// Users of C6.
     users: u64,
-    /// Rows of the table of W1 when its flush begins.
+    /// Rows of W1's table when its flush begins.
     moved_rows: usize,
 }
 
@@ -149,7 +150,7 @@ fn main() -> Result<()> {
         clients.block_on(c_tpch::run(&kalam, scale, wanted, &mut report))?;
     }
     if wanted("C5") {
-        // Nothing is merged meanwhile.
+        // With a check every hour, no compaction starts during the run.
         let own = host::Kalam::start_with(|config| config.flush_check_interval_ms = 3_600_000)?;
         clients.block_on(c5_segments::run(&own, scale, &mut report))?;
         own.stop()?;

@@ -1,5 +1,5 @@
-//! The peer of queries: DataFusion in this process, with as many partitions as the database has, on the very Parquet files of a
-//! table's segments or on batches in memory.
+//! The peer of queries: DataFusion in this process with the database's number of partitions. It reads the
+//! Parquet files of a table's segments.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use futures::TryStreamExt;
 use crate::Result;
 use crate::host::Kalam;
 
-/// The database's own default.
+/// The database's default.
 const PARTITIONS: usize = 2;
 
 pub(crate) struct Peer {
@@ -26,7 +26,8 @@ impl Peer {
         Self { context: SessionContext::new_with_config(config) }
     }
 
-    /// Makes the segments of a table, all of whose rows are cold and alive, a table of the same name.
+    /// Registers a table's segments as a table of the same name; all rows of the table must be cold and
+    /// alive.
     pub(crate) async fn register_segments(&self, kalam: &Kalam, namespace: &str, table: &str) -> Result<()> {
         let files = kalam.segments(namespace, table)?;
         let urls = files
@@ -42,12 +43,12 @@ impl Peer {
         Ok(())
     }
 
-    /// The rows of a query.
+    /// Returns the rows of a query.
     pub(crate) async fn rows(&self, sql: &str) -> Result<Vec<RecordBatch>> {
         Ok(self.context.sql(sql).await?.collect().await?)
     }
 
-    /// Reads the rows of a query one batch after the other and keeps none; gives their number.
+    /// Reads the rows of a query batch by batch without keeping them; returns their number.
     pub(crate) async fn count(&self, sql: &str) -> Result<usize> {
         let mut stream = self.context.sql(sql).await?.execute_stream().await?;
         let mut rows = 0;
@@ -58,8 +59,8 @@ impl Peer {
     }
 }
 
-/// Fails unless two answers have the same rows, in any order: floats up to rounding, quotients and averages of decimals up to the
-/// last digit that the peer gives, which cuts them off after fewer digits than the database.
+/// Fails unless two answers have the same rows in any order. Floats may differ by rounding; quotients and
+/// averages of decimals by one unit in the peer's last digit, because the peer cuts off more digits.
 pub(crate) fn same_rows(what: &str, ours: &[RecordBatch], theirs: &[RecordBatch]) -> Result<()> {
     let (ours, theirs) = (cells(ours)?, cells(theirs)?);
     let same_row = |left: &Vec<String>, right: &Vec<String>| {
@@ -71,7 +72,7 @@ pub(crate) fn same_rows(what: &str, ours: &[RecordBatch], theirs: &[RecordBatch]
     Err(format!("{what}: {} rows are not the {} rows of the peer", ours.len(), theirs.len()).into())
 }
 
-/// Whether two cells, as text, are one value, or numbers that differ by no more than how they were computed.
+/// Whether two cells, as text, are equal or are numbers within the tolerance of their computation.
 fn close(left: &str, right: &str) -> bool {
     if left == right {
         return true;
@@ -88,12 +89,12 @@ fn close(left: &str, right: &str) -> bool {
     (left_number - right_number).abs() <= rounding.max(last_digit)
 }
 
-/// How many digits a number has behind its point.
+/// Counts the digits after the decimal point.
 fn fraction_digits(number: &str) -> i32 {
     number.split_once('.').map_or(0, |(_, fraction)| fraction.len().min(40) as i32)
 }
 
-/// The sorted rows, as text.
+/// Returns the rows as text, sorted.
 fn cells(batches: &[RecordBatch]) -> Result<Vec<Vec<String>>> {
     let options = FormatOptions::default();
     let mut rows = Vec::new();

@@ -1,8 +1,8 @@
-//! The table a run prints, and the few statistics in it.
+//! The table that a run prints, and its few statistics.
 
 use std::time::Duration;
 
-/// What was measured and what it is compared with.
+/// One measurement and its comparison.
 pub(crate) struct Row {
     /// The target's id.
     pub(crate) id: &'static str,
@@ -12,15 +12,15 @@ pub(crate) struct Row {
     pub(crate) measured: String,
     /// The same question put to the floor.
     pub(crate) floor: String,
-    /// Measured over floor, in the direction the target is stated.
+    /// Measured over floor, in the direction of the target.
     pub(crate) ratio: Option<f64>,
-    /// What is aimed at.
+    /// The target.
     pub(crate) target: &'static str,
-    /// Whether it is reached; `None` where a row only informs.
+    /// Whether the target is met; `None` when the row has no target.
     pub(crate) met: Option<bool>,
 }
 
-/// Collects rows, prints them at the end.
+/// Collects rows and prints them at the end.
 pub(crate) struct Report {
     quick: bool,
     rows: Vec<Row>,
@@ -31,7 +31,7 @@ impl Report {
         Self { quick, rows: Vec::new() }
     }
 
-    /// Adds a row and says so, for whoever waits for the table.
+    /// Adds a row and shows it on stderr at once.
     pub(crate) fn add(&mut self, row: Row) {
         eprintln!("{}: {}: {}", row.id, row.what, row.measured);
         self.rows.push(row);
@@ -92,7 +92,7 @@ impl Samples {
         self.durations.len()
     }
 
-    /// The duration that `percent` of the operations did not exceed.
+    /// Returns the duration that `percent` of the operations did not exceed.
     pub(crate) fn percentile(&self, percent: usize) -> Duration {
         let mut sorted = self.durations.clone();
         sorted.sort_unstable();
@@ -105,13 +105,13 @@ impl Samples {
     }
 }
 
-/// The middle value of several rounds.
+/// Returns the middle value of several rounds.
 pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or_default()
 }
 
-/// A duration as people write it.
+/// Formats a duration with a fitting unit.
 pub(crate) fn show(duration: Duration) -> String {
     let nanos = duration.as_nanos();
     match nanos {
@@ -121,7 +121,7 @@ pub(crate) fn show(duration: Duration) -> String {
     }
 }
 
-/// Operations a second as people write them.
+/// Formats a rate with a fitting unit.
 pub(crate) fn rate(per_second: f64) -> String {
     if per_second >= 1e6 {
         format!("{:.2} M/s", per_second / 1e6)
@@ -132,7 +132,7 @@ pub(crate) fn rate(per_second: f64) -> String {
     }
 }
 
-/// `measured / floor`, infinite floors and zeros aside.
+/// Returns `measured / floor`, or `None` when the floor is not positive.
 pub(crate) fn ratio(measured: f64, floor: f64) -> Option<f64> {
     (floor > 0.0).then(|| measured / floor)
 }

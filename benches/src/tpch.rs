@@ -1,4 +1,4 @@
-//! TPC-H: its data, made by the generator in process, in tables of the database, and its 22 queries.
+//! TPC-H: its data, generated in this process and loaded into the database, and its 22 queries.
 
 use arrow::array::{RecordBatch, RecordBatchReader};
 use arrow::datatypes::DataType;
@@ -15,10 +15,10 @@ use crate::Result;
 use crate::host::Kalam;
 use crate::wire::{Wire, ingest, put_messages};
 
-/// Rows of one append.
+/// Rows per append, rounded up to whole batches.
 const APPEND_ROWS: usize = 250_000;
 
-/// The namespace of the tables, where sessions start, so that the queries need not name it.
+/// The tables' namespace; sessions start in it, so queries need not name it.
 pub(crate) const NAMESPACE: &str = "public";
 
 /// The tables with their keys.
@@ -33,7 +33,7 @@ pub(crate) const TABLES: [(&str, &str); 8] = [
     ("lineitem", "l_orderkey, l_linenumber"),
 ];
 
-/// The queries, the first one first.
+/// Returns the queries in the order of their numbers.
 pub(crate) fn queries() -> impl Iterator<Item = &'static str> {
     include_str!("tpch.sql").split(';').map(str::trim).filter(|query| !query.is_empty())
 }
@@ -52,7 +52,7 @@ fn data(table: &str, scale_factor: f64) -> Result<Box<dyn RecordBatchReader>> {
     })
 }
 
-/// Makes the tables, ingests their rows over Flight, and flushes them: every row is then cold.
+/// Creates the tables, ingests their rows over Flight and flushes them, so that every row is cold.
 pub(crate) async fn load(kalam: &Kalam, wire: &mut Wire, scale_factor: f64) -> Result<()> {
     for (table, key) in TABLES {
         let data = data(table, scale_factor)?;
@@ -74,7 +74,7 @@ pub(crate) async fn load(kalam: &Kalam, wire: &mut Wire, scale_factor: f64) -> R
     Ok(())
 }
 
-/// Adds rows to one of the tables.
+/// Appends rows to one of the tables.
 pub(crate) async fn append(wire: &mut Wire, table: &str, batches: Vec<RecordBatch>) -> Result<()> {
     if !batches.is_empty() {
         wire.update(put_messages(&ingest(NAMESPACE, table), batches)?).await?;
@@ -82,7 +82,7 @@ pub(crate) async fn append(wire: &mut Wire, table: &str, batches: Vec<RecordBatc
     Ok(())
 }
 
-/// A table that is flushed when it is told to and not before.
+/// Writes the CREATE TABLE of a table that is not flushed automatically during a run.
 fn create(table: &str, key: &str, data: &dyn RecordBatchReader) -> Result<String> {
     let schema = data.schema();
     let columns = schema

@@ -1,7 +1,8 @@
-//! W1: what do single durable INSERTs wait for while their table is flushed and its segments are merged?
+//! W1: how long do single durable INSERTs take while their table is flushed and its segments are compacted?
 //!
-//! One client inserts row after row, embedded. After a while the table's rows are flushed, then all its segments are merged into
-//! new ones. The picture has the 50th and 99th percentile of each quarter of a second, on a logarithmic scale.
+//! One embedded client inserts row after row. After a while a job flushes the table, then another one
+//! compacts its segments. The plot shows the 50th and 99th percentile of each quarter of a second on a
+//! logarithmic scale.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -15,10 +16,10 @@ use crate::host::Kalam;
 use crate::report::{Report, Row, Samples, ratio, show};
 use crate::{Result, Scale};
 
-/// The time of one point of the picture.
+/// The time that one point of the plot covers.
 const BUCKET: Duration = Duration::from_millis(250);
 
-/// What happened when, since the beginning.
+/// A job, with its start and end since the beginning of the run.
 struct Phase {
     name: &'static str,
     from: Duration,
@@ -35,7 +36,7 @@ pub(crate) async fn run(kalam: &Kalam, scale: Scale, plot: Option<&Path>, report
     tokio::time::sleep(calm).await;
     for name in ["flush", "merge"] {
         if name == "merge" {
-            // Segments that are whole are left as they are.
+            // Compaction skips large segments without deleted rows.
             kalam.execute(&["DELETE FROM moved.t WHERE id % 1000 = 1"]).await?;
             tokio::time::sleep(calm).await;
         }
@@ -81,7 +82,7 @@ pub(crate) async fn run(kalam: &Kalam, scale: Scale, plot: Option<&Path>, report
     Ok(())
 }
 
-/// Half of the rows are in segments already, so that there is something to merge.
+/// Fills the table and flushes half of its rows early, so that compaction has several segments to join.
 async fn fill(kalam: &Kalam, scale: Scale) -> Result<()> {
     kalam
         .execute(&[
@@ -89,7 +90,7 @@ async fn fill(kalam: &Kalam, scale: Scale) -> Result<()> {
             "CREATE TABLE moved.t (id BIGINT PRIMARY KEY, body TEXT, score DOUBLE) WITH (FLUSH_POLICY = 'interval:86400')",
         ])
         .await?;
-    // Small enough to be hot rows.
+    // Each INSERT is small enough for its rows to be hot.
     let (parts, rows) = (20, scale.moved_rows);
     for part in 0..parts {
         let insert = format!(
@@ -106,7 +107,7 @@ async fn fill(kalam: &Kalam, scale: Scale) -> Result<()> {
     Ok(())
 }
 
-/// Inserts until told to stop: when each INSERT began and how long it took.
+/// Inserts until `stop` fires; returns the start and the duration of each INSERT.
 async fn write(
     session: kalamdb_core::Session,
     begin: Instant,
@@ -128,12 +129,12 @@ async fn write(
 
 const WIDTH: f64 = 900.0;
 const HEIGHT: f64 = 360.0;
-/// Room for the labels at the left and below.
+/// Space for the labels on the left and below.
 const MARGIN: f64 = 60.0;
-/// The scale of latencies: from 0.1 ms, a step for each power of ten.
+/// Powers of ten on the latency axis, which starts at 0.1 ms.
 const DECADES: f64 = 4.0;
 
-/// The samples as an SVG.
+/// Draws the samples as an SVG.
 fn picture(samples: &[(Duration, Duration)], phases: &[Phase]) -> Result<String> {
     let end = samples.last().map_or(1.0, |(at, _)| at.as_secs_f64());
     let x = |at: f64| MARGIN + at / end * (WIDTH - MARGIN - 10.0);
@@ -189,7 +190,7 @@ fn picture(samples: &[(Duration, Duration)], phases: &[Phase]) -> Result<String>
     Ok(svg)
 }
 
-/// The latencies of each stretch of time, and its middle.
+/// Groups the latencies by time; each group comes with the middle of its time.
 fn buckets(samples: &[(Duration, Duration)]) -> Vec<(Duration, Samples)> {
     let mut buckets: Vec<(Duration, Samples)> = Vec::new();
     for (at, took) in samples {

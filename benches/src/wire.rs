@@ -1,6 +1,6 @@
-//! A thin Flight client: one HTTP/2 connection, exactly the RPCs that are to be measured, nothing decoded twice.
+//! A thin Flight client: one HTTP/2 connection, only the RPCs that are measured, nothing decoded twice.
 //!
-//! The floor is asked by the same client with the same bytes, so its own cost is in both figures.
+//! The floor is called by the same client with the same bytes, so the client's cost is in both figures.
 
 use std::net::SocketAddr;
 
@@ -27,12 +27,12 @@ use tonic::{IntoRequest, Request};
 
 use crate::Result;
 
-/// The value of an `authorization` header.
+/// Returns the value of an `authorization` header.
 pub(crate) fn basic(user: &str, password: &str) -> String {
     format!("Basic {}", BASE64_STANDARD.encode(format!("{user}:{password}")))
 }
 
-/// One connection.
+/// Opens one connection.
 pub(crate) async fn channel(address: SocketAddr) -> Result<Channel> {
     Ok(Endpoint::from_shared(format!("http://{address}"))?.tcp_nodelay(true).connect().await?)
 }
@@ -62,7 +62,7 @@ impl Wire {
         request
     }
 
-    /// Prepares a statement, gives its handle.
+    /// Prepares a statement and returns its handle.
     pub(crate) async fn prepare(&mut self, sql: &str) -> Result<Bytes> {
         let command = ActionCreatePreparedStatementRequest { query: sql.to_owned(), transaction_id: None };
         let action = Action::new("CreatePreparedStatement", command.as_any().encode_to_vec());
@@ -75,7 +75,7 @@ impl Wire {
         Ok(result.prepared_statement_handle)
     }
 
-    /// GetFlightInfo, then DoGet of its endpoints; the number of messages that came.
+    /// Runs GetFlightInfo, then DoGet of each endpoint; returns the number of messages with a body.
     pub(crate) async fn query(&mut self, command: &Bytes) -> Result<usize> {
         let request = self.request(FlightDescriptor::new_cmd(command.clone()));
         let info = self.client.get_flight_info(request).await?.into_inner();
@@ -91,14 +91,14 @@ impl Wire {
         Ok(messages)
     }
 
-    /// As [`Wire::query`], with the rows decoded.
+    /// Runs a query as [`Wire::query`] does and decodes its rows.
     pub(crate) async fn rows(&mut self, command: &Bytes) -> Result<Vec<RecordBatch>> {
         let mut batches = Vec::new();
         self.each_batch(command, |batch| batches.push(batch)).await?;
         Ok(batches)
     }
 
-    /// As [`Wire::rows`], keeping none of them: their number.
+    /// Runs a query as [`Wire::rows`] does without keeping the rows; returns their number.
     pub(crate) async fn count(&mut self, command: &Bytes) -> Result<usize> {
         let mut rows = 0;
         self.each_batch(command, |batch| rows += batch.num_rows()).await?;
@@ -121,14 +121,14 @@ impl Wire {
         Ok(())
     }
 
-    /// Runs a statement that is no query; the rows it affected.
+    /// Runs a statement that is not a query; returns the number of affected rows.
     pub(crate) async fn update_text(&mut self, sql: &str) -> Result<i64> {
         let command = CommandStatementUpdate { query: sql.to_owned(), transaction_id: None };
         let descriptor = FlightDescriptor::new_cmd(command.as_any().encode_to_vec());
         self.update(vec![FlightData { flight_descriptor: Some(descriptor), ..FlightData::default() }]).await
     }
 
-    /// DoPut of messages whose first one carries the descriptor; the replies' metadata.
+    /// Sends messages with DoPut; the first one carries the descriptor. Returns the metadata of the replies.
     pub(crate) async fn put(&mut self, messages: Vec<FlightData>) -> Result<Vec<Bytes>> {
         let mut request = Request::new(futures::stream::iter(messages));
         request.metadata_mut().insert("authorization", self.authorization.clone());
@@ -140,26 +140,27 @@ impl Wire {
         Ok(metadata)
     }
 
-    /// DoPut of an update or ingest; the rows it affected.
+    /// Runs an update or an ingest with DoPut; returns the number of affected rows.
     pub(crate) async fn update(&mut self, messages: Vec<FlightData>) -> Result<i64> {
         let replies = self.put(messages).await?;
         let reply = replies.first().ok_or("no reply to DoPut")?;
         Ok(DoPutUpdateResult::decode(reply.clone())?.record_count)
     }
 
-    /// The stream of one ticket, for whoever reads it endlessly.
+    /// Opens the stream of one ticket, which may be endless.
     pub(crate) async fn stream(&mut self, ticket: Bytes) -> Result<tonic::Streaming<FlightData>> {
         let request = self.request(arrow_flight::Ticket { ticket });
         Ok(self.client.do_get(request).await?.into_inner())
     }
 }
 
-/// The command of an ad hoc query.
+/// Returns the command of an ad hoc query.
 pub(crate) fn ad_hoc(sql: &str) -> Bytes {
     CommandStatementQuery { query: sql.to_owned(), transaction_id: None }.as_any().encode_to_vec().into()
 }
 
-/// The command of a prepared query: descriptor of GetFlightInfo, and of the DoPut that binds its parameters.
+/// Returns the command of a prepared query: the descriptor of GetFlightInfo and of the DoPut that binds
+/// parameters.
 pub(crate) fn prepared_query(handle: &Bytes) -> Bytes {
     CommandPreparedStatementQuery { prepared_statement_handle: handle.clone() }
         .as_any()
@@ -167,7 +168,7 @@ pub(crate) fn prepared_query(handle: &Bytes) -> Bytes {
         .into()
 }
 
-/// The command of a prepared update.
+/// Returns the command of a prepared update.
 pub(crate) fn prepared_update(handle: &Bytes) -> Bytes {
     CommandPreparedStatementUpdate { prepared_statement_handle: handle.clone() }
         .as_any()
@@ -175,8 +176,7 @@ pub(crate) fn prepared_update(handle: &Bytes) -> Bytes {
         .into()
 }
 
-/// Schema message and batches as a DoPut under `command`.
-/// The command of a bulk ingest that appends to a table.
+/// Returns the command of a bulk ingest that appends to a table.
 pub(crate) fn ingest(namespace: &str, table: &str) -> Bytes {
     let command = CommandStatementIngest {
         table_definition_options: Some(TableDefinitionOptions {
@@ -190,6 +190,7 @@ pub(crate) fn ingest(namespace: &str, table: &str) -> Bytes {
     command.as_any().encode_to_vec().into()
 }
 
+/// Returns a schema message and batches as a DoPut under `command`.
 pub(crate) fn put_messages(command: &Bytes, batches: Vec<RecordBatch>) -> Result<Vec<FlightData>> {
     let schema = batches.first().ok_or("nothing to put")?.schema();
     let mut messages = batches_to_flight_data(&schema, batches)?;
@@ -199,7 +200,8 @@ pub(crate) fn put_messages(command: &Bytes, batches: Vec<RecordBatch>) -> Result
     Ok(messages)
 }
 
-/// Resident memory of a process, `self` being this one; 0 where the platform does not say.
+/// Returns the resident memory of a process (`self` is this one) in bytes; 0 where the platform does not
+/// report it.
 pub(crate) fn resident_bytes(process: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();

@@ -25,7 +25,7 @@ with adbc_driver_flightsql.dbapi.connect(url, db_kwargs=credentials, autocommit=
                                       mode="append", db_schema_name="examples")
         assert ingested == 10_000
 
-        # Parameters are bound, never pasted into the text.
+        # Parameters are bound, never pasted into the statement.
         cursor.execute("SELECT count(*) FROM examples.readings WHERE sensor = ?", ("sensor-1",))
         assert cursor.fetchone() == (2_500,)
 

@@ -1,4 +1,4 @@
-"""Flight SQL with nothing but pyarrow: log in, update, query. The protobuf messages are small enough to write by hand."""
+"""Flight SQL with only pyarrow: log in, update, query. The small protobuf messages are written by hand."""
 
 import os
 
@@ -7,7 +7,7 @@ import pyarrow.flight as flight
 
 
 def field(number, value):
-    """One length-delimited protobuf field: tag, length as a varint, bytes."""
+    """Encodes one length-delimited protobuf field: tag, length as a varint, bytes."""
     raw = value.encode() if isinstance(value, str) else value
     length, rest = [], len(raw)
     while rest > 127:
@@ -17,7 +17,7 @@ def field(number, value):
 
 
 def command(name, sql):
-    """google.protobuf.Any with a Flight SQL message whose first field is the statement."""
+    """Returns a google.protobuf.Any with a Flight SQL message whose first field is the statement."""
     body = field(1, f"type.googleapis.com/arrow.flight.protocol.sql.{name}") + field(2, field(1, sql))
     return flight.FlightDescriptor.for_command(body)
 

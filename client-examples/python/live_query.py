@@ -1,4 +1,4 @@
-"""A live query with grpcio: first the result, then every change of it. The stubs are generated from proto/ on the way."""
+"""A live query with grpcio: first the result, then every change to it. It generates its stubs from proto/."""
 
 import base64
 import importlib
@@ -16,7 +16,7 @@ from grpc_tools import protoc
 url = os.environ.get("KALAMDB_URL", "grpc://127.0.0.1:8815")
 password = os.environ["KALAMDB_PASSWORD"]
 
-# protoc writes kalamdb/live/v1/live_pb2.py and live_pb2_grpc.py; a real program would do this when it is built.
+# protoc writes kalamdb/live/v1/live_pb2.py and live_pb2_grpc.py; a real program generates them in its build.
 stubs = tempfile.mkdtemp()
 protos = pathlib.Path(__file__).parents[2] / "proto"
 assert protoc.main(["", f"-I{protos}", f"-I{pathlib.Path(grpc_tools.__file__).parent}/_proto", f"--python_out={stubs}",
@@ -39,7 +39,7 @@ frames = live_grpc.LiveQueryStub(channel).Subscribe(
     live.SubscribeRequest(sql="SELECT id, title FROM examples.tasks WHERE NOT done"),
     metadata=[("authorization", authorization)], timeout=60)
 
-open_tasks = {}  # what the frames add up to; at each `complete_through` exactly what the SELECT would give
+open_tasks = {}  # the folded frames; at each `complete_through` exactly the result of the SELECT
 
 
 def apply(batch, schema):
@@ -64,7 +64,7 @@ for frame in frames:
         apply(frame.delta, schema)
         print(f"commit {frame.complete_through}: {open_tasks}")
         if open_tasks == {2: "test", 3: "ship"}:
-            break  # to go on later, exactly here: SubscribeRequest(resume_token=frame.resume_token)
+            break  # to continue exactly here later: SubscribeRequest(resume_token=frame.resume_token)
 else:
     sys.exit("the stream ended before all changes arrived")
 

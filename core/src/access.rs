@@ -1,7 +1,7 @@
-//! Who may do what: pure functions over a principal. Nothing here reads a table or a password.
+//! Permissions: pure functions of a principal. Nothing here reads a table or a password.
 //!
-//! Invariant: rows of USER tables need no check at all. Whose rows are visible comes from [`Principal::user_id`] through the
-//! scope of a scan, for every role, so no statement can name another user's rows.
+//! Invariant: rows of USER tables need no permission check. For every role, a scan sees only the scope of its
+//! [`Principal::user_id`], so no statement can name another user's rows.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::Error;
 use crate::ids::UserId;
 
-/// A user's role. Each may do what the one before it may.
+/// A user's role. Each role includes the rights of the roles before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
@@ -26,7 +26,7 @@ pub enum Role {
 }
 
 impl Role {
-    /// The role of a name as SQL spells it, in any case.
+    /// Parses a role's SQL name, ignoring case. Fails with 22023 for any other name.
     pub fn parse(text: &str) -> Result<Self, Error> {
         match text.to_ascii_lowercase().as_str() {
             "user" => Ok(Self::User),
@@ -38,7 +38,7 @@ impl Role {
         }
     }
 
-    /// The role's name in SQL and in system tables.
+    /// Returns the role's name in SQL and in system tables.
     pub fn name(self) -> &'static str {
         match self {
             Self::User => "user",
@@ -55,23 +55,23 @@ impl fmt::Display for Role {
     }
 }
 
-/// Who may read a SHARED table besides the roles that always may.
+/// The lowest roles that may read and write a SHARED table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AccessLevel {
-    /// Every authenticated user reads; services and above write.
+    /// Every authenticated user reads; `Service` and above write.
     Public,
-    /// Services and above read and write.
+    /// `Service` and above read and write.
     #[default]
     Private,
-    /// As private; kept apart for grants.
+    /// Same rights as `Private`; a separate level reserved for grants.
     Restricted,
-    /// Only dba and system read and write.
+    /// Only `Dba` and `System` read and write.
     Dba,
 }
 
 impl AccessLevel {
-    /// The level of a name as SQL spells it, in any case.
+    /// Parses a level's SQL name, ignoring case. Fails with 22023 for any other name.
     pub fn parse(text: &str) -> Result<Self, Error> {
         match text.to_ascii_lowercase().as_str() {
             "public" => Ok(Self::Public),
@@ -83,7 +83,7 @@ impl AccessLevel {
         }
     }
 
-    /// The level's name in SQL and in system tables.
+    /// Returns the level's name in SQL and in system tables.
     pub fn name(self) -> &'static str {
         match self {
             Self::Public => "public",
@@ -93,7 +93,7 @@ impl AccessLevel {
         }
     }
 
-    /// The lowest role that may read.
+    /// Returns the lowest role that may read.
     pub fn reader(self) -> Role {
         match self {
             Self::Public => Role::User,
@@ -102,7 +102,7 @@ impl AccessLevel {
         }
     }
 
-    /// The lowest role that may write.
+    /// Returns the lowest role that may write.
     pub fn writer(self) -> Role {
         match self {
             Self::Public | Self::Private | Self::Restricted => Role::Service,
@@ -111,19 +111,19 @@ impl AccessLevel {
     }
 }
 
-/// An authenticated user. Made by the layer that authenticated, passed down explicitly, never changed.
+/// An authenticated user. The layer that authenticates creates it; it is passed explicitly and never changes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Principal {
-    /// Whose rows are visible.
+    /// The user whose rows are visible.
     pub user_id: UserId,
-    /// `CURRENT_USER()`.
+    /// What `CURRENT_USER()` returns.
     pub username: Arc<str>,
-    /// What may be done.
+    /// Decides what the user may do.
     pub role: Role,
 }
 
 impl Principal {
-    /// Fails with 42501 unless the principal's role is at least `lowest`; `action` completes "permission denied to …".
+    /// Fails with 42501 if the role is below `lowest`. `action` completes "permission denied to …".
     pub fn require(&self, lowest: Role, action: impl fmt::Display) -> Result<(), Error> {
         if self.role >= lowest {
             return Ok(());
@@ -132,32 +132,33 @@ impl Principal {
             .hint(format!("it needs the role {lowest}; \"{}\" has the role {}", self.username, self.role)))
     }
 
-    /// Whether the principal may read a SHARED table of this level.
+    /// Returns whether the principal may read a SHARED table of this level.
     pub fn may_read_shared(&self, level: AccessLevel) -> bool {
         self.role >= level.reader()
     }
 
-    /// Whether the principal may write a SHARED table of this level.
+    /// Returns whether the principal may write a SHARED table of this level.
     pub fn may_write_shared(&self, level: AccessLevel) -> bool {
         self.role >= level.writer()
     }
 
-    /// Whether the principal may read the tables of namespace `system`.
+    /// Returns whether the principal may read the tables of namespace `system`.
     pub fn may_read_system(&self) -> bool {
         self.role >= Role::Dba
     }
 
-    /// Whether the principal may create USER and STREAM tables; see [`Principal::may_create_shared`] for SHARED ones.
+    /// Returns whether the principal may create USER and STREAM tables. [`Principal::may_create_shared`]
+    /// covers SHARED ones.
     pub fn may_create_table(&self) -> bool {
         true
     }
 
-    /// Whether the principal may create SHARED tables.
+    /// Returns whether the principal may create SHARED tables.
     pub fn may_create_shared(&self) -> bool {
         self.role >= Role::Service
     }
 
-    /// Whether the principal may drop tables and administer namespaces and users.
+    /// Returns whether the principal may drop tables and administer namespaces and users.
     pub fn may_administer(&self) -> bool {
         self.role >= Role::Dba
     }

@@ -1,7 +1,7 @@
-//! Everything that lives as long as the database is open, built once and in order.
+//! The parts that live as long as the database is open. They are built once, in order.
 //!
-//! Invariant: fields are set by [`AppContext::open`] and never again. Inner parts receive the few of them they need; only the
-//! statement layer receives the whole.
+//! Invariant: [`AppContext::open`] sets the fields and nothing changes them later. Inner parts receive only
+//! the fields they need; only the statement layer receives the whole context.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -21,22 +21,22 @@ use crate::platform;
 use crate::schema_registry::{FlushPolicy, SchemaRegistry};
 use crate::storage::blocking;
 
-/// The file of [`AppContext::secret`] in the data directory.
+/// The file in the data directory that holds [`AppContext::secret`].
 const SECRET_FILE: &str = "secret";
 
 /// The parts of an open database.
 pub struct AppContext {
-    /// The name of this process, from the settings, in every log line, job and audit row.
+    /// The name of this process, from the settings. Every log line, job and audit row carries it.
     pub node_id: NodeId,
-    /// The settings it was opened with.
+    /// The settings the database was opened with.
     pub config: Config,
-    /// Of tables that are created without one.
+    /// The flush policy of tables created without `FLUSH_POLICY`.
     pub flush_policy: FlushPolicy,
-    /// The only source of time.
+    /// The source of wall-clock time.
     pub clock: Arc<dyn Clock>,
-    /// Seals tokens; made with the database, never shown.
+    /// The key that seals tokens. It is created with the database and never shown.
     pub secret: [u8; 32],
-    /// The commit order.
+    /// Orders and writes commits.
     pub committer: Arc<Committer>,
     /// The memoized schemas.
     pub schema_registry: Arc<SchemaRegistry>,
@@ -44,15 +44,15 @@ pub struct AppContext {
     pub live_queries: Arc<LiveQueryManager>,
     /// The background work.
     pub jobs: Arc<JobManager>,
-    /// When it was opened, microseconds UTC.
+    /// When the database was opened, in microseconds UTC.
     pub started_at: i64,
 }
 
 impl AppContext {
-    /// Opens the store, then starts what works on it. Must be called within a tokio runtime.
+    /// Opens the store, then starts live queries and jobs. Must be called within a tokio runtime.
     ///
     /// # Errors
-    /// A setting that cannot work; a data directory that is in use, not writable, newer or damaged.
+    /// An invalid setting; a data directory that is in use, not writable, damaged or of a newer format.
     pub async fn open(config: Config, clock: Arc<dyn Clock>) -> Result<Arc<Self>> {
         config.validate()?;
         let node_id = config.node_id()?;
@@ -100,10 +100,10 @@ impl AppContext {
         }))
     }
 
-    /// Ends live queries, background work, which flushes no longer than to `flush_until`, and at last the commit order.
+    /// Ends live queries, then background jobs, then the committer. Jobs flush until `flush_until` at most.
     ///
     /// # Errors
-    /// When what was committed cannot be brought to disk.
+    /// When committed data cannot be synced to disk.
     pub async fn shutdown(&self, flush_until: Instant) -> Result<()> {
         self.live_queries.shutdown().await;
         self.jobs.shutdown(flush_until).await;
@@ -113,7 +113,7 @@ impl AppContext {
     }
 }
 
-/// Reads the secret, or makes it; the store's lock keeps other processes away meanwhile.
+/// Reads the secret or creates it. The store's lock keeps other processes out meanwhile.
 fn stored_secret(path: &Path) -> Result<[u8; 32]> {
     let failed = |error: std::io::Error| {
         Error::new(
@@ -131,7 +131,7 @@ fn stored_secret(path: &Path) -> Result<[u8; 32]> {
         }),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let secret: [u8; 32] = rand::random();
-            // Whole or not at all: it is written beside its place, brought to disk, and moved.
+            // Atomic: the file is written and synced beside its final name, then renamed.
             let fresh = path.with_extension("new");
             platform::write_private(&fresh, &secret).map_err(failed)?;
             failpoint::step("open::secret")?;

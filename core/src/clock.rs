@@ -1,11 +1,11 @@
-//! The only source of time. Nothing else in the core asks the operating system for it, so tests can stop or move the clock.
+//! The only caller of `SystemTime::now` in the core, so that tests can stop or move time.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Tells the time.
 pub trait Clock: Send + Sync + 'static {
-    /// Microseconds since 1970-01-01 UTC. It may stand still or go back: who needs order uses a seq.
+    /// Returns microseconds since 1970-01-01 UTC, which may stand still or go back: use a seq for order.
     fn now_us(&self) -> i64;
 }
 
@@ -26,12 +26,12 @@ impl Clock for SystemClock {
 pub struct ManualClock(AtomicI64);
 
 impl ManualClock {
-    /// Starts at `now_us`.
+    /// Creates a clock that shows `now_us`.
     pub fn new(now_us: i64) -> Self {
         Self(AtomicI64::new(now_us))
     }
 
-    /// Moves by `by_us`, which may be negative.
+    /// Moves the clock by `by_us` microseconds, which may be negative.
     pub fn advance(&self, by_us: i64) {
         self.0.fetch_add(by_us, Ordering::SeqCst);
     }

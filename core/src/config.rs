@@ -1,5 +1,5 @@
-//! Settings of the core: plain data with defaults, units in the names. Where they come from (flags, environment, files) is the
-//! embedder's business.
+//! Settings of the core: plain data with defaults; names carry the units. The embedder decides where they
+//! come from (flags, environment, files).
 
 use std::path::PathBuf;
 
@@ -8,20 +8,21 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::ids::NodeId;
 
-/// Everything the core can be told. `Config::default()` is a working database in `./kalamdb-data`.
+/// All settings of the core. `Config::default()` is a working database in `./kalamdb-data`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Where the data lives; `None` keeps it in memory, for tests and throw-away databases.
+    /// The data directory; `None` keeps the data in memory, for tests and throw-away databases.
     pub data_dir: Option<PathBuf>,
-    /// The name of this process: letters, digits and hyphens, at most 64.
+    /// The name of this process: 1 to 64 letters, digits and hyphens.
     pub node_id: String,
-    /// The password of `root` at the first start; a random one is made when absent.
+    /// The password of `root` at the first start; a random one is generated when absent.
     #[serde(skip_serializing)]
     pub root_password: Option<String>,
     /// The longest SQL text.
     pub sql_bytes_max: usize,
-    /// Chained operators and set operations in one statement; beyond it a parser or planner could overflow its stack.
+    /// The most chained operators and set operations in one statement; more could overflow the planner's
+    /// stack.
     pub sql_operators_max: usize,
     /// The most parameters of one statement.
     pub parameters_max: usize,
@@ -31,77 +32,78 @@ pub struct Config {
     pub statement_rows_max: usize,
     /// The most bytes one statement may write.
     pub statement_bytes_max: usize,
-    /// An INSERT of so many bytes or more is written as segments at once and never hot, unless most of it is NULL or its
-    /// storage is a bucket; 0 for none.
+    /// An INSERT of at least this many bytes is written directly as segments and is never hot. Inserts of
+    /// mostly NULLs and tables in a bucket are exempt; 0 disables it.
     pub large_insert_bytes: usize,
-    /// Memory all running queries share; beyond it sorts and joins spill or end with 53200.
+    /// Memory that all running queries share. Beyond it sorts and joins spill, or fail with 53200.
     pub query_memory_bytes: usize,
-    /// Bytes queries may spill to disk.
+    /// Bytes that queries may spill to disk.
     pub spill_bytes_max: u64,
     /// Partitions of a query plan.
     pub query_partitions: usize,
-    /// Rows of one batch of a scan.
+    /// Rows in one batch of a scan.
     pub batch_rows: usize,
-    /// Write sets that wait for the sequencer; a writer beyond it waits for a place.
+    /// Write sets that may wait for the sequencer. Further writers wait for a free place.
     pub commit_queue_len_max: usize,
-    /// Bytes of recent commits kept in memory for live queries; older ones are read from the change log.
+    /// Bytes of recent commits kept in memory for live queries. Older commits are read from the change log.
     pub commit_ring_bytes: usize,
-    /// Bytes of encoded frames one live query keeps for its slower subscribers.
+    /// Bytes of encoded frames that one live query keeps for its slow subscribers.
     pub live_ring_bytes: usize,
-    /// Live queries of the whole process.
+    /// The most live queries in the process.
     pub subscriptions_max: usize,
-    /// Live queries of one user.
+    /// The most live queries of one user.
     pub subscriptions_per_user_max: usize,
-    /// The age up to which the change log is kept, and so the time a live query can be away and resume.
+    /// How long the change log is kept, and so how long a live query can be away and still resume.
     pub change_log_retention_s: u64,
-    /// The bytes up to which the change log is kept; whichever limit is reached first trims it.
+    /// The size up to which the change log is kept. The limit that is reached first trims it.
     pub change_log_bytes_max: u64,
-    /// Bytes of hot rows kept as columns for scans; 0 keeps none.
+    /// Bytes of hot rows cached as columns for scans; 0 caches none.
     pub hot_cache_bytes: usize,
-    /// Bytes of segments' footers and key filters kept in memory.
+    /// Bytes of segment footers and key filters kept in memory.
     pub segment_cache_bytes: usize,
-    /// Bytes of rows that may wait to be flushed. Writers are slowed from four fifths of it on, and refused with 53100 when it is
-    /// reached; 0 for any.
+    /// Bytes of rows that may wait for a flush. Writers are slowed from 4/5 of it on and refused with 53100
+    /// at the limit; 0 sets no limit.
     pub hot_bytes_max: u64,
-    /// The `FLUSH_POLICY` of tables that are created without one.
+    /// The `FLUSH_POLICY` of tables created without one.
     pub flush_policy: String,
-    /// How often it is looked which tables are to be flushed.
+    /// How often tables are checked for a due flush.
     pub flush_check_interval_ms: u64,
-    /// How often expired STREAM rows are looked for.
+    /// How often STREAM tables are checked for expired rows.
     pub expiry_interval_ms: u64,
-    /// How often it is looked for rows of jobs and of the audit log that need not be kept any longer.
+    /// How often expired rows of `system.jobs` and `system.audit_logs` are removed.
     pub retention_interval_ms: u64,
-    /// Days for which rows of finished jobs are kept; 0 for ever.
+    /// Days that rows of finished jobs are kept; 0 keeps them forever.
     pub job_retention_days: u32,
-    /// Days for which rows of the audit log are kept; 0 for ever.
+    /// Days that rows of the audit log are kept; 0 keeps them forever.
     pub audit_retention_days: u32,
-    /// How long a shutdown may flush tables with many hot rows; 0 flushes none.
+    /// How long a shutdown may spend flushing tables with many hot rows; 0 flushes none.
     pub shutdown_flush_ms: u64,
     /// How often the change log is trimmed.
     pub trim_interval_ms: u64,
-    /// RocksDB's block cache.
+    /// The size of RocksDB's block cache.
     pub block_cache_bytes: usize,
-    /// RocksDB's memtable of each column family.
+    /// The size of RocksDB's memtable per column family.
     pub write_buffer_bytes: usize,
-    /// Bytes of the data directory's disk that stay free: below it nothing that grows is written. 0 leaves it to the disk.
+    /// Bytes to keep free on the data directory's disk. Below it, writes that grow the store are refused; 0
+    /// disables the check.
     pub disk_free_min_bytes: u64,
-    /// How long a query may hold its snapshot, until its last row is taken.
+    /// How long a query may hold its snapshot. Its last row must be read within this time.
     pub snapshot_age_max_s: u64,
-    /// How often an autocommit statement that lost against another commit is run again.
+    /// How often an autocommit statement is retried after a conflict with another commit.
     pub conflict_retries_max: usize,
-    /// For tests that compare plans of one query.
+    /// Planner settings for tests that compare plans of one query.
     #[doc(hidden)]
     #[serde(skip)]
     pub planner: PlannerOverrides,
 }
 
-/// How queries are planned in another way than they are.
+/// Overrides of the planner's settings.
 #[doc(hidden)]
 #[derive(Clone, Debug, Default)]
 pub struct PlannerOverrides {
-    /// Settings by DataFusion's names.
+    /// Names, as DataFusion spells them, and values of settings.
     pub options: Vec<(String, String)>,
-    /// Names of optimizer rules that do not run.
+    /// Names of optimizer rules to turn off.
     pub rules_off: Vec<String>,
 }
 
@@ -151,20 +153,21 @@ impl Default for Config {
 }
 
 impl Config {
-    /// A database in memory, gone when it is closed.
+    /// Returns the settings of an in-memory database. Its data is gone when it is closed.
     pub fn in_memory() -> Self {
         Self { data_dir: None, ..Self::default() }
     }
 
-    /// A database in `data_dir`.
+    /// Returns the settings of a database in `data_dir`.
     pub fn at(data_dir: impl Into<PathBuf>) -> Self {
         Self { data_dir: Some(data_dir.into()), ..Self::default() }
     }
 
-    /// The node's name.
+    /// Returns the node's name.
     ///
     /// # Errors
-    /// When it is empty, longer than 64 bytes or has other characters than letters, digits and hyphens.
+    /// 22023 when it is empty, longer than 64 bytes, or has characters other than ASCII letters, digits and
+    /// hyphens.
     pub fn node_id(&self) -> Result<NodeId> {
         let valid = !self.node_id.is_empty()
             && self.node_id.len() <= 64
@@ -179,7 +182,7 @@ impl Config {
     /// Checks every setting.
     ///
     /// # Errors
-    /// The first setting that cannot work, by name.
+    /// 22023 with the name of the first invalid setting.
     pub fn validate(&self) -> Result<()> {
         self.node_id()?;
         let positive = [

@@ -17,7 +17,7 @@
 //! # }
 //! ```
 //!
-//! Invariant: a [`Session`] is only made for a user that exists, and what it may see follows from that user alone.
+//! Invariant: a [`Session`] exists only for an existing user, and that user alone decides what it may see.
 
 use std::fmt;
 use std::sync::Arc;
@@ -40,10 +40,10 @@ use crate::sql::Session;
 use crate::sql::password::{Passwords, login_failed};
 use crate::sql::session::user_is_gone;
 
-/// The user that is created with the database.
+/// The user created with the database.
 const ROOT: &str = "root";
 
-/// An open database. Cloning is cheap; all clones are the same database.
+/// An open database. Clones are cheap and share the same database.
 #[derive(Clone)]
 pub struct Database {
     inner: Arc<Inner>,
@@ -57,7 +57,7 @@ struct Inner {
 }
 
 impl Database {
-    /// Opens the database of `config.data_dir`, or creates it. Must be called within a tokio runtime.
+    /// Opens the database in `config.data_dir`, or creates it. Must be called within a tokio runtime.
     ///
     /// ```no_run
     /// # use kalamdb_core::{Config, Database, Result};
@@ -71,12 +71,12 @@ impl Database {
     /// ```
     ///
     /// # Errors
-    /// A setting that cannot work; a data directory that is in use, not writable, newer or damaged.
+    /// An invalid setting; a data directory that is in use, not writable, damaged or of a newer format.
     pub async fn open(config: Config) -> Result<Self> {
         Self::open_with_clock(config, Arc::new(SystemClock)).await
     }
 
-    /// Opens a database that is gone when it is closed.
+    /// Opens an in-memory database. Its data is gone when it is closed.
     ///
     /// # Errors
     /// As [`Database::open`].
@@ -84,7 +84,7 @@ impl Database {
         Self::open(Config::in_memory()).await
     }
 
-    /// Opens a database whose time is `clock`'s.
+    /// Opens a database that takes its time from `clock`.
     ///
     /// # Errors
     /// As [`Database::open`].
@@ -96,10 +96,10 @@ impl Database {
         Ok(Self { inner: Arc::new(Inner { ctx, engine, passwords, generated_root_password }) })
     }
 
-    /// The user of that name, if the password is right.
+    /// Returns the user with that name if the password is right.
     ///
     /// # Errors
-    /// 28P01, with the same words whether the name or the password is wrong.
+    /// 28P01. The message is the same for a wrong name and a wrong password.
     pub async fn authenticate(&self, username: &str, password: &str) -> Result<Principal> {
         let snapshot = self.inner.ctx.committer.snapshot();
         let user = snapshot.catalog.user_by_name(username);
@@ -110,18 +110,19 @@ impl Database {
         }
     }
 
-    /// The user of that number, as it is now.
+    /// Returns the current principal of a user.
     ///
     /// # Errors
-    /// 28000 when it does not exist any more.
+    /// 28000 when the user no longer exists.
     pub fn principal(&self, user: UserId) -> Result<Principal> {
         Ok(self.user(user)?.principal())
     }
 
-    /// A number that grows when the user's password or role changes: a token made under another one is void.
+    /// Returns a number that grows when the user's password or role changes. Tokens made under another number
+    /// are void.
     ///
     /// # Errors
-    /// 28000 when the user does not exist any more.
+    /// 28000 when the user no longer exists.
     pub fn auth_generation(&self, user: UserId) -> Result<u32> {
         Ok(self.user(user)?.auth_generation)
     }
@@ -133,12 +134,12 @@ impl Database {
         })
     }
 
-    /// A session of an authenticated user.
+    /// Opens a session for an authenticated user.
     pub fn session(&self, principal: &Principal) -> Session {
         Session::new(Arc::clone(&self.inner.ctx), Arc::clone(&self.inner.engine), principal.clone())
     }
 
-    /// A session of the user of that name, without a password: for embedders, who vouch for their users themselves.
+    /// Opens a session for a user without a password, for embedders that authenticate users themselves.
     ///
     /// # Errors
     /// 28P01 when there is no such user.
@@ -150,32 +151,34 @@ impl Database {
         }
     }
 
-    /// Random bytes that were made with the database and stay: for signing tokens and tickets, with a purpose mixed in.
+    /// Returns random bytes that are created with the database and never change, for signing tokens and
+    /// tickets. Mix a purpose into each key.
     pub fn secret(&self) -> &[u8; 32] {
         &self.inner.ctx.secret
     }
 
-    /// The password `root` was given, when this call to `open` created the database and no password was configured.
+    /// Returns `root`'s generated password, if this call to `open` created the database and no password was
+    /// configured.
     pub fn generated_root_password(&self) -> Option<&str> {
         self.inner.generated_root_password.as_deref()
     }
 
-    /// The name of this process.
+    /// Returns the name of this process.
     pub fn node_id(&self) -> &NodeId {
         &self.inner.ctx.node_id
     }
 
-    /// The settings it was opened with.
+    /// Returns the settings the database was opened with.
     pub fn config(&self) -> &Config {
         &self.inner.ctx.config
     }
 
-    /// The identity of the data.
+    /// Returns the identity of the data.
     pub fn id(&self) -> DatabaseId {
         self.inner.ctx.committer.database_id()
     }
 
-    /// The last commit that can be read.
+    /// Returns the last commit that can be read.
     pub fn seq(&self) -> Seq {
         self.inner.ctx.committer.seq()
     }
@@ -183,7 +186,7 @@ impl Database {
     /// Waits until commit `seq` can be read.
     ///
     /// # Errors
-    /// 57P01 when the database is closed before.
+    /// 57P01 when the database is closed first.
     pub async fn wait_for(&self, seq: Seq) -> Result<()> {
         if self.seq() >= seq {
             return Ok(());
@@ -192,27 +195,27 @@ impl Database {
         published.wait_for(|reached| *reached >= seq).await.map(|_| ()).map_err(|_| Error::shutting_down())
     }
 
-    /// What the schema registry has done.
+    /// Returns the counters of the schema registry.
     pub fn registry_counters(&self) -> RegistryCounters {
         self.inner.ctx.schema_registry.counters()
     }
 
-    /// The parts of the database, for servers that show more of them.
+    /// Returns the database's parts, for servers that expose more of them.
     pub fn context(&self) -> &Arc<AppContext> {
         &self.inner.ctx
     }
 
-    /// Ends live queries and background work, commits what waits and closes the store. Tables with many hot rows are flushed
-    /// first, for at most `shutdown_flush_ms`.
+    /// Ends live queries and background jobs, commits waiting writes and closes the store. Tables with many
+    /// hot rows are flushed first, for at most `shutdown_flush_ms`.
     ///
     /// # Errors
-    /// When what was committed cannot be brought to disk.
+    /// When committed data cannot be synced to disk.
     pub async fn shutdown(&self) -> Result<()> {
         let setting = Duration::from_millis(self.inner.ctx.config.shutdown_flush_ms);
         self.shutdown_by(Instant::now() + setting).await
     }
 
-    /// As [`Database::shutdown`], flushing no longer than to `flush_until` either.
+    /// Like [`Database::shutdown`], but flushes until `flush_until` at the latest.
     ///
     /// # Errors
     /// As [`Database::shutdown`].
@@ -227,7 +230,7 @@ impl fmt::Debug for Database {
     }
 }
 
-/// Creates `root` in a new database. Gives the password back when it was made here.
+/// Creates `root` in a new database and returns its password if it was generated here.
 async fn create_root(ctx: &AppContext, passwords: &Passwords) -> Result<Option<String>> {
     let snapshot = ctx.committer.snapshot();
     if snapshot.catalog.header().next_user_id != UserId::ROOT {

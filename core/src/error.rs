@@ -1,8 +1,8 @@
-//! The one error type of the core: a coarse kind that says what to do, an SQLSTATE, a message that names the object, a hint
-//! that says the way out.
+//! The one error type of the core: a coarse kind that tells the caller what to do, an SQLSTATE, a message
+//! that names the object, and a hint with the remedy.
 //!
-//! Invariant: nobody decides by an error's text. An error travels through DataFusion as `DataFusionError::External` and comes
-//! back by downcast.
+//! Invariant: no code decides by an error's text. An error passes through DataFusion as
+//! `DataFusionError::External` and is recovered by downcast.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -12,7 +12,7 @@ use datafusion::common::SchemaError;
 use datafusion::error::DataFusionError;
 use parquet::errors::ParquetError;
 
-/// The core's result.
+/// The core's result type.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What the caller can do about an error.
@@ -28,15 +28,15 @@ pub enum ErrorKind {
     AlreadyExists,
     /// Another commit came first: try again.
     Conflict,
-    /// Who you are is not known: log in.
+    /// The caller is not known: log in.
     Unauthenticated,
-    /// You are known but may not.
+    /// The caller is known but lacks the permission.
     PermissionDenied,
     /// The feature does not exist here.
     Unsupported,
     /// A limit was reached: ask for less, or raise the limit.
     ResourceExhausted,
-    /// The caller gave up, or somebody ended the work.
+    /// The caller gave up, or somebody cancelled the work.
     Cancelled,
     /// The database cannot serve this now: wait and try again.
     Unavailable,
@@ -46,7 +46,7 @@ pub enum ErrorKind {
     Internal,
 }
 
-/// An SQLSTATE: five characters, PostgreSQL's where it has one.
+/// An SQLSTATE: five characters, PostgreSQL's code if it has one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SqlState(pub &'static str);
 
@@ -120,10 +120,10 @@ impl fmt::Display for SqlState {
     }
 }
 
-/// An error of the database, as its users see it.
+/// An error of the database, as users see it.
 ///
-/// `Display` prints `[SQLSTATE] message (hint)` and nothing of the source, which may hold paths; who reports it to an operator
-/// walks `source()`.
+/// `Display` prints `[SQLSTATE] message (hint)` and never the source, which may hold paths. Reports for
+/// operators walk `source()`.
 #[derive(Debug)]
 pub struct Error {
     kind: ErrorKind,
@@ -134,41 +134,41 @@ pub struct Error {
 }
 
 impl Error {
-    /// An error of `kind`. The message is lowercase, without a full stop, and names the object in double quotes.
+    /// Creates an error. The message is lowercase, has no full stop and puts object names in double quotes.
     pub fn new(kind: ErrorKind, sqlstate: SqlState, message: impl Into<String>) -> Self {
         Self { kind, sqlstate, message: message.into(), hint: None, source: None }
     }
 
-    /// Adds the way out.
+    /// Adds the remedy.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
     }
 
-    /// Adds what caused it; shown to operators only.
+    /// Adds the cause, which only operators see.
     #[must_use]
     pub fn source(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         self.source = Some(source.into());
         self
     }
 
-    /// What the caller can do.
+    /// Returns what the caller can do.
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }
 
-    /// The SQLSTATE.
+    /// Returns the SQLSTATE.
     pub fn sqlstate(&self) -> SqlState {
         self.sqlstate
     }
 
-    /// The message alone, without SQLSTATE and hint.
+    /// Returns the message alone, without SQLSTATE and hint.
     pub fn message(&self) -> &str {
         &self.message
     }
 
-    /// The way out, where there is one to say.
+    /// Returns the hint, if there is one.
     pub fn hint_text(&self) -> Option<&str> {
         self.hint.as_deref()
     }
@@ -192,13 +192,13 @@ impl Error {
         )
     }
 
-    /// No such table (42P01), e.g. `table "app.notes" does not exist`.
+    /// A missing table (42P01), e.g. `table "app.notes" does not exist`.
     pub fn table_not_found(name: impl fmt::Display) -> Self {
         Self::new(ErrorKind::NotFound, SqlState::UNDEFINED_TABLE, format!("table \"{name}\" does not exist"))
             .hint("SHOW TABLES lists the tables you can read")
     }
 
-    /// No such namespace (3F000).
+    /// A missing namespace (3F000).
     pub fn namespace_not_found(name: impl fmt::Display) -> Self {
         Self::new(
             ErrorKind::NotFound,
@@ -208,7 +208,7 @@ impl Error {
         .hint(format!("create it with CREATE NAMESPACE {name}"))
     }
 
-    /// Not allowed (42501).
+    /// A missing permission (42501).
     pub fn permission_denied(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::PermissionDenied, SqlState::INSUFFICIENT_PRIVILEGE, message)
     }
@@ -295,13 +295,14 @@ impl From<DataFusionError> for Error {
     }
 }
 
-/// The part of a planning error that is for users. For arguments that fit no signature the planner puts it behind an account
-/// of its own trials and a request to report them.
+/// Returns the part of a planning error that is for users. For arguments that fit no signature, DataFusion
+/// puts its own attempts and a request to report them in front.
 fn plan_reason(message: &str) -> &str {
     message.rsplit_once("apache/datafusion/issues. ").map_or(message, |(_, reason)| reason)
 }
 
-/// An error that several readers of one stream share cannot be moved out; its text is kept.
+/// Converts an error that several readers of one stream share. It cannot be moved out, so only its text is
+/// kept.
 fn from_shared(error: &DataFusionError) -> Error {
     let mut cause: Option<&(dyn StdError + 'static)> = Some(error);
     while let Some(current) = cause {
@@ -392,7 +393,7 @@ impl From<ArrowError> for Error {
     }
 }
 
-/// An error that Arrow made itself.
+/// Converts an error that Arrow itself raised.
 fn from_arrow(error: &ArrowError) -> Error {
     let (kind, sqlstate) = match error {
         ArrowError::DivideByZero => (ErrorKind::InvalidArgument, SqlState::DIVISION_BY_ZERO),
@@ -407,7 +408,7 @@ fn from_arrow(error: &ArrowError) -> Error {
     Error::new(kind, sqlstate, client_text(&error.to_string()))
 }
 
-/// Another library's message in the style of ours, without its advice to report bugs to its authors.
+/// Adapts another library's message to our style and drops its advice to report bugs.
 fn client_text(text: &str) -> String {
     let text = text.split("\nThis issue was likely caused by a bug").next().unwrap_or(text);
     let text = text.strip_prefix("Internal error: ").unwrap_or(text).trim_end_matches('.');

@@ -1,7 +1,8 @@
-//! Named places at which a test ends the process or has a step fail, so that every such moment can be tried and not only hoped for.
+//! Named points at which a test ends the process or makes a step fail, so that every such moment is tested.
 //!
-//! They exist only where the feature `failpoints` of the crate `fail` is on, which is in builds for tests; elsewhere a point is no code
-//! at all. What happens at a point is said by the environment variable `FAILPOINTS`, read once at start, or by `fail::cfg`:
+//! They exist only with the feature `failpoints` of the crate `fail`, which test builds enable; in other
+//! builds a point compiles to nothing. The environment variable `FAILPOINTS`, read once at start, or
+//! `fail::cfg` sets what happens at a point:
 //!
 //! ```text
 //! FAILPOINTS='flush::committed=return(kill);commit::write=2*off->return(error)'
@@ -10,12 +11,12 @@
 //!   sleep(N), pause, N*off->...    as in the documentation of `fail`
 //! ```
 //!
-//! Invariant: a point stands in one of the two lists, and in one place of the code. Beside them, tests within the process can hold a
-//! statement between its plan and its commit, see [`PLANNED`].
+//! Invariant: each point is in one of the two lists and at one place in the code. In addition, tests in the
+//! same process can hold a statement between its plan and its commit; see [`PLANNED`].
 
 use crate::error::{Error, ErrorKind, Result, SqlState};
 
-/// Points where a step can also fail. In the order of the code.
+/// Points where a step can also fail, in the order of the code.
 pub const CAN_FAIL: &[&str] = &[
     "commit::write",
     "segment::create",
@@ -56,7 +57,7 @@ pub const CAN_FAIL: &[&str] = &[
 /// Points where only the process can end.
 pub const CAN_END: &[&str] = &["commit::written", "commit::installed", "commit::answered", "recover::swept"];
 
-/// Faults that can be planted in the planner, to see whether the guards of right answers find them: `FAILPOINTS='name=return'`.
+/// Faults that tests plant in the planner, to see whether the guards find them: `FAILPOINTS='name=return'`.
 pub const FAULTS: &[&str] = &[
     "casts_cut_off",
     "filters_go_by_name",
@@ -70,11 +71,11 @@ pub const FAULTS: &[&str] = &[
     "using_takes_the_left",
 ];
 
-/// What the name of a point begins with at which a test holds a statement: it is planned, and not committed yet. The table's name, with
-/// its namespace, follows, so that a test holds statements of its own tables alone.
+/// Prefix of the points at which a test holds a statement that is planned but not committed. The qualified
+/// table name follows, so a test holds only statements of its own tables.
 pub const PLANNED: &str = "statement::planned ";
 
-/// Lets a test hold a statement that is about to commit changes of a table: the callback of the point is run, which may wait.
+/// Lets a test hold a statement that is about to commit: the point's callback runs and may wait.
 #[inline]
 pub(crate) fn planned(table: impl FnOnce() -> String) {
     if fail::has_failpoints() {
@@ -82,16 +83,16 @@ pub(crate) fn planned(table: impl FnOnce() -> String) {
     }
 }
 
-/// Whether a test planted a fault. In programs that are not built for tests there is none.
+/// Returns whether a test planted the fault; always false in programs built without failpoints.
 #[inline]
 pub(crate) fn is_planted(fault: &'static str) -> bool {
     fail::has_failpoints() && fail::eval(fault, |_| ()).is_some()
 }
 
-/// Passes a point where a step can fail.
+/// Passes a point at which a step can fail.
 ///
 /// # Errors
-/// 58030 when a test wants it so.
+/// 58030 when a test set it so.
 #[inline]
 pub(crate) fn step(point: &'static str) -> Result<()> {
     if !fail::has_failpoints() {
@@ -112,7 +113,7 @@ pub(crate) fn step(point: &'static str) -> Result<()> {
     }
 }
 
-/// Passes a point where only the process can end.
+/// Passes a point at which only the process can end.
 #[inline]
 pub(crate) fn moment(point: &'static str) {
     if fail::has_failpoints() && fail::eval(point, |_| ()).is_some() {
@@ -120,10 +121,10 @@ pub(crate) fn moment(point: &'static str) {
     }
 }
 
-/// Takes the settings of the environment variable `FAILPOINTS`; without failpoints in the program it is not looked at.
+/// Reads the environment variable `FAILPOINTS`. A program built without failpoints ignores it.
 ///
 /// # Errors
-/// 22023 for a point that does not exist or an action that is none.
+/// 22023 for an unknown point or an invalid action.
 pub fn configure_from_environment() -> Result<()> {
     if !fail::has_failpoints() {
         return Ok(());

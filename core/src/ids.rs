@@ -1,6 +1,7 @@
-//! Identifiers. Only numbers stand in keys, segments, tokens and tickets; names are looked up in the catalog.
+//! Identifiers. Keys, segments, tokens and tickets hold only numbers; the catalog maps names to numbers.
 //!
-//! Invariant: a user, table, column or namespace number is never used again, so nothing old can be seen through a new name.
+//! Invariant: numbers of users, tables, columns and namespaces are never reused: a new name shows no old
+//! data.
 
 use std::fmt;
 use std::sync::Arc;
@@ -25,11 +26,11 @@ macro_rules! number {
 }
 
 number! {
-    /// The number of a commit: 1 for the first, without gaps within an epoch, never decreasing.
+    /// The number of a commit. It starts at 1, never decreases and has no gaps within an epoch.
     Seq(u64)
 }
 number! {
-    /// A table. System tables are 1 to 8, users' tables start at [`TableId::FIRST_USER_TABLE`].
+    /// A table. System tables have 1 to 8; users' tables start at [`TableId::FIRST_USER_TABLE`].
     TableId(u32)
 }
 number! {
@@ -37,7 +38,7 @@ number! {
     ColumnId(u32)
 }
 number! {
-    /// The version of a table's definition, 1 at creation, one more for each change.
+    /// The version of a table's definition: 1 at creation, plus 1 for each change of the columns.
     SchemaVersion(u32)
 }
 number! {
@@ -49,31 +50,32 @@ number! {
     NamespaceId(u32)
 }
 number! {
-    /// A user; generated, 1 is `root`.
+    /// A user. Numbers are generated; 1 is `root`.
     UserId(u64)
 }
 number! {
-    /// Whose rows: 0 for rows that all users share, else the owner's user number.
+    /// The owner of rows: 0 for shared rows, otherwise the owner's user number.
     ScopeId(u64)
 }
 number! {
-    /// How often the database has been opened. A seq is only comparable within what an epoch is known to have kept.
+    /// Counts how often the store was opened. If a crash loses the last commits of an epoch, the next epoch
+    /// reuses their seqs.
     Epoch(u32)
 }
 number! {
-    /// The part of the database with a commit order of its own. There is one today: 0.
+    /// The part of the database with its own commit order. Today there is one: 0.
     Shard(u16)
 }
 number! {
-    /// A running live query; unique within a process.
+    /// A running live query, unique within a process.
     SubscriptionId(u64)
 }
 
 impl Seq {
-    /// Before the first commit.
+    /// The seq before the first commit.
     pub const ZERO: Self = Self(0);
 
-    /// The seq after this one.
+    /// Returns the seq after this one.
     #[must_use]
     pub fn next(self) -> Self {
         Self(self.0 + 1)
@@ -81,29 +83,29 @@ impl Seq {
 }
 
 impl TableId {
-    /// Where the numbers of tables made by users start; lower ones are the system tables'.
+    /// The first number of users' tables; system tables have lower ones.
     pub const FIRST_USER_TABLE: Self = Self(1000);
 }
 
 impl UserId {
-    /// The database itself: expiry of rows, trimming of the log.
+    /// The database itself: it expires rows and trims the log.
     pub const SYSTEM: Self = Self(0);
     /// The user `root`, created with the database.
     pub const ROOT: Self = Self(1);
 }
 
 impl ScopeId {
-    /// Rows that are not owned by one user.
+    /// The scope of rows that all users share.
     pub const SHARED: Self = Self(0);
 
-    /// The rows of one user.
+    /// Returns the scope of one user's rows.
     #[must_use]
     pub fn of(user: UserId) -> Self {
         Self(user.0)
     }
 }
 
-/// The name of the process in log lines, jobs and audit rows: letters, digits and hyphens, at most 64.
+/// The name of the process in log lines, jobs and audit rows: 1 to 64 letters, digits and hyphens.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct NodeId(pub Arc<str>);
@@ -114,7 +116,7 @@ impl fmt::Display for NodeId {
     }
 }
 
-/// The identity of the data: made when a database is created, and anew when one is restored from a backup.
+/// The identity of the data. Creating a database and restoring one from a backup each make a new id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct DatabaseId(pub uuid::Uuid);
@@ -139,7 +141,7 @@ impl fmt::Display for DatabaseId {
     }
 }
 
-/// A background job: two letters for its kind and twelve hexadecimal digits, e.g. `TR-0192f3a4b5c6`.
+/// The id of a background job: two letters for its kind and twelve hex digits, e.g. `TR-0192f3a4b5c6`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct JobId(pub String);

@@ -1,32 +1,33 @@
 //! KalamDB's embeddable core: a realtime SQL database whose native format is Arrow.
 //!
-//! # Map
-//! A module names only what stands above it in this list; `tests/it/tidy.rs` enforces it.
+//! # Modules
+//! A module uses only modules above it in this list; `tests/it/tidy.rs` enforces it.
 //!
 //! | module | its one job |
 //! |---|---|
-//! | [`ids`], [`error`], [`config`], [`clock`], [`access`], `casts`, `types` | the words everything else is written in |
-//! | [`failpoint`] | named places at which tests end the process or have a step fail |
+//! | [`ids`], [`error`], [`config`], [`clock`], [`access`], `casts`, `types` | the basic types |
+//! | [`failpoint`] | named points at which tests end the process or make a step fail |
 //! | `platform` | what depends on the operating system |
-//! | `storage` | ordered bytes on disk: the trait, RocksDB, and the frozen key and row encodings |
-//! | `cold_storage` | Parquet segments: which there are, writing them, finding rows in them |
+//! | `storage` | ordered bytes on disk: the trait, RocksDB, the frozen key and row encodings |
+//! | `cold_storage` | Parquet segments: the manifest, writing, lookups by key |
 //! | `schema_registry` | tables, users and namespaces (the catalog) and their memoized Arrow schemas |
-//! | `change_log` | what each commit changed: pure redo, and the source of every subscriber |
-//! | `hot_tier` | hot rows as columns in memory, filled by scans |
-//! | `commit` | the one commit order: sequencer, group commit, installed snapshots, recovery |
-//! | `tables` | DataFusion table providers over one base, point reads, row validation |
+//! | `change_log` | what each commit changed: pure redo, and the source of every live query |
+//! | `hot_tier` | hot rows cached as columns; scans fill the cache |
+//! | `commit` | the single commit order: sequencer, group commit, installed snapshots, recovery |
+//! | `tables` | DataFusion table providers, scans, point reads, row validation, flush and compaction |
 //! | `maintenance` | backups, restoring them, checking a closed database |
 //! | `live_query` | subscriptions: snapshot, matching, delivery, resume |
-//! | `jobs` | background work: expiry of STREAM rows, flushes, trimming of the change log, backups |
+//! | `jobs` | background work: expiry of STREAM rows, flushes, compactions, trimming, backups |
 //! | `system_tables` | the rows of the eight tables of namespace `system` |
-//! | `app_context` | everything that lives as long as the process, built once and in order |
+//! | `app_context` | the parts that live as long as the database is open, built once, in order |
 //! | `sql` | statements: parse, route in one `match`, execute |
 //! | `database` | the embedding API on top |
 //!
-//! # Words
-//! *commit*: one atomic change of the database, with one `seq`. *snapshot*: the database as of one seq. *scope*: whose rows
-//! (one user's, or shared). *segment*: one immutable cold file. *subscription*: one running live query of one client.
-//! *frontier*: the seq up to which a subscriber has seen everything.
+//! # Terms
+//! *commit*: one atomic change of the database, with one `seq`. *snapshot*: the database as of one seq.
+//! *scope*: the owner of rows (one user, or shared). *segment*: one immutable cold file.
+//! *subscription*: one client's running live query. *frontier*: the seq up to which a subscriber has seen
+//! every change.
 
 pub mod access;
 pub mod clock;

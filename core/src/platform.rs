@@ -1,13 +1,13 @@
-//! The only place in the core that knows the operating system: folders made durable, private files, free space.
+//! Calls that differ between operating systems: syncing folders, private files, free space.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::Path;
 
-/// Brings the names in a folder to stable storage.
+/// Makes the names in a folder durable.
 ///
 /// # Errors
-/// When the folder cannot be opened or synced. Where folders cannot be synced it does nothing.
+/// When the folder cannot be opened or synced. Where folders cannot be synced, the call does nothing.
 pub(crate) fn sync_folder(path: &Path) -> io::Result<()> {
     #[cfg(unix)]
     File::open(path)?.sync_all()?;
@@ -15,10 +15,10 @@ pub(crate) fn sync_folder(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Writes a file that only its owner can read, and makes its bytes durable.
+/// Writes a file that only its owner can read, and syncs it.
 ///
 /// # Errors
-/// When it cannot be made or written.
+/// When the file cannot be created or written.
 pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(true);
@@ -32,7 +32,7 @@ pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.sync_all()
 }
 
-/// Bytes this process may still write to the file system of `path`; `None` where it cannot be asked.
+/// Returns the bytes this process may still write to `path`'s file system; `None` where unknown.
 ///
 /// # Errors
 /// When `path` does not exist or the file system does not answer.

@@ -1,7 +1,7 @@
-//! The column types: their SQL names, their Arrow form, and how their literals are read.
+//! The column types: their SQL names, their Arrow types, and parsing of their literals.
 //!
-//! Invariant: a type has exactly one Arrow form, and never one of Arrow's view types, so a column travels from storage to the
-//! wire without a cast. Serialised names are part of the stored catalog and do not change.
+//! Invariant: each column type has exactly one Arrow type, never a view type, so a column goes from storage
+//! to the wire without a cast. The serialised names are part of the stored catalog and never change.
 
 use std::fmt;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::casts::cast;
 use crate::error::{Error, ErrorKind, Result, SqlState};
 
-/// The metadata key of an Arrow field that carries the SQL type where the Arrow type alone does not tell it.
+/// The Arrow field metadata key that carries the SQL type when the Arrow type alone is ambiguous.
 pub const DATA_TYPE_METADATA_KEY: &str = "kalam_data_type";
 
 /// The most dimensions of an embedding.
@@ -46,7 +46,7 @@ pub enum ColumnType {
     Double,
     /// `DECIMAL(p,s)`: Arrow Decimal128.
     Decimal {
-        /// Digits in all, 1 to 38.
+        /// Digits in total, 1 to 38.
         precision: u8,
         /// Digits after the point, 0 to `precision`.
         scale: i8,
@@ -57,9 +57,9 @@ pub enum ColumnType {
     Bytes,
     /// `JSON`: Arrow Utf8 that holds one JSON value.
     Json,
-    /// `TIMESTAMP`: Arrow Timestamp(µs), a wall clock reading without a zone.
+    /// `TIMESTAMP`: Arrow Timestamp(µs), wall-clock time without a zone.
     Timestamp,
-    /// `TIMESTAMPTZ`: Arrow Timestamp(µs, UTC), an instant; the offset it was written with is not kept.
+    /// `TIMESTAMPTZ`: Arrow Timestamp(µs, UTC), an instant; the offset in the literal is not kept.
     TimestampTz,
     /// `DATE`: Arrow Date32.
     Date,
@@ -74,7 +74,7 @@ pub enum ColumnType {
 }
 
 impl ColumnType {
-    /// The one Arrow form of the type.
+    /// Returns the type's one Arrow type.
     pub fn arrow(self) -> DataType {
         match self {
             Self::Boolean => DataType::Boolean,
@@ -98,27 +98,28 @@ impl ColumnType {
         }
     }
 
-    /// The type as SQL spells it, e.g. `DECIMAL(10,2)`.
+    /// Returns the type as SQL spells it, e.g. `DECIMAL(10,2)`.
     pub fn sql_name(self) -> String {
         self.to_string()
     }
 
-    /// Whether values of the type may stand in a primary key: every type with a total order that is cheap to encode.
+    /// Returns whether a primary key may have this type: all types with a total order that is cheap to
+    /// encode.
     pub fn can_be_key(self) -> bool {
         !matches!(self, Self::Json | Self::File | Self::Embedding(_))
     }
 
-    /// Whether the Arrow type alone does not tell the SQL type, so that a field carries it as metadata.
+    /// Returns whether the Arrow type alone is ambiguous, so that fields carry the SQL type as metadata.
     pub fn needs_metadata(self) -> bool {
         matches!(self, Self::Json | Self::File | Self::Uuid | Self::Embedding(_))
     }
 
-    /// The type a column definition names. The length of `VARCHAR(n)` is read by [`text_length_max`].
+    /// Returns the type that a column definition names. [`text_length_max`] reads the length of `VARCHAR(n)`.
     ///
-    /// `SERIAL` and its relatives are a type with a default and are resolved before this is asked.
+    /// `SERIAL` and its variants are a type with a default; callers resolve them first.
     ///
     /// # Errors
-    /// 0A000 for a type the database does not have, 22023 for a precision, scale or dimension out of range.
+    /// 0A000 for an unsupported type, 22023 for a precision, scale or dimension out of range.
     pub fn from_sql(sql: &ast::DataType) -> Result<Self> {
         use ast::DataType as Sql;
         Ok(match sql {
@@ -174,11 +175,12 @@ impl ColumnType {
         })
     }
 
-    /// Reads a literal's text as a value of this type; the form of each is that of PostgreSQL's text input (`BYTES` as
-    /// `\x0aff`, `EMBEDDING` as `[1, 2.5]`).
+    /// Parses a literal's text as a value of this type. The syntax is PostgreSQL's text input; `BYTES` is
+    /// written as `\x0aff` and `EMBEDDING` as `[1, 2.5]`.
     ///
     /// # Errors
-    /// 22P02 when the text is no value of the type, 22003 and 22007 for numbers out of range and times.
+    /// 22P02 when the text is not a value of the type, 22003 for numbers out of range, 22007 for invalid
+    /// times.
     pub fn parse_text(self, text: &str) -> Result<ScalarValue> {
         match self {
             Self::Text => Ok(ScalarValue::Utf8(Some(text.to_owned()))),
@@ -245,14 +247,14 @@ impl fmt::Display for ColumnType {
     }
 }
 
-/// The most characters a text type such as `VARCHAR(20)` allows; `None` for types without such a limit.
+/// Returns the most characters a text type such as `VARCHAR(20)` allows; `None` for types without a limit.
 ///
 /// # Errors
-/// 22023 for a length of zero or one beyond `u32`.
+/// 22023 for a length of zero or beyond `u32`.
 pub fn text_length_max(sql: &ast::DataType) -> Result<Option<u32>> {
     use ast::DataType as Sql;
     let length = match sql {
-        // A bare CHAR is CHAR(1) in PostgreSQL; here it is TEXT, as in the reference type table.
+        // A bare CHAR is CHAR(1) in PostgreSQL; here it is TEXT, as in the table of types in docs/sql.md.
         Sql::Character(length)
         | Sql::Char(length)
         | Sql::CharacterVarying(length)
@@ -270,8 +272,8 @@ pub fn text_length_max(sql: &ast::DataType) -> Result<Option<u32>> {
     }
 }
 
-/// What values of an Arrow type are sent as, so that every driver reads them: no views, dictionaries, run-ends, halves or unsigned
-/// numbers, also not within lists.
+/// Returns the type in which values are sent, so that every driver reads them: no views, dictionaries,
+/// run-ends, half floats or unsigned integers, not even inside lists.
 pub(crate) fn plain(ty: &DataType) -> DataType {
     let item = |field: &Arc<Field>| {
         Arc::new(Field::new(field.name(), plain(field.data_type()), field.is_nullable()))
@@ -305,7 +307,7 @@ fn has_zone(zone: &ast::TimezoneInfo) -> bool {
     matches!(zone, ast::TimezoneInfo::WithTimeZone | ast::TimezoneInfo::Tz)
 }
 
-/// Times are kept in microseconds; a coarser precision would have to round, which is not done.
+/// Times are stored in microseconds. A coarser precision would need rounding, which is not implemented.
 fn whole_microseconds(sql: &ast::DataType, precision: Option<u64>) -> Result<()> {
     match precision {
         None | Some(6) => Ok(()),
@@ -333,7 +335,7 @@ fn decimal(sql: &ast::DataType, info: &ast::ExactNumberInfo) -> Result<ColumnTyp
     Ok(ColumnType::Decimal { precision, scale })
 }
 
-/// Types the parser has no word for.
+/// Returns types that the parser does not know.
 fn custom(sql: &ast::DataType, name: &str, arguments: &[String]) -> Result<ColumnType> {
     match (name.to_ascii_lowercase().as_str(), arguments) {
         ("file", []) => Ok(ColumnType::File),

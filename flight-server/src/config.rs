@@ -1,7 +1,8 @@
-//! Settings of the server: where each value comes from, and what is refused before anything is opened.
+//! Settings of the server: their sources, and the checks before anything is opened.
 //!
-//! Every setting has one name. Flag `--set name=value` (or its own flag) beats environment `KALAMDB_NAME`, which beats the
-//! TOML file's `name = value`, which beats the default. Invariant: a name nobody knows is an error, never ignored.
+//! Every setting has one name. Flag `--set name=value` (or the setting's own flag) beats environment
+//! `KALAMDB_NAME`, which beats `name = value` in the TOML file, which beats the default. Invariant: an
+//! unknown name is an error, never ignored.
 
 use std::fmt;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -12,13 +13,13 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-/// What starts the name of every environment variable of KalamDB.
+/// Prefix of KalamDB's environment variables.
 const ENV_PREFIX: &str = "KALAMDB_";
 
-/// Names of core settings that are not written out with the others because they are secret.
+/// Core settings that are not serialized with the others because they are secret.
 const SECRET_KEYS: [&str; 1] = ["root_password"];
 
-/// What our variables say to others: the command line's clients, the demo and the tests.
+/// Variables with our prefix that are for other programs: the command line's clients, the demo and the tests.
 const FOREIGN_VARIABLES: [&str; 13] = [
     "bin",
     "cases",
@@ -34,7 +35,7 @@ const FOREIGN_VARIABLES: [&str; 13] = [
     "url",
     "user",
 ];
-/// What Kubernetes sets by itself where a service is called "kalamdb".
+/// Prefixes of the variables that Kubernetes sets for a service called "kalamdb".
 const PLATFORM_PREFIXES: [&str; 2] = ["port_", "service_"];
 
 /// Everything `kalamdb serve` needs to know.
@@ -46,7 +47,7 @@ pub struct ServerConfig {
     pub listen: SocketAddr,
     /// Address of health and metrics over HTTP, `None` when off. Default 127.0.0.1:8816.
     pub http_listen: Option<SocketAddr>,
-    /// Allows an address other machines reach without TLS. Default false.
+    /// Allows plain text on an address that other machines can reach. Default false.
     pub insecure: bool,
     /// Certificate and key of the gRPC port; `None` speaks plain text.
     pub tls: Option<TlsConfig>,
@@ -54,9 +55,10 @@ pub struct ServerConfig {
     pub reflection: bool,
     /// The largest message a client may send, in bytes. Default 64 MiB.
     pub message_bytes_max: usize,
-    /// Bytes of rows and parameters that all clients together may have sent and the server still holds. Default 2 GiB.
+    /// Maximum bytes of rows and parameters that the server holds for all clients together. Default 2 GiB.
     pub inbound_bytes_max: usize,
-    /// How long open calls may take to end after SIGTERM, in milliseconds. Default 8,000, maximum 10,000.
+    /// How long open calls may take to end after SIGTERM, in milliseconds. Default 8,000; at most 10,000 are
+    /// used.
     pub drain_ms: u64,
     /// Filter of log lines in `tracing`'s syntax, e.g. `info` or `kalamdb_core=debug`. Default `info`.
     pub log_level: String,
@@ -64,10 +66,10 @@ pub struct ServerConfig {
     pub log_format: LogFormat,
 }
 
-/// Where the certificate chain and its private key lie, both PEM.
+/// Paths of the certificate chain and its private key, both PEM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsConfig {
-    /// The certificate, followed by those that vouch for it.
+    /// The certificate, followed by its issuers' certificates.
     pub cert: PathBuf,
     /// The private key.
     pub key: PathBuf,
@@ -84,7 +86,7 @@ pub enum LogFormat {
     Json,
 }
 
-/// A setting that cannot work, said in one sentence.
+/// An invalid setting, described in one sentence.
 #[derive(Debug)]
 pub struct ConfigError(String);
 
@@ -102,7 +104,7 @@ impl From<String> for ConfigError {
     }
 }
 
-/// The settings that are not the core's, as they stand in a file.
+/// The server's own settings, as in the TOML file.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct ServerSettings {
@@ -137,22 +139,22 @@ impl Default for ServerSettings {
     }
 }
 
-/// Where settings come from, weakest first: a file, the environment, flags.
+/// The sources of settings, weakest first: a file, the environment, flags.
 #[derive(Debug, Default)]
 pub struct Sources {
     /// The TOML file.
     pub file: Option<PathBuf>,
-    /// All variables of the environment; those without our prefix are not looked at.
+    /// All environment variables; those without our prefix are skipped.
     pub env: Vec<(String, String)>,
     /// Settings given as flags.
     pub flags: Vec<(String, String)>,
 }
 
 impl ServerConfig {
-    /// Reads, layers and checks all settings.
+    /// Reads, merges and checks all settings.
     ///
     /// # Errors
-    /// The first setting that is unknown, has the wrong type or cannot work, and where it was set.
+    /// Names the first setting that is unknown, has the wrong type or is invalid, and where it was set.
     pub fn load(sources: &Sources) -> Result<Self, ConfigError> {
         let known = known_settings()?;
         let mut table = match &sources.file {
@@ -222,7 +224,7 @@ impl ServerConfig {
         Ok(config)
     }
 
-    /// Passwords and rows in plain text over a network are a choice somebody has to make in words.
+    /// Refuses plain text over a network unless the user allows it explicitly: it exposes passwords and rows.
     fn refuse_open_plain_text(&self) -> Result<(), ConfigError> {
         if self.insecure {
             return Ok(());
@@ -242,7 +244,7 @@ impl ServerConfig {
     }
 }
 
-/// Whether a variable with our prefix, named without it, is none of the server's.
+/// Whether a variable with our prefix, given without it, is not a setting of the server.
 fn is_foreign(name: &str) -> bool {
     FOREIGN_VARIABLES.contains(&name) || PLATFORM_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
@@ -251,7 +253,7 @@ fn server_settings() -> Result<Table, ConfigError> {
     Table::try_from(ServerSettings::default()).map_err(|error| ConfigError(error.to_string()))
 }
 
-/// Every setting with its default, whose type says how to read the text of a flag or variable.
+/// Returns every setting with its default, whose type tells how to parse a flag or variable.
 fn known_settings() -> Result<Table, ConfigError> {
     let mut known = Table::try_from(Config::default()).map_err(|error| ConfigError(error.to_string()))?;
     known.extend(server_settings()?);
@@ -288,13 +290,13 @@ fn resolve(name: &str, text: &str) -> Result<SocketAddr, ConfigError> {
     })
 }
 
-/// Reads settings into `T`. A value of the wrong type is refused by the setting's name, which the deserializer does not know.
+/// Reads settings into `T`. Adds the setting's name to type errors, which the deserializer does not know.
 fn typed<T: DeserializeOwned>(table: Table) -> Result<T, ConfigError> {
     let refused = match table.clone().try_into() {
         Ok(settings) => return Ok(settings),
         Err(error) => one_line(&error),
     };
-    // Every setting has a default, so the one at fault also fails alone.
+    // Every setting has a default, so the faulty one also fails alone.
     for (name, value) in table {
         let alone = Table::from_iter([(name.clone(), value)]);
         if let Err(error) = alone.try_into::<T>() {
@@ -304,7 +306,7 @@ fn typed<T: DeserializeOwned>(table: Table) -> Result<T, ConfigError> {
     Err(ConfigError(refused))
 }
 
-/// TOML's errors draw the place over several lines; without a file there is no place to draw.
+/// TOML's errors mark a place in the file over several lines; a single value has no such place.
 fn one_line(error: &toml::de::Error) -> String {
     error.message().replace('\n', " ")
 }

@@ -1,12 +1,12 @@
-//! Accepted sockets: each gets a number of its own, they are counted, and beyond a limit they are closed at once.
+//! Accepted sockets: each gets a unique number; connections beyond a limit are closed at once.
 //!
-//! The number, not the peer's address, names the connection's session: ports are used again, numbers are not.
+//! The number, not the peer's address, names the connection's session: ports are reused, numbers are not.
 //!
-//! Whoever only connects takes a place from those who log in. So there are few places for connections on which nobody has logged
-//! in yet, and each is theirs for a short while, whatever they send meanwhile.
+//! Clients that only connect must not use up the places of those that log in. So connections without a login
+//! have few places, and each keeps its place only for a short time, whatever it sends.
 //!
-//! Invariant: a slot is freed exactly when its socket is dropped, however the connection ended; a place among those who have not
-//! logged in at the first call with good credentials, or with the slot.
+//! Invariant: a slot is freed exactly when its socket is dropped, however the connection ended. A place
+//! without login is freed at the first call with valid credentials, or with the connection.
 
 use std::io;
 use std::net::SocketAddr;
@@ -25,17 +25,17 @@ use tokio::time::{Sleep, sleep};
 use tonic::transport::server::Connected;
 use tracing::{debug, warn};
 
-/// Tells a handler which connection a request came on.
+/// Tells a handler on which connection a request arrived.
 #[derive(Clone, Debug)]
 pub(crate) struct ConnectionInfo {
-    /// Never used again while the process lives.
+    /// Never reused while the process lives.
     pub(crate) number: u64,
     pub(crate) peer: SocketAddr,
     entrance: Arc<Entrance>,
 }
 
 impl ConnectionInfo {
-    /// Notes that somebody has logged in on the connection: from now on it may stay.
+    /// Notes a login on the connection: from now on it may stay.
     pub(crate) fn admit(&self) {
         if !self.entrance.is_admitted.swap(true, Ordering::Relaxed) {
             *self.entrance.place.lock() = None;
@@ -43,7 +43,7 @@ impl ConnectionInfo {
     }
 }
 
-/// A connection's place among those on which nobody has logged in yet.
+/// A connection's place among those without a login.
 #[derive(Debug)]
 struct Entrance {
     is_admitted: AtomicBool,
@@ -54,19 +54,19 @@ struct Entrance {
 pub(crate) struct Connection {
     stream: TcpStream,
     info: ConnectionInfo,
-    /// When it is closed unless somebody has logged in.
+    /// Closes the connection when it fires before a login.
     login_until: Option<Pin<Box<Sleep>>>,
     _slot: OwnedSemaphorePermit,
 }
 
-/// How many connections there may be, and for how long.
+/// The maximum number of connections, and the time limit for a login.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ConnectionLimits {
-    /// All of them.
+    /// All connections.
     pub(crate) connections_max: usize,
-    /// Those on which nobody has logged in yet.
+    /// Connections without a login.
     pub(crate) anonymous_max: usize,
-    /// How long a connection may be one of these.
+    /// How long a connection may stay without a login.
     pub(crate) login_time: Duration,
 }
 
@@ -78,8 +78,8 @@ struct Acceptor {
     last_number: u64,
 }
 
-/// Accepts sockets for ever. Errors of a single accept are logged and passed over: one broken client, or a moment without
-/// file descriptors, must not end the server.
+/// Accepts sockets forever. Errors of a single accept are logged and skipped: a broken client, or a moment
+/// without file descriptors, must not end the server.
 pub(crate) fn accept(
     listener: TcpListener,
     limits: ConnectionLimits,
@@ -104,7 +104,7 @@ impl Acceptor {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     warn!(%error, "could not accept a connection");
-                    // Out of file descriptors, accept would fail again at once; let others finish first.
+                    // Without file descriptors, accept would fail again at once; wait for others to finish.
                     sleep(Duration::from_millis(10)).await;
                     continue;
                 }
@@ -147,7 +147,7 @@ impl AsyncRead for Connection {
         if self.info.entrance.is_admitted.load(Ordering::Relaxed) {
             self.login_until = None;
         }
-        // Before anything is read: who sends without end is not let off for it.
+        // Check before reading: a client that sends without pause must not escape the time limit.
         if let Some(login_until) = &mut self.login_until
             && login_until.as_mut().poll(cx).is_ready()
         {
@@ -221,7 +221,7 @@ mod tests {
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         drop(of_stranger);
         talking.await.unwrap();
-        // Who has logged in stays.
+        // A connection with a login stays.
         sleep(login_time).await;
         guest.write_all(b"hello").await.unwrap();
         assert_eq!(of_guest.read(&mut buffer).await.unwrap(), 5);
@@ -243,7 +243,7 @@ mod tests {
             _ = &mut next => panic!("there is no place"),
             read = refused.read(&mut buffer) => assert_eq!(read.unwrap_or(0), 0, "it is closed"),
         }
-        // Logging in frees the place, and so does going away.
+        // A login frees the place, and so does a disconnect.
         of_first.info.admit();
         of_first.info.admit();
         for _ in 0..2 {

@@ -1,6 +1,7 @@
-//! gRPC health: what `grpc.health.v1` answers for the server as a whole and for each of its services.
+//! gRPC health: the `grpc.health.v1` status of the whole server and of each service.
 //!
-//! Invariant: SERVING is said only while writes are accepted and new calls are welcome. Health over HTTP says the same of writes.
+//! Invariant: the status is SERVING only while the server accepts writes and new calls. Health over HTTP has
+//! the same condition for writes.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -15,21 +16,21 @@ use tonic_health::server::HealthReporter;
 use crate::flight_sql::FlightSqlService;
 use crate::live::LiveQueryService;
 
-/// How often it is looked whether writes are still accepted.
+/// How often the acceptance of writes is checked.
 const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
-/// The server as a whole, and its services by name.
+/// The empty name for the whole server, and the names of its services.
 const SERVICES: [&str; 3] = ["", FlightServiceServer::<FlightSqlService>::NAME, LiveQueryService::NAME];
 
-/// Sets what is answered for all services.
+/// Sets the status of all services.
 pub(crate) async fn set(reporter: &HealthReporter, status: ServingStatus) {
     for service in SERVICES {
         reporter.set_service_status(service, status).await;
     }
 }
 
-/// Keeps the answers, which are SERVING now, true for as long as it is polled: by `accepts_writes`, and NOT_SERVING from `shutdown`
-/// on.
+/// Updates the statuses, which start as SERVING, while it is polled: by `accepts_writes` until `shutdown`
+/// fires, and NOT_SERVING afterwards.
 pub(crate) async fn follow(
     reporter: HealthReporter,
     accepts_writes: impl Fn() -> bool,

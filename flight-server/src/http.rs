@@ -1,7 +1,7 @@
 //! Health and metrics over HTTP, for load balancers and Prometheus.
 //!
-//! Not here: anything that reads or writes rows. Nothing of this needs credentials, so nothing of it may name a user, a table
-//! or a statement: it tells counts of the whole process only.
+//! Not here: anything that reads or writes rows. These pages need no credentials, so they must not name a
+//! user, a table or a statement; they show only counts of the whole process.
 
 use std::fmt::Write as _;
 use std::future::Future;
@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 /// The content type of Prometheus' text format.
 const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// The HTTP port, bound and not yet served.
+/// A bound HTTP port that does not serve yet.
 pub struct HttpServer {
     listener: TcpListener,
     address: SocketAddr,
@@ -30,10 +30,10 @@ pub struct HttpServer {
 }
 
 impl HttpServer {
-    /// Takes the port.
+    /// Binds the port.
     ///
     /// # Errors
-    /// When the address is in use or not of this machine.
+    /// When the address is in use or does not belong to this machine.
     pub async fn bind(
         listen: SocketAddr,
         database: Database,
@@ -48,7 +48,7 @@ impl HttpServer {
         Ok(Self { listener, address, router, shutdown })
     }
 
-    /// Where it listens.
+    /// Returns the bound address.
     pub fn local_addr(&self) -> SocketAddr {
         self.address
     }
@@ -60,7 +60,7 @@ impl HttpServer {
     }
 }
 
-/// 503 while writes are refused: after one failed until the store has been reopened, and when the disk is full.
+/// 503 while writes are refused: from a failed write until the store is reopened, or while the disk is full.
 async fn health(State(database): State<Database>) -> (StatusCode, &'static str) {
     match database.context().committer.takes_writes() {
         true => (StatusCode::OK, "ok\n"),
@@ -74,7 +74,7 @@ async fn metrics(State(database): State<Database>) -> impl IntoResponse {
     ([(CONTENT_TYPE, PROMETHEUS_TEXT)], render(&database))
 }
 
-/// One number with what it means.
+/// One value with its meaning.
 struct Metric {
     name: &'static str,
     help: &'static str,
@@ -82,7 +82,7 @@ struct Metric {
     value: u64,
 }
 
-/// Whether a number only grows.
+/// Whether a value only grows.
 #[derive(Clone, Copy)]
 enum Kind {
     Counter,

@@ -1,12 +1,12 @@
-//! KalamDB's server: Arrow Flight SQL and live queries over gRPC on one port, health and metrics over HTTP, and the command
-//! line.
+//! KalamDB's server: Arrow Flight SQL and live queries over gRPC on one port, health and metrics over HTTP,
+//! and the command line.
 //!
 //! # Map
 //! | module | its one job |
 //! |---|---|
 //! | [`server`] | the gRPC router on one listener: transport limits, services, drain |
-//! | `connection` | accepted sockets: a number for each, counted and bounded |
-//! | `auth` | who is calling: one layer over the whole router, denying by default |
+//! | `connection` | accepted sockets: numbered, counted and limited |
+//! | `auth` | authentication: one layer over the whole router that denies by default |
 //! | `seal` | signatures of tokens and tickets |
 //! | `status` | core errors as gRPC statuses, the only place that maps them |
 //! | `flight_sql` | the Flight service: commands, tickets, encoding |
@@ -14,7 +14,7 @@
 //! | `health`, [`http`] | health over gRPC; health and metrics over HTTP |
 //! | [`config`], [`cli`], [`logging`] | settings, the command line, log lines |
 //!
-//! Invariant: no handler decides who is calling. The principal is in the request's extensions because `auth` put it there,
+//! Invariant: no handler decides who the caller is. `auth` puts the principal into the request's extensions,
 //! and a request without one never reaches a handler.
 
 mod auth;

@@ -1,7 +1,7 @@
-//! Log lines: where they go (stderr) and what each carries.
+//! Log lines: they go to stderr and carry the node's name.
 //!
-//! Invariant: every line names the node, also lines of libraries and of spawned tasks, because the name is put in by the
-//! formatter and not by whoever logs.
+//! Invariant: every line names the node, including lines of libraries and spawned tasks, because the
+//! formatter adds the name.
 
 use std::fmt;
 use std::io::IsTerminal;
@@ -15,10 +15,10 @@ use tracing_subscriber::registry::LookupSpan;
 
 use crate::config::{ConfigError, LogFormat};
 
-/// Sends log lines to stderr for the rest of the process's life. `RUST_LOG` beats `level`.
+/// Sends log lines to stderr for the rest of the process's life. `RUST_LOG` overrides `level`.
 ///
 /// # Errors
-/// When the level cannot be read, or logging was started before.
+/// When the level is malformed, or logging was started before.
 pub fn start(node_id: &NodeId, level: &str, format: LogFormat) -> Result<(), ConfigError> {
     let filter = match std::env::var("RUST_LOG") {
         Ok(text) if !text.is_empty() => EnvFilter::try_new(&text),
@@ -83,7 +83,7 @@ where
     ) -> fmt::Result {
         let mut line = String::new();
         self.inner.format_event(context, Writer::new(&mut line), event)?;
-        // A node's name has no character that JSON escapes.
+        // A node's name contains no character that JSON escapes.
         let fields = line.trim_start().strip_prefix('{').ok_or(fmt::Error)?;
         write!(writer, "{{\"node_id\":\"{}\",{fields}", self.node_id)
     }

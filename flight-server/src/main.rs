@@ -1,4 +1,4 @@
-//! The program `kalamdb`: everything it does is in the library, where tests reach it.
+//! The program `kalamdb`; its code is in the library, where tests reach it.
 
 use std::process::ExitCode;
 

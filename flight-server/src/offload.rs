@@ -1,7 +1,7 @@
-//! Calls run on a runtime of their own, apart from the connections they came by.
+//! Runs calls on their own runtime, apart from the connections they arrived on.
 //!
-//! A query may keep a processor busy for long between two batches. Invariant: it keeps busy only threads that are there for
-//! it, so that connections are served, keep-alives are answered and signals are heard at any load.
+//! A query may keep a processor busy for a long time between two batches. Invariant: it occupies only the
+//! threads of that runtime, so connections, keep-alives and signals are served under any load.
 
 use std::convert::Infallible;
 use std::task::{Context, Poll};
@@ -26,7 +26,7 @@ pub(crate) struct Offloaded<S> {
 }
 
 impl<S> Offloaded<S> {
-    /// Calls of `inner` run on `runtime` from now on; their responses are read wherever the caller is.
+    /// Runs the calls of `inner` on `runtime`; the caller's runtime reads their responses.
     pub(crate) fn new(inner: S, runtime: Handle) -> Self {
         Self { inner, runtime }
     }
@@ -51,7 +51,7 @@ where
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let call = self.inner.call(request).in_current_span();
-        // A caller that goes away drops the future, and with it the set, which ends the call.
+        // A caller that disconnects drops the future and with it the set, which aborts the call.
         let mut task = JoinSet::new();
         task.spawn_on(call, &self.runtime);
         async move {

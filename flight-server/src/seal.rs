@@ -1,13 +1,13 @@
-//! Sealing: HMAC-SHA256 over a byte string by a key derived from the database's secret.
+//! Seals: HMAC-SHA256 over a byte string, with a key derived from the database's secret.
 //!
-//! Bearer tokens and tickets leave the server and come back through clients; what makes them trustworthy is this seal and
-//! nothing else. Each purpose has a key of its own, so a ticket can never pass for a token.
+//! Bearer tokens and tickets pass through clients; only this seal makes them trustworthy when they return.
+//! Each purpose has its own key, so a ticket never passes for a token.
 //!
 //! ```text
 //! sealed = body | mac (32 bytes, HMAC-SHA256(key of the purpose, body))
 //! ```
 //!
-//! Invariant: `open` answers the body only after a comparison in constant time.
+//! Invariant: `open` returns the body only after a constant-time comparison.
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
@@ -39,7 +39,7 @@ impl SealKey {
         body
     }
 
-    /// Returns the body of a sealed byte string, or `None` if the seal is not ours.
+    /// Returns the body of a sealed byte string, or `None` if the seal is invalid.
     pub(crate) fn open<'a>(&self, sealed: &'a [u8]) -> Option<&'a [u8]> {
         let body_bytes = sealed.len().checked_sub(MAC_BYTES)?;
         let (body, mac) = sealed.split_at_checked(body_bytes)?;
@@ -49,7 +49,7 @@ impl SealKey {
         Some(body)
     }
 
-    /// The keyed digest of `bytes`, for use as a key of a map that must not hold the bytes themselves.
+    /// Returns the keyed digest of `bytes`, for map keys that must not contain the bytes themselves.
     pub(crate) fn digest(&self, bytes: &[u8]) -> [u8; MAC_BYTES] {
         let mut hmac = self.keyed.clone();
         hmac.update(bytes);
@@ -60,7 +60,7 @@ impl SealKey {
 fn keyed(key: &[u8]) -> HmacSha256 {
     match HmacSha256::new_from_slice(key) {
         Ok(hmac) => hmac,
-        // HMAC hashes keys that are too long and pads short ones, so no length is refused.
+        // HMAC hashes long keys and pads short ones, so it accepts every length.
         Err(_) => unreachable!("HMAC takes keys of every length"),
     }
 }

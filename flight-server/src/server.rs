@@ -1,7 +1,7 @@
 //! The gRPC server: one listener, one router, every service behind the auth layer.
 //!
-//! Invariants: a limit stands on everything a client can open, send or hold; `serve` returns within the drain time after its
-//! token fires, whatever clients do.
+//! Invariants: everything that a client can open, send or make the server hold has a limit; `serve` returns
+//! within the drain time after its token fires, whatever clients do.
 
 use std::error::Error as StdError;
 use std::net::SocketAddr;
@@ -24,19 +24,20 @@ use crate::flight_sql::{FlightSqlService, FlightState};
 use crate::health;
 use crate::offload::Offloaded;
 
-/// What may go wrong before and while serving.
+/// An error before or while serving.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
 
-/// Open connections; a further one is closed at once.
+/// Limits of open connections; a further connection is closed at once.
 const CONNECTION_LIMITS: ConnectionLimits =
     ConnectionLimits { connections_max: 10_000, anonymous_max: 1_000, login_time: Duration::from_secs(10) };
-/// Calls at a time on one connection, live queries among them.
+/// Concurrent calls per connection, including live queries.
 const STREAMS_PER_CONNECTION_MAX: u32 = 256;
 const HEADER_BYTES_MAX: u32 = 16 << 10;
-/// Reset floods: streams a client opened and reset before they were looked at, and ones that ended in our error.
+/// Limits against reset floods: streams that a client reset before they were accepted, and streams that ended
+/// in a local error.
 const PENDING_RESETS_MAX: usize = 20;
 const LOCAL_RESETS_MAX: usize = 1_024;
-/// How much a client may send ahead: large enough for a bulk load to keep the line full.
+/// How much a client may send ahead; large enough for a bulk load to fill the line.
 const STREAM_WINDOW_BYTES: u32 = 8 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 /// Fewer, larger HTTP/2 frames than the default of 16 KiB.
@@ -45,10 +46,10 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What the Flight service has done so far and holds now.
+/// Counters of the Flight service: past work and current load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlightCounters {
-    /// Result schemas that were encoded because they are no table's; a table's is memoized and not counted.
+    /// Encoded result schemas that are not a table's; a table's schema is memoized and not counted.
     pub schema_encodings: u64,
     /// Queries whose DoGet is open.
     pub running_queries: usize,
@@ -61,35 +62,35 @@ pub struct FlightMonitor {
 }
 
 impl FlightMonitor {
-    /// The counters now.
+    /// Returns the current counters.
     pub fn counters(&self) -> FlightCounters {
         let (schema_encodings, running_queries) = self.state.counters();
         FlightCounters { schema_encodings, running_queries }
     }
 }
 
-/// A server that has its port and does not serve yet.
+/// A server that has bound its port but does not serve yet.
 pub struct Server {
     listener: TcpListener,
     local_addr: SocketAddr,
     database: Database,
     authenticator: Arc<Authenticator>,
     state: Arc<FlightState>,
-    /// Ends endless streams; fired with the caller's token.
+    /// Ends endless streams; fired after the caller's token.
     closing: CancellationToken,
     tls: Option<ServerTlsConfig>,
     reflection: bool,
     message_bytes_max: usize,
     drain: Duration,
-    /// Where calls run.
+    /// The runtime for calls.
     runtime: Handle,
 }
 
 impl Server {
-    /// Takes the port.
+    /// Binds the port.
     ///
     /// # Errors
-    /// When the address cannot be listened on or the TLS files cannot be read.
+    /// When the address cannot be bound or the TLS files cannot be read.
     pub async fn bind(database: Database, config: &ServerConfig) -> Result<Self, BoxError> {
         let listener = TcpListener::bind(config.listen)
             .await
@@ -113,27 +114,27 @@ impl Server {
         })
     }
 
-    /// The address clients reach, with the port that was picked for port 0.
+    /// Returns the bound address, with the chosen port if port 0 was configured.
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
     }
 
-    /// Runs calls on `runtime`, so that connections and signals do not wait for queries; without it they run where
-    /// [`Server::bind`] was called.
+    /// Runs calls on `runtime`, so that connections and signals do not wait for queries. By default calls run
+    /// on the runtime that called [`Server::bind`].
     #[must_use]
     pub fn calls_on(self, runtime: Handle) -> Self {
         Self { runtime, ..self }
     }
 
-    /// Reads the counters while the server serves.
+    /// Returns a reader of the counters.
     pub fn monitor(&self) -> FlightMonitor {
         FlightMonitor { state: Arc::clone(&self.state) }
     }
 
-    /// Serves until `shutdown` fires, then lets open calls end, for at most the drain time.
+    /// Serves until `shutdown` fires, then gives open calls the drain time to end.
     ///
     /// # Errors
-    /// When the transport fails as a whole; a failing connection is its own affair.
+    /// When the whole transport fails; a failed connection does not end the server.
     pub async fn serve(self, shutdown: CancellationToken) -> Result<(), BoxError> {
         let (reporter, health_service) = tonic_health::server::health_reporter();
         health::set(&reporter, ServingStatus::Serving).await;
@@ -204,7 +205,7 @@ async fn tls(config: &ServerConfig) -> Result<Option<ServerTlsConfig>, BoxError>
     Ok(Some(ServerTlsConfig::new().identity(identity).timeout(TLS_HANDSHAKE_TIMEOUT)))
 }
 
-/// Reflection of the live service and of health; Flight's own descriptors are not shipped by arrow-flight.
+/// Reflects the live service and health; arrow-flight ships no descriptors of Flight itself.
 fn reflection() -> Result<
     tonic_reflection::server::v1::ServerReflectionServer<impl tonic_reflection::server::v1::ServerReflection>,
     BoxError,

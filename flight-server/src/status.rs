@@ -1,7 +1,8 @@
-//! Core errors as gRPC statuses: the only place that maps kinds to codes and to log levels.
+//! Converts core errors to gRPC statuses: the only place that maps kinds to codes and to log levels.
 //!
-//! Invariant: a client reads exactly the error's `Display` (SQLSTATE, message, hint), never its source. What a client cannot
-//! act on (a defect, damaged bytes) is answered with an id, and the log line of that id has the whole chain.
+//! Invariant: a client reads the error's `Display` (SQLSTATE, message, hint), never its source. For an error
+//! that a client cannot act on (a defect, damaged bytes), the answer carries an id, and the log line with
+//! that id has the whole chain.
 
 use std::error::Error as StdError;
 
@@ -11,10 +12,10 @@ use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
 use tracing::{debug, error, warn};
 
-/// The trailer that carries an error's SQLSTATE by itself.
+/// The trailer that carries an error's SQLSTATE.
 pub(crate) const SQLSTATE_HEADER: &str = "kalamdb-sqlstate";
 
-/// The status a client gets for `error`; logs what an operator should see.
+/// Returns the client's status for `error`; logs what an operator should see.
 pub(crate) fn to_status(error: &Error) -> Status {
     match severity(error.kind()) {
         Severity::Caller => {
@@ -34,20 +35,21 @@ pub(crate) fn to_status(error: &Error) -> Status {
     }
 }
 
-/// The status of an end that is nobody's failure, such as that of a live query: nothing is logged.
+/// Returns the status of an end that is not a failure, such as that of a live query; nothing is logged.
 pub(crate) fn plain(error: &Error) -> Status {
     with_sqlstate(Status::new(code(error.kind()), error.to_string()), error.sqlstate())
 }
 
-/// The status of a caller's deadline that has passed. The core has no kind for it: deadlines are the caller's.
+/// Returns the status of a passed deadline. The core has no kind for it, because deadlines belong to the
+/// caller.
 pub(crate) fn deadline_passed() -> Status {
     let sqlstate = SqlState::QUERY_CANCELED;
     let message = format!("[{sqlstate}] the query did not end in time (raise the client's timeout)");
     with_sqlstate(Status::deadline_exceeded(message), sqlstate)
 }
 
-/// Gives a response that the transport made by itself, e.g. for a message it cannot read or a method that does not exist, the
-/// SQLSTATE that every other error has.
+/// Adds the SQLSTATE to a response that the transport made, for example for an unreadable message or an
+/// unknown method.
 pub(crate) fn name_sqlstate(headers: &mut HeaderMap) {
     let Some(status) = Status::from_header_map(headers) else { return };
     if status.code() == Code::Ok || headers.contains_key(SQLSTATE_HEADER) {
@@ -59,11 +61,11 @@ pub(crate) fn name_sqlstate(headers: &mut HeaderMap) {
         message => message,
     };
     let named = with_sqlstate(Status::new(status.code(), format!("[{sqlstate}] {said}")), sqlstate);
-    // Only a value that is no header fails, and an SQLSTATE and an encoded message are.
+    // Only an invalid header value fails; an SQLSTATE and an encoded message are valid.
     let _added = named.add_header(headers);
 }
 
-/// What an error of the transport is in SQL.
+/// Maps an error code of the transport to an SQLSTATE.
 fn sqlstate_of(code: Code) -> SqlState {
     match code {
         Code::Unimplemented => SqlState::FEATURE_NOT_SUPPORTED,
@@ -72,7 +74,7 @@ fn sqlstate_of(code: Code) -> SqlState {
         Code::ResourceExhausted | Code::OutOfRange => SqlState::PROGRAM_LIMIT_EXCEEDED,
         Code::Cancelled | Code::DeadlineExceeded => SqlState::QUERY_CANCELED,
         Code::Unavailable => SqlState::SHUTTING_DOWN,
-        // A request that cannot be read, above all.
+        // Mainly a malformed request.
         Code::Internal | Code::InvalidArgument => SqlState::CONNECTION_EXCEPTION,
         Code::Ok
         | Code::Unknown
@@ -111,13 +113,13 @@ fn code(kind: ErrorKind) -> Code {
     }
 }
 
-/// Who has to do something about an error.
+/// Who must act on an error.
 enum Severity {
-    /// The caller: their statement, value or permission.
+    /// The caller: the statement, value or permission is at fault.
     Caller,
-    /// The operator should know, though the caller can go on.
+    /// The operator should know, but the caller can continue.
     Operator,
-    /// A human must look.
+    /// A human must investigate.
     Defect,
 }
 
@@ -138,7 +140,7 @@ fn severity(kind: ErrorKind) -> Severity {
     }
 }
 
-/// The error and everything that caused it, for the log.
+/// Formats the error with its chain of causes, for the log.
 fn chain(error: &Error) -> String {
     let mut text = error.to_string();
     let mut cause = StdError::source(error);

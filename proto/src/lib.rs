@@ -1,7 +1,7 @@
-//! Messages and services of KalamDB's own gRPC interface, generated from the `.proto` files of this crate.
+//! Messages and services of KalamDB's gRPC interface, generated from the `.proto` files of this crate.
 //!
-//! Not here: any behaviour, and anything of Arrow Flight, whose messages come from `arrow-flight`. Invariant: the `.proto` files
-//! alone are enough to write a client in any language; this crate adds nothing they do not say.
+//! Not here: any behaviour, and the messages of Arrow Flight, which come from `arrow-flight`. Invariant: the
+//! `.proto` files alone suffice to write a client in any language.
 
 pub mod live {
     //! Live queries.
@@ -13,7 +13,7 @@ pub mod live {
     }
 }
 
-/// Every file of this crate as an encoded `google.protobuf.FileDescriptorSet`, imports included, for gRPC reflection.
+/// All files and their imports as an encoded `google.protobuf.FileDescriptorSet`, for gRPC reflection.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
 #[cfg(test)]

@@ -1,16 +1,16 @@
-//! Casts between Arrow types as PostgreSQL makes them: rounded, checked, and read from and written as PostgreSQL's texts.
+//! Casts between Arrow types with PostgreSQL's semantics: rounding, range checks and text formats.
 //!
-//! Arrow truncates a decimal to an integer, makes a large double an infinite real, and reads and writes times in formats of its
-//! own. Everything that turns a value of one type into one of another asks here: CAST in a statement, the columns of a write,
-//! parameters and defaults.
+//! Arrow's own casts truncate a decimal to an integer, turn a large double into an infinite REAL, and use
+//! other text formats for times. Every conversion to another type goes through this module: CAST in a
+//! statement, the columns of a write, parameters and defaults.
 //!
 //! | file | its one job |
 //! |---|---|
-//! | `numbers` | among integers, floats, decimals and booleans, and their texts |
-//! | `times` | texts of dates, times, timestamps and intervals |
-//! | `texts` | values as texts |
+//! | `numbers` | among integers, floats, decimals and booleans, and from text to them |
+//! | `times` | from text to dates, times, timestamps and intervals |
+//! | `texts` | from any type to text |
 //!
-//! Invariant: a value that cannot be kept is an error (22003, 22P02, 22007), never another value and never NULL.
+//! Invariant: a value that does not fit is an error (22003, 22P02, 22007); only [`try_cast`] makes it NULL.
 
 mod numbers;
 mod texts;
@@ -30,10 +30,10 @@ use arrow::util::display::FormatOptions;
 
 use crate::error::{Error, ErrorKind, Result, SqlState};
 
-/// The Arrow form of a UUID.
+/// The Arrow type of a UUID.
 pub(crate) const UUID: DataType = DataType::FixedSizeBinary(16);
 
-/// Whether Arrow's own cast between two types gives what PostgreSQL's gives, and never fails.
+/// Returns whether Arrow's own cast from one type to the other matches PostgreSQL's and never fails.
 pub(crate) fn is_plain(from: &DataType, to: &DataType) -> bool {
     use DataType as T;
     if from == to || matches!(from, T::Null) {
@@ -57,7 +57,7 @@ pub(crate) fn is_plain(from: &DataType, to: &DataType) -> bool {
     }
 }
 
-/// Whether an exact number type has every value of another.
+/// Whether exact numeric type `to` holds every value of exact numeric type `from`.
 fn keeps_all(from: &DataType, to: &DataType) -> bool {
     let (Some((from_digits, from_scale)), Some((to_digits, to_scale))) = (digits(from), digits(to)) else {
         return false;
@@ -73,7 +73,7 @@ fn keeps_all(from: &DataType, to: &DataType) -> bool {
     }
 }
 
-/// The digits of an exact number type, and how many of them are behind the point.
+/// The precision and scale of an exact numeric type.
 fn digits(ty: &DataType) -> Option<(i16, i16)> {
     use DataType as T;
     Some(match ty {
@@ -90,10 +90,10 @@ fn digits(ty: &DataType) -> Option<(i16, i16)> {
     })
 }
 
-/// `array` as values of type `to`.
+/// Casts `array` to type `to`.
 ///
 /// # Errors
-/// 22003 for a number out of range, 22P02 and 22007 for a text that is no value of the type, 42846 when there is no such cast.
+/// 22003 for a number out of range, 22P02 and 22007 for malformed text, 42846 if the cast does not exist.
 pub(crate) fn cast(array: &ArrayRef, to: &DataType) -> Result<ArrayRef> {
     use DataType as T;
     let from = array.data_type();
@@ -133,16 +133,16 @@ pub(crate) fn cast(array: &ArrayRef, to: &DataType) -> Result<ArrayRef> {
         (T::FixedSizeList(item, _) | T::LargeList(item), T::List(_)) => {
             cast(&arrow_cast(array, &T::List(Arc::clone(item)))?, to)
         }
-        // Arrow has one, of the bytes in memory.
+        // Arrow would copy the number's bytes in memory.
         (from, T::Binary | T::LargeBinary | T::BinaryView) if is_number(from) => Err(no_cast(from, to)),
         _ => arrow_cast(array, to),
     }
 }
 
-/// Each value cast by itself; one that cannot be kept is NULL.
+/// Casts each value by itself; a value that `to` cannot hold becomes NULL.
 ///
 /// # Errors
-/// 42846 when there is no such cast.
+/// 42846 if the cast does not exist.
 pub(crate) fn try_cast(array: &ArrayRef, to: &DataType) -> Result<ArrayRef> {
     match cast(array, to) {
         Err(error) if error.kind() == ErrorKind::InvalidArgument => {}
@@ -159,7 +159,7 @@ pub(crate) fn try_cast(array: &ArrayRef, to: &DataType) -> Result<ArrayRef> {
     Ok(concat(&values)?)
 }
 
-/// Arrow's own cast, checked.
+/// Arrow's own cast; a value that `to` cannot hold is an error.
 fn arrow_cast(array: &ArrayRef, to: &DataType) -> Result<ArrayRef> {
     let from = array.data_type();
     if !can_cast_types(from, to) {
@@ -168,7 +168,7 @@ fn arrow_cast(array: &ArrayRef, to: &DataType) -> Result<ArrayRef> {
     let options = CastOptions { safe: false, format_options: FormatOptions::default() };
     cast_with_options(array, to, &options).map_err(|error| {
         let error = Error::from(error);
-        // A number that does not fit is out of range; only text can be badly written.
+        // A number can only be out of range; only text can be malformed.
         if error.kind() == ErrorKind::InvalidArgument && is_number(from) {
             return out_of_range(to);
         }
@@ -208,10 +208,10 @@ fn from_text(texts: &StringArray, to: &DataType) -> Result<ArrayRef> {
     }
 }
 
-/// Text as PostgreSQL reads a BYTEA: `\x0aff`, or characters with `\\` and `\ooo` for bytes.
+/// Parses text as a PostgreSQL BYTEA: `\x0aff`, or characters with the escapes `\\` and `\ooo` (octal).
 ///
 /// # Errors
-/// 22P02 for a text that is neither.
+/// 22P02 for text in neither format.
 pub(crate) fn bytes_of_text(text: &str) -> Result<Vec<u8>> {
     let malformed = || not_a_value(text, "BYTES");
     if let Some(digits) = text.strip_prefix("\\x") {
@@ -285,7 +285,7 @@ fn is_number(ty: &DataType) -> bool {
     ty.is_integer() || ty.is_floating() || is_decimal(ty) || *ty == DataType::Boolean
 }
 
-/// The error for a number that a type does not have.
+/// Returns the error for a number outside the range of type `to`.
 pub(crate) fn out_of_range(to: &DataType) -> Error {
     Error::new(
         ErrorKind::InvalidArgument,
@@ -294,7 +294,7 @@ pub(crate) fn out_of_range(to: &DataType) -> Error {
     )
 }
 
-/// The error for a text that is no value of a type.
+/// Returns the error for text that is not a value of type `ty`.
 pub(crate) fn not_a_value(text: &str, ty: &str) -> Error {
     let shown: String = text.chars().take(64).collect();
     Error::new(
@@ -304,7 +304,7 @@ pub(crate) fn not_a_value(text: &str, ty: &str) -> Error {
     )
 }
 
-/// A type as SQL names it, for messages.
+/// The SQL name of a type, for messages.
 fn name_of(ty: &DataType) -> String {
     match ty {
         DataType::Boolean => "BOOLEAN".to_owned(),

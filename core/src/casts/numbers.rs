@@ -1,4 +1,4 @@
-//! Numbers as other numbers, and texts as numbers.
+//! Casts among numeric types and booleans, and from text to them.
 
 use std::sync::Arc;
 
@@ -11,10 +11,10 @@ use super::{arrow_cast, is_decimal, name_of, not_a_value, out_of_range};
 use crate::error::Result;
 use crate::failpoint::is_planted;
 
-/// The most digits of a decimal.
+/// Maximum precision of a DECIMAL.
 const DIGITS_MAX: usize = 38;
 
-/// What Arrow's cast does not do as PostgreSQL does. Integers and booleans go through BIGINT.
+/// Casts between numeric types where Arrow and PostgreSQL differ. Integers are computed as BIGINT.
 pub(super) fn cast(array: &ArrayRef, to: &DataType) -> Result<ArrayRef> {
     use DataType as T;
     match (array.data_type(), to) {
@@ -47,7 +47,7 @@ pub(super) fn cast(array: &ArrayRef, to: &DataType) -> Result<ArrayRef> {
             arrow_cast(&(Arc::new(whole) as ArrayRef), to)
         }
         (from, T::Decimal128(precision, scale)) if from.is_floating() => {
-            // A float has as many digits as its type vouches for.
+            // Keep only the digits that the float type guarantees.
             let digits = if *from == T::Float64 { 15 } else { 6 };
             let doubles = arrow_cast(array, &T::Float64)?;
             let decimals: Decimal128Array = doubles.as_primitive::<Float64Type>().try_unary(|value| {
@@ -73,7 +73,7 @@ fn decimal128(array: &ArrayRef) -> Result<Decimal128Array> {
     Ok(array.as_primitive::<Decimal128Type>().clone())
 }
 
-/// `value` / 10^`from` as a number of 10^-`to`, rounded half away from zero; `None` when it has too many digits.
+/// Rescales `value` from scale `from` to `to`, rounding half away from zero; `None` beyond 128 bits.
 pub(crate) fn rescale(value: i128, from: i8, to: i8) -> Option<i128> {
     let shift = i32::from(to) - i32::from(from);
     let power = 10_i128.checked_pow(shift.unsigned_abs());
@@ -96,7 +96,7 @@ pub(crate) fn rescale(value: i128, from: i8, to: i8) -> Option<i128> {
 fn double(value: i128, scale: i8) -> f64 {
     const EXACT_MAX: u128 = 1 << 53;
     if (0..=22).contains(&scale) && value.unsigned_abs() <= EXACT_MAX {
-        // Both are exact, so that the quotient is rounded once.
+        // Both operands are exact doubles, so the quotient is rounded only once.
         #[expect(clippy::cast_precision_loss, reason = "the number has at most 53 bits")]
         return value as f64 / 10_f64.powi(i32::from(scale));
     }
@@ -110,7 +110,7 @@ fn real(value: f64) -> Option<f32> {
     (!is_lost).then_some(real)
 }
 
-/// The nearest whole number, the even one of two.
+/// The nearest integer, ties to even; `None` outside the range of BIGINT.
 #[expect(clippy::cast_possible_truncation, reason = "the range is checked")]
 fn whole(value: f64) -> Option<i64> {
     const LIMIT: f64 = 9_223_372_036_854_775_808.0;
@@ -118,7 +118,7 @@ fn whole(value: f64) -> Option<i64> {
     (-LIMIT..LIMIT).contains(&rounded).then_some(rounded as i64)
 }
 
-/// Texts as numbers.
+/// Parses text as numbers or booleans.
 pub(super) fn from_text(texts: &StringArray, to: &DataType) -> Result<ArrayRef> {
     use DataType as T;
     let malformed = |text: &str| not_a_value(text, &name_of(to));
@@ -172,7 +172,7 @@ fn primitives<T: ArrowPrimitiveType>(
     Ok(Arc::new(values.collect::<Result<PrimitiveArray<T>>>()?))
 }
 
-/// `t`, `true`, `y`, `yes`, `on`, `1` and their opposites, in any case, and what they begin with.
+/// Parses a boolean: `true`, `yes`, `on`, `1` and their opposites, in any case, or an unambiguous prefix.
 fn boolean(text: &str) -> Option<bool> {
     let word = text.trim().to_ascii_lowercase();
     let begins = |whole: &str, least: usize| word.len() >= least && whole.starts_with(&word);
@@ -185,7 +185,7 @@ fn boolean(text: &str) -> Option<bool> {
     }
 }
 
-/// A double; an overflow is none.
+/// Parses a double; `None` if malformed or too large.
 fn float(text: &str) -> Option<f64> {
     let text = text.trim();
     let value: f64 = text.parse().ok()?;
@@ -201,8 +201,8 @@ fn is_decimal_text(text: &str) -> bool {
     digits > 0 && points <= 1 && digits + points == unsigned.len() && exponent.parse::<i32>().is_ok()
 }
 
-/// A number in digits, with an exponent perhaps, as one of 10^-`scale`, rounded half away from zero. `None` when it is none or
-/// has more digits than `precision`.
+/// Parses a decimal, with an optional exponent, into units of 10^-`scale`, rounding half away from zero.
+/// Returns `None` if malformed or longer than `precision` digits.
 pub(crate) fn parse_decimal(text: &str, precision: u8, scale: i8) -> Option<i128> {
     let text = text.trim();
     if !is_decimal_text(text) {
@@ -235,8 +235,8 @@ pub(crate) fn parse_decimal(text: &str, precision: u8, scale: i8) -> Option<i128
     (value < limit).then_some(sign * value)
 }
 
-/// `dividend` / `divisor` as a number of 10^-`scale`, rounded half away from zero; `None` when it has more than 38 digits or the
-/// divisor is 0.
+/// Returns `dividend` / `divisor` in units of 10^-`scale`, rounded half away from zero. Each operand is an
+/// unscaled value and its scale. Returns `None` for more than 38 digits or if the divisor is 0.
 pub(crate) fn divide(dividend: (i128, i8), divisor: (i128, i8), scale: i8) -> Option<i128> {
     let (dividend, dividend_scale) = dividend;
     let (divisor, divisor_scale) = divisor;

@@ -1,4 +1,4 @@
-//! Values as texts, in the form PostgreSQL writes them in with `DateStyle = ISO` and `IntervalStyle = postgres`.
+//! Casts to text, in PostgreSQL's formats for `DateStyle = ISO` and `IntervalStyle = postgres`.
 
 use std::fmt::Write as _;
 
@@ -11,7 +11,7 @@ use arrow::datatypes::{
 use super::{arrow_cast, times};
 use crate::error::Result;
 
-/// A column as texts.
+/// Casts a column to text.
 pub(super) fn of(array: &ArrayRef) -> Result<StringArray> {
     use DataType as T;
     let micros = |to: &T| arrow_cast(array, to);
@@ -60,7 +60,7 @@ pub(super) fn of(array: &ArrayRef) -> Result<StringArray> {
     })
 }
 
-/// An array as PostgreSQL writes it: `{1,NULL,"a b"}`.
+/// Writes an array as PostgreSQL does: `{1,NULL,"a b"}`.
 fn list_text(elements: &ArrayRef) -> Result<String> {
     let is_list = matches!(elements.data_type(), DataType::List(_));
     let is_boolean = *elements.data_type() == DataType::Boolean;
@@ -90,7 +90,7 @@ fn real(value: f32) -> String {
     shortest(f64::from(value), format!("{value:e}"), 6)
 }
 
-/// The fewest digits that tell the float from its neighbours; with an exponent when that is below -4 or at least `exponent_max`.
+/// Writes the fewest digits that identify the float; an exponent only below -4 or from `exponent_max` up.
 fn shortest(value: f64, scientific: String, exponent_max: i32) -> String {
     if value.is_nan() {
         return "NaN".to_owned();
@@ -109,7 +109,7 @@ fn shortest(value: f64, scientific: String, exponent_max: i32) -> String {
     format!("{digits}e{sign}{:02}", exponent.unsigned_abs())
 }
 
-/// `digits` with the point behind the first, times 10^`exponent`.
+/// Writes `digits`, with the point after the first, times 10^`exponent`, without an exponent.
 fn plain(digits: &str, exponent: i32) -> String {
     let Ok(whole) = usize::try_from(exponent) else {
         let zeros = usize::try_from(-exponent - 1).unwrap_or(0);
@@ -137,7 +137,7 @@ fn date(day: i32) -> String {
     format!("{text}{era}")
 }
 
-/// The date, and ` BC` where there is none of our era.
+/// The date, and ` BC` for years before 1.
 fn date_and_era(day: i64) -> (String, &'static str) {
     let (year, month, day) = times::civil(day);
     if year > 0 {
@@ -153,7 +153,7 @@ fn time_of_day(micros: i64) -> String {
     format!("{hours:02}:{minutes:02}:{seconds:02}{}", fraction(micros % 1_000_000))
 }
 
-/// `.25`, or nothing for 0.
+/// `.25`, or an empty string for 0.
 fn fraction(micros: i64) -> String {
     if micros == 0 {
         return String::new();

@@ -1,7 +1,7 @@
-//! Texts of dates, times, timestamps and intervals, as PostgreSQL reads them where they are in ISO order.
+//! Parses dates, times, timestamps, intervals and time zones as PostgreSQL does, in ISO order.
 //!
-//! A date is `YYYY-MM-DD`, `YYYY/MM/DD` or `YYYYMMDD`, a time `HH:MM[:SS[.f]] [AM|PM]`, a timestamp a date, optionally a time behind
-//! `T` or spaces, and a zone. Fractions beyond microseconds are rounded.
+//! Dates are `YYYY-MM-DD`, `YYYY/MM/DD` or `YYYYMMDD`; times `HH:MM[:SS[.f]]` or `HHMM[SS[.f]]`, perhaps AM
+//! or PM; timestamps a date, perhaps `T` or spaces, time and zone. Fractions round to microseconds.
 
 use std::str::FromStr;
 use std::sync::Arc;
@@ -20,14 +20,14 @@ use crate::error::{Error, ErrorKind, Result, SqlState};
 const SECOND: i64 = 1_000_000;
 const DAY: i64 = 86_400 * SECOND;
 
-/// Texts as values of a type of dates, times or intervals.
+/// Parses text as values of date, time, timestamp or interval type `to`.
 pub(super) fn from_text(texts: &StringArray, to: &DataType) -> Result<ArrayRef> {
     use DataType as T;
     let values = match to {
         T::Date32 => read::<Date32Type>(texts, to, date)?,
         T::Time32(_) | T::Time64(_) => read::<Time64MicrosecondType>(texts, to, time)?,
         T::Timestamp(_, None) => read::<TimestampMicrosecondType>(texts, to, |text| {
-            // The wall clock reading counts, and a zone behind it does not.
+            // TIMESTAMP keeps the wall-clock time and ignores a zone.
             Timestamp::parse(text).map(|read| read.wall_us)
         })?,
         T::Timestamp(_, Some(_)) => {
@@ -43,7 +43,7 @@ pub(super) fn from_text(texts: &StringArray, to: &DataType) -> Result<ArrayRef> 
     super::cast(&values, to)
 }
 
-/// Timestamps in a coarser unit, each the nearest one; a half goes away from 1970.
+/// Casts timestamps to a coarser unit, rounding to the nearest; halves round away from 1970.
 pub(super) fn rounded(times: &ArrayRef, to: &DataType) -> Result<ArrayRef> {
     let (DataType::Timestamp(from, _), DataType::Timestamp(unit, zone)) = (times.data_type(), to) else {
         return arrow_cast(times, to);
@@ -58,7 +58,7 @@ pub(super) fn rounded(times: &ArrayRef, to: &DataType) -> Result<ArrayRef> {
     arrow_cast(&(Arc::new(near) as ArrayRef), to)
 }
 
-/// Whether a timestamp loses digits of its seconds in another unit.
+/// Returns whether a timestamp loses precision when it is cast from unit `from` to unit `to`.
 pub(super) fn is_coarser(to: TimeUnit, from: TimeUnit) -> bool {
     units_a_second(to) < units_a_second(from)
 }
@@ -82,7 +82,7 @@ fn read<T: ArrowPrimitiveType>(
     Ok(Arc::new(values.collect::<Result<PrimitiveArray<T>>>()?))
 }
 
-/// The error for a text that is no time of type `to`.
+/// Returns the error for text that is not a value of type `to`.
 pub(crate) fn malformed(text: &str, to: &DataType) -> Error {
     let shown: String = text.chars().take(64).collect();
     Error::new(
@@ -93,9 +93,9 @@ pub(crate) fn malformed(text: &str, to: &DataType) -> Error {
     .hint("write dates as 2024-01-31, times as 10:20:30.5, intervals as 1 day 02:03:04")
 }
 
-/// Year, month and day of a day since 1970.
+/// Year, month and day of a day number; 1970-01-01 is day 0.
 pub(super) fn civil(day: i64) -> (i64, i64, i64) {
-    // Days from 0000-03-01, in eras of 400 years: https://howardhinnant.github.io/date_algorithms.html
+    // Counts days from 0000-03-01 in eras of 400 years: https://howardhinnant.github.io/date_algorithms.html
     let shifted = day + 719_468;
     let (era, of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
     let year_of_era = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
@@ -106,7 +106,7 @@ pub(super) fn civil(day: i64) -> (i64, i64, i64) {
     (year_of_era + era * 400 + i64::from(month <= 2), month, day)
 }
 
-/// A reading of a calendar and a clock, and where it was taken.
+/// A wall-clock time and its zone, if the text names one.
 struct Timestamp {
     wall_us: i64,
     zone: Option<Zone>,
@@ -139,7 +139,7 @@ impl Timestamp {
         Some(Self { wall_us: day.checked_mul(DAY)?.checked_add(time)?, zone })
     }
 
-    /// Without a zone it is a reading in UTC.
+    /// The instant in microseconds since 1970; a time without a zone is in UTC.
     fn instant_us(&self) -> Option<i64> {
         match &self.zone {
             None => Some(self.wall_us),
@@ -174,7 +174,7 @@ impl Zone {
     }
 }
 
-/// A zone by its name in the IANA database, in any case, or an offset such as `+02:00`.
+/// Finds a zone by its IANA name, in any case, or by an offset such as `+02:00`.
 pub(crate) fn zone(name: &str) -> Option<Tz> {
     let name = name.trim();
     let by_any_case = || {
@@ -187,8 +187,8 @@ pub(crate) fn zone(name: &str) -> Option<Tz> {
     Tz::from_str(name).ok().or_else(by_any_case)
 }
 
-/// A zone as AT TIME ZONE names it: an abbreviation is an offset, whatever the season, and an offset is written with POSIX's sign, which
-/// counts westwards.
+/// Finds a zone as AT TIME ZONE names it. An abbreviation is a fixed offset, whatever the season. An offset
+/// has POSIX's sign, which counts westwards.
 pub(crate) fn zone_at(name: &str) -> Option<Tz> {
     let name = name.trim();
     let abbreviation = ABBREVIATIONS.iter().find(|(known, _)| known.eq_ignore_ascii_case(name));
@@ -202,7 +202,7 @@ pub(crate) fn zone_at(name: &str) -> Option<Tz> {
     }
 }
 
-/// The usual ones of <https://www.postgresql.org/docs/15/datetime-config-files.html>, in its default set.
+/// Common ones from <https://www.postgresql.org/docs/15/datetime-config-files.html>, its default set.
 const ABBREVIATIONS: [(&str, &str); 47] = [
     ("ACDT", "+10:30"),
     ("ACST", "+09:30"),
@@ -253,13 +253,13 @@ const ABBREVIATIONS: [(&str, &str); 47] = [
     ("Z", "+00:00"),
 ];
 
-/// The instant of a reading in a zone. In the gap of a change the offset before it counts, of times that come twice the second.
+/// The instant of a wall-clock time; a gap uses the offset before it, an ambiguous time the later instant.
 pub(crate) fn instant_us(wall_us: i64, zone: &Tz) -> Option<i64> {
     let wall = naive(wall_us)?;
     let ahead =
         match zone.offset_from_local_datetime(&wall) {
             LocalResult::Single(offset) => offset,
-            // The later of two instants is the one with the smaller offset, standard time.
+            // The smaller offset, standard time, gives the later instant.
             LocalResult::Ambiguous(one, other) => {
                 if one.fix().local_minus_utc() < other.fix().local_minus_utc() { one } else { other }
             }
@@ -268,17 +268,17 @@ pub(crate) fn instant_us(wall_us: i64, zone: &Tz) -> Option<i64> {
     wall_us.checked_sub(i64::from(ahead.fix().local_minus_utc()) * SECOND)
 }
 
-/// The reading in a zone at an instant.
+/// Returns the wall-clock time in a zone at an instant.
 pub(crate) fn wall_us(instant_us: i64, zone: &Tz) -> Option<i64> {
     let ahead = zone.offset_from_utc_datetime(&naive(instant_us)?);
     instant_us.checked_add(i64::from(ahead.fix().local_minus_utc()) * SECOND)
 }
 
-/// The last year whose changes of the clock are listed in the database of zones.
+/// The last year for which the zone database lists offset changes.
 const LISTED_YEAR_MAX: i32 = 2099;
 
-/// A time to look for in the database of zones. After the listed years the last rules go on, so such a time is looked for in a listed year
-/// that has the same calendar.
+/// A time to look up in the zone database. The last rules hold after the listed years, so a later time is
+/// moved to a listed year with the same calendar.
 fn naive(micros: i64) -> Option<NaiveDateTime> {
     let time = DateTime::from_timestamp_micros(micros)?.naive_utc();
     if time.year() <= LISTED_YEAR_MAX {
@@ -286,7 +286,7 @@ fn naive(micros: i64) -> Option<NaiveDateTime> {
     }
     let calendar =
         |year| NaiveDate::from_ymd_opt(year, 1, 1).map(|first| (first.weekday(), first.leap_year()));
-    // In 28 years of one century each calendar occurs.
+    // Any 28 years within one century contain every calendar.
     let same = (LISTED_YEAR_MAX - 27..=LISTED_YEAR_MAX).find(|year| calendar(*year) == calendar(time.year()));
     time.with_year(same?)
 }
@@ -316,12 +316,12 @@ fn time(text: &str) -> Option<i64> {
     let end = text.find(|at: char| !(at.is_ascii_digit() || at == ':' || at == '.')).unwrap_or(text.len());
     let (clock, rest) = text.split_at_checked(end)?;
     let (half, rest) = half_of_day(rest.trim_start());
-    // The end of a day is no time of it.
+    // 24:00 ends a day and is not a time in it.
     let micros = clock_us(clock, half).filter(|_| rest.is_empty())?;
     (micros < DAY).then_some(micros)
 }
 
-/// `AM`, `PM` or nothing, in lower case, and what follows.
+/// Splits off `AM` or `PM`: returns it in lower case, or an empty string, and the rest.
 fn half_of_day(text: &str) -> (&'static str, &str) {
     for half in ["am", "pm"] {
         if let Some((start, rest)) = text.split_at_checked(2)
@@ -334,7 +334,7 @@ fn half_of_day(text: &str) -> (&'static str, &str) {
     ("", text)
 }
 
-/// Microseconds since midnight; up to `24:00:00`.
+/// Microseconds since midnight, at most `24:00:00`.
 fn clock_us(text: &str, half: &str) -> Option<i64> {
     let mut parts = text.split(':');
     let (hours, minutes) = (parts.next()?, parts.next());
@@ -357,7 +357,7 @@ fn clock_us(text: &str, half: &str) -> Option<i64> {
     (minutes < 60 && seconds <= 60 * SECOND && micros <= DAY).then_some(micros)
 }
 
-/// `1.25` as microseconds, rounded.
+/// Parses seconds such as `1.25` into microseconds, rounded.
 fn micros_of(seconds: &str) -> Option<i64> {
     let (whole, fraction) = seconds.split_once('.').unwrap_or((seconds, ""));
     if !fraction.bytes().all(|digit| digit.is_ascii_digit()) {
@@ -372,13 +372,13 @@ fn micros_of(seconds: &str) -> Option<i64> {
     whole.checked_mul(SECOND)?.checked_add(micros + i64::from(is_up))
 }
 
-/// A whole number of digits alone.
+/// Parses an integer of 1 to 18 digits, without a sign.
 fn number(text: &str) -> Option<i64> {
     let is_number = !text.is_empty() && text.len() <= 18 && text.bytes().all(|byte| byte.is_ascii_digit());
     if is_number { text.parse().ok() } else { None }
 }
 
-/// An interval: `1 year 2 mons -3 days 04:05:06.7`, `1 02:03`, `90 minutes`, `1-2`, `P1Y2M3DT4H5M6S`, `2 hours ago`.
+/// Reads `1 year 2 mons -3 days 04:05:06.7`, `1 02:03`, `90 minutes`, `1-2`, `P1Y2M3DT4H5M6S`, `2 days ago`.
 pub(crate) fn interval(text: &str) -> Option<IntervalMonthDayNano> {
     let text = text.trim();
     if text.starts_with(['P', 'p']) {
@@ -421,7 +421,7 @@ pub(crate) fn interval(text: &str) -> Option<IntervalMonthDayNano> {
     total.finish(if is_ago { -1 } else { 1 })
 }
 
-/// Words apart by spaces, or by the change from digits to letters.
+/// Splits text into words at spaces and where letters begin or end.
 struct Words<'a>(&'a str);
 
 impl<'a> Words<'a> {
@@ -431,7 +431,7 @@ impl<'a> Words<'a> {
         self.take(|at| at.is_whitespace() || at.is_alphabetic() != is_word)
     }
 
-    /// The next word, if it is one of letters.
+    /// Takes the next word if it consists of letters and is not `ago`.
     fn next_unit(&mut self) -> Option<&'a str> {
         let rest = self.0.trim_start();
         if !rest.starts_with(char::is_alphabetic) || rest.to_ascii_lowercase().starts_with("ago") {
@@ -446,7 +446,7 @@ impl<'a> Words<'a> {
         rest.is_empty() || rest.eq_ignore_ascii_case("ago")
     }
 
-    /// `02:03` or `2 hours`, in front of which a number alone counts days.
+    /// Whether `02:03` or `2 hours` follows; a bare number before it counts days.
     fn has_clock_next(&self) -> bool {
         let mut ahead = Words(self.0);
         let is_clock = ahead.next().is_some_and(|word| word.contains(':'));
@@ -468,7 +468,7 @@ fn signed(word: &str) -> (i64, &str) {
     }
 }
 
-/// Hours that may be more than a day has.
+/// Parses `HH:MM[:SS]` into microseconds; hours may exceed 24.
 fn duration_us(text: &str) -> Option<i64> {
     let parts: Vec<&str> = text.split(':').collect();
     let (hours, minutes, seconds) = match parts.as_slice() {
@@ -490,7 +490,7 @@ struct Interval {
 }
 
 impl Interval {
-    /// `amount` units; a fraction of one goes on in the smaller ones.
+    /// Adds `amount` units; a fraction carries over into smaller units.
     fn add(&mut self, sign: i64, amount: &str, unit: &str) -> Option<()> {
         let (whole, fraction) = amount.split_once('.').unwrap_or((amount, ""));
         let whole = if whole.is_empty() && !fraction.is_empty() { 0 } else { number(whole)? };
@@ -507,7 +507,7 @@ impl Interval {
         )]
         if fraction > 0.0 {
             let fraction = if sign < 0 { -fraction } else { fraction };
-            // Of a year and what is longer it is rounded to months.
+            // For units longer than a month, the fraction is rounded to months.
             let (months, rest) = match months {
                 2.. => ((fraction * months as f64).round_ties_even() as i64, 0.0),
                 _ => split(fraction * months as f64),
@@ -530,7 +530,7 @@ impl Interval {
     }
 }
 
-/// The whole part and the rest; what is a hair below the next whole is that.
+/// The integer part and the rest, after rounding to 9 decimals: 2.9999999999 has the integer part 3.
 #[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "the values are small")]
 fn split(value: f64) -> (i64, f64) {
     let whole = (value * 1e9).round() / 1e9;
@@ -559,7 +559,7 @@ fn unit_of(name: &str) -> Option<(i64, i64, i64)> {
     })
 }
 
-/// The usual name of a unit that is written in another way, such as `milliseconds`.
+/// Returns the canonical name of a unit, `millisecond` for `msecs`; `None` for units longer than a year.
 pub(crate) fn unit_named(name: &str) -> Option<&'static str> {
     let units =
         ["year", "quarter", "month", "week", "day", "hour", "minute", "second", "millisecond", "microsecond"];
@@ -646,11 +646,11 @@ mod tests {
     fn changes_of_the_clock_follow_the_rule() {
         let zone = zone("America/New_York").unwrap();
         let at = |text: &str| Timestamp::parse(text).unwrap().wall_us;
-        // In the gap the offset before it counts; of two times the second is meant.
+        // A time in the gap uses the offset before it; an ambiguous time means the later instant.
         assert_eq!(instant_us(at("2024-03-10 02:30:00"), &zone), Some(at("2024-03-10 07:30:00")));
         assert_eq!(instant_us(at("2024-11-03 01:30:00"), &zone), Some(at("2024-11-03 06:30:00")));
         assert_eq!(wall_us(at("2024-07-01 18:00:00"), &zone), Some(at("2024-07-01 14:00:00")));
-        // The rule goes on after the years that are listed.
+        // The last rule holds after the listed years.
         assert_eq!(wall_us(at("2172-07-01 18:00:00"), &zone), Some(at("2172-07-01 14:00:00")));
         assert_eq!(wall_us(at("2172-02-29 18:00:00"), &zone), Some(at("2172-02-29 13:00:00")));
         assert_eq!(instant_us(at("2150-03-08 02:30:00"), &zone), Some(at("2150-03-08 07:30:00")));

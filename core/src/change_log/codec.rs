@@ -1,7 +1,8 @@
-//! The bytes of the change log. Frozen: a change of any byte needs a new format byte.
+//! The byte format of the change log. Frozen: any change of it needs a new format byte.
 //!
 //! ```text
-//! header   format u8 = 1 | flags u8 | database id, 16 bytes | epoch u32 | shard u16 | seq u64 | commit_ts i64 | principal u64
+//! header   format u8 = 1 | flags u8 | database id, 16 bytes | epoch u32 | shard u16 | seq u64
+//!          | commit_ts i64 | principal u64
 //!          | client transaction id: length u32, bytes     only with flag bit 0; nothing writes it yet
 //!          | catalog changes: length u32, JSON            length 0 when there are none
 //!          | count u32 | count times: table u32 | scope u64 | version u32 | parts u32 | rows u64
@@ -9,12 +10,12 @@
 //!          | count times: op u8 (1 insert, 2 delete, 3 update) | key: length u32, bytes
 //!                         | old row: length u32, bytes    for delete and update
 //!                         | new row: length u32, bytes    for insert and update
-//!          or format u8 = 2, inserts as columns | version u32 | count u32 | drawn in `columns`
+//!          or format u8 = 2, inserts in columnar form | version u32 | count u32 | described in `columns`
 //! ```
 //!
-//! All numbers of values are little-endian; keys are big-endian, so that they sort.
+//! Numbers in values are little-endian. Numbers in keys are big-endian, so that keys sort.
 //!
-//! Invariant: no bytes make the decoder panic; damaged ones are an error of kind `Corruption`.
+//! Invariant: no bytes make the decoder panic. Damaged bytes are an error of kind `Corruption`.
 
 use bytes::Bytes;
 
@@ -34,24 +35,24 @@ const OP_INSERT: u8 = 1;
 const OP_DELETE: u8 = 2;
 const OP_UPDATE: u8 = 3;
 
-/// What the log says of a commit as a whole.
+/// The log's header of a commit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CommitHeader {
     /// The database it was written for.
     pub database: DatabaseId,
     /// The epoch it was written in.
     pub epoch: Epoch,
-    /// The part of the database it belongs to.
+    /// The shard of the database it belongs to.
     pub shard: Shard,
-    /// Its place in the one order.
+    /// The position in the commit order.
     pub seq: Seq,
-    /// When it was committed, microseconds UTC.
+    /// The commit time, microseconds UTC.
     pub commit_ts: i64,
-    /// Who committed it.
+    /// The user who committed it.
     pub principal: UserId,
-    /// What it changed in the catalog.
+    /// The catalog changes.
     pub catalog: Vec<CatalogChange>,
-    /// Which tables and scopes it changed.
+    /// The tables and scopes it changed.
     pub tables: Vec<TableSummary>,
 }
 
@@ -60,13 +61,13 @@ pub struct CommitHeader {
 pub struct TableSummary {
     /// The table.
     pub table: TableId,
-    /// Whose rows.
+    /// The owner of the rows.
     pub scope: ScopeId,
-    /// The version the new rows are written with.
+    /// The version of the definition that encoded the new rows.
     pub version: SchemaVersion,
-    /// How many log entries the changes take.
+    /// The number of log entries of the changes.
     pub parts: u32,
-    /// How many rows changed.
+    /// The number of changed rows.
     pub rows: u64,
 }
 
@@ -77,7 +78,7 @@ pub(super) fn header_key(seq: Seq) -> Vec<u8> {
     key
 }
 
-/// The headers of the commits after `after` up to `up_to`.
+/// Returns the range of the headers of commits after `after` up to `up_to`.
 pub(super) fn header_range(after: Seq, up_to: Seq) -> KeyRange {
     KeyRange {
         start: header_key(Seq(after.0.saturating_add(1))),
@@ -95,7 +96,7 @@ pub(super) fn part_key(table: TableId, scope: ScopeId, seq: Seq, part: u32) -> V
     key
 }
 
-/// The parts of the commits after `after` up to `up_to` that changed this table and scope.
+/// Returns the range of the parts of commits after `after` up to `up_to` in this table and scope.
 pub(super) fn part_range(table: TableId, scope: ScopeId, after: Seq, up_to: Seq) -> KeyRange {
     KeyRange {
         start: commit_prefix(table, scope, Seq(after.0.saturating_add(1))),
@@ -103,7 +104,7 @@ pub(super) fn part_range(table: TableId, scope: ScopeId, after: Seq, up_to: Seq)
     }
 }
 
-/// The seq a key of a part belongs to.
+/// Returns the seq in a part's key.
 pub(super) fn part_seq(key: &[u8]) -> Result<Seq> {
     let bytes = key.get(13..).and_then(|rest| rest.first_chunk::<8>()).ok_or_else(damaged)?;
     Ok(Seq(u64::from_be_bytes(*bytes)))
@@ -261,7 +262,8 @@ pub(super) fn decode_header(value: &[u8]) -> Result<CommitHeader> {
     Ok(CommitHeader { database, epoch, shard, seq, commit_ts, principal, catalog, tables })
 }
 
-/// Adds the changes of one part of commit `seq` to `rows`; keys and images share the part's memory.
+/// Adds the changes of one part of commit `seq` to `rows`. Those of a row-wise part share its memory. Returns
+/// the version of the definition that encoded them.
 pub(super) fn decode_part(value: &Bytes, seq: Seq, rows: &mut Vec<RowChange>) -> Result<SchemaVersion> {
     let mut reader = Reader { bytes: value };
     let [format] = reader.take()?;

@@ -1,14 +1,14 @@
-//! Inserted rows as columns, the part of a commit that is too large to be written row by row.
+//! Inserted rows in columnar form: the part of a commit that is too large to be written row by row.
 //!
 //! ```text
 //! crc u32          CRC-32 of version, count and all that follows
 //! types            length u32, JSON: the types of the columns
-//! rows             to the end: a zstd frame of an Arrow IPC stream whose columns are the rows' keys and those of the table
+//! rows             to the end: a zstd frame of an Arrow IPC stream, whose columns are key and table columns
 //! ```
 //!
-//! The rows have no seq of their own: theirs is that of the commit.
+//! The rows carry no seq: they have that of the commit.
 //!
-//! Invariant: nothing is decoded that is not what was written.
+//! Invariant: bytes that differ from what was written are never decoded.
 
 use std::sync::Arc;
 
@@ -27,10 +27,10 @@ use crate::types::ColumnType;
 
 const ZSTD_LEVEL: i32 = 1;
 
-/// A part: rows of a version of a table, whose columns have `types`, with their keys.
+/// Encodes a part: rows of one version of a table, whose columns have `types`, and their keys.
 ///
 /// # Errors
-/// `Internal` when the columns cannot be written, which memory allows.
+/// `Internal` when the columns cannot be encoded; not expected, because the target is memory.
 pub(crate) fn encode(
     version: SchemaVersion,
     types: &[ColumnType],
@@ -65,10 +65,10 @@ pub(crate) fn encode(
     Ok(part.into())
 }
 
-/// Adds the rows of a part, from its checksum on, to `rows`.
+/// Adds the rows of a part to `rows`; `bytes` begin at its checksum.
 ///
 /// # Errors
-/// `Corruption` when it is not what was written.
+/// `Corruption` when the bytes are not what was written.
 pub(super) fn decode(
     bytes: &[u8],
     version: SchemaVersion,

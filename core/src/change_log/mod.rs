@@ -1,16 +1,16 @@
-//! What each commit changed: pure redo for recovery, and the source every subscriber reads.
+//! What each commit changed: a pure redo log, and the source that every subscriber reads.
 //!
-//! Keys and values of the `Log` partition, drawn in `codec`:
+//! Keys and values of the `Log` partition; `codec` describes their bytes:
 //!
 //! ```text
 //! 'H' | seq u64 BE                                                a header for every commit
-//! 'C' | table u32 BE | scope u64 BE | seq u64 BE | part u32 BE    its changes, apart by table and scope
+//! 'C' | table u32 BE | scope u64 BE | seq u64 BE | part u32 BE    its changes, per table and scope
 //! ```
 //!
-//! So one user's catch-up reads that user's changes and nothing else. Everything up to the *floor* has been trimmed.
+//! So one user's catch-up reads only that user's changes. Everything up to the *floor* has been trimmed.
 //!
-//! Invariant: the changes of a commit are written in the same batch as the rows they describe, or as the manifest's entries of the
-//! segments that have them, and never change; a reader checks the floor in the snapshot it reads from.
+//! Invariant: log entries never change. They are written in the same batch as the rows they describe, or as
+//! the manifest entries of the segments with those rows. A reader checks the floor in its own snapshot.
 
 mod codec;
 mod columns;
@@ -31,68 +31,68 @@ pub use reader::{LogSlice, floor, header, headers, last_header, read, read_recor
 
 pub(crate) use reader::{TrimStep, is_floor_key, put_floor, trim};
 
-/// Changes of one table and scope in one commit are cut into parts of about this size; a larger row has a part of its own.
-/// Rows of a large INSERT are cut where its writer cuts them, by memory and not by encoded bytes.
+/// The changes of one commit to one table and scope are split into parts of about this size; a larger row has
+/// its own part. The writer of a large INSERT splits its rows by memory, not by encoded bytes.
 pub const PART_BYTES_MAX: usize = 4 << 20;
 
-/// One commit: everything it changed.
+/// One commit and everything it changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CommitRecord {
-    /// Its place in the one order.
+    /// The position in the commit order.
     pub seq: Seq,
-    /// When it was committed, microseconds UTC; never less than that of the commit before.
+    /// The commit time, microseconds UTC; never before that of the previous commit.
     pub commit_ts: i64,
     /// The epoch it was written in.
     pub epoch: Epoch,
-    /// The part of the database it belongs to.
+    /// The shard of the database it belongs to.
     pub shard: Shard,
-    /// Who committed it.
+    /// The user who committed it.
     pub principal: UserId,
-    /// What it changed in the catalog, in order; applied before the rows.
+    /// The catalog changes, in order. They apply before the row changes.
     pub catalog: Vec<CatalogChange>,
-    /// The rows it changed; a table and scope stands here once.
+    /// The row changes. Each table and scope appears once.
     pub tables: Vec<TableChanges>,
-    /// Rows it inserted as segments, into a table and scope that is not in `tables`. The record does not have them; the log does.
+    /// Rows inserted as segments, into a table and scope not in `tables`. Only the log has the rows.
     pub large_insert: Option<LoggedInsert>,
 }
 
-/// A large INSERT, as far as a record has it.
+/// A large INSERT, without its rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LoggedInsert {
-    /// The table and scope, and how many rows.
+    /// The table, the scope and the number of rows.
     pub summary: TableSummary,
     /// The bytes of its parts in the log.
     pub bytes: u64,
 }
 
-/// The rows of one table and scope that one commit changed.
+/// The row changes of one commit in one table and scope.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TableChanges {
     /// The table.
     pub table: TableId,
-    /// The version of its definition the new rows are written with.
+    /// The version of the definition that encoded the new rows.
     pub version: SchemaVersion,
-    /// Whose rows.
+    /// The owner of the rows.
     pub scope: ScopeId,
     /// The changes, in the order they apply.
     pub rows: Vec<RowChange>,
 }
 
-/// What happened to a row.
+/// The kind of a row change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RowOp {
-    /// It was not there and is now.
+    /// The row is new.
     Insert,
-    /// It was there and has new values.
+    /// The row has new values.
     Update,
-    /// It was there and is gone.
+    /// The row was deleted.
     Delete,
 }
 
 /// One changed row, with its stored bytes before and after.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RowChange {
-    /// What happened.
+    /// The kind of change.
     pub op: RowOp,
     /// The row's key.
     pub key: Bytes,
@@ -103,7 +103,7 @@ pub struct RowChange {
 }
 
 impl RowChange {
-    /// The bytes of key and images.
+    /// Returns the bytes of key and images.
     pub fn bytes(&self) -> usize {
         let image = |row: &Option<Bytes>| row.as_ref().map_or(0, Bytes::len);
         self.key.len() + image(&self.old) + image(&self.new)
@@ -111,30 +111,30 @@ impl RowChange {
 }
 
 impl CommitRecord {
-    /// The memory the record takes, about.
+    /// Returns about how many bytes of memory the record takes.
     pub fn bytes(&self) -> usize {
         let row = |change: &RowChange| change.bytes() + size_of::<RowChange>();
         let table =
             |changes: &TableChanges| size_of::<TableChanges>() + changes.rows.iter().map(row).sum::<usize>();
-        // A definition of a table is the largest change of the catalog; a few KiB is what a wide one takes.
+        // The largest catalog change is the definition of a table; a wide one takes a few KiB.
         size_of::<Self>() + self.catalog.len() * 2_048 + self.tables.iter().map(table).sum::<usize>()
     }
 
-    /// The bytes the record takes in the log, about.
+    /// Returns about how many bytes the record takes in the log.
     pub fn logged_bytes(&self) -> u64 {
         self.bytes() as u64 + self.large_insert.map_or(0, |insert| insert.bytes)
     }
 
-    /// The changes of one table and scope.
+    /// Returns the changes of one table and scope.
     pub fn changes_of(&self, table: TableId, scope: ScopeId) -> Option<&TableChanges> {
         self.tables.iter().find(|changes| changes.table == table && changes.scope == scope)
     }
 }
 
-/// Adds the log entries of `record` to `batch`; `parts` are those of its segments, made by [`columns_part`].
+/// Adds the log entries of `record` to `batch`. `parts` are those of its segments, made by [`columns_part`].
 ///
 /// # Errors
-/// `Internal` when a change of the catalog cannot be written as JSON.
+/// `Internal` when a catalog change cannot be written as JSON.
 pub(crate) fn append(
     batch: &mut WriteBatch,
     database: DatabaseId,

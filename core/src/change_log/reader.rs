@@ -1,6 +1,6 @@
-//! Reading the change log, and taking away its oldest part.
+//! Reads the change log and trims its oldest part.
 //!
-//! Invariant: nobody reads past the floor: a reader that asks for something trimmed is told so, in the snapshot it reads from.
+//! Invariant: nothing below the floor is read. A reader that asks for it is told so, from its own snapshot.
 
 use std::ops::ControlFlow;
 
@@ -15,22 +15,22 @@ use crate::error::Result;
 use crate::ids::{ScopeId, Seq, TableId};
 use crate::storage::{Direction, KeyRange, Partition, StorageSnapshot, WriteBatch};
 
-/// Where the floor is kept in the `Meta` partition: the seq up to which the log has been trimmed, u64 BE.
+/// The key of the floor in the `Meta` partition: the seq up to which the log has been trimmed, u64 BE.
 const FLOOR_KEY: &[u8] = b"log_floor";
 
-/// How many commits one step of trimming takes away at most.
+/// The most commits that one step of trimming removes.
 const TRIM_COMMITS_MAX: usize = 10_000;
 
-/// A piece of the log of one table and scope.
+/// A slice of the log of one table and scope.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogSlice {
     /// The commits that changed it, in order, each with all its changes.
     pub changes: Vec<(Seq, TableChanges)>,
-    /// There is no other change up to this seq; where to go on reading.
+    /// There is no other change up to this seq. Reading continues after it.
     pub complete_through: Seq,
 }
 
-/// The seq up to which the log has been trimmed.
+/// Returns the seq up to which the log has been trimmed.
 ///
 /// # Errors
 /// `Corruption` when the stored number is damaged.
@@ -41,21 +41,22 @@ pub fn floor(storage: &dyn StorageSnapshot) -> Result<Seq> {
     }
 }
 
-/// Whether a key of the `Meta` partition is that of the floor.
+/// Whether a key of the `Meta` partition is the floor's.
 pub(crate) fn is_floor_key(key: &[u8]) -> bool {
     key == FLOOR_KEY
 }
 
-/// Notes in `batch` that the log has been trimmed up to `seq`.
+/// Records in `batch` that the log has been trimmed up to `seq`.
 pub(crate) fn put_floor(batch: &mut WriteBatch, seq: Seq) {
     batch.put(Partition::Meta, FLOOR_KEY, seq.0.to_be_bytes().to_vec());
 }
 
-/// The changes of one table and scope in the commits after `after` up to `up_to`. It ends earlier, at the end of a commit, once
-/// about `bytes_max` bytes are read, but never before the first. `None` when the log was trimmed beyond `after`.
+/// Returns the changes of one table and scope in the commits after `after` up to `up_to`. Stops at the end of
+/// a commit once about `bytes_max` bytes are read, but never before the first commit. `None` if the log was
+/// trimmed beyond `after`.
 ///
 /// # Errors
-/// `Corruption` when an entry is damaged, and whatever the storage returns.
+/// `Corruption` when an entry is damaged, and any error of the storage.
 pub fn read(
     storage: &dyn StorageSnapshot,
     table: TableId,
@@ -83,7 +84,7 @@ pub fn read(
         let value = Bytes::copy_from_slice(value);
         let mut rows = Vec::new();
         let version = decode_part(&value, seq, &mut rows)?;
-        // What the rows take, which can be far more than the entry: it may be compressed.
+        // The bytes of the rows, because the entry may be compressed and far smaller.
         bytes += rows.iter().map(RowChange::bytes).sum::<usize>();
         match slice.changes.last_mut() {
             Some((last, changes)) if *last == seq => changes.rows.append(&mut rows),
@@ -94,7 +95,7 @@ pub fn read(
     Ok(Some(slice))
 }
 
-/// The header of one commit; `None` when it was trimmed or is yet to come.
+/// Returns the header of one commit; `None` if it was trimmed or does not exist yet.
 ///
 /// # Errors
 /// As [`read`].
@@ -102,7 +103,8 @@ pub fn header(storage: &dyn StorageSnapshot, seq: Seq) -> Result<Option<CommitHe
     storage.get(Partition::Log, &header_key(seq))?.map(|value| decode_header(&value)).transpose()
 }
 
-/// The headers of the commits after `after` up to `up_to`, at most `count_max`. `None` when the log was trimmed beyond `after`.
+/// Returns the headers of the commits after `after` up to `up_to`, at most `count_max`; `None` if the log was
+/// trimmed beyond `after`.
 ///
 /// # Errors
 /// As [`read`].
@@ -126,7 +128,7 @@ pub fn headers(
     Ok(Some(found))
 }
 
-/// The header of the last commit; `None` when the log is empty.
+/// Returns the header of the last commit; `None` if the log is empty.
 ///
 /// # Errors
 /// As [`read`].
@@ -139,7 +141,7 @@ pub fn last_header(storage: &dyn StorageSnapshot) -> Result<Option<CommitHeader>
     Ok(last)
 }
 
-/// A whole commit, in which rows of segments are like any other; `None` when it was trimmed or is yet to come.
+/// Returns a whole commit, with its rows in segments like any others; `None` if trimmed or still to come.
 ///
 /// # Errors
 /// As [`read`]; `Corruption` also when a part of it is missing.
@@ -177,14 +179,14 @@ pub fn read_record(storage: &dyn StorageSnapshot, seq: Seq) -> Result<Option<Com
     }))
 }
 
-/// What a step of trimming does: the writes, and the floor they lead to.
+/// One step of trimming: its writes, and the floor after them.
 pub(crate) struct TrimStep {
     pub(crate) floor: Seq,
     pub(crate) batch: WriteBatch,
 }
 
-/// The next step of trimming the log up to `up_to`; `None` when it is done. What lies below the floor never changes, so the step
-/// stays right whatever is committed before it is.
+/// Returns the next step of trimming the log up to `up_to`; `None` when it is done. Logged commits never
+/// change, so the step stays valid whatever is committed before it.
 pub(crate) fn trim(storage: &dyn StorageSnapshot, up_to: Seq) -> Result<Option<TrimStep>> {
     let old_floor = floor(storage)?;
     let mut batch = WriteBatch::new();

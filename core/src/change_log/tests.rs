@@ -1,4 +1,4 @@
-//! The log: round trips, parts, apart by scope, floor and trimming, damaged and frozen bytes.
+//! The log: round trips, parts, separation by scope, floor and trimming, damaged and frozen bytes.
 
 use std::sync::Arc;
 

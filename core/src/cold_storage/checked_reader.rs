@@ -1,9 +1,9 @@
-//! The bytes of a segment, each compared with the checksum the database noted when it wrote them.
+//! Reads the bytes of a segment and compares them with the checksums noted when they were written.
 //!
-//! Reads are widened to whole chunks of [`CHUNK_BYTES`]. The checksums come from the manifest, not from the object, so a byte that
-//! changed anywhere in it, its footer included, is found before anything is decoded.
+//! Reads are widened to whole chunks of [`CHUNK_BYTES`]. The checksums come from the manifest, not from the
+//! object, so a changed byte anywhere in the object, even in its footer, is found before decoding.
 //!
-//! Invariant: no byte reaches a decoder that is not the byte that was written.
+//! Invariant: every byte that reaches a decoder is the byte that was written.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -58,9 +58,9 @@ impl CheckedReader {
         Ok(bytes.slice(place(range.start)..place(range.end)))
     }
 
-    /// Neighbours are read together: ranges of one read are mostly the columns of one row group.
+    /// Reads neighbouring ranges together: the ranges of one read are mostly the columns of one row group.
     async fn read_all(&self, ranges: Vec<Range<u64>>) -> Result<Vec<Bytes>> {
-        /// Less than this between two ranges is read along.
+        /// A gap of up to this many bytes is read together with the ranges around it.
         const GAP_BYTES: u64 = 2 * CHUNK_BYTES;
         let mut order: Vec<usize> = (0..ranges.len()).collect();
         order.sort_by_key(|index| ranges.get(*index).map_or(0, |range| range.start));
@@ -87,7 +87,7 @@ impl CheckedReader {
         Ok(pieces)
     }
 
-    /// Why the segment could not be read: it is missing, it is shorter than it was, or its storage does not answer.
+    /// Returns why the segment could not be read: missing, another length, or no answer from its storage.
     async fn unreadable(&self, storage: &ObjectStorage, error: object_store::Error) -> Error {
         let segment = &self.segment.path;
         if let object_store::Error::NotFound { .. } = error {
@@ -128,7 +128,7 @@ impl AsyncFileReader for CheckedReader {
         self.read_all(ranges).map_err(outward).boxed()
     }
 
-    /// The footer comes from the store's cache, with its page index whatever the options say.
+    /// Returns the cached footer; it always has the page index, whatever the options say.
     fn get_metadata<'a>(
         &'a mut self,
         _: Option<&'a ArrowReaderOptions>,
@@ -141,14 +141,14 @@ impl AsyncFileReader for CheckedReader {
     }
 }
 
-/// Makes the readers of DataFusion's scans of segments. Each file of such a scan has its `Arc<Segment>` as extension.
+/// Creates the readers for DataFusion's scans. Each file of a scan has its `Arc<Segment>` as extension.
 #[derive(Debug)]
 pub struct CheckedReaderFactory {
     store: Arc<SegmentStore>,
 }
 
 impl CheckedReaderFactory {
-    /// A factory for the segments of `store`.
+    /// Returns a factory for the segments of `store`.
     pub fn new(store: Arc<SegmentStore>) -> Self {
         Self { store }
     }
@@ -171,7 +171,7 @@ impl ParquetFileReaderFactory for CheckedReaderFactory {
     }
 }
 
-/// The reader of a scan, which says how much it was asked for.
+/// The reader of a scan, which counts the requested bytes.
 struct ScanReader {
     reader: CheckedReader,
     metrics: ParquetFileMetrics,

@@ -1,4 +1,4 @@
-//! The keys of a segment's rows, in memory while the segment is written: rows that are changed meanwhile are found by them.
+//! The keys of a segment in memory until its commit, which looks up concurrent changes in them.
 
 use bytes::Bytes;
 
@@ -6,12 +6,12 @@ use bytes::Bytes;
 #[derive(Clone, Debug, Default)]
 pub struct KeyIndex {
     bytes: Vec<u8>,
-    /// Where each key ends.
+    /// The end of each key.
     ends: Vec<usize>,
 }
 
 impl KeyIndex {
-    /// Adds keys, each above the one before.
+    /// Adds keys, each greater than the one before.
     pub fn extend<'a>(&mut self, keys: impl IntoIterator<Item = &'a Bytes>) {
         for key in keys {
             debug_assert!(self.last().is_none_or(|last| last < &**key), "keys come in ascending order");
@@ -20,22 +20,22 @@ impl KeyIndex {
         }
     }
 
-    /// The bytes they take.
+    /// Returns the memory that the index takes, in bytes.
     pub fn bytes(&self) -> usize {
         self.bytes.len() + self.ends.len() * size_of::<usize>()
     }
 
-    /// How many keys there are.
+    /// Returns the number of keys.
     pub fn len(&self) -> usize {
         self.ends.len()
     }
 
-    /// Whether there are none.
+    /// Returns whether there are no keys.
     pub fn is_empty(&self) -> bool {
         self.ends.is_empty()
     }
 
-    /// The key at a position.
+    /// Returns the key at a position.
     pub fn get(&self, position: usize) -> Option<&[u8]> {
         let end = *self.ends.get(position)?;
         let start = match position {
@@ -45,28 +45,28 @@ impl KeyIndex {
         self.bytes.get(start..end)
     }
 
-    /// The lowest key.
+    /// Returns the lowest key.
     pub fn first(&self) -> Option<&[u8]> {
         self.get(0)
     }
 
-    /// The highest key.
+    /// Returns the highest key.
     pub fn last(&self) -> Option<&[u8]> {
         self.get(self.len().checked_sub(1)?)
     }
 
-    /// All keys, in order.
+    /// Returns all keys, in order.
     pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
         (0..self.len()).filter_map(|position| self.get(position))
     }
 
-    /// The position of a key.
+    /// Returns the position of a key.
     pub fn position(&self, key: &[u8]) -> Option<u32> {
         let position = self.partition_point(|stored| stored < key);
         (self.get(position)? == key).then(|| u32::try_from(position).ok()).flatten()
     }
 
-    /// The first position whose key is not one of those `is_before` holds for, which come before all others.
+    /// Returns the first position whose key fails `is_before`, which must hold for a prefix of the keys.
     pub fn partition_point(&self, is_before: impl Fn(&[u8]) -> bool) -> usize {
         let (mut low, mut high) = (0, self.len());
         while low < high {

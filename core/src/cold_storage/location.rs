@@ -1,15 +1,15 @@
-//! Where a storage is: its URL, what else is needed to reach it, and where its credentials come from.
+//! The location of a storage: its URL, its connection options, and the source of its credentials.
 //!
 //! | URL | what it is |
 //! |---|---|
 //! | empty | the folder `segments` of the data directory |
 //! | `file:///folder` | another folder of this machine |
-//! | `s3://bucket/prefix` | Amazon S3 and what speaks its protocol |
+//! | `s3://bucket/prefix` | Amazon S3, or a server with the same protocol |
 //! | `gs://bucket/prefix` | Google Cloud Storage |
 //! | `az://container/prefix` | Azure Blob Storage |
 //!
-//! Invariant: credentials are read from the environment of the process when a storage is connected, and are in no record, log or
-//! error.
+//! Invariant: credentials are read from the process environment when a storage is connected. They never
+//! appear in a record, a log or an error.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -25,32 +25,31 @@ use url::Url;
 
 use crate::error::{Error, Result};
 
-/// How long one request may take, and how long it may take to connect.
+/// The time limits of one request and of connecting.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// For how long a request that failed is tried again; jobs try again on their own.
+/// How long a failed request is retried; jobs have their own retries.
 const RETRY_TIMEOUT: Duration = Duration::from_secs(10);
 const RETRIES_MAX: usize = 4;
 
-/// Which options `CREATE STORAGE` may give besides the URL, and their names for the builders of `object_store`, which know their
-/// own by these suffixes.
+/// Options of `CREATE STORAGE` besides the URL. `object_store` has the same names after a provider prefix.
 pub const CONNECTION_OPTIONS: [&str; 3] = ["endpoint", "region", "allow_http"];
 
-/// What a storage is connected with.
+/// The parameters of a connection to a storage.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StorageLocation {
-    /// As tables name it.
+    /// The name that tables use.
     pub id: Arc<str>,
     /// The URL; empty for the folder of the data directory.
     pub url: String,
-    /// Prefix of the environment variables that hold the credentials: with `ARCHIVE` they are `ARCHIVE_AWS_ACCESS_KEY_ID` and so
-    /// on. `None` reads the variables without prefix.
+    /// The prefix of the environment variables with the credentials: `ARCHIVE` selects
+    /// `ARCHIVE_AWS_ACCESS_KEY_ID` and so on. `None` selects the variables without a prefix.
     pub credentials: Option<String>,
-    /// Values of [`CONNECTION_OPTIONS`].
+    /// The values of [`CONNECTION_OPTIONS`].
     pub options: BTreeMap<String, String>,
 }
 
-/// What a URL leads to.
+/// The target of a URL.
 pub(super) enum Connected {
     /// A folder of this machine.
     Folder(PathBuf),
@@ -59,10 +58,10 @@ pub(super) enum Connected {
 }
 
 impl StorageLocation {
-    /// The kind of storage the URL names: `filesystem`, `s3`, `gcs` or `azure`.
+    /// Returns the kind of storage in the URL: `filesystem`, `s3`, `gcs` or `azure`.
     ///
     /// # Errors
-    /// 22023 for a URL that names none of them, or that holds credentials.
+    /// 22023 for a URL of no supported kind, or with credentials in it.
     pub fn kind(&self) -> Result<&'static str> {
         if self.url.is_empty() {
             return Ok("filesystem");
@@ -76,7 +75,7 @@ impl StorageLocation {
         }
     }
 
-    /// Reads the credentials and makes the client. Nothing is sent yet.
+    /// Reads the credentials and creates the client. Sends nothing yet.
     ///
     /// # Errors
     /// 22023 for a URL or options that cannot work.
@@ -146,12 +145,12 @@ impl StorageLocation {
         Ok((url, scheme, path))
     }
 
-    /// The settings a builder may know; one it does not know is of another provider. Options of the statement win.
+    /// Returns settings for all providers; builders ignore foreign ones. Options override the environment.
     fn settings(&self) -> BTreeMap<String, String> {
         let prefix = self.credentials.as_ref().map(|prefix| format!("{prefix}_")).unwrap_or_default();
         let mut found: BTreeMap<String, String> = provider_variables(&prefix).collect();
         if self.options.contains_key("endpoint") {
-            // Other names of the same thing, which would win.
+            // Drop other names of the endpoint: they would take precedence.
             found.retain(|name, _| !name.contains("endpoint"));
         }
         for (name, value) in self.options.iter().filter(|(name, _)| *name != "allow_http") {
@@ -184,8 +183,8 @@ impl StorageLocation {
     }
 }
 
-/// The variables of the process that say how object stores are opened, of those that begin with `prefix`: their names in lower case
-/// without it, as the builders of `object_store` parse them, and their values.
+/// Returns the environment variables that begin with `prefix` and configure object stores. Their names lose
+/// the prefix and become lower case, as the builders of `object_store` parse them.
 pub fn provider_variables(prefix: &str) -> impl Iterator<Item = (String, String)> {
     const PROVIDERS: [&str; 3] = ["AWS_", "AZURE_", "GOOGLE_"];
     std::env::vars_os().filter_map(move |(name, value)| {

@@ -1,20 +1,21 @@
-//! Which segments a snapshot has, and what is stored about them in the `Cold` partition:
+//! The segments of a snapshot, and their entries in the `Cold` partition:
 //!
 //! ```text
-//! 'D' segment u32 BE                    -> deletion vector: the positions of rows that are gone, in Roaring's portable format
+//! 'D' segment u32 BE                    -> deletion vector, in Roaring's portable format
 //! 'F' table u32 BE                      -> flushed seq u64 BE | moved seq u64 BE
-//! 'G' segment u32 BE                    -> JSON of a segment that is no more: its object is to be removed
-//! 'K' segment u32 BE                    -> the bits of the filter over its keys
-//! 'M' segment u32 BE | position u32 BE  -> seq u64 BE, the commit that overwrote or deleted the row
-//! 'N'                                   -> u32 BE, the next segment's number
-//! 'P' table u32 BE                      -> seq u64 BE | storage: the manifest as of that commit or later is to be published there
+//! 'G' segment u32 BE                    -> JSON of a retired segment, whose object must be removed
+//! 'K' segment u32 BE                    -> the bits of its key filter
+//! 'M' segment u32 BE | position u32 BE  -> mark: seq u64 BE of the commit that overwrote or deleted the row
+//! 'N'                                   -> u32 BE, the id of the next segment
+//! 'P' table u32 BE                      -> seq u64 BE | storage: publish the manifest there, of seq or later
 //! 'S' table u32 BE | segment u32 BE     -> JSON of a segment
 //! ```
 //!
-//! A row that is overwritten or deleted is marked by a key of its own, which is cheap to write; marks are folded into the segment's
-//! deletion vector later, which is cheap to read. A position is gone when either has it.
+//! Overwriting or deleting a cold row writes a mark, its tombstone, which is cheap to write. Later, marks
+//! move into the segment's deletion vector, which is cheap to read. A row is deleted when either has its
+//! position.
 //!
-//! Invariant: manifest and rows change in the same batch, so in every snapshot of the store each row has one live place.
+//! Invariant: manifest and rows change in the same batch, so in every snapshot each row has one live place.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
@@ -36,75 +37,75 @@ const NEXT_KEY: &[u8] = b"N";
 /// The segments of one table.
 #[derive(Clone, Debug, Default)]
 pub struct TableSegments {
-    /// In the order they were made.
+    /// Oldest first.
     pub segments: Vec<Arc<Segment>>,
-    /// Hot rows of commits up to this one are in a segment, or overwritten since: what is still stored of them is ignored.
+    /// Stored rows of commits up to this one are ignored: they are in a segment or were overwritten since.
     pub flushed: Seq,
-    /// The last commit that moved rows from one place to another, or added a segment of new ones.
+    /// The last commit that moved rows to another place or added segments of new rows.
     pub moved: Seq,
     /// The deletion vectors of the segments that have one.
     deleted: HashMap<SegmentId, Arc<RoaringBitmap>>,
 }
 
-/// A manifest of a table that is still to be published.
+/// A manifest that must still be published or, after DROP TABLE, removed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unpublished {
-    /// The commit that changed it.
+    /// The commit that changed the manifest.
     pub seq: Seq,
-    /// The storage its segments are in.
+    /// The storage of the table's segments.
     pub storage: Arc<str>,
 }
 
-/// The segments of a snapshot. A new one shares everything with the one before that did not change.
+/// The segments of a snapshot. Successive manifests share unchanged parts.
 #[derive(Clone, Debug)]
 pub struct Manifest {
     store: Arc<SegmentStore>,
     tables: OrdMap<TableId, Arc<TableSegments>>,
     unpublished: OrdMap<TableId, Unpublished>,
-    /// No segment has this number or a higher one.
+    /// Greater than the id of every segment.
     next: SegmentId,
 }
 
 /// A segment to add.
 #[derive(Clone, Debug)]
 pub struct NewSegment {
-    /// What is known of it.
+    /// Its metadata.
     pub segment: Arc<Segment>,
-    /// The filter over its keys.
+    /// The filter over the keys of its rows.
     pub filter: Bytes,
     /// The keys of its rows, by position.
     pub keys: Arc<KeyIndex>,
 }
 
-/// A change of the manifest, part of a commit.
+/// A change of the manifest as part of a commit.
 #[derive(Clone, Debug)]
 pub enum ColdChange {
-    /// A table has new rows, which are in segments.
+    /// Adds segments with new rows.
     Insert {
         /// The table.
         table: TableId,
         /// The segments.
         added: Vec<NewSegment>,
     },
-    /// The hot rows of a table up to a commit are now in segments.
+    /// Replaces the hot rows of a table up to a commit by segments.
     Flush {
         /// The table.
         table: TableId,
-        /// The last commit whose rows are in them.
+        /// The last commit whose rows are in the segments.
         through: Seq,
-        /// The segments; none when all those rows are gone.
+        /// The segments; none when all those rows are deleted.
         added: Vec<NewSegment>,
     },
-    /// Segments of a table are merged into others.
+    /// Replaces segments of a table by compacted ones.
     Compact {
         /// The table.
         table: TableId,
         /// The old segments.
         removed: Vec<SegmentId>,
-        /// The new ones.
+        /// The new segments.
         added: Vec<NewSegment>,
     },
-    /// Marks of a segment become part of its deletion vector.
+    /// Moves marks of a segment into its deletion vector.
     Fold {
         /// The table.
         table: TableId,
@@ -113,89 +114,89 @@ pub enum ColdChange {
         /// The marked positions.
         positions: RoaringBitmap,
     },
-    /// The manifest of a table has been published as of a commit or later.
+    /// Records that the manifest of a table was published, as of a commit or later.
     Published {
         /// The table.
         table: TableId,
         /// The commit.
         seq: Seq,
     },
-    /// A table is no more.
+    /// Drops a table.
     DropTable(TableId),
-    /// The object of a segment that is no more has been removed.
+    /// Records that the object of a retired segment was removed.
     Removed(SegmentId),
 }
 
 impl Manifest {
-    /// Of a database without segments.
+    /// Returns the manifest of a database without segments.
     pub fn empty(store: Arc<SegmentStore>) -> Self {
         Self { store, tables: OrdMap::new(), unpublished: OrdMap::new(), next: SegmentId(1) }
     }
 
-    /// Where the objects are.
+    /// Returns the store of the objects.
     pub fn store(&self) -> &Arc<SegmentStore> {
         &self.store
     }
 
-    /// The segments of a table; `None` when it never had any.
+    /// Returns the segments of a table; `None` when it never had any.
     pub fn table(&self, table: TableId) -> Option<&Arc<TableSegments>> {
         self.tables.get(&table)
     }
 
-    /// The number of the next segment.
+    /// Returns the id of the next segment.
     pub fn next(&self) -> SegmentId {
         self.next
     }
 
-    /// Hot rows of the table up to this commit are to be ignored.
+    /// Returns the last commit whose stored rows of the table are ignored.
     pub fn flushed(&self, table: TableId) -> Seq {
         self.table(table).map_or(Seq::ZERO, |segments| segments.flushed)
     }
 
-    /// The last commit that moved rows of the table, or added segments of new ones.
+    /// Returns the last commit that moved rows of the table or added segments of new rows.
     pub fn moved(&self, table: TableId) -> Seq {
         self.table(table).map_or(Seq::ZERO, |segments| segments.moved)
     }
 
-    /// The segments of a table, in the order they were made.
+    /// Returns the segments of a table, oldest first.
     pub fn segments(&self, table: TableId) -> &[Arc<Segment>] {
         self.table(table).map_or(&[], |segments| &segments.segments)
     }
 
-    /// The segments of all tables.
+    /// Returns the segments of all tables.
     pub fn all_segments(&self) -> impl Iterator<Item = &Arc<Segment>> {
         self.tables.values().flat_map(|table| &table.segments)
     }
 
-    /// The segment of a table that has this number.
+    /// Returns the segment of a table with an id.
     pub fn segment(&self, table: TableId, id: SegmentId) -> Option<&Arc<Segment>> {
         self.segments(table).iter().find(|segment| segment.id == id)
     }
 
-    /// The manifests that are still to be published.
+    /// Returns the manifests that must still be published.
     pub fn unpublished(&self) -> &OrdMap<TableId, Unpublished> {
         &self.unpublished
     }
 
-    /// Whether there are still objects of tables that are gone in a storage, or a manifest is to be published there.
+    /// Returns whether a storage still has retired segments, or a manifest must be published there.
     pub fn needs(&self, storage: &str) -> bool {
         self.store.has_retired(storage) || self.unpublished.values().any(|due| *due.storage == *storage)
     }
 
-    /// Whether the row at a place of a table is gone.
+    /// Returns whether the row at `place` is deleted.
     ///
     /// # Errors
-    /// Whatever the storage returns.
+    /// Any error of the storage.
     pub fn is_gone(&self, storage: &dyn StorageSnapshot, table: TableId, place: Place) -> Result<bool> {
         let deleted = self.deletion_vector(table, place.segment);
         Ok(deleted.is_some_and(|deleted| deleted.contains(place.position))
             || storage.get(Partition::Cold, &mark_key(place))?.is_some())
     }
 
-    /// The positions of a segment of a table whose rows are gone.
+    /// Returns the positions of the deleted rows of a segment.
     ///
     /// # Errors
-    /// XX001 when a mark is damaged, and whatever the storage returns.
+    /// XX001 when a mark is damaged, and any error of the storage.
     pub fn gone(
         &self,
         storage: &dyn StorageSnapshot,
@@ -208,10 +209,10 @@ impl Manifest {
         Ok(gone)
     }
 
-    /// The first marks of a segment that are not part of its deletion vector: at most `count` positions, ascending.
+    /// Returns the positions of the first `count` marks of a segment, ascending.
     ///
     /// # Errors
-    /// XX001 when a mark is damaged, and whatever the storage returns.
+    /// XX001 when a mark is damaged, and any error of the storage.
     pub fn marks(storage: &dyn StorageSnapshot, segment: SegmentId, count: usize) -> Result<Vec<u32>> {
         let mut marks = Vec::new();
         visit_marks(storage, segment, &mut |position, _| {
@@ -225,11 +226,11 @@ impl Manifest {
         self.table(table)?.deleted.get(&segment).map(|deleted| &**deleted)
     }
 
-    /// The manifest after `change`, which is part of commit `seq`, and what it writes into `batch`. Segments that are no more are
-    /// given back: the caller retires them once the batch is written.
+    /// Returns the manifest after `change` in commit `seq`, and the retired segments; adds the writes to
+    /// `batch`. The caller passes those segments to [`SegmentStore::retire`] once the batch is written.
     ///
     /// # Errors
-    /// XX000 for a change that does not fit.
+    /// 40001 when a segment to change no longer exists, XX000 when a flush goes back before an earlier one.
     pub fn apply(
         &self,
         change: &ColdChange,
@@ -280,7 +281,7 @@ impl Manifest {
                     }
                     batch.delete(Partition::Cold, state_key(*table));
                     retired.extend(segments.segments.iter().map(Arc::clone));
-                    // Without segments there is no manifest either, but for one that says so.
+                    // Requests the removal of published manifests. Tables without segments should have none.
                     if let Some(segment) = retired.first() {
                         after.put_unpublished(batch, *table, seq, &segment.storage);
                     }
@@ -297,7 +298,8 @@ impl Manifest {
         Ok((after, retired))
     }
 
-    /// Puts the segments of a table after a move in their place. Without any its manifest is where the retired ones are.
+    /// Stores the segments of a table after a move. The manifest belongs to the storage of the last segment,
+    /// or of the retired ones when none is left.
     fn put_moved(
         &mut self,
         batch: &mut WriteBatch,
@@ -359,7 +361,7 @@ impl TableSegments {
     }
 }
 
-/// A storage that cannot be dropped or moved yet.
+/// Returns the error for a storage that cannot be dropped or moved yet.
 pub fn storage_in_use(storage: &str) -> Error {
     Error::new(
         ErrorKind::InvalidArgument,
@@ -369,10 +371,10 @@ pub fn storage_in_use(storage: &str) -> Error {
     .hint("they are removed by themselves; try again in a moment")
 }
 
-/// A deletion vector in Roaring's portable format.
+/// Returns a deletion vector in Roaring's portable format.
 ///
 /// # Errors
-/// XX000, which memory does not give.
+/// XX000, but never: writing to memory does not fail.
 pub fn portable(positions: &RoaringBitmap) -> Result<Vec<u8>> {
     let mut bytes = Vec::with_capacity(positions.serialized_size());
     positions
@@ -390,7 +392,8 @@ fn retire(batch: &mut WriteBatch, segment: &Segment) -> Result<()> {
     Ok(())
 }
 
-/// What the store says of its segments. Those whose objects are still to be removed are retired.
+/// Loads the manifest, and retires segments whose objects must still be removed. `known` is the manifest
+/// before a reopen, whose segments are reused.
 ///
 /// # Errors
 /// XX001 when the stored bytes are damaged.
@@ -399,7 +402,7 @@ pub fn restore(
     store: Arc<SegmentStore>,
     known: Option<&Manifest>,
 ) -> Result<Manifest> {
-    // A segment is one value for all snapshots, which is how it is seen that none has it any more.
+    // All snapshots share one `Arc` per segment, so its count tells when no snapshot contains the segment.
     let shared = |segment: Segment| {
         let known = known.map_or(&[][..], |known| known.segments(segment.table));
         known.iter().find(|known| known.id == segment.id).map_or_else(|| Arc::new(segment), Arc::clone)
@@ -448,10 +451,10 @@ pub fn restore(
     Ok(manifest)
 }
 
-/// What of the stored entries does not fit the manifest that was made of them.
+/// Returns descriptions of the stored entries that do not fit `manifest`, which was loaded from them.
 ///
 /// # Errors
-/// XX001 when an entry is damaged, and whatever the storage returns.
+/// XX001 when an entry is damaged, and any error of the storage.
 pub fn misfits(storage: &dyn StorageSnapshot, manifest: &Manifest) -> Result<Vec<String>> {
     let segments: HashMap<SegmentId, &Arc<Segment>> =
         manifest.all_segments().map(|segment| (segment.id, segment)).collect();
@@ -484,10 +487,11 @@ pub fn misfits(storage: &dyn StorageSnapshot, manifest: &Manifest) -> Result<Vec
     Ok(misfits)
 }
 
-/// Makes the segments of a restored store, whose objects lie in the folder of the data directory, those of the storage `local`.
+/// Assigns the segments of a restored store, whose objects are in the data directory, to the storage `local`,
+/// and cancels pending publications.
 ///
 /// # Errors
-/// XX001 when a record is damaged, and whatever the storage returns.
+/// XX001 when a record is damaged, and any error of the storage.
 pub fn adopt(storage: &dyn StorageSnapshot, batch: &mut WriteBatch) -> Result<()> {
     let records = KeyRange::prefix([b'S']);
     storage.visit(Partition::Cold, records, Direction::Forward, &mut |key, value| {
@@ -499,20 +503,20 @@ pub fn adopt(storage: &dyn StorageSnapshot, batch: &mut WriteBatch) -> Result<()
     Ok(())
 }
 
-/// Whether a key of the `Cold` partition only says that an object is to be removed, which is nothing to a copy of the store.
+/// Returns whether a `Cold` key only requests the removal of an object. Copies of the store omit such keys.
 pub fn is_removal(key: &[u8]) -> bool {
     key.first() == Some(&b'G')
 }
 
-/// Marks the row at a place as overwritten or deleted by a commit.
+/// Marks the row at `place` as overwritten or deleted by the commit `by`.
 pub fn put_mark(batch: &mut WriteBatch, place: Place, by: Seq) {
     batch.put(Partition::Cold, mark_key(place), by.0.to_be_bytes().to_vec());
 }
 
-/// The marks of a segment that commits after `seq` have made: positions, ascending, each with its commit.
+/// Returns the marks of a segment from commits later than `after`: ascending positions and their commits.
 ///
 /// # Errors
-/// XX001 when a mark is damaged, and whatever the storage returns.
+/// XX001 when a mark is damaged, and any error of the storage.
 pub fn marked_after(
     storage: &dyn StorageSnapshot,
     segment: SegmentId,

@@ -1,23 +1,23 @@
-//! Cold rows: immutable Parquet segments, which of them exist, and which of their rows are gone.
+//! Cold rows: immutable Parquet segments, which segments exist, and which of their rows are deleted.
 //!
-//! It knows bytes, keys and Arrow batches, not tables: who writes a segment says what its columns are; the only one known here
-//! is `_seq`. A segment holds the rows of all users of a table, sorted by row key, so one user's rows lie together and a table needs
-//! few segments.
+//! This module knows bytes, keys and Arrow batches, not tables. The writer of a segment defines its columns;
+//! only `_seq` is known here. A segment holds rows of all users of a table, sorted by row key. So the rows of
+//! one user lie together, and a table needs few segments. An overwritten row counts as deleted.
 //!
 //! | file | its one job |
 //! |---|---|
-//! | `segment` | what the database knows of a segment, and the places of its rows |
-//! | `manifest` | the segments of a snapshot, and what is stored about them |
-//! | `location` | where a storage is, and the client that reaches it |
-//! | `object_storage` | one storage: bringing objects to stable storage, reading and removing them |
-//! | `store` | the segments of all storages: footers and filters kept in memory, which of them are to be removed |
-//! | `writer` | rows into a segment |
-//! | `checked_reader` | a segment's bytes, each compared with its checksum |
-//! | `reader` | finding and reading rows of a segment by key |
+//! | `segment` | the metadata of a segment, and the places of its rows |
+//! | `manifest` | the segments of a snapshot, and their entries in the store |
+//! | `location` | the URL of a storage, and the client that reaches it |
+//! | `object_storage` | one storage: publishes, reads and removes objects |
+//! | `store` | the segments of all storages: cached footers and key filters, retired segments |
+//! | `writer` | writes rows into a segment |
+//! | `checked_reader` | reads the bytes of a segment and verifies their checksums |
+//! | `reader` | finds and reads rows of a segment by key |
 //! | `key_index` | the keys of a segment in memory while it is written |
 //!
-//! Invariant: at every seq a row has one live place: hot, or one position of one segment that no mark says is gone. So a scan
-//! is a concatenation, and nothing is merged by key.
+//! Invariant: at every seq a row has one live place: it is hot, or it has one undeleted position in one
+//! segment. So a scan is a concatenation and merges nothing by key.
 
 mod checked_reader;
 mod key_index;

@@ -1,15 +1,15 @@
-//! One storage: a folder, a bucket or memory, and the objects in it.
+//! One storage: the objects in a folder, a bucket or memory.
 //!
 //! ```text
 //! DATA_DIR/segments/TABLE/EPOCH-SEGMENT.parquet      the storage `local`
-//! URL/DATABASE/TABLE/EPOCH-SEGMENT.parquet           every other one: several databases may share a bucket
-//! .../TABLE/manifest-DATABASE-EPOCH-SEQ.json         what is published for other readers
+//! URL/DATABASE/TABLE/EPOCH-SEGMENT.parquet           any other storage: databases may share a bucket
+//! .../TABLE/manifest-DATABASE-EPOCH-SEQ.json         a manifest published for other readers
 //! ```
 //!
-//! A new object is written to a file of the data directory first, so that memory is bounded, and then brought to its place: with a
-//! rename in a folder, in parts to a bucket.
+//! A new object is first written to a local file, to bound memory. Then a rename moves it into place in a
+//! folder, or a multipart upload sends it to a bucket.
 //!
-//! Invariant: an object is on stable storage under its name, whole, when [`ObjectStorage::publish`] returns.
+//! Invariant: when [`ObjectStorage::publish`] returns, the whole object is on stable storage under its name.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
@@ -33,27 +33,27 @@ use crate::failpoint;
 use crate::ids::{DatabaseId, TableId};
 use crate::storage::{DataDirectory, blocking};
 
-/// Bytes of one part of an upload, and how many are on their way at once.
+/// Bytes of one part of an upload, and the maximum number of parts in flight.
 const PART_BYTES: usize = 8 << 20;
 const PARTS_MAX: usize = 4;
-/// Bytes that are written and read again to see whether a storage works.
+/// Bytes that a storage check writes and reads back.
 const PROBE: &[u8] = b"kalamdb";
 
-/// A storage that is connected.
+/// A connected storage.
 pub struct ObjectStorage {
     id: Arc<str>,
     objects: Arc<dyn ObjectStore>,
-    /// Where in the storage this database's objects are.
+    /// The prefix of this database's objects in the storage.
     prefix: Path,
-    /// When the objects are files: the folder.
+    /// The folder, when the objects are files.
     folder: Option<PathBuf>,
-    /// Where files are written that are to be uploaded.
+    /// The folder of files that wait for their upload.
     spool: Option<PathBuf>,
 }
 
-/// Where a new object's bytes go.
+/// The target of a new object's bytes.
 pub enum Sink {
-    /// A file that is moved or uploaded when it is whole.
+    /// A file that is moved or uploaded once it is complete.
     File(BufWriter<File>, PathBuf),
     /// An object in memory.
     Memory(Vec<u8>),
@@ -82,10 +82,10 @@ impl std::fmt::Debug for ObjectStorage {
 }
 
 impl ObjectStorage {
-    /// A folder, which is made when it is not there.
+    /// Opens a folder as a storage; creates it when it is missing.
     ///
     /// # Errors
-    /// 58030 when it cannot be made or read.
+    /// 58030 when it cannot be created or read.
     pub(super) fn in_folder(id: Arc<str>, folder: &FilePath) -> Result<Self> {
         let unusable = |error: Box<dyn std::error::Error + Send + Sync>| {
             Error::new(
@@ -102,16 +102,16 @@ impl ObjectStorage {
         Ok(Self { id, objects, prefix: Path::default(), folder, spool: None })
     }
 
-    /// Objects that are gone with the process.
+    /// Returns a storage in memory, which is lost with the process.
     pub(super) fn in_memory(id: Arc<str>) -> Self {
         let objects = Arc::new(InMemory::new());
         Self { id, objects, prefix: Path::default(), folder: None, spool: None }
     }
 
-    /// The storage at a location. Files that are to be uploaded are written below `spool` first; without it into memory.
+    /// Connects the storage at `location`. Uploads wait below `spool`; without it, in memory.
     ///
     /// # Errors
-    /// 22023 for a location that cannot work, 58030 for a folder that cannot be made.
+    /// 22023 for a location that cannot work, 58030 for a folder that cannot be created.
     pub(super) fn connect(
         location: &StorageLocation,
         database: DatabaseId,
@@ -133,26 +133,25 @@ impl ObjectStorage {
     }
 
     fn place(&self, path: &str) -> Path {
-        // Parts are joined one by one: a slash within a part would be escaped.
+        // Parts are joined one by one, because `join` would escape a slash.
         path.split('/').fold(self.prefix.clone(), |place, part| place.join(part))
     }
 
-    /// Whether it answers at once: it is a folder, or gone with the process.
+    /// Returns whether the storage is a folder or memory, which answers without network delay.
     pub fn is_near(&self) -> bool {
-        // Objects in a bucket are below a place of this database's own.
+        // In a bucket the prefix is never empty, because it contains the database id.
         self.folder.is_some() || self.prefix.as_ref().is_empty()
     }
 
-    /// How segments are compressed here: in a folder so that reading them takes little time, elsewhere, where their bytes are what
-    /// takes time, so that they are small.
+    /// Returns the compression of segments: fast to read in a folder, small where they must be transferred.
     pub fn compression(&self) -> Compression {
         if self.folder.is_some() { Compression::LZ4_RAW } else { Compression::ZSTD(ZstdLevel::default()) }
     }
 
-    /// Begins an object. It blocks.
+    /// Starts a new object. Blocks.
     ///
     /// # Errors
-    /// 58030 when its file cannot be made.
+    /// 58030 when its file cannot be created.
     pub fn create(&self, path: &str) -> Result<Sink> {
         failpoint::step("segment::create")?;
         let Some(file) = self.unfinished(path) else { return Ok(Sink::Memory(Vec::new())) };
@@ -164,7 +163,7 @@ impl ObjectStorage {
     /// Brings a written segment to stable storage under its name.
     ///
     /// # Errors
-    /// 58030 when that does not succeed; the object then does not exist, or only without anybody who names it.
+    /// 58030 on failure; the object then does not exist, or no commit names it.
     pub async fn publish(&self, path: &str, written: &mut WrittenSegment) -> Result<()> {
         self.finish(path, std::mem::replace(&mut written.sink, Sink::Memory(Vec::new()))).await
     }
@@ -203,7 +202,7 @@ impl ObjectStorage {
         match sent.await {
             Ok(()) => upload.finish().await.map(|_| ())?,
             Err(error) => {
-                // The storage forgets parts that were not put together, at the latest by its own rules.
+                // The storage expires incomplete uploads, at the latest by its own rules.
                 drop(upload.abort().await);
                 return Err(error);
             }
@@ -211,7 +210,7 @@ impl ObjectStorage {
         tokio::fs::remove_file(spooled).await
     }
 
-    /// Writes a small object that must not exist yet. That it does is no error: it was put by an earlier attempt.
+    /// Writes a small object. An existing one is not an error: an earlier attempt wrote it.
     ///
     /// # Errors
     /// 58030 when the storage refuses.
@@ -231,7 +230,7 @@ impl ObjectStorage {
         }
     }
 
-    /// Some bytes of an object.
+    /// Returns a byte range of an object.
     pub(super) async fn get_range(&self, path: &str, range: Range<u64>) -> object_store::Result<Bytes> {
         self.objects.get_range(&self.place(path), range).await
     }
@@ -240,7 +239,7 @@ impl ObjectStorage {
         self.objects.head(&self.place(path)).await
     }
 
-    /// The published manifests of a table, by their names.
+    /// Returns the names of the published manifests of a table.
     ///
     /// # Errors
     /// 58030 when the storage refuses.
@@ -249,7 +248,7 @@ impl ObjectStorage {
         Ok(objects.into_iter().filter(|path| is_manifest(path)).collect())
     }
 
-    /// The objects below a place, by their names.
+    /// Returns the names of the objects below a prefix.
     async fn list(&self, place: &Path) -> Result<Vec<String>> {
         let listed: object_store::Result<Vec<ObjectMeta>> =
             self.objects.list(Some(place)).try_collect().await;
@@ -266,7 +265,7 @@ impl ObjectStorage {
         Ok(names.collect())
     }
 
-    /// Removes an object, for good. That it is not there is no error: an earlier attempt may have got so far.
+    /// Removes an object durably. A missing object is not an error: an earlier attempt may have removed it.
     ///
     /// # Errors
     /// 58030 when the storage refuses.
@@ -279,7 +278,7 @@ impl ObjectStorage {
         else {
             return Ok(());
         };
-        // A name is gone for good once its folder is on stable storage without it.
+        // The removal is durable once the folder is synced.
         let synced = blocking(move || Ok(File::open(folder).and_then(|folder| folder.sync_all()))).await?;
         match synced {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(self.failed(path, error)),
@@ -287,7 +286,7 @@ impl ObjectStorage {
         }
     }
 
-    /// Removes what there is of an object that no commit names. What cannot be removed is swept at the next start.
+    /// Removes all traces of an object that no commit names. The sweep at the next start removes the rest.
     pub fn discard(self: &Arc<Self>, path: &str) {
         let finished = self.folder.as_ref().map(|folder| folder.join(path));
         let failed = [self.unfinished(path), finished]
@@ -309,12 +308,12 @@ impl ObjectStorage {
         };
         match tokio::runtime::Handle::try_current() {
             Ok(runtime) => drop(runtime.spawn(removal)),
-            // Memory answers at once.
+            // Memory completes the removal at once.
             Err(_) => drop(removal.now_or_never()),
         }
     }
 
-    /// The objects that are not among `known`, by their names: what a process left that died before its commit.
+    /// Returns the names of segments that `known` rejects: a process wrote them but died before its commit.
     ///
     /// # Errors
     /// 58030 when the storage refuses.
@@ -323,7 +322,7 @@ impl ObjectStorage {
         Ok(listed.into_iter().filter(|path| is_segment(path) && !known(path)).collect())
     }
 
-    /// Removes [`ObjectStorage::orphans`].
+    /// Removes [`ObjectStorage::orphans`]; returns how many there were.
     ///
     /// # Errors
     /// 58030 when the storage refuses.
@@ -336,7 +335,7 @@ impl ObjectStorage {
         Ok(unknown.len())
     }
 
-    /// Removes the files that were to be uploaded by a process that is no more. It blocks.
+    /// Removes the files that an earlier process left for upload. Blocks.
     pub(super) fn sweep_spool(spool: &FilePath) {
         match fs::remove_dir_all(spool) {
             Ok(()) => {}
@@ -345,10 +344,10 @@ impl ObjectStorage {
         }
     }
 
-    /// Writes, reads, lists and removes an object.
+    /// Checks the storage: writes, reads, lists and removes an object.
     ///
     /// # Errors
-    /// 58030 that names the step that failed.
+    /// 58030 with the name of the failed step.
     pub async fn check(&self) -> Result<()> {
         let path = format!("check/{}", uuid::Uuid::new_v4());
         let place = self.place(&path);
@@ -381,7 +380,7 @@ impl ObjectStorage {
         Ok(())
     }
 
-    /// Where the bytes of an object are written before it has its name; `None` in memory.
+    /// Returns the file of an unfinished object; `None` in memory.
     fn unfinished(&self, path: &str) -> Option<PathBuf> {
         let folder = self.folder.as_ref().or(self.spool.as_ref())?;
         Some(folder.join(format!("{path}.new")))
@@ -403,12 +402,12 @@ impl ObjectStorage {
     }
 }
 
-/// Whether an object is a published manifest.
+/// Returns whether an object is a published manifest.
 pub(super) fn is_manifest(path: &str) -> bool {
     path.rsplit('/').next().is_some_and(|name| name.starts_with("manifest-") && name.ends_with(".json"))
 }
 
-/// Whether a name is one that this program gives to segments, finished or not. Whatever else lies in a storage is not ours.
+/// Returns whether this program gives such names to segments or unfinished objects. Others are foreign.
 fn is_segment(path: &str) -> bool {
     let Some((table, name)) = path.split_once('/') else { return false };
     let name = name.strip_suffix(".new").unwrap_or(name);
@@ -420,7 +419,7 @@ fn is_segment(path: &str) -> bool {
     table.parse::<u32>().is_ok() && numbers.is_some_and(|(epoch, id)| is_hex(epoch) && is_hex(id))
 }
 
-/// What went wrong, without the addresses and answers that an error of a client may quote.
+/// Returns the cause of an error, without addresses and replies that a client's error may quote.
 fn reason(error: &object_store::Error) -> &'static str {
     match error {
         object_store::Error::NotFound { .. } => "the bucket or folder does not exist",
@@ -440,7 +439,7 @@ fn sync_into_place(folder: &FilePath, path: &str, file: BufWriter<File>) -> io::
     let place = folder.join(path);
     fs::rename(folder.join(format!("{path}.new")), &place)?;
     failpoint::step("segment::renamed").map_err(io::Error::other)?;
-    // A name is durable once its folder is, and the folder's own name once its parent is.
+    // A name is durable once its folder is synced, and the folder's own name once its parent is.
     for folder in place.ancestors().skip(1).take_while(|parent| parent.starts_with(folder)) {
         File::open(folder)?.sync_all()?;
     }

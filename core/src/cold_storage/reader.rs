@@ -1,9 +1,9 @@
-//! Finding and reading rows of a segment by their keys.
+//! Finds and reads rows of a segment by key.
 //!
-//! Rows are sorted by key and the key of every [`BLOCK_ROWS`]th is in the footer, so a key is found by reading one block's key
-//! columns, and only when the filter over all keys says that it may be there.
+//! Rows are sorted by key, and the footer has the first key of each block of [`BLOCK_ROWS`] rows. So a lookup
+//! reads the key columns of one block, and only when the key filter says that the key may exist.
 //!
-//! Invariant: a position that is given for a key is the row that has exactly this key.
+//! Invariant: a position returned for a key is the row with exactly that key.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -29,30 +29,30 @@ use crate::ids::{ScopeId, TableId};
 use crate::storage::keys::{KeyEncoder, scope_prefix};
 use crate::storage::{KeyRange, StorageSnapshot, blocking};
 
-/// How the key of a segment's row is made of its columns.
+/// How the key of a segment row is built from its columns.
 #[derive(Clone, Debug)]
 pub struct SegmentKeys {
     table: TableId,
-    /// `None` when the rows have hidden keys.
+    /// `None` for hidden keys.
     encoder: Option<KeyEncoder>,
-    /// The positions in the segment of the key's columns, in key order, or of the one with hidden keys.
+    /// The positions of the key columns in the segment, in key order; or that of the hidden-key column.
     columns: Vec<usize>,
-    /// The position of the column with the owner's number; `None` when all rows are shared.
+    /// The position of the column with the owner's id; `None` when all rows are shared.
     scope: Option<usize>,
 }
 
 impl SegmentKeys {
-    /// Of rows whose primary key is in `columns`, in key order; with the owner's number in column `scope`.
+    /// Describes primary keys in `columns`, in key order, with the owner's id in column `scope`.
     pub fn primary(table: TableId, encoder: KeyEncoder, columns: Vec<usize>, scope: Option<usize>) -> Self {
         Self { table, encoder: Some(encoder), columns, scope }
     }
 
-    /// Of rows without a primary key, whose hidden keys are in `column`.
+    /// Describes hidden keys in `column`.
     pub fn hidden(table: TableId, column: usize, scope: Option<usize>) -> Self {
         Self { table, encoder: None, columns: vec![column], scope }
     }
 
-    /// The columns that the key is made of.
+    /// Returns the columns that make up the key.
     fn wanted(&self) -> Vec<usize> {
         let mut wanted: Vec<usize> = self.columns.iter().copied().chain(self.scope).collect();
         wanted.sort_unstable();
@@ -60,15 +60,15 @@ impl SegmentKeys {
         wanted
     }
 
-    /// The keys of the rows of a batch that has all columns of the segment.
+    /// Returns the keys of the rows of a batch that has all columns of the segment.
     ///
     /// # Errors
-    /// XX000 when the columns have other types.
+    /// XX000 when a key column is missing or has another type.
     pub fn of_rows(&self, batch: &RecordBatch) -> Result<Vec<Bytes>> {
         self.of_columns(batch.num_rows(), |position| batch.columns().get(position))
     }
 
-    /// The keys of the rows of a batch that has only the columns of [`SegmentKeys::wanted`].
+    /// Returns the keys of the rows of a batch that has only the columns of [`SegmentKeys::wanted`].
     fn of_projected(&self, batch: &RecordBatch) -> Result<Vec<Bytes>> {
         let wanted = self.wanted();
         self.of_columns(batch.num_rows(), |position| {
@@ -116,8 +116,8 @@ impl SegmentKeys {
 }
 
 impl Manifest {
-    /// The live cold rows of single keys of a table, in the order of `wanted`. A key is in at most one segment as a row that is not
-    /// gone.
+    /// Returns the places of the live cold rows with the keys `wanted`, in that order; `None` where there is
+    /// none. At most one segment has a live row for a key.
     ///
     /// # Errors
     /// XX001 when a segment is damaged, 58030 when it cannot be read.
@@ -157,7 +157,7 @@ impl Manifest {
         Ok(found)
     }
 
-    /// The live cold row of one key of a table, with all columns of its segment, and its place.
+    /// Returns the live cold row with the key `wanted`: its place, and all columns of its segment.
     ///
     /// # Errors
     /// As [`Manifest::find`].
@@ -182,7 +182,7 @@ impl Manifest {
 }
 
 impl SegmentStore {
-    /// The positions of the rows whose keys are in a range.
+    /// Returns the positions of the rows whose keys are in `range`.
     ///
     /// # Errors
     /// XX001 when the segment is damaged, 58030 when it cannot be read.
@@ -206,7 +206,7 @@ impl SegmentStore {
         Ok(start..end)
     }
 
-    /// The positions of single keys, in the order of `wanted`; `None` where the segment does not have the key.
+    /// Returns the positions of the keys `wanted`, in that order; `None` where the segment lacks the key.
     ///
     /// # Errors
     /// As [`SegmentStore::positions`].
@@ -242,8 +242,8 @@ impl SegmentStore {
         Ok(found)
     }
 
-    /// The row of a key with all columns, and its position; `None` when the segment does not have the key. A block that is small is
-    /// read once, with the row in it; of a large one first only the keys.
+    /// Returns the position and all columns of the row with the key `wanted`; `None` when the segment lacks
+    /// it. Reads a small block once, with all columns; reads only the keys of a large one first.
     async fn find_row(
         self: &Arc<Self>,
         storage: &Arc<dyn StorageSnapshot>,
@@ -251,7 +251,7 @@ impl SegmentStore {
         keys: &SegmentKeys,
         wanted: &Bytes,
     ) -> Result<Option<(u32, RecordBatch)>> {
-        /// About the bytes of the rows of a small block.
+        /// The approximate size limit of a small block, uncompressed.
         const SMALL_BLOCK_BYTES: u64 = 512 << 10;
         if **wanted < *segment.first_key || **wanted > *segment.last_key {
             return Ok(None);
@@ -287,7 +287,7 @@ impl SegmentStore {
         Ok(None)
     }
 
-    /// The rows at `positions`, ascending, with all columns.
+    /// Returns the rows at `positions`, ascending, with all columns.
     ///
     /// # Errors
     /// As [`SegmentStore::positions`].
@@ -299,10 +299,10 @@ impl SegmentStore {
         with_commit(segment, rows)
     }
 
-    /// The selected rows, with all columns, in the order of their positions.
+    /// Returns the selected rows, with all columns, ordered by position.
     ///
     /// # Errors
-    /// As [`SegmentStore::positions`]; the stream's items likewise.
+    /// As [`SegmentStore::positions`]; the items of the stream likewise.
     pub async fn stream(
         self: &Arc<Self>,
         segment: &Arc<Segment>,
@@ -318,10 +318,10 @@ impl SegmentStore {
         Ok(stream.map(move |batch| with_commit(&segment, batch?)).boxed())
     }
 
-    /// The keys of all rows, in the order of their positions.
+    /// Returns the keys of all rows, ordered by position.
     ///
     /// # Errors
-    /// As [`SegmentStore::positions`]; the stream's items likewise.
+    /// As [`SegmentStore::positions`]; the items of the stream likewise.
     pub async fn keys(
         self: &Arc<Self>,
         segment: &Arc<Segment>,
@@ -338,7 +338,7 @@ impl SegmentStore {
         Ok(stream.map(move |batch| keys.of_projected(&batch?)).boxed())
     }
 
-    /// The first position whose key is not below `key`.
+    /// Returns the first position whose key is not below `key`.
     async fn lower_bound(
         self: &Arc<Self>,
         segment: &Arc<Segment>,
@@ -389,7 +389,7 @@ impl SegmentStore {
     }
 }
 
-/// The rows of a segment with the commit that wrote them, which the object does not know when the rows were in it before.
+/// Sets `_seq` to the commit of a large INSERT; its object was written before the commit had a seq.
 fn with_commit(segment: &Segment, batch: RecordBatch) -> Result<RecordBatch> {
     let Some(commit) = segment.commit else { return Ok(batch) };
     let schema = batch.schema();
@@ -402,33 +402,33 @@ fn with_commit(segment: &Segment, batch: RecordBatch) -> Result<RecordBatch> {
     Ok(RecordBatch::try_new(schema, columns)?)
 }
 
-/// Rows of a batch that has about 8 MiB, going by the rows' mean size.
+/// Returns the number of rows in a batch of about 8 MiB, by the mean row size.
 fn batch_rows(open: &OpenSegment) -> usize {
     const BATCH_BYTES: u64 = 8 << 20;
     let fitting = BATCH_BYTES / row_bytes(open).max(1);
     usize::try_from(fitting).unwrap_or_default().clamp(1, BLOCK_ROWS as usize)
 }
 
-/// The mean size of a row.
+/// Returns the mean size of a row, uncompressed.
 fn row_bytes(open: &OpenSegment) -> u64 {
     let metadata = open.metadata.metadata();
     let bytes: i64 = metadata.row_groups().iter().map(|group| group.total_byte_size()).sum();
     u64::try_from(bytes / metadata.file_metadata().num_rows().max(1)).unwrap_or_default()
 }
 
-/// The positions of a block.
+/// Returns the positions of a block.
 fn block_rows(segment: &Segment, block: u32) -> Range<u32> {
     let start = block * BLOCK_ROWS;
     start..start.saturating_add(BLOCK_ROWS).min(segment.rows)
 }
 
-/// The block in which a key is, if it is anywhere.
+/// Returns the block that contains `key`, if any does.
 fn block_of(open: &OpenSegment, key: &[u8]) -> u32 {
     let begun = open.fences.partition_point(|first| first <= key);
     u32::try_from(begun.saturating_sub(1)).unwrap_or_default()
 }
 
-/// A selection of the rows in `ranges` (ascending, without overlaps) that are not in `gone` (ascending), of `rows` in all.
+/// Selects, out of `rows` rows, those in `ranges` (ascending, disjoint) but not in `gone` (ascending).
 pub fn selection(ranges: &[Range<u32>], gone: &[u32], rows: u32) -> RowSelection {
     let mut selectors: Vec<RowSelector> = Vec::new();
     let mut push = |selected: bool, count: u32| {

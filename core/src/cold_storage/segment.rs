@@ -1,4 +1,4 @@
-//! What the database knows of a segment without opening it, and the places of its rows.
+//! The metadata of a segment, and the places of its rows.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,52 +12,52 @@ use crate::storage::KeyRange;
 
 /// The storage that always exists: a folder of the data directory.
 pub const STORAGE_LOCAL: &str = "local";
-/// The commit that wrote the row.
+/// The column with the seq of the commit that wrote the row.
 pub const COLUMN_SEQ: &str = "_seq";
-/// Bytes of a segment that have a checksum of their own.
+/// Bytes of a segment per checksum.
 pub(super) const CHUNK_BYTES: u64 = 64 << 10;
-/// Rows between two keys that are kept of a segment, and the most rows of a page: a key is found by reading one block.
+/// Rows of a block. The footer has one key per block, and no page is larger: a lookup reads one block.
 pub(super) const BLOCK_ROWS: u32 = 2_048;
 
-/// A position in a segment.
+/// The place of a cold row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Place {
-    /// Which segment.
+    /// The segment.
     pub segment: SegmentId,
-    /// The row's number in it, from 0.
+    /// The row's number in the segment, from 0.
     pub position: u32,
 }
 
 impl Place {
-    /// The place as one number: segment in the upper half, position in the lower.
+    /// Returns the place as one number: segment in the upper half, position in the lower.
     pub fn to_u64(self) -> u64 {
         u64::from(self.segment.0) << 32 | u64::from(self.position)
     }
 
-    /// The place that [`Place::to_u64`] made `number` of.
+    /// Returns the place of a number made by [`Place::to_u64`].
     pub fn from_u64(number: u64) -> Self {
         let position = u32::try_from(number & u64::from(u32::MAX)).unwrap_or_default();
         Self { segment: SegmentId(u32::try_from(number >> 32).unwrap_or_default()), position }
     }
 }
 
-/// One immutable file of rows of one table, sorted by row key.
+/// One immutable file with rows of one table, sorted by row key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Segment {
-    /// Never used again.
+    /// The id, which is never reused.
     pub id: SegmentId,
-    /// Whose rows.
+    /// The table of the rows.
     pub table: TableId,
-    /// The version of the table the rows were written with.
+    /// The table version of the rows.
     pub version: SchemaVersion,
-    /// The storage its object is in.
+    /// The storage of the object.
     #[serde(default = "local")]
     pub storage: Arc<str>,
-    /// The object's name in the storage.
+    /// The name of the object in the storage.
     pub path: String,
-    /// Rows, those that are gone included.
+    /// The number of rows, including deleted ones.
     pub rows: u32,
-    /// The object's length.
+    /// The length of the object.
     pub bytes: u64,
     /// The lowest row key.
     #[serde(serialize_with = "to_base64", deserialize_with = "from_base64")]
@@ -65,35 +65,35 @@ pub struct Segment {
     /// The highest row key.
     #[serde(serialize_with = "to_base64", deserialize_with = "from_base64")]
     pub last_key: Vec<u8>,
-    /// No row was written by a later commit.
+    /// An upper bound of the seqs of the rows.
     pub through: Seq,
-    /// The commit that wrote all rows, when they were in the segment before they had one: what the object says of it is not so.
+    /// The commit of all rows of a large INSERT. `_seq` inside the object is 0 then; ignore it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub commit: Option<Seq>,
-    /// When it was made, microseconds UTC.
+    /// The creation time, microseconds UTC.
     pub created_at: i64,
-    /// The CRC-32 of each [`CHUNK_BYTES`] of the object, u32 LE.
+    /// The CRC-32 of each [`CHUNK_BYTES`] of the object, as u32 LE.
     #[serde(serialize_with = "to_base64", deserialize_with = "from_base64")]
     pub checksums: Vec<u8>,
 }
 
 impl Segment {
-    /// Whether a key of the range may be in the segment.
+    /// Returns whether the segment may contain a key of `range`.
     pub fn overlaps(&self, range: &KeyRange) -> bool {
         self.last_key >= range.start && range.end.as_ref().is_none_or(|end| self.first_key < *end)
     }
 
-    /// Whether every key of the segment is in the range.
+    /// Returns whether `range` contains every key of the segment.
     pub fn is_within(&self, range: &KeyRange) -> bool {
         range.contains(&self.first_key) && range.contains(&self.last_key)
     }
 
-    /// All positions.
+    /// Returns all positions.
     pub fn positions(&self) -> Range<u32> {
         0..self.rows
     }
 
-    /// The checksum of a chunk of [`CHUNK_BYTES`].
+    /// Returns the checksum of a chunk of [`CHUNK_BYTES`].
     pub fn checksum(&self, chunk: usize) -> Option<u32> {
         let bytes = self.checksums.get(chunk * 4..)?.first_chunk::<4>()?;
         Some(u32::from_le_bytes(*bytes))

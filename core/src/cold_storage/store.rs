@@ -1,7 +1,7 @@
-//! The segments' objects in all storages: written, opened, removed.
+//! The segments of all storages: opens, caches and removes them.
 //!
-//! Invariant: a segment is on stable storage, and reads as it was written, before a commit may name it; its object is removed only
-//! when no snapshot has it.
+//! Invariant: a segment is durable and verified before a commit may name it, and its object is removed only
+//! when no snapshot contains it.
 
 use std::collections::HashMap;
 use std::path::{Path as FilePath, PathBuf};
@@ -35,33 +35,33 @@ use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::ids::{DatabaseId, Epoch, SegmentId, TableId};
 use crate::storage::{Partition, StorageSnapshot, blocking};
 
-/// Bytes read from the end of a segment first: mostly the whole footer.
+/// Bytes of the first read at the end of a segment: mostly the whole footer.
 const FOOTER_BYTES: usize = 64 << 10;
-/// About how many segments the caches are laid out for.
+/// The expected number of cached segments.
 const CACHED_SEGMENTS: usize = 1_024;
 
-/// Where segments are.
+/// Opens and caches the segments of all storages.
 pub struct SegmentStore {
     local: Arc<ObjectStorage>,
-    /// Those of the catalog but for `local`.
+    /// The storages of the catalog except `local`.
     storages: ArcSwap<HashMap<Arc<str>, Configured>>,
-    /// Where files are written that are to be uploaded.
+    /// The folder of files that wait for their upload.
     spool: Option<PathBuf>,
     opened: Cache<SegmentId, Arc<OpenSegment>, OpenedBytes>,
     filters: Cache<SegmentId, Arc<Sbbf>, FilterBytes>,
-    /// Segments that no newer snapshot has.
+    /// Segments that the newest snapshot no longer contains.
     retired: Mutex<Vec<Arc<Segment>>>,
 }
 
-/// A storage of the catalog; `Err` says why it cannot be connected.
+/// A storage of the catalog; `Err` is the reason it cannot be connected.
 type Configured = (StorageLocation, std::result::Result<Arc<ObjectStorage>, Arc<Error>>);
 
-/// A segment's footer.
+/// The parsed footer of a segment.
 pub(super) struct OpenSegment {
     pub(super) metadata: ArrowReaderMetadata,
-    /// The keys of the rows 0, 2048, ...
+    /// The keys of rows 0, 2048, ...
     pub(super) fences: KeyIndex,
-    /// As [`SegmentStore::statistics`], once somebody has asked for it.
+    /// The result of [`SegmentStore::statistics`], after the first call.
     statistics: OnceLock<Arc<Statistics>>,
 }
 
@@ -90,18 +90,18 @@ impl std::fmt::Debug for SegmentStore {
 }
 
 impl SegmentStore {
-    /// The segments of a data directory: those of the storage `local` in `folder`; files that are to be uploaded are written below
-    /// `spool`, which is emptied. At most `cache_bytes` of footers and filters are kept.
+    /// Opens the segments of a data directory, with the storage `local` in `folder`. Uploads are spooled
+    /// below `spool`, which is emptied. At most `cache_bytes` of footers and filters are cached.
     ///
     /// # Errors
-    /// 58030 when the folder cannot be made or read.
+    /// 58030 when the folder cannot be created or read.
     pub fn in_directory(folder: &FilePath, spool: &FilePath, cache_bytes: usize) -> Result<Arc<Self>> {
         ObjectStorage::sweep_spool(spool);
         let local = ObjectStorage::in_folder(Arc::from(STORAGE_LOCAL), folder)?;
         Ok(Self::new(local, Some(spool.to_owned()), cache_bytes))
     }
 
-    /// The segments of a data directory that are only read.
+    /// Opens the segments of a data directory for reading only.
     ///
     /// # Errors
     /// 58030 when the folder cannot be read.
@@ -109,7 +109,7 @@ impl SegmentStore {
         Ok(Self::new(ObjectStorage::in_folder(Arc::from(STORAGE_LOCAL), folder)?, None, cache_bytes))
     }
 
-    /// Segments that are gone with the process.
+    /// Returns a store in memory, which is lost with the process.
     pub fn in_memory(cache_bytes: usize) -> Arc<Self> {
         Self::new(ObjectStorage::in_memory(Arc::from(STORAGE_LOCAL)), None, cache_bytes)
     }
@@ -126,8 +126,7 @@ impl SegmentStore {
         })
     }
 
-    /// Connects the storages of a catalog; those that have not changed stay as they are. One that cannot be connected is an error
-    /// for those who use it.
+    /// Connects the new and changed storages of a catalog. One that cannot be connected fails on use.
     pub fn set_storages(&self, database: DatabaseId, locations: impl IntoIterator<Item = StorageLocation>) {
         let before = self.storages.load();
         let after = locations.into_iter().filter(|location| *location.id != *STORAGE_LOCAL).map(|location| {
@@ -142,10 +141,10 @@ impl SegmentStore {
         self.storages.store(Arc::new(after.collect()));
     }
 
-    /// The storage of that id.
+    /// Returns the storage with `id`.
     ///
     /// # Errors
-    /// 42704 when there is none; 22023 or 58030 when it cannot be connected.
+    /// 42704 when it does not exist; 22023 or 58030 when it cannot be connected.
     pub fn storage(&self, id: &str) -> Result<Arc<ObjectStorage>> {
         if id == STORAGE_LOCAL {
             return Ok(Arc::clone(&self.local));
@@ -164,41 +163,40 @@ impl SegmentStore {
         }
     }
 
-    /// The ids of all storages.
+    /// Returns the ids of all storages.
     pub fn storage_ids(&self) -> Vec<Arc<str>> {
         let local = Arc::from(STORAGE_LOCAL);
         std::iter::once(local).chain(self.storages.load().keys().map(Arc::clone)).collect()
     }
 
-    /// The address under which a scan's runtime knows the objects.
+    /// Returns the URL that scans use for the objects.
     ///
     /// # Errors
-    /// XX000, never: the address is a constant.
+    /// XX000, but never: the URL is a constant.
     pub fn url() -> Result<ObjectStoreUrl> {
         Ok(ObjectStoreUrl::parse("kalamdb://segments")?)
     }
 
-    /// Makes the objects known to the scans of a runtime. The bytes come through [`super::CheckedReaderFactory`], whatever storage a
-    /// segment is in.
+    /// Registers the objects with a runtime. Their bytes come through [`super::CheckedReaderFactory`].
     pub fn register(&self, runtime: &RuntimeEnv) {
         if let Ok(url) = Self::url() {
             runtime.register_object_store(url.as_ref(), Arc::clone(self.local.objects()));
         }
     }
 
-    /// The name of a new segment's object.
+    /// Returns the name of a new segment's object.
     pub fn path(table: TableId, epoch: Epoch, segment: SegmentId) -> String {
         format!("{table}/{:08x}-{:08x}.parquet", epoch.0, segment.0)
     }
 
-    /// The epoch in which an object of that name was begun.
+    /// Returns the epoch in which the object was started, from its name.
     pub fn epoch(path: &str) -> Option<Epoch> {
         let (_, name) = path.rsplit_once('/')?;
         let (epoch, _) = name.split_once('-')?;
         u32::from_str_radix(epoch, 16).ok().map(Epoch)
     }
 
-    /// The footer of a segment.
+    /// Returns the footer of a segment.
     ///
     /// # Errors
     /// XX001 when it is damaged or missing, 58030 when it cannot be read.
@@ -218,7 +216,7 @@ impl SegmentStore {
             .await
     }
 
-    /// The footer of a segment, with its row groups.
+    /// Returns the footer of a segment as Parquet metadata.
     ///
     /// # Errors
     /// XX001 when it is damaged or missing, 58030 when it cannot be read.
@@ -226,7 +224,7 @@ impl SegmentStore {
         Ok(Arc::clone(self.open(segment).await?.metadata.metadata()))
     }
 
-    /// How the values of a segment's columns are spread, by the bounds in its footer. `schema` is that of the table's segments.
+    /// Returns the column statistics in a segment's footer. `schema` is the segment schema of the table.
     ///
     /// # Errors
     /// As [`SegmentStore::row_groups`].
@@ -244,21 +242,21 @@ impl SegmentStore {
         Ok(Arc::clone(open.statistics.get_or_init(|| Arc::new(made))))
     }
 
-    /// Reads a whole segment and compares it with its checksums.
+    /// Reads a whole segment and verifies its checksums.
     ///
     /// # Errors
-    /// XX001 when it does not fit, 58030 when it cannot be read.
+    /// XX001 when a checksum does not match, 58030 when the segment cannot be read.
     pub async fn verify(self: &Arc<Self>, segment: &Arc<Segment>) -> Result<()> {
         self.bytes(segment).try_for_each(|_| std::future::ready(Ok(()))).await?;
         self.open(segment).await.map(|_| ())
     }
 
-    /// The bytes of a whole segment, some MiB at a time, each compared with its checksums.
+    /// Returns the verified bytes of a whole segment, some MiB at a time.
     ///
     /// # Errors
     /// As [`SegmentStore::verify`], in the stream.
     pub fn bytes(self: &Arc<Self>, segment: &Arc<Segment>) -> BoxStream<'static, Result<Bytes>> {
-        /// Bytes read at once.
+        /// Bytes of one read.
         const PIECE_BYTES: u64 = 4 << 20;
         let reader = CheckedReader { store: Arc::clone(self), segment: Arc::clone(segment) };
         stream::try_unfold((reader, 0), |(mut reader, start)| async move {
@@ -272,10 +270,10 @@ impl SegmentStore {
         .boxed()
     }
 
-    /// The filter over a segment's keys, which is stored in `storage`.
+    /// Returns the key filter of a segment, from `storage`.
     ///
     /// # Errors
-    /// XX001 when it is missing.
+    /// XX001 when it is missing or damaged.
     pub async fn filter(&self, storage: &Arc<dyn StorageSnapshot>, segment: &Segment) -> Result<Arc<Sbbf>> {
         let (id, storage) = (segment.id, Arc::clone(storage));
         self.filters
@@ -289,7 +287,7 @@ impl SegmentStore {
             .await
     }
 
-    /// Notes segments that no newer snapshot has.
+    /// Adds segments that the newest snapshot no longer contains.
     pub fn retire(&self, segments: impl IntoIterator<Item = Arc<Segment>>) {
         let mut retired = self.retired.lock();
         for segment in segments {
@@ -299,23 +297,23 @@ impl SegmentStore {
         }
     }
 
-    /// Retired segments that no snapshot has any more.
+    /// Returns the retired segments that no snapshot contains any more.
     pub fn removable(&self) -> Vec<Arc<Segment>> {
         let retired = self.retired.lock();
         retired.iter().filter(|segment| Arc::strong_count(segment) == 1).map(Arc::clone).collect()
     }
 
-    /// The names of all retired segments.
+    /// Returns the names of all retired segments.
     pub fn retired_paths(&self) -> Vec<String> {
         self.retired.lock().iter().map(|segment| segment.path.clone()).collect()
     }
 
-    /// Whether there are retired segments in a storage.
+    /// Returns whether a storage has retired segments.
     pub fn has_retired(&self, storage: &str) -> bool {
         self.retired.lock().iter().any(|segment| *segment.storage == *storage)
     }
 
-    /// Removes the object of a retired segment. That it is not there is no error: an earlier attempt may have got so far.
+    /// Removes the object of a retired segment; not an error when an earlier attempt removed it.
     ///
     /// # Errors
     /// 58030 when the storage refuses.
@@ -326,7 +324,7 @@ impl SegmentStore {
         Ok(())
     }
 
-    /// Forgets a retired segment whose object is gone.
+    /// Forgets a retired segment after its object was removed.
     pub fn forget(&self, id: SegmentId) {
         self.retired.lock().retain(|segment| segment.id != id);
     }

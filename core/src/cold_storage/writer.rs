@@ -1,14 +1,14 @@
-//! Rows into a segment: Parquet, sorted by row key, with pages of at most [`BLOCK_ROWS`] rows.
+//! Writes rows into a segment: Parquet, sorted by row key, with pages of at most [`BLOCK_ROWS`] rows.
 //!
 //! ```text
 //! footer, key-value metadata
 //!   kalamdb:format   "1"
-//!   kalamdb:fences   base64 of the keys of the rows 0, 2048, 4096, ...: per key its length u32 LE, then its bytes
+//!   kalamdb:fences   base64 of the keys of rows 0, 2048, 4096, ...: each as length u32 LE, then its bytes
 //! ```
 //!
-//! Beside the file two things are made for the manifest: the checksums of its chunks, and a filter over all row keys.
+//! For the manifest, the writer also returns the checksums of the chunks and a filter over all row keys.
 //!
-//! Invariant: what is written is not part of the database until the commit that adds the segment is.
+//! Invariant: a written segment is not part of the database until the commit that adds it.
 
 use std::io::{self, Write};
 
@@ -33,43 +33,43 @@ use crate::error::{Error, ErrorKind, Result, SqlState};
 pub(super) const FORMAT_KEY: &str = "kalamdb:format";
 pub(super) const FORMAT: &str = "1";
 pub(super) const FENCES_KEY: &str = "kalamdb:fences";
-/// Rows of a row group: what one thread reads at a time.
+/// Rows of a row group, which one thread reads at a time.
 const ROW_GROUP_ROWS: usize = 128 << 10;
-/// A row group is ended when it has this many bytes, which are in memory until then.
+/// A row group ends at this many encoded bytes, which stay in memory until then.
 const ROW_GROUP_BYTES: usize = 64 << 20;
-/// And when its rows had so many bytes before they were encoded: a reader may have to hold them all.
+/// A row group also ends at this many bytes before encoding: a reader may have to hold them all.
 const ROW_GROUP_RAW_BYTES: usize = 256 << 20;
-/// A column with more different values than fit is written plain: to read one row of it its whole dictionary is read.
+/// A column with a larger dictionary is written plain: reading one row would read the whole dictionary.
 const DICTIONARY_BYTES: usize = 16 << 10;
-/// How often a key that is not in the segment seems to be: each costs a page.
+/// The rate at which the key filter accepts an absent key; each such key costs a page read.
 const FILTER_FALSE_POSITIVES: f64 = 0.001;
 
 /// Writes one segment.
 pub struct SegmentWriter {
     arrow: ArrowWriter<ChecksumSink>,
     keys: KeyIndex,
-    /// Bytes of the rows of the row group at hand, before they are encoded.
+    /// Bytes in the current row group before encoding.
     group_bytes: usize,
 }
 
-/// A segment that has been written but is not yet on stable storage.
+/// A written segment that is not on stable storage yet.
 pub struct WrittenSegment {
     pub(super) sink: Sink,
-    /// Its length.
+    /// The length of the object.
     pub bytes: u64,
     /// As [`super::Segment::checksums`].
     pub checksums: Vec<u8>,
-    /// The keys of its rows, by position.
+    /// The keys of the rows, by position.
     pub keys: KeyIndex,
-    /// The bits of a split block bloom filter over the keys.
+    /// The bits of a split block Bloom filter over the keys.
     pub filter: Bytes,
 }
 
 impl SegmentWriter {
-    /// A segment whose rows have `schema`; [`super::ObjectStorage::compression`] says which is right.
+    /// Returns a writer for rows with `schema`; [`super::ObjectStorage::compression`] gives the compression.
     ///
     /// # Errors
-    /// XX000 when the schema has a type that Parquet does not.
+    /// XX000 when Parquet lacks a type of the schema.
     pub fn new(sink: Sink, schema: SchemaRef, compression: Compression) -> Result<Self> {
         let block_rows = BLOCK_ROWS as usize;
         let mut properties = WriterProperties::builder()
@@ -81,7 +81,7 @@ impl SegmentWriter {
             .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
             .set_max_row_group_bytes(Some(ROW_GROUP_BYTES));
         for field in schema.fields().iter().filter(|field| field.data_type().is_floating()) {
-            // Parquet's bounds leave NaN out, which SQL compares as the largest number: a filter would skip its rows.
+            // Parquet's bounds omit NaN, SQL's largest number: a filter would skip its rows.
             let column = ColumnPath::from(field.name().as_str());
             properties = properties.set_column_statistics_enabled(column, EnabledStatistics::None);
         }
@@ -90,7 +90,7 @@ impl SegmentWriter {
         Ok(Self { arrow, keys: KeyIndex::default(), group_bytes: 0 })
     }
 
-    /// Adds the rows of `batch`, whose keys are `keys`, each above all before.
+    /// Adds the rows of `batch` with their `keys`, each greater than all before.
     ///
     /// # Errors
     /// 58030 when the bytes cannot be written.
@@ -108,17 +108,17 @@ impl SegmentWriter {
         Ok(())
     }
 
-    /// Rows so far.
+    /// Returns the number of rows so far.
     pub fn rows(&self) -> usize {
         self.keys.len()
     }
 
-    /// Bytes so far, about.
+    /// Returns the approximate number of bytes so far.
     pub fn bytes(&self) -> usize {
         self.arrow.bytes_written() + self.arrow.in_progress_size()
     }
 
-    /// Writes what is left.
+    /// Writes the rest of the segment.
     ///
     /// # Errors
     /// As [`SegmentWriter::push`].
@@ -148,7 +148,7 @@ fn fences(keys: &KeyIndex) -> Result<String> {
     Ok(STANDARD.encode(bytes))
 }
 
-/// The keys of [`FENCES_KEY`]; `None` when they are damaged.
+/// Returns the keys of [`FENCES_KEY`]; `None` when they are damaged.
 pub(super) fn read_fences(text: &str) -> Option<KeyIndex> {
     let bytes = Bytes::from(STANDARD.decode(text).ok()?);
     let mut fences = KeyIndex::default();
@@ -171,7 +171,7 @@ fn unwritable(error: ParquetError) -> Error {
         .source(error)
 }
 
-/// Counts and checks the bytes on their way out.
+/// Counts the written bytes and computes their checksums.
 struct ChecksumSink {
     sink: Sink,
     bytes: u64,

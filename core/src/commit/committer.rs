@@ -1,6 +1,6 @@
-//! The handle everybody commits and reads through.
+//! The handle for all commits and all reads.
 //!
-//! Invariant: a commit that was answered with a receipt is in every snapshot taken afterwards.
+//! Invariant: every snapshot taken after a commit's receipt was returned contains that commit.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -31,27 +31,27 @@ use crate::storage::{
     StorageOptions,
 };
 
-/// The queue's bytes are counted in these units, since a semaphore counts in 32 bits.
+/// The queue's bytes are counted in this unit, because a semaphore counts in 32 bits.
 const PERMIT_BYTES: usize = 1_024;
 
 /// Limits of a committer.
 #[derive(Clone, Copy, Debug)]
 pub struct CommitterOptions {
-    /// Write sets that wait; a writer beyond it waits for a place.
+    /// Most write sets in the queue; further writers wait.
     pub queue_len_max: usize,
-    /// Bytes of all waiting write sets; a writer beyond it waits.
+    /// Most bytes of all queued write sets; further writers wait.
     pub queue_bytes_max: usize,
-    /// Bytes of one write set; more is refused.
+    /// Most bytes of one write set; a larger set is refused.
     pub set_bytes_max: usize,
     /// Bytes of recent commits kept for followers.
     pub ring_bytes_max: usize,
-    /// Bytes of segments' footers and key filters kept in memory.
+    /// Bytes of segment footers and key filters kept in memory.
     pub segment_cache_bytes: usize,
     /// Sizes of the hot tier.
     pub hot: HotOptions,
-    /// Bytes of rows that may be hot; 0 for any.
+    /// Most bytes of hot rows; 0 means no limit.
     pub hot_bytes_max: u64,
-    /// Bytes of the data directory's disk that stay free.
+    /// Bytes that must stay free on the disk of the data directory.
     pub disk_free_min_bytes: u64,
 }
 
@@ -89,10 +89,10 @@ pub struct Committer {
 }
 
 impl Committer {
-    /// Opens the database of `config`: takes the data directory, opens the store, recovers, begins a new epoch. It blocks.
+    /// Opens the database of `config`: takes its directory, recovers the store, begins a new epoch. Blocks.
     ///
     /// # Errors
-    /// `Unavailable` when the directory is in use, cannot be written or has a newer format; `Corruption` when it is damaged.
+    /// `Unavailable` when the directory is in use, read-only or of a newer format; `Corruption` when damaged.
     pub fn open_config(config: &Config, clock: Arc<dyn Clock>) -> Result<Arc<Self>> {
         let options = StorageOptions::from(config);
         let directory = match &config.data_dir {
@@ -106,8 +106,8 @@ impl Committer {
         Self::open(Arc::new(storage), directory, clock, CommitterOptions::from(config))
     }
 
-    /// Recovers the database in `storage`, begins a new epoch and starts the sequencer. Without a directory no note of the
-    /// synced seq is kept. It blocks.
+    /// Recovers the database in `storage`, begins a new epoch and starts the sequencer. Without a directory
+    /// the synced seq is not recorded. Blocks.
     ///
     /// # Errors
     /// As [`Committer::open_config`].
@@ -168,23 +168,23 @@ impl Committer {
         }))
     }
 
-    /// The database as of the last commit.
+    /// Returns the database as of the last commit.
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.installed.snapshot.load_full()
     }
 
-    /// The seq of the last commit.
+    /// Returns the seq of the last commit.
     pub fn seq(&self) -> Seq {
         self.installed.snapshot.load().seq
     }
 
-    /// Commits `set`. It returns once the commit is installed, and on disk as its durability asks. A caller that stops waiting
-    /// does not undo it. Waits while the queue is full.
+    /// Commits `set`. Returns once the commit is installed and as durable as the set asks. If the caller
+    /// stops waiting, the set may still be committed. Waits while the queue is full.
     ///
     /// # Errors
-    /// 40001 when another commit came first, 23505 for a taken key, 54000 for a set that is too large, 08007 when the write
-    /// failed and its outcome is unknown, 58030 from then on until the store is reopened, 53100 when the disk is full or for rows
-    /// beyond `hot_bytes_max`, 57P01 while closing, and whatever the catalog refuses.
+    /// 40001 when another commit came first, 23505 for a taken key, 54000 for too large a set, 08007 when the
+    /// write failed and its outcome is unknown, 58030 from then on until the store is reopened, 53100 when
+    /// the disk is full or hot rows exceed `hot_bytes_max`, 57P01 while closing, or catalog errors.
     pub async fn commit(&self, set: WriteSet) -> Result<Receipt> {
         if set.is_empty() {
             let snapshot = self.installed.snapshot.load();
@@ -227,19 +227,19 @@ impl Committer {
         if self.is_poisoned() {
             self.wake();
         }
-        // The sequencer answers every set it took, unless it broke down.
+        // The sequencer answers every set it takes, unless it panics.
         answered.await.unwrap_or_else(|_| Err(outcome_unknown()))
     }
 
-    /// Begins to move the hot rows of a table into segments. What is changed meanwhile is noted.
+    /// Begins a flush of the hot rows of a table. Rows that change meanwhile are recorded.
     ///
     /// # Errors
-    /// 55006 when rows of the table are being moved already.
+    /// 55006 when a flush or compaction of the table is already running.
     pub fn begin_flush(&self, table: TableId) -> Result<Move> {
         Move::begin(table, Some(Touched::default()), Arc::clone(&self.installed))
     }
 
-    /// Begins to merge segments of a table. What is changed in them meanwhile is marked where it is.
+    /// Begins a compaction of a table's segments. Rows that change meanwhile are marked in the old segments.
     ///
     /// # Errors
     /// As [`Committer::begin_flush`].
@@ -247,24 +247,24 @@ impl Committer {
         Move::begin(table, None, Arc::clone(&self.installed))
     }
 
-    /// Takes away what is left of removed rows in a range of keys, so that scans do not step over it. It blocks.
+    /// Compacts the tombstones in a range of row keys, so that scans do not step over them. Blocks.
     ///
     /// # Errors
-    /// When the store cannot.
+    /// Any error of the store.
     pub fn compact_rows(&self, range: &KeyRange) -> Result<()> {
         self.storage.compact(Partition::Rows, range)
     }
 
-    /// A number for a new segment.
+    /// Returns an unused number for a new segment.
     pub fn new_segment_id(&self) -> SegmentId {
         SegmentId(self.installed.next_segment.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// Looks for the keys of inserts among cold rows, and for those of a large INSERT among all, and says as of which seq they were
-    /// found free. The sequencer asks only that no rows have become cold since: it does not wait for files.
+    /// Checks that the keys of inserts are free among cold rows, and those of a large INSERT among all rows.
+    /// Returns the seq of this check. The sequencer reads no files; it checks that no rows became cold since.
     ///
     /// # Errors
-    /// 23505 for a taken key, and whatever reading segments returns.
+    /// 23505 for a taken key, and any error of reading segments.
     async fn check_cold_keys(&self, set: &WriteSet) -> Result<Seq> {
         let snapshot = self.snapshot();
         for write in &set.tables {
@@ -279,75 +279,75 @@ impl Committer {
         Ok(snapshot.seq)
     }
 
-    /// How many bytes of rows may be hot.
+    /// Returns the limit on the bytes of hot rows.
     pub fn hot_limit(&self) -> &HotLimit {
         &self.hot_limit
     }
 
-    /// The latest commits.
+    /// Returns the feed of the latest commits.
     pub fn commits(&self) -> CommitFeed {
         self.installed.feed.clone()
     }
 
-    /// The identity of the data.
+    /// Returns the id of the database.
     pub fn database_id(&self) -> DatabaseId {
         self.database
     }
 
-    /// Which seqs of which epochs are part of the history.
+    /// Returns which seqs of which epochs are part of the history.
     pub fn epochs(&self) -> Arc<EpochHistory> {
         self.installed.epochs.load_full()
     }
 
-    /// Whether a write failed, so that none are taken until the store has been reopened, which happens by itself.
+    /// Whether a write failed and the store is not reopened yet. Until then all writes are refused.
     pub fn is_poisoned(&self) -> bool {
         self.installed.poisoned.load(Ordering::Acquire)
     }
 
-    /// Whether rows can be written: no write has failed since the store was opened or reopened, and the disk has room.
+    /// Whether rows can be written: no failed write awaits a reopening, and the disk has room.
     pub fn takes_writes(&self) -> bool {
         !self.is_poisoned() && self.check_disk_space().is_ok()
     }
 
-    /// Refuses work that needs room on the disk of the data directory when there is not enough.
+    /// Refuses work that needs room on the disk of the data directory when there is too little.
     ///
     /// # Errors
-    /// 53100 then.
+    /// 53100 when there is too little.
     pub fn check_disk_space(&self) -> Result<()> {
         self.installed.disk.as_ref().map_or(Ok(()), DiskSpace::check)
     }
 
-    /// Refuses work that writes so many bytes to the disk of the data directory when there is not room for them.
+    /// Refuses work that writes `bytes` to the disk of the data directory when there is no room for them.
     ///
     /// # Errors
-    /// 53100 then.
+    /// 53100 when there is no room.
     pub fn check_room_for(&self, bytes: u64) -> Result<()> {
         self.installed.disk.as_ref().map_or(Ok(()), |disk| disk.check_room_for(bytes))
     }
 
-    /// Notes bytes that were written to the disk of the data directory beside the store.
+    /// Records bytes written to the disk of the data directory outside the store.
     pub fn note_written(&self, bytes: u64) {
         if let Some(disk) = &self.installed.disk {
             disk.note_written(usize::try_from(bytes).unwrap_or(usize::MAX));
         }
     }
 
-    /// Bytes that are free on the disk of the data directory; `None` for a database in memory.
+    /// Returns the free bytes on the disk of the data directory; `None` for a database in memory.
     pub fn disk_free_bytes(&self) -> Option<u64> {
         self.installed.disk.as_ref().map(DiskSpace::free_bytes)
     }
 
-    /// How often the store was reopened after a failed write.
+    /// Returns how often the store was reopened after a failed write.
     pub fn reopenings(&self) -> u64 {
         self.installed.reopenings.load(Ordering::Relaxed)
     }
 
-    /// Write sets that wait for the sequencer.
+    /// Returns how many write sets wait for the sequencer.
     pub fn queue_len(&self) -> usize {
         self.queue.lock().as_ref().map_or(0, |queue| queue.max_capacity() - queue.capacity())
     }
 
-    /// Sizes and running work of the store.
+    /// Returns sizes and running work of the store.
     pub fn storage_metrics(&self) -> StorageMetrics {
         self.storage.metrics()
     }
@@ -358,11 +358,11 @@ impl Committer {
         }
     }
 
-    /// Takes no more sets, commits those that wait, brings everything to disk and ends the sequencer. Snapshots stay readable;
-    /// the data directory is given back when the last of them is dropped.
+    /// Takes no more sets, commits those in the queue, syncs the store and ends the sequencer. Snapshots stay
+    /// readable; the data directory is released when the last of them is dropped.
     ///
     /// # Errors
-    /// `Internal` when the sequencer had broken down.
+    /// `Internal` when the sequencer had panicked.
     pub async fn shutdown(&self) -> Result<()> {
         drop(self.queue.lock().take());
         self.wake();
@@ -390,7 +390,7 @@ fn join(thread: JoinHandle<()>) -> Result<()> {
     thread.join().map_err(|_| Error::internal("the sequencer broke down"))
 }
 
-/// The keys a write inserts, but for those whose rows it deletes first.
+/// Returns the keys a write inserts, except those whose rows it also deletes.
 fn inserted_keys(write: &TableWrite) -> Vec<bytes::Bytes> {
     let deleted: HashSet<&[u8]> = write
         .rows

@@ -1,9 +1,9 @@
-//! The latest commits, in memory, for whoever follows them.
+//! The latest commits, in memory, for those who follow them.
 //!
-//! The ring is bounded in bytes. Publishing never waits: what does not fit pushes out the oldest, and a follower that falls
+//! The ring is bounded in bytes. Publishing never waits: it evicts the oldest commits. A follower that falls
 //! behind reads the change log instead.
 //!
-//! Invariant: what the ring holds is gapless and ends at the published seq.
+//! Invariant: the ring has no gap and ends at the published seq.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use crate::change_log::CommitRecord;
 use crate::ids::Seq;
 
-/// A handle to the latest commits; clones share them.
+/// A handle to the latest commits; clones share the ring.
 #[derive(Clone, Debug)]
 pub struct CommitFeed {
     shared: Arc<Shared>,
@@ -31,41 +31,41 @@ struct Ring {
     records: VecDeque<(Arc<CommitRecord>, usize)>,
     bytes: usize,
     bytes_max: usize,
-    /// Everything up to here is not in the ring.
+    /// Commits up to this one are not in the ring.
     evicted_through: Seq,
 }
 
 impl CommitFeed {
-    /// A feed whose next commit is the one after `seq`.
+    /// Creates a feed whose next commit is the one after `seq`.
     pub(super) fn starting_after(seq: Seq, bytes_max: usize) -> Self {
         let ring = Ring { records: VecDeque::new(), bytes: 0, bytes_max, evicted_through: seq };
         Self { shared: Arc::new(Shared { ring: Mutex::new(ring), published: watch::Sender::new(seq) }) }
     }
 
-    /// The commits after `seq`, in order; `None` when some of them have left the ring and must be read from the change log.
+    /// Returns the commits after `seq`, in order; `None` if some are no longer here but in the change log.
     pub fn after(&self, seq: Seq) -> Option<Vec<Arc<CommitRecord>>> {
         let ring = self.shared.ring.lock();
         let skip = usize::try_from(seq.0.checked_sub(ring.evicted_through.0)?).unwrap_or(usize::MAX);
         Some(ring.records.iter().skip(skip).map(|(record, _)| Arc::clone(record)).collect())
     }
 
-    /// The last published seq.
+    /// Returns the last published seq.
     pub fn published(&self) -> Seq {
         *self.shared.published.borrow()
     }
 
-    /// Wakes whenever a later seq has been published; it ends when the committer is gone.
+    /// Returns a receiver that wakes when a later seq is published; it closes when the committer is gone.
     pub fn watch(&self) -> watch::Receiver<Seq> {
         self.shared.published.subscribe()
     }
 
-    /// Commits and bytes in the ring.
+    /// Returns the number of commits and of bytes in the ring.
     pub fn size(&self) -> (usize, usize) {
         let ring = self.shared.ring.lock();
         (ring.records.len(), ring.bytes)
     }
 
-    /// Adds commits; the first is the one after the last published.
+    /// Adds commits; the first must be the one after the last published.
     pub(super) fn publish(&self, records: impl IntoIterator<Item = Arc<CommitRecord>>) {
         let mut ring = self.shared.ring.lock();
         let mut last = None;
@@ -92,7 +92,7 @@ impl CommitFeed {
         }
     }
 
-    /// Goes on after `seq`, without the commits up to it.
+    /// Continues after `seq`, without the commits up to it.
     pub(super) fn skip_to(&self, seq: Seq) {
         let mut ring = self.shared.ring.lock();
         ring.records.clear();

@@ -1,9 +1,10 @@
-//! How many bytes of rows may be hot: the closer to the limit, the longer a writer waits, and at the limit rows are refused.
+//! Back-pressure on hot rows: near the limit writers wait, longer the closer it is; at the limit they fail.
 //!
-//! Rows become cold by flushes. When these fail, or are slower than what is written, the store would grow without end. Only what adds
-//! rows is held up: deletes, flushes, expiry, job rows and audit rows go on, since they are the way out. STREAM rows end by themselves.
+//! Flushes make rows cold. If flushes fail, or are slower than the writers, the store would grow without
+//! bound. Only writes that add rows are held up. Deletes, flushes, expiry, job rows and audit rows go on,
+//! because they are the way out. STREAM rows go on because they expire.
 //!
-//! Invariant: what is counted is never more than the hot rows there are, so it ends by itself once they are flushed.
+//! Invariant: the recorded bytes never exceed the hot rows by much, so refusals end once those are flushed.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -18,13 +19,13 @@ use crate::schema_registry::TableKind;
 /// The longest wait of a writer.
 const PAUSE_MAX: Duration = Duration::from_millis(100);
 
-/// The limit, and how close to it the hot rows are.
+/// The limit, and the bytes of hot rows last recorded.
 #[derive(Debug)]
 pub struct HotLimit {
-    /// 0 for none.
+    /// 0 for no limit.
     bytes_max: u64,
     bytes: AtomicU64,
-    /// The last flush, when it failed.
+    /// The job of the last flush, if it failed.
     failed_flush: Mutex<Option<JobId>>,
 }
 
@@ -33,30 +34,30 @@ impl HotLimit {
         Self { bytes_max, bytes: AtomicU64::new(0), failed_flush: Mutex::default() }
     }
 
-    /// Notes how many bytes of rows are hot.
+    /// Records the bytes of hot rows.
     pub fn note(&self, bytes: u64) {
         self.bytes.store(bytes, Ordering::Relaxed);
     }
 
-    /// Notes how the last flush ended: its job when it failed.
+    /// Records how the last flush ended: the id of its job if it failed.
     pub fn note_flush(&self, failed: Option<JobId>) {
         *self.failed_flush.lock() = failed;
     }
 
-    /// The bytes noted last.
+    /// Returns the bytes recorded last.
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// Whether `bytes` are so close to the limit that tables are flushed whatever their policies say.
+    /// Whether `bytes` reach half of the limit. Then tables are flushed regardless of their policies.
     pub fn is_close(&self, bytes: u64) -> bool {
         self.bytes_max > 0 && bytes >= self.bytes_max / 2
     }
 
-    /// Lets a writer go on, perhaps after a while.
+    /// Admits a writer, after a pause if the limit is close.
     ///
     /// # Errors
-    /// 53100 for a set that adds rows while the limit is reached.
+    /// 53100 for a set that adds rows when the limit is reached.
     pub(super) async fn admit(&self, set: &WriteSet) -> Result<()> {
         match self.pause_at(self.bytes()) {
             Some(Duration::ZERO) => Ok(()),
@@ -69,7 +70,7 @@ impl HotLimit {
         }
     }
 
-    /// How long a writer waits; `None` when it is refused.
+    /// Returns how long a writer waits; `None` if it is refused.
     fn pause_at(&self, bytes: u64) -> Option<Duration> {
         let slow_from = self.bytes_max / 5 * 4;
         if self.bytes_max == 0 || bytes < slow_from {
@@ -98,7 +99,7 @@ impl HotLimit {
     }
 }
 
-/// Whether a set makes more rows hot.
+/// Whether a set adds or replaces rows of USER or SHARED tables.
 fn adds_rows(set: &WriteSet) -> bool {
     let tables = set.tables.iter();
     tables

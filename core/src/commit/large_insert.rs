@@ -1,10 +1,10 @@
-//! Rows that become part of a table as whole segments: what a large INSERT commits instead of its rows one by one.
+//! Large INSERTs: rows that join a table as whole segments instead of row by row.
 //!
-//! The segments are written, on stable storage and verified before the set is handed in, so a commit of millions of rows is
-//! a few entries of the manifest and the rows as columns in the change log. Whether the keys are free is looked up before the
-//! set's turn; the sequencer only looks at what has changed since.
+//! The segments are written, synced and verified before the set is submitted. So a commit of millions of rows
+//! is a few manifest entries, plus the rows in columnar form in the change log. Whether the keys are free is
+//! checked before the set's turn; the sequencer only checks the changes since.
 //!
-//! Invariant: no key of the segments is live anywhere else when the commit is installed.
+//! Invariant: when the commit is installed, no key of the segments is live anywhere else.
 
 use std::collections::HashSet;
 use std::ops::ControlFlow;
@@ -23,34 +23,34 @@ use crate::storage::keys::scope_prefix;
 use crate::storage::rows::row_seq;
 use crate::storage::{Direction, KeyRange, Partition, StorageSnapshot, blocking};
 
-/// Keys that are looked for among cold rows at once.
+/// Keys looked up among cold rows at once.
 const FIND_KEYS_MAX: usize = 65_536;
 
-/// Rows of one table and scope in segments of their own.
+/// Rows of one table and scope, in segments that hold nothing else.
 #[derive(Clone, Debug)]
 pub struct LargeInsert {
-    /// The definition the rows were written with; the set is refused when the table has another by then.
+    /// The definition that encoded the rows. The set is refused if the table has another one by then.
     pub table: Arc<TableDefinition>,
-    /// Whose rows.
+    /// The owner of the rows.
     pub scope: ScopeId,
-    /// The segments, ascending by key. The sequencer says which commit their rows are of.
+    /// The segments, ascending by key. The sequencer sets their commit.
     pub added: Vec<NewSegment>,
-    /// The rows as the change log has them: parts made by `change_log::columns_part`.
+    /// The rows as the change log stores them: parts made by `change_log::columns_part`.
     pub log: Vec<Bytes>,
 }
 
 impl LargeInsert {
-    /// How many rows there are.
+    /// Returns the number of rows.
     pub fn rows(&self) -> u64 {
         self.added.iter().map(|new| u64::from(new.segment.rows)).sum()
     }
 
-    /// The bytes of its keys, which are in memory until it is committed.
+    /// Returns the bytes of its keys, which stay in memory until the commit.
     pub(super) fn key_bytes(&self) -> usize {
         self.added.iter().map(|new| new.keys.bytes()).sum()
     }
 
-    /// The bytes it adds to the store.
+    /// Returns the bytes it adds to the store.
     pub fn log_bytes(&self) -> usize {
         self.log.iter().map(Bytes::len).sum()
     }
@@ -66,7 +66,7 @@ impl LargeInsert {
         LoggedInsert { summary, bytes: self.log_bytes() as u64 }
     }
 
-    /// The segments as those of commit `seq`.
+    /// Returns the segments as part of commit `seq`.
     pub(super) fn of_commit(&self, seq: Seq) -> Vec<NewSegment> {
         let of_commit = |new: &NewSegment| {
             let segment = Segment { commit: Some(seq), through: seq, ..Segment::clone(&new.segment) };
@@ -75,7 +75,7 @@ impl LargeInsert {
         self.added.iter().map(of_commit).collect()
     }
 
-    /// The second wall of isolation: all keys are of the table and scope.
+    /// Second isolation check: all keys belong to the table and scope.
     pub(super) fn check_scope(&self) -> Result<()> {
         let prefix = scope_prefix(self.table.id, self.scope);
         let is_own = |new: &NewSegment| {
@@ -93,10 +93,10 @@ impl LargeInsert {
         self.added.iter().any(|new| new.keys.position(key).is_some())
     }
 
-    /// Looks for the keys among all rows of a snapshot.
+    /// Checks that no row of a snapshot has one of the keys.
     ///
     /// # Errors
-    /// 23505 for a taken key, and whatever reading rows returns.
+    /// 23505 for a taken key, and any error of reading rows.
     pub(super) async fn check_free(&self, snapshot: &Arc<Snapshot>) -> Result<()> {
         if !self.table.has_key() {
             return Ok(());
@@ -123,7 +123,7 @@ impl LargeInsert {
         Ok(())
     }
 
-    /// Looks for the keys among the rows that commits, in their order, have left.
+    /// Checks that `commits`, in their order, left no row with one of the keys.
     ///
     /// # Errors
     /// 23505 for a taken key.
@@ -142,7 +142,7 @@ impl LargeInsert {
         }
     }
 
-    /// Looks for the keys among stored rows of commits after `flushed`: those before are in segments.
+    /// Checks the keys against stored rows of commits after `flushed`; earlier rows are in segments.
     fn check_free_of_stored(&self, storage: &dyn StorageSnapshot, flushed: Seq) -> Result<()> {
         for new in &self.added {
             let segment = &new.segment;
@@ -159,10 +159,10 @@ impl LargeInsert {
     }
 }
 
-/// Looks for keys among the cold rows of a table.
+/// Checks that no cold row of a table has one of `keys`.
 ///
 /// # Errors
-/// 23505 for a taken key, and whatever reading segments returns.
+/// 23505 for a taken key, and any error of reading segments.
 pub(super) async fn check_not_cold(
     snapshot: &Snapshot,
     table: &TableDefinition,

@@ -1,14 +1,15 @@
-//! The one commit order: every change of the database is a [`WriteSet`] that becomes a commit with one seq.
+//! The single commit order: every change is a [`WriteSet`] that becomes one commit with one seq.
 //!
-//! A writer plans against a [`Snapshot`] and hands its write set to the [`Committer`]. One thread, the sequencer, drains the
-//! queue: it validates each set against everything committed since it was planned, gives it its seq, writes the whole group as
-//! one batch with one sync, installs the new snapshot, and only then publishes to the [`CommitFeed`] and answers. While a group
-//! syncs, the next one gathers, so the cost of a sync is shared by whoever is waiting.
+//! A writer plans against a [`Snapshot`] and submits its write set to the [`Committer`]. One thread, the
+//! sequencer, drains the queue. It validates each set against everything committed since the set was planned,
+//! assigns a seq, writes the whole group as one batch with one sync, and installs the new snapshot. Only then
+//! does it publish to the [`CommitFeed`] and answer. While one group syncs, the next one collects, so all
+//! waiting writers share the cost of a sync.
 //!
 //! After a failed write the sequencer reopens the store by itself, under a new epoch.
 //!
-//! Invariant: the only readable seq is the installed one, and nothing is installed before it is as durable as its set asks. No
-//! other code writes to the store.
+//! Invariant: only the installed seq is readable, and a commit is installed only once it is as durable as its
+//! set asks. No other code writes to the store.
 
 mod committer;
 mod feed;
@@ -42,87 +43,87 @@ pub use moves::Move;
 pub use recovery::EpochHistory;
 pub(crate) use recovery::{adopt, inspect, is_state_key};
 
-/// The database as of one commit. A statement takes one and never another.
+/// The database as of one commit. A statement reads from exactly one snapshot.
 ///
-/// The overlay of an open transaction is kept with the session, beside the snapshot it reads.
+/// The session holds the overlay of an open transaction, next to the snapshot the transaction reads.
 pub struct Snapshot {
     /// The last commit it contains.
     pub seq: Seq,
-    /// When that was committed, microseconds UTC.
+    /// The commit time of `seq`, microseconds UTC.
     pub commit_ts: i64,
-    /// The epoch of the process that took it.
+    /// The epoch in which it was taken.
     pub epoch: Epoch,
     /// Every namespace, table, user and storage.
     pub catalog: Arc<Catalog>,
     /// The rows and the change log.
     pub storage: Arc<dyn StorageSnapshot>,
-    /// Rows of `storage` as columns, as far as scans have left them there. It is the same for all snapshots of an epoch.
+    /// Rows of `storage` in columnar form, cached by earlier scans. All snapshots of an epoch share it.
     pub hot: Arc<HotChunks>,
-    /// The segments of cold rows. Stored rows of a table up to its `flushed` seq are in them, whatever `storage` still has.
+    /// The segments of cold rows: all rows of a table up to its `flushed` seq. `storage` may still have them.
     pub cold: Arc<Manifest>,
-    /// The seq up to which the change log has been trimmed.
+    /// The change log is trimmed up to and including this seq.
     pub log_floor: Seq,
 }
 
-/// Changes that are committed as a whole or not at all.
+/// Changes that commit as a whole or not at all.
 #[derive(Clone, Debug)]
 pub struct WriteSet {
-    /// Who commits.
+    /// The user who commits.
     pub principal: UserId,
-    /// The seq of the snapshot it was planned on.
+    /// The seq of the snapshot the set was planned on.
     pub read_seq: Seq,
-    /// The rows to change. Rows are validated in order, so a key that moves is deleted before it is inserted.
+    /// The row changes, validated in order: to move a key, delete it before you insert it.
     pub tables: Vec<TableWrite>,
-    /// Changes of the catalog; they come before the rows, so a set can create a table and fill it.
+    /// Catalog changes. They apply before the row changes, so one set can create a table and fill it.
     pub catalog: Vec<CatalogChange>,
-    /// `Relaxed` only when every table it writes is, or when losing it is of no consequence.
+    /// `Relaxed` only if every table it writes is relaxed, or if losing the set does no harm.
     pub durability: Durability,
     /// Trims the change log up to this seq, or as far as one step goes.
     pub trim_log_to: Option<Seq>,
-    /// Inserts rows as segments, or moves rows between hot and cold; of a move nobody who reads can tell.
+    /// Inserts rows as segments, or moves rows between hot and cold. Readers cannot observe a move.
     pub cold: Option<ColdWrite>,
 }
 
-/// What a write set does to cold storage.
+/// The effect of a write set on cold storage.
 #[derive(Clone, Debug)]
 pub enum ColdWrite {
-    /// New rows that are in segments from the beginning.
+    /// New rows, written directly as segments.
     LargeInsert(LargeInsert),
-    /// The hot rows of a table as of the snapshot of a [`Move`] are in segments.
+    /// A flush: the hot rows of a table, as of the snapshot of a [`Move`], are now in segments.
     Flush {
         /// The table.
         table: TableId,
         /// The seq of the snapshot.
         through: Seq,
-        /// The segments.
+        /// The new segments.
         added: Vec<NewSegment>,
     },
-    /// The rows of segments of a table are in others, as of the snapshot of a [`Move`].
+    /// A compaction: segments replace others of the same table, as of the snapshot of a [`Move`].
     Compact {
         /// The table.
         table: TableId,
         /// The seq of the snapshot.
         as_of: Seq,
-        /// The old segments.
+        /// The replaced segments.
         removed: Vec<SegmentId>,
-        /// The new ones.
+        /// The new segments.
         added: Vec<NewSegment>,
-        /// For each old segment and position the new place; `None` for rows that were gone.
+        /// The new place per old segment and position; `None` for rows that were already deleted.
         places: Arc<HashMap<SegmentId, Vec<Option<Place>>>>,
     },
-    /// Removes stored rows that are in segments by now. Keys that have another row by then keep it.
+    /// Deletes stored rows that a flush has put into segments. A key that holds a newer row keeps it.
     Clean {
         /// The table.
         table: TableId,
         /// The keys.
         keys: Vec<Bytes>,
     },
-    /// Changes of the manifest that need nothing from the sequencer.
+    /// Manifest changes that need no work from the sequencer.
     Manifest(Vec<ColdChange>),
 }
 
 impl WriteSet {
-    /// A durable set that changes nothing yet.
+    /// Returns a durable set without changes.
     pub fn new(principal: UserId, read_seq: Seq) -> Self {
         Self {
             principal,
@@ -135,8 +136,8 @@ impl WriteSet {
         }
     }
 
-    /// Whether the store grows by it: it writes rows, or more of the catalog than drops. The database's own records of what it
-    /// does are small, and do not count.
+    /// Whether it makes the store grow: it changes rows outside the system tables, inserts segments, or makes
+    /// a catalog change that is not a drop. Rows of system tables are small and do not count.
     pub fn grows(&self) -> bool {
         self.catalog.iter().any(|change| !change.is_drop())
             || self.large_insert().is_some()
@@ -146,7 +147,7 @@ impl WriteSet {
                 .any(|write| SystemTable::from_id(write.table.id).is_none() && !write.rows.is_empty())
     }
 
-    /// Whether it deletes rows and does nothing else.
+    /// Whether it makes no catalog change, inserts no segments, and changes rows only by deleting them.
     pub fn only_deletes(&self) -> bool {
         self.catalog.is_empty()
             && self.large_insert().is_none()
@@ -165,13 +166,13 @@ impl WriteSet {
             && self.tables.iter().all(|write| write.rows.is_empty())
     }
 
-    /// The bytes of all keys and rows, and of the log entries of segments.
+    /// Returns its size in bytes: all keys and rows, plus the log parts of a large INSERT.
     pub fn bytes(&self) -> usize {
         let rows: usize = self.tables.iter().flat_map(|write| &write.rows).map(RowWrite::bytes).sum();
         rows + self.large_insert().map_or(0, LargeInsert::log_bytes)
     }
 
-    /// The rows it inserts as whole segments.
+    /// Returns the rows it inserts as whole segments.
     pub fn large_insert(&self) -> Option<&LargeInsert> {
         match &self.cold {
             Some(ColdWrite::LargeInsert(insert)) => Some(insert),
@@ -180,60 +181,60 @@ impl WriteSet {
     }
 }
 
-/// Rows of one table and scope to change.
+/// Row changes of one table and scope.
 #[derive(Clone, Debug)]
 pub struct TableWrite {
-    /// The definition the rows were encoded with; the set is refused when the table has another by then.
+    /// The definition that encoded the rows. The set is refused if the table has another one by then.
     pub table: Arc<TableDefinition>,
-    /// Whose rows; it comes from the session, by [`TableDefinition::scope_for`].
+    /// The owner of the rows. It comes from the session, through [`TableDefinition::scope_for`].
     pub scope: ScopeId,
     /// The changes, in order.
     pub rows: Vec<RowWrite>,
 }
 
-/// One row to change. Rows come encoded with any seq; the sequencer sets it.
+/// One row change. Rows may be encoded with any seq; the sequencer overwrites it.
 #[derive(Clone, Debug)]
 pub enum RowWrite {
-    /// Adds a row whose key must be free.
+    /// Inserts a row whose key must be free.
     Insert {
         /// Its key.
         key: Bytes,
         /// The encoded row.
         row: Vec<u8>,
     },
-    /// Adds a row to a table without a primary key; the sequencer makes the key.
+    /// Inserts a row into a table without a primary key; the sequencer generates the key.
     Append {
         /// The encoded row.
         row: Vec<u8>,
     },
-    /// Replaces a row that must still be the one the plan saw.
+    /// Replaces a row, which must still be the one the plan read.
     Update {
         /// Its key.
         key: Bytes,
-        /// The seq of the row the plan saw.
+        /// The seq of the row the plan read.
         expected: Seq,
-        /// The stored row the plan saw.
+        /// The stored row the plan read.
         old: Bytes,
         /// The encoded new row.
         row: Vec<u8>,
-        /// Where the plan saw the old row, when it was cold.
+        /// The place of the old row, if the plan read it from cold storage.
         place: Option<Place>,
     },
-    /// Removes a row that must still be the one the plan saw.
+    /// Deletes a row, which must still be the one the plan read.
     Delete {
         /// Its key.
         key: Bytes,
-        /// The seq of the row the plan saw.
+        /// The seq of the row the plan read.
         expected: Seq,
-        /// The stored row the plan saw.
+        /// The stored row the plan read.
         old: Bytes,
-        /// Where the plan saw it, when it was cold.
+        /// The place of the row, if the plan read it from cold storage.
         place: Option<Place>,
     },
 }
 
 impl RowWrite {
-    /// The bytes of its key and rows.
+    /// Returns the bytes of its key and rows.
     pub fn bytes(&self) -> usize {
         match self {
             Self::Insert { key, row } => key.len() + row.len(),
@@ -244,11 +245,11 @@ impl RowWrite {
     }
 }
 
-/// What a successful commit answers.
+/// The answer to a successful commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Receipt {
-    /// Its place in the one order. A set that changes nothing answers with the seq of the snapshot at that time.
+    /// The position in the commit order. A set without changes gets the seq of the current snapshot.
     pub seq: Seq,
-    /// When it was committed, microseconds UTC.
+    /// The commit time, microseconds UTC.
     pub commit_ts: i64,
 }

@@ -1,9 +1,9 @@
-//! Rows on their way from hot to cold: what is changed while a segment is written.
+//! Moves, which are running flushes and compactions, and the rows that change while they run.
 //!
-//! A move begins by registering its table and then taking a snapshot. From then on the sequencer notes for a flush which rows of
-//! the table are overwritten or deleted, until the commit that ends the move marks them in the new segments.
+//! A move registers its table and then takes a snapshot. From then on, for a flush, the sequencer records
+//! which rows of the table are overwritten or deleted. Its commit marks them in the new segments.
 //!
-//! Invariant: every change of the table in a commit after a flush's snapshot is noted before the flush can be committed.
+//! Invariant: every change to the table after a flush's snapshot is recorded before the flush can commit.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,21 +17,21 @@ use crate::change_log::CommitRecord;
 use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::ids::{Seq, TableId};
 
-/// Changed rows that are noted for one move; with more of them it is given up and begun anew later.
+/// Most changed rows recorded for one flush. Beyond it the flush is abandoned and retried later.
 const TOUCHED_LEN_MAX: usize = 1_000_000;
 
-/// The moves that are under way.
+/// The running moves.
 #[derive(Debug, Default)]
 pub(super) struct Moves {
-    /// Nothing is noted for a merge, which finds what was changed among the marks.
+    /// `None` for a compaction, which finds the changes among the marks.
     touched: Mutex<HashMap<TableId, Option<Touched>>>,
 }
 
-/// The rows of one table that were overwritten or deleted: their keys, and by which commit last.
+/// Keys of overwritten or deleted rows of one table, each with the last commit that changed it.
 #[derive(Debug, Default)]
 pub(super) struct Touched {
     keys: HashMap<Bytes, Seq>,
-    /// The keys are not all that there are.
+    /// Whether `keys` is incomplete.
     overflowed: bool,
 }
 
@@ -49,7 +49,7 @@ impl Moves {
         Ok(())
     }
 
-    /// Notes what a commit changed.
+    /// Records the rows that a commit changed.
     pub(super) fn note(&self, record: &CommitRecord) {
         let mut moves = self.touched.lock();
         if moves.is_empty() {
@@ -68,12 +68,12 @@ impl Moves {
         }
     }
 
-    /// Gives up the flushes under way: what was committed meanwhile is not known. A merge finds it in the store.
+    /// Abandons running flushes: commits since their snapshots are unknown. Compactions find them as marks.
     pub(super) fn give_up(&self) {
         self.touched.lock().values_mut().flatten().for_each(|touched| touched.overflowed = true);
     }
 
-    /// The keys of the rows of a table that commits after `seq` have changed.
+    /// Returns the keys of rows of a table that commits after `seq` changed.
     pub(super) fn touched_after(&self, table: TableId, seq: Seq) -> Result<Vec<Bytes>> {
         let moves = self.touched.lock();
         let touched = moves
@@ -87,7 +87,7 @@ impl Moves {
     }
 }
 
-/// A move of rows that has begun. Dropping it ends it, whether it was committed or not.
+/// A running flush or compaction. Dropping it ends it, committed or not.
 pub struct Move {
     table: TableId,
     snapshot: Arc<Snapshot>,
@@ -101,7 +101,7 @@ impl Move {
         Ok(Self { table, snapshot, installed })
     }
 
-    /// The rows that are moved are those of this snapshot.
+    /// Returns the snapshot whose rows are moved.
     pub fn snapshot(&self) -> &Arc<Snapshot> {
         &self.snapshot
     }

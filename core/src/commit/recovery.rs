@@ -1,4 +1,4 @@
-//! Opening: what the store knows of itself, checked, and a new epoch begun.
+//! Opening a store: its recorded state is checked, and a new epoch begins.
 //!
 //! ```text
 //! Meta   "database_id" -> 16 bytes
@@ -7,8 +7,8 @@
 //!        "epoch_end/" epoch u32 BE -> seq u64 BE, the last commit of an epoch that has ended
 //! ```
 //!
-//! Invariant: an epoch ends with the last commit that was recovered. A seq beyond the end of its epoch names a commit that was
-//! lost, so it is never mistaken for the one that took its number.
+//! Invariant: an epoch ends with the last commit that was recovered. A seq beyond the end of its epoch names
+//! a lost commit, so it is never mistaken for the later commit with the same number.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -39,18 +39,18 @@ pub struct EpochHistory {
 }
 
 impl EpochHistory {
-    /// The present epoch.
+    /// Returns the current epoch.
     pub fn current(&self) -> Epoch {
         self.current
     }
 
-    /// Whether the commit that was `seq` in `epoch` was kept, as far as epochs can tell.
+    /// Whether commit `seq` of `epoch` was kept, as far as epochs can tell.
     pub fn contains(&self, epoch: Epoch, seq: Seq) -> bool {
         epoch == self.current || self.ends.get(&epoch).is_some_and(|end| seq <= *end)
     }
 }
 
-/// What a committer starts from, or goes on from.
+/// The state that a committer starts from, or continues from after a reopening.
 pub(super) struct Recovered {
     pub(super) database: DatabaseId,
     pub(super) epochs: EpochHistory,
@@ -62,11 +62,11 @@ pub(super) fn put_last_commit(batch: &mut WriteBatch, seq: Seq, commit_ts: i64) 
     batch.put(Partition::Meta, LAST_COMMIT_KEY, value);
 }
 
-/// Reads the state of the store, or makes that of a new database, and begins the next epoch. `seen` is the snapshot that
-/// was installed before the store was reopened.
+/// Reads the state of the store, or creates that of a new database, and begins the next epoch. `seen` is the
+/// snapshot that was installed before a reopening.
 ///
 /// # Errors
-/// `Corruption` when the store does not fit together, or ends before the last commit that is known to be on disk, or was seen.
+/// `Corruption` when the store is inconsistent, or ends before the last commit known to be on disk or seen.
 pub(super) fn recover(
     storage: &dyn StorageBackend,
     directory: Option<&DataDirectory>,
@@ -93,7 +93,7 @@ pub(super) fn recover(
     if let Some(seen) = seen
         && seq < seen.seq
     {
-        // Readers have seen what is lost, so this process cannot go on as if it had not been.
+        // Readers have seen the lost commits, so this process cannot go on without them.
         return Err(Error::corruption(format!(
             "the store ends at commit {seq}, but commits up to {} had been made, the last without a sync",
             seen.seq
@@ -131,7 +131,7 @@ pub(super) fn recover(
     Ok(Recovered { database, epochs, snapshot })
 }
 
-/// What a store says of itself, whoever has it open.
+/// The recorded state of a store, independent of the process that has it open.
 pub(crate) struct State {
     pub(crate) database: DatabaseId,
     pub(crate) seq: Seq,
@@ -143,7 +143,7 @@ pub(crate) struct State {
 /// Reads the state of a store without changing it.
 ///
 /// # Errors
-/// `Corruption` when there is none or it does not fit together.
+/// `Corruption` when the state is missing or inconsistent.
 pub(crate) fn inspect(storage: &dyn StorageSnapshot) -> Result<State> {
     match storage.get(Partition::Meta, DATABASE_ID_KEY)? {
         Some(id) => stored_state(storage, &id),
@@ -151,14 +151,14 @@ pub(crate) fn inspect(storage: &dyn StorageSnapshot) -> Result<State> {
     }
 }
 
-/// Whether a key of the `Meta` partition is one of the state's.
+/// Whether a key of the `Meta` partition belongs to the state.
 pub(crate) fn is_state_key(key: &[u8]) -> bool {
     [DATABASE_ID_KEY, LAST_COMMIT_KEY, EPOCH_KEY, CATALOG_HEADER_KEY].contains(&key)
         || [EPOCH_END_PREFIX, CATALOG_PREFIX.as_bytes()].iter().any(|prefix| key.starts_with(prefix))
 }
 
-/// Makes the copy of a store, which has no change log, a database of its own: `batch` gives it another id, and lets nobody read on
-/// from before. Gives the id and the last commit of the one it is a copy of.
+/// Turns a copy of a store, which has no change log, into a separate database: `batch` gives it a new id and
+/// a log floor, so that no client resumes from before. Returns the id and the last commit of the original.
 ///
 /// # Errors
 /// As [`inspect`].
@@ -219,7 +219,7 @@ fn stored_last_commit(before: &dyn StorageSnapshot) -> Result<(Seq, i64)> {
     Ok((Seq(u64::from_be_bytes(fixed(seq)?)), i64::from_be_bytes(fixed(commit_ts)?)))
 }
 
-/// State and log are written together, so the log ends where the state does.
+/// State and log are written together, so they end at the same commit.
 fn check_log_end(before: &dyn StorageSnapshot, database: DatabaseId, seq: Seq) -> Result<()> {
     match change_log::last_header(before)? {
         Some(header) if header.seq == seq && header.database == database => Ok(()),

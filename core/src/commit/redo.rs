@@ -1,4 +1,4 @@
-//! What a commit does to the stored state: the one way it changes, for a new commit and for a replay of the log alike.
+//! The only way in which a commit changes the stored state: for new commits and for a replay of the log.
 //!
 //! ```text
 //! Rows   key -> stored row                                        see storage::keys and storage::rows
@@ -6,8 +6,8 @@
 //!        "catalog_header" -> CatalogHeader as JSON
 //! ```
 //!
-//! Invariant: it depends on nothing but the record and the catalog before it. Replaying the log gives the same rows; those of a large
-//! INSERT are then hot.
+//! Invariant: the result depends only on the record and the catalog before it. Replaying the log gives the
+//! same rows, except that those of a large INSERT are then hot.
 
 use std::sync::Arc;
 
@@ -22,10 +22,10 @@ use crate::storage::{KeyRange, Partition, WriteBatch, keys};
 pub(super) const CATALOG_PREFIX: &str = "catalog/";
 pub(super) const CATALOG_HEADER_KEY: &[u8] = b"catalog_header";
 
-/// Adds the changes of `record` to `batch`; gives the catalog after it.
+/// Adds the changes of `record` to `batch` and returns the catalog after it.
 ///
 /// # Errors
-/// Whatever [`Catalog::apply`] refuses.
+/// Any error of [`Catalog::apply`].
 pub(super) fn redo(
     batch: &mut WriteBatch,
     record: &CommitRecord,
@@ -50,7 +50,7 @@ pub(super) fn redo(
     Ok(catalog)
 }
 
-/// The rows of a dropped table, or of a dropped user in all tables, go with the record. Their numbers are never used again.
+/// Deletes the rows of a dropped table, or of a dropped user in all tables. Their numbers are never reused.
 fn remove_rows(batch: &mut WriteBatch, change: &CatalogChange, catalog: &Catalog) {
     match change {
         CatalogChange::DropTable(table) => {

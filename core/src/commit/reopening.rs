@@ -1,11 +1,11 @@
-//! After a failed write: the store is closed, opened again and recovered under a new epoch, and writes are taken again.
+//! After a failed write the store is closed, reopened and recovered under a new epoch; then writes resume.
 //!
-//! What reached the disk of the last group is unknown, and RocksDB writes no more after an error. So the disk is tried with a file of
-//! its own, while reads go on in the store as it is; once it takes that, the store is reopened, which ends the reads under way,
-//! and recovered as at a start: the last group is there as a whole or not at all. While it cannot be reopened it is tried again,
-//! after longer and longer pauses, and whoever wants to write is told why not.
+//! It is unknown what reached the disk of the last group, and RocksDB refuses writes after an error. So first
+//! a probe file tests the disk, while reads go on in the old store. Once the probe succeeds, the store is
+//! reopened, which ends the running reads, and recovered as at a start: the last group is there as a whole or
+//! not at all. A failed attempt is repeated after growing pauses, and writers get an error that says why.
 //!
-//! Invariant: what was acknowledged or seen before is part of what is recovered, or writes stay refused.
+//! Invariant: the recovered state contains whatever was acknowledged or seen, or writes stay refused.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -23,10 +23,10 @@ use crate::storage::DiskSpace;
 
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
-/// A store that fails again this soon is reopened after a longer pause than before.
+/// A store that fails again within this time is reopened after a longer pause.
 const WELL_AFTER: Duration = Duration::from_secs(60);
 
-/// When the store is reopened.
+/// The pauses between attempts to reopen the store.
 #[derive(Debug, Default)]
 pub(super) struct Backoff {
     pause: Duration,
@@ -55,7 +55,7 @@ impl Backoff {
 }
 
 impl Sequencer {
-    /// Reopens the store; returns when that has succeeded, or when the database is closed.
+    /// Reopens the store. Returns on success, or when the database is closed.
     pub(super) fn reopen_until_it_works(&mut self, queue: &mut Receiver<Pending>) {
         let mut pause = self.backoff.begin();
         while self.refuse_for(pause, queue) {
@@ -73,13 +73,13 @@ impl Sequencer {
         }
     }
 
-    /// Refuses what comes for a while. Returns whether more can come.
+    /// Refuses queued sets for the time of `pause`. Returns whether more can come.
     fn refuse_for(&self, pause: Duration, queue: &mut Receiver<Pending>) -> bool {
         let until = Instant::now() + pause;
         loop {
             match queue.try_recv() {
                 Ok(pending) => {
-                    // Nobody waits any more: there is nobody to tell.
+                    // If the caller stopped waiting, nobody needs the error.
                     let _ = pending.answer.send(Err(self.installed.refusal()));
                     continue;
                 }
@@ -90,7 +90,7 @@ impl Sequencer {
             if left.is_zero() {
                 return true;
             }
-            // Whoever sends or closes wakes this thread.
+            // Senders and closing wake this thread.
             std::thread::park_timeout(left);
         }
     }
@@ -124,7 +124,7 @@ impl Sequencer {
         self.last_changes = LastChanges::unknown_before(seq);
         self.installed.moves.give_up();
         self.installed.next_segment.fetch_max(snapshot.cold.next().0, Ordering::Relaxed);
-        // The epochs first: a token of the new epoch is good for every commit so far.
+        // The epochs first: a token of the new epoch is valid for every commit so far.
         self.installed.epochs.store(Arc::new(epochs));
         self.installed.snapshot.store(Arc::new(snapshot));
         if seq > before.seq {
@@ -138,7 +138,7 @@ impl Sequencer {
 }
 
 impl Installed {
-    /// Why nothing is written after a failed write.
+    /// Returns the error for writes after a failed write.
     pub(super) fn refusal(&self) -> Error {
         match self.disk.as_ref().map(DiskSpace::check_reopening) {
             Some(Err(full)) => full,

@@ -1,12 +1,13 @@
 //! The thread that orders all commits.
 //!
-//! Group by group: validate, number, write once, sync once, install, publish, answer. A set that is refused does not touch the
-//! others of its group. Answers to refused sets wait for the write as well, since they may speak of rows the group wrote.
-//! Publishing comes before answering, so that whoever has an answer finds the commit in the feed; it never waits.
+//! Per group: validate, number, write once, sync once, install, publish, answer. A refused set does not
+//! affect the others of its group. Answers to refused sets wait for the write too, because they may mention
+//! rows that the group wrote. Publishing comes before answering, so a client that has its answer finds the
+//! commit in the feed. Publishing never blocks.
 //!
-//! What grows is refused when the disk has less room than it must.
+//! Sets that make the store grow are refused when the disk has too little free space.
 //!
-//! Invariant: after a failed write nothing is written until the store is opened again: what reached the disk is unknown.
+//! Invariant: after a failed write nothing is written until a reopening: what reached the disk is unknown.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -36,9 +37,9 @@ use crate::storage::{
     DataDirectory, DiskSpace, Partition, Room, StorageBackend, StorageSnapshot, WriteBatch,
 };
 
-/// Sets of one group; more wait for the next.
+/// The most sets in one group; the others wait for the next group.
 const GROUP_LEN_MAX: usize = 4_096;
-/// Bytes after which a group takes no more sets.
+/// A group of this many bytes takes no more sets.
 const GROUP_BYTES_MAX: usize = 16 << 20;
 
 /// A write set in the queue.
@@ -46,19 +47,19 @@ pub(super) struct Pending {
     pub(super) prepared: Prepared,
     pub(super) bytes: usize,
     pub(super) answer: oneshot::Sender<Result<Receipt>>,
-    /// Its share of the bytes the queue may hold; given back when the set is done.
+    /// Its share of the byte budget of the queue, released when the set is done.
     pub(super) _permit: OwnedSemaphorePermit,
 }
 
-/// A write set, and what was found out for it before its turn.
+/// A write set and what was prepared for it before its turn.
 pub(super) struct Prepared {
     pub(super) set: WriteSet,
     pub(super) trim: Option<TrimStep>,
-    /// The seq as of which the keys of its inserts were found free among cold rows, and those of its segments among all.
+    /// As of this seq the inserted keys were free among cold rows, and the segments' keys among all rows.
     pub(super) cold_checked: Seq,
 }
 
-/// What the sequencer shares with the handles.
+/// What the sequencer shares with the committer's handles.
 pub(super) struct Installed {
     pub(super) snapshot: ArcSwap<Snapshot>,
     pub(super) epochs: ArcSwap<EpochHistory>,
@@ -81,11 +82,11 @@ pub(super) struct Sequencer {
     pub(super) installed: Arc<Installed>,
     pub(super) last_changes: LastChanges,
     pub(super) backoff: Backoff,
-    /// Sizes of the hot tier, which begins anew with every epoch.
+    /// Sizes of the hot tier, which starts empty in every epoch.
     pub(super) hot: HotOptions,
 }
 
-/// The group while it is put together.
+/// The group while it is built.
 struct Group {
     batch: WriteBatch,
     records: Vec<Arc<CommitRecord>>,
@@ -93,23 +94,23 @@ struct Group {
     commit_ts: i64,
     catalog: Arc<Catalog>,
     cold: Arc<Manifest>,
-    /// Segments the group takes out of the manifest.
+    /// Segments that the group removes from the manifest.
     retired: Vec<Arc<Segment>>,
     log_floor: Seq,
     sync: bool,
 }
 
-/// What a group's sets are added with.
+/// What [`Group::add`] needs besides the set.
 struct Context<'a> {
     before: &'a Snapshot,
     database: DatabaseId,
     moves: &'a Moves,
-    /// Has every commit before the group.
+    /// Ends at the last commit before the group.
     feed: &'a CommitFeed,
 }
 
 impl Sequencer {
-    /// Works until every sender of the queue is gone and the queue is empty.
+    /// Runs until every sender of the queue is gone and the queue is empty.
     pub(super) fn run(mut self, mut queue: mpsc::Receiver<Pending>) {
         while let Some(first) = queue.blocking_recv() {
             let mut bytes = first.bytes;
@@ -137,7 +138,7 @@ impl Sequencer {
 
     fn commit(&mut self, pendings: Vec<Pending>) {
         let before = self.installed.snapshot.load_full();
-        // Commit times never go back; whether a row has expired is judged by the clock, as queries judge it.
+        // Commit times never go back. Expiry is judged by the clock itself, as in queries.
         let now_us = self.clock.now_us();
         let mut group = Group {
             batch: WriteBatch::new(),
@@ -156,7 +157,7 @@ impl Sequencer {
         let context = Context { before: &before, database: self.database, moves, feed };
         let mut overlay = Overlay::new(&*before.storage, &self.last_changes, now_us);
         for pending in pendings {
-            // The caller gave up before its turn came.
+            // The caller stopped waiting before the set's turn.
             if pending.answer.is_closed() {
                 continue;
             }
@@ -182,7 +183,7 @@ impl Sequencer {
                 result => result,
             };
             drop(permit);
-            // Nobody waits any more: the commit stands all the same.
+            // If the caller stopped waiting, the commit still stands.
             let _ = answer.send(result);
         }
         failpoint::moment("commit::answered");
@@ -191,7 +192,7 @@ impl Sequencer {
         }
     }
 
-    /// Refuses a set that the disk has no room for.
+    /// Refuses a set if the disk has no room for it.
     fn check_room(&self, set: &WriteSet) -> Result<()> {
         let Some(disk) = &self.installed.disk else { return Ok(()) };
         match disk.room() {
@@ -249,7 +250,7 @@ impl Sequencer {
 }
 
 impl Group {
-    /// Makes `set` the next commit of the group, or leaves the group as it was.
+    /// Makes `set` the next commit of the group; on an error the group stays as it was.
     fn add(
         &mut self,
         overlay: &mut Overlay<'_>,
@@ -258,7 +259,7 @@ impl Group {
     ) -> Result<Receipt> {
         let Prepared { set, trim, cold_checked } = prepared;
         let seq = self.seq.next();
-        // Rows are checked against the catalog as the set leaves it, so that a set can create a table and fill it.
+        // Rows are checked against the set's own catalog changes, so a set can create a table and fill it.
         let mut catalog = Arc::clone(&self.catalog);
         for change in &set.catalog {
             catalog = Arc::new(catalog.apply(change)?);
@@ -303,7 +304,7 @@ impl Group {
         Ok(Receipt { seq, commit_ts: self.commit_ts })
     }
 
-    /// Adds what a commit writes to the batch; after an error the caller takes it back.
+    /// Adds the writes of one commit to the batch; on an error the caller truncates the batch.
     fn redo(
         &mut self,
         overlay: &Overlay<'_>,
@@ -362,7 +363,7 @@ impl Group {
         changes.any(|change| matches!(change, CatalogChange::PutStorage(_) | CatalogChange::DropStorage(_)))
     }
 
-    /// Objects of tables that are gone keep their storage until they are removed.
+    /// Fails while a storage holds objects of dropped tables, or a manifest is due to be published there.
     fn check_unneeded(&self, storage: &str) -> Result<()> {
         let is_retired = self.retired.iter().any(|segment| *segment.storage == *storage);
         match is_retired || self.cold.needs(storage) {
@@ -378,7 +379,7 @@ impl Group {
         }
     }
 
-    /// Marks the rows of new segments that were changed after the snapshot they were written from.
+    /// Marks the rows of new segments that changed after the snapshot of the flush.
     fn mark_touched(
         &mut self,
         table: TableId,
@@ -406,7 +407,7 @@ impl Group {
     }
 }
 
-/// Marks in new segments the rows that were marked in the old ones after those were read.
+/// Copies the marks that old segments got after they were read to the new segments.
 fn remark(
     batch: &mut WriteBatch,
     storage: &dyn StorageSnapshot,
@@ -426,14 +427,14 @@ fn remark(
     Ok(())
 }
 
-/// The state after a commit of the group.
+/// The state after one commit of the group.
 struct Redone {
     catalog: Arc<Catalog>,
     cold: Arc<Manifest>,
     retired: Vec<Arc<Segment>>,
 }
 
-/// Removes the stored rows of `keys` that are in segments by now.
+/// Deletes the stored rows of `keys` that a flush has put into segments.
 fn clean(
     batch: &mut WriteBatch,
     storage: &dyn StorageSnapshot,
@@ -450,7 +451,7 @@ fn clean(
     Ok(())
 }
 
-/// Why nothing is written until the store has been reopened.
+/// Returns the error for writes while the store is not reopened yet.
 pub(super) fn poisoned() -> Error {
     Error::new(
         ErrorKind::Unavailable,

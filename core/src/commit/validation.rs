@@ -1,10 +1,11 @@
-//! Whether a write set still fits: against the catalog and the rows as of the group before, and against its own group.
+//! Validates a write set against the catalog and rows as of the group before, and against its own group.
 //!
-//! That is snapshot isolation: of two sets that change one row, each planned without the other, the first wins. Rows that a plan only
-//! read are not looked at again, so two statements may each decide by rows the other changes.
+//! This is snapshot isolation: of two sets that change one row, each planned without the other, the first
+//! wins. Rows that a plan only read are not validated, so write skew can occur: two statements may each
+//! decide by rows the other changes.
 //!
-//! Invariant: a refused set leaves no trace; a set is accepted only if every row it updates or deletes is still the one its plan saw,
-//! and every key it inserts is free.
+//! Invariant: a refused set leaves no trace. A set is accepted only if every row it updates or deletes is
+//! still the one its plan read, and every key it inserts is free.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -20,16 +21,16 @@ use crate::schema_registry::{Catalog, ScopeKind, TableDefinition};
 use crate::storage::rows::{RowHeader, row_seq, set_row_seq};
 use crate::storage::{Partition, StorageSnapshot, keys};
 
-/// Keys whose presence is asked for in one read.
+/// Keys per multi-get.
 const READ_KEYS_MAX: usize = 1_024;
 
-/// Tables and scopes whose last change is remembered; beyond it the memory starts anew.
+/// Table scopes whose last change is remembered; beyond it, the memory starts again.
 const CHANGED_LEN_MAX: usize = 65_536;
 
-/// When each table and scope last changed.
+/// The last change of each table and scope.
 pub(super) struct LastChanges {
     seqs: HashMap<(TableId, ScopeId), Seq>,
-    /// For those that are not in the map.
+    /// Assumed for table scopes that are not in the map.
     others: Seq,
 }
 
@@ -51,23 +52,23 @@ impl LastChanges {
     }
 }
 
-/// The rows the sets of one group have changed so far: the seq of the row under a key, `None` when it was deleted.
+/// The rows that the group's sets changed so far: the seq of the row under a key; `None` if deleted.
 pub(super) struct Overlay<'a> {
     storage: &'a dyn StorageSnapshot,
     last_changes: &'a LastChanges,
-    /// Rows that expired by now count as deleted, although their expiry commit may not have come yet.
+    /// Rows that have expired by now count as deleted, even before the commit that deletes them.
     now_us: i64,
     rows: HashMap<Bytes, Option<Seq>>,
-    /// Cold rows that are gone since the sets before.
+    /// Cold rows overwritten or deleted so far by the sets of the group.
     marks: HashSet<Place>,
-    /// Those of them that the set at hand changed.
+    /// Those of `marks` that the current set added.
     new_marks: Vec<Place>,
-    /// What to put back when the set at hand is refused.
+    /// The entries of `rows` to restore if the current set is refused.
     undo: Vec<(Bytes, Option<Option<Seq>>)>,
 }
 
 impl<'a> Overlay<'a> {
-    /// An overlay of the rows in `storage`, with the changes `last_changes` tells of in it.
+    /// Creates an overlay over the rows in `storage`, which contain the changes of `last_changes`.
     pub(super) fn new(storage: &'a dyn StorageSnapshot, last_changes: &'a LastChanges, now_us: i64) -> Self {
         Self {
             storage,
@@ -80,12 +81,12 @@ impl<'a> Overlay<'a> {
         }
     }
 
-    /// Validates the rows of a set and turns them into the changes of commit `seq`. The next call, or the end of the group,
-    /// makes them part of the overlay; after an error they are not. `planned` are the seqs of the set's snapshot and of the one
-    /// in which the keys of its inserts were found free among cold rows.
+    /// Validates the rows of a set and turns them into the changes of commit `seq`. They stay in the overlay;
+    /// [`Overlay::rollback`] can undo them until the next call. After an error the overlay is unchanged.
+    /// `planned` holds the seqs of the set's snapshot and of the check of its inserted keys among cold rows.
     ///
     /// # Errors
-    /// 23505 when an inserted key is taken; 40001 when a row or a table has changed since it was read, or was moved.
+    /// 23505 when an inserted key is taken; 40001 when a row or table changed since the read, or a row moved.
     pub(super) fn apply(
         &mut self,
         tables: Vec<TableWrite>,
@@ -99,10 +100,10 @@ impl<'a> Overlay<'a> {
         self.apply_tables(tables, catalog, cold, planned, seq).inspect_err(|_| self.rollback())
     }
 
-    /// Validates a large INSERT. Its keys were found free as of `checked`; `feed` has the commits up to this group.
+    /// Validates a large INSERT, whose keys were free as of `checked`. `feed` ends before this group.
     ///
     /// # Errors
-    /// 23505 when a key is taken; 40001 when the table or its segments have changed since, or when it is not known what has.
+    /// 23505 when a key is taken; 40001 when the table or its segments changed since, or may have.
     pub(super) fn check_large(
         &self,
         insert: &LargeInsert,
@@ -131,22 +132,22 @@ impl<'a> Overlay<'a> {
         }
     }
 
-    /// The cold rows the last [`Overlay::apply`] changed or deleted.
+    /// Returns the cold rows that the last [`Overlay::apply`] changed or deleted.
     pub(super) fn new_marks(&self) -> &[Place] {
         &self.new_marks
     }
 
-    /// The positions of a segment that the sets of the group have marked.
+    /// Returns the positions of a segment that the sets of the group have marked.
     pub(super) fn marked_in(&self, segment: SegmentId) -> impl Iterator<Item = u32> {
         self.marks.iter().filter(move |place| place.segment == segment).map(|place| place.position)
     }
 
-    /// Whether a set of the group has changed the row under a key.
+    /// Whether a set of the group changed the row under a key.
     pub(super) fn has_changed(&self, key: &Bytes) -> bool {
         self.rows.contains_key(key)
     }
 
-    /// Takes back what the last [`Overlay::apply`] did.
+    /// Undoes the last [`Overlay::apply`].
     pub(super) fn rollback(&mut self) {
         for place in self.new_marks.drain(..) {
             self.marks.remove(&place);
@@ -213,7 +214,7 @@ impl<'a> Overlay<'a> {
         Ok(changes)
     }
 
-    /// The stored rows under the keys that must be read, in order.
+    /// Returns the stored rows under the keys that must be read, in order.
     fn read_stored(&self, target: &Target<'_>, rows: &[RowWrite]) -> Result<Vec<Option<Stored>>> {
         let keys: Vec<Bytes> =
             rows.iter().filter(|row| target.must_read(row)).filter_map(|row| key_of(row).cloned()).collect();
@@ -221,7 +222,7 @@ impl<'a> Overlay<'a> {
         for some in keys.chunks(READ_KEYS_MAX) {
             for found in self.storage.multi_get(Partition::Rows, some)? {
                 let row = found.map(|row| Stored::read(row, self.now_us)).transpose()?;
-                // What has been flushed is only still there to be removed.
+                // Flushed rows only wait for their deletion; ignore them.
                 stored.push(row.filter(|row| row.seq > target.flushed));
             }
         }
@@ -243,9 +244,9 @@ impl<'a> Overlay<'a> {
                 if target.unknown_keys {
                     return Err(target.moved());
                 }
-                // What the group did to the key comes after what is stored.
+                // What the group did to the key is newer than what is stored.
                 match stored.filter(|_| !self.rows.contains_key(&key)) {
-                    // To whoever follows the log the expired row is still there, so it is replaced, not inserted.
+                    // Followers of the log still have the expired row: an update, not an insert.
                     Some(Stored { expired: Some(old), .. }) => {
                         self.set(&key, Some(seq));
                         Ok(RowChange {
@@ -289,7 +290,7 @@ impl<'a> Overlay<'a> {
         }
     }
 
-    /// Checks that the row a plan saw is still the one that is there, and claims its place when it is cold.
+    /// Checks that the row a plan read is still there, and claims its place if it is cold.
     fn check_unchanged(&mut self, target: &Target<'_>, seen: Seen<'_>, stored: Option<Seq>) -> Result<()> {
         let Seen { key, expected, old, place } = seen;
         target.check_key(key)?;
@@ -302,7 +303,7 @@ impl<'a> Overlay<'a> {
         if expected <= target.flushed {
             return Err(target.moved());
         }
-        // Nothing of the table changed since the plan read it, so what it saw is what is stored.
+        // Nothing in the table changed since the plan read it, so the row it read is the stored one.
         let stored = if target.unchanged { Some(expected) } else { stored };
         if self.current(key, stored) == Some(expected) {
             return Ok(());
@@ -313,7 +314,7 @@ impl<'a> Overlay<'a> {
         )))
     }
 
-    /// A cold row never changes: it is gone once its place is marked or its segment is no more.
+    /// Marks a cold row. Cold rows never change: one is gone when it is marked or its segment is removed.
     fn claim(&mut self, target: &Target<'_>, place: Place) -> Result<()> {
         if target.cold.segment(target.table.id, place.segment).is_none() {
             return Err(target.moved());
@@ -341,7 +342,7 @@ impl<'a> Overlay<'a> {
     }
 }
 
-/// The row a plan saw.
+/// The row a plan read.
 struct Seen<'a> {
     key: &'a Bytes,
     expected: Seq,
@@ -349,10 +350,10 @@ struct Seen<'a> {
     place: Option<Place>,
 }
 
-/// A row that is stored under a key.
+/// The row stored under a key.
 struct Stored {
     seq: Seq,
-    /// The row, when its time is over.
+    /// The row, if it has expired.
     expired: Option<Bytes>,
 }
 
@@ -368,17 +369,17 @@ impl Stored {
 struct Target<'a> {
     table: &'a TableDefinition,
     prefix: [u8; keys::SCOPE_PREFIX_BYTES],
-    /// Whether nothing of it changed since the set was planned.
+    /// Whether nothing in it changed since the set was planned.
     unchanged: bool,
     cold: &'a Manifest,
     /// Stored rows up to this seq are in segments.
     flushed: Seq,
-    /// Whether rows have become cold since the keys of inserts were looked for among cold rows.
+    /// Whether rows became cold since the keys of inserts were looked up among cold rows.
     unknown_keys: bool,
 }
 
 impl Target<'_> {
-    /// Inserts always ask whether their key is free: the plan need not have looked.
+    /// Inserts always check that their key is free: the plan may not have.
     fn must_read(&self, row: &RowWrite) -> bool {
         match row {
             RowWrite::Insert { .. } => true,
@@ -389,7 +390,7 @@ impl Target<'_> {
         }
     }
 
-    /// The second wall of isolation: no plan, however wrong, writes into another table or scope.
+    /// Second isolation check: no plan, however wrong, writes into another table or scope.
     fn check_key(&self, key: &[u8]) -> Result<()> {
         if key.starts_with(&self.prefix) {
             return Ok(());
@@ -414,7 +415,7 @@ fn segments_have_changed(table: &TableDefinition) -> Error {
     Error::conflict(format!("rows or segments of table \"{name}\" were added or moved by another commit"))
 }
 
-/// The error for a key that a row of the table has.
+/// Returns the error for a key that another row of the table has.
 pub(super) fn key_is_taken(table: &TableDefinition, key: &[u8]) -> Error {
     let columns: Vec<&str> = table.key_columns().map(|column| &*column.name).collect();
     let values = keys::KeyEncoder::new(&table.key_types()).and_then(|encoder| encoder.decode(key));

@@ -1,6 +1,6 @@
-//! Which keys the latest commits changed.
+//! The keys that the latest commits changed.
 //!
-//! Invariant: it knows every change it was told of by commits after [`Changes::known_since`].
+//! Invariant: the list covers every change it was given of commits after [`Changes::known_since`].
 
 use std::collections::VecDeque;
 
@@ -8,10 +8,10 @@ use crate::ids::Seq;
 
 use super::chunks::Place;
 
-/// Beyond these the oldest changes are forgotten.
+/// Beyond these limits the oldest changes are forgotten.
 const LEN_MAX: usize = 16_384;
 const BYTES_MAX: usize = 2 << 20;
-/// Commits that change more rows of a table and scope are remembered as one range, from their first key to their last.
+/// Commits that change more rows of a table and scope become one range, from the first key to the last.
 const SINGLE_KEYS_MAX: usize = 64;
 
 /// The latest changes, oldest first.
@@ -22,7 +22,7 @@ pub(super) struct Changes {
     known_since: Seq,
 }
 
-/// The keys from `first` to `last`, both included.
+/// The keys from `first` to `last`, both inclusive.
 #[derive(Debug)]
 struct Change {
     seq: Seq,
@@ -32,7 +32,7 @@ struct Change {
 }
 
 impl Changes {
-    /// Knows nothing of commits up to `seq`.
+    /// Creates an empty list that knows nothing of commits up to `seq`.
     pub(super) fn unknown_before(seq: Seq) -> Self {
         Self { list: VecDeque::new(), bytes: 0, known_since: seq }
     }
@@ -41,7 +41,7 @@ impl Changes {
         self.known_since
     }
 
-    /// Adds the keys of a commit, which is not before those that were added.
+    /// Adds the keys of a commit. Commits come in order.
     pub(super) fn add<'a>(
         &mut self,
         place: Place,
@@ -65,7 +65,7 @@ impl Changes {
         self.list.push_back(change);
     }
 
-    /// Whether a commit after `seq` changed a key from `start` to before `end`.
+    /// Returns whether a commit after `seq` changed a key in `start..end`.
     pub(super) fn touch(&self, place: Place, seq: Seq, start: &[u8], end: &[u8]) -> bool {
         let after = self.list.partition_point(|change| change.seq <= seq);
         self.list

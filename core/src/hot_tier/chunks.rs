@@ -1,6 +1,6 @@
-//! The chunks themselves, under the lock of [`super::HotChunks`].
+//! The chunks of all tables, under the lock of [`super::HotChunks`].
 //!
-//! Invariant: chunks of a table and scope do not overlap; `bytes` and `by_use` are of exactly the chunks there are.
+//! Invariant: chunks of a table and scope do not overlap; `bytes` and `by_use` describe exactly them.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
@@ -13,26 +13,26 @@ use super::{Decoded, Found, Generation, HotCounters, HotOptions, HotScan, Times}
 use crate::ids::{ScopeId, Seq, TableId};
 use crate::storage::KeyRange;
 
-/// Tables and scopes with chunks; beyond them the one used longest ago is forgotten.
+/// The maximum number of tables and scopes with chunks. Beyond it, the least recently used one is evicted.
 const PLACES_MAX: usize = 4_096;
-/// What a chunk takes beside its columns and keys, about.
+/// The approximate overhead of a chunk besides its columns and keys.
 const CHUNK_BYTES: usize = 512;
 
 /// A table and the scope of its rows.
 pub(super) type Place = (TableId, ScopeId);
 /// A stored key.
 type Key = Arc<[u8]>;
-/// A chunk by the turn of the last scan that used it, and by its number.
+/// The last scan that used a chunk, and the chunk's id.
 type Use = (u64, u64);
 
 #[derive(Debug)]
 pub(super) struct Chunks {
     options: HotOptions,
-    /// The last commit that was noted.
+    /// The last noted commit.
     noted: Seq,
     changes: Changes,
     places: HashMap<Place, HotRows>,
-    /// Where every chunk begins, those first that were not used for the longest time.
+    /// The start of every chunk, least recently used first.
     by_use: BTreeMap<Use, (Place, Key)>,
     bytes: usize,
     turns: u64,
@@ -41,10 +41,10 @@ pub(super) struct Chunks {
     misses: u64,
 }
 
-/// What is kept of a table and scope.
+/// The chunks of a table and scope.
 #[derive(Debug)]
 struct HotRows {
-    /// Changes are in the list from the commit after this one on.
+    /// The change list covers the commits after this one.
     since: Seq,
     generation: Generation,
     /// By first key.
@@ -54,16 +54,16 @@ struct HotRows {
 #[derive(Debug)]
 struct Chunk {
     id: u64,
-    /// The first key behind it.
+    /// The first key after it.
     end: Key,
     /// The seq of the snapshot it was read in.
     from: Seq,
     times: Times,
     rows: usize,
-    /// By position in the full schema; those that nobody asked for are missing.
+    /// By position in the full schema; `None` where nobody requested the column.
     columns: Vec<Option<ArrayRef>>,
     bytes: usize,
-    /// The turn of the last scan that used it.
+    /// The last scan that used it.
     used: u64,
 }
 
@@ -82,19 +82,20 @@ impl Chunk {
 }
 
 impl HotRows {
-    /// The chunk that `key` is in.
+    /// Returns the chunk that contains `key`.
     fn covering(&self, key: &[u8]) -> Option<(&Key, &Chunk)> {
         let up_to = (Bound::Unbounded, Bound::Included(key));
         self.chunks.range::<[u8], _>(up_to).next_back().filter(|(_, chunk)| *chunk.end > *key)
     }
 
-    /// The chunks that begin behind `key`.
+    /// Returns the chunks that begin after `key`.
     fn behind(&self, key: &[u8]) -> impl Iterator<Item = (&Key, &Chunk)> {
         self.chunks.range::<[u8], _>((Bound::Excluded(key), Bound::Unbounded))
     }
 
-    /// What to read of a range that begins with no chunk that can be taken. It ends where a chunk does, or before one begins, so
-    /// that chunks keep their places; small ones are read again to become part of a larger one.
+    /// Returns what to read from the store for a range that begins with no usable chunk. A stretch ends with
+    /// a chunk or before the next one, so that chunk boundaries persist; small chunks in between are read
+    /// again and replaced by a larger one.
     fn stretch(&self, range: &KeyRange, wanted: &[usize], chunk_rows_min: usize) -> Found {
         let (start, end) = (range.start.as_slice(), range.end.as_deref());
         let mut positions = wanted.to_vec();
@@ -119,7 +120,7 @@ impl HotRows {
         Found::Stretch { end: end.map(<[u8]>::to_vec), positions }
     }
 
-    /// The gap between chunks that `key` is in.
+    /// Returns the gap between chunks that contains `key`.
     fn gap(&self, key: &[u8]) -> Gap {
         let up_to = (Bound::Unbounded, Bound::Included(key));
         let before = self.chunks.range::<[u8], _>(up_to).next_back();
@@ -130,7 +131,7 @@ impl HotRows {
     }
 }
 
-/// A range of keys without chunks; it may be unbounded on both sides.
+/// A key range without chunks; either side may be unbounded.
 struct Gap {
     start: Option<Key>,
     end: Option<Key>,
@@ -170,7 +171,7 @@ impl Chunks {
 
     pub(super) fn find(&mut self, scan: &HotScan, range: &KeyRange, wanted: &[usize]) -> Found {
         let place = (scan.table, scan.scope);
-        // Nobody who comes later sees rows as they were shown before a flush or an ALTER TABLE.
+        // No later statement sees rows as they were before a flush or an ALTER TABLE.
         if self.places.get(&place).is_some_and(|rows| rows.generation < scan.generation) {
             self.remove_place(place);
         }
@@ -186,7 +187,7 @@ impl Chunks {
         }
     }
 
-    /// The columns of the chunk that `range` begins with, if the scan may have it.
+    /// Returns the columns of the chunk at the start of `range`, if the scan can use it.
     fn take(&mut self, scan: &HotScan, range: &KeyRange, wanted: &[usize]) -> Option<Found> {
         let rows = self.places.get_mut(&(scan.table, scan.scope))?;
         let is_seen = rows.generation == scan.generation;
@@ -265,8 +266,8 @@ impl Chunks {
         rows.chunks.insert(start, chunk);
     }
 
-    /// Removes chunks used longest ago until `bytes` fit. Those that a scan has just used stay: it will want them again
-    /// the next time, when it would find none if each of its chunks had pushed out the one before.
+    /// Evicts the least recently used chunks until `bytes` fit. Chunks used by this scan or a later one stay:
+    /// otherwise a scan larger than the tier would evict its own chunks and find none of them the next time.
     fn make_room(&mut self, bytes: usize, turn: u64) -> bool {
         if bytes > self.options.bytes_max {
             return false;
@@ -283,7 +284,7 @@ impl Chunks {
         true
     }
 
-    /// Begins to remember the changes of a table and scope.
+    /// Starts to remember the changes of a table and scope.
     fn make_place(&mut self, place: Place, generation: Generation) {
         if self.places.contains_key(&place) {
             return;
@@ -330,7 +331,7 @@ impl Chunks {
         places.into_iter().for_each(|place| self.remove_place(place));
     }
 
-    /// Removes the chunks that have a key of a commit.
+    /// Removes the chunks with a key that a commit changed.
     pub(super) fn change<'a>(
         &mut self,
         place: Place,
@@ -341,7 +342,7 @@ impl Chunks {
             return;
         }
         self.changes.add(place, seq, keys.clone());
-        // The keys of a large commit mostly stand in order, and many of them between the same chunks.
+        // A large commit mostly has its keys in order, with many keys in the same gap.
         let mut gap: Option<Gap> = None;
         for key in keys {
             if gap.as_ref().is_some_and(|gap| gap.contains(key)) {
@@ -355,20 +356,20 @@ impl Chunks {
         }
     }
 
-    /// Everything up to `seq` has been noted.
+    /// Records that all commits up to `seq` were noted.
     pub(super) fn noted(&mut self, seq: Seq) {
         self.noted = seq;
     }
 }
 
-/// Whether what ends before `end` lies in a range that ends before `limit`.
+/// Returns whether a range that ends before `end` also ends within one that ends before `limit`.
 fn is_up_to(end: &[u8], limit: Option<&[u8]>) -> bool {
     limit.is_none_or(|limit| end <= limit)
 }
 
 #[cfg(test)]
 impl Chunks {
-    /// Fails when the invariant does not hold.
+    /// Panics when the invariant does not hold.
     pub(super) fn check(&self) {
         let chunks = || self.places.values().flat_map(|rows| rows.chunks.values());
         assert_eq!(self.bytes, chunks().map(|chunk| chunk.bytes).sum::<usize>());

@@ -1,19 +1,22 @@
-//! Hot rows as columns in memory: what scans decoded of a table's stored rows, kept for the next scan as long as it is still so.
+//! Hot rows as columns in memory: scans leave decoded rows to later scans, until a commit changes them.
 //!
-//! The rows of one table and scope are cut into *chunks*, ranges of keys with about 8,192 rows. A scan takes the chunks it finds
-//! and reads the stretches between them from the store, and what it has decoded of those becomes chunks. Only columns that
-//! were asked for are kept. It fills by scans alone, so a restart begins with nothing and an idle database holds nothing.
+//! The rows of one table and scope are split into *chunks*, key ranges with about 8,192 rows. A scan takes
+//! existing chunks and reads the gaps between them, the *stretches*, from the store; the rows decoded there
+//! become chunks. Only requested columns are kept. Only scans fill the tier, so it is empty after a restart
+//! and in an idle database.
 //!
-//! Invariant: a chunk is what a scan of the store would give in every snapshot from that it was read in to the last noted commit.
-//! - A commit is noted, which removes the chunks with a changed key, before its snapshot is installed: no snapshot that anybody
-//!   holds is later than the last noted commit, and none that is earlier than the chunk is given it.
-//! - A chunk read in snapshot S is accepted only when no commit noted after S changed a key in its range. Which keys those
-//!   changed is remembered in a bounded list that begins when the first scan offers a chunk of the table and scope; a scan of a
-//!   snapshot before the beginning of that list is refused.
-//! - Both happen under one lock, so a commit is noted either before a chunk is offered, and is in the list, or after it was
-//!   accepted, and removes it.
-//! - Which stored rows are shown depends also on the table's version, on the seq up to which its rows are cold, and on the time:
-//!   a chunk is given to scans with the same [`Generation`], at times at which the same rows are expired.
+//! Invariant: a chunk equals the result of a store scan in every snapshot from the one it was read in up to
+//! the last noted commit.
+//! - A commit is noted before its snapshot is installed; noting it removes the chunks with changed keys. So
+//!   no snapshot in use is newer than the last noted commit, and a snapshot never gets a chunk newer than
+//!   itself.
+//! - A chunk read in snapshot S is accepted only when no commit noted after S changed a key in its range. A
+//!   bounded list remembers the changed keys. It starts when a scan first offers a chunk of the table and
+//!   scope; chunks of earlier snapshots are refused.
+//! - One lock covers both. So a commit is noted either before the offer, and is in the list, or after it, and
+//!   removes the chunk.
+//! - The visibility of stored rows also depends on the table version, the flushed seq and the time. So a
+//!   chunk serves only scans with the same [`Generation`], at times when the same rows are expired.
 
 mod changes;
 mod chunks;
@@ -30,47 +33,47 @@ use crate::storage::KeyRange;
 
 use chunks::Chunks;
 
-/// Sizes of the hot tier.
+/// Limits of the hot tier.
 #[derive(Clone, Copy, Debug)]
 pub struct HotOptions {
-    /// Bytes of all chunks; 0 keeps none.
+    /// Maximum bytes of all chunks; 0 disables the tier.
     pub bytes_max: usize,
-    /// Rows after which a scan begins another chunk.
+    /// Rows after which a scan starts another chunk.
     pub chunk_rows: usize,
-    /// Chunks of fewer rows are merged into their neighbours when those are read again.
+    /// A smaller chunk becomes part of a larger one when its neighbourhood is read again.
     pub chunk_rows_min: usize,
 }
 
 impl HotOptions {
-    /// Chunks of the usual size.
+    /// Returns the default chunk sizes with a memory limit.
     pub fn of_bytes(bytes_max: usize) -> Self {
         Self { bytes_max, chunk_rows: 8_192, chunk_rows_min: 1_024 }
     }
 }
 
-/// What decides which of the stored rows are shown, beside the snapshot and the time. It grows from commit to commit.
+/// Decides, besides snapshot and time, which stored rows are visible. Grows from commit to commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Generation {
-    /// The version of the table's definition.
+    /// The version of the table definition.
     pub version: SchemaVersion,
     /// Rows of commits up to this one are cold.
     pub flushed: Seq,
 }
 
-/// What a scan reads.
+/// The parameters of a scan.
 #[derive(Clone, Copy, Debug)]
 pub struct HotScan {
     /// The table.
     pub table: TableId,
-    /// Whose rows.
+    /// The owner of the rows.
     pub scope: ScopeId,
-    /// How they are shown.
+    /// The generation of its snapshot.
     pub generation: Generation,
     /// The seq of its snapshot.
     pub seq: Seq,
-    /// Rows that expire at this time or before are gone; microseconds UTC.
+    /// The time of the statement, microseconds UTC: rows that expire then or earlier are invisible.
     pub now_us: i64,
-    /// Its place among all scans, by [`HotChunks::begin`]. Chunks that no later scan used make room for those of this one.
+    /// Its number from [`HotChunks::begin`]. Its chunks may evict those last used by earlier scans.
     pub turn: u64,
 }
 
@@ -82,10 +85,10 @@ pub struct Times {
 }
 
 impl Times {
-    /// Any time: no row expires.
+    /// All times: no row expires.
     pub const ALWAYS: Self = Self { from: i64::MIN, until: i64::MAX };
 
-    /// Leaves out the times at which a row that expires then is not shown, or is, as it is at `now_us`.
+    /// Keeps the times at which a row with `expires_at` has the same visibility as at `now_us`.
     pub fn narrow(&mut self, expires_at: i64, now_us: i64) {
         if expires_at <= now_us {
             self.from = self.from.max(expires_at);
@@ -99,58 +102,58 @@ impl Times {
     }
 }
 
-/// Where the next rows of a scan are.
+/// The source of the next rows of a scan.
 #[derive(Debug)]
 pub enum Found {
-    /// Here: the columns that were asked for.
+    /// A chunk: the requested columns.
     Chunk {
-        /// In the order they were asked for.
+        /// In the requested order.
         columns: Vec<ArrayRef>,
-        /// How many rows; it matters when no columns were asked for.
+        /// The number of rows, which matters when no columns are requested.
         rows: usize,
-        /// The first key behind them.
+        /// The first key after the chunk.
         end: Vec<u8>,
     },
-    /// In the store.
+    /// The store.
     Stretch {
-        /// The first key behind the rows to read.
+        /// The first key after the stretch.
         end: Option<Vec<u8>>,
-        /// The columns to decode: those that were asked for and those that the chunks to be replaced have.
+        /// The columns to decode: the requested ones, and those of the chunks to replace.
         positions: Vec<usize>,
     },
 }
 
-/// A decoded stretch of the key space.
+/// The decoded rows of a stretch.
 #[derive(Debug)]
 pub struct Decoded<'a> {
     /// Its first key.
     pub start: &'a [u8],
-    /// The first key behind it.
+    /// The first key after it.
     pub end: &'a [u8],
-    /// Which columns it has, as positions in the table's full schema.
+    /// The positions of its columns in the table's full schema.
     pub positions: &'a [usize],
-    /// Those columns.
+    /// The decoded columns.
     pub columns: &'a [ArrayRef],
-    /// Its rows that are shown, in the order of their keys.
+    /// The number of visible rows; they are in key order.
     pub rows: usize,
-    /// When those are the ones that are shown.
+    /// The times at which exactly these rows are visible.
     pub times: Times,
 }
 
-/// Numbers about the hot tier.
+/// Counters of the hot tier.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HotCounters {
     /// Bytes of all chunks.
     pub bytes: usize,
-    /// Chunks.
+    /// The number of chunks.
     pub chunks: usize,
-    /// Chunks that scans took from here.
+    /// Chunks that scans took.
     pub hits: u64,
     /// Stretches that scans read from the store.
     pub misses: u64,
 }
 
-/// The chunks of all tables; see the module.
+/// The chunks of all tables; see the module documentation.
 #[derive(Debug)]
 pub struct HotChunks {
     options: HotOptions,
@@ -158,32 +161,32 @@ pub struct HotChunks {
 }
 
 impl HotChunks {
-    /// No chunks, in a database whose last commit is `seq`.
+    /// Creates an empty tier for a database whose last commit is `seq`.
     pub fn new(options: HotOptions, seq: Seq) -> Self {
         Self { options, chunks: Mutex::new(Chunks::new(options, seq)) }
     }
 
-    /// Its sizes.
+    /// Returns the limits.
     pub fn options(&self) -> HotOptions {
         self.options
     }
 
-    /// A number for a new scan; `None` when nothing is kept.
+    /// Returns a number for a new scan; `None` when the tier is disabled.
     pub fn begin(&self) -> Option<u64> {
         (self.options.bytes_max > 0).then(|| self.chunks.lock().begin())
     }
 
-    /// Where the first rows of `range` are, of which a scan wants the columns at `wanted`, positions in the full schema.
+    /// Finds the source of the first rows of `range`; `wanted` are positions in the full schema.
     pub fn find(&self, scan: &HotScan, range: &KeyRange, wanted: &[usize]) -> Found {
         self.chunks.lock().find(scan, range, wanted)
     }
 
-    /// Keeps what a scan has decoded of the store, unless it has changed since the scan's snapshot.
+    /// Keeps the rows that a scan decoded, unless they changed after the scan's snapshot.
     pub fn offer(&self, scan: &HotScan, decoded: &Decoded<'_>) {
         self.chunks.lock().offer(scan, decoded);
     }
 
-    /// Removes what a commit changed. The caller installs the commit's snapshot afterwards, not before.
+    /// Removes the chunks that a commit changed. The caller must install the commit's snapshot afterwards.
     pub fn note(&self, record: &CommitRecord) {
         let mut chunks = self.chunks.lock();
         for change in &record.catalog {
@@ -205,7 +208,7 @@ impl HotChunks {
         chunks.noted(record.seq);
     }
 
-    /// How much it holds, and of how much use it was.
+    /// Returns the counters.
     pub fn counters(&self) -> HotCounters {
         self.chunks.lock().counters()
     }

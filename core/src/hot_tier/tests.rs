@@ -1,5 +1,5 @@
-//! Chunks against a model: the rows of every snapshot, scans that read them step by step while commits go on, and what scans of
-//! other snapshots find afterwards.
+//! Compares chunks with a model of the rows in every snapshot. Scans read them step by step while commits
+//! continue, and scans of other snapshots follow.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -33,20 +33,20 @@ struct State {
     rows: BTreeMap<u8, Row>,
 }
 
-/// The state after every commit, by seq.
+/// The state after each commit, by seq.
 struct Model {
     states: Vec<State>,
     hot: HotChunks,
 }
 
-/// A scan under way.
+/// A running scan.
 struct Reading {
     scan: HotScan,
     wanted: Vec<usize>,
     rest: Option<KeyRange>,
     range: Range<u8>,
     rows: Vec<Vec<i64>>,
-    /// What it has read and not offered yet: the start, the end, the columns.
+    /// The range read but not yet offered: start, end, columns.
     decoded: Option<(Vec<u8>, Vec<u8>, Vec<usize>)>,
     last_end: Vec<u8>,
 }
@@ -103,7 +103,7 @@ impl Model {
         self.states.push(state);
     }
 
-    /// The rows that a scan sees of a range, as the values of columns 0 (the key), 1 and 2 (the seq).
+    /// Returns the rows of a range that a scan sees: the values of columns 0 (the key), 1 and 2 (the seq).
     fn shown(&self, scan: &HotScan, start: &[u8], end: &[u8]) -> Vec<(u8, [i64; 3], Option<i64>)> {
         let state = &self.states[usize::try_from(scan.seq.0).unwrap()];
         let version = i64::from(state.generation.version.0);
@@ -134,7 +134,7 @@ impl Model {
         Reading { scan, wanted, rest, range, rows: Vec::new(), decoded: None, last_end: Vec::new() }
     }
 
-    /// Does what a cursor does, one chunk at a time; offers what was read in the step before.
+    /// Works like a cursor, one chunk at a time: offers the rows of the previous step, then reads.
     fn step(&self, reading: &mut Reading) {
         self.offer(reading);
         let Some(range) = reading.rest.take().filter(|range| !range.is_empty()) else { return };
@@ -209,7 +209,7 @@ impl Model {
         self.hot.chunks.lock().check();
     }
 
-    /// A whole scan; gives how many stretches of it were read from the store.
+    /// Runs a whole scan; returns how many stretches it read from the store.
     fn scan(&self, back: u64, range: Range<u8>, wanted: Vec<usize>) -> u64 {
         let before = self.hot.counters().misses;
         self.finish(self.begin(back, range, wanted, 0));
@@ -334,7 +334,7 @@ fn chunks_are_made_while_other_rows_change() {
             vec![id]
         });
     };
-    // The list of changes begins with the first offer.
+    // The change list starts with the first offer.
     model.scan(0, 0..30, vec![0]);
     let mut reading = model.begin(0, 0..30, vec![0, 1], 0);
     for _ in 0..6 {

@@ -1,4 +1,4 @@
-//! Backups, one at a time and beside everything else: rows go on being moved while one is written.
+//! Backups, one at a time, beside all other work: flushes and compactions go on while one is written.
 
 use std::sync::Arc;
 
@@ -13,23 +13,23 @@ use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::ids::JobId;
 use crate::maintenance::{BackupUrl, back_up};
 
-/// Backups that wait for their turn; one more is refused.
+/// Most queued backups; one more is refused.
 const REQUESTS_MAX: usize = 16;
-/// How often a backup that fails for a reason that may pass is tried again, each time from the start.
+/// The most retries of a backup that fails for a transient reason. Each one starts from the beginning.
 const RETRIES_MAX: u16 = 3;
 
-/// A backup somebody asked for.
+/// A requested backup.
 struct Request {
     url: BackupUrl,
     job: Queued,
 }
 
-/// Where backups are asked for.
+/// The handle for requesting backups.
 pub(super) struct Backups {
     requests: mpsc::Sender<Request>,
 }
 
-/// The task that writes them.
+/// The task that writes backups.
 pub(super) struct BackupTask {
     store: Arc<JobStore>,
     requests: mpsc::Receiver<Request>,
@@ -44,7 +44,7 @@ impl Backups {
 
     /// As [`super::JobManager::back_up`].
     pub(super) async fn request(&self, store: &Arc<JobStore>, url: BackupUrl) -> Result<JobId> {
-        // A place first, so that no job is made that nobody would do.
+        // A slot first, so that every job has one in the queue.
         let place = self.requests.clone().try_reserve_owned().map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => too_many(),
             mpsc::error::TrySendError::Closed(_) => Error::shutting_down(),

@@ -1,11 +1,11 @@
-//! Deletes STREAM rows after their time, so that subscribers see them go and space comes back.
+//! Deletes STREAM rows after their time, so that subscribers see them go and their space is freed.
 //!
-//! Queries hide an expired row at once, by their own clock; this task makes it a commit like any other, at most a tick later.
-//! It learns of rows from the commits it follows, and by a scan of the STREAM tables at start, after falling behind the commits,
-//! and when more rows are waiting than its queue holds.
+//! Queries hide an expired row at once, by their own clock. This task deletes it in an ordinary commit, at
+//! most a tick later. It learns of rows from the commits it follows, and from a scan of the STREAM tables: at
+//! start, after it fell behind the commits, and when more rows wait than its queue holds.
 //!
-//! Invariant: a row is deleted only in the version that was found expired: its seq is checked when the delete is made, and
-//! again by the sequencer.
+//! Invariant: only the version of a row that was found expired is deleted. Its seq is checked when the delete
+//! is planned, and again by the sequencer.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -27,9 +27,9 @@ use crate::schema_registry::{Catalog, Durability, TableKind};
 use crate::storage::rows::RowHeader;
 use crate::storage::{self, Direction, KeyRange, Partition, keys};
 
-/// Rows that wait for their time, in memory: about 64 bytes and the key each.
+/// Rows in memory that wait for their time: about 64 bytes plus the key each.
 const QUEUE_LEN_MAX: usize = 200_000;
-/// Rows one commit deletes.
+/// Rows deleted per commit.
 const ROWS_PER_COMMIT: usize = 2_000;
 
 pub(super) struct Expiry {
@@ -39,7 +39,7 @@ pub(super) struct Expiry {
     pub(super) stop: CancellationToken,
 }
 
-/// What is known, and up to which commit.
+/// The rows found so far, and up to which commit.
 struct Known {
     queue: ExpiryQueue,
     followed: Seq,
@@ -61,7 +61,7 @@ impl Expiry {
                     if changed.is_err() {
                         return;
                     }
-                    // Only noted, so that the commits are read while they are in memory; rows are deleted at the next tick.
+                    // Only recorded here, while the commits are in memory. The next tick deletes rows.
                     if let Some(known) = &mut known && follow(&feed, &self.committer, known) {
                         continue;
                     }
@@ -104,7 +104,7 @@ impl Expiry {
         Ok(())
     }
 
-    /// Finds all rows that expire.
+    /// Scans for all rows that expire.
     async fn scan(&self) -> Result<Known> {
         let snapshot = self.committer.snapshot();
         let stop = self.stop.clone();
@@ -125,7 +125,7 @@ impl Expiry {
         .await
     }
 
-    /// Deletes those of `due` that are still there as they were.
+    /// Deletes those of `due` that have not changed.
     async fn delete(&self, due: Vec<Due>) -> Result<()> {
         let due: Arc<[Due]> = due.into();
         loop {
@@ -150,7 +150,7 @@ impl Expiry {
                     debug!(rows, seq = receipt.seq.0, "deleted expired rows");
                     return Ok(());
                 }
-                // Somebody deleted one of the rows, or its table, first: look again what is left.
+                // Another commit deleted a row or its table first: check what is left.
                 Err(error) if matches!(error.kind(), ErrorKind::Conflict | ErrorKind::NotFound) => {}
                 Err(error) => return Err(error),
             }
@@ -158,7 +158,7 @@ impl Expiry {
     }
 }
 
-/// Notes what the commits since the last call wrote. False when they are no longer in memory.
+/// Records the rows that commits since the last call wrote. False when these commits are no longer in memory.
 fn follow(feed: &CommitFeed, committer: &Committer, known: &mut Known) -> bool {
     let Some(records) = feed.after(known.followed) else { return false };
     if records.is_empty() {
@@ -174,7 +174,7 @@ fn follow(feed: &CommitFeed, committer: &Committer, known: &mut Known) -> bool {
 
 fn note(record: &CommitRecord, catalog: &Catalog, queue: &mut ExpiryQueue) {
     for changes in &record.tables {
-        // A table that is gone from the newest catalog has no rows to delete.
+        // A table missing from the newest catalog has no rows to delete.
         let expires = catalog.table_by_id(changes.table).is_some_and(|table| table.kind == TableKind::Stream);
         if !expires {
             continue;
@@ -192,7 +192,7 @@ fn expiring_tables(catalog: &Catalog) -> Vec<TableId> {
     catalog.tables().filter(|table| table.kind == TableKind::Stream).map(|table| table.id).collect()
 }
 
-/// The deletes of rows that are stored as `due` says, by table and scope.
+/// Returns the deletes of rows that are stored as `due` says, by table and scope.
 fn deletes(snapshot: &Snapshot, due: &[Due]) -> Result<Vec<TableWrite>> {
     let keys: Vec<_> = due.iter().map(|due| Bytes::copy_from_slice(&due.key)).collect();
     let rows = snapshot.storage.multi_get(Partition::Rows, &keys)?;

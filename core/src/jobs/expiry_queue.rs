@@ -1,22 +1,22 @@
-//! Which rows expire next, in bounded memory.
+//! The rows that expire next, in bounded memory.
 //!
-//! The soonest rows are held; when there are too many, the latest of them are forgotten and `horizon` says from which time on
-//! the queue is incomplete. Once that time comes the rows have to be found again by a scan, which happens at most once for
-//! every half queue of deleted rows.
+//! The queue holds the rows that expire soonest. When there are too many, it drops the later half, and
+//! `horizon` is the time from which on it is incomplete. At that time a scan must find the rows again, which
+//! happens at most once per half a queue of deleted rows.
 //!
-//! Invariant: every row that expires before the horizon and was pushed is in the queue.
+//! Invariant: every pushed row that expires before the horizon is in the queue.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use crate::ids::Seq;
 
-/// A stored row that expires. The order is that of expiry.
+/// A stored row that expires. Ordered by the time of expiry.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Due {
-    /// Microseconds UTC.
+    /// The time of expiry, microseconds UTC.
     pub(super) at: i64,
-    /// The commit that wrote the row; if another one did meanwhile, this entry is void.
+    /// The commit that wrote the row. If another one has written it since, this entry is void.
     pub(super) seq: Seq,
     pub(super) key: Box<[u8]>,
 }
@@ -45,7 +45,7 @@ impl ExpiryQueue {
         }
     }
 
-    /// The next row that expires at `now` or before.
+    /// Returns the next row that expires at `now` or before.
     pub(super) fn pop_due(&mut self, now: i64) -> Option<Due> {
         if self.soonest.peek()?.0.at > now {
             return None;
@@ -53,13 +53,14 @@ impl ExpiryQueue {
         self.soonest.pop().map(|Reverse(due)| due)
     }
 
-    /// Whether rows that expire at `now` or before may be missing. Asked after the last [`ExpiryQueue::pop_due`].
+    /// Whether rows that expire at `now` or before may be missing. Ask after the last
+    /// [`ExpiryQueue::pop_due`].
     pub(super) fn needs_scan(&self, now: i64) -> bool {
         self.horizon.is_some_and(|horizon| horizon <= now)
     }
 
     fn forget_latest(&mut self) {
-        // Sorted from the latest to the soonest, because of `Reverse`.
+        // From the latest to the soonest, because of `Reverse`.
         let mut sorted = std::mem::take(&mut self.soonest).into_sorted_vec();
         let forgotten = sorted.len() - self.len_max / 2;
         let kept = sorted.split_off(forgotten);

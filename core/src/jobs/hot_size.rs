@@ -1,7 +1,8 @@
-//! How many hot rows each table has, about, and since when: what flush policies and the limit of hot bytes go by.
+//! About how many hot rows each table has, and since when, for flush policies and the limit of hot bytes.
 //!
-//! Updates count as rows too, since what they overwrite is only reclaimed by time. Counts begin at a scan when the process starts, and
-//! anew when commits were missed. A task of its own follows the commits, so that they are counted while rows are moved as well.
+//! Updates count as rows too, because the store reclaims overwritten values only later. Counting begins with
+//! a scan when the process starts, and again after missed commits. Its own task follows the commits, so
+//! counting goes on during flushes and compactions.
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -23,7 +24,7 @@ use crate::storage::keys::table_prefix;
 use crate::storage::rows::row_seq;
 use crate::storage::{Direction, KeyRange, Partition, blocking};
 
-/// How often the limit of hot bytes is told how many there are.
+/// How often the limit of hot bytes gets the current number.
 const NOTE_INTERVAL: Duration = Duration::from_millis(200);
 
 /// The hot rows of one table.
@@ -31,7 +32,7 @@ const NOTE_INTERVAL: Duration = Duration::from_millis(200);
 pub(super) struct HotRows {
     pub(super) rows: u64,
     pub(super) bytes: u64,
-    /// When the first of them was written, microseconds UTC.
+    /// When the first of them was written or scanned, microseconds UTC.
     pub(super) since: Option<i64>,
 }
 
@@ -42,7 +43,7 @@ impl HotRows {
         self.since.get_or_insert(at);
     }
 
-    /// Whether a policy says that they are to be flushed now.
+    /// Whether a policy requires a flush now.
     pub(super) fn is_due(&self, policy: &FlushPolicy, now_us: i64) -> bool {
         let age_s = self.since.map_or(0, |since| now_us.saturating_sub(since) / 1_000_000);
         let reached = |limit: Option<u64>, value: u64| limit.is_some_and(|limit| value >= limit);
@@ -63,7 +64,7 @@ struct HotSizes {
 #[derive(Clone, Copy, Debug, Default)]
 struct Counted {
     hot: HotRows,
-    /// While the table is flushed: those that come after the snapshot of the flush.
+    /// During a flush of the table: the rows written after the flush's snapshot.
     after_flush: Option<HotRows>,
 }
 
@@ -77,8 +78,8 @@ impl Counted {
 }
 
 impl HotSizes {
-    /// Counts what is stored. It blocks. Of a table with a damaged row only those before it are counted. It ends early when `stop` is
-    /// cancelled.
+    /// Counts the stored rows. Blocks. If a table has a damaged row, only the rows before it are counted.
+    /// Ends early when `stop` is cancelled.
     fn scan(snapshot: &Snapshot, now_us: i64, stop: &CancellationToken) -> Self {
         let mut sizes = Self { tables: HashMap::new(), followed: snapshot.seq };
         for table in snapshot.catalog.tables().filter(|table| table.is_flushed()) {
@@ -112,7 +113,7 @@ impl HotSizes {
     }
 }
 
-/// The bytes of the rows a commit leaves in a table, and when it did.
+/// Returns the bytes of each row that a commit writes to a table, and its time.
 fn added(record: &CommitRecord, changes: &TableChanges) -> impl Iterator<Item = (usize, i64)> {
     let at = record.commit_ts;
     changes.rows.iter().filter_map(move |change| Some((change.key.len() + change.new.as_ref()?.len(), at)))
@@ -123,7 +124,7 @@ pub(super) struct HotCounter {
     committer: Arc<Committer>,
     clock: Arc<dyn Clock>,
     stop: CancellationToken,
-    /// `None` when they are to be counted anew.
+    /// `None` when a scan is needed.
     sizes: Mutex<Option<HotSizes>>,
 }
 
@@ -161,7 +162,7 @@ impl HotCounter {
         }
     }
 
-    /// Counts up to the last commit. It does nothing when that has been done.
+    /// Counts up to the last commit. Does nothing if that is done already.
     pub(super) async fn count(&self) -> Result<()> {
         if self.follow() {
             return Ok(());
@@ -172,7 +173,7 @@ impl HotCounter {
         Ok(())
     }
 
-    /// False when commits are missing that are no longer in memory.
+    /// False when a scan is needed because commits are no longer in memory.
     fn follow(&self) -> bool {
         let mut sizes = self.sizes.lock();
         let Some(known) = &mut *sizes else { return false };
@@ -183,7 +184,7 @@ impl HotCounter {
         sizes.is_some()
     }
 
-    /// Of one table.
+    /// Returns the hot rows of one table.
     pub(super) fn of(&self, table: TableId) -> HotRows {
         let sizes = self.sizes.lock();
         sizes
@@ -192,7 +193,7 @@ impl HotCounter {
             .map_or_else(HotRows::default, |table| table.hot)
     }
 
-    /// Tells the limit of hot bytes how many there are.
+    /// Passes the total to the limit of hot bytes.
     pub(super) fn note_total(&self) {
         let limit = self.committer.hot_limit();
         let catalog = Arc::clone(&self.committer.snapshot().catalog);
@@ -202,7 +203,7 @@ impl HotCounter {
             let tables = catalog.tables().filter(|table| table.is_flushed());
             tables.filter_map(|table| sizes.tables.get(&table.id)).map(|table| table.hot.bytes).sum::<u64>()
         };
-        // Rows that were overwritten are counted each time; the store knows better, but is slower to ask.
+        // Overwritten rows are counted each time. The store knows better, but asking it is slower.
         let bytes = match limit.is_close(counted) {
             true => counted.min(self.committer.storage_metrics().row_bytes),
             false => counted,
@@ -210,12 +211,12 @@ impl HotCounter {
         limit.note(bytes);
     }
 
-    /// A flush of the rows of a table as of commit `through` begins.
+    /// Records that a flush begins, of the rows of a table as of commit `through`.
     pub(super) fn flush_begun(&self, table: TableId, through: Seq) {
         let mut sizes = self.sizes.lock();
         let Some(sizes) = &mut *sizes else { return };
         let mut after_flush = HotRows::default();
-        // What has been counted already and is not part of the flush.
+        // Rows already counted that are not part of the flush.
         for record in self.committer.commits().after(through).unwrap_or_default() {
             let is_counted = record.seq <= sizes.followed;
             for changes in record.tables.iter().filter(|changes| is_counted && changes.table == table) {
@@ -225,21 +226,21 @@ impl HotCounter {
         sizes.tables.entry(table).or_default().after_flush = Some(after_flush);
     }
 
-    /// A flush was committed: what is hot is what came after its snapshot.
+    /// Records that a flush was committed: only what came after its snapshot is hot.
     pub(super) fn flushed(&self, table: TableId) {
         let mut sizes = self.sizes.lock();
         let Some(known) = &mut *sizes else { return };
         let counted = known.tables.entry(table).or_default();
         match counted.after_flush.take() {
             Some(after_flush) => counted.hot = after_flush,
-            // They were counted anew meanwhile.
+            // A scan has counted the rows again meanwhile.
             None => *sizes = None,
         }
         drop(sizes);
         self.note_total();
     }
 
-    /// A flush has ended, if it has not been committed.
+    /// Records that a flush ended without a commit. Does nothing after a committed one.
     pub(super) fn flush_given_up(&self, table: TableId) {
         let mut sizes = self.sizes.lock();
         if let Some(counted) = sizes.as_mut().and_then(|sizes| sizes.tables.get_mut(&table)) {

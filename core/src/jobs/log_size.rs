@@ -1,20 +1,20 @@
-//! How many bytes of the change log lie after a commit, about.
+//! About how many bytes of the change log follow a commit.
 //!
-//! The store's own size is right at start, but stays what it was for a while after trimming, so what is trimmed and written
-//! since is counted here.
+//! The store's own size is right at start, but does not shrink for a while after a trim. So trims and writes
+//! since the start are counted here.
 
 use std::collections::VecDeque;
 
 use crate::change_log::CommitRecord;
 use crate::ids::Seq;
 
-/// The limit is counted in about this many steps.
+/// The size limit is divided into about this many steps.
 const STEPS: u64 = 1_000;
 
-/// The log from its floor to the last noted commit.
+/// The log from its floor to the last counted commit.
 #[derive(Debug)]
 pub(super) struct LogSize {
-    /// (up to this commit, bytes since the step before), oldest first.
+    /// The last commit of each step and the step's bytes, oldest first.
     steps: VecDeque<(Seq, u64)>,
     floor: Seq,
     bytes: u64,
@@ -22,11 +22,11 @@ pub(super) struct LogSize {
 }
 
 impl LogSize {
-    /// A log of `bytes` that reaches from `floor` to `last` and is to be kept to about `bytes_max`.
+    /// Starts from a log of `bytes` between `floor` and `last`, which is to be kept to about `bytes_max`.
     pub(super) fn new(floor: Seq, last: Seq, bytes: u64, bytes_max: u64) -> Self {
         let step_bytes = (bytes_max / STEPS).max(1);
         let mut size = Self { steps: VecDeque::new(), floor, bytes: 0, step_bytes };
-        // Nothing is known about how the bytes are spread, so evenly.
+        // How the bytes are spread is unknown, so evenly.
         let steps =
             bytes.div_ceil(step_bytes).min(10 * STEPS).clamp(1, last.0.saturating_sub(floor.0).max(1));
         for step in 1..=steps {
@@ -65,12 +65,12 @@ impl LogSize {
         }
     }
 
-    /// The bytes after the floor.
+    /// Returns the bytes after the floor.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Where to trim so that at most `bytes_max` remain; `None` when nothing has to go.
+    /// Returns where to trim so that at most `bytes_max` remain; `None` if nothing must go.
     pub(super) fn floor_for(&self, bytes_max: u64) -> Option<Seq> {
         let mut remaining = self.bytes;
         let mut floor = None;

@@ -1,8 +1,8 @@
-//! Background work: expiry of STREAM rows, flushes, trimming of the change log, backups, and the record of jobs in `system.jobs`, which
-//! it keeps for a while.
+//! Background work: expiry of STREAM rows, flushes, compactions, trims of the change log, backups, and the
+//! retention of rows in `system.jobs` and `system.audit_logs`.
 //!
-//! Invariant: every task here is owned by the [`JobManager`], ends when told to and is joined at shutdown; everything it changes
-//! is a commit like any other.
+//! Invariant: the [`JobManager`] owns every task here. Each task ends when told to and is joined at shutdown.
+//! Every change is an ordinary commit.
 
 mod backup;
 mod expiry;
@@ -54,24 +54,24 @@ pub use record::{JobKind, JobStatus};
 pub(crate) use record::row;
 pub(crate) use system_rows::encode_row;
 
-/// Flushes and merges that were asked for and wait for their turn.
+/// Most requested flushes and compactions in the queue.
 const MOVE_REQUESTS_MAX: usize = 1_024;
 
-/// What a [`JobManager`] is made of.
+/// The arguments of [`JobManager::start`].
 pub struct JobParts<'a> {
-    /// Where everything is committed.
+    /// Commits all changes.
     pub committer: Arc<Committer>,
-    /// The schema of `system.jobs`.
+    /// Has the schema of `system.jobs`.
     pub registry: Arc<SchemaRegistry>,
     /// Decides what has expired.
     pub clock: Arc<dyn Clock>,
-    /// Stands in every job's row.
+    /// Written to every job's row.
     pub node_id: NodeId,
     /// Intervals and limits.
     pub config: &'a Config,
 }
 
-/// Owner of all background work.
+/// Owns all background work.
 pub struct JobManager {
     store: Arc<JobStore>,
     moves: mpsc::Sender<MoveRequest>,
@@ -91,13 +91,13 @@ struct Tasks {
 }
 
 impl JobManager {
-    /// Marks jobs that a former process left unfinished as failed, and starts the background tasks.
+    /// Marks jobs that an earlier process left unfinished as failed, and starts the background tasks.
     pub async fn start(parts: JobParts<'_>) -> Arc<Self> {
         let JobParts { committer, registry, clock, node_id, config } = parts;
         let stop = CancellationToken::new();
         let store = Arc::new(JobStore::new(committer, Arc::clone(&registry), clock, node_id, stop.clone()));
         if let Err(error) = store.recover().await {
-            // The rest of the database does not depend on it.
+            // The rest of the database works without it.
             warn!(%error, "jobs that the last shutdown interrupted could not be marked as failed");
         }
         let hot = HotCounter::new(Arc::clone(&store.committer), Arc::clone(&store.clock), stop.clone());
@@ -119,7 +119,7 @@ impl JobManager {
         let (backups, backup) = Backups::new(&store, &stop);
         others.push(("backup", tokio::spawn(backup.run())));
         let tasks = Tasks { moves: Some(tokio::spawn(flush.run())), others };
-        // What is gone when it is closed need not be flushed.
+        // A database in memory ends when it is closed: nothing to flush.
         let shutdown_flush_ms = if config.data_dir.is_some() { config.shutdown_flush_ms } else { 0 };
         Arc::new(Self {
             store,
@@ -133,16 +133,16 @@ impl JobManager {
         })
     }
 
-    /// Has the hot rows of a table flushed. The job's row is there when this returns; the work comes when its turn does. While it
-    /// waits, asking again gives the same job.
+    /// Queues a flush of the hot rows of a table. The job's row exists when this returns; the work begins
+    /// when its turn comes. While the job is queued, further requests return the same job.
     ///
     /// # Errors
-    /// 0A000 for a table that is not flushed, 57P01 while closing, and whatever the commit of the job's row returns.
+    /// 0A000 for a table that is not flushed, 57P01 while closing, and any error of committing the job's row.
     pub async fn flush(&self, table: &TableDefinition) -> Result<JobId> {
         self.request(Kind::Flush, table).await
     }
 
-    /// Has the segments of a table merged, as [`JobManager::flush`] has its rows flushed.
+    /// Queues a compaction of the segments of a table, as [`JobManager::flush`] queues a flush.
     ///
     /// # Errors
     /// As [`JobManager::flush`].
@@ -155,7 +155,7 @@ impl JobManager {
             return Err(not_flushed(table));
         }
         let make = async {
-            // A place first, so that no job is made that nobody would do. When none is free the statement waits for one.
+            // A slot first, so that every job has one in the queue. The statement waits until one is free.
             let place = self.moves.clone().reserve_owned().await.map_err(|_| Error::shutting_down())?;
             let id = table.id;
             let request = move |job| MoveRequest { kind, table: id, job };
@@ -164,37 +164,37 @@ impl JobManager {
         self.waiting.get_or_make(kind, table.id, make).await
     }
 
-    /// Has the database written to a backup. The job's row is there when this returns; the work comes when its turn does, and takes
-    /// the snapshot of that time.
+    /// Queues a backup. The job's row exists when this returns; the snapshot is taken when its turn comes.
     ///
     /// # Errors
-    /// 53300 when too many wait already, 57P01 while closing, and whatever the commit of the job's row returns.
+    /// 53300 when too many backups are queued, 57P01 while closing, and errors of committing the job's row.
     pub async fn back_up(&self, url: BackupUrl) -> Result<JobId> {
         self.backups.request(&self.store, url).await
     }
 
-    /// Asks a running job to end; its row says `cancelled` once it has.
+    /// Asks a queued or running job to end; its row says `cancelled` once it has.
     ///
     /// # Errors
-    /// 42704 when no job of this id is running.
+    /// 42704 when no job with this id is queued or running.
     pub fn cancel(&self, id: &JobId) -> Result<()> {
         self.store.cancel(id)?;
         self.waiting.cancelled(id);
         Ok(())
     }
 
-    /// Waits until a job has ended; its row then says how. Returns at once for a job that is not known.
+    /// Waits until a job has ended, when its row says how, or until the database closes. Returns at once for
+    /// an unknown job.
     pub async fn wait(&self, id: &JobId) {
         self.store.wait(id).await;
     }
 
-    /// Jobs that are running.
+    /// Returns the number of queued and running jobs.
     pub fn running(&self) -> usize {
         self.store.running()
     }
 
-    /// Flushes what is worth it, not longer than the setting says nor than `flush_until`, then ends all background work and waits
-    /// for it. A flush that is not done by then is cut off; its rows are where they were.
+    /// Flushes the tables worth flushing, at most for the configured time and until `flush_until`. Then ends
+    /// all background work and waits for it. An unfinished flush is cut off; its rows stay hot.
     pub async fn shutdown(&self, flush_until: Instant) {
         let Tasks { moves, mut others } = std::mem::take(&mut *self.tasks.lock());
         if let Some(mut moves) = moves {
@@ -212,7 +212,7 @@ impl JobManager {
     }
 }
 
-/// Starts the tasks that need nobody but the committer and the rows of jobs.
+/// Starts the tasks that need only the committer and the rows of jobs.
 fn spawn_others(
     store: &Arc<JobStore>,
     registry: &Arc<SchemaRegistry>,

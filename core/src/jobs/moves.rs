@@ -1,11 +1,11 @@
-//! Rows on the move: the hot rows of a table become cold, and its segments are merged, by its policy or when asked.
+//! Flushes and compactions: hot rows become cold, and segments are compacted, by policy or on request.
 //!
-//! One move at a time, so that background work never takes more than a thread, the memory of a segment that is written and that of the
-//! keys of those that wait for their commit. A flush's steps: segments are
-//! written from a snapshot and brought to stable storage; one commit adds them and marks the rows that were changed meanwhile;
-//! then the stored rows are removed in small commits. A process that dies before the commit leaves files nobody knows, which are
-//! swept at the next start; one that dies after it leaves stored rows that are ignored, which are removed at the next start. A merge
-//! of segments goes the same way, and its old segments are removed when no snapshot has them any more.
+//! One of them runs at a time, so that background work takes at most one thread, the memory of one segment
+//! being written, and the keys of the segments that await their commit. A flush writes segments from a
+//! snapshot and syncs them. One commit adds them and marks the rows that changed meanwhile. Then small
+//! commits delete the stored rows. A crash before the commit leaves unknown files; a crash after it leaves
+//! stored rows that are ignored. The next start removes both. A compaction works the same way; its old
+//! segments are removed when no snapshot has them any more.
 //!
 //! Invariant: readers see every row once, before, during and after.
 
@@ -37,31 +37,31 @@ use crate::tables::Control;
 use crate::tables::compact::{Compacted, compact};
 use crate::tables::flush::{Files, flush, flushed_keys, gone_of};
 
-/// How often a flush that fails for a reason that may pass is tried again.
+/// The most retries of a flush or compaction that fails for a transient reason.
 const RETRIES_MAX: u16 = 5;
 
 /// Segments with fewer rows are small.
 const SMALL_ROWS: u32 = 128 << 10;
-/// So many small segments of a table are merged.
+/// A table with this many small segments is compacted.
 const SMALL_SEGMENTS_MAX: usize = 8;
-/// Segments with more bytes are not small, however few their rows.
+/// Segments with at least this many bytes are not small, however few rows they have.
 const SMALL_BYTES: u64 = 64 << 20;
-/// What one merge takes at the most.
+/// The limits of one compaction.
 const MERGE_ROWS_MAX: u64 = 4 << 20;
 const MERGE_BYTES_MAX: u64 = 512 << 20;
 const MERGE_SEGMENTS_MAX: usize = 16;
-/// How long policies leave a table alone whose last move did not succeed.
+/// How long policies skip a table after a flush or compaction of it failed.
 const PAUSE_US: i64 = 60_000_000;
-/// The same while there are so many hot rows that writers may have to wait.
+/// The same for a flush, while hot rows are close to their limit, where writers may have to wait.
 const SHORT_PAUSE_US: i64 = 5_000_000;
-/// Tables with fewer hot rows are not flushed at shutdown: reading so few anew costs less than a small segment.
+/// Tables with fewer hot rows are not flushed at shutdown: reading them again costs less than a segment.
 const SHUTDOWN_ROWS_MIN: u64 = 1_000;
-/// How many times as long as a storage took to fail it is left alone.
+/// A storage is skipped for this many times as long as it took to fail.
 const SILENCE_FACTOR: i64 = 10;
-/// How often it is looked for segments to merge, besides after each flush.
+/// How often all tables are checked for segments to compact. One table is also checked after its flush.
 const MERGE_CHECK_INTERVAL_US: i64 = 60_000_000;
 
-/// A move of rows somebody asked for.
+/// A requested flush or compaction.
 pub(super) struct MoveRequest {
     pub(super) kind: JobKind,
     pub(super) table: TableId,
@@ -73,24 +73,24 @@ pub(super) struct Moves {
     pub(super) registry: Arc<SchemaRegistry>,
     pub(super) hot: Arc<HotCounter>,
     pub(super) interval_ms: u64,
-    /// The epoch the process began with.
+    /// The epoch in which the process began.
     pub(super) opened: Epoch,
     pub(super) requests: mpsc::Receiver<MoveRequest>,
-    /// The requests that wait.
+    /// The queued requests.
     pub(super) waiting: Arc<Waiting>,
-    /// Cancelled when the database closes: the last rows are flushed then.
+    /// Cancelled when the database closes. Then the last rows are flushed.
     pub(super) closing: CancellationToken,
     pub(super) stop: CancellationToken,
 }
 
-/// What is known between one step and the next.
+/// What is remembered from one step to the next.
 struct State {
     last_merge_check: i64,
-    /// Until when policies leave a table alone, whose last move did not succeed.
+    /// Until when policies skip a table after a failed flush or compaction.
     paused: HashMap<(JobKind, TableId), i64>,
-    /// The last commit that changed a table's segments, when it was looked for some to merge.
+    /// The last commit that changed a table's segments, as of the table's last check for a compaction.
     looked_at: HashMap<TableId, Seq>,
-    /// Until when a storage is left alone that did not answer.
+    /// Until when a storage that failed is skipped.
     silent: HashMap<Arc<str>, i64>,
 }
 
@@ -125,10 +125,10 @@ impl Moves {
         }
     }
 
-    /// Does what was asked for, whatever the policies say and whatever state other tables are in.
+    /// Serves a request, whatever the policies say and whatever state other tables are in.
     async fn serve(&self, state: &mut State, request: MoveRequest) -> Result<()> {
         let MoveRequest { kind, table, job } = request;
-        // Before the snapshot that is moved is taken: whoever asks from now on may have rows that are not in it.
+        // Before the move takes its snapshot: later requests may be about rows that are not in it.
         self.waiting.begun(kind, table, job.id());
         match kind {
             JobKind::Compact => {
@@ -142,7 +142,7 @@ impl Moves {
         }
     }
 
-    /// Flushes the tables that have many hot rows, those with the fewest first, so that what is cut off is one table at the most.
+    /// Flushes tables with many hot rows, the fewest first, so that at most one flush is cut off.
     async fn close(&self, state: &mut State) {
         if self.store.committer.is_poisoned() {
             return;
@@ -198,7 +198,7 @@ impl Moves {
             state.looked_at.clear();
         }
         for table in snapshot.catalog.tables().filter(|table| table.is_flushed()) {
-            // A large INSERT or a merge may have left some that are worth merging.
+            // A large INSERT or a compaction may have left segments that are worth compacting.
             let moved = snapshot.cold.moved(table.id);
             let before = state.looked_at.insert(table.id, moved);
             if all || before.is_some_and(|before| before != moved) {
@@ -208,7 +208,7 @@ impl Moves {
         self.tidy(state).await
     }
 
-    /// The table with the most hot bytes, when there are so many in all that it is flushed whatever its policy says.
+    /// Returns the table with the most hot bytes, which is due whatever its policy, if the limit is close.
     fn largest_when_close(&self, snapshot: &Snapshot, state: &State, now_us: i64) -> Option<TableId> {
         self.hot.note_total();
         let limit = self.store.committer.hot_limit();
@@ -220,7 +220,7 @@ impl Moves {
         tables.max_by_key(|table| self.hot.of(table.id).bytes).map(|table| table.id)
     }
 
-    /// A table whose segments cannot be looked at does not keep others from being merged.
+    /// Compacts a table if it is worth it. A failure does not keep other tables from being compacted.
     async fn merge_if_worth(&self, state: &mut State, table: &TableDefinition) {
         let now = self.store.clock.now_us();
         if self.is_ending() || state.is_paused(JobKind::Compact, table.id, now) {
@@ -247,7 +247,7 @@ impl Moves {
         }
     }
 
-    /// Runs `work`, which merges segments of a table.
+    /// Runs `work`, which compacts segments of a table.
     async fn merge<F, W>(&self, state: &mut State, job: Queued, table: TableId, work: W) -> Result<()>
     where
         F: Future<Output = Result<String>>,
@@ -273,7 +273,7 @@ impl Moves {
         let Some(definition) = snapshot.catalog.table_by_id(table) else {
             return Ok("the table is gone".to_owned());
         };
-        // An earlier attempt whose end nobody learnt of may have merged them.
+        // An earlier attempt of unknown outcome may have compacted them.
         let are_there = segments.iter().all(|segment| snapshot.cold.segment(table, segment.id).is_some());
         if segments.is_empty() || !are_there {
             return Ok("there was nothing to merge".to_owned());
@@ -306,7 +306,7 @@ impl Moves {
         ))
     }
 
-    /// Commits a move.
+    /// Commits a flush or compaction.
     async fn commit(&self, set: WriteSet, files: Files) -> Result<()> {
         let files = files.keep();
         let outcome = self.store.committer.commit(set).await;
@@ -365,12 +365,12 @@ impl Moves {
         Ok(format!("flushed {} rows into {} segments of {} bytes", flushed.rows, added, flushed.bytes))
     }
 
-    /// Whether no more work is to be begun.
+    /// Whether no further work may begin.
     fn is_ending(&self) -> bool {
         self.stop.is_cancelled() || self.closing.is_cancelled()
     }
 
-    /// What can wait until rows have been moved: publishing manifests, and removing the objects nobody needs any more.
+    /// Publishes manifests and removes unneeded objects, which can wait until rows are moved.
     async fn tidy(&self, state: &mut State) -> Result<()> {
         let work = async {
             self.publish(state).await;
@@ -379,7 +379,7 @@ impl Moves {
         self.stop.run_until_cancelled(work).await.unwrap_or(Ok(()))
     }
 
-    /// Publishes the manifests that are due. One that cannot be published stays due.
+    /// Publishes the manifests that are due. A manifest that cannot be published stays due.
     async fn publish(&self, state: &mut State) {
         let committer = &self.store.committer;
         for (table, due) in committer.snapshot().cold.unpublished().clone() {
@@ -394,7 +394,7 @@ impl Moves {
         }
     }
 
-    /// Removes the objects of segments that no snapshot has any more, and no published manifest needs.
+    /// Removes the objects of segments that no snapshot has any more and no published manifest needs.
     async fn remove_retired(&self, state: &mut State) -> Result<()> {
         let committer = &self.store.committer;
         let snapshot = committer.snapshot();
@@ -429,7 +429,7 @@ impl Moves {
         Ok(())
     }
 
-    /// Takes away what a process that died in the middle of a move left.
+    /// Removes what a process left behind that died during a flush or compaction.
     async fn recover(&self) {
         let committer = &self.store.committer;
         let snapshot = committer.snapshot();
@@ -455,11 +455,11 @@ impl Moves {
     }
 }
 
-/// Removes the objects of a storage that no segment of any storage has: two of them may be at one place. Those of this process, which
-/// began with epoch `opened`, may be about to be committed by a statement.
+/// Removes the objects of a storage that no segment of any storage has, since two storages may be at one
+/// place. Objects of this process, which began with epoch `opened`, stay: a statement may yet commit them.
 async fn sweep(snapshot: &Snapshot, storage: &str, opened: Epoch) -> Result<usize> {
     let store = snapshot.cold.store();
-    // Retired ones are asked for last: a segment that leaves the manifest meanwhile is then among them.
+    // Retired segments come last: they then include any segment that has left the manifest meanwhile.
     let mut known: HashSet<String> =
         snapshot.cold.all_segments().map(|segment| segment.path.clone()).collect();
     known.extend(store.retired_paths());
@@ -472,7 +472,7 @@ impl State {
         self.silent.get(storage).is_some_and(|until| now_us < *until)
     }
 
-    /// One that is slow to fail would keep rows from being moved; one that fails at once costs nothing to ask again.
+    /// The slower a storage failed, the longer it is skipped: only slow failures hold up other moves.
     fn silence(&mut self, storage: &Arc<str>, asked_us: i64, failed_us: i64) {
         let pause = failed_us.saturating_sub(asked_us).saturating_mul(SILENCE_FACTOR);
         self.silent.insert(Arc::clone(storage), failed_us.saturating_add(pause));
@@ -487,16 +487,16 @@ impl State {
     }
 }
 
-/// Which segments of a table are merged.
+/// Which segments of a table are compacted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Candidates {
-    /// Those of which there are too many small ones, or that have too many rows that are gone.
+    /// Small ones if there are [`SMALL_SEGMENTS_MAX`] of them, and those with a quarter of their rows gone.
     Worth,
-    /// Every small one, and every one with rows that are gone.
+    /// Small ones if there are two of them, and those with any row gone.
     All,
 }
 
-/// The segments to merge: none when it would not change anything.
+/// Returns the segments to compact; empty if that would change nothing.
 async fn to_merge(
     snapshot: &Arc<Snapshot>,
     table: TableId,
@@ -527,11 +527,11 @@ async fn to_merge(
     Ok(chosen)
 }
 
-/// Removes the stored rows of a table that are in segments, some at a time.
+/// Deletes the stored rows of a table that are in segments, in small commits, and compacts the tombstones.
 async fn clean(committer: &Arc<Committer>, table: TableId, control: &Control) -> Result<()> {
-    /// What is left of fewer removed rows is not worth looking for.
+    /// The tombstones of fewer rows are not worth a compaction.
     const COMPACTED_ROWS_MIN: usize = 4_096;
-    /// That of so many is taken away at once; in between the work can end.
+    /// Tombstones are compacted in ranges of about this many rows. Between ranges the work can end.
     const COMPACTED_ROWS_MAX: usize = 128 << 10;
     let (mut removed, mut in_range, mut compacted): (_, _, Vec<KeyRange>) = (0, 0, Vec::new());
     let mut rest = Some(KeyRange::prefix(table_prefix(table)));
@@ -575,7 +575,7 @@ async fn clean(committer: &Arc<Committer>, table: TableId, control: &Control) ->
     Ok(())
 }
 
-/// Why a table is not flushed.
+/// Returns the error for a table that is not flushed.
 pub(super) fn not_flushed(table: &TableDefinition) -> Error {
     Error::unsupported(format!("flushing table \"{}\"", table.qualified_name()))
         .hint("rows of STREAM tables expire instead, and those of most system tables are not stored")

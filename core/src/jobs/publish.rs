@@ -1,23 +1,25 @@
-//! What follows a move of rows: marks are folded into deletion vectors, and the manifest is published for other readers.
+//! The follow-up of flushes and compactions: marks move into deletion vectors, and manifests are published.
 //!
-//! A published manifest is an object of its own beside the segments, never changed, written once under a name that grows:
+//! A published manifest is an object beside the segments, for other readers. It is never overwritten:
 //!
 //! ```text
-//! TABLE/manifest-DATABASE-EPOCH-SEQ.json       epoch and seq in hexadecimal, so the last name is the newest manifest
+//! TABLE/manifest-DATABASE-EPOCH-SEQ.json       epoch and seq in hexadecimal: the last name is the newest
 //! {
 //!   "format": 1, "database_id": "...", "epoch": 1, "seq": 42, "commit_ts": 1767225600000000,
-//!   "table_id": 1000, "namespace": "app", "table": "notes", "type": "user", "schema_version": 1, "flushed_seq": 41,
+//!   "table_id": 1000, "namespace": "app", "table": "notes", "type": "user", "schema_version": 1,
+//!   "flushed_seq": 41,
 //!   "columns": [{"name": "id", "type": "BIGINT"}, ...],
-//!   "segments": [{"storage": "local", "path": "1000/00000001-00000001.parquet", "rows": 10, "bytes": 2048, "schema_version": 1, "through_seq": 41,
-//!                 "commit_seq": null, "deleted_rows": 1, "deletion_vector": "base64 of a Roaring bitmap in its portable format, or null"}, ...]
+//!   "segments": [{"storage": "local", "path": "1000/00000001-00000001.parquet", "rows": 10, "bytes": 2048,
+//!                 "schema_version": 1, "through_seq": 41, "commit_seq": null, "deleted_rows": 1,
+//!                 "deletion_vector": "base64 of a Roaring bitmap in its portable format, or null"}, ...]
 //! }
 //! ```
 //!
-//! It lists the rows that are cold as of `seq`; rows written after `flushed_seq` are hot and not in it, but for those of segments with a
-//! `commit_seq`: that is the seq of all their rows, whatever `_seq` in the object says. The last two are kept, for those who have just
-//! begun to read.
+//! It lists the rows that are cold as of `seq`. Rows written after `flushed_seq` are hot and not in it,
+//! except those of segments with a `commit_seq`, which is the seq of all their rows: `_seq` inside the object
+//! is 0; ignore it. The last two manifests are kept, for readers that have just begun.
 //!
-//! Invariant: a manifest is published after the commit it speaks of, and the commit remembers that it is due until it is.
+//! Invariant: a manifest is published after the commit it describes, and that commit records that it is due.
 
 use std::sync::Arc;
 
@@ -34,14 +36,14 @@ use crate::ids::{DatabaseId, Seq, TableId, UserId};
 use crate::schema_registry::{Durability, TableDefinition};
 use crate::storage::blocking;
 
-/// Marks one commit folds.
+/// The most marks moved by one commit.
 const FOLD_MARKS_MAX: usize = 16_384;
 /// Fewer marks are not worth a commit.
 const FOLD_MARKS_MIN: usize = 256;
-/// Published manifests of a table that are kept.
+/// How many published manifests of a table are kept.
 const MANIFESTS_KEPT: usize = 2;
 
-/// Folds the marks of a table's segments into their deletion vectors, some at a time.
+/// Moves the marks of a table's segments into their deletion vectors, some per commit.
 pub(super) async fn fold(committer: &Arc<Committer>, table: TableId) -> Result<()> {
     let segments = committer.snapshot().cold.segments(table).to_vec();
     for segment in segments {
@@ -63,7 +65,7 @@ pub(super) async fn fold(committer: &Arc<Committer>, table: TableId) -> Result<(
     Ok(())
 }
 
-/// Publishes the manifest of a table that is due.
+/// Publishes a manifest that is due.
 pub(super) async fn publish_table(
     committer: &Arc<Committer>,
     table: TableId,
@@ -107,7 +109,7 @@ async fn remove_old(storage: &ObjectStorage, table: TableId, kept: usize) -> Res
     Ok(())
 }
 
-/// Commits what readers cannot tell. Gives whether it was not overtaken by a commit that made it needless.
+/// Commits a change that readers cannot see. Returns false if another commit came first and made it needless.
 pub(super) async fn commit(committer: &Committer, write: ColdWrite, read_seq: Seq) -> Result<bool> {
     let set = WriteSet {
         cold: Some(write),

@@ -1,4 +1,4 @@
-//! A job as `system.jobs` shows it, and its way into that table.
+//! A job as `system.jobs` shows it, and its encoding as a row of that table.
 //!
 //! ```text
 //! new -> queued -> running -> completed | failed | cancelled
@@ -6,7 +6,7 @@
 //!           +- retrying
 //! ```
 //!
-//! Invariant: a job's state only moves along an arrow, and each move that others can see is a commit.
+//! Invariant: a job's state only moves along an arrow, and every move that others can see is a commit.
 
 use std::sync::Arc;
 
@@ -19,12 +19,12 @@ use crate::error::{Error, Result};
 use crate::ids::{JobId, NodeId};
 use crate::schema_registry::TableSchemas;
 
-/// What a job does.
+/// The kind of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum JobKind {
     /// Writes the database to a backup.
     Backup,
-    /// Merges segments of a table.
+    /// Compacts segments of a table.
     Compact,
     /// Writes the hot rows of a table to segments.
     Flush,
@@ -33,7 +33,7 @@ pub enum JobKind {
 }
 
 impl JobKind {
-    /// Its name in `system.jobs`.
+    /// Returns its name in `system.jobs`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Backup => "backup",
@@ -43,7 +43,7 @@ impl JobKind {
         }
     }
 
-    /// The two letters its ids begin with.
+    /// Returns the two letters with which its job ids begin.
     pub(super) fn prefix(self) -> &'static str {
         match self {
             Self::Backup => "BK",
@@ -54,22 +54,22 @@ impl JobKind {
     }
 }
 
-/// Where a job is.
+/// The state of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum JobStatus {
-    /// Made, and nowhere yet.
+    /// Created, but not queued yet.
     New,
-    /// It waits for its turn.
+    /// Waits for its turn.
     Queued,
-    /// It is at work.
+    /// Runs.
     Running,
-    /// It failed for a reason that may pass, and is tried again after a while.
+    /// Failed for a transient reason; runs again after a pause.
     Retrying,
-    /// It did what it was for.
+    /// Succeeded.
     Completed,
-    /// It did not; see the error.
+    /// Failed; see the error.
     Failed,
-    /// Somebody ended it.
+    /// Ended by `KILL JOB` or by the shutdown.
     Cancelled,
 }
 
@@ -84,7 +84,7 @@ impl JobStatus {
         Self::Cancelled,
     ];
 
-    /// Its name in `system.jobs`.
+    /// Returns its name in `system.jobs`.
     pub fn name(self) -> &'static str {
         match self {
             Self::New => "new",
@@ -97,17 +97,17 @@ impl JobStatus {
         }
     }
 
-    /// The status of a name.
+    /// Returns the status with this name.
     pub(super) fn parse(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|status| status.name() == name)
     }
 
-    /// Whether a job never leaves it.
+    /// Whether a job stays in it.
     pub fn is_final(self) -> bool {
         matches!(self, Self::Completed | Self::Failed | Self::Cancelled)
     }
 
-    /// Whether a job can go from here to `next`.
+    /// Whether a job can move from here to `next`.
     pub fn may_become(self, next: Self) -> bool {
         match self {
             Self::New => next == Self::Queued,
@@ -180,7 +180,7 @@ impl Job {
         }
     }
 
-    /// The job as one row of `system.jobs`.
+    /// Returns the job as one row of `system.jobs`.
     pub(super) fn batch(&self, jobs: &TableSchemas) -> Result<RecordBatch> {
         let text = |text: &str| ScalarValue::Utf8(Some(text.to_owned()));
         let optional = |text: &Option<String>| ScalarValue::Utf8(text.clone());
@@ -215,7 +215,7 @@ impl Job {
     }
 }
 
-/// One row of a system table in its visible schema. Every column must be given, in any order.
+/// Returns one row of a system table in its visible schema. `values` has every column, in any order.
 pub(crate) fn row(table: &TableSchemas, values: Vec<(&str, ScalarValue)>) -> Result<RecordBatch> {
     let missing = |name: &str| {
         Error::internal(format!(

@@ -1,6 +1,6 @@
-//! Removes rows of finished jobs and of the audit log once they are older than they have to be kept.
+//! Removes rows of finished jobs and of the audit log after their retention time.
 //!
-//! Invariant: the row of a job that has not ended stays, however old.
+//! Invariant: the row of an unfinished job stays, however old it is.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use super::system_rows::SystemRows;
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 
-/// When rows are looked for the first time, if not earlier.
+/// The first check comes after this time at the latest.
 const FIRST_AFTER_MAX: Duration = Duration::from_secs(60);
 const DAY_US: i64 = 86_400_000_000;
 
@@ -24,7 +24,7 @@ pub(super) struct Retention {
     pub(super) audit_logs: SystemRows,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) interval_ms: u64,
-    /// How long rows are kept; 0 for ever.
+    /// How long rows are kept, in days; 0 for ever.
     pub(super) job_days: u32,
     pub(super) audit_days: u32,
     pub(super) stop: CancellationToken,
@@ -70,7 +70,7 @@ impl Retention {
     }
 }
 
-/// The rows whose time in column `since` is before `before`; jobs that have not ended have none.
+/// Selects the rows whose time in column `since` is before `before`. Unfinished jobs have no such time.
 fn is_old(batch: &RecordBatch, since: &str, before: i64) -> Result<BooleanArray> {
     let lacking = || Error::internal(format!("rows of a system table lack the column \"{since}\""));
     let times = batch.column_by_name(since).ok_or_else(lacking)?;

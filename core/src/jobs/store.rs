@@ -1,6 +1,6 @@
 //! Jobs in `system.jobs`: their rows, and the life of a job from its first commit to its last.
 //!
-//! Invariant: a job that is running has an entry in `running`, and its row is written by nobody else.
+//! Invariant: a running job has an entry in `running`, and nobody else writes its row.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -30,7 +30,7 @@ use crate::ids::{JobId, NodeId};
 use crate::schema_registry::{Durability, SchemaRegistry, SystemTable, TableDefinition, TableSchemas};
 use crate::tables::{Control, Progress};
 
-/// How often a job at work shows how far it is.
+/// How often a running job shows its progress.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
 pub(super) struct JobStore {
@@ -39,9 +39,9 @@ pub(super) struct JobStore {
     rows: SystemRows,
     node: NodeId,
     stop: CancellationToken,
-    /// Jobs that wait or run.
+    /// Queued and running jobs.
     running: Mutex<HashMap<JobId, CancellationToken>>,
-    /// Wakes whoever waits for a job's end.
+    /// Wakes those who wait for a job's end.
     ended: Notify,
 }
 
@@ -57,14 +57,14 @@ impl JobStore {
         Self { committer, clock, rows, node, stop, running: Mutex::default(), ended: Notify::new() }
     }
 
-    /// Makes a job that waits; its row is there when this returns.
+    /// Creates a queued job; its row exists when this returns.
     pub(super) async fn enqueue(
         &self,
         kind: JobKind,
         table: Option<&TableDefinition>,
         parameters: Value,
     ) -> Result<Queued> {
-        // The last digits: the first ones are the time, which jobs made together have in common.
+        // The last digits, because the first ones are the time, which jobs created together share.
         let random = Uuid::now_v7().simple().to_string();
         let id = JobId(format!("{}-{}", kind.prefix(), random.get(20..).unwrap_or(&random)));
         let now = self.clock.now_us();
@@ -77,8 +77,7 @@ impl JobStore {
         Ok(Queued { job, stop })
     }
 
-    /// Makes a job that somebody asked for, and sends what `request` makes of it to its `place`. Once its row is there it is done, also
-    /// when whoever asked has gone.
+    /// Creates a requested job and sends `request` of it to `place`, even if the requester leaves meanwhile.
     pub(super) async fn enqueue_request<R: Send + 'static>(
         self: &Arc<Self>,
         kind: JobKind,
@@ -97,8 +96,8 @@ impl JobStore {
         made.await.map_err(|_| Error::internal("a job could not be made"))?
     }
 
-    /// Does a job that waits, and says how it ended, as its row does; an error is returned only when that could not be written. What fails for
-    /// a reason that may pass is tried again up to `retries_max` times, after longer and longer pauses.
+    /// Runs a queued job and returns its final status, which its row has too. Fails only if the row could not
+    /// be written. Transient failures are retried up to `retries_max` times, after growing pauses.
     pub(super) async fn run<F, W>(&self, queued: Queued, retries_max: u16, work: W) -> Result<JobStatus>
     where
         F: Future<Output = Result<String>>,
@@ -131,7 +130,7 @@ impl JobStore {
         F: Future<Output = Result<String>>,
         W: Fn(Control) -> F,
     {
-        /// The pause before the first new attempt; it doubles each time.
+        /// The pause before the n-th retry is this times 2^n, with n up to 8.
         const PAUSE_MS: u64 = 200;
         loop {
             let outcome = match stop.is_cancelled() {
@@ -162,7 +161,7 @@ impl JobStore {
         }
     }
 
-    /// Does the work of a job, and shows in its row now and then how far it is.
+    /// Does the work of a job, and shows its progress in its row from time to time.
     async fn watched(
         &self,
         job: &mut Job,
@@ -186,7 +185,7 @@ impl JobStore {
             shown = progress;
             job.result = Some(progress.to_string());
             job.updated_at = self.clock.now_us();
-            // Of no consequence when it is lost.
+            // Losing this write does no harm.
             if let Err(error) = self.save(job, Durability::Relaxed).await {
                 warn!(job = %job.id, %error, "the progress of a job could not be written down");
             }
@@ -232,7 +231,7 @@ impl JobStore {
         self.running.lock().len()
     }
 
-    /// Saves a job, once the store takes writes again when it does not.
+    /// Saves a job. If the store takes no writes, it is saved once the store does again.
     async fn write_down(&self, job: &Job) -> Result<()> {
         const PAUSE_MIN: Duration = Duration::from_millis(200);
         const PAUSE_MAX: Duration = Duration::from_secs(5);
@@ -255,7 +254,7 @@ impl JobStore {
         self.rows.put(&job.batch(&schemas)?, durability).await
     }
 
-    /// Marks jobs that did not end before the last shutdown as failed.
+    /// Marks jobs that had not ended at the last shutdown as failed.
     pub(super) async fn recover(&self) -> Result<()> {
         let schemas = self.rows.schemas(&self.committer.snapshot())?;
         let now = self.clock.now_us();
@@ -271,7 +270,7 @@ impl JobStore {
     }
 }
 
-/// A job whose row is there and whose work has not begun.
+/// A job with a row, whose work has not begun.
 pub(super) struct Queued {
     job: Job,
     stop: CancellationToken,
@@ -288,12 +287,12 @@ fn cancelled() -> Error {
         .hint("the next one goes on where it was")
 }
 
-/// Whether what went wrong may be gone at the next attempt.
+/// Whether the cause of an error may be gone at the next attempt.
 fn may_pass(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Conflict | ErrorKind::Unavailable | ErrorKind::ResourceExhausted)
 }
 
-/// The jobs that have not ended.
+/// Returns which jobs have not ended.
 fn is_unfinished(rows: &RecordBatch) -> Result<BooleanArray> {
     let status = rows.column_by_name("status").and_then(|column| column.as_string_opt::<i32>());
     let status = status.ok_or_else(|| Error::internal("rows of jobs lack their status"))?;
@@ -301,7 +300,7 @@ fn is_unfinished(rows: &RecordBatch) -> Result<BooleanArray> {
     Ok(status.iter().map(|status| Some(!status.is_some_and(is_final))).collect())
 }
 
-/// Jobs as they look once they have failed, in the visible schema.
+/// Returns the jobs as failed, in the visible schema.
 fn interrupted(schemas: &TableSchemas, jobs: &RecordBatch, now: i64) -> Result<RecordBatch> {
     let columns = jobs
         .columns()

@@ -1,7 +1,7 @@
 //! The stored rows of a system table, hot and cold, as the database itself reads and changes them.
 //!
-//! Invariant: a change is planned on a snapshot and planned again when another commit came first, or moved the row; a row is
-//! found wherever it is.
+//! Invariant: a change is planned on a snapshot, and planned again if another commit came first or moved the
+//! row. A row is found hot or cold.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use crate::ids::{ScopeId, UserId};
 use crate::schema_registry::{Durability, SchemaRegistry, SystemTable, TableSchemas};
 use crate::tables::{KalamTable, PointReader, RowLimits, RowSchema, RowWriter};
 
-/// Rows one commit changes.
+/// Rows changed per commit.
 const ROWS_PER_COMMIT: usize = 1_000;
 
 /// The rows of `system.jobs` or `system.audit_logs`.
@@ -28,7 +28,7 @@ pub(super) struct SystemRows {
 }
 
 impl SystemRows {
-    /// The table's schemas, which are the same in every snapshot.
+    /// Returns the table's schemas, which are the same in every snapshot.
     pub(super) fn schemas(&self, snapshot: &Snapshot) -> Result<Arc<TableSchemas>> {
         let definition = snapshot.catalog.table_by_id(self.table.id()).ok_or_else(|| {
             Error::corruption(format!("table \"system.{}\" is missing from the catalog", self.table.name()))
@@ -36,7 +36,7 @@ impl SystemRows {
         Ok(self.registry.schemas(definition))
     }
 
-    /// Commits one row, in the table's visible schema, in the place of the one that has its key.
+    /// Commits one row, in the table's visible schema. It replaces the row with the same key.
     pub(super) async fn put(&self, row: &RecordBatch, durability: Durability) -> Result<()> {
         loop {
             let snapshot = self.committer.snapshot();
@@ -59,9 +59,9 @@ impl SystemRows {
         }
     }
 
-    /// Changes all rows that `wanted` selects into what `change` makes of them, or deletes them when it makes nothing, some in each
-    /// commit. Both are given rows in the table's write schema, of which the visible one is the beginning; `change` gives the visible
-    /// one. Gives the number of rows.
+    /// Replaces all rows that `wanted` selects by what `change` returns, or deletes them if it returns
+    /// `None`, in several commits. Both get rows in the table's write schema, which begins with the visible
+    /// schema. `change` returns rows in the visible schema. Returns the number of rows.
     pub(super) async fn change(
         &self,
         wanted: impl Fn(&RecordBatch) -> Result<BooleanArray>,
@@ -91,7 +91,7 @@ impl SystemRows {
         }
     }
 
-    /// All rows as of now, in the write schema.
+    /// Returns all rows as of now, in the write schema.
     #[cfg(test)]
     pub(super) async fn all(&self) -> Result<Vec<RecordBatch>> {
         let snapshot = self.committer.snapshot();
@@ -99,7 +99,7 @@ impl SystemRows {
         Ok(self.scan(&snapshot, &schemas).await?.try_collect().await?)
     }
 
-    /// All rows of a snapshot, in the write schema.
+    /// Returns all rows of a snapshot, in the write schema.
     async fn scan(
         &self,
         snapshot: &Arc<Snapshot>,
@@ -109,7 +109,7 @@ impl SystemRows {
         KalamTable::stored(snapshot, schemas, RowSchema::Write, ScopeId::SHARED, i64::MIN).stream().await
     }
 
-    /// False when the change is to be planned again.
+    /// False if the change must be planned again.
     async fn commit(
         &self,
         snapshot: &Snapshot,
@@ -128,13 +128,13 @@ impl SystemRows {
     }
 }
 
-/// The inserts of rows that the database itself makes, in the visible schema of a system table.
+/// Returns the inserts of rows that the database itself writes, in the visible schema of a system table.
 pub(crate) fn encode_row(table: &Arc<TableSchemas>, batch: &RecordBatch) -> Result<Vec<RowWrite>> {
     row_writer(table)?.inserts(ScopeId::SHARED, batch, 0)
 }
 
 fn row_writer(table: &Arc<TableSchemas>) -> Result<RowWriter> {
-    /// Details and parameters are JSON that statements of limited length lead to.
+    /// Details and parameters are JSON made from statements, whose length is limited.
     const ROW_BYTES_MAX: usize = 16 << 20;
     RowWriter::new(Arc::clone(table), RowLimits { row_bytes_max: ROW_BYTES_MAX })
 }

@@ -53,7 +53,7 @@ impl World {
         JobManager::start(parts).await
     }
 
-    /// Status and result of a job.
+    /// Returns the status and the result of a job.
     async fn row(&self, id: &JobId) -> (String, Option<String>) {
         let rows = SystemRows {
             committer: Arc::clone(&self.committer),
@@ -81,14 +81,14 @@ async fn an_unfinished_job_is_found_among_cold_rows() {
     let left = world.store().enqueue(JobKind::Flush, None, json!({})).await.unwrap();
     let manager = world.manager().await;
     let jobs = Arc::clone(world.committer.snapshot().catalog.table_by_id(SystemTable::Jobs.id()).unwrap());
-    // The manager's start has marked it; as if it were at work again.
+    // The manager marked the first job at its start; this one stands for a job at work.
     let again = world.store().enqueue(JobKind::Flush, None, json!({})).await.unwrap();
     let flush = manager.flush(&jobs).await.unwrap();
     manager.wait(&flush).await;
     assert_eq!(world.row(left.id()).await.0, "failed");
     assert_eq!(world.row(again.id()).await.0, "queued");
     assert_eq!(world.committer.snapshot().cold.segments(jobs.id).len(), 1);
-    // A job whose own row became cold goes on in its place.
+    // A job goes on even when its own row became cold.
     let (status, result) = world.row(&flush).await;
     assert_eq!(status, "completed");
     assert!(result.unwrap().starts_with("flushed 3 rows"));
@@ -156,7 +156,7 @@ async fn a_job_at_work_shows_how_far_it_is() {
     assert_eq!(status, JobStatus::Completed);
     assert_eq!(world.row(&id).await, ("completed".to_owned(), Some("done".to_owned())));
     commits.mark_unchanged();
-    // Short work writes nothing in between.
+    // A short job writes no progress.
     let short = store.enqueue(JobKind::Compact, None, json!({})).await.unwrap();
     let seq = world.committer.seq();
     store.run(short, 0, |_| async { Ok("done".to_owned()) }).await.unwrap();

@@ -1,8 +1,8 @@
-//! Trims the change log once it is older or larger than it may be.
+//! Trims the change log when it is older or larger than allowed.
 //!
-//! A bit more than the limit is let grow before a trim, so that there are few trims, each worth a job.
+//! A trim by age waits for some slack, and one by size makes some, so that trims are few and worth a job.
 //!
-//! Invariant: what a live query may still resume from by the configured time and bytes is never trimmed.
+//! Invariant: a commit younger than the retention time is trimmed only when the log is larger than allowed.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +23,7 @@ use crate::ids::{Seq, UserId};
 use crate::storage;
 use crate::tables::Control;
 
-/// A log smaller than this is never trimmed for its size: a trim's own commits are some KiB, and must not call for the next one.
+/// A smaller log is not trimmed for its size: a trim's own commits, some KiB, must not cause the next one.
 const LOG_BYTES_MIN: u64 = 64 << 10;
 
 pub(super) struct Trim {
@@ -69,7 +69,7 @@ impl Trim {
         }
     }
 
-    /// Counts the commits since the last call, from the store's own size where it begins.
+    /// Counts the commits since the last call. The first count starts from the store's own size.
     fn count(&self, feed: &CommitFeed, size: &mut Option<(LogSize, Seq)>) {
         let records = size.as_ref().and_then(|(_, counted)| feed.after(*counted));
         let (Some((size, counted)), Some(records)) = (size.as_mut(), records) else {
@@ -125,10 +125,10 @@ async fn trim_to(committer: Arc<Committer>, target: Seq, control: Control) -> Re
     }
 }
 
-/// The last commit that is older than the retention; `None` when none is old enough to be worth a trim.
+/// Returns the last commit older than the retention time; `None` if none is old enough to be worth a trim.
 fn floor_by_age(snapshot: &Snapshot, now: i64, retention_s: u64) -> Result<Option<Seq>> {
     const SECOND_US: i64 = 1_000_000;
-    /// At most this much longer than asked for.
+    /// The most seconds by which commits may outlive the retention time.
     const SLACK_S_MAX: u64 = 3_600;
     let age_us = |seconds: u64| i64::try_from(seconds).unwrap_or(i64::MAX).saturating_mul(SECOND_US);
     let committed_at = |seq: Seq| -> Result<Option<i64>> {
@@ -140,7 +140,7 @@ fn floor_by_age(snapshot: &Snapshot, now: i64, retention_s: u64) -> Result<Optio
         Some(at) if at < worth => {}
         _ => return Ok(None),
     }
-    // Commit times grow with seqs: `old` is too old, `young` is not.
+    // Commit times never fall as seqs grow: `old` is too old, `young` is not.
     let limit = now.saturating_sub(age_us(retention_s));
     let (mut old, mut young) = (oldest.0, snapshot.seq.0.saturating_add(1));
     while young - old > 1 {

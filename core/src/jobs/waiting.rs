@@ -1,6 +1,6 @@
-//! Flushes and merges that were asked for and whose turn has not come: to ask again for the same is to ask for the same job.
+//! Queued flushes and compactions, deduplicated: a repeated request gets the job that is already queued.
 //!
-//! Invariant: a job that is given to whoever asks begins after they asked, so it moves every row that was there by then.
+//! Invariant: a returned job begins after the request for it, so it moves every row written before that.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,17 +12,18 @@ use super::record::JobKind;
 use crate::error::Result;
 use crate::ids::{JobId, TableId};
 
-/// The job of one table that waits; empty while it is made.
+/// The queued job of one table; empty while it is created.
 type Place = Arc<OnceCell<JobId>>;
 
-/// The jobs that wait, by what they do to which table.
+/// The queued jobs, by kind and table.
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
     jobs: Mutex<HashMap<(JobKind, TableId), Place>>,
 }
 
 impl Waiting {
-    /// The job that waits, or the one that `make` makes and queues. Of several who ask at once one makes it, and the others wait for it.
+    /// Returns the queued job, or the one that `make` creates and queues. Of concurrent requests, one creates
+    /// it and the others wait for it.
     pub(super) async fn get_or_make(
         &self,
         kind: JobKind,
@@ -33,15 +34,15 @@ impl Waiting {
         place.get_or_try_init(|| make).await.cloned()
     }
 
-    /// The turn of a job has come.
+    /// Removes a job whose turn has come.
     pub(super) fn begun(&self, kind: JobKind, table: TableId, id: &JobId) {
-        // A place that is still empty may be that of this job: its maker has not come so far.
+        // An empty place may belong to this job: its creator may not have stored the id yet.
         self.jobs
             .lock()
             .retain(|of, place| *of != (kind, table) || place.get().is_some_and(|other| other != id));
     }
 
-    /// A job was ended before its turn, perhaps.
+    /// Removes a job that was cancelled, if it is still queued.
     pub(super) fn cancelled(&self, id: &JobId) {
         self.jobs.lock().retain(|_, place| place.get() != Some(id));
     }

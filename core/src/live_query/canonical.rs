@@ -1,7 +1,7 @@
-//! The text that equal live queries have in common.
+//! The canonical text that equal live queries share.
 //!
-//! Invariant: two queries with one text deliver the same. So nothing a client writes may stand in the text in a way that it
-//! could end and go on as something else: values are written with their type and length.
+//! Invariant: two queries with the same text deliver the same. So client input can never end early in the
+//! text and continue as another part of it: values are written with their type and length.
 
 use std::fmt::Write as _;
 
@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::ids::ScopeId;
 use crate::schema_registry::TableSchemas;
 
-/// Everything that decides what is delivered, except the table's version.
+/// Returns the text of everything that decides what is delivered, except the table's version.
 pub(super) fn canonical_text(
     table: &TableSchemas,
     scope: ScopeId,
@@ -32,7 +32,7 @@ pub(super) fn canonical_text(
     Ok(text)
 }
 
-/// The expression's debug form escapes names but not values, so these stand behind it.
+/// Writes an expression. Its debug form escapes names but not values, so the values follow it.
 fn write_expression(text: &mut String, expr: &Expr, name: &str) -> Result<()> {
     let mut values = Vec::new();
     let shape = expr.clone().transform_up(|node| match node {
@@ -52,7 +52,7 @@ fn write_expression(text: &mut String, expr: &Expr, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Bytes that no two values of one type share.
+/// Returns bytes that no other value of the type has.
 fn value_bytes(value: &ScalarValue) -> Result<Vec<u8>> {
     let fields = vec![SortField::new(value.data_type())];
     if !RowConverter::supports_fields(&fields) {
@@ -78,7 +78,7 @@ mod tests {
     fn no_value_can_pass_for_an_expression() {
         let first = col("a").eq(lit("x")).and(col("b").eq(lit("y")));
         let ScalarValue::Utf8(_) = ScalarValue::from("x") else { panic!() };
-        // What the debug form of the second condition looks like, as part of the first one's value.
+        // Forges a value that contains the debug form of the second condition.
         let written = format!("{first:?}");
         let (start, end) = (written.find("\"x").unwrap() + 1, written.rfind("y\"").unwrap() + 1);
         let forged = col("a").eq(lit(&written[start..end]));

@@ -1,9 +1,10 @@
-//! Reading the change log for subscribers whose place the ring does not have.
+//! Reads the change log for subscribers whose position is no longer in the ring.
 //!
-//! A commit larger than the rings, or one whose rows are in segments, sends all subscribers of its table here at once. Those of a group stand at the same place,
-//! so a chunk of the log is read, decoded, evaluated and encoded for the first of them, and the others take its frames.
+//! A commit that is larger than the ring, or whose rows are in segments, sends all subscribers of its table
+//! here at once. Members of a group are at the same position, so the first one reads, decodes, evaluates and
+//! encodes a chunk of the log, and the others take its frames.
 //!
-//! Invariant: frames are kept by the subscribers that deliver them and by nobody else.
+//! Invariant: only the subscribers that deliver frames keep them in memory.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
@@ -20,35 +21,35 @@ use crate::error::{Error, Result};
 use crate::ids::Seq;
 use crate::storage;
 
-/// Bytes of the change log read at once.
+/// Bytes of the change log per chunk.
 const LOG_CHUNK_BYTES: usize = 1 << 20;
-/// Chunks that are evaluated at the same time in the whole process: one can be as large as the largest commit.
+/// Chunks evaluated at the same time in the whole process. One can be as large as the largest commit.
 pub(super) const CHUNKS_AT_ONCE: usize = 2;
-/// Chunks of a group that can be shared; subscribers that are further apart evaluate their own.
+/// Chunks of a group that members can share. Members further apart evaluate their own.
 const CHUNKS_KEPT: usize = 8;
 
-/// What the commits of a part of the change log have to tell a group.
+/// The frames of a group for one range of the change log.
 pub(super) struct LogChunk {
     after: Seq,
     pub(super) through: Seq,
     pub(super) frames: Vec<Arc<Frame>>,
 }
 
-/// The chunks of a group that somebody still delivers. The lock is held while one is evaluated, so that the others of the group
-/// wait for it instead of evaluating the same.
+/// The chunks of a group that a member still delivers. The lock is held during an evaluation, so that other
+/// members wait for its result instead of evaluating the same chunk.
 pub(super) type LogChunks = Mutex<VecDeque<Weak<LogChunk>>>;
 
-/// What a subscriber finds in the change log.
+/// The result of reading the change log.
 pub(super) enum LogRead {
     /// The next commits.
     Chunk(Arc<LogChunk>),
-    /// The log no longer reaches back to the subscriber's place.
+    /// The log no longer reaches back to the subscriber's position.
     Gone(Arc<Snapshot>),
-    /// The table or the user is no longer what it was.
+    /// The table or the user changed.
     Outdated(Stop),
 }
 
-/// Reads on for a subscriber that has everything up to `after` and wants nothing behind `up_to`.
+/// Reads on for a subscriber that has everything up to `after` and wants nothing beyond `up_to`.
 pub(super) async fn read_log(
     shared: &Shared,
     group: &Arc<Group>,
@@ -57,7 +58,7 @@ pub(super) async fn read_log(
     up_to: Option<Seq>,
 ) -> Result<LogRead> {
     let mut kept = group.chunks.lock().await;
-    // Taken now, so that a chunk another one has read is not newer than what this one was allowed to see.
+    // Taken under the lock: no kept chunk is newer than the catalog this subscriber is checked against.
     let snapshot = shared.committer.snapshot();
     if let Err(stop) = check_current(group, subscriber, &snapshot.catalog) {
         return Ok(LogRead::Outdated(stop));
@@ -73,7 +74,7 @@ pub(super) async fn read_log(
         let (group, storage) = (Arc::clone(group), Arc::clone(&snapshot.storage));
         let up_to = up_to.map_or(snapshot.seq, |up_to| up_to.min(snapshot.seq));
         storage::blocking(move || {
-            // Given back when the work is done, also when the subscriber that wanted it is gone by then.
+            // Released when the work is done, even if its subscriber is gone by then.
             let _place = place;
             let (table, scope) = (group.key.table, group.key.scope);
             let slice = change_log::read(storage.as_ref(), table, scope, after, up_to, LOG_CHUNK_BYTES)?;

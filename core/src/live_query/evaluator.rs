@@ -1,18 +1,18 @@
-//! One live query over rows: does a row match, and what does it look like to the subscriber.
+//! Evaluates one live query over rows: which rows match, and what the subscriber sees of them.
 //!
-//! The same DataFusion expressions run over a snapshot's rows and over the old and new images of a commit, so that both sides
-//! of a stream agree by construction. Conditions and projections are computed for all rows of a batch at once; a projection is
-//! only computed where the condition holds, as a SELECT does.
+//! The same DataFusion expressions run over a snapshot's rows and over the old and new images of a commit, so
+//! both parts of a stream agree by construction. Conditions and projections run over whole batches. As in a
+//! SELECT, a projection is only computed for rows that match.
 //!
 //! | old image matches | new image matches | row |
 //! |---|---|---|
 //! | no | yes | insert, with the new values |
 //! | yes | no | delete, with the old values |
-//! | yes | yes | none if the selected values are equal; else an update with the new values, or, when the result has no key, a delete of the old and an insert of the new values |
+//! | yes | yes | equal values: none; else update (new values), without a key delete (old) and insert (new) |
 //! | no | no | none |
 //!
-//! Rows of STREAM tables count until the commit that deletes them: a row that is past its time but not yet removed is part of a
-//! live query's snapshot, because only so is the later delete exact.
+//! Rows of STREAM tables count until the commit that deletes them. An expired row that is not deleted yet is
+//! part of a live query's snapshot; otherwise its later delete would remove a row the client never had.
 
 use std::sync::Arc;
 
@@ -40,16 +40,16 @@ use crate::schema_registry::{COLUMN_SEQ, TableSchemas};
 pub(crate) struct Output {
     pub(crate) expr: Expr,
     pub(crate) field: Field,
-    /// Compared to see whether a row changed, but not delivered.
+    /// Compared to detect changes, but not delivered.
     pub(crate) hidden: bool,
 }
 
 /// A live query's condition and expressions, compiled.
 #[derive(Debug)]
 pub(crate) struct Evaluator {
-    /// The columns of the full schema the expressions need, `_seq` among them, ascending.
+    /// The columns of the full schema that the expressions need, and `_seq`, ascending.
     columns: Vec<usize>,
-    /// Where `_seq` is in `columns`.
+    /// The position of `_seq` in `columns`.
     seq_position: usize,
     filter: Option<Arc<dyn PhysicalExpr>>,
     outputs: Vec<CompiledOutput>,
@@ -65,24 +65,24 @@ struct CompiledOutput {
     hidden: bool,
 }
 
-/// What some commits did to one table and scope, in order.
+/// The changes of some commits to one table and scope, in order.
 #[derive(Debug)]
 pub(crate) struct Images {
     /// Rows as they were, in the table's full schema.
     pub(crate) old: RecordBatch,
     /// Rows as they became, in the table's full schema.
     pub(crate) new: RecordBatch,
-    /// One for each changed row, in commit order.
+    /// One entry per changed row, in commit order.
     pub(crate) changes: Vec<Change>,
 }
 
-/// One changed row: where its images are.
+/// One changed row and the places of its images.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Change {
     pub(crate) seq: Seq,
-    /// The row of `Images::old`.
+    /// The row number in `Images::old`.
     pub(crate) old: Option<usize>,
-    /// The row of `Images::new`.
+    /// The row number in `Images::new`.
     pub(crate) new: Option<usize>,
 }
 
@@ -116,27 +116,27 @@ impl Evaluator {
         Ok(Self { columns, seq_position, filter, outputs: compiled, schema, schema_ipc, key_columns })
     }
 
-    /// `_op`, `_seq` and the query's columns.
+    /// Returns `_op`, `_seq` and the query's columns.
     pub(crate) fn schema(&self) -> &SchemaRef {
         &self.schema
     }
 
-    /// The schema as an encapsulated IPC message.
+    /// Returns the schema as an encapsulated IPC message.
     pub(crate) fn schema_ipc(&self) -> Bytes {
         self.schema_ipc.clone()
     }
 
-    /// The delivered columns that identify a row; empty when the result is a multiset.
+    /// Returns the delivered columns that identify a row; empty if the result is a multiset.
     pub(crate) fn key_columns(&self) -> &[String] {
         &self.key_columns
     }
 
-    /// The columns of the full schema a scan has to deliver, ascending.
+    /// Returns the columns of the full schema that a scan must deliver, ascending.
     pub(crate) fn columns(&self) -> &[usize] {
         &self.columns
     }
 
-    /// The rows of a snapshot that match, as inserts. `batch` has exactly [`Evaluator::columns`].
+    /// Returns the matching rows of a snapshot, as inserts. `batch` has exactly [`Evaluator::columns`].
     pub(crate) fn snapshot(&self, batch: &RecordBatch) -> Result<RecordBatch> {
         let side = self.side(batch)?;
         let seqs = Arc::clone(side.batch.column(self.seq_position));
@@ -144,7 +144,7 @@ impl Evaluator {
         self.delivered(vec![OP_INSERT; rows], seqs, side.values)
     }
 
-    /// What the subscriber learns of `images`, in commit order. `None` when that is nothing.
+    /// Returns what the subscriber learns from `images`, in commit order; `None` if it learns nothing.
     pub(crate) fn changes(&self, images: &Images) -> Result<Option<RecordBatch>> {
         let old = self.side(&images.old.project(&self.columns)?)?;
         let new = self.side(&images.new.project(&self.columns)?)?;
@@ -181,7 +181,7 @@ impl Evaluator {
         self.delivered(rows.ops, Arc::new(Int64Array::from(rows.seqs)), values).map(Some)
     }
 
-    /// For each change whose old and new image both match, in order: do the selected values differ?
+    /// For each change whose old and new image both match, in order: whether the selected values differ.
     fn changed_pairs(&self, images: &Images, old: &Side, new: &Side) -> Result<Vec<bool>> {
         let pairs = images
             .changes
@@ -202,7 +202,7 @@ impl Evaluator {
         Ok(equal.iter().map(|equal| equal != Some(true)).collect())
     }
 
-    /// Filters and projects one side.
+    /// Filters and projects the rows of one side.
     fn side(&self, batch: &RecordBatch) -> Result<Side> {
         let (batch, positions) = match &self.filter {
             None => (batch.clone(), None),
@@ -226,7 +226,7 @@ impl Evaluator {
         Ok(Side { batch, positions, values })
     }
 
-    /// Puts the delivered columns together; `values` are those of all outputs.
+    /// Assembles the delivered columns; `values` are those of all outputs.
     fn delivered(&self, ops: Vec<u8>, seqs: ArrayRef, values: Vec<ArrayRef>) -> Result<RecordBatch> {
         let options = RecordBatchOptions::new().with_row_count(Some(ops.len()));
         let mut columns: Vec<ArrayRef> = vec![Arc::new(UInt8Array::from(ops)), seqs];
@@ -239,14 +239,14 @@ impl Evaluator {
 /// The matching rows of one side of a change.
 struct Side {
     batch: RecordBatch,
-    /// For each row before filtering, where it is after; `None` when nothing was filtered.
+    /// For each row before filtering its position afterwards; `None` without a filter.
     positions: Option<Vec<Option<usize>>>,
     /// The values of each output.
     values: Vec<ArrayRef>,
 }
 
 impl Side {
-    /// Where a row is among the matching ones.
+    /// Returns the position of a row among the matching ones.
     fn position(&self, row: Option<usize>) -> Option<usize> {
         match &self.positions {
             None => row,
@@ -255,7 +255,7 @@ impl Side {
     }
 }
 
-/// The two arrays `interleave` takes from.
+/// The indexes of the two arrays that `interleave` reads.
 const OLD: usize = 0;
 const NEW: usize = 1;
 
@@ -275,7 +275,7 @@ impl Rows {
     }
 }
 
-/// The seqs of delivered rows.
+/// Returns the seqs of delivered rows.
 pub(crate) fn delivered_seqs(batch: &RecordBatch) -> &[i64] {
     batch.column(1).as_primitive::<Int64Type>().values()
 }
@@ -313,7 +313,7 @@ fn equal_rows(old: &ArrayRef, new: &ArrayRef) -> Result<BooleanArray> {
     Ok((0..old.len()).map(|row| Some(compare(row, row).is_eq())).collect())
 }
 
-/// The columns of the full schema that `filter` and `outputs` name, and `_seq`, ascending.
+/// Returns the columns of the full schema that `filter` and `outputs` name, and `_seq`, ascending.
 fn needed_columns(full: &Schema, filter: Option<&Expr>, outputs: &[Output]) -> Result<Vec<usize>> {
     let mut columns = vec![full.index_of(COLUMN_SEQ)?];
     for expr in filter.into_iter().chain(outputs.iter().map(|output| &output.expr)) {
@@ -326,7 +326,7 @@ fn needed_columns(full: &Schema, filter: Option<&Expr>, outputs: &[Output]) -> R
     Ok(columns)
 }
 
-/// The names under which the whole primary key is delivered, in key order; empty when a part is not.
+/// Returns the delivered names of the primary key's columns, in key order; empty if one of them is missing.
 fn key_columns(table: &TableSchemas, outputs: &[Output]) -> Vec<String> {
     let definition = &table.definition;
     let mut names = Vec::with_capacity(definition.primary_key.len());

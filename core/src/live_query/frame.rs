@@ -1,12 +1,14 @@
-//! What a subscriber receives. A frame carries how far the subscriber is complete, and one body.
+//! The messages a subscriber receives. A frame has one body, and says how far the subscriber is complete.
 //!
-//! Invariants: after a frame with `more == false` that moved `complete_through` to `s`, folding every frame so far equals the
-//! query at commit `s`; `complete_through` never goes back; the rows of one commit are never split over two values of it.
+//! Invariants: after a frame with `more == false` that moved `complete_through` to `s`, all frames so far
+//! fold to the query's result at commit `s`. `complete_through` never goes back, and moves only with the last
+//! frame of a commit.
 //!
-//! How to fold. `Snapshot` and `Delta` batches have the columns `_op` (UInt8, not null), `_seq` (Int64, not null: the commit
-//! that wrote the row, or removed it) and then the query's columns. When `Started::key_columns` is not empty, the rows are a
-//! map by these columns: 1 puts, 3 replaces, 2 removes. When it is empty, the rows are a multiset over the query's columns:
-//! 1 adds a row, 2 takes one equal row away, 3 does not occur. A `Reset` throws everything folded so far away.
+//! How to fold. `Snapshot` and `Delta` batches have the columns `_op` (UInt8, not null), `_seq` (Int64, not
+//! null: the commit that wrote or removed the row) and then the query's columns. If `Started::key_columns` is
+//! not empty, the rows are a map by these columns: 1 adds, 3 replaces, 2 removes. If it is empty, the rows
+//! are a multiset over the query's columns: 1 adds a row, 2 removes one equal row, 3 does not occur. A
+//! `Reset` discards everything folded so far.
 
 use bytes::Bytes;
 use datafusion::arrow::array::RecordBatch;
@@ -21,30 +23,29 @@ use crate::ids::{Seq, SubscriptionId};
 
 /// The row appeared: it was written, or began to match.
 pub const OP_INSERT: u8 = 1;
-/// The row went: it was deleted, or ceased to match. It carries the values it had.
+/// The row disappeared: it was deleted, or stopped matching. It carries its old values.
 pub const OP_DELETE: u8 = 2;
-/// The row of this key has new values.
+/// The row with this key has new values.
 pub const OP_UPDATE: u8 = 3;
 
-/// One message to a subscriber. Frames with rows are shared by all subscribers of a query.
+/// One message to a subscriber. All subscribers of a query share its `Delta` and `Progress` frames.
 #[derive(Debug)]
 pub struct Frame {
-    /// Every commit up to this one has been delivered entirely: in a fragment the one before its own. 0 before the first
-    /// snapshot is complete.
+    /// Every commit up to this one is fully delivered. In a fragment it is the commit before the fragment's
+    /// own. Before the first snapshot is complete it is 0.
     pub complete_through: Seq,
-    /// Where to resume; present when `complete_through` moved and no rest follows, because only then has a client that folded
-    /// every frame a state of its own to resume from.
+    /// Where to resume. Present only if the client, having folded every frame, then has a complete state.
     pub resume_token: Option<Bytes>,
-    /// The rest of the same snapshot or commit follows in the next frame.
+    /// More of the same snapshot or commit follows in the next frame.
     pub more: bool,
-    /// When the frame was made, microseconds UTC.
+    /// When the frame was created, microseconds UTC.
     pub server_time_us: i64,
-    /// What happened.
+    /// The content.
     pub body: FrameBody,
 }
 
-/// The kinds of frames, in the order a stream has them: `Started`, then `Reset`? `Snapshot`* `SnapshotEnd`, then `Delta`,
-/// `Progress`, `Notice` and `Reset` with another snapshot in any order, at last `Closed`.
+/// The kinds of frames, in stream order: `Started`, then `Reset`? `Snapshot`* `SnapshotEnd`, then `Delta`,
+/// `Progress`, `Notice` and `Reset` with another snapshot in any order, and at the end `Closed`.
 #[derive(Debug)]
 pub enum FrameBody {
     /// The first frame.
@@ -53,13 +54,13 @@ pub enum FrameBody {
         subscription: SubscriptionId,
         /// `_op`, `_seq` and the query's columns.
         schema: SchemaRef,
-        /// The same as an encapsulated IPC message.
+        /// `schema` as an encapsulated IPC message.
         schema_ipc: Bytes,
-        /// The result's columns that are its rows' identity; empty when the result is a multiset.
+        /// The result columns that identify a row; empty if the result is a multiset.
         key_columns: Vec<String>,
-        /// Where deltas begin: the snapshot's seq, or the position that was resumed.
+        /// Where deltas begin: the snapshot's seq, or the resumed position.
         snapshot_seq: Seq,
-        /// The stream goes on after the given position, without a snapshot.
+        /// Whether the stream continues after the requested position, without a snapshot.
         resumed: bool,
     },
     /// Rows of the snapshot, all with `_op` 1.
@@ -68,45 +69,45 @@ pub enum FrameBody {
     SnapshotEnd,
     /// Rows that changed, in commit order.
     Delta(EncodedBatch),
-    /// Nothing that matters changed up to `complete_through`.
+    /// Nothing relevant changed up to `complete_through`.
     Progress,
-    /// Everything delivered so far is void: a fresh snapshot follows in this stream.
+    /// Everything delivered so far is void. A fresh snapshot follows in this stream.
     Reset {
-        /// Why.
+        /// The reason.
         reason: ResetReason,
-        /// The fresh snapshot's seq.
+        /// The seq of the fresh snapshot.
         snapshot_seq: Seq,
     },
     /// A message for people.
     Notice(String),
     /// The last frame.
     Closed {
-        /// Why.
+        /// The reason.
         reason: CloseReason,
-        /// The same for people.
+        /// The reason, as text for people.
         message: String,
-        /// Subscribing again, with the last token, can succeed.
+        /// Whether subscribing again, with the last token, can succeed.
         retryable: bool,
     },
 }
 
-/// Why a snapshot starts anew.
+/// Why a stream starts over with a snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ResetReason {
     /// The change log no longer reaches back to the token.
     Retention,
-    /// The subscriber read so slowly that the change log was trimmed before it.
+    /// The subscriber read so slowly that the change log was trimmed beyond its position.
     Lag,
     /// The table was changed, or dropped and created again, since the token.
     Schema,
     /// What the principal may see has changed since the token.
     Security,
-    /// The token is of another database, or of commits that did not survive a crash.
+    /// The token belongs to another database, or to commits lost in a crash.
     Server,
 }
 
 impl ResetReason {
-    /// The reason's name in system tables, logs and JSON.
+    /// Returns the reason's name in system tables, logs and JSON.
     pub fn name(self) -> &'static str {
         match self {
             Self::Retention => "retention",
@@ -125,22 +126,22 @@ pub enum CloseReason {
     Completed,
     /// `KILL LIVE QUERY`.
     Killed,
-    /// The table does not exist any more.
+    /// The table was dropped.
     TableDropped,
     /// The table's columns changed.
     SchemaChanged,
-    /// The subscriber does not exist any more.
+    /// The user was dropped.
     UserDropped,
-    /// The subscriber's role or password changed.
+    /// The user's role or password changed, or the table's access level.
     AccessChanged,
     /// The query's expressions failed on a row, e.g. divided by zero, or the table is damaged.
     Failed,
-    /// The server is going down.
+    /// The server is shutting down.
     Shutdown,
 }
 
 impl CloseReason {
-    /// The reason's name in logs and JSON.
+    /// Returns the reason's name in logs and JSON.
     pub fn name(self) -> &'static str {
         match self {
             Self::Completed => "completed",
@@ -163,13 +164,13 @@ impl CloseReason {
     }
 }
 
-/// Rows, as a batch for readers in this process and as bytes for the others.
+/// Rows, as an Arrow batch for readers in this process and as IPC bytes for all others.
 #[derive(Clone, Debug)]
 pub struct EncodedBatch {
     /// One encapsulated IPC RecordBatch message without dictionaries:
     /// `0xFFFFFFFF | header length i32 LE | header, padded to 8 | body`.
     pub ipc: Bytes,
-    /// How many rows.
+    /// The number of rows.
     pub rows: usize,
     /// The rows.
     pub batch: RecordBatch,
@@ -179,7 +180,7 @@ pub struct EncodedBatch {
 const PREFIX_BYTES: usize = 8;
 
 impl EncodedBatch {
-    /// Encodes `batch`, whose columns have no dictionaries.
+    /// Encodes `batch`, which must not have dictionary columns.
     pub(crate) fn encode(batch: RecordBatch) -> Result<Self> {
         let options = IpcWriteOptions::default();
         let mut tracker = DictionaryTracker::new(true);
@@ -193,7 +194,7 @@ impl EncodedBatch {
         Ok(Self { ipc: encapsulate(data, &options)?, rows: batch.num_rows(), batch })
     }
 
-    /// Splits the message into what Flight calls `data_header` and `data_body`, without a copy.
+    /// Splits the message into Flight's `data_header` and `data_body`, without a copy.
     pub fn header_and_body(&self) -> (Bytes, Bytes) {
         let length: [u8; 4] =
             self.ipc.get(4..PREFIX_BYTES).and_then(|bytes| bytes.try_into().ok()).unwrap_or_default();
@@ -218,7 +219,7 @@ fn encapsulate(data: EncodedData, options: &IpcWriteOptions) -> Result<Bytes, Ar
     Ok(message.into())
 }
 
-/// The bytes a frame holds: its message, and the rows as arrays, which take about as much.
+/// Returns the bytes a frame holds: its message, and the rows as arrays, which take about as much.
 pub(crate) fn held_bytes(frame: &Frame) -> usize {
     /// The frame itself, its token and its place in a ring.
     const FRAME_BYTES: usize = 256;

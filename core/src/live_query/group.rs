@@ -1,10 +1,10 @@
 //! Equal subscriptions: evaluated and encoded once, delivered from one bounded ring.
 //!
-//! The ring holds entries of whole commits. Readers are cursors, so a slow one costs nothing: it finds that the ring no longer
-//! reaches back to its place and reads the change log instead. The oldest entries make room for new ones, always.
+//! The ring holds entries of whole commits. Readers are cursors, so a slow reader costs nothing: once the
+//! ring no longer reaches back to its cursor, it reads the change log. New entries always evict the oldest.
 //!
-//! Invariant: once adopted by the matcher, the ring holds everything this query has to tell about the commits after `floor` and
-//! up to the matcher's frontier.
+//! Invariant: once the matcher has adopted the group, the ring holds everything the query delivers for the
+//! commits after `floor` up to the matcher's frontier, except those of a `gap`.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -26,7 +26,7 @@ use crate::commit::Committer;
 use crate::error::Result;
 use crate::ids::{SchemaVersion, ScopeId, Seq, Shard, TableId};
 
-/// What makes two subscriptions equal.
+/// The key of a group: equal subscriptions have equal keys.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct GroupKey {
     pub(crate) table: TableId,
@@ -34,19 +34,19 @@ pub(crate) struct GroupKey {
     pub(crate) scope: ScopeId,
     pub(crate) fingerprint: Fingerprint,
     pub(crate) limits: FrameLimits,
-    /// Tells queries apart that are different although they have one fingerprint.
+    /// Distinguishes different queries with the same fingerprint.
     pub(crate) ordinal: u32,
 }
 
-/// The size of frames.
+/// The limits of one frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct FrameLimits {
     pub(crate) rows_max: usize,
-    /// Encoded; a single row may be larger.
+    /// Encoded bytes; a single row may exceed them.
     pub(crate) bytes_max: usize,
 }
 
-/// Makes frames of rows: tokens, times, sizes. The same for all subscribers of a group.
+/// Builds frames from rows: tokens, times, sizes. The same for all subscribers of a group.
 pub(crate) struct FrameMaker {
     pub(crate) scope: TokenScope,
     pub(crate) committer: Arc<Committer>,
@@ -55,7 +55,7 @@ pub(crate) struct FrameMaker {
     pub(crate) limits: FrameLimits,
 }
 
-/// All frames of some whole commits.
+/// All frames of one or more whole commits.
 pub(crate) struct Entry {
     /// The first commit with a row here.
     pub(crate) first: Seq,
@@ -65,14 +65,14 @@ pub(crate) struct Entry {
 }
 
 impl FrameMaker {
-    /// The token for having everything up to `seq`.
+    /// Returns the token of a client that has everything up to `seq`.
     pub(crate) fn token(&self, seq: Seq) -> Bytes {
-        // Commits of earlier epochs that are still readable now are part of this epoch's history, so its number is right for all.
+        // Readable commits of earlier epochs belong to this epoch's history, so its number fits all.
         let epoch = self.committer.epochs().current();
         self.sealer.seal(&self.scope, Position { shard: Shard(0), epoch, seq })
     }
 
-    /// A frame at a point where every commit up to `seq` is delivered.
+    /// Returns a frame after which every commit up to `seq` is delivered.
     pub(crate) fn complete(&self, seq: Seq, body: FrameBody) -> Frame {
         Frame {
             complete_through: seq,
@@ -83,7 +83,7 @@ impl FrameMaker {
         }
     }
 
-    /// A frame that does not move the frontier from `seq`.
+    /// Returns a frame that leaves `complete_through` at `seq`.
     pub(crate) fn unmoved(&self, seq: Seq, more: MoreFollows, body: FrameBody) -> Frame {
         Frame {
             complete_through: seq,
@@ -94,13 +94,13 @@ impl FrameMaker {
         }
     }
 
-    /// Cuts delta rows, in commit order, into entries; the last one is complete through `through`.
+    /// Splits delta rows, in commit order, into entries. The last one is complete up to `through`.
     pub(crate) fn entries(&self, batch: &RecordBatch, through: Seq) -> Result<Vec<Entry>> {
         let mut entries = Vec::new();
         self.cut_commits(batch, 0..batch.num_rows(), &mut entries)?;
         let Some(last) = entries.last_mut() else { return Ok(entries) };
         if last.through < through {
-            // Nobody has seen the entry yet, so its last frame can say that the commits after it changed nothing.
+            // No reader has the entry yet, so its last frame can cover later commits without changes.
             last.through = through;
             if let Some(frame) = last.frames.pop().and_then(Arc::into_inner) {
                 last.frames.push(Arc::new(self.complete(through, frame.body)));
@@ -109,7 +109,7 @@ impl FrameMaker {
         Ok(entries)
     }
 
-    /// Halves between commits until each part fits a frame.
+    /// Halves the rows at commit boundaries until each part fits a frame.
     fn cut_commits(&self, batch: &RecordBatch, rows: Range<usize>, entries: &mut Vec<Entry>) -> Result<()> {
         let seqs = delivered_seqs(batch).get(rows.clone()).unwrap_or_default();
         let (Some(first), Some(last)) = (seqs.first(), seqs.last()) else { return Ok(()) };
@@ -137,7 +137,7 @@ impl FrameMaker {
         self.cut_commits(batch, split..rows.end, entries)
     }
 
-    /// Halves between rows until each part fits a frame.
+    /// Halves the rows until each part fits a frame.
     pub(crate) fn cut_rows(
         &self,
         batch: &RecordBatch,
@@ -159,7 +159,7 @@ impl FrameMaker {
         self.cut_rows(batch, split..rows.end, parts)
     }
 
-    /// One commit's frames: only the last one moves the frontier.
+    /// Returns the frames of one commit. Only the last one moves `complete_through`.
     fn fragments(&self, seq: Seq, parts: Vec<EncodedBatch>) -> Entry {
         let before = Seq(seq.0.saturating_sub(1));
         let last = parts.len().saturating_sub(1);
@@ -174,52 +174,53 @@ impl FrameMaker {
     }
 }
 
-/// Whether a frame is a fragment.
+/// Whether more of the same commit or snapshot follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum MoreFollows {
     Yes,
     No,
 }
 
-/// What a cursor finds in a ring.
+/// The result of reading a ring at a cursor.
 pub(crate) enum RingRead {
-    /// The next frames; afterwards the cursor is at the seq.
+    /// The next frames, and the cursor after them.
     Frames(Vec<Arc<Frame>>, Seq),
-    /// The ring does not reach back to the cursor, or the cursor is within an entry: the change log has it.
+    /// The next commits are only in the change log: the ring does not reach back to the cursor, lacks commits
+    /// after it, or has an entry that the cursor or `up_to` splits.
     Behind,
-    /// There is nothing after the cursor.
+    /// Nothing follows the cursor.
     UpToDate,
 }
 
-/// Equal subscriptions.
+/// A group of equal subscriptions.
 pub(crate) struct Group {
     pub(crate) key: GroupKey,
     pub(crate) plan: LiveQueryPlan,
     pub(crate) maker: FrameMaker,
-    /// For members that the ring does not serve.
+    /// Chunks of the change log for members that the ring does not serve.
     pub(super) chunks: LogChunks,
     ring: Mutex<Ring>,
     ring_bytes_max: usize,
     /// Bytes in all rings of the process, and their limit.
     total: Arc<RingTotal>,
-    /// Changes whenever a subscriber has reason to look again.
+    /// Notifies subscribers that there may be something new.
     wake: watch::Sender<()>,
-    /// The heartbeat frame of the newest frontier, shared like all others.
+    /// The heartbeat frame of the newest frontier, shared by all subscribers.
     progress: Mutex<Option<Arc<Frame>>>,
 }
 
 #[derive(Default)]
 struct Ring {
-    /// Set by the matcher when it begins to follow.
+    /// Set by the matcher when it starts to follow.
     adopted: bool,
     floor: Seq,
-    /// What came last up to here is not in the ring, because it could not be evaluated.
+    /// The last commits up to this one may be missing from the ring, because their evaluation failed.
     gap: Seq,
     entries: VecDeque<Entry>,
     bytes: usize,
 }
 
-/// The bytes all rings hold together.
+/// The bytes of all rings together.
 pub(crate) struct RingTotal {
     pub(crate) bytes: AtomicUsize,
     pub(crate) bytes_max: usize,
@@ -246,7 +247,7 @@ impl Group {
         }
     }
 
-    /// Begins to follow after `frontier`. Called by the matcher alone, before it looks at later commits.
+    /// Starts to follow after `frontier`. Only the matcher calls this, before it looks at later commits.
     pub(crate) fn adopt(&self, frontier: Seq) {
         let mut ring = self.ring.lock();
         ring.adopted = true;
@@ -257,7 +258,7 @@ impl Group {
         self.ring.lock().adopted
     }
 
-    /// Delivers what the commits up to `through` changed.
+    /// Delivers the changes of the commits up to `through`.
     pub(crate) fn push(&self, batch: &RecordBatch, through: Seq) -> Result<()> {
         let entries = self.maker.entries(batch, through)?;
         let mut ring = self.ring.lock();
@@ -267,8 +268,8 @@ impl Group {
             self.total.bytes.fetch_add(bytes, Ordering::Relaxed);
             ring.entries.push_back(entry);
         }
-        // At least the newest entry stays when it alone is within the limit of all rings, so that readers that keep up are
-        // served even when it is larger than this ring should be.
+        // The newest entry stays if it alone fits the limit of all rings. So readers that keep up are served
+        // even when it is larger than this ring should be.
         while (ring.bytes > self.ring_bytes_max && ring.entries.len() > 1)
             || (self.total.bytes.load(Ordering::Relaxed) > self.total.bytes_max && !ring.entries.is_empty())
         {
@@ -288,7 +289,7 @@ impl Group {
         }
     }
 
-    /// Forgets everything up to `frontier`, which the matcher did not look at: readers go to the change log.
+    /// Drops everything up to `frontier`, which the matcher skipped. Readers use the change log.
     pub(crate) fn skip_to(&self, frontier: Seq) {
         let mut ring = self.ring.lock();
         while !ring.entries.is_empty() {
@@ -299,13 +300,14 @@ impl Group {
         self.wake();
     }
 
-    /// The commits up to `through` could not be evaluated: whoever does not have them reads the change log, and learns why.
+    /// Records that the commits up to `through` could not be evaluated. Subscribers without them read the
+    /// change log and get the error there.
     pub(crate) fn leave_gap(&self, through: Seq) {
         self.ring.lock().gap = through;
         self.wake();
     }
 
-    /// What comes after `cursor`, within `up_to` if there is one.
+    /// Reads what follows `cursor`, up to `up_to` if there is one.
     pub(crate) fn read(&self, cursor: Seq, up_to: Option<Seq>) -> RingRead {
         let ring = self.ring.lock();
         if !ring.adopted {
@@ -326,7 +328,7 @@ impl Group {
         }
     }
 
-    /// The heartbeat for having seen everything up to `frontier`.
+    /// Returns the heartbeat frame for everything up to `frontier`.
     pub(crate) fn progress(&self, frontier: Seq) -> Arc<Frame> {
         let mut newest = self.progress.lock();
         if let Some(frame) = newest.as_ref().filter(|frame| frame.complete_through == frontier) {
@@ -337,7 +339,7 @@ impl Group {
         frame
     }
 
-    /// Makes every subscriber look again.
+    /// Makes every subscriber check for frames.
     pub(crate) fn wake(&self) {
         self.wake.send_replace(());
     }

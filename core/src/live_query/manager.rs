@@ -1,6 +1,6 @@
-//! The one owner of live queries: who is subscribed, to what, within which limits, and how subscriptions end.
+//! Owns all live queries: who subscribes to what, within which limits, and how subscriptions end.
 //!
-//! Invariant: a [`Subscription`] holds its place in the registry, so that dropping it ends it everywhere.
+//! Invariant: a [`Subscription`] holds its place in the registry, so dropping it ends it everywhere.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -24,13 +24,13 @@ use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::ids::{Seq, SubscriptionId, UserId};
 
-/// What a [`LiveQueryManager`] is made of.
+/// The arguments of [`LiveQueryManager::start`].
 pub struct LiveQueryParts<'a> {
     /// The commit order to follow.
     pub committer: Arc<Committer>,
-    /// The time shown in frames.
+    /// The clock of the times in frames.
     pub clock: Arc<dyn Clock>,
-    /// The database's secret, which seals tokens.
+    /// The database's secret, which seals resume tokens.
     pub secret: [u8; 32],
     /// Limits.
     pub config: &'a Config,
@@ -48,50 +48,50 @@ pub struct LiveQueryManager {
 pub struct LiveQueryInfo {
     /// The number `KILL LIVE QUERY` takes.
     pub id: SubscriptionId,
-    /// Whose it is.
+    /// The subscriber.
     pub principal: Principal,
     /// The namespace of its table.
     pub namespace: Arc<str>,
     /// Its table.
     pub table: Arc<str>,
-    /// The same for equal queries: 32 hexadecimal digits.
+    /// 32 hexadecimal digits, the same for equal queries.
     pub query_id: String,
     /// Its statement.
     pub sql: String,
-    /// The client's name for it.
+    /// The label that the client chose.
     pub label: String,
-    /// When it began, microseconds UTC.
+    /// The start time, microseconds UTC.
     pub created_at: i64,
-    /// When the last frame was taken, microseconds UTC.
+    /// When the last frame was delivered, microseconds UTC.
     pub updated_at: i64,
     /// Rows delivered after the snapshot.
     pub changes: u64,
     /// Frames delivered.
     pub frames: u64,
-    /// Everything up to here has been delivered.
+    /// Commits up to this one have been delivered.
     pub complete_through: Seq,
-    /// Subscriptions that share its evaluation, itself included.
+    /// Subscriptions that share its evaluation, including itself.
     pub shared_by: usize,
 }
 
-/// Numbers about all live queries since the database was opened.
+/// Counters of all live queries since the database was opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LiveCounters {
     /// Running subscriptions.
     pub subscriptions: usize,
     /// Distinct queries among them.
     pub groups: usize,
-    /// Times a query was evaluated over new commits.
+    /// Evaluations of a query over new commits.
     pub evaluations: u64,
-    /// Frames taken by subscribers.
+    /// Frames delivered to subscribers.
     pub frames: u64,
-    /// Times a subscriber read the change log because a ring did not have its place.
+    /// Reads of the change log by subscribers whose position was not in a ring.
     pub log_reads: u64,
-    /// Snapshots that had to start anew.
+    /// RESETs, each followed by a fresh snapshot.
     pub resets: u64,
     /// Bytes in all rings.
     pub ring_bytes: usize,
-    /// The commit up to which everything has been matched.
+    /// Commits up to this one have been matched.
     pub frontier: Seq,
 }
 
@@ -104,11 +104,11 @@ impl LiveQueryManager {
         Arc::new(Self { shared, stop, matcher: Mutex::new(Some(matcher)) })
     }
 
-    /// Begins a live query for `principal`, whose right to read the table the caller has checked.
+    /// Starts a live query of `principal`. The caller has checked its right to read the table.
     ///
     /// # Errors
-    /// 53300 beyond the limits; 22023 for a start or a token that is not this query's; 40001 when the table has changed since
-    /// the query was planned.
+    /// 53300 beyond the limits; 22023 for a start or token that does not fit the query; 40001 when the table
+    /// changed since the query was planned.
     pub fn subscribe(
         &self,
         principal: &Principal,
@@ -117,7 +117,7 @@ impl LiveQueryManager {
     ) -> Result<Subscription> {
         let shared = &self.shared;
         let group = shared.join(principal, plan, frame_limits(request))?;
-        // The snapshot is taken after joining: whatever commits from now on, the matcher shows to the group.
+        // The snapshot is taken after joining, so the matcher shows all later commits to the group.
         let membership = Membership { shared: Arc::clone(shared), user: principal.user_id, group, id: None };
         let snapshot = shared.committer.snapshot();
         let subscriber = Subscriber::as_of(principal, &snapshot.catalog);
@@ -138,10 +138,10 @@ impl LiveQueryManager {
         Ok(Subscription::new(Arc::clone(shared), registered, membership, begin, snapshot, request))
     }
 
-    /// Ends a live query; its stream's last frame says so.
+    /// Ends a live query; the last frame of its stream gives the reason.
     ///
     /// # Errors
-    /// 42704 when there is none of that number.
+    /// 42704 when no live query has this number.
     pub fn kill(&self, id: SubscriptionId) -> Result<()> {
         let Some(registered) = self.shared.subscriptions.get(&id).map(|entry| Arc::clone(entry.value()))
         else {
@@ -156,12 +156,12 @@ impl LiveQueryManager {
         Ok(())
     }
 
-    /// Who a live query belongs to; `None` when there is none of that number.
+    /// Returns the owner of a live query; `None` if no live query has this number.
     pub fn owner(&self, id: SubscriptionId) -> Option<UserId> {
         self.shared.subscriptions.get(&id).map(|entry| entry.subscriber.principal.user_id)
     }
 
-    /// The running live queries, oldest first.
+    /// Returns the running live queries, oldest first.
     pub fn list(&self) -> Vec<LiveQueryInfo> {
         let registered: Vec<_> =
             self.shared.subscriptions.iter().map(|entry| Arc::clone(entry.value())).collect();
@@ -178,7 +178,7 @@ impl LiveQueryManager {
         infos
     }
 
-    /// Numbers about all live queries.
+    /// Returns the counters of all live queries.
     pub fn counters(&self) -> LiveCounters {
         let shared = &self.shared;
         let (subscriptions, groups) = {
@@ -197,7 +197,7 @@ impl LiveQueryManager {
         }
     }
 
-    /// Ends every live query with `Closed{Shutdown}` and the matcher; nobody can subscribe afterwards.
+    /// Ends all live queries with `Closed{Shutdown}`, then the matcher. Nobody can subscribe afterwards.
     pub async fn shutdown(&self) {
         self.shared.members.lock().closed = true;
         for entry in &self.shared.subscriptions {

@@ -1,4 +1,4 @@
-//! What happens between joining a group and being registered, which no client can time.
+//! What can happen between joining a group and registering, which no client can time.
 
 use std::time::Duration;
 

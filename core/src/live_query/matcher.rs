@@ -1,10 +1,10 @@
-//! The one task that follows the commits and shows each to the live queries it can matter to.
+//! The task that follows the commits and shows each one to the live queries it can affect.
 //!
-//! When commits come faster than it can evaluate them and the ring of recent commits has moved on, it does not try to make up
-//! for it: the groups forget what they hold, and each subscriber reads the change log from its own place.
+//! If commits come faster than it can evaluate them and have left the ring of recent commits, it does not
+//! catch up: the groups drop what they hold, and each subscriber reads the change log from its own position.
 //!
-//! Invariant: the frontier moves to a seq only after every group has everything up to it, and after every subscription that
-//! a catalog change up to it ends was told so.
+//! Invariant: the frontier moves to a seq only after every group has everything up to it, and after every
+//! subscription that must end because of a catalog change up to it was told.
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -25,9 +25,9 @@ use crate::schema_registry::{CatalogChange, TableSchemas};
 use crate::storage;
 use crate::tables::images;
 
-/// Rows evaluated at once, except that a single commit is never cut.
+/// Rows per evaluation; a single commit is never split.
 const ROWS_AT_ONCE: usize = 16_384;
-/// Up to this many rows are evaluated where the task runs; more would hold up other tasks of the thread.
+/// Up to this many rows are evaluated inline; more would block other tasks of the thread.
 const INLINE_ROWS_MAX: usize = 512;
 
 /// Runs until `stop`.
@@ -60,7 +60,7 @@ pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
     }
 }
 
-/// Splits records where more rows would be evaluated at once than should.
+/// Splits records into chunks of at most [`ROWS_AT_ONCE`] rows, or of one commit.
 fn chunks(records: &[Arc<CommitRecord>]) -> Vec<&[Arc<CommitRecord>]> {
     let mut chunks = Vec::new();
     let (mut start, mut rows) = (0, 0);
@@ -80,7 +80,7 @@ fn row_count(record: &CommitRecord) -> usize {
     record.tables.iter().map(|changes| changes.rows.len()).sum()
 }
 
-/// Gives up on commits that are no longer in memory.
+/// Skips commits that are no longer in memory.
 fn skip(shared: &Arc<Shared>) {
     let snapshot = shared.committer.snapshot();
     debug!(seq = snapshot.seq.0, "live queries fell behind the commits and read the change log");
@@ -101,7 +101,7 @@ fn adopt(shared: &Shared, frontier: Seq) {
     }
 }
 
-/// Shows `records`, the next commits, to whom they matter.
+/// Shows `records`, the next commits, to the groups they affect.
 async fn follow(shared: &Arc<Shared>, records: &[Arc<CommitRecord>]) {
     let Some(through) = records.last().map(|record| record.seq) else { return };
     adopt(shared, *shared.frontier.borrow());
@@ -118,7 +118,7 @@ async fn follow(shared: &Arc<Shared>, records: &[Arc<CommitRecord>]) {
     };
     let done = if rows <= INLINE_ROWS_MAX { evaluate() } else { storage::blocking(evaluate).await };
     if let Err(failure) = done {
-        // Nothing was lost: everybody reads the log from here.
+        // No change is lost: every subscriber reads the log from here.
         error!(%failure, "evaluating live queries failed");
         skip(shared);
         return;
@@ -129,7 +129,7 @@ async fn follow(shared: &Arc<Shared>, records: &[Arc<CommitRecord>]) {
     shared.frontier.send_replace(through);
 }
 
-/// Whether a subscription can be outdated after `change`.
+/// Whether `change` can outdate a subscription.
 fn can_end(shared: &Shared, change: &CatalogChange) -> bool {
     match change {
         CatalogChange::DropTable(_) => true,
@@ -143,16 +143,16 @@ fn can_end(shared: &Shared, change: &CatalogChange) -> bool {
     }
 }
 
-/// The changes of one table and scope, and the groups to show them to.
+/// The changes of one table and scope, and the groups that must see them.
 struct Work {
     place: (TableId, ScopeId),
     groups: Vec<Arc<Group>>,
     rows: usize,
-    /// Some of the changes are not in memory but only in the change log.
+    /// Some of the changes are only in the change log, not in memory.
     only_logged: bool,
 }
 
-/// The tables and scopes of `records` that somebody is subscribed to.
+/// Returns the work for the tables and scopes of `records` that have subscribers.
 fn touched(shared: &Shared, records: &[Arc<CommitRecord>]) -> Vec<Work> {
     let mut places: HashMap<(TableId, ScopeId), (usize, bool)> = HashMap::new();
     for changes in records.iter().flat_map(|record| &record.tables) {
@@ -187,7 +187,7 @@ impl Work {
             .flat_map(|record| record.tables.iter().map(|changes| (record.seq, changes)))
             .filter(|(_, changes)| (changes.table, changes.scope) == self.place)
             .collect();
-        // Groups of one table have the same version, unless the table was just altered: then the others are about to end.
+        // Groups of one table have one version, unless it was just altered; then the others are about to end.
         let mut decoded: Option<(SchemaVersion, Result<Images, Arc<Error>>)> = None;
         for group in self.groups {
             let version = group.key.version;
@@ -215,7 +215,7 @@ fn show(shared: &Shared, group: &Group, images: &Images, through: Seq) -> Result
     }
 }
 
-/// What a group's subscribers learn of `images`. An expression that panics ends its own live query, nothing else.
+/// Returns what a group's subscribers learn from `images`. An expression that panics ends only its own query.
 pub(super) fn changes_of(group: &Group, images: &Images) -> Result<Option<RecordBatch>> {
     catch_unwind(AssertUnwindSafe(|| group.plan.evaluator.changes(images)))
         .unwrap_or_else(|_| Err(Error::internal("an expression of the live query failed")))

@@ -1,11 +1,12 @@
-//! Live queries: a SELECT of one table whose result is kept up to date at the client, commit by commit.
+//! Live queries: a SELECT from one table whose result the client keeps current, commit by commit.
 //!
-//! One [`LiveQueryManager`] owns all subscriptions. Its matcher task follows the commits, evaluates each distinct query once
-//! over what a commit changed, and puts the encoded frames into the query's bounded ring. A subscriber is a cursor: it pulls
-//! from the ring, from the change log when the ring no longer has its place, and from a fresh snapshot, announced by a RESET,
-//! when the log does not have it either. Nobody waits for a slow subscriber and nothing is queued for it.
+//! One [`LiveQueryManager`] owns all subscriptions. Its matcher task follows the commits, evaluates each
+//! distinct query once over the changes of a commit, and puts the encoded frames into the query's bounded
+//! ring. A subscriber is a cursor. It reads the ring; the change log, if the ring no longer reaches back to
+//! the cursor; and a fresh snapshot, announced by a RESET, if the log does not either. Nothing waits for a
+//! slow subscriber, and nothing is queued for it.
 //!
-//! What it is not: it plans no SQL (the statement layer hands over a [`LiveQueryPlan`]) and speaks no wire protocol.
+//! It plans no SQL (the statement layer hands over a [`LiveQueryPlan`]) and speaks no wire protocol.
 //!
 //! Invariant: a subscriber's frames fold to the query's result at every `complete_through`; see [`frame`].
 
@@ -36,33 +37,33 @@ pub use self::subscription::Subscription;
 pub use self::token::{token_from_text, token_to_text};
 use crate::ids::Seq;
 
-/// What a client asks for.
+/// The request for a live query.
 #[derive(Clone, Debug)]
 pub struct SubscribeRequest {
     /// `SELECT expressions FROM one_table [WHERE condition]`.
     pub sql: String,
-    /// Values of its parameters.
+    /// The values of its parameters.
     pub params: Vec<ScalarValue>,
-    /// Whether rows that exist already are delivered first.
+    /// Whether existing rows are delivered first.
     pub snapshot: SnapshotMode,
-    /// From where on changes are delivered.
+    /// Where the delivery of changes starts.
     pub start: SubscribeStart,
     /// Ends the stream once everything up to this seq is delivered.
     pub up_to_seq: Option<Seq>,
-    /// The most rows of one frame; 0 is [`SubscribeRequest::MAX_ROWS`].
+    /// The most rows of one frame; 0 means [`SubscribeRequest::MAX_ROWS`].
     pub max_rows: usize,
-    /// The most encoded bytes of one frame with more than one row; 0 is [`SubscribeRequest::MAX_BYTES`].
+    /// The most encoded bytes of a frame with several rows; 0 means [`SubscribeRequest::MAX_BYTES`].
     pub max_bytes: usize,
-    /// How often a stream without changes sends `Progress`; 0 sends it after every group of commits.
+    /// The interval of `Progress` frames when nothing changes; 0 sends one after every group of commits.
     pub heartbeat: Duration,
-    /// A name of the client's own, shown in `system.live_queries`.
+    /// A name chosen by the client, shown in `system.live_queries`.
     pub label: String,
 }
 
 impl SubscribeRequest {
     /// The default of `max_rows`.
     pub const MAX_ROWS: usize = 8_192;
-    /// The default of `max_bytes`: well below gRPC's usual limit of 4 MiB a message.
+    /// The default of `max_bytes`: well below gRPC's usual message limit of 4 MiB.
     pub const MAX_BYTES: usize = 1 << 20;
     /// The largest `max_bytes`.
     pub const MAX_BYTES_LIMIT: usize = 3 << 20;
@@ -71,7 +72,7 @@ impl SubscribeRequest {
     /// The longest `label`, in bytes; longer ones are cut.
     pub const LABEL_BYTES_MAX: usize = 256;
 
-    /// A request with a snapshot from now on and the default limits.
+    /// Returns a request for a snapshot and all later changes, with the default limits.
     pub fn new(sql: impl Into<String>) -> Self {
         Self {
             sql: sql.into(),
@@ -87,26 +88,26 @@ impl SubscribeRequest {
     }
 }
 
-/// Whether rows that exist already are delivered.
+/// Whether existing rows are delivered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum SnapshotMode {
-    /// The rows that exist, then every change.
+    /// Existing rows, then every change.
     #[default]
     Include,
     /// Changes only.
     Skip,
-    /// The rows that exist, then the stream ends.
+    /// Existing rows, then the end of the stream.
     Only,
 }
 
-/// From where on changes are delivered.
+/// Where the delivery of changes starts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum SubscribeStart {
     /// From the newest snapshot.
     #[default]
     Now,
-    /// After the position of a token this database gave out for the same query.
+    /// After the position of a token that this database issued for the same query.
     Token(Bytes),
-    /// After this seq; the client vouches that it holds the query's result at it.
+    /// After this seq. The client guarantees that it holds the query's result at it.
     AfterSeq(Seq),
 }

@@ -1,8 +1,8 @@
-//! From a planned SELECT to what a live query evaluates: one table, one condition, some expressions.
+//! Turns a planned SELECT into what a live query evaluates: one table, one condition, some expressions.
 //!
-//! Views, aliases and nested projections are folded away; whatever cannot be kept up to date row by row is refused by name.
+//! Views, aliases and nested projections are flattened. What needs more than one row is refused by name.
 //!
-//! Invariant: the scope comes from the table provider the planner was given, and so from the principal, never from the text.
+//! Invariant: the scope comes from the planner's table provider, so from the principal, never from the text.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -27,39 +27,40 @@ use crate::schema_registry::{COLUMN_SEQ, SystemTable, TableSchemas};
 use crate::tables::KalamTable;
 use crate::types;
 
-/// Functions whose value is fixed for a principal, so that planning puts it in their place.
+/// Functions with a fixed value per principal; planning replaces them by that value.
 const SESSION_FUNCTIONS: [&str; 6] =
     ["current_user", "session_user", "current_role", "current_schema", "current_database", "current_catalog"];
 
-/// How the statement layer has planned the query of a live query.
+/// How the statement layer planned the SELECT of a live query.
 pub(crate) struct Planning<'a> {
     pub(crate) state: &'a SessionState,
-    /// Folds what is constant in an expression over the columns of a schema.
+    /// Evaluates the constant parts of an expression over the columns of a schema.
     pub(crate) simplify: fn(Expr, &Arc<DFSchema>, &SessionState) -> Result<Expr>,
-    /// Puts what can fail in a condition behind what cannot.
+    /// Moves the parts of a condition that can fail behind those that cannot.
     pub(crate) guard: fn(Expr) -> Result<Expr>,
-    /// The right names of columns that the plan has under others.
+    /// The right names of columns that have other names in the plan.
     pub(crate) renamed: &'a HashMap<String, String>,
 }
 
-/// A live query, ready to run: made by [`LiveQueryPlan::extract`].
+/// A live query, ready to run. [`LiveQueryPlan::extract`] creates it.
 #[derive(Clone, Debug)]
 pub struct LiveQueryPlan {
     pub(crate) table: Arc<TableSchemas>,
     pub(crate) scope: ScopeId,
-    /// The condition's conjuncts over the table's full schema, for pushing down into a snapshot's scan.
+    /// The condition's conjuncts over the table's full schema, for pushdown into the scan of a snapshot.
     pub(crate) conjuncts: Vec<Expr>,
-    /// The expressions that are delivered, with their names.
+    /// The delivered expressions, with their names.
     outputs: Vec<(Expr, String)>,
     pub(crate) evaluator: Arc<Evaluator>,
     pub(crate) fingerprint: Fingerprint,
 }
 
 impl LiveQueryPlan {
-    /// Extracts the live query of a SELECT, as `SessionState::statement_to_plan` plans it, with parameters bound.
+    /// Extracts the live query from a SELECT with bound parameters, planned by
+    /// `SessionState::statement_to_plan`.
     ///
     /// # Errors
-    /// 0A000, naming it, for anything else than expressions over one table's row with an optional condition.
+    /// 0A000, naming the part, for anything but expressions over one table's row with an optional condition.
     pub(crate) fn extract(plan: &LogicalPlan, planning: &Planning<'_>) -> Result<Self> {
         let state = planning.state;
         let analysed = state.analyzer().execute_and_check(plan.clone(), state.config_options(), |_, _| {})?;
@@ -72,7 +73,7 @@ impl LiveQueryPlan {
         shape.into_plan(planning)
     }
 
-    /// The columns subscribers of a SELECT get, before its parameters have values.
+    /// Returns the columns that subscribers of a SELECT get, before its parameters have values.
     ///
     /// # Errors
     /// As [`LiveQueryPlan::extract`].
@@ -93,7 +94,7 @@ impl LiveQueryPlan {
         Ok(Arc::clone(Self::extract(&plan, planning)?.schema()))
     }
 
-    /// Whether both deliver the same of the same table. Equal fingerprints say so too, as far as a hash can.
+    /// Whether both deliver the same from the same table. Equal fingerprints say so as far as a hash can.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         self.table.definition.id == other.table.definition.id
             && self.scope == other.scope
@@ -101,23 +102,23 @@ impl LiveQueryPlan {
             && self.outputs == other.outputs
     }
 
-    /// The columns subscribers get: `_op`, `_seq` and the query's.
+    /// Returns the columns that subscribers get: `_op`, `_seq` and the query's.
     pub fn schema(&self) -> &SchemaRef {
         self.evaluator.schema()
     }
 
-    /// [`LiveQueryPlan::schema`] as an encapsulated IPC message.
+    /// Returns [`LiveQueryPlan::schema`] as an encapsulated IPC message.
     pub fn schema_ipc(&self) -> Bytes {
         self.evaluator.schema_ipc()
     }
 }
 
-/// What a plan computes, as expressions over the columns of the one table at its bottom.
+/// What a plan computes, as expressions over the columns of its one table.
 struct Shape {
     table: Arc<TableSchemas>,
     scope: ScopeId,
     filter: Option<Expr>,
-    /// The plan's columns, with their names, in order.
+    /// The plan's columns with their names, in order.
     outputs: Vec<(Expr, String)>,
 }
 
@@ -172,7 +173,7 @@ impl Shape {
         Ok(Self { table: Arc::clone(table.schemas()), scope: table.scope(), filter, outputs })
     }
 
-    /// Rewrites an expression over the columns of `schema`, which are this shape's outputs, into one over the table's.
+    /// Rewrites an expression over `schema`, whose columns are this shape's outputs, into one over the table.
     fn over_table(&self, expr: &Expr, schema: &DFSchema) -> Result<Expr> {
         let rewritten = expr.clone().transform_up(|node| {
             let Expr::Column(wanted) = &node else { return Ok(Transformed::no(node)) };
@@ -198,7 +199,7 @@ impl Shape {
             check_expression(&expr, AfterFolding)?;
             Ok(expr)
         };
-        // A condition that is always true is none.
+        // A condition that is always true is dropped.
         let filter = self.filter.map(simplified).transpose()?.filter(|filter| *filter != lit(true));
         let filter = filter.map(planning.guard).transpose()?;
         let mut outputs = Vec::with_capacity(self.outputs.len());
@@ -224,7 +225,7 @@ impl Shape {
 fn name_outputs(outputs: Vec<(Expr, String)>, full: &DFSchema) -> Result<Vec<Output>> {
     let mut named: Vec<Output> = Vec::with_capacity(outputs.len());
     for (expr, name) in outputs {
-        // `_seq` leads every row already; selecting it only means that a change of it alone matters.
+        // `_seq` already leads every row. Selecting it only makes a change of `_seq` alone count.
         let hidden = matches!(&expr, Expr::Column(column) if column.name == COLUMN_SEQ) && name == COLUMN_SEQ;
         if !hidden && matches!(name.as_str(), COLUMN_SEQ | "_op") {
             return Err(Error::new(
@@ -235,7 +236,7 @@ fn name_outputs(outputs: Vec<(Expr, String)>, full: &DFSchema) -> Result<Vec<Out
             .hint("choose another alias"));
         }
         let (_, field) = expr.to_field(full)?;
-        // Whether an expression can be NULL may depend on parameters, the announced schema must not.
+        // Whether an expression can be NULL may depend on parameters, but the announced schema must not.
         let nullable = field.is_nullable() || !matches!(expr, Expr::Column(_));
         let field =
             Field::new(&name, field.data_type().clone(), nullable).with_metadata(field.metadata().clone());
@@ -244,7 +245,8 @@ fn name_outputs(outputs: Vec<(Expr, String)>, full: &DFSchema) -> Result<Vec<Out
     Ok(named)
 }
 
-/// Casts what has another form on the wire than tables have, so that rows can be encoded one by one, and are what was announced.
+/// Casts types that are sent in another form than they are stored, so that rows can be encoded one by one and
+/// match the announced schema.
 fn plain_type(expr: Expr, full: &DFSchema, name: &str) -> Result<Expr> {
     let ty = expr.get_type(full)?;
     let plain = types::plain(&ty);
@@ -260,17 +262,17 @@ fn plain_type(expr: Expr, full: &DFSchema, name: &str) -> Result<Expr> {
 
 use Folding::{AfterFolding, BeforeFolding};
 
-/// Whether functions with a fixed value have been replaced by it.
+/// Whether functions with a fixed value have been replaced by that value.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Folding {
     BeforeFolding,
     AfterFolding,
 }
 
-/// Refuses subqueries by their name, in a plan that is not analysed: the analyzer makes joins of them.
+/// Refuses subqueries by name. The plan must not be analyzed yet: the analyzer turns them into joins.
 ///
 /// # Errors
-/// 0A000 when there is one.
+/// 0A000 for a subquery.
 pub(crate) fn refuse_subqueries(plan: &LogicalPlan) -> Result<()> {
     plan.apply(|node| {
         node.apply_expressions(|expr| {
@@ -286,7 +288,7 @@ pub(crate) fn refuse_subqueries(plan: &LogicalPlan) -> Result<()> {
     Ok(())
 }
 
-/// Refuses what does not depend on one row alone.
+/// Refuses expressions whose value does not depend on one row alone.
 fn check_expression(expr: &Expr, folding: Folding) -> Result<()> {
     expr.apply(|node| {
         let refused_part = match node {
@@ -346,7 +348,7 @@ fn column(name: &str) -> Expr {
     Expr::Column(Column::new_unqualified(name))
 }
 
-/// `expr` with its columns named without their table, which is the only one.
+/// Returns `expr` with its columns unqualified, since there is only one table.
 fn unqualified(expr: &Expr) -> Expr {
     let stripped = expr.clone().transform_up(|node| match node {
         Expr::Column(wanted) => Ok(Transformed::yes(column(&wanted.name))),

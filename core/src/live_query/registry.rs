@@ -1,7 +1,7 @@
-//! Who is subscribed to what: the subscriptions, the groups that share an evaluation, and how both end.
+//! The registry of subscriptions and of the groups that share an evaluation, and how both end.
 //!
-//! Invariant: a subscription is in the registry exactly as long as its [`Membership`] lives; a group exactly as long as it has a
-//! member.
+//! Invariant: a subscription is registered exactly as long as its [`Membership`] lives. A group lives exactly
+//! as long as it has a member.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -29,15 +29,15 @@ use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::ids::{ScopeId, Seq, SubscriptionId, TableId, UserId};
 use crate::schema_registry::Catalog;
 
-/// All rings together hold at most this many times what one may.
+/// All rings together hold at most this many times the bytes of one ring.
 const RINGS_MAX: usize = 64;
 
-/// How a subscription is told to end.
+/// The reason why a subscription must end.
 #[derive(Clone, Debug)]
 pub(super) struct Stop {
     pub(super) reason: CloseReason,
     pub(super) message: String,
-    /// Follows the last frame.
+    /// The error that follows the last frame.
     pub(super) failure: Option<Arc<Error>>,
 }
 
@@ -50,7 +50,7 @@ impl Stop {
         Self { reason: CloseReason::Failed, message: error.to_string(), failure: Some(Arc::clone(error)) }
     }
 
-    /// Whether frames that are ready are delivered first.
+    /// Whether ready frames are delivered first.
     pub(super) fn drains(&self) -> bool {
         match self.reason {
             CloseReason::TableDropped
@@ -65,11 +65,11 @@ impl Stop {
     }
 }
 
-/// Who subscribes, as of when they began.
+/// A subscriber, as of the start of its subscription.
 #[derive(Clone, Debug)]
 pub(super) struct Subscriber {
     pub(super) principal: Principal,
-    /// That of the user's password and role; `None` for the database itself, which is no user of the catalog.
+    /// The generation of the user's password and role; `None` for the database itself, which is no user.
     auth_generation: Option<u32>,
 }
 
@@ -80,7 +80,7 @@ impl Subscriber {
     }
 }
 
-/// What the registry knows of a subscription.
+/// The registry's entry of a subscription.
 pub(super) struct Registered {
     pub(super) id: SubscriptionId,
     pub(super) subscriber: Subscriber,
@@ -96,7 +96,7 @@ pub(super) struct Registered {
 }
 
 impl Registered {
-    /// Ends the subscription; the first reason stays.
+    /// Ends the subscription. The first reason wins.
     pub(super) fn end(&self, stop: Stop) {
         self.stop.send_if_modified(|current| {
             let first = current.is_none();
@@ -108,22 +108,22 @@ impl Registered {
     }
 }
 
-/// What the manager, the matcher and the subscriptions have in common.
+/// State shared by the manager, the matcher and the subscriptions.
 pub(super) struct Shared {
     pub(super) committer: Arc<Committer>,
     pub(super) clock: Arc<dyn Clock>,
     /// For scans of snapshots.
     pub(super) session: SessionState,
-    /// Everything up to here has been matched.
+    /// Commits up to this one have been matched.
     pub(super) frontier: watch::Sender<Seq>,
-    /// The groups each change has to be shown to.
+    /// The groups that must see the changes of a table and scope.
     pub(super) by_table: DashMap<(TableId, ScopeId), Vec<Arc<Group>>>,
     /// New groups, for the matcher to adopt.
     pub(super) pending: Mutex<Vec<Arc<Group>>>,
     pub(super) counters: Counters,
     pub(super) subscriptions: DashMap<SubscriptionId, Arc<Registered>>,
     pub(super) members: Mutex<Members>,
-    /// Who has one may evaluate a chunk of the change log.
+    /// Each permit allows the evaluation of one chunk of the change log.
     pub(super) chunk_places: Arc<Semaphore>,
     sealer: Sealer,
     ring_bytes_max: usize,
@@ -141,13 +141,13 @@ pub(super) struct Counters {
     pub(super) resets: AtomicU64,
 }
 
-/// Who shares what; behind one lock, so that joining and leaving a group cannot pass each other.
+/// Member counts, behind one lock so that joining and leaving a group cannot interleave.
 #[derive(Default)]
 pub(super) struct Members {
     pub(super) groups: HashMap<GroupKey, (Arc<Group>, usize)>,
     per_user: HashMap<UserId, usize>,
     pub(super) total: usize,
-    /// Set at shutdown: nobody joins any more.
+    /// Set at shutdown: nobody can join any more.
     pub(super) closed: bool,
 }
 
@@ -183,7 +183,7 @@ impl Shared {
         }
     }
 
-    /// Finds or makes the group of equal subscriptions and counts the new member.
+    /// Finds or creates the group of equal subscriptions and counts the new member.
     pub(super) fn join(
         &self,
         principal: &Principal,
@@ -213,7 +213,7 @@ impl Shared {
         members.total += 1;
         *members.per_user.entry(principal.user_id).or_default() += 1;
         while let Some((group, count)) = members.groups.get_mut(&key) {
-            // Nobody is shown another query's rows, whatever the fingerprints say.
+            // Compared in full: a fingerprint collision must not show another query's rows.
             if group.plan.is_same(&plan) {
                 *count += 1;
                 return Ok(Arc::clone(group));
@@ -227,7 +227,7 @@ impl Shared {
             self.ring_bytes_max,
             Arc::clone(&self.rings),
         ));
-        // In this order: a group that was adopted is always shown the commits that follow.
+        // In this order, so that an adopted group sees all commits that follow.
         self.by_table.entry((key.table, key.scope)).or_default().push(Arc::clone(&group));
         self.pending.lock().push(Arc::clone(&group));
         members.groups.insert(key, (Arc::clone(&group), 1));
@@ -297,17 +297,17 @@ impl Shared {
         });
         membership.id = Some(id);
         self.subscriptions.insert(id, Arc::clone(&registered));
-        // A shutdown that passed over the registry before the line above is seen here, a later one sees the registry's entry.
+        // An earlier shutdown is seen here; a later one sees this entry in the registry.
         if self.members.lock().closed {
             return Err(Error::shutting_down());
         }
-        // A change of the catalog that ended subscriptions before it is seen here, a later one ends this one too.
+        // An earlier change of the catalog is seen here; a later one ends this subscription too.
         check_current(&registered.group, &registered.subscriber, &self.committer.snapshot().catalog)
             .map_err(|stop| cannot_begin(&stop))?;
         Ok((registered, membership))
     }
 
-    /// Where a subscription begins, as of `snapshot`.
+    /// Returns where a subscription begins, as of `snapshot`.
     pub(super) fn begin(
         &self,
         group: &Group,
@@ -344,12 +344,12 @@ impl Shared {
         Ok(Begin::After { seq: place, resumed: true })
     }
 
-    /// Whether the commit a token names is part of the history this database has.
+    /// Whether the commit that a token names is part of this database's history.
     fn is_kept(&self, position: Position, snapshot: &Snapshot) -> bool {
         position.seq <= snapshot.seq && self.committer.epochs().contains(position.epoch, position.seq)
     }
 
-    /// Ends subscriptions whose table or user is no longer what it was.
+    /// Ends subscriptions whose table or user was dropped or changed.
     pub(super) fn end_outdated(&self, catalog: &Catalog) {
         for entry in &self.subscriptions {
             if let Err(stop) = check_current(&entry.group, &entry.subscriber, catalog) {
@@ -358,8 +358,8 @@ impl Shared {
         }
     }
 
-    /// Ends all subscriptions of a group whose expressions failed on the commits up to `through`. Those that are about to be
-    /// registered find the gap these commits leave, and fail on them by themselves.
+    /// Ends all subscriptions of a group whose expressions failed on commits up to `through`. Subscriptions
+    /// that are about to be registered find the gap that these commits leave, and fail on them by themselves.
     pub(super) fn end_group(&self, group: &Arc<Group>, through: Seq, stop: &Stop) {
         group.leave_gap(through);
         for entry in &self.subscriptions {
@@ -374,7 +374,7 @@ impl Shared {
     }
 }
 
-/// Whether the table and the user a subscription was made with are still the same; else how it ends.
+/// Checks that the table and user of a subscription are unchanged; otherwise returns how it ends.
 pub(super) fn check_current(group: &Group, subscriber: &Subscriber, catalog: &Catalog) -> Result<(), Stop> {
     let name = group.plan.table.definition.qualified_name();
     let Some(definition) = catalog.table_by_id(group.key.table) else {
@@ -405,7 +405,7 @@ pub(super) fn check_current(group: &Group, subscriber: &Subscriber, catalog: &Ca
     }
 }
 
-/// A place in the registry, given back when dropped.
+/// A place in the registry, released on drop.
 pub(super) struct Membership {
     pub(super) shared: Arc<Shared>,
     pub(super) user: UserId,
@@ -423,7 +423,7 @@ impl Drop for Membership {
     }
 }
 
-/// The refusal of a live query whose table or user has changed since it was planned.
+/// Returns the error for a live query whose table or user changed since it was planned.
 pub(super) fn cannot_begin(stop: &Stop) -> Error {
     Error::conflict(format!("the live query cannot begin: {}", stop.message))
 }

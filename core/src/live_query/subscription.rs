@@ -1,11 +1,10 @@
-//! One subscriber's stream: snapshot, then a cursor that takes frames from the group's ring, or from the change log when the
-//! ring does not have its place, or begins anew with a RESET when the log does not have it either.
+//! One subscriber's stream: a snapshot, then a cursor. The cursor takes frames from the group's ring, or from
+//! the change log if the ring lacks its position. If the log lacks it too, the stream restarts with a RESET.
 //!
-//! It does work only when polled, so a reader that stands still costs a cursor. It holds a snapshot of the store while it
-//! delivers one to the client, and for the length of one chunk while it reads the log.
+//! It works only when polled, so an idle reader costs a cursor. It holds a snapshot of the store while it
+//! delivers one to the client, and during each chunk that it reads from the log.
 //!
-//! Invariant: `cursor` is the commit up to which everything has been put into the outbox; it never goes back, except for a RESET,
-//! which can only follow it.
+//! Invariant: everything up to commit `cursor` is in the outbox or delivered. The cursor never goes back.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -37,7 +36,7 @@ use crate::tables::{KalamTable, RowSchema};
 
 /// A running live query: a stream of frames. Dropping it ends the live query.
 ///
-/// The stream ends after a [`FrameBody::Closed`]; when the reason is a failure, the error follows it as the last item.
+/// The stream ends after a [`FrameBody::Closed`]. After a failure, the error follows as the last item.
 pub struct Subscription {
     id: SubscriptionId,
     schema: SchemaRef,
@@ -47,7 +46,7 @@ pub struct Subscription {
 
 /// Where a subscription begins.
 pub(super) enum Begin {
-    /// With the snapshot, because it was asked for, or because the place asked for does not exist any more.
+    /// With a snapshot: it was requested, or the requested position no longer exists.
     Snapshot { reset: Option<ResetReason> },
     /// After a commit.
     After { seq: Seq, resumed: bool },
@@ -94,17 +93,17 @@ impl Subscription {
         Self { id, schema, schema_ipc, frames }
     }
 
-    /// The number `KILL LIVE QUERY` takes.
+    /// Returns the number `KILL LIVE QUERY` takes.
     pub fn id(&self) -> SubscriptionId {
         self.id
     }
 
-    /// The columns of `Snapshot` and `Delta` batches: `_op`, `_seq` and the query's.
+    /// Returns the columns of `Snapshot` and `Delta` batches: `_op`, `_seq` and the query's.
     pub fn schema(&self) -> &SchemaRef {
         &self.schema
     }
 
-    /// [`Subscription::schema`] as an encapsulated IPC message.
+    /// Returns [`Subscription::schema`] as an encapsulated IPC message.
     pub fn schema_ipc(&self) -> Bytes {
         self.schema_ipc.clone()
     }
@@ -125,17 +124,17 @@ impl std::fmt::Debug for Subscription {
 }
 
 enum Phase {
-    /// Rows of a snapshot are delivered.
+    /// Delivers rows of a snapshot.
     Snapshot(Scan),
-    /// Changes are delivered.
+    /// Delivers changes.
     Live,
-    /// The last frame is in the outbox or gone.
+    /// The last frame is in the outbox or delivered.
     Ended,
 }
 
 struct Scan {
     snapshot: Arc<Snapshot>,
-    /// Opened when the first rows are wanted.
+    /// Opened when the first rows are requested.
     rows: Option<SendableRecordBatchStream>,
 }
 
@@ -148,19 +147,19 @@ struct Driver {
     stop: watch::Receiver<Option<Stop>>,
     /// Everything up to here is in the outbox or delivered.
     cursor: Seq,
-    /// The group follows the commits from here on at the latest; what is before has to be read from the log.
+    /// The group follows all commits after this one; earlier ones must be read from the log.
     log_until: Seq,
-    /// The last `complete_through` that was delivered.
+    /// The last delivered `complete_through`.
     delivered: Seq,
     up_to: Option<Seq>,
     only: bool,
     heartbeat: Duration,
     heartbeat_at: Instant,
     outbox: VecDeque<Arc<Frame>>,
-    /// Where the frames in the outbox are from, kept for others of the group to take.
+    /// The chunk of the frames in the outbox, kept so that other members can take it.
     chunk: Option<Arc<LogChunk>>,
     phase: Phase,
-    /// Follows the last frame.
+    /// The error that follows the last frame.
     failure: Option<Arc<Error>>,
     _membership: Membership,
 }
@@ -199,7 +198,7 @@ impl Driver {
         self.outbox.push_back(Arc::new(frame));
     }
 
-    /// The stream's next item.
+    /// Returns the stream's next item.
     async fn next(&mut self) -> Option<Result<Arc<Frame>>> {
         loop {
             let stop = self.stop.borrow().clone();
@@ -226,7 +225,7 @@ impl Driver {
         }
     }
 
-    /// Keeps the books about a frame that is delivered now.
+    /// Updates the statistics and the heartbeat for a frame that is delivered now.
     fn count(&mut self, frame: &Frame) {
         let registered = &self.registered;
         self.delivered = self.delivered.max(frame.complete_through);
@@ -242,7 +241,7 @@ impl Driver {
     }
 
     fn close(&mut self, stop: &Stop) {
-        // Frames that are still in the outbox stand before this one, so it may say what they complete.
+        // Frames in the outbox precede this one, so it may say what they complete.
         let complete = match (&self.phase, self.outbox.is_empty()) {
             (Phase::Live, true) => self.delivered,
             _ => {
@@ -277,7 +276,7 @@ impl Driver {
         };
         let batch = tokio::select! {
             batch = rows.next() => batch,
-            // `next` looks at the reason and goes on here if there is none that matters.
+            // `next` checks the reason and continues here if it does not apply.
             _ = self.stop.changed() => return Ok(()),
         };
         let Some(batch) = batch else {
@@ -300,7 +299,7 @@ impl Driver {
         Ok(())
     }
 
-    /// Puts the next frames into the outbox, or waits until there can be some.
+    /// Puts the next frames into the outbox, or waits until there may be some.
     async fn live_step(&mut self) -> Result<()> {
         self.chunk = None;
         if let Some(up_to) = self.up_to
@@ -309,7 +308,7 @@ impl Driver {
             self.complete_up_to(up_to);
             return Ok(());
         }
-        // Marked as seen before looking, so that whatever comes after the look wakes.
+        // Marked as seen before reading, so that anything later wakes this task.
         self.woken.borrow_and_update();
         let frontier = *self.frontier.borrow_and_update();
         let stop = self.stop.borrow_and_update().clone();
@@ -340,8 +339,8 @@ impl Driver {
         Ok(())
     }
 
-    /// Whether the client has to be told that nothing changed up to `reached`. What counts is what was delivered: the cursor may
-    /// have moved there without a frame.
+    /// Whether the client must learn that nothing changed up to `reached`. Delivered frames count, since the
+    /// cursor may have moved there without a frame.
     fn progress_is_due(&self, reached: Seq) -> bool {
         match self.heartbeat.is_zero() {
             true => reached > self.delivered,
@@ -353,7 +352,7 @@ impl Driver {
         let follows_frontier = self.heartbeat.is_zero() || self.up_to.is_some();
         let beats = !self.heartbeat.is_zero();
         let heartbeat_at = self.heartbeat_at;
-        // The senders live as long as this driver, so none of these ends early.
+        // The senders live as long as this driver, so no branch ends early.
         tokio::select! {
             _ = self.woken.changed() => {}
             _ = self.stop.changed() => {}
@@ -362,7 +361,7 @@ impl Driver {
         }
     }
 
-    /// Everything that was asked for is delivered.
+    /// Ends the stream: everything requested is delivered.
     fn complete_up_to(&mut self, up_to: Seq) {
         if self.delivered < self.cursor {
             let frame = self.group.progress(self.cursor);
@@ -371,7 +370,7 @@ impl Driver {
         self.close(&Stop::new(CloseReason::Completed, format!("everything up to seq {up_to} is delivered")));
     }
 
-    /// Reads a chunk of the change log after the cursor.
+    /// Reads the next chunk of the change log after the cursor.
     async fn read_log(&mut self, stop: Option<Stop>) -> Result<()> {
         if let Some(stop) = stop {
             let snapshot = self.shared.committer.snapshot();
@@ -384,7 +383,7 @@ impl Driver {
         let read = read_log(&self.shared, &self.group, &self.registered.subscriber, after, self.up_to);
         let read = tokio::select! {
             read = read => read?,
-            // `next` looks at the reason and comes here again if there is none that matters.
+            // `next` checks the reason and continues here if it does not apply.
             _ = self.stop.changed() => return Ok(()),
         };
         let chunk = match read {
@@ -403,7 +402,7 @@ impl Driver {
         self.outbox.extend(chunk.frames.iter().map(Arc::clone));
         self.chunk = Some(chunk);
         self.cursor = through;
-        // Here too, so that a long way through a log without news does not look like a dead stream.
+        // Here too, so that a long read without matching changes does not look like a dead stream.
         if self.outbox.is_empty() && self.progress_is_due(through) {
             let frame = self.group.progress(through);
             self.outbox.push_back(frame);
@@ -411,7 +410,7 @@ impl Driver {
         Ok(())
     }
 
-    /// Begins anew because the log no longer has what comes after the cursor.
+    /// Starts over, because the log no longer has the commits after the cursor.
     fn reset(&mut self, snapshot: Arc<Snapshot>) {
         self.announce_reset(ResetReason::Lag, snapshot.seq);
         self.log_until = snapshot.seq;
@@ -426,7 +425,7 @@ impl Driver {
     }
 }
 
-/// An error that several streams end with, for one of them.
+/// Returns one stream's copy of an error that ends several streams.
 fn repeated(error: &Arc<Error>) -> Error {
     let own = Error::new(error.kind(), error.sqlstate(), error.message()).source(Arc::clone(error));
     match error.hint_text() {
@@ -435,7 +434,7 @@ fn repeated(error: &Arc<Error>) -> Error {
     }
 }
 
-/// Starts the SELECT of a group at `snapshot`. Expired rows that no commit has deleted yet are part of it; see `evaluator`.
+/// Starts a group's SELECT at `snapshot`. It includes expired rows that are not deleted yet; see `evaluator`.
 async fn open_scan(
     shared: &Shared,
     group: &Group,

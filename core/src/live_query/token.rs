@@ -1,13 +1,14 @@
-//! Resume tokens: where a subscriber stands, sealed so that only this database's own tokens for the same query are taken.
+//! Resume tokens: a subscriber's position, sealed. Only this database's tokens for the same query are valid.
 //!
 //! ```text
-//! format u8 = 1 | database id 16 | query fingerprint 16 | table id u32 | schema version u32 | security fingerprint 8
-//! | positions u8 | per position: shard u16, epoch u32, seq u64 | HMAC-SHA256 over everything before, 32
+//! format u8 = 1 | database id 16 | query fingerprint 16 | table id u32 | schema version u32
+//! | security fingerprint 8 | positions u8 | per position: shard u16, epoch u32, seq u64
+//! | HMAC-SHA256 over everything before, 32
 //! ```
 //! Numbers are little endian.
 //!
-//! Invariant: a token whose seal, format or query is wrong is refused; one that is right but leads nowhere any more gets a
-//! RESET. So no client can put itself at a place it was never given.
+//! Invariant: a token with a wrong seal, format or query is refused. A token of another database, or a valid
+//! one whose position is gone, gets a RESET. So no client can start at a position it was never given.
 
 use std::fmt;
 
@@ -24,15 +25,15 @@ use crate::ids::{DatabaseId, Epoch, SchemaVersion, ScopeId, Seq, Shard, TableId}
 
 const FORMAT: u8 = 1;
 const SEAL_BYTES: usize = 32;
-/// A token is never longer; there is one shard today.
+/// The most bytes of a token; there is one shard today.
 const TOKEN_BYTES_MAX: usize = 4_096;
 
-/// Sixteen bytes of SHA-256 over a query's canonical text.
+/// The first sixteen bytes of the SHA-256 of a query's canonical text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Fingerprint(pub(crate) [u8; 16]);
 
 impl Fingerprint {
-    /// The fingerprint of a canonical text.
+    /// Returns the fingerprint of a canonical text.
     pub(crate) fn of(text: &str) -> Self {
         let mut bytes = [0; 16];
         for (to, from) in bytes.iter_mut().zip(Sha256::digest(text.as_bytes())) {
@@ -48,12 +49,12 @@ impl fmt::Display for Fingerprint {
     }
 }
 
-/// What a principal may see of a table, as eight bytes: today the scope alone decides.
+/// What a principal may see of a table, as eight bytes. Today only the scope decides that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct SecurityFingerprint(pub(crate) [u8; 8]);
 
 impl SecurityFingerprint {
-    /// The fingerprint of a scope.
+    /// Returns the fingerprint of a scope.
     pub(crate) fn of(scope: ScopeId) -> Self {
         let mut bytes = [0; 8];
         for (to, from) in bytes.iter_mut().zip(Sha256::digest(scope.0.to_le_bytes())) {
@@ -63,7 +64,7 @@ impl SecurityFingerprint {
     }
 }
 
-/// What a token is bound to; the same for all tokens of a group of equal subscriptions.
+/// What a token is bound to; the same for all tokens of a group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct TokenScope {
     pub(crate) database: DatabaseId,
@@ -73,7 +74,7 @@ pub(crate) struct TokenScope {
     pub(crate) security: SecurityFingerprint,
 }
 
-/// A place in one shard's commit order.
+/// A position in one shard's commit order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Position {
     pub(crate) shard: Shard,
@@ -81,14 +82,14 @@ pub(crate) struct Position {
     pub(crate) seq: Seq,
 }
 
-/// The database's key for seals. It never leaves the process.
+/// The database's sealing key. It never leaves the process.
 #[derive(Clone)]
 pub(crate) struct Sealer(Hmac<Sha256>);
 
 impl Sealer {
-    /// A sealer with the database's secret.
+    /// Creates a sealer with the database's secret.
     pub(crate) fn new(secret: &[u8; 32]) -> Self {
-        // HMAC fills a key up to its block with zeros, so this is the seal by the secret itself.
+        // HMAC pads a key with zeros up to its block size, so this is the seal by the secret itself.
         let mut block = [0; 64];
         for (to, from) in block.iter_mut().zip(secret) {
             *to = *from;
@@ -96,7 +97,7 @@ impl Sealer {
         Self(Hmac::new(&block.into()))
     }
 
-    /// The token for `position` of a query.
+    /// Returns the token for `position` of a query.
     pub(crate) fn seal(&self, scope: &TokenScope, position: Position) -> Bytes {
         let mut token = Vec::with_capacity(128);
         token.push(FORMAT);
@@ -119,7 +120,7 @@ impl Sealer {
     /// Returns the position, or why it cannot be resumed.
     ///
     /// # Errors
-    /// 22023 when the token is damaged, forged, newer than this program or of another query.
+    /// 22023 when the token is damaged, forged, of a newer format or of another query.
     pub(crate) fn open(&self, scope: &TokenScope, token: &[u8]) -> Result<Result<Position, ResetReason>> {
         let damaged = || {
             Error::invalid("the resume token is not valid")
@@ -135,7 +136,7 @@ impl Sealer {
         }
         let database = reader.number::<16>().ok_or_else(damaged)?;
         if database != *scope.database.0.as_bytes() {
-            // A restored database has another id, and perhaps another secret: its clients come back by themselves.
+            // A restored database has a new id and perhaps a new secret. Its clients recover by the RESET.
             return Ok(Err(ResetReason::Server));
         }
         self.0.clone().chain_update(sealed).verify_slice(seal).map_err(|_| damaged())?;
@@ -164,7 +165,7 @@ impl Sealer {
     }
 }
 
-/// Takes numbers off the front of bytes.
+/// Reads numbers from the front of bytes.
 struct Reader<'a>(&'a [u8]);
 
 impl Reader<'_> {
@@ -175,12 +176,12 @@ impl Reader<'_> {
     }
 }
 
-/// A token as SQL text: URL-safe base64 without padding.
+/// Returns a token as SQL text: URL-safe base64 without padding.
 pub fn token_to_text(token: &[u8]) -> String {
     URL_SAFE_NO_PAD.encode(token)
 }
 
-/// The token of a text made by [`token_to_text`], or of standard base64, as clients make it of a frame's bytes.
+/// Decodes a token from [`token_to_text`], or from standard base64, which clients make of a frame's bytes.
 ///
 /// # Errors
 /// 22023 when the text is not base64.

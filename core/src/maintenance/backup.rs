@@ -1,7 +1,7 @@
-//! A snapshot of an open database into a backup. Commits, flushes and merges go on meanwhile: the snapshot keeps its rows and its
-//! segments from being removed.
+//! Writes a snapshot of an open database into a backup. Commits, flushes and compactions go on meanwhile: the
+//! snapshot keeps its rows and segments from being removed.
 //!
-//! Invariant: a backup has the rows of one seq, and what cannot be completed is taken back.
+//! Invariant: a backup holds the rows of exactly one seq. A backup that cannot be completed is removed.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -22,32 +22,33 @@ use crate::failpoint;
 use crate::ids::{DatabaseId, JobId, Seq};
 use crate::storage::{Direction, KeyRange, Partition, blocking};
 
-/// What of the store is in a backup.
+/// The partitions of the store that a backup includes.
 const PARTITIONS: [Partition; 3] = [Partition::Meta, Partition::Rows, Partition::Cold];
-/// Bytes of stored entries in one object; a larger entry has one of its own.
+/// Bytes of stored entries per object; a larger entry has its own object.
 const CHUNK_BYTES: usize = 8 << 20;
-/// Parts of an object that are on their way at once.
+/// Parts of one object that are uploaded at the same time.
 const UPLOADS_MAX: usize = 2;
-/// How long an operation may go on once the backup is to end: what is given up can still have an effect later.
+/// How long a running operation may continue after a stop: an abandoned one may still take effect later.
 const GRACE: Duration = Duration::from_secs(2);
-/// How long taking back may last; what is then left says by its first object that it is no backup.
+/// How long removing the objects may take. Leftovers without a manifest are recognisably no backup.
 const WITHDRAWAL: Duration = Duration::from_secs(4);
 
-/// What a backup has.
+/// The result of a backup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BackedUp {
-    /// The last commit in it.
+    /// The last commit in the backup.
     pub seq: Seq,
-    /// Its objects.
+    /// The number of objects.
     pub objects: usize,
-    /// Their bytes.
+    /// The objects' bytes.
     pub bytes: u64,
 }
 
-/// Writes the database as of `snapshot` to `url`, where nothing may be yet but what an earlier attempt of the same job left.
+/// Writes the database as of `snapshot` to `url`, which must be empty except for leftovers of the same job.
 ///
 /// # Errors
-/// 42710 when something is there, 57014 when `stop` is cancelled, 58030 when the place cannot be written, XX001 for damaged segments.
+/// 42710 when `url` is not empty, 57014 when `stop` is cancelled, 58030 when it cannot be written, XX001 for
+/// damaged segments.
 pub async fn back_up(
     snapshot: &Arc<Snapshot>,
     database: DatabaseId,
@@ -74,9 +75,9 @@ struct Backup {
     snapshot: Arc<Snapshot>,
     manifest: BackupManifest,
     stop: CancellationToken,
-    /// The objects that may be there; none as long as the place is not this backup's.
+    /// Objects that may exist; empty until this backup has claimed the location.
     begun: Vec<String>,
-    /// An object that is written in parts.
+    /// The multipart upload in progress.
     upload: Option<WriteMultipart>,
 }
 
@@ -119,7 +120,7 @@ impl Backup {
         if self.stop.is_cancelled() { Err(cancelled()) } else { Ok(()) }
     }
 
-    /// Makes the place that of this job alone.
+    /// Claims the location for this job alone.
     async fn claim(&mut self, url: &BackupUrl, claim: &Bytes) -> Result<()> {
         let fresh = self.place.create(CLAIM, claim.clone()).await?;
         let own = fresh || self.place.get_small(CLAIM).await?.as_ref() == Some(claim);
@@ -132,7 +133,7 @@ impl Backup {
                 self.place.remove(vec![CLAIM.to_owned()]).await?;
                 Err(taken(url, &others))
             }
-            // An attempt of this job could not take back what it had written.
+            // An earlier attempt of this job could not remove what it had written.
             (false, true) => remove(&self.place, others).await,
         }
     }
@@ -193,7 +194,7 @@ impl Backup {
         if created.as_ref().is_ok_and(|created| *created) {
             return Ok(());
         }
-        // The answer to a try that succeeded may have been lost on its way.
+        // A put may have succeeded although its answer was lost.
         match (self.place.get_small(MANIFEST).await?, created) {
             (Some(found), _) if found == manifest => Ok(()),
             (_, Err(error)) => Err(error),
@@ -201,11 +202,11 @@ impl Backup {
         }
     }
 
-    /// Takes back what has been written, as far as that goes.
+    /// Removes what was written, as far as possible.
     async fn withdraw(&mut self) {
         let begun = std::mem::take(&mut self.begun);
         if begun.is_empty() {
-            // The place was never this backup's.
+            // This backup never claimed the location.
             return;
         }
         let upload = self.upload.take();
@@ -225,7 +226,7 @@ impl Backup {
     }
 }
 
-/// Removes objects: the one that makes a backup of them first, the one that keeps others away last.
+/// Removes objects: the manifest first, so that they are no backup; the claim last, which keeps others out.
 async fn remove(place: &Place, mut names: Vec<String>) -> Result<()> {
     let claim = names.iter().position(|name| name == CLAIM).map(|index| names.swap_remove(index));
     place.remove(vec![MANIFEST.to_owned()]).await?;
@@ -233,7 +234,7 @@ async fn remove(place: &Place, mut names: Vec<String>) -> Result<()> {
     place.remove(claim.into_iter().collect()).await
 }
 
-/// The first entries of a range, and what is left of it.
+/// Reads the first entries of a range. Returns them and the rest of the range.
 fn chunk(
     snapshot: &Snapshot,
     partition: Partition,

@@ -1,17 +1,18 @@
 //! The bytes of a backup. Frozen: a change needs a new format number.
 //!
 //! ```text
-//! URL/BACKUP                                    text: `kalamdb backup`, the id of the job; made first, so that no two write to one place
-//! URL/store/NUMBER.zst                          zstd of: "KBAK" | format u8 = 1 | partition u8 (1 Meta, 2 Rows, 4 Cold)
-//!                                                       | per entry: key length u32, key, value length u32, value
-//! URL/segments/TABLE/EPOCH-SEGMENT.parquet      the segment, byte for byte
-//! URL/manifest.json                             made last: without it there is no backup
+//! URL/BACKUP                                 text: `kalamdb backup`, the job's id; created first as a claim
+//! URL/store/NUMBER.zst                       zstd of: "KBAK" | format u8 = 1
+//!                                              | partition u8 (1 Meta, 2 Rows, 4 Cold)
+//!                                              | per entry: key length u32, key, value length u32, value
+//! URL/segments/TABLE/EPOCH-SEGMENT.parquet   the segment, byte for byte
+//! URL/manifest.json                          created last: without it there is no backup
 //! ```
 //!
-//! Numbers are little-endian, those in names have eight digits. The change log is not part of a backup: a restored database is
-//! another one, so nobody can resume from it, and what it says of rows the rows say too.
+//! Numbers are little-endian; numbers in names have eight digits. A backup omits the change log: a restored
+//! database has another id, so nobody can resume from it, and the rows already hold its changes.
 //!
-//! Invariant: no bytes make the decoder panic or take more memory than there are bytes.
+//! Invariant: no input makes the decoder panic or allocate more memory than it has decompressed bytes.
 
 use std::io::{BufRead, BufReader, Read};
 
@@ -23,53 +24,53 @@ use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::ids::{DatabaseId, Seq};
 use crate::storage::{Partition, WriteBatch};
 
-/// The newest format this program reads, and the one it writes.
+/// The format this program writes, and the newest it reads.
 const FORMAT: u32 = 1;
 const MAGIC: [u8; 4] = *b"KBAK";
 const STORE_FORMAT: u8 = 1;
 const HEADER_BYTES: usize = MAGIC.len() + 2;
-/// Fast, and what remains is mostly the cost of the place.
+/// A fast level; most of the time then goes into the I/O of the backup's location.
 const ZSTD_LEVEL: i32 = 1;
 
-/// The object that is made last.
+/// The object that is created last.
 pub(super) const MANIFEST: &str = "manifest.json";
-/// The object that is made first.
+/// The object that is created first: it claims the place.
 pub(super) const CLAIM: &str = "BACKUP";
-/// Where the segments are.
+/// The folder of the segments.
 pub(super) const SEGMENTS: &str = "segments";
-/// Where the store is.
+/// The folder of the store's objects.
 pub(super) const STORE: &str = "store";
 
-/// What a backup consists of.
+/// The contents of a backup.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct BackupManifest {
     pub(super) format: u32,
-    /// The version of the program that made it, for people.
+    /// The version of the program that made the backup, for people.
     pub(super) program: String,
-    /// The database it is of; a restored one gets another id.
+    /// The id of the database that was backed up; a restored database gets another id.
     pub(super) database_id: DatabaseId,
-    /// The last commit in it.
+    /// The last commit in the backup.
     pub(super) seq: Seq,
-    /// When that was committed, microseconds UTC.
+    /// When it was committed, in microseconds UTC.
     pub(super) commit_ts: i64,
-    /// The tables in it, for people.
+    /// The tables in the backup, for people.
     pub(super) tables: Vec<String>,
-    /// All objects but this one.
+    /// All objects except this one.
     pub(super) objects: Vec<BackupObject>,
 }
 
 /// One object of a backup.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct BackupObject {
-    /// Its name below the backup's URL.
+    /// The object's name below the backup's URL.
     pub(super) path: String,
     pub(super) bytes: u64,
-    /// Of its bytes, in hexadecimal.
+    /// The SHA-256 of the object's bytes, in hexadecimal.
     pub(super) sha256: String,
 }
 
 impl BackupManifest {
-    /// One of this program, without objects.
+    /// Creates a manifest of this program's version, without objects.
     pub(super) fn new(database_id: DatabaseId, seq: Seq, commit_ts: i64, tables: Vec<String>) -> Self {
         let program = env!("CARGO_PKG_VERSION").to_owned();
         Self { format: FORMAT, program, database_id, seq, commit_ts, tables, objects: Vec::new() }
@@ -83,7 +84,7 @@ impl BackupManifest {
     /// # Errors
     /// XX001 when it is damaged, 55000 when it is newer than this program.
     pub(super) fn decode(bytes: &[u8]) -> Result<Self> {
-        /// What is read of a manifest of any format.
+        /// The part of a manifest that all formats share.
         #[derive(Deserialize)]
         struct AnyFormat {
             format: u32,
@@ -103,23 +104,23 @@ impl BackupManifest {
 }
 
 impl BackupObject {
-    /// Its name as object stores take it, none that leads elsewhere.
+    /// Returns the name as an object store path; fails for a name that could lead outside the backup.
     pub(super) fn location(&self) -> Result<Path> {
         Path::parse(&self.path).map_err(|_| damaged(MANIFEST, "it names an object that cannot be"))
     }
 
-    /// The path of the segment it is, as the database names it.
+    /// Returns the path of the segment as the database names it, if the object is one.
     pub(super) fn segment(&self) -> Option<&str> {
         self.path.strip_prefix(SEGMENTS)?.strip_prefix('/')
     }
 
-    /// Whether it holds entries of the store.
+    /// Returns whether the object holds entries of the store.
     pub(super) fn is_store(&self) -> bool {
         self.path.strip_prefix(STORE).is_some_and(|rest| rest.starts_with('/'))
     }
 }
 
-/// Counts and hashes the bytes of an object as they pass.
+/// Counts and hashes the bytes of an object as they stream by.
 pub(super) struct ObjectDigest {
     bytes: u64,
     hash: Sha256,
@@ -135,17 +136,17 @@ impl ObjectDigest {
         self.hash.update(piece);
     }
 
-    /// The object whose bytes have passed.
+    /// Returns the object that consists of the bytes so far.
     pub(super) fn finish(self, path: String) -> BackupObject {
         let hash = self.hash.finalize();
         let sha256 = hash.iter().map(|byte| format!("{byte:02x}")).collect();
         BackupObject { path, bytes: self.bytes, sha256 }
     }
 
-    /// Compares what has passed with what is known of the object.
+    /// Compares the bytes so far with the expected object.
     ///
     /// # Errors
-    /// XX001 with the object's name when it is not the same.
+    /// XX001 with the object's name when they differ.
     pub(super) fn verify(self, expected: &BackupObject) -> Result<()> {
         let found = self.finish(expected.path.clone());
         if found.bytes != expected.bytes {
@@ -158,7 +159,7 @@ impl ObjectDigest {
     }
 }
 
-/// Entries of one partition on their way into an object.
+/// Collects entries of one partition for one object.
 pub(super) struct StoreWriter {
     raw: Vec<u8>,
 }
@@ -180,22 +181,22 @@ impl StoreWriter {
         Ok(())
     }
 
-    /// Bytes so far, not compressed.
+    /// Returns the uncompressed bytes so far.
     pub(super) fn bytes(&self) -> usize {
         self.raw.len()
     }
 
-    /// The object's bytes.
+    /// Returns the object's bytes.
     pub(super) fn finish(self) -> Result<Vec<u8>> {
         zstd::bulk::compress(&self.raw, ZSTD_LEVEL)
             .map_err(|error| Error::internal("a part of a backup cannot be compressed").source(error))
     }
 }
 
-/// Writes the entries of an object, in batches of about `batch_bytes`.
+/// Decodes the entries of an object and passes them to `write` in batches of about `batch_bytes`.
 ///
 /// # Errors
-/// XX001 with `path` when the bytes are not such an object, and whatever `write` returns.
+/// XX001 with `path` when the bytes are not such an object; whatever `write` returns.
 pub(super) fn read_store(
     path: &str,
     object: &[u8],
@@ -224,7 +225,7 @@ pub(super) fn read_store(
     write(batch)
 }
 
-/// A length and so many bytes; no more memory is taken than there are bytes.
+/// Reads a length and that many bytes. It allocates no more memory than the stream has bytes.
 fn read_piece(raw: &mut impl Read) -> std::io::Result<Vec<u8>> {
     let mut length = [0; 4];
     raw.read_exact(&mut length)?;
@@ -236,7 +237,7 @@ fn read_piece(raw: &mut impl Read) -> std::io::Result<Vec<u8>> {
     Ok(piece)
 }
 
-/// The change log has a number, so that no other partition ever gets it, but is not part of a backup.
+/// The change log has a code, so that no other partition ever gets it, but is not part of a backup.
 fn partition_code(partition: Partition) -> u8 {
     match partition {
         Partition::Meta => 1,
@@ -250,7 +251,7 @@ fn partition_of(code: u8) -> Option<Partition> {
     Partition::ALL.into_iter().find(|partition| partition_code(*partition) == code)
 }
 
-/// An object of a backup that is not as it was written.
+/// Returns the error for an object of a backup that is not as it was written.
 pub(super) fn damaged(path: &str, why: &str) -> Error {
     Error::corruption(format!("object \"{path}\" of the backup is damaged: {why}"))
         .hint("copy it again from where the backup was made, or restore another backup")

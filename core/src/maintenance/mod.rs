@@ -1,14 +1,15 @@
-//! What keeps data safe from more than a crash: backups of an open database, restoring them, and checking a closed one.
+//! Protection beyond crash safety: backups of an open database, restoring them, checking a closed one.
 //!
 //! | file | its one job |
 //! |---|---|
-//! | `place` | where backups are: a folder or an object store, named by a URL |
+//! | `place` | the location of a backup: a folder or an object store, named by a URL |
 //! | `format` | the bytes of a backup |
-//! | `backup` | a snapshot into a backup |
-//! | `restore` | a backup into a new data directory |
-//! | `check` | a closed database, looked through |
+//! | `backup` | writes a snapshot into a backup |
+//! | `restore` | restores a backup into a new data directory |
+//! | `check` | checks a closed database |
 //!
-//! Invariant: a backup is whole or it is none, and so is what is restored from it: the object or file that makes it one comes last.
+//! Invariant: backups and restored directories are valid only when complete; the object or file that makes
+//! them valid is written last.
 
 mod backup;
 mod check;

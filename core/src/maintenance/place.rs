@@ -1,8 +1,8 @@
-//! Where backups are: a folder or a place in an object store, named by a URL. What opens the store comes from the environment of
-//! the process, never from the URL.
+//! The location of a backup: a folder or an object store, named by a URL. Credentials and store settings come
+//! from the environment of the process, never from the URL.
 //!
-//! Invariant: a URL that may hold credentials is refused before anything shows it, and what a store says of a failure, which may
-//! hold some too, is not passed on.
+//! Invariant: a URL that may hold credentials is refused before anything shows it. A store's own error text,
+//! which may hold some too, is not passed on.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -24,10 +24,10 @@ use crate::cold_storage::provider_variables;
 use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::storage::blocking;
 
-/// Bytes of one part of a large object.
+/// Bytes of one part of a multipart upload.
 pub(super) const PART_BYTES: usize = 8 << 20;
 
-/// The URL of a backup, which holds no credentials.
+/// The URL of a backup. It holds no credentials.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BackupUrl {
     url: Url,
@@ -41,18 +41,19 @@ impl fmt::Display for BackupUrl {
 }
 
 impl BackupUrl {
-    /// Reads `file:///directory`, `s3://bucket/path`, `gs://bucket/path`, `az://container/path`, or what else the object stores
-    /// know. Nothing is looked up.
+    /// Parses `file:///directory`, `s3://bucket/path`, `gs://bucket/path`, `az://container/path`, or another
+    /// URL form of these object stores. Does no I/O.
     ///
     /// # Errors
-    /// 22023 when it cannot be read or holds credentials, 0A000 for another scheme. No error shows the text.
+    /// 22023 for a malformed URL or one that may hold credentials, 0A000 for another scheme. No error shows
+    /// it.
     pub fn parse(text: &str) -> Result<Self> {
         const KNOWN: &str =
             "write file:///directory, s3://bucket/path, gs://bucket/path or az://container/path";
         let unreadable = || Error::invalid("the url of the backup cannot be read").hint(KNOWN);
         let url = Url::parse(text).map_err(|_| unreadable())?;
         let parsed = ObjectStoreScheme::parse(&url);
-        // An Azure URL may name its account behind the container, where others have a user.
+        // An Azure URL may put its account after the container, where other URLs have the user.
         let names_account = matches!(parsed, Ok((ObjectStoreScheme::MicrosoftAzure, _)));
         let has_user = !url.username().is_empty() && !names_account;
         if has_user || url.password().is_some() || url.query().is_some() || url.fragment().is_some() {
@@ -72,15 +73,15 @@ impl BackupUrl {
         }
     }
 
-    /// The folder, when it is one.
+    /// Returns the folder if the URL names one.
     pub fn folder(&self) -> Option<PathBuf> {
         (self.scheme == ObjectStoreScheme::Local).then(|| self.url.to_file_path().ok()).flatten()
     }
 
-    /// Opens the place to write to it; a folder is made.
+    /// Opens the location for writing; creates a folder if it is one.
     ///
     /// # Errors
-    /// 58030 when that cannot be done, 22023 when the environment does not say how.
+    /// 58030 when the folder cannot be created or read, 22023 when the environment lacks settings.
     pub(super) async fn create(&self) -> Result<Place> {
         let made = self.folder();
         let shown = self.to_string();
@@ -94,7 +95,7 @@ impl BackupUrl {
         self.open()
     }
 
-    /// Opens the place to read from it.
+    /// Opens the location for reading.
     ///
     /// # Errors
     /// As [`BackupUrl::create`].
@@ -114,21 +115,21 @@ impl BackupUrl {
     }
 }
 
-/// The objects of one place.
+/// The objects of one backup location.
 pub(super) struct Place {
     store: Arc<dyn ObjectStore>,
-    /// When the objects are files.
+    /// Set if the objects are files.
     folder: Option<PathBuf>,
 }
 
 impl Place {
-    /// The names of all objects.
+    /// Lists the names of all objects.
     pub(super) async fn list(&self) -> Result<Vec<String>> {
         let found = self.store.list(None).map_ok(|object| object.location.to_string()).try_collect().await;
         found.map_err(|error| self.failed("the objects cannot be listed", error))
     }
 
-    /// Makes an object that must not be there yet; says whether it was not.
+    /// Creates an object if none has its name. Returns whether it was created.
     pub(super) async fn create(&self, name: &str, bytes: Bytes) -> Result<bool> {
         match self.store.put_opts(&Path::from(name), bytes.into(), PutMode::Create.into()).await {
             Ok(_) => Ok(true),
@@ -137,25 +138,25 @@ impl Place {
         }
     }
 
-    /// Writes an object.
+    /// Writes an object, replacing an existing one.
     pub(super) async fn put(&self, name: &str, bytes: Bytes) -> Result<()> {
         let put = self.store.put(&Path::from(name), bytes.into()).await;
         put.map(|_| ()).map_err(|error| self.failed(&format!("object \"{name}\" cannot be written"), error))
     }
 
-    /// Begins an object that is written in parts. It is there once that is finished.
+    /// Begins a multipart upload. The object exists once the upload is finished.
     pub(super) async fn put_parts(&self, name: &str) -> Result<WriteMultipart> {
         let begun = self.store.put_multipart(&Path::from(name)).await;
         let upload = begun.map_err(|error| self.unwritable(name, error))?;
         Ok(WriteMultipart::new_with_chunk_size(upload, PART_BYTES))
     }
 
-    /// An object that could not be written.
+    /// Returns the error for an object that could not be written.
     pub(super) fn unwritable(&self, name: &str, error: StoreError) -> Error {
         self.failed(&format!("object \"{name}\" cannot be written"), error)
     }
 
-    /// The bytes of an object; `None` when it does not exist.
+    /// Returns the contents of an object; `None` when it does not exist.
     pub(super) async fn get(&self, path: &Path) -> Result<Option<GetResult>> {
         match self.store.get(path).await {
             Ok(found) => Ok(Some(found)),
@@ -164,7 +165,7 @@ impl Place {
         }
     }
 
-    /// All bytes of a small object; `None` when it does not exist.
+    /// Returns all bytes of a small object; `None` when it does not exist.
     pub(super) async fn get_small(&self, name: &str) -> Result<Option<Bytes>> {
         match self.get(&Path::from(name)).await? {
             Some(found) => found.bytes().await.map(Some).map_err(|error| self.unreadable(name, error)),
@@ -172,12 +173,12 @@ impl Place {
         }
     }
 
-    /// An object that could not be read.
+    /// Returns the error for an object that could not be read.
     pub(super) fn unreadable(&self, name: &str, error: StoreError) -> Error {
         self.failed(&format!("object \"{name}\" of the backup cannot be read"), error)
     }
 
-    /// Removes objects. That one is not there is no error.
+    /// Removes objects. Missing ones are no error.
     pub(super) async fn remove(&self, names: Vec<String>) -> Result<()> {
         let paths = stream::iter(names).map(|name| Ok(Path::from(name))).boxed();
         let mut removed = self.store.delete_stream(paths);
@@ -190,7 +191,7 @@ impl Place {
         Ok(())
     }
 
-    /// Brings objects to stable storage, with their names. Object stores do that by themselves, folders do not.
+    /// Syncs objects and their names. Object stores are durable by themselves, folders are not.
     pub(super) async fn sync(&self, names: Vec<String>) -> Result<()> {
         let Some(folder) = self.folder.clone() else { return Ok(()) };
         blocking(move || {
@@ -200,7 +201,7 @@ impl Place {
         .await
     }
 
-    /// What a store answered, as far as it holds no secrets.
+    /// Returns the error of a store without text that may hold secrets.
     fn failed(&self, what: &str, error: StoreError) -> Error {
         let why = match &error {
             StoreError::NotFound { .. } => "there is no such bucket or folder",
@@ -226,7 +227,7 @@ fn sync_files(folder: &FilePath, names: &[String]) -> std::io::Result<()> {
         folders
             .extend(file.ancestors().skip(1).take_while(|parent| *parent != folder).map(FilePath::to_owned));
     }
-    // A folder's own name is durable once its parent is.
+    // A folder's own name is durable once its parent is synced.
     folders.extend(folder.parent().map(FilePath::to_owned));
     folders.sort();
     folders.dedup();

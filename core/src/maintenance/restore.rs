@@ -1,8 +1,8 @@
-//! A backup into a new data directory. The database in it is another one: it has an id of its own, and a secret is made for it at
-//! its first start, so neither resume tokens nor bearer tokens of the old one lead into it.
+//! Restores a backup into a new data directory. The restored database has a new id and gets a new secret at
+//! its first start, so resume tokens and bearer tokens of the old one are not accepted.
 //!
-//! Invariant: until everything has been read, compared with its checksum and brought to stable storage, the directory cannot be
-//! opened.
+//! Invariant: the directory cannot be opened until everything has been read, verified against its checksum
+//! and synced.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -22,32 +22,33 @@ use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::ids::{DatabaseId, Seq};
 use crate::storage::{DataDirectory, RocksStorage, StorageBackend, StorageOptions, WriteBatch, blocking};
 
-/// Bytes of entries that are written to the store at once.
+/// Bytes of entries written to the store in one batch.
 const BATCH_BYTES: usize = 4 << 20;
 
-/// What was restored.
+/// The result of a restore.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Restored {
-    /// The new database.
+    /// The id of the new database.
     pub database: DatabaseId,
-    /// The one the backup is of.
+    /// The id of the database that was backed up.
     pub from: DatabaseId,
     /// The last commit.
     pub seq: Seq,
-    /// When that was committed, microseconds UTC.
+    /// When it was committed, in microseconds UTC.
     pub commit_ts: i64,
-    /// The objects of the backup.
+    /// The number of objects in the backup.
     pub objects: usize,
-    /// Their bytes.
+    /// The objects' bytes.
     pub bytes: u64,
 }
 
-/// Restores the backup at `url` into `data_dir`, which must be empty or not exist. When it fails the directory is left empty; when
-/// the process is killed, it cannot be opened.
+/// Restores the backup at `url` into `data_dir`, which must be empty or missing. After an error the directory
+/// is empty again; after a kill of the process it cannot be opened.
 ///
 /// # Errors
-/// 42704 when there is no backup, XX001 with the object's name when one is damaged, missing or too many, 55000 when the directory is
-/// not empty or the backup is newer than this program, 58030 when something cannot be read or written.
+/// 42704 when there is no backup; XX001 with the object's name when an object is damaged, missing or
+/// unexpected; 55000 when the directory is not empty or the backup is newer than this program; 58030 when
+/// something cannot be read or written.
 pub async fn restore(url: &BackupUrl, data_dir: &FilePath) -> Result<Restored> {
     let place = url.open()?;
     let manifest = read_manifest(&place, url).await?;
@@ -80,7 +81,7 @@ async fn read_manifest(place: &Place, url: &BackupUrl) -> Result<BackupManifest>
     }
 }
 
-/// A backup has the objects its manifest names and no others.
+/// Checks that the location has exactly the objects that the manifest names.
 async fn check_names(place: &Place, manifest: &BackupManifest) -> Result<()> {
     let found = place.list().await?;
     let mut named: BTreeMap<&str, bool> = BTreeMap::new();
@@ -148,7 +149,7 @@ async fn restore_segment(place: &Place, object: &BackupObject, file: PathBuf) ->
     blocking(move || file.sync_all().map_err(unwritable)).await
 }
 
-/// Reads a small object: one of the store's, or one that only has to be what it was.
+/// Restores a store object, or only verifies a small object of another kind.
 async fn restore_entries(place: &Place, object: &BackupObject, storage: &Arc<RocksStorage>) -> Result<()> {
     let found =
         place.get(&object.location()?).await?.ok_or_else(|| damaged(&object.path, "it is missing"))?;
@@ -169,7 +170,7 @@ async fn restore_entries(place: &Place, object: &BackupObject, storage: &Arc<Roc
     .await
 }
 
-/// Makes the restored store that of a new database, and sees that it is what the manifest says and has all its segments.
+/// Gives the restored store a new database id; checks it against the manifest and for missing segments.
 fn adopt(storage: &RocksStorage, manifest: &BackupManifest, segments: &FilePath) -> Result<Restored> {
     let database = DatabaseId(uuid::Uuid::new_v4());
     let mut batch = WriteBatch::new();
@@ -195,7 +196,7 @@ fn adopt(storage: &RocksStorage, manifest: &BackupManifest, segments: &FilePath)
     Ok(Restored { database, from, seq, commit_ts, objects: manifest.objects.len() + 1, bytes })
 }
 
-/// The names of the segments are durable once their folders are.
+/// The names of the segments are durable once their folders are synced.
 fn sync_folders(segments: &FilePath) -> io::Result<()> {
     fs::create_dir_all(segments)?;
     for folder in fs::read_dir(segments)? {

@@ -1,15 +1,16 @@
 //! Builds the Arrow schemas of a table version. Only `registry` calls it, once per version.
 //!
-//! Columns, in order:
+//! The schemas' columns, in order:
 //! - *visible*: the table's columns, as `SELECT *` and every client sees them;
 //! - *full*: visible and `_seq` (Int64, never NULL), the commit that wrote the row;
-//! - *write*: full and `_key` (Binary, never NULL) and `_value` (Binary, never NULL), the stored bytes of the row, and `_place`
-//!   (Int64), where it is when it is cold.
+//! - *write*: full, `_key` and `_value` (both Binary, never NULL), the stored bytes of the row, and `_place`
+//!   (Int64), the position of a cold row.
 //!
-//! A segment has the full schema's columns, then `_user_id` (Int64, never NULL) when users have rows of their own, then `_row_id`
-//! (FixedSizeBinary(12), never NULL) when there is no primary key. In segments of a large INSERT `_seq` is 0 in the object.
+//! Segments have the full schema's columns, then `_user_id` (Int64, never NULL) if each user has their own
+//! rows, then `_row_id` (FixedSizeBinary(12), never NULL) if there is no primary key. In segments of a large
+//! INSERT `_seq` inside the object is 0; ignore it.
 //!
-//! Invariant: equal fields of different tables are the same allocation, so a thousand alike tables cost little.
+//! Invariant: equal fields of different tables share one allocation, so many similar tables stay cheap.
 
 use std::sync::{Arc, LazyLock};
 
@@ -25,20 +26,20 @@ use crate::types::{ColumnType, DATA_TYPE_METADATA_KEY};
 pub const COLUMN_KEY: &str = "_key";
 /// The stored value of the row.
 pub const COLUMN_VALUE: &str = "_value";
-/// Where the row is, when it is cold.
+/// The position of a cold row; NULL for a hot one.
 pub const COLUMN_PLACE: &str = "_place";
-/// The owner's number, in segments of tables in which each user has rows of their own.
+/// The owner's number, in segments of tables with user scope.
 pub const COLUMN_USER: &str = "_user_id";
 /// The hidden key, in segments of tables without a primary key.
 pub const COLUMN_ROW_ID: &str = "_row_id";
 
-/// The schemas of one version.
+/// The schemas of one table version.
 pub(super) struct BuiltSchemas {
     pub(super) visible: SchemaRef,
     pub(super) full: SchemaRef,
 }
 
-/// Hands out one allocation for equal fields.
+/// Returns one allocation for equal fields.
 #[derive(Debug, Default)]
 pub(super) struct FieldInterner {
     fields: DashMap<(Arc<str>, ColumnType, bool), FieldRef>,
@@ -50,12 +51,12 @@ impl FieldInterner {
         Arc::clone(&entry.or_insert_with(|| Arc::new(new_field(name, ty, nullable))))
     }
 
-    /// Forgets fields that no schema uses any more.
+    /// Removes fields that no schema uses any more.
     pub(super) fn shrink(&self) {
         self.fields.retain(|_, field| Arc::strong_count(field) > 1);
     }
 
-    /// About how many bytes the fields take.
+    /// Returns about how many bytes the fields take.
     pub(super) fn bytes(&self) -> usize {
         let entry = size_of::<((Arc<str>, ColumnType, bool), FieldRef)>()
             + size_of::<Field>()
@@ -90,7 +91,7 @@ pub(super) fn build(definition: &TableDefinition, interner: &FieldInterner) -> B
     BuiltSchemas { visible: schema(visible), full: schema(full) }
 }
 
-/// The system columns that only some schemas have; one allocation each, whatever the table.
+/// The system columns that only some schemas have; all tables share one allocation per column.
 struct SystemFields {
     key: FieldRef,
     value: FieldRef,
@@ -110,13 +111,13 @@ static SYSTEM_FIELDS: LazyLock<SystemFields> = LazyLock::new(|| {
     }
 });
 
-/// The write schema over a full one.
+/// Extends a full schema to the write schema.
 pub(super) fn write(full: &Schema) -> SchemaRef {
     let SystemFields { key, value, place, .. } = &*SYSTEM_FIELDS;
     extended(full, [key, value, place])
 }
 
-/// The schema of segments over a full one.
+/// Extends a full schema to the segment schema.
 pub(super) fn segment(full: &Schema, definition: &TableDefinition) -> SchemaRef {
     let SystemFields { user, row_id, .. } = &*SYSTEM_FIELDS;
     let user = (definition.options.scope == ScopeKind::User).then_some(user);
@@ -129,7 +130,7 @@ fn extended<'a>(full: &'a Schema, more: impl IntoIterator<Item = &'a FieldRef>) 
     Arc::new(Schema::new(fields.collect::<Fields>()))
 }
 
-/// Whether `schema` is the visible schema of `definition`, without building one.
+/// Returns whether `schema` is the visible schema of `definition`, without building one.
 pub(super) fn is_visible(schema: &Schema, definition: &TableDefinition) -> bool {
     schema.metadata().is_empty()
         && schema.fields().len() == definition.columns.len()

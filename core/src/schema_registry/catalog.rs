@@ -1,7 +1,8 @@
-//! Every namespace, table, user and storage as of one commit.
+//! All namespaces, tables, users and storages as of one commit.
 //!
-//! Invariant: a catalog never changes. [`Catalog::apply`] makes the next one and shares what stayed the same (persistent maps),
-//! so a snapshot holds its catalog for the price of a pointer. It refuses a change that was planned on an older catalog.
+//! Invariant: a catalog never changes. [`Catalog::apply`] creates the next one and shares unchanged parts
+//! (persistent maps), so a snapshot's catalog costs one pointer. It refuses changes planned on an older
+//! catalog.
 
 use std::sync::Arc;
 
@@ -29,7 +30,7 @@ struct Namespace {
     tables: OrdMap<Arc<str>, Arc<TableDefinition>>,
 }
 
-/// Every namespace, table, user and storage. Cloning costs a few pointers.
+/// All namespaces, tables, users and storages. A clone costs a few pointers.
 #[derive(Clone, Debug)]
 pub struct Catalog {
     header: CatalogHeader,
@@ -41,7 +42,8 @@ pub struct Catalog {
 }
 
 impl Catalog {
-    /// The catalog of a new database: namespaces `public` and `system`, the eight system tables, storage `local`, no users.
+    /// Creates the catalog of a new database: namespaces `public` and `system`, the eight system tables,
+    /// storage `local`, no users.
     pub fn initial(created_at: i64) -> Self {
         let mut catalog = Self {
             header: CatalogHeader {
@@ -72,7 +74,7 @@ impl Catalog {
         catalog
     }
 
-    /// The catalog a database had, from its header and the last `Put` of every record, in any order.
+    /// Restores a catalog from its header and the last `Put` of every record, in any order.
     ///
     /// # Errors
     /// XX001 for a table whose namespace is not among the records.
@@ -106,7 +108,7 @@ impl Catalog {
         Ok(catalog)
     }
 
-    /// Everything [`Catalog::restore`] needs besides the header; the system tables are not among it.
+    /// Returns the records that [`Catalog::restore`] needs besides the header, without the system tables.
     pub fn records(&self) -> Vec<CatalogChange> {
         let namespaces = self.namespaces().map(|namespace| CatalogChange::PutNamespace(namespace.clone()));
         let tables = self.tables().filter(|table| table.kind != TableKind::System);
@@ -116,101 +118,101 @@ impl Catalog {
         namespaces.chain(tables).chain(users).chain(storages).collect()
     }
 
-    /// When the database was created and the numbers to give out next.
+    /// Returns when the database was created and the next free numbers.
     pub fn header(&self) -> CatalogHeader {
         self.header
     }
 
-    /// The number a table to be created gets. Of two plans with the same number one fails as a conflict and is planned again.
+    /// Returns the number for a new table. Of two plans with one number, one conflicts and is replanned.
     pub fn next_table_id(&self) -> TableId {
         self.header.next_table_id
     }
 
-    /// The number a namespace to be created gets.
+    /// Returns the number for a new namespace.
     pub fn next_namespace_id(&self) -> NamespaceId {
         self.header.next_namespace_id
     }
 
-    /// The number a user to be created gets.
+    /// Returns the number for a new user.
     pub fn next_user_id(&self) -> UserId {
         self.header.next_user_id
     }
 
-    /// The table of that name.
+    /// Returns the table with that name.
     pub fn table(&self, namespace: &str, name: &str) -> Option<&Arc<TableDefinition>> {
         self.namespaces.get(namespace)?.tables.get(name)
     }
 
-    /// The table of that number.
+    /// Returns the table with that number.
     pub fn table_by_id(&self, id: TableId) -> Option<&Arc<TableDefinition>> {
         self.tables.get(&id)
     }
 
-    /// The tables of a namespace by name; nothing when there is no such namespace.
+    /// Iterates over a namespace's tables by name; empty if the namespace does not exist.
     pub fn tables_in(&self, namespace: &str) -> impl Iterator<Item = &Arc<TableDefinition>> {
         self.namespaces.get(namespace).into_iter().flat_map(|namespace| namespace.tables.values())
     }
 
-    /// All tables by namespace and name.
+    /// Iterates over all tables, by namespace and name.
     pub fn tables(&self) -> impl Iterator<Item = &Arc<TableDefinition>> {
         self.namespaces.values().flat_map(|namespace| namespace.tables.values())
     }
 
-    /// How many tables there are, the system tables included.
+    /// Returns the number of tables, including the system tables.
     pub fn table_count(&self) -> usize {
         self.tables.len()
     }
 
-    /// The namespace of that name.
+    /// Returns the namespace with that name.
     pub fn namespace(&self, name: &str) -> Option<&NamespaceRecord> {
         self.namespaces.get(name).map(|namespace| &*namespace.record)
     }
 
-    /// The namespace of that number.
+    /// Returns the namespace with that number.
     pub fn namespace_by_id(&self, id: NamespaceId) -> Option<&NamespaceRecord> {
         self.namespaces().find(|namespace| namespace.id == id)
     }
 
-    /// All namespaces by name.
+    /// Iterates over all namespaces by name.
     pub fn namespaces(&self) -> impl Iterator<Item = &NamespaceRecord> {
         self.namespaces.values().map(|namespace| &*namespace.record)
     }
 
-    /// The user of that number.
+    /// Returns the user with that number.
     pub fn user(&self, id: UserId) -> Option<&Arc<UserRecord>> {
         self.users.get(&id)
     }
 
-    /// The user of that name.
+    /// Returns the user with that name.
     pub fn user_by_name(&self, username: &str) -> Option<&Arc<UserRecord>> {
         self.users.get(self.usernames.get(username)?)
     }
 
-    /// All users by name.
+    /// Iterates over all users by name.
     pub fn users(&self) -> impl Iterator<Item = &Arc<UserRecord>> {
         self.usernames.values().filter_map(|id| self.users.get(id))
     }
 
-    /// How many users there are.
+    /// Returns the number of users.
     pub fn user_count(&self) -> usize {
         self.users.len()
     }
 
-    /// The storage of that id.
+    /// Returns the storage with that id.
     pub fn storage(&self, id: &str) -> Option<&StorageRecord> {
         self.storages.get(id).map(|storage| &**storage)
     }
 
-    /// All storages by id.
+    /// Iterates over all storages by id.
     pub fn storages(&self) -> impl Iterator<Item = &StorageRecord> {
         self.storages.values().map(|storage| &**storage)
     }
 
-    /// The catalog after `change`; this one stays as it is.
+    /// Returns the catalog after `change`; this one stays unchanged.
     ///
     /// # Errors
-    /// 40001 for a change planned on an older catalog; 42P06, 42P07, 42710 for a taken name; 3F000, 42704 for something
-    /// missing; 2BP01 for something still in use; and whatever [`TableDefinition::validate`] refuses.
+    /// 40001 for a change planned on an older catalog; 42P06, 42P07, 42710 for a taken name; 3F000, 42704 for
+    /// a missing object; 2BP01 for an object in use; whatever [`TableDefinition::validate`] refuses.
     pub fn apply(&self, change: &CatalogChange) -> Result<Self> {
         let mut next = self.clone();
         match change {
@@ -292,7 +294,7 @@ impl Catalog {
                 self.unset_table(&old);
             }
             None => {
-                // A number that has been given out belongs to a table that is gone, or to another plan that came first.
+                // The number was taken by a table that is gone, or by another plan that committed first.
                 if table.id < self.header.next_table_id || table.version != SchemaVersion(1) {
                     return Err(stale("table", &table.qualified_name()));
                 }
@@ -448,7 +450,7 @@ fn is_next(kind: &str, name: &str, old: u32, new: u32) -> Result<()> {
     if new == old.saturating_add(1) { Ok(()) } else { Err(stale(kind, name)) }
 }
 
-/// The change was planned on a catalog that is no longer the current one.
+/// Returns the error for a change that was planned on an outdated catalog.
 fn stale(kind: &str, name: &str) -> Error {
     Error::conflict(format!("{kind} \"{name}\" was changed by another commit"))
 }

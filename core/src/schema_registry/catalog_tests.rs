@@ -1,4 +1,4 @@
-//! What a catalog accepts and refuses.
+//! Tests of the catalog: what it accepts and refuses.
 
 use std::sync::Arc;
 

@@ -1,7 +1,9 @@
-//! A table as the catalog stores it: columns with stable ids, primary key, options, and the layouts its older rows have.
+//! A table as the catalog stores it: columns with stable ids, primary key, options, and the layouts of its
+//! older rows.
 //!
-//! Invariant: a definition is immutable. An ALTER makes the next version with [`TableDefinition::next_version`]; rows written
-//! under an older version are read through [`TableDefinition::layout`] and never rewritten.
+//! Invariant: a definition is immutable. An ALTER makes the next version with
+//! [`TableDefinition::next_version`]; rows written under an older version are read through
+//! [`TableDefinition::layout`] and never rewritten for it.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -25,15 +27,15 @@ pub use crate::storage::rows::RowLayout;
 const COLUMNS_MAX: usize = 1_600;
 const KEY_COLUMNS_MAX: usize = 32;
 
-/// What a column holds when an INSERT does not say.
+/// The value of a column that an INSERT leaves out.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ColumnDefault {
-    /// A constant, as the text [`ColumnType::parse_text`] reads.
+    /// A constant, in the syntax of [`ColumnType::parse_text`].
     Literal(String),
     /// `NOW()`: the statement's time.
     Now,
-    /// `SNOWFLAKE_ID()`: a number that grows with time.
+    /// `SNOWFLAKE_ID()`: a number that grows over time.
     SnowflakeId,
     /// `UUID_V7()`.
     UuidV7,
@@ -44,10 +46,10 @@ pub enum ColumnDefault {
 }
 
 impl ColumnDefault {
-    /// Checks that the default fits a column of type `ty`; `column` names it in the error.
+    /// Checks that the default fits a column of type `ty`. Errors name the column by `column`.
     ///
     /// # Errors
-    /// 42804 for a function that makes another type, 22P02 for a literal that is no value of the type.
+    /// 42804 for a function of another type, 22P02 for a literal that is not a value of the type.
     pub fn validate(&self, column: &str, ty: ColumnType) -> Result<()> {
         let (fits, expected) = match self {
             Self::Literal(text) => return ty.parse_text(text).map(|_| ()),
@@ -71,10 +73,10 @@ impl ColumnDefault {
         .hint(format!("it makes a value of type {expected}")))
     }
 
-    /// The constant of a literal default; `None` for a function.
+    /// Returns the constant of a literal default; `None` for a function.
     ///
     /// # Errors
-    /// 22P02 when the stored text is no value of `ty`, which [`ColumnDefault::validate`] rules out.
+    /// 22P02 when the stored text is not a value of `ty`, which [`ColumnDefault::validate`] rules out.
     pub fn literal(&self, ty: ColumnType) -> Result<Option<ScalarValue>> {
         match self {
             Self::Literal(text) => ty.parse_text(text).map(Some),
@@ -82,7 +84,7 @@ impl ColumnDefault {
         }
     }
 
-    /// The default as SQL spells it.
+    /// Returns the default as SQL spells it.
     pub fn sql_text(&self, ty: ColumnType) -> String {
         match self {
             Self::Literal(text) => match ty {
@@ -107,36 +109,36 @@ impl ColumnDefault {
 /// One column.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ColumnDefinition {
-    /// Stable across renames, never used again in the table.
+    /// Stable across renames, and never reused in the table.
     pub id: ColumnId,
-    /// As stored; see `names`.
+    /// The stored name; see `names`.
     pub name: Arc<str>,
     /// Its type.
     pub ty: ColumnType,
     /// Whether NULL is allowed; never for key columns.
     pub nullable: bool,
-    /// What an INSERT that leaves the column out writes; NULL when absent.
+    /// The value for an INSERT that leaves the column out; NULL when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub default: Option<ColumnDefault>,
-    /// The most characters of a text column declared with a length.
+    /// The maximum number of characters of a text column declared with a length.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub length_max: Option<u32>,
-    /// What rows written before the column existed hold, as a literal's text; NULL when absent. It is the column's default at
-    /// the moment the column was added, evaluated once.
+    /// The value in rows written before the column existed, as a literal's text; NULL when absent. It is the
+    /// column's default, evaluated once when the column was added.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub initial: Option<String>,
 }
 
 impl ColumnDefinition {
-    /// A column without default and length.
+    /// Creates a column without default and length.
     pub fn new(id: ColumnId, name: impl Into<Arc<str>>, ty: ColumnType, nullable: bool) -> Self {
         Self { id, name: name.into(), ty, nullable, default: None, length_max: None, initial: None }
     }
 
-    /// What rows written before the column existed hold.
+    /// Returns the value in rows written before the column existed.
     ///
     /// # Errors
-    /// 22P02 when the stored text is no value of the type, which [`TableDefinition::validate`] rules out.
+    /// 22P02 when the stored text is not a value of the type, which [`TableDefinition::validate`] rules out.
     pub fn initial_value(&self) -> Result<ScalarValue> {
         match &self.initial {
             Some(text) => self.ty.parse_text(text),
@@ -148,11 +150,11 @@ impl ColumnDefinition {
 /// One version of a table.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TableDefinition {
-    /// Never used again, also after a DROP.
+    /// Never reused, even after a DROP.
     pub id: TableId,
-    /// 1 at creation, one more for each change of the columns.
+    /// 1 at creation, plus 1 for each change of the columns.
     pub version: SchemaVersion,
-    /// 0 at creation, one more for each change of the options, which leaves the version as it is.
+    /// 0 at creation, plus 1 for each change of the options, which keeps the version.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub revision: u32,
     /// The namespace's name.
@@ -161,13 +163,13 @@ pub struct TableDefinition {
     pub name: Arc<str>,
     /// USER, SHARED, STREAM or SYSTEM.
     pub kind: TableKind,
-    /// In the order `SELECT *` shows.
+    /// In the order of `SELECT *`.
     pub columns: Vec<ColumnDefinition>,
     /// In key order; empty for a table with hidden row ids.
     pub primary_key: Vec<ColumnId>,
-    /// What the WITH clause says.
+    /// The options of the WITH clause.
     pub options: TableOptions,
-    /// The id the next added column gets.
+    /// The id of the next added column.
     pub next_column_id: ColumnId,
     /// The first version whose rows have the layout of `columns`.
     pub layout_since: SchemaVersion,
@@ -178,16 +180,16 @@ pub struct TableDefinition {
     pub created_at: i64,
     /// Microseconds since 1970 UTC.
     pub updated_at: i64,
-    /// Who created it.
+    /// The creator.
     pub created_by: UserId,
-    /// What people wrote about it.
+    /// The comment on the table.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub comment: Option<String>,
 }
 
 impl TableDefinition {
-    /// Version 1 of a new table. Column ids are given by position, whatever the columns carry; key columns become NOT NULL.
-    /// `primary_key` holds positions in `columns`.
+    /// Creates version 1 of a new table. Columns get their ids by position, whatever ids they carry; key
+    /// columns become NOT NULL. `primary_key` holds positions in `columns`.
     ///
     /// # Errors
     /// Whatever [`TableDefinition::validate`] refuses.
@@ -243,9 +245,9 @@ impl TableDefinition {
         Ok(table)
     }
 
-    /// The next version of the table, changed by `change`. Rows of the versions before stay readable: when the stored columns
-    /// change, the layout they had is added to the history. Ids of added columns come from `next_column_id`, which `change`
-    /// moves on.
+    /// Returns the next version of the table, changed by `change`. When the stored columns change, the old
+    /// layout joins the history, so that older rows stay readable. `change` takes ids of added columns from
+    /// `next_column_id` and advances it.
     ///
     /// # Errors
     /// What `change` returns, and whatever [`TableDefinition::validate`] refuses.
@@ -269,8 +271,8 @@ impl TableDefinition {
         Ok(next)
     }
 
-    /// The table with other options. Its version stays what it is: rows, segments, schemas and resume tokens do not depend on
-    /// the options that may change.
+    /// Returns the table with other options and the same version: rows, segments, schemas and resume tokens
+    /// do not depend on the options that may change.
     ///
     /// # Errors
     /// Whatever [`TableDefinition::validate`] refuses.
@@ -281,7 +283,7 @@ impl TableDefinition {
         Ok(next)
     }
 
-    /// Whether it was made of `old` by one change of the columns or of the options.
+    /// Returns whether one change of the columns or of the options leads from `old` to this definition.
     pub fn follows(&self, old: &Self) -> bool {
         match self.version == old.version {
             true => self.revision == old.revision.saturating_add(1) && self.has_schemas_of(old),
@@ -289,14 +291,14 @@ impl TableDefinition {
         }
     }
 
-    /// Whether both have the same Arrow schemas.
+    /// Returns whether both have the same Arrow schemas.
     pub fn has_schemas_of(&self, other: &Self) -> bool {
         self.columns == other.columns
             && self.primary_key == other.primary_key
             && self.options.scope == other.options.scope
     }
 
-    /// Whose rows a principal's statements see and write. It is the only place that decides it.
+    /// Returns the scope whose rows a user's statements see and write. Nothing else decides this.
     pub fn scope_for(&self, user: UserId) -> ScopeId {
         match self.options.scope {
             ScopeKind::Shared => ScopeId::SHARED,
@@ -304,7 +306,7 @@ impl TableDefinition {
         }
     }
 
-    /// Whether a principal may see its rows, of USER tables their own.
+    /// Returns whether a principal may read its rows (in USER tables, their own rows).
     pub fn is_readable_by(&self, principal: &Principal) -> bool {
         match (self.kind, self.options.scope) {
             (TableKind::System, _) => principal.may_read_system(),
@@ -313,7 +315,7 @@ impl TableDefinition {
         }
     }
 
-    /// Whether its hot rows become cold. Rows of STREAM tables expire instead, and those of most system tables are not stored.
+    /// Returns whether its hot rows are flushed. STREAM rows expire instead; most system tables store none.
     pub fn is_flushed(&self) -> bool {
         match self.kind {
             TableKind::User | TableKind::Shared => true,
@@ -322,37 +324,37 @@ impl TableDefinition {
         }
     }
 
-    /// `namespace.table`, as errors and listings show it.
+    /// Returns `namespace.table`, as errors and listings show it.
     pub fn qualified_name(&self) -> String {
         format!("{}.{}", self.namespace, self.name)
     }
 
-    /// The types of the key columns, in key order.
+    /// Returns the types of the key columns, in key order.
     pub fn key_types(&self) -> Vec<ColumnType> {
         self.key_columns().map(|column| column.ty).collect()
     }
 
-    /// The positions of the key columns in `columns`, in key order.
+    /// Returns the positions of the key columns in `columns`, in key order.
     pub fn key_positions(&self) -> Vec<usize> {
         self.primary_key.iter().filter_map(|id| self.column_position(*id)).collect()
     }
 
-    /// The key columns, in key order.
+    /// Iterates over the key columns, in key order.
     pub fn key_columns(&self) -> impl Iterator<Item = &ColumnDefinition> {
         self.primary_key.iter().filter_map(|id| self.column_by_id(*id))
     }
 
-    /// Whether the user declared a primary key; without one rows have hidden ids.
+    /// Returns whether the table has a primary key; rows without one have hidden ids.
     pub fn has_key(&self) -> bool {
         !self.primary_key.is_empty()
     }
 
-    /// How the keys of cold rows are made of the columns that the segments of this version have.
+    /// Returns how to build the keys of cold rows from the columns of this version's segments.
     ///
     /// # Errors
-    /// XX000 when a key column has a type that cannot be a key, which no stored definition has.
+    /// XX000 when a key column has a type that cannot be a key; no stored definition has one.
     pub fn segment_keys(&self) -> Result<SegmentKeys> {
-        // The table's columns, `_seq`, and then the system columns there are; see `arrow_schema`.
+        // The table's columns, `_seq`, then the system columns that the table has; see `arrow_schema`.
         let after_seq = self.columns.len() + 1;
         let is_scoped = self.options.scope == ScopeKind::User;
         let scope = is_scoped.then_some(after_seq);
@@ -362,22 +364,22 @@ impl TableDefinition {
         Ok(SegmentKeys::primary(self.id, KeyEncoder::new(&self.key_types())?, self.key_positions(), scope))
     }
 
-    /// The column of that name.
+    /// Returns the column with that name.
     pub fn column(&self, name: &str) -> Option<&ColumnDefinition> {
         self.columns.iter().find(|column| &*column.name == name)
     }
 
-    /// The column of that id.
+    /// Returns the column with that id.
     pub fn column_by_id(&self, id: ColumnId) -> Option<&ColumnDefinition> {
         self.columns.iter().find(|column| column.id == id)
     }
 
-    /// Where the column of that id stands in `columns`.
+    /// Returns the position in `columns` of the column with that id.
     pub fn column_position(&self, id: ColumnId) -> Option<usize> {
         self.columns.iter().position(|column| column.id == id)
     }
 
-    /// The stored columns of rows written under `version`; `None` for a version the table never had.
+    /// Returns the stored columns of rows written under `version`; `None` for a version the table never had.
     pub fn layout(&self, version: SchemaVersion) -> Option<RowLayout> {
         if version > self.version || version.0 == 0 {
             return None;
@@ -388,7 +390,7 @@ impl TableDefinition {
         self.history.iter().rev().find(|layout| layout.since <= version).cloned()
     }
 
-    /// Every layout rows of the table can have, oldest first, as a row decoder takes them.
+    /// Returns every layout that rows of the table can have, oldest first, as a row decoder expects them.
     pub fn layouts(&self) -> Vec<RowLayout> {
         let newest = RowLayout { since: self.layout_since, columns: self.stored_columns() };
         self.history.iter().cloned().chain([newest]).collect()
@@ -398,11 +400,11 @@ impl TableDefinition {
         self.columns.iter().map(|column| (column.id, column.ty)).collect()
     }
 
-    /// Checks everything that must hold for a table to be stored.
+    /// Checks everything that must hold before the table is stored.
     ///
     /// # Errors
-    /// 42602, 42622 for names, 42701 for a column named twice, 42P16 for a wrong key or option, 42804 and 22P02 for defaults,
-    /// 54000 for too many columns.
+    /// 42602, 42622 for names; 42701 for a duplicate column; 42P16 for a wrong key or option; 42804, 22P02
+    /// for defaults; 54000 for too many columns.
     pub fn validate(&self) -> Result<()> {
         validate_name("table", &self.name)?;
         if self.columns.is_empty() {

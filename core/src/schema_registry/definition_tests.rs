@@ -1,4 +1,4 @@
-//! What a table definition keeps through its changes, and refuses.
+//! Tests of table definitions: what changes keep and what validation refuses.
 
 use super::*;
 use crate::schema_registry::Durability;

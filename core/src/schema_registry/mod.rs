@@ -1,7 +1,7 @@
-//! What tables there are and what they look like: the catalog, table definitions, and their memoized Arrow schemas.
+//! The tables and their schemas: the catalog, table definitions, and their memoized Arrow schemas.
 //!
-//! Invariant: the Arrow schema of a table version is built once, in `arrow_schema`, and only [`SchemaRegistry`] asks for it.
-//! Name-to-id lookups belong to the [`Catalog`] of a snapshot, never to the registry.
+//! Invariant: the Arrow schema of a table version is built once, in `arrow_schema`, and only for
+//! [`SchemaRegistry`]. Lookups by name belong to a snapshot's [`Catalog`], never to the registry.
 
 mod arrow_schema;
 mod catalog;

@@ -1,10 +1,10 @@
-//! What names may look like. Folding to lower case is the parser's work; this judges names as they will be stored.
+//! Rules for names. The parser folds names to lower case; this module checks them as they will be stored.
 //!
-//! Invariant: every name in the catalog passed here, so printing a stored name in double quotes is always right.
+//! Invariant: every name in the catalog was checked here, so messages can print it in double quotes.
 
 use crate::error::{Error, ErrorKind, Result, SqlState};
 
-/// Namespaces nobody may create.
+/// Namespaces that nobody may create.
 pub const RESERVED_NAMESPACES: [&str; 4] = ["system", "information_schema", "pg_catalog", "kalam"];
 
 const NAME_BYTES_MAX: usize = 63;
@@ -12,7 +12,7 @@ const NAME_BYTES_MAX: usize = 63;
 /// Checks a name of `kind` ("table", "namespace", "user", …).
 ///
 /// # Errors
-/// 42602 when empty or with a control character, 42622 beyond 63 bytes.
+/// 42602 for an empty name, a control character or a space at either end, 42622 for more than 63 bytes.
 pub fn validate_name(kind: &str, name: &str) -> Result<()> {
     if name.is_empty() {
         return Err(invalid_name(format!("the name of a {kind} is empty")));

@@ -1,6 +1,7 @@
-//! What the WITH clause of a table can say, with defaults.
+//! The options of a table's WITH clause and their defaults.
 //!
-//! Invariant: USER tables have user scope, SHARED and SYSTEM tables shared scope; a STREAM table has either, and a TTL.
+//! Invariant: USER tables have user scope, SHARED and SYSTEM tables shared scope; STREAM tables either, and a
+//! TTL.
 
 use std::fmt;
 use std::sync::Arc;
@@ -14,18 +15,18 @@ use crate::error::{Error, Result};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TableKind {
-    /// Every user has rows of their own.
+    /// Each user has their own rows.
     User,
-    /// One set of rows for all.
+    /// All users share the rows.
     Shared,
     /// Rows that expire.
     Stream,
-    /// The database's own.
+    /// A table of namespace `system`.
     System,
 }
 
 impl TableKind {
-    /// The kind of a name as SQL spells it, in any case. SYSTEM is not one that SQL can ask for.
+    /// Parses a kind's SQL name, ignoring case. SQL cannot ask for SYSTEM.
     ///
     /// # Errors
     /// 22023 for any other name.
@@ -39,7 +40,7 @@ impl TableKind {
         }
     }
 
-    /// The name in system tables.
+    /// Returns the name in system tables.
     pub fn name(self) -> &'static str {
         match self {
             Self::User => "user",
@@ -56,29 +57,29 @@ impl fmt::Display for TableKind {
     }
 }
 
-/// Whether all users share the rows of a table or each has their own.
+/// Whether all users share a table's rows or each has their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ScopeKind {
-    /// One set of rows.
+    /// One set of rows for all users.
     Shared,
     /// One set of rows for each user.
     User,
 }
 
-/// What an OK for a write means.
+/// What a successful write guarantees.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Durability {
-    /// It is on disk.
+    /// The write is on disk.
     #[default]
     Durable,
-    /// It survives the end of the process, but perhaps not of the machine.
+    /// The write survives the end of the process, but perhaps not of the machine.
     Relaxed,
 }
 
 impl Durability {
-    /// The durability of a name as SQL spells it, in any case.
+    /// Parses a durability's SQL name, ignoring case.
     ///
     /// # Errors
     /// 22023 for any other name.
@@ -91,7 +92,7 @@ impl Durability {
         }
     }
 
-    /// The name in SQL and in system tables.
+    /// Returns the name in SQL and in system tables.
     pub fn name(self) -> &'static str {
         match self {
             Self::Durable => "durable",
@@ -100,12 +101,12 @@ impl Durability {
     }
 }
 
-/// When hot rows are written to a segment: as soon as one part is reached. An absent part never is.
+/// When hot rows are flushed to segments: as soon as one limit is reached. An absent limit never is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct FlushPolicy {
-    /// Hot rows.
+    /// The number of hot rows.
     pub rows: Option<u64>,
-    /// Bytes of hot rows.
+    /// The bytes of hot rows.
     pub bytes: Option<u64>,
     /// Seconds since the last flush.
     pub interval_s: Option<u64>,
@@ -118,10 +119,10 @@ impl Default for FlushPolicy {
 }
 
 impl FlushPolicy {
-    /// Reads `rows:N,bytes:N,interval:S`, any of the three in any order; bytes may end in KiB, MiB or GiB.
+    /// Parses `rows:N,bytes:N,interval:S`: any of the three, in any order. Bytes may end in KiB, MiB or GiB.
     ///
     /// # Errors
-    /// 22023 for anything else, a zero or a part named twice.
+    /// 22023 for anything else, a zero, or a part named twice.
     pub fn parse(text: &str) -> Result<Self> {
         let wrong = || {
             Error::invalid(format!("\"{text}\" is not a flush policy"))
@@ -175,25 +176,25 @@ impl fmt::Display for FlushPolicy {
     }
 }
 
-/// What the WITH clause of a table says.
+/// The options of a table's WITH clause.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct TableOptions {
-    /// Where its segments go.
+    /// The storage of its segments.
     pub storage_id: Arc<str>,
-    /// When they are written.
+    /// When hot rows are flushed.
     pub flush_policy: FlushPolicy,
-    /// How long a row lives, of STREAM tables only.
+    /// How long a row lives; only for STREAM tables.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl_seconds: Option<u64>,
     /// Who may use a SHARED table.
     pub access_level: AccessLevel,
-    /// Whether each user has rows of their own.
+    /// Whether each user has their own rows.
     pub scope: ScopeKind,
-    /// What an OK means.
+    /// What a successful write guarantees.
     pub durability: Durability,
 }
 
-/// What is wrong with options; the table's name is added by who asked.
+/// A problem with options. The caller adds the table's name.
 #[derive(Debug)]
 pub(crate) struct OptionProblem(&'static str, &'static str);
 
@@ -207,15 +208,15 @@ impl OptionProblem {
     }
 }
 
-/// A hundred years: beyond it expiry times would leave the range of timestamps clients can show.
+/// A hundred years. Longer TTLs would put expiry times outside the timestamps that clients can show.
 const TTL_SECONDS_MAX: u64 = 100 * 366 * 86_400;
 
 impl TableOptions {
-    /// What a table of `kind` has when the WITH clause says nothing. A STREAM table still needs a TTL.
+    /// Returns the options of a `kind` table without a WITH clause. A STREAM table still needs a TTL.
     pub fn of(kind: TableKind) -> Self {
         let mut flush_policy = FlushPolicy::default();
         if kind == TableKind::System {
-            // A flush writes job rows: by time they would call for the next flush, for ever.
+            // A flush writes job rows, so an interval would trigger flushes of `system.jobs` forever.
             flush_policy.interval_s = None;
         }
         Self {

@@ -1,7 +1,7 @@
-//! The catalog's records and the changes a commit makes to them, as they are stored and logged.
+//! The catalog's records and the changes that commits make to them, as stored and logged.
 //!
-//! Invariant: every change names one record, under the key [`CatalogChange::record_key`], and holds it whole, so replaying the
-//! last change of each key gives the catalog.
+//! Invariant: each change replaces or removes one whole record, under the key [`CatalogChange::record_key`],
+//! so replaying the last change of each key gives the catalog.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,7 +14,7 @@ use crate::access::{Principal, Role};
 use crate::cold_storage::{STORAGE_LOCAL, StorageLocation};
 use crate::ids::{NamespaceId, TableId, UserId};
 
-/// The namespace sessions start in; it always exists.
+/// The namespace in which sessions start; it always exists.
 pub const NAMESPACE_PUBLIC: &str = "public";
 /// The namespace of the system tables.
 pub const NAMESPACE_SYSTEM: &str = "system";
@@ -22,13 +22,13 @@ pub const NAMESPACE_SYSTEM: &str = "system";
 /// A namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NamespaceRecord {
-    /// Its number.
+    /// The number.
     pub id: NamespaceId,
-    /// Its name, unique.
+    /// The unique name.
     pub name: Arc<str>,
-    /// 1 at creation, one more for each change; a change planned on another revision is a conflict.
+    /// 1 at creation, plus 1 for each change; a change planned on another revision is a conflict.
     pub revision: u32,
-    /// What `ALTER NAMESPACE ... SET OPTIONS` said, as a JSON object's text.
+    /// The value of `ALTER NAMESPACE ... SET OPTIONS`, as the text of a JSON object.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub options: Option<String>,
     /// Microseconds since 1970 UTC.
@@ -38,18 +38,18 @@ pub struct NamespaceRecord {
 /// A user.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UserRecord {
-    /// Its number.
+    /// The number.
     pub id: UserId,
-    /// Its name, unique.
+    /// The unique name.
     pub username: Arc<str>,
-    /// 1 at creation, one more for each change; a change planned on another revision is a conflict.
+    /// 1 at creation, plus 1 for each change; a change planned on another revision is a conflict.
     pub revision: u32,
-    /// How a password is recognised, in the form of the PHC string format; a user without one cannot log in with a password.
+    /// The password hash in PHC string format; a user without one cannot log in with a password.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub password_hash: Option<String>,
-    /// What it may do.
+    /// Decides what the user may do.
     pub role: Role,
-    /// Its mail address.
+    /// The mail address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub email: Option<String>,
     /// Microseconds since 1970 UTC.
@@ -59,19 +59,19 @@ pub struct UserRecord {
     /// Microseconds since 1970 UTC.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_login_at: Option<i64>,
-    /// Grows whenever password or role change; a token of an older generation is no longer accepted.
+    /// Grows when the password or the role changes; tokens of an older generation are refused.
     pub auth_generation: u32,
 }
 
 impl UserRecord {
-    /// The user as sessions carry it.
+    /// Returns the user as sessions carry it.
     pub fn principal(&self) -> Principal {
         Principal { user_id: self.id, username: Arc::clone(&self.username), role: self.role }
     }
 }
 
 impl fmt::Debug for UserRecord {
-    /// Leaves the password hash out, so that no log line can hold it.
+    /// Omits the password hash, so that no log line can hold it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("UserRecord")
             .field("id", &self.id)
@@ -82,26 +82,26 @@ impl fmt::Debug for UserRecord {
     }
 }
 
-/// A place for segments.
+/// A storage for segments.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StorageRecord {
-    /// Its id, unique, as tables name it.
+    /// The unique id by which tables name it.
     pub id: Arc<str>,
-    /// 1 at creation, one more for each change; a change planned on another revision is a conflict.
+    /// 1 at creation, plus 1 for each change; a change planned on another revision is a conflict.
     pub revision: u32,
-    /// Its name for people.
+    /// The name for people.
     pub name: String,
-    /// What it is for.
+    /// The purpose.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
     /// `filesystem`, `s3`, `gcs` or `azure`.
     pub storage_type: String,
-    /// The folder or the URL of the bucket; empty for the data directory.
+    /// The folder or the bucket's URL; empty for the data directory.
     pub base_directory: String,
-    /// The prefix of the environment variables with its credentials; never the credentials.
+    /// The prefix of the environment variables that hold the credentials; never the credentials themselves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credentials: Option<String>,
-    /// What else is needed to reach it: values of [`crate::cold_storage::CONNECTION_OPTIONS`].
+    /// Other connection settings: values of [`crate::cold_storage::CONNECTION_OPTIONS`].
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub options: BTreeMap<String, String>,
     /// Microseconds since 1970 UTC.
@@ -111,7 +111,7 @@ pub struct StorageRecord {
 }
 
 impl StorageRecord {
-    /// The storage every database has.
+    /// Returns the storage that every database has.
     pub(crate) fn local(created_at: i64) -> Self {
         Self {
             id: Arc::from(STORAGE_LOCAL),
@@ -127,12 +127,12 @@ impl StorageRecord {
         }
     }
 
-    /// Where the segments of a table go below it, with the numbers of database and table for the names in braces.
+    /// Returns the template of a table's segment path below the storage; names in braces stand for numbers.
     pub fn template(&self) -> &'static str {
         if &*self.id == STORAGE_LOCAL { "{tableId}" } else { "{databaseId}/{tableId}" }
     }
 
-    /// What it is connected with.
+    /// Returns the settings that connect to the storage.
     pub fn location(&self) -> StorageLocation {
         StorageLocation {
             id: Arc::clone(&self.id),
@@ -143,10 +143,10 @@ impl StorageRecord {
     }
 }
 
-/// What of a catalog is not a record: when it was made, and the numbers to give out next, which no DROP takes back.
+/// The catalog without its records: its creation time and the next free numbers. No DROP takes a number back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CatalogHeader {
-    /// When the database was created, in microseconds since 1970 UTC.
+    /// When the database was created, in microseconds UTC.
     pub created_at: i64,
     /// The number the next namespace gets.
     pub next_namespace_id: NamespaceId,
@@ -164,7 +164,7 @@ pub enum CatalogChange {
     PutNamespace(NamespaceRecord),
     /// Removes an empty namespace.
     DropNamespace(NamespaceId),
-    /// Creates a table (version 1) or puts its next version in its place.
+    /// Creates a table (version 1) or replaces it with its next version or revision.
     PutTable(TableDefinition),
     /// Removes a table with all its rows.
     DropTable(TableId),
@@ -179,7 +179,7 @@ pub enum CatalogChange {
 }
 
 impl CatalogChange {
-    /// The key of the record that changes: `table/1000`, `user/1`, `namespace/10`, `storage/local`.
+    /// Returns the key of the changed record: `table/1000`, `user/1`, `namespace/10`, `storage/local`.
     pub fn record_key(&self) -> String {
         match self {
             Self::PutNamespace(NamespaceRecord { id, .. }) | Self::DropNamespace(id) => {
@@ -191,7 +191,7 @@ impl CatalogChange {
         }
     }
 
-    /// Whether the change removes its record.
+    /// Returns whether the change removes its record.
     pub fn is_drop(&self) -> bool {
         match self {
             Self::PutNamespace(_) | Self::PutTable(_) | Self::PutUser(_) | Self::PutStorage(_) => false,

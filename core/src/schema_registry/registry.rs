@@ -1,8 +1,8 @@
-//! The memo of Arrow schemas: for each (table, version) one set of `SchemaRef`s and one encoded schema message, shared by
-//! table providers, planner, FlightInfo, prepared statements and streams.
+//! The memo of Arrow schemas: for each (table, version) one set of `SchemaRef`s and one encoded schema
+//! message, shared by table providers, planner, FlightInfo, prepared statements and streams.
 //!
-//! Invariant: a schema is built at most once for each version, and what is handed out is always the same allocation, so
-//! "same schema" is a comparison of pointers. A hit is one map lookup and one `Arc::clone`.
+//! Invariant: a schema is built at most once per version, and callers always get the same allocation, so
+//! "same schema" is a pointer comparison. A hit costs one map lookup and one `Arc::clone`.
 
 use std::fmt;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use crate::ids::{SchemaVersion, TableId};
 pub struct TableSchemas {
     /// The definition the schemas were built from.
     pub definition: Arc<TableDefinition>,
-    /// What `SELECT *` and every client sees.
+    /// The columns that `SELECT *` and every client see.
     pub visible: SchemaRef,
     /// Visible and `_seq` (Int64, never NULL).
     pub full: SchemaRef,
@@ -36,19 +36,19 @@ pub struct TableSchemas {
 }
 
 impl TableSchemas {
-    /// Full and `_key`, `_value` (Binary, never NULL), `_place` (Int64): what UPDATE and DELETE read. Built at the first call, and
-    /// the same allocation ever after; most tables are read more than they are changed.
+    /// Returns the schema that UPDATE and DELETE read: full, `_key` and `_value` (Binary, never NULL),
+    /// `_place` (Int64). It is built at the first call and reused; most tables are read more than changed.
     pub fn write(&self) -> &SchemaRef {
         self.write.get_or_init(|| arrow_schema::write(&self.full))
     }
 
-    /// Full and the system columns that make a cold row's key: what segments have. Built as [`TableSchemas::write`].
+    /// Returns the schema of segments: full and the system columns of a cold row's key. It is built once too.
     pub fn segment(&self) -> &SchemaRef {
         self.segment.get_or_init(|| arrow_schema::segment(&self.full, &self.definition))
     }
 
-    /// The visible schema as one encapsulated IPC message: continuation marker, length, flatbuffer. It is encoded at the first
-    /// call and the same allocation ever after.
+    /// Returns the visible schema as one encapsulated IPC message: continuation marker, length, flatbuffer.
+    /// It is encoded at the first call and then reused.
     pub fn visible_ipc(&self) -> Bytes {
         let message = self.visible_ipc.get_or_init(|| {
             self.encodings.fetch_add(1, Ordering::Relaxed);
@@ -57,7 +57,7 @@ impl TableSchemas {
         message.clone()
     }
 
-    /// The same schemas, of a table whose options have changed.
+    /// Returns the same schemas for a table whose options changed.
     fn with_definition(&self, definition: &Arc<TableDefinition>) -> Self {
         Self {
             definition: Arc::clone(definition),
@@ -110,24 +110,24 @@ pub fn encode_schema(schema: &Schema) -> Bytes {
 
 type Key = (TableId, SchemaVersion);
 
-/// What the registry has done since the start.
+/// Counters of the registry since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RegistryCounters {
     /// Lookups that found their schemas.
     pub hits: u64,
     /// Lookups that did not.
     pub misses: u64,
-    /// Schemas built; equals misses but for lookups that raced.
+    /// Schemas built; equals misses except for racing lookups.
     pub builds: u64,
     /// Schema messages encoded.
     pub encodings: u64,
     /// Versions memoized now.
     pub entries: usize,
-    /// About how many bytes they take beyond the definitions.
+    /// About how many bytes they take besides the definitions.
     pub bytes: usize,
 }
 
-/// The only truth about the Arrow schemas of tables.
+/// The single source of the tables' Arrow schemas.
 #[derive(Debug, Default)]
 pub struct SchemaRegistry {
     schemas: DashMap<Key, Arc<TableSchemas>>,
@@ -139,12 +139,12 @@ pub struct SchemaRegistry {
 }
 
 impl SchemaRegistry {
-    /// An empty registry.
+    /// Creates an empty registry.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The schemas of a table version: the memoized ones, or those built now.
+    /// Returns the schemas of a table version; builds them if they are not memoized.
     pub fn schemas(&self, definition: &Arc<TableDefinition>) -> Arc<TableSchemas> {
         let key = (definition.id, definition.version);
         if let Some(found) = self.schemas.get(&key)
@@ -157,8 +157,8 @@ impl SchemaRegistry {
         self.build(key, definition)
     }
 
-    /// The memoized schemas whose visible schema equals `schema`, which a query planned over `definition` has; `None` when the
-    /// query changes names, types or order.
+    /// Returns the memoized schemas if `schema`, the schema of a query over `definition`, equals the visible
+    /// one; `None` if the query changes names, types or order.
     pub fn match_visible(
         &self,
         schema: &Schema,
@@ -167,19 +167,19 @@ impl SchemaRegistry {
         is_visible(schema, definition).then(|| self.schemas(definition))
     }
 
-    /// Forgets all versions of a table. Whoever holds their schemas keeps them.
+    /// Removes all versions of a table. Holders of their schemas keep them.
     pub fn invalidate(&self, table: TableId) {
         self.schemas.retain(|(id, _), _| *id != table);
         self.interner.shrink();
     }
 
-    /// Forgets the versions of a table before `version`.
+    /// Removes the versions of a table before `version`.
     pub fn invalidate_before(&self, table: TableId, version: SchemaVersion) {
         self.schemas.retain(|(id, old), _| *id != table || *old >= version);
         self.interner.shrink();
     }
 
-    /// What the registry has done so far. It walks all entries: for statistics, not for hot paths.
+    /// Returns the counters. The call walks all entries: use it for statistics, not in hot paths.
     pub fn counters(&self) -> RegistryCounters {
         RegistryCounters {
             hits: self.hits.sum(),
@@ -191,7 +191,7 @@ impl SchemaRegistry {
         }
     }
 
-    /// The entry's lock is held while building, so of several first lookups one builds.
+    /// Holds the entry's lock while building, so only one of several racing lookups builds.
     fn build(&self, key: Key, definition: &Arc<TableDefinition>) -> Arc<TableSchemas> {
         let mut entry = self.schemas.entry(key).or_insert_with(|| self.new_schemas(definition));
         if !describes(&entry, definition) {
@@ -218,15 +218,15 @@ impl SchemaRegistry {
     }
 }
 
-/// Whether memoized schemas are those of `definition`. A plan that lost against another DDL statement may have asked for a
-/// version that the catalog then gave to other columns.
+/// Returns whether memoized schemas belong to `definition`. A DDL plan that lost a conflict may have built
+/// schemas of a version that the catalog then gave to other columns.
 fn describes(schemas: &TableSchemas, definition: &Arc<TableDefinition>) -> bool {
     Arc::ptr_eq(&schemas.definition, definition) || *schemas.definition == **definition
 }
 
 const COUNTER_SHARDS: usize = 16;
 
-/// A counter that many threads raise without sharing a cache line.
+/// A counter that many threads increment without sharing a cache line.
 #[derive(Debug, Default)]
 struct ShardedCounter {
     shards: [PaddedCounter; COUNTER_SHARDS],

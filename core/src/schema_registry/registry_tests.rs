@@ -1,4 +1,4 @@
-//! What the memo of schemas promises: one build a version, one allocation, few bytes.
+//! Tests of the schema memo: one build per version, one allocation, few bytes.
 
 use super::*;
 use crate::ids::{ColumnId, UserId};

@@ -1,9 +1,9 @@
-//! The eight tables of namespace `system`: their ids and columns. Their rows are made elsewhere.
+//! The eight tables of namespace `system`: their ids and columns. `system_tables` and `jobs` make their rows.
 //!
-//! Invariant: an id is never given to another table, and a column's id is its position; a new column is appended and the
-//! table's version raised.
+//! Invariant: an id is never given to another table, and a column's id is its position. A new column is
+//! appended and raises the table's version.
 //!
-//! Ids of other objects are shown as text: users by number, namespaces and storages by name, tables as `namespace.table`.
+//! Columns show other objects as text: users by number, namespaces and storages by name, tables qualified.
 
 use std::sync::Arc;
 
@@ -18,24 +18,24 @@ use crate::types::ColumnType::{self, BigInt, Integer, Json, SmallInt, Text, Time
 pub enum SystemTable {
     /// The catalog's users.
     Users,
-    /// Background work; stored rows.
+    /// Background work; rows are stored.
     Jobs,
     /// The catalog's namespaces.
     Namespaces,
     /// The catalog's storages.
     Storages,
-    /// Running subscriptions; computed at scan.
+    /// Running subscriptions; rows are computed at scan.
     LiveQueries,
     /// The catalog's tables.
     Tables,
-    /// Who did what; stored rows.
+    /// Who did what; rows are stored.
     AuditLogs,
-    /// Numbers about this process; computed at scan.
+    /// Metrics of this process; rows are computed at scan.
     Stats,
 }
 
 impl SystemTable {
-    /// All of them, in the order of their ids.
+    /// All system tables, ordered by id.
     pub const ALL: [Self; 8] = [
         Self::Users,
         Self::Jobs,
@@ -47,7 +47,7 @@ impl SystemTable {
         Self::Stats,
     ];
 
-    /// The table's fixed number.
+    /// Returns the table's fixed number.
     pub fn id(self) -> TableId {
         TableId(match self {
             Self::Users => 1,
@@ -61,12 +61,12 @@ impl SystemTable {
         })
     }
 
-    /// The system table of that number.
+    /// Returns the system table with that number.
     pub fn from_id(id: TableId) -> Option<Self> {
         Self::ALL.into_iter().find(|table| table.id() == id)
     }
 
-    /// The table's name in namespace `system`.
+    /// Returns the table's name in namespace `system`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Users => "users",
@@ -80,7 +80,7 @@ impl SystemTable {
         }
     }
 
-    /// Whether its rows are stored like those of a SHARED table; rows of the others are computed at scan.
+    /// Returns whether its rows are stored like those of a SHARED table; others are computed at scan.
     pub fn is_stored(self) -> bool {
         matches!(self, Self::Jobs | Self::AuditLogs)
     }
@@ -138,7 +138,7 @@ impl SystemTable {
     }
 }
 
-/// Name, type and whether NULL is allowed; a table's first column is its primary key.
+/// Name, type and whether NULL is allowed. A table's first column is its primary key.
 type Column = (&'static str, ColumnType, bool);
 
 const NULL: bool = true;
@@ -251,7 +251,7 @@ const AUDIT_LOGS: &[Column] = &[
 
 const STATS: &[Column] = &[("metric_name", Text, NOT_NULL), ("metric_value", Text, NULL)];
 
-/// The definitions of all system tables of a database created at `created_at`.
+/// Returns the definitions of all system tables of a database created at `created_at`.
 pub fn system_definitions(created_at: i64) -> impl Iterator<Item = Arc<TableDefinition>> {
     SystemTable::ALL.into_iter().map(move |table| Arc::new(table.definition(created_at)))
 }

@@ -1,6 +1,6 @@
-//! The age up to which a query may hold its snapshot: rows that were overwritten since cannot be reclaimed before it lets go.
+//! Limits how long a query may hold its snapshot: rows overwritten since cannot be reclaimed while it does.
 //!
-//! Invariant: after that age the query holds nothing, whether or not somebody reads its rows; who does learns why it ended.
+//! Invariant: beyond that age a query holds nothing, even when nobody reads it; a reader learns why it ended.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 
 use crate::error::{Error, ErrorKind, Result, SqlState};
 
-/// A stream that ends with an error, and is dropped, at a certain age.
+/// A stream that is dropped at a maximum age and then returns an error.
 pub(crate) struct Aged<T> {
     held: Arc<Mutex<Held<T>>>,
     timer: JoinHandle<()>,
@@ -23,14 +23,14 @@ pub(crate) struct Aged<T> {
 }
 
 struct Held<T> {
-    /// `None` once it is too old.
+    /// `None` once the stream is too old or has ended.
     stream: Option<BoxStream<'static, Result<T>>>,
-    /// Who waits for the next item.
+    /// The task that waits for the next item.
     waker: Option<Waker>,
 }
 
 impl<T: Send + 'static> Aged<T> {
-    /// Must be called within a tokio runtime.
+    /// Limits the age of `stream`. Must be called within a tokio runtime.
     pub(crate) fn new(stream: BoxStream<'static, Result<T>>, age_max: Duration) -> Self {
         let held = Arc::new(Mutex::new(Held { stream: Some(stream), waker: None }));
         let timer = {
@@ -105,7 +105,7 @@ mod tests {
 
     const SOON: Duration = Duration::from_millis(20);
 
-    /// A stream of one number and then nothing, and the news that it is gone.
+    /// Returns a stream that stalls after one number, and a receiver that learns when the stream is dropped.
     fn stalled() -> (BoxStream<'static, Result<u32>>, oneshot::Receiver<()>) {
         let (alive, gone) = oneshot::channel();
         let stream = futures::stream::iter([Ok(1)]).chain(futures::stream::poll_fn(move |_| {

@@ -1,11 +1,11 @@
-//! `ALTER TABLE`: the options of a table that may change after it was created.
+//! `ALTER TABLE`: the table options that can change after creation.
 //!
 //! ```text
 //! ALTER TABLE [IF EXISTS] [namespace.]table SET (option = value, ...)
 //! ALTER TABLE [IF EXISTS] [namespace.]table RESET (option, ...)
 //! ```
 //!
-//! Invariant: an option that decides where rows are or whose they are never changes.
+//! Invariant: options that decide where rows are stored or who owns them never change.
 
 use datafusion::sql::sqlparser::tokenizer::Token;
 
@@ -15,7 +15,7 @@ use crate::access::AccessLevel;
 use crate::error::{Error, Result};
 use crate::schema_registry::{Durability, FlushPolicy, ScopeKind, TableKind, TableOptions};
 
-/// Other options of a table.
+/// New values for options of a table.
 #[derive(Clone, Debug)]
 pub(crate) struct AlterTable {
     pub(crate) name: QualifiedName,
@@ -23,7 +23,7 @@ pub(crate) struct AlterTable {
     pub(crate) changes: Vec<OptionChange>,
 }
 
-/// A value for one option; `None` is its default.
+/// A new value for one option; `None` resets it to its default.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum OptionChange {
     FlushPolicy(Option<FlushPolicy>),
@@ -32,7 +32,7 @@ pub(crate) enum OptionChange {
     Durability(Option<Durability>),
 }
 
-/// Reads what follows `ALTER TABLE`.
+/// Parses the part after `ALTER TABLE`.
 pub(super) fn parse(cursor: &mut Cursor<'_>) -> Result<AlterTable> {
     let if_exists = cursor.keywords(&["IF", "EXISTS"]);
     let name = keywords::qualified_name(cursor, "table")?;
@@ -65,10 +65,10 @@ fn change(name: &str, value: Option<&str>) -> Result<OptionChange> {
 }
 
 impl OptionChange {
-    /// The option of that name, in lower case, with a value or else with its default.
+    /// Returns the change of option `name`, in lower case; without a value the option gets its default.
     ///
     /// # Errors
-    /// 22023 for a value it cannot have, and when there is no such option.
+    /// 22023 for an unknown option or an invalid value.
     pub(super) fn parse(name: &str, value: Option<&str>) -> Result<Self> {
         Ok(match name {
             "flush_policy" => Self::FlushPolicy(value.map(FlushPolicy::parse).transpose()?),
@@ -83,7 +83,7 @@ impl OptionChange {
         })
     }
 
-    /// The option's name as SQL spells it.
+    /// Returns the option's name in SQL.
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::FlushPolicy(_) => "FLUSH_POLICY",
@@ -93,10 +93,10 @@ impl OptionChange {
         }
     }
 
-    /// Puts it into the options of a table.
+    /// Applies the change to the options of a table.
     ///
     /// # Errors
-    /// 22023 for an option that has no meaning there.
+    /// 22023 for an option that does not apply to the table.
     pub(crate) fn apply(&self, kind: TableKind, options: &mut TableOptions) -> Result<()> {
         let default = TableOptions::of(kind);
         match self {
@@ -112,7 +112,7 @@ impl OptionChange {
         Ok(())
     }
 
-    /// The option's value among `options`, as SQL spells it; empty when it has none.
+    /// Returns the option's value in `options` as SQL spells it; empty when it is not set.
     pub(crate) fn value(&self, options: &TableOptions) -> String {
         match self {
             Self::FlushPolicy(_) => options.flush_policy.to_string(),

@@ -1,6 +1,6 @@
-//! Limits around DataFusion's functions whose result can be far greater than their arguments, or that make twice as much of
-//! them each time they are applied. The memory pool does not see what a scalar function allocates, and constants are folded
-//! while planning, so each is asked first how much it would make.
+//! Limits for DataFusion functions whose result can be far larger than their arguments, or that double a
+//! value with each call. The memory pool does not see what a scalar function allocates, and planning folds
+//! constants, so the size of the result is estimated before each call.
 
 use std::sync::Arc;
 
@@ -24,15 +24,15 @@ use crate::error::{Error, ErrorKind, SqlState};
 const VALUE_BYTES_MAX: u64 = 64 << 20;
 /// The largest column of one batch.
 const COLUMN_BYTES_MAX: u64 = 512 << 20;
-/// What one element of a list takes at least.
+/// The least size of a list element.
 const ELEMENT_BYTES: u64 = 8;
 
-/// What one element is at most as text, if it is not text.
+/// The longest text of a list element that is not text.
 const ELEMENT_TEXT_BYTES: u64 = 48;
-/// What a byte of a format becomes at most: `%+` is a whole time.
+/// The longest output of one byte of a format: `%+` prints a whole timestamp.
 const FORMATTED_BYTES: u64 = 16;
 
-/// How the size of a result follows from the arguments of one row.
+/// How the size of a row's result depends on its arguments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Growth {
     /// `repeat(text, n)`.
@@ -59,7 +59,7 @@ pub(super) enum Growth {
     Encode,
     /// `to_char(time, format)`.
     Format,
-    /// `concat(text, ...)`, `a || b`, and whatever else puts its arguments together.
+    /// `concat(text, ...)`, `a || b`, and other functions that join their arguments.
     Sum,
 }
 
@@ -88,12 +88,12 @@ const CAPPED: [(&str, Growth); 22] = [
     ("array_prepend", Growth::Sum),
 ];
 
-/// The functions of `known` that need a limit, with it.
+/// Returns the functions of `known` that need a limit, with the limit.
 pub(crate) fn capped(known: impl Fn(&str) -> Option<Arc<ScalarUDF>>) -> Vec<Arc<ScalarUDF>> {
     CAPPED.into_iter().filter_map(|(name, _)| limited(&known(name)?)).collect()
 }
 
-/// `function` with its limit; `None` when it needs none or has it.
+/// Returns `function` with its limit; `None` when it needs none or already has it.
 fn limited(function: &Arc<ScalarUDF>) -> Option<Arc<ScalarUDF>> {
     if function.inner().is::<Capped>() {
         return None;
@@ -102,7 +102,7 @@ fn limited(function: &Arc<ScalarUDF>) -> Option<Arc<ScalarUDF>> {
     Some(Arc::new(ScalarUDF::new_from_impl(Capped { inner: Arc::clone(function), growth })))
 }
 
-/// Puts limits where the planner writes functions by itself, as for `ARRAY[...]`, and around `||`, which is none.
+/// Limits functions that the planner adds itself, as for `ARRAY[...]`, and the operator `||`.
 #[derive(Debug)]
 pub(crate) struct CapRule;
 
@@ -176,7 +176,7 @@ impl ScalarUDFImpl for Capped {
 }
 
 impl Growth {
-    /// Refuses what would be too large.
+    /// Fails when the result of a call would be too large.
     pub(super) fn check(self, name: &str, args: &ScalarFunctionArgs) -> DataFusionResult<()> {
         let all_constant = args.args.iter().all(|value| matches!(value, ColumnarValue::Scalar(_)));
         let rows = if all_constant { args.number_rows.min(1) } else { args.number_rows };
@@ -247,8 +247,8 @@ impl Growth {
     }
 }
 
-/// A match can be at every place. A reference to a part of the match has two characters at least and puts in as much as
-/// matches, which is the whole text in all places together.
+/// Estimates the result of `regexp_replace`. Every position can match. A reference to a part of the match
+/// takes two characters or more and inserts that part; over all matches that is at most the whole text.
 fn regexp_replaced(arguments: &[Argument], row: usize) -> u64 {
     let bytes = |index: usize| arguments.get(index).map_or(0, |argument| argument.bytes(row));
     let has = |index: usize, wanted: &[char]| {
@@ -268,8 +268,8 @@ fn series_len(arguments: &[Argument], row: usize) -> u64 {
     let (start, stop) = if arguments.len() == 1 { (0, number(0)) } else { (number(0), number(1)) };
     let temporal = arguments.first().is_some_and(|argument| argument.data_type().is_temporal());
     let step = match arguments.get(2) {
-        // The unit of a time's number against that of an interval is not worked out: the smallest step is assumed to be an
-        // hour of microseconds or a day of days, so a finer series must be short.
+        // The interval of the step is not converted to the unit of the bounds: a step is assumed to be one
+        // minute, in microseconds, or one day of a DATE. Finer steps are under-counted.
         Some(_) if temporal => {
             if matches!(arguments.first().map(|argument| argument.data_type()), Some(DataType::Date32)) {
                 1

@@ -1,6 +1,6 @@
-//! The tables of a snapshot as DataFusion's catalog has them: providers for the planner, and `information_schema`.
+//! The tables of a snapshot as DataFusion's catalog: providers for the planner, and `information_schema`.
 //!
-//! Invariant: what a principal may not read does not appear in `information_schema` at all.
+//! Invariant: `information_schema` shows nothing that the principal may not read.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use crate::schema_registry::{TableDefinition, TableKind};
 use crate::system_tables::{self, SystemSources};
 use crate::tables::{KalamTable, RowSchema};
 
-/// The provider of a table the principal may read.
+/// Returns the provider of a table that the principal may read.
 pub(crate) fn provider(
     execution: &Execution,
     definition: &Arc<TableDefinition>,
@@ -56,11 +56,11 @@ fn system_sources(execution: &Execution) -> SystemSources<'_> {
     }
 }
 
-/// A table of `information_schema`.
+/// Returns the provider of a table in `information_schema`.
 pub(crate) fn information_schema(execution: &Execution, table: &str) -> Result<Arc<dyn TableProvider>> {
     let catalogs: Arc<dyn CatalogProviderList> = Arc::new(Catalogs(Arc::new(Namespaces(execution.clone()))));
     let tables = InformationSchemaProvider::new(catalogs);
-    // It makes its tables at once; their rows come when they are read.
+    // The provider is ready at once; its rows are made when they are read.
     let found = tables.table(table).now_or_never().transpose()?.flatten();
     found.ok_or_else(|| Error::table_not_found(format!("{}.{table}", super::INFORMATION_SCHEMA)))
 }

@@ -1,6 +1,6 @@
-//! Clauses that the SQL parser reads and the planner passes over: each is refused by its name.
+//! Refuses, by name, clauses that the SQL parser reads and the planner ignores.
 //!
-//! Every field of a node is named here, so that a parser that knows more clauses does not build until each has been looked at.
+//! Every field of a node is named, so that a parser with new clauses does not compile until each is handled.
 
 use std::ops::ControlFlow;
 
@@ -57,7 +57,7 @@ impl Visitor for Clauses {
     }
 }
 
-/// The collations that compare bytes.
+/// Whether a collation compares bytes.
 fn is_of_bytes(collation: &ObjectName) -> bool {
     let name = collation.0.last().and_then(|part| part.as_ident()).map(|ident| ident.value.as_str());
     matches!(name, Some("C" | "POSIX" | "ucs_basic"))
@@ -89,7 +89,7 @@ fn of_query(query: &Query) -> Result<()> {
     } = query;
     refuse_chance_named_twice(query)?;
     for cte in with.iter().flat_map(|with| &with.cte_tables) {
-        // A common table expression is computed wherever it is named; its rows are the same, or it is refused above.
+        // A common table expression runs at each reference. Its rows are the same, or it was refused above.
         let Cte { alias, query, from, materialized: _, closing_paren_token: _ } = cte;
         of_alias(alias)?;
         refuse(from.is_some(), "WITH ... FROM")?;
@@ -137,10 +137,10 @@ fn of_query(query: &Query) -> Result<()> {
     }
 }
 
-/// Functions that give another value each time.
+/// Functions that return another value with each call.
 const CHANCE: [&str; 5] = ["random", "uuid", "uuid_v7", "ulid", "snowflake_id"];
 
-/// A common table expression that calls a function of [`CHANCE`] would have other rows at each place that names it.
+/// Refuses a common table expression that is read twice and calls a function of [`CHANCE`].
 fn refuse_chance_named_twice(query: &Query) -> Result<()> {
     let mut chances: Vec<&str> = Vec::new();
     for cte in query.with.iter().flat_map(|with| &with.cte_tables) {
@@ -164,7 +164,7 @@ fn refuse_chance_named_twice(query: &Query) -> Result<()> {
 struct Chance<'a> {
     names: &'a [&'a str],
     is_called: bool,
-    /// How often one of the names is read from.
+    /// How often one of `names` is read.
     uses: usize,
 }
 
@@ -203,7 +203,7 @@ fn of_order(order_by: &OrderBy) -> Result<()> {
 fn of_select(select: &Select) -> Result<()> {
     let Select {
         select_token: _,
-        optimizer_hints: _, // They stand in comments.
+        optimizer_hints: _, // Hints are comments.
         distinct: _,
         select_modifiers,
         top,

@@ -1,9 +1,9 @@
-//! What a short text can grow into: common table expressions that name each other twice, grouping sets, expressions over
-//! expressions of subqueries. Each of them doubles with every step, so a text of a kilobyte can ask for a plan that fits into
-//! no memory.
+//! Limits on the plan that a short text can grow into: common table expressions that name each other twice,
+//! grouping sets, expressions over expressions of subqueries. Each of these doubles with every step, so a
+//! kilobyte of text can ask for a plan that fits into no memory.
 //!
-//! Invariant: what passes [`check_statement`] is planned in bounded time, and what then passes [`check_plan`] is optimised in
-//! bounded time and has bounded depth.
+//! Invariant: a statement that passes [`check_statement`] is planned in bounded time, and a plan that passes
+//! [`check_plan`] is optimised in bounded time and has bounded depth.
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::ControlFlow;
@@ -18,23 +18,23 @@ use datafusion::sql::sqlparser::ast::{
 
 use crate::error::{Error, ErrorKind, Result, SqlState};
 
-/// Tables, joins and subqueries, each counted as often as it is read.
+/// Tables, subqueries and set operations, each counted as often as it is read; also the nodes of a plan.
 const PLAN_NODES_MAX: u64 = 20_000;
-/// The same of all common table expressions together, which are planned whether they are read or not.
+/// The same for all common table expressions together, which are planned even when nothing reads them.
 const WITH_NODES_MAX: u64 = 10 * PLAN_NODES_MAX;
-/// The parts of one expression, once the expressions of subqueries stand in place of their columns.
+/// Parts of one expression, after the expressions of subqueries are substituted for their columns.
 const EXPRESSION_NODES_MAX: u64 = 50_000;
-/// Functions whose values are written twice when they are optimised.
+/// Functions whose arguments the optimizer duplicates.
 const DOUBLED: [&str; 4] = ["coalesce", "nullif", "nvl", "nvl2"];
-/// Grouping sets of one SELECT, as many as of a CUBE of 12.
+/// Grouping sets of one SELECT; a CUBE of 12 columns has as many.
 const GROUPING_SETS_MAX: u64 = 1 << 12;
 /// Expressions in all grouping sets of one SELECT.
 const GROUPED_EXPRESSIONS_MAX: u64 = 1 << 16;
-/// `*` and `t.*` in one SELECT; each becomes all columns of its tables.
+/// `*` and `t.*` in one SELECT; each expands to all columns of its tables.
 const WILDCARDS_MAX: usize = 100;
 
-/// Checks a statement before it is planned; `operators_max` is the depth a statement may have without its common table
-/// expressions.
+/// Checks a statement before it is planned. `operators_max` is the depth that the guard allows; with common
+/// table expressions inlined, a statement may be twice as deep.
 ///
 /// # Errors
 /// 54001 when its plan would be too large or too deep.
@@ -48,24 +48,24 @@ pub(super) fn check_statement(statement: &ast::Statement, operators_max: usize) 
     }
 }
 
-/// What a query costs with everything it names written out.
+/// The cost of a query with all common table expressions inlined.
 #[derive(Clone, Copy, Default)]
 struct Cost {
     nodes: u64,
     depth: u64,
 }
 
-/// A query that is being read.
+/// A query that is being visited.
 #[derive(Default)]
 struct Relation {
     nodes: u64,
-    /// It is a value or a condition; type coercion goes through each of them twice, and so through those within four times.
+    /// It is a subquery in an expression: type coercion visits it twice, and one nested in it four times.
     is_expression: bool,
-    /// What can stand below one another in this query itself.
+    /// The depth of this query alone.
     own_depth: u64,
-    /// The deepest of what it reads.
+    /// The depth of the deepest relation it reads.
     inner_depth: u64,
-    /// The names of its common table expressions whose queries have not been read yet: they come first and in this order.
+    /// Names of its common table expressions that are not visited yet: they come first and in this order.
     unread: VecDeque<String>,
     known: HashMap<String, Cost>,
 }
@@ -80,14 +80,15 @@ impl Relation {
 struct Relations {
     depth_max: u64,
     with_nodes: u64,
-    /// The next query is one of an expression.
+    /// Whether the next query is a subquery in an expression.
     is_expression_next: bool,
-    /// From the outermost to the one that is being read.
+    /// The open queries, outermost first.
     queries: Vec<Relation>,
 }
 
 impl Relations {
-    /// The planner compares names in this form, whatever was quoted; of names that differ in case alone the greater counts.
+    /// Returns the cost of a common table expression. The planner compares names in lower case, quoted or
+    /// not; among names that differ only in case, the larger one counts.
     fn named(&self, name: &str) -> Option<Cost> {
         let known = self.queries.iter().filter_map(|query| query.known.get(name));
         known.copied().max_by_key(|cost| cost.nodes)
@@ -186,7 +187,7 @@ fn set_operations(body: &SetExpr) -> u64 {
     }
 }
 
-/// The parts of GROUP BY multiply: each set of one is joined to each set of the others.
+/// Checks GROUP BY, whose parts multiply: each set of one is combined with each set of the others.
 fn check_grouping_sets(by: &[ast::Expr]) -> Result<()> {
     let (mut sets, mut expressions) = (1_u64, 0_u64);
     for part in by {
@@ -222,19 +223,20 @@ fn too_complex(reason: String) -> Error {
     .hint("use several statements, or store what is used several times in a table")
 }
 
-/// Checks a plan before it is optimised; `operators_max` is the depth a written expression may have.
+/// Checks a plan before it is optimised. `operators_max` is the depth of an expression as written; with
+/// substituted subqueries it may be twice as deep.
 ///
-/// Plans share their inputs, but whoever walks over one does not, and the optimizer puts the expressions of a subquery in the
-/// place of its columns as often as they are named.
+/// Plans share their inputs, but every walk visits a shared input once per use, and the optimizer substitutes
+/// the expressions of a subquery for its columns wherever they are named.
 ///
 /// # Errors
-/// 54001 when the plan, or an expression with those below it written out, is too large or too deep.
+/// 54001 when the plan, or an expression after substitution, is too large or too deep.
 pub(super) fn check_plan(plan: &LogicalPlan, operators_max: usize) -> Result<()> {
     let mut plans = Plans { depth_max: (operators_max as u64).saturating_mul(2), known: HashMap::new() };
     plans.size(plan).map(drop)
 }
 
-/// What a rewrite of a plan has copied so far.
+/// The nodes that a rewrite of a plan has copied so far.
 #[derive(Default)]
 pub(super) struct Copies {
     nodes: u64,
@@ -260,7 +262,7 @@ impl Copies {
     }
 }
 
-/// How large an expression is once everything it names is written out.
+/// The size of an expression with all its columns substituted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Size {
     nodes: u64,
@@ -275,16 +277,16 @@ impl Size {
     }
 }
 
-/// A plan written out.
+/// The size of a plan, with shared inputs counted at each use.
 struct PlanSize {
     nodes: u64,
-    /// The expression behind each column; `None` when all are plain.
+    /// The size of the expression behind each column; `None` when all are plain columns.
     columns: Option<Vec<Size>>,
 }
 
 struct Plans {
     depth_max: u64,
-    /// By the address of the plan.
+    /// Sizes by the address of the plan.
     known: HashMap<usize, Rc<PlanSize>>,
 }
 
@@ -326,7 +328,7 @@ impl Plans {
         Ok(PlanSize { nodes, columns })
     }
 
-    /// The size of an expression over the columns of `inputs`; the plans of its subqueries are added to `nodes`.
+    /// Returns the size of an expression over `inputs`; adds the plans of its subqueries to `nodes`.
     fn expression(&mut self, expr: &Expr, inputs: &Inputs<'_>, nodes: &mut u64) -> Result<Size> {
         if let Expr::Column(column) = expr {
             return Ok(column_size(column, inputs));
@@ -343,7 +345,7 @@ impl Plans {
         }
         let mut size = Size::ONE;
         let mut failure = None;
-        // The optimizer makes a CASE of these, which names each value twice; coalesce within coalesce becomes one call.
+        // The optimizer makes a CASE of these that repeats each argument; nested coalesce becomes one call.
         let name = |expr: &Expr| match expr {
             Expr::ScalarFunction(call) => DOUBLED.iter().find(|name| **name == call.func.name()).copied(),
             _ => None,
@@ -378,7 +380,7 @@ impl Plans {
     }
 }
 
-/// The inputs of a plan.
+/// The inputs of a plan, with their sizes.
 type Inputs<'a> = Vec<(&'a LogicalPlan, Rc<PlanSize>)>;
 
 fn column_size(column: &Column, inputs: &Inputs<'_>) -> Size {
@@ -393,7 +395,7 @@ fn column_size(column: &Column, inputs: &Inputs<'_>) -> Size {
     Size::ONE
 }
 
-/// The sizes of a plan's columns; `expressions` are those of its own expressions. `None` when all are plain.
+/// Returns the sizes of a plan's columns, given those of its expressions; `None` when all are plain.
 fn columns(plan: &LogicalPlan, inputs: &Inputs<'_>, expressions: &[Size]) -> Option<Vec<Size>> {
     let width = plan.schema().fields().len();
     let of_inputs = || inputs.iter().filter_map(|(_, input)| input.columns.as_ref());
@@ -402,7 +404,7 @@ fn columns(plan: &LogicalPlan, inputs: &Inputs<'_>, expressions: &[Size]) -> Opt
     };
     match plan {
         LogicalPlan::Projection(_) => Some(expressions.to_vec()),
-        // Grouped expressions stand before the aggregates, which nothing is put in the place of.
+        // Group expressions precede the aggregates, which count as plain: nothing is substituted for them.
         LogicalPlan::Aggregate(aggregate)
             if !aggregate.group_expr.iter().any(|expr| matches!(expr, Expr::GroupingSet(_))) =>
         {
@@ -425,7 +427,7 @@ fn columns(plan: &LogicalPlan, inputs: &Inputs<'_>, expressions: &[Size]) -> Opt
                     None => vec![Size::ONE; side.schema().fields().len()],
                 })
                 .collect();
-            // Some joins deliver one side alone.
+            // Some joins output only one side.
             if columns.len() == width { Some(columns) } else { Some(vec![greatest(columns); width]) }
         }
         LogicalPlan::TableScan(_) | LogicalPlan::Values(_) => None,

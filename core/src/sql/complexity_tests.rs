@@ -1,4 +1,4 @@
-//! What is counted in a statement before it is planned.
+//! The limits that are checked before a statement is planned.
 
 use super::*;
 use crate::config::Config;
@@ -14,7 +14,7 @@ fn state(sql: &str) -> String {
     }
 }
 
-/// `WITH c0 AS (first), c1 AS (next of c0), ... last`, with `{}` for the name of the step before.
+/// Returns `WITH c0 AS (first), c1 AS (next), ... last`; `{}` stands for the name of the previous step.
 fn steps(count: usize, first: &str, next: &str, last: &str) -> String {
     let steps: Vec<_> = (1..=count)
         .map(|step| format!("c{step} AS ({})", next.replace("{}", &format!("c{}", step - 1))))
@@ -33,13 +33,13 @@ fn common_table_expressions_count_as_often_as_they_are_named() {
         assert_eq!(state(&steps(count, "SELECT 1", within, "SELECT * FROM {}")), "54001", "{count}");
     }
     assert_eq!(state(&steps(190, "SELECT 1", "SELECT * FROM {}", "SELECT * FROM {}")), "ok");
-    // Each step is within the limits, all of them in one another are not.
+    // Each step alone is within the limits; nested in one another they are not.
     let long = format!("SELECT 1 FROM {{}}{}", ", t".repeat(500));
     assert_eq!(state(&steps(3, "SELECT 1", &long, "SELECT * FROM {}")), "ok");
     assert_eq!(state(&steps(6, "SELECT 1", &long, "SELECT * FROM {}")), "54001");
     let unions = format!("SELECT 1 FROM {{}}{}", " UNION ALL VALUES (1)".repeat(300));
     assert_eq!(state(&steps(9, "SELECT 1", &unions, "SELECT * FROM {}")), "54001");
-    // A name in an inner query, and one with a period.
+    // A name in an inner query, and a name with a period.
     let inner = "SELECT * FROM (SELECT * FROM {}, {} AS x) AS y";
     assert_eq!(state(&steps(30, "SELECT 1", inner, "SELECT * FROM {}")), "54001");
     let mut sql = "WITH \"a.c0\" AS (SELECT 1)".to_owned();
@@ -47,7 +47,7 @@ fn common_table_expressions_count_as_often_as_they_are_named() {
         sql.push_str(&format!(", \"a.c{step}\" AS (SELECT * FROM a.c{0}, A.C{0} AS x)", step - 1));
     }
     assert_eq!(state(&format!("{sql} SELECT * FROM a.c40")), "54001");
-    // Only within the recursive query its name means itself.
+    // The name of a recursive query means itself only inside that query.
     let recursive = "WITH RECURSIVE r AS (SELECT 1 AS a UNION ALL SELECT a + 1 FROM r, r AS s WHERE a < 9) SELECT * FROM r, r AS t";
     assert_eq!(state(recursive), "ok");
 }

@@ -1,4 +1,4 @@
-//! `a || b` as a function that knows its limits.
+//! `a || b` as a function that limits the size of its result.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use datafusion::logical_expr::{
 use super::capped::Growth;
 use crate::error::Error;
 
-/// The function; its arguments have types that `||` takes.
+/// Returns the function. Its arguments must have types that `||` accepts.
 pub(super) fn concatenation() -> Arc<ScalarUDF> {
     let signature = Signature::any(2, Volatility::Immutable);
     Arc::new(ScalarUDF::new_from_impl(Concatenation { signature }))

@@ -1,7 +1,7 @@
-//! `CREATE TABLE`: our keywords and WITH clause around the SQL parser's column definitions.
+//! `CREATE TABLE`: the database's own keywords and WITH clause around the SQL parser's column definitions.
 //!
-//! Invariant: every clause has an effect or is refused; in particular a DEFAULT that is no literal and no known function is an
-//! error, never a string.
+//! Invariant: every clause has an effect or is refused. In particular, a DEFAULT that is neither a literal
+//! nor a known function is an error, never a string.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ use crate::schema_registry::{
 };
 use crate::types::{ColumnType, text_length_max};
 
-/// A table to be created.
+/// A parsed `CREATE TABLE`.
 #[derive(Clone, Debug)]
 pub(crate) struct CreateTable {
     pub(crate) name: QualifiedName,
@@ -29,7 +29,7 @@ pub(crate) struct CreateTable {
     /// Positions in `columns`.
     pub(crate) primary_key: Vec<usize>,
     pub(crate) options: TableOptions,
-    /// As the statement says it; the one of the options stands for none.
+    /// The policy in the statement; `None` means the server's default, not `options.flush_policy`.
     pub(crate) flush_policy: Option<FlushPolicy>,
 }
 
@@ -44,7 +44,7 @@ pub(crate) fn kind(cursor: &mut Cursor<'_>) -> Option<Option<TableKind>> {
     kinds.into_iter().find(|(words, _)| cursor.keywords(words)).map(|(_, kind)| kind)
 }
 
-/// Reads what follows `CREATE [kind] TABLE`.
+/// Parses the part after `CREATE [kind] TABLE`.
 pub(crate) fn parse(cursor: &mut Cursor<'_>, kind: Option<TableKind>) -> Result<CreateTable> {
     let if_not_exists = cursor.keywords(&["IF", "NOT", "EXISTS"]);
     let name = keywords::qualified_name(cursor, "table")?;
@@ -228,7 +228,7 @@ fn add_constraint(table: &mut CreateTable, constraint: &ast::TableConstraint) ->
     Ok(())
 }
 
-/// A DEFAULT clause; `None` for `DEFAULT NULL`.
+/// Parses a DEFAULT clause; `None` for `DEFAULT NULL`.
 fn default_of(column: &str, expr: &ast::Expr) -> Result<Option<ColumnDefault>> {
     let unknown = || {
         Error::unsupported(format!("DEFAULT {expr} of column \"{column}\"")).hint(
@@ -269,7 +269,7 @@ fn default_of(column: &str, expr: &ast::Expr) -> Result<Option<ColumnDefault>> {
     }
 }
 
-/// The outer `None`: no literal; the inner: NULL.
+/// Returns a literal as a default. The outer `None` means no literal, the inner one NULL.
 fn literal(value: &ast::Value) -> Option<Option<ColumnDefault>> {
     let text = match value {
         ast::Value::Null => return Some(None),

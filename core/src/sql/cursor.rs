@@ -1,6 +1,6 @@
-//! A place in a statement's tokens, for the grammar that stands in front of the SQL parser's.
+//! A position in a statement's tokens, for the database's own grammar.
 //!
-//! Unquoted names fold to lower case, quoted ones keep theirs; keywords are never quoted.
+//! Unquoted names fold to lower case, quoted names keep their case; keywords are never quoted.
 
 use datafusion::sql::sqlparser::ast::helpers::attached_token::AttachedToken;
 use datafusion::sql::sqlparser::ast::{
@@ -14,7 +14,7 @@ use super::dialect::BoundedDialect;
 use crate::error::{Error, Result};
 use crate::schema_registry::validate_name;
 
-/// How deep the SQL parser may recurse; the guard has bounded what it will meet.
+/// The recursion limit of the SQL parser; the guard has already bounded the nesting.
 const RECURSION_MAX: usize = 192;
 
 static DIALECT: PostgreSqlDialect = PostgreSqlDialect {};
@@ -26,7 +26,7 @@ pub(crate) struct QualifiedName {
     pub(crate) name: String,
 }
 
-/// An SQL parser over tokens that passed the guard, with a dialect made for them.
+/// Returns an SQL parser over tokens that passed the guard, with a dialect made for them.
 pub(crate) fn parser<'a>(tokens: &[TokenWithSpan], dialect: &'a BoundedDialect) -> Parser<'a> {
     Parser::new(dialect as &dyn Dialect)
         .with_recursion_limit(RECURSION_MAX)
@@ -34,7 +34,7 @@ pub(crate) fn parser<'a>(tokens: &[TokenWithSpan], dialect: &'a BoundedDialect) 
         .with_tokens_with_locations(tokens.to_vec())
 }
 
-/// A parser's complaint as ours.
+/// Converts an error of the SQL parser.
 pub(crate) fn syntax(error: ParserError) -> Error {
     match error {
         ParserError::TokenizerError(text) | ParserError::ParserError(text) => Error::syntax(text),
@@ -59,12 +59,12 @@ impl<'a> Cursor<'a> {
         self.tokens.get(self.at).map(|token| &token.token)
     }
 
-    /// What has not been read.
+    /// Returns the tokens that are not read yet.
     pub(crate) fn rest(&self) -> &'a [TokenWithSpan] {
         self.tokens.get(self.at..).unwrap_or_default()
     }
 
-    /// Goes on behind `count` tokens.
+    /// Skips `count` tokens.
     pub(crate) fn skip(&mut self, count: usize) {
         self.at += count;
     }
@@ -109,7 +109,7 @@ impl<'a> Cursor<'a> {
         if self.is_at_end() { Ok(()) } else { Err(self.unexpected("the end of the statement")) }
     }
 
-    /// A name: a word, folded unless quoted.
+    /// Takes a name: a word, folded to lower case unless quoted.
     pub(crate) fn name(&mut self, kind: &str) -> Result<String> {
         let Some(Token::Word(word)) = self.peek() else {
             return Err(self.unexpected(&format!("the name of a {kind}")));
@@ -120,7 +120,7 @@ impl<'a> Cursor<'a> {
         Ok(name)
     }
 
-    /// `name`, `namespace.name` or `kalam.namespace.name`.
+    /// Takes `name`, `namespace.name` or `kalam.namespace.name`.
     pub(crate) fn qualified_name(&mut self, kind: &str) -> Result<QualifiedName> {
         let mut parts = vec![self.name(kind)?];
         while self.token(&Token::Period) {
@@ -129,7 +129,7 @@ impl<'a> Cursor<'a> {
         qualify(parts, kind)
     }
 
-    /// A string in single quotes.
+    /// Takes a string literal: in single quotes, escaped or dollar-quoted.
     pub(crate) fn string(&mut self, what: &str) -> Result<String> {
         match self.peek() {
             Some(Token::SingleQuotedString(text) | Token::EscapedStringLiteral(text)) => {
@@ -144,12 +144,12 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// A string in single quotes or a name.
+    /// Takes a string literal or a name.
     pub(crate) fn string_or_name(&mut self, what: &str) -> Result<String> {
         if matches!(self.peek(), Some(Token::Word(_))) { self.name(what) } else { self.string(what) }
     }
 
-    /// A string, a number or a word, as text: the value of an option.
+    /// Takes the value of an option: a string, a number or a word, as text.
     pub(crate) fn value(&mut self, what: &str) -> Result<String> {
         match self.peek() {
             Some(Token::Number(text, _)) => {
@@ -164,7 +164,7 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// `( name = value, ... )`, names in lower case.
+    /// Takes `( name = value, ... )`, names in lower case unless quoted.
     pub(crate) fn options(&mut self) -> Result<Vec<(String, String)>> {
         self.expect_token(&Token::LParen)?;
         let mut options: Vec<(String, String)> = Vec::new();
@@ -183,7 +183,7 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// `( name, ... )`, in lower case unless quoted.
+    /// Takes `( name, ... )`, in lower case unless quoted.
     pub(crate) fn names(&mut self, kind: &str) -> Result<Vec<String>> {
         self.expect_token(&Token::LParen)?;
         let mut names = vec![self.name(kind)?];
@@ -194,7 +194,7 @@ impl<'a> Cursor<'a> {
         Ok(names)
     }
 
-    /// The length of the parenthesised group that starts here, parentheses included.
+    /// Returns the number of tokens in the parenthesised group that starts here, parentheses included.
     pub(crate) fn group_len(&self) -> Option<usize> {
         let mut depth = 0_usize;
         for (index, token) in self.rest().iter().enumerate() {
@@ -233,7 +233,7 @@ fn qualify(mut parts: Vec<String>, kind: &str) -> Result<QualifiedName> {
     }
 }
 
-/// The name in a parsed statement.
+/// Converts a name in a parsed statement.
 pub(crate) fn qualified(name: &ObjectName, kind: &str) -> Result<QualifiedName> {
     let parts = name
         .0
@@ -246,17 +246,17 @@ pub(crate) fn qualified(name: &ObjectName, kind: &str) -> Result<QualifiedName> 
     qualify(parts, kind)
 }
 
-/// A parsed identifier as it is stored.
+/// Returns a parsed identifier as it is stored: in lower case unless quoted.
 pub(crate) fn fold(ident: &datafusion::sql::sqlparser::ast::Ident) -> String {
     if ident.quote_style.is_some() { ident.value.clone() } else { ident.value.to_lowercase() }
 }
 
-/// An expression written by the database itself.
+/// Parses an expression that the database itself wrote.
 pub(crate) fn expression(text: &str) -> Result<Expr> {
     Parser::new(&DIALECT).try_with_sql(text).and_then(|mut parser| parser.parse_expr()).map_err(syntax)
 }
 
-/// A query of nothing but `body`.
+/// Returns a query that has only `body`.
 pub(crate) fn query(body: SetExpr) -> Query {
     Query {
         with: None,
@@ -272,7 +272,7 @@ pub(crate) fn query(body: SetExpr) -> Query {
     }
 }
 
-/// `SELECT projection FROM from WHERE selection`.
+/// Returns `SELECT projection FROM from WHERE selection`.
 pub(crate) fn select(projection: Vec<SelectItem>, from: TableWithJoins, selection: Option<Expr>) -> Query {
     query(SetExpr::Select(Box::new(Select {
         select_token: AttachedToken::empty(),
@@ -302,7 +302,7 @@ pub(crate) fn select(projection: Vec<SelectItem>, from: TableWithJoins, selectio
     })))
 }
 
-/// A query written by the database itself.
+/// Parses a query that the database itself wrote.
 pub(crate) fn written_query(sql: &str) -> Result<Query> {
     let query = Parser::new(&DIALECT).try_with_sql(sql).and_then(|mut parser| parser.parse_query());
     query.map(|query| *query).map_err(syntax)

@@ -1,8 +1,8 @@
-//! PostgreSQL's SQL with an end: the parser tries several readings of what it does not understand, each with all readings of
-//! what stands within, so a text of sixty bytes could keep it busy for years.
+//! PostgreSQL's dialect with a limit on the work of parsing. The parser tries several readings of text it
+//! does not understand, each with all readings of the text inside: sixty bytes could keep it busy for years.
 //!
-//! Invariant: apart from its end, from names of arguments that are expressions, and from what [`grammar`] corrects, the grammar is
-//! that of [`PostgreSqlDialect`]; a test compares the two.
+//! Invariant: apart from the limit, from argument names that are expressions, and from the corrections in
+//! [`grammar`], the grammar is that of [`PostgreSqlDialect`]; a test compares the two.
 
 use std::any::TypeId;
 use std::cell::Cell;
@@ -14,9 +14,9 @@ use datafusion::sql::sqlparser::parser::{Parser, ParserError};
 
 use super::workarounds::grammar;
 
-/// Expressions any statement may begin to read.
+/// Attempts to parse an expression, for any statement.
 const ATTEMPTS_MIN: usize = 100_000;
-/// How many more for each of its tokens: each reading of a plain list takes one or two.
+/// Further attempts per token; one reading of a plain list takes one or two per token.
 const ATTEMPTS_PER_TOKEN: usize = 20;
 
 /// The dialect of one statement.
@@ -27,13 +27,13 @@ pub(super) struct BoundedDialect {
 }
 
 impl BoundedDialect {
-    /// A dialect to read `tokens` tokens with, once.
+    /// Returns a dialect for one parse of `tokens` tokens.
     pub(super) fn new(tokens: usize) -> Self {
         let attempts = ATTEMPTS_MIN.saturating_add(tokens.saturating_mul(ATTEMPTS_PER_TOKEN));
         Self { postgres: PostgreSqlDialect {}, attempts_left: Cell::new(attempts) }
     }
 
-    /// Once the attempts are used up every further one fails, and with an error no other reading is tried after.
+    /// Counts an attempt. With none left, fails with the one error after which the parser stops trying.
     fn attempt(&self) -> Result<(), ParserError> {
         match self.attempts_left.get().checked_sub(1) {
             Some(left) => {
@@ -75,8 +75,8 @@ impl Dialect for BoundedDialect {
         }
     }
 
-    // An argument's name is an identifier: to look for any expression there reads every argument twice, and so an innermost
-    // one as often as two to the power of its depth.
+    // An argument's name is an identifier. If it could be any expression, the parser would read every
+    // argument twice, and an innermost one 2^depth times.
     fn supports_named_fn_args_with_expr_name(&self) -> bool {
         false
     }

@@ -1,7 +1,7 @@
-//! DataFusion as this database uses it: its settings, functions, analyzer rules, memory and spill limits, built once.
+//! DataFusion as this database configures it, once: settings, functions, rules, memory and spill limits.
 //!
-//! Invariant: no view types anywhere, times in microseconds, names folded to lower case, and no way to a file: the
-//! only object store that is asked for is that of the segments, no table factory is reachable, and the statement layer never plans COPY or CREATE EXTERNAL TABLE.
+//! Invariant: no view types, times in microseconds, lower-case names, and no way to a file: the only object
+//! store holds segments, no table factory is reachable, and no statement plans COPY or CREATE EXTERNAL TABLE.
 
 use std::sync::Arc;
 
@@ -31,12 +31,12 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::types::ColumnType;
 
-/// What all sessions share to plan and run queries.
+/// The state that all sessions share to plan and run queries.
 pub(crate) struct Engine {
     base: SessionState,
     pub(crate) generator: Arc<Generator>,
     pub(crate) passwords: Arc<Passwords>,
-    /// The turns of statements that lost against another commit.
+    /// Queues of statements that retry after a conflict.
     pub(crate) turns: Turns,
 }
 
@@ -79,7 +79,7 @@ impl Engine {
         Ok(Self { base, generator, passwords: Arc::default(), turns: Turns::default() })
     }
 
-    /// The state of one statement, whose `NOW()` is `now_us` microseconds after 1970.
+    /// Returns the DataFusion state of one statement. `NOW()` is `now_us`, in microseconds since 1970.
     pub(crate) fn state(&self, now_us: i64) -> SessionState {
         let mut state = self.base.clone();
         state.mark_start_execution();
@@ -135,7 +135,7 @@ pub(crate) fn type_planner() -> Arc<dyn TypePlanner> {
     Arc::new(Types)
 }
 
-/// SQL types in casts mean what they mean in tables.
+/// Gives SQL types in casts the meaning they have in table definitions.
 #[derive(Debug)]
 struct Types;
 
@@ -165,7 +165,7 @@ impl TypePlanner for Types {
         match ColumnType::from_sql(sql) {
             Ok(ty) => Ok(Some(Arc::new(Field::new("", ty.arrow(), true)))),
             Err(error) if matches!(sql, Sql::Float(_)) => Err(error.into()),
-            // A precision that columns cannot have is left to DataFusion.
+            // DataFusion handles precisions that columns do not support.
             Err(_) => Ok(None),
         }
     }

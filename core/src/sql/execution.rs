@@ -1,7 +1,7 @@
-//! One statement's view of the database: a snapshot, who asks, and what unqualified names mean.
+//! One statement's view of the database: a snapshot, the principal, and the namespace of unqualified names.
 //!
-//! Invariant: a statement reads one snapshot and no other. Tables are resolved here and nowhere else, so a right that is not
-//! checked here does not exist.
+//! Invariant: a statement reads one snapshot and no other. Only this module resolves tables, and checks the
+//! rights to read and write them.
 
 use std::sync::Arc;
 
@@ -13,15 +13,15 @@ use crate::commit::{Snapshot, WriteSet};
 use crate::error::{Error, Result};
 use crate::schema_registry::{NAMESPACE_SYSTEM, ScopeKind, TableDefinition, TableKind, TableSchemas};
 
-/// What a statement runs in.
+/// The context of a statement.
 #[derive(Clone)]
 pub(crate) struct Execution {
     pub(crate) session: Session,
     pub(crate) snapshot: Arc<Snapshot>,
-    /// With the role of the snapshot.
+    /// The user, with the role in the snapshot.
     pub(crate) principal: Principal,
     pub(crate) namespace: Arc<str>,
-    /// The statement's time, in microseconds since 1970: what `NOW()` is, and what has expired.
+    /// Microseconds since 1970: the value of `NOW()`, and the time that decides which rows have expired.
     pub(crate) now_us: i64,
 }
 
@@ -34,12 +34,12 @@ impl Execution {
         self.ctx().schema_registry.schemas(definition)
     }
 
-    /// The namespace a name means.
+    /// Returns the namespace of a name: its own, else the current one.
     pub(crate) fn namespace_of<'a>(&'a self, name: &'a QualifiedName) -> &'a str {
         name.namespace.as_deref().unwrap_or(&self.namespace)
     }
 
-    /// The table of that name, without a check of rights.
+    /// Returns the table of that name, without a check of rights.
     pub(crate) fn find(&self, name: &QualifiedName) -> Result<&Arc<TableDefinition>> {
         let namespace = self.namespace_of(name);
         match self.snapshot.catalog.table(namespace, &name.name) {
@@ -51,7 +51,7 @@ impl Execution {
         }
     }
 
-    /// The table of that name, which the principal may read.
+    /// Returns the table of that name if the principal may read it.
     pub(crate) fn readable(&self, name: &QualifiedName) -> Result<&Arc<TableDefinition>> {
         let table = self.find(name)?;
         if self.may_read(table) {
@@ -64,7 +64,7 @@ impl Execution {
         .hint(self.role_hint(table, table.options.access_level.reader().name())))
     }
 
-    /// The table of that name, which the principal may write.
+    /// Returns the table of that name if the principal may write it.
     pub(crate) fn writable(&self, name: &QualifiedName) -> Result<&Arc<TableDefinition>> {
         let table = self.find(name)?;
         if table.kind == TableKind::System {
@@ -99,12 +99,12 @@ impl Execution {
         table.is_readable_by(&self.principal)
     }
 
-    /// The tables the principal may read, by namespace and name.
+    /// Returns the tables the principal may read, ordered by namespace and name.
     pub(crate) fn readable_tables(&self) -> impl Iterator<Item = &Arc<TableDefinition>> {
         self.snapshot.catalog.tables().filter(|table| self.may_read(table))
     }
 
-    /// The namespaces the principal may look into, by name.
+    /// Returns the namespaces the principal may see, ordered by name.
     pub(crate) fn readable_namespaces(&self) -> Vec<Arc<str>> {
         let mut names: Vec<Arc<str>> = self
             .snapshot
@@ -118,7 +118,7 @@ impl Execution {
         names
     }
 
-    /// An empty set of changes planned on this snapshot.
+    /// Returns an empty write set, planned on this snapshot.
     pub(crate) fn write_set(&self) -> WriteSet {
         WriteSet::new(self.principal.user_id, self.snapshot.seq)
     }

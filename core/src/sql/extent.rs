@@ -1,4 +1,4 @@
-//! How large the values of a function's arguments are, for those who have to know before the function is called.
+//! Measures the arguments of a function, for limits that are checked before the call.
 
 use std::ops::Range;
 
@@ -8,12 +8,12 @@ use datafusion::arrow::datatypes::{DataType, Int64Type};
 use datafusion::common::Result as DataFusionResult;
 use datafusion::logical_expr::ColumnarValue;
 
-/// What a value of a type without a width of its own is taken for.
+/// The assumed size of a value whose type has no fixed width.
 const UNKNOWN_BYTES: u64 = 16;
 
-/// An argument, as far as the size of a result depends on it.
+/// An argument, for estimates of a result's size.
 pub(super) struct Argument {
-    /// As numbers, where it can be read so.
+    /// The values as numbers, for integer and temporal types.
     numbers: Option<ArrayRef>,
     array: ArrayRef,
     constant: bool,
@@ -42,7 +42,7 @@ impl Argument {
         row < self.array.len() && self.array.is_null(row)
     }
 
-    /// The value of a row as a number; 0 when it is none.
+    /// Returns a row's value as a number; 0 when it is NULL or not a number.
     pub(super) fn number(&self, row: usize) -> i64 {
         let row = self.rows(row).start;
         let numbers = self.numbers.as_ref().map(|numbers| numbers.as_primitive::<Int64Type>());
@@ -51,7 +51,7 @@ impl Argument {
             .map_or(0, |numbers| numbers.value(row))
     }
 
-    /// The value of a row as text, where it is one.
+    /// Returns a row's value if it is text.
     pub(super) fn text(&self, row: usize) -> Option<&str> {
         let row = self.rows(row).start;
         if row >= self.array.len() || self.array.is_null(row) {
@@ -65,12 +65,12 @@ impl Argument {
         }
     }
 
-    /// The bytes of the value of a row, at least one.
+    /// Returns the bytes of a row's value, at least 1.
     pub(super) fn bytes(&self, row: usize) -> u64 {
         extent(&self.array, self.rows(row)).bytes.max(1)
     }
 
-    /// The bytes of the values of the first `rows` rows.
+    /// Returns the bytes of the values in the first `rows` rows.
     pub(super) fn all_bytes(&self, rows: usize) -> u64 {
         if self.constant {
             return self.bytes(0).saturating_mul(rows as u64);
@@ -78,12 +78,12 @@ impl Argument {
         extent(&self.array, 0..rows).bytes
     }
 
-    /// The values that are no lists in the list of a row, however deep it is.
+    /// Returns the number of leaf values in a row's list, counted through all nested lists.
     pub(super) fn leaves(&self, row: usize) -> u64 {
         extent(&self.array, self.rows(row)).leaves
     }
 
-    /// The elements of the list of a row.
+    /// Returns the number of elements in a row's list.
     pub(super) fn elements(&self, row: usize) -> u64 {
         items(&self.array, self.rows(row)).map_or(0, |(_, items)| items.len() as u64)
     }
@@ -94,7 +94,7 @@ impl Argument {
     }
 }
 
-/// What some values take.
+/// The size of a range of values.
 #[derive(Clone, Copy, Default)]
 struct Extent {
     leaves: u64,
@@ -135,7 +135,7 @@ fn extent(array: &ArrayRef, rows: Range<usize>) -> Extent {
     Extent { leaves, bytes }
 }
 
-/// The elements of the lists at `rows`; `None` when they are no lists.
+/// Returns the elements of the lists at `rows` as a part of one array; `None` for other types.
 fn items(array: &ArrayRef, rows: Range<usize>) -> Option<(&ArrayRef, Range<usize>)> {
     let within = |offsets: &[i32]| range(offsets, &rows);
     match array.data_type() {

@@ -1,7 +1,7 @@
-//! The database's own SQL functions, and limits around those of DataFusion that allocate what their arguments ask for.
+//! The database's own SQL functions.
 //!
-//! Generators (`SNOWFLAKE_ID()`, `UUID_V7()`, `ULID()`) are volatile: one value a row. What a session knows of itself
-//! (`CURRENT_USER()`, ...) is a constant that planning puts in the function's place.
+//! Generators (`SNOWFLAKE_ID()`, `UUID_V7()`, `ULID()`) are volatile: one value per row. Session functions
+//! (`CURRENT_USER()`, ...) are constants that planning inlines.
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -19,14 +19,14 @@ use datafusion::logical_expr::{
 use crate::clock::Clock;
 use crate::ids::NodeId;
 
-/// 2024-01-01, where snowflake numbers begin to count.
+/// The epoch of snowflake ids, 2024-01-01, in milliseconds since 1970.
 const SNOWFLAKE_EPOCH_MS: i64 = 1_704_067_200_000;
 const SNOWFLAKE_SEQUENCE_MAX: i64 = 0xFFF;
 
-/// Makes identifiers.
+/// Generates identifiers.
 pub(crate) struct Generator {
     clock: Arc<dyn Clock>,
-    /// The node's ten bits, at their place.
+    /// Ten bits of the node id, shifted to their position.
     worker: i64,
     last_snowflake: AtomicI64,
 }
@@ -41,8 +41,8 @@ impl Generator {
         self.clock.now_us() / 1_000
     }
 
-    /// 41 bits of milliseconds, 10 of the node, 12 of a sequence: greater than every one before, also when the clock goes
-    /// back or a millisecond's sequence is used up (then the number runs ahead of the clock).
+    /// Returns the next id: 41 bits of milliseconds, 10 of the node, 12 of a sequence. Ids always increase:
+    /// when the clock goes back or a millisecond's sequence is used up, they run ahead of the clock.
     pub(crate) fn snowflake_id(&self) -> i64 {
         let fresh = ((self.now_ms() - SNOWFLAKE_EPOCH_MS).max(0) << 22) | self.worker;
         let next = |last: i64| {
@@ -68,17 +68,17 @@ impl Generator {
         ulid::Ulid::from_parts(ms, rand::random::<u128>()).to_string()
     }
 
-    /// One number a row.
+    /// Returns one id per row.
     pub(crate) fn snowflake_ids(&self, rows: usize) -> ArrayRef {
         Arc::new(Int64Array::from_iter_values((0..rows).map(|_| self.snowflake_id())))
     }
 
-    /// One UUID a row, as text.
+    /// Returns one UUID per row, as text.
     pub(crate) fn uuids(&self, rows: usize) -> ArrayRef {
         Arc::new(StringArray::from_iter_values((0..rows).map(|_| self.uuid_v7().to_string())))
     }
 
-    /// One ULID a row.
+    /// Returns one ULID per row.
     pub(crate) fn ulids(&self, rows: usize) -> ArrayRef {
         Arc::new(StringArray::from_iter_values((0..rows).map(|_| self.ulid())))
     }
@@ -99,7 +99,7 @@ enum Generated {
     Ulid,
 }
 
-/// A generator as a function.
+/// A generator as a scalar function.
 struct GeneratorFunction {
     generator: Arc<Generator>,
     kind: Generated,
@@ -161,7 +161,7 @@ impl ScalarUDFImpl for GeneratorFunction {
     }
 }
 
-/// The generators, to be registered.
+/// Returns the generators as functions to register.
 pub(crate) fn generators(generator: &Arc<Generator>) -> Vec<Arc<ScalarUDF>> {
     [Generated::SnowflakeId, Generated::UuidV7, Generated::Ulid]
         .into_iter()
@@ -169,7 +169,7 @@ pub(crate) fn generators(generator: &Arc<Generator>) -> Vec<Arc<ScalarUDF>> {
         .collect()
 }
 
-/// A function without arguments whose value is the same for a whole session.
+/// A function without arguments that is constant within a statement.
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct Constant {
     name: &'static str,
@@ -199,7 +199,7 @@ impl ScalarUDFImpl for Constant {
     }
 }
 
-/// The names of [`session_function`].
+/// The names that [`session_function`] knows.
 pub(crate) const SESSION_FUNCTIONS: [&str; 8] = [
     "current_user",
     "session_user",
@@ -211,7 +211,7 @@ pub(crate) const SESSION_FUNCTIONS: [&str; 8] = [
     "version",
 ];
 
-/// The function of that name for a session; `None` when it is none of [`SESSION_FUNCTIONS`].
+/// Returns the session function of that name; `None` unless it is one of [`SESSION_FUNCTIONS`].
 pub(crate) fn session_function(
     name: &str,
     username: &str,

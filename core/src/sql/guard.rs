@@ -1,8 +1,8 @@
-//! The gate in front of the parser: limits on the length, the chains and the nesting of a statement, counted in its tokens.
+//! Limits the length, the chains and the nesting of a statement, counted in its tokens before it is parsed.
 //!
-//! Invariant: whatever passes here can be parsed, planned, cloned and dropped without overflowing a stack. Flat chains
-//! (`1 + 1 + ...`, `a OR b OR ...`, `... UNION ALL ...`) become trees as deep as they are long, and a stack overflow would
-//! end the whole process, so they are refused by counting tokens, before any tree exists.
+//! Invariant: a statement that passes can be parsed, planned, cloned and dropped without a stack overflow.
+//! Flat chains (`1 + 1 + ...`, `a OR b OR ...`, `... UNION ALL ...`) become trees as deep as the chain is
+//! long, and a stack overflow would end the whole process, so long chains are refused before any tree exists.
 
 use datafusion::sql::sqlparser::dialect::PostgreSqlDialect;
 use datafusion::sql::sqlparser::keywords::Keyword;
@@ -11,18 +11,18 @@ use datafusion::sql::sqlparser::tokenizer::{Location, Token, TokenWithSpan, Toke
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result, SqlState};
 
-/// Parentheses and brackets in one another.
+/// Depth of nested parentheses, brackets and braces.
 const NESTING_MAX: usize = 128;
-/// Common table expressions and derived columns lists (`AS (`) in one statement; each adds to the depth of the plan.
+/// Common table expressions and derived column lists (`AS (`) in one statement; each makes the plan deeper.
 const WITH_MAX: usize = 200;
 /// Periods in one name: a column has at most three parts before it, a field of a struct a few more.
 const PERIODS_MAX: usize = 8;
 
-/// The tokens of exactly one statement, without white space, comments and closing semicolons.
+/// Returns the tokens of exactly one statement, without white space, comments and trailing semicolons.
 ///
 /// # Errors
-/// 54000 when the text is too long, 54001 when it chains or nests too much, 42601 when it holds none or several statements or
-/// cannot be read.
+/// 54000 when the text is too long, 54001 when its chains or nesting are too deep, 42601 when it holds none
+/// or several statements or cannot be tokenized.
 pub(crate) fn tokenize(sql: &str, config: &Config) -> Result<Vec<TokenWithSpan>> {
     if sql.len() > config.sql_bytes_max {
         return Err(Error::new(
@@ -37,7 +37,7 @@ pub(crate) fn tokenize(sql: &str, config: &Config) -> Result<Vec<TokenWithSpan>>
         .map_err(|error| Error::syntax(error.to_string()))?;
     join_texts(&mut tokens);
     for token in &mut tokens {
-        // `SELECT TOP 5` is of other databases: in PostgreSQL it is a name.
+        // `SELECT TOP 5` belongs to other databases; in PostgreSQL `TOP` is a name.
         if let Token::Word(word) = &mut token.token
             && word.keyword == Keyword::TOP
         {
@@ -57,7 +57,7 @@ pub(crate) fn tokenize(sql: &str, config: &Config) -> Result<Vec<TokenWithSpan>>
     Ok(tokens)
 }
 
-/// Leaves out white space and comments, and puts texts together that stand on lines of their own, as SQL has it.
+/// Drops white space and comments, and joins string literals on successive lines, as standard SQL does.
 fn join_texts(tokens: &mut Vec<TokenWithSpan>) {
     let mut joined: Vec<TokenWithSpan> = Vec::with_capacity(tokens.len());
     let mut is_new_line = false;
@@ -78,16 +78,16 @@ fn join_texts(tokens: &mut Vec<TokenWithSpan>) {
     *tokens = joined;
 }
 
-/// One level of nesting: the statement itself, or what stands in parentheses, brackets or braces.
+/// One level of nesting: the statement itself, or the content of parentheses, brackets or braces.
 #[derive(Default)]
 struct Level {
-    /// Operators since the last comma: an upper bound of the depth of the tree they become.
+    /// Operators since the last comma: an upper bound for the depth of their tree.
     chain: usize,
     /// The longest chain seen at this level.
     longest: usize,
-    /// Set operations, which go on behind commas.
+    /// Set operations. A comma does not end them.
     sets: usize,
-    /// Commas of a FROM list join tables, so there they extend the chain instead of ending it.
+    /// Commas of a FROM list join tables, so they extend the chain instead of ending it.
     in_from: bool,
 }
 
@@ -98,10 +98,9 @@ impl Level {
     }
 }
 
-/// How deep the trees can be that the tokens read so far become.
+/// An upper bound for the depth of the trees that the tokens so far become.
 ///
-/// Any word can be a name too. Where it can be one it is not taken for the end of anything, so that the depth is rather
-/// counted too high than too low.
+/// Any word can also be a name. Where it can be one it ends nothing: the depth is never under-counted.
 #[derive(Default)]
 struct Depth<'a> {
     levels: Vec<Level>,
@@ -115,7 +114,7 @@ fn check_depth(tokens: &[TokenWithSpan], operators_max: usize) -> Result<()> {
     let mut depth = Depth { levels: vec![Level::default()], ..Depth::default() };
     for token in tokens {
         depth.take(&token.token);
-        // What is open hangs below what is open around it.
+        // An open level hangs below the open levels around it, so their chains add up.
         let chains: usize = depth.levels.iter().map(|level| level.chain + level.sets).sum();
         if chains > operators_max
             || depth.levels.len() > NESTING_MAX
@@ -178,7 +177,7 @@ impl<'a> Depth<'a> {
     fn word(&mut self, word: Keyword, previous: Option<&Token>) {
         let Some(level) = self.levels.last_mut() else { return };
         let before = keyword(previous);
-        // Behind these every word is a name, and behind those it is that of a table.
+        // After AS and a period every word is a name; after FROM, JOIN and a comma it is a table's name.
         let is_name = before == Keyword::AS || previous == Some(&Token::Period);
         let is_table = matches!(before, Keyword::FROM | Keyword::JOIN) || previous == Some(&Token::Comma);
         match word {
@@ -202,7 +201,7 @@ impl<'a> Depth<'a> {
     }
 }
 
-/// Words that make a tree deeper.
+/// Whether a keyword makes a tree deeper.
 fn is_infix(word: Keyword) -> bool {
     matches!(
         word,
@@ -239,7 +238,7 @@ fn is_set_operation(word: Keyword) -> bool {
     matches!(word, Keyword::UNION | Keyword::EXCEPT | Keyword::INTERSECT | Keyword::MINUS)
 }
 
-/// Everything that is neither a name, a value nor punctuation is taken for an operator.
+/// Whether a token counts as an operator: all do but names, values and punctuation.
 fn is_operator(token: &Token) -> bool {
     !matches!(
         token,
@@ -275,17 +274,17 @@ fn too_complex(operators_max: usize) -> Error {
     .hint("use IN (...) instead of chains of OR, VALUES instead of chains of UNION, or several statements")
 }
 
-/// A text cut at its semicolons, for command lines.
+/// A text split at its semicolons, for command lines.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SplitStatements {
     /// The statements that end in a semicolon, without it.
     pub statements: Vec<String>,
-    /// What stands behind the last semicolon: empty, or a statement that goes on.
+    /// The text after the last semicolon: empty, or an unfinished statement.
     pub rest: String,
 }
 
-/// Cuts a text at the semicolons that stand outside quotes and comments. A text that cannot be read, such as one that ends
-/// within a quote, is all `rest`.
+/// Splits a text at the semicolons outside quotes and comments. A text that cannot be tokenized, such as one
+/// that ends within a quote, is all `rest`.
 pub fn split_statements(text: &str) -> SplitStatements {
     let whole = || SplitStatements { statements: Vec::new(), rest: text.trim().to_owned() };
     let Ok(tokens) = Tokenizer::new(&PostgreSqlDialect {}, text).tokenize_with_location() else {
@@ -319,7 +318,7 @@ fn line_starts(text: &str) -> Vec<usize> {
     std::iter::once(0).chain(text.match_indices('\n').map(|(index, _)| index + 1)).collect()
 }
 
-/// Locations count lines and characters from 1.
+/// Returns the byte offset of a location, which counts lines and characters from 1.
 fn byte_offset(text: &str, lines: &[usize], location: Location) -> Option<usize> {
     let line = usize::try_from(location.line).ok()?.checked_sub(1)?;
     let column = usize::try_from(location.column).ok()?.checked_sub(1)?;
@@ -369,7 +368,7 @@ mod tests {
     #[test]
     fn no_word_ends_a_chain_where_it_is_a_name() {
         let repeat = |head: &str, link: &str, count: usize| format!("{head}{}", link.repeat(count));
-        // Commas do not end set operations, and those of FROM end nothing.
+        // Commas do not end set operations, and commas in FROM end nothing.
         assert_eq!(state(&repeat("SELECT 1, 2", " UNION ALL SELECT 1, 2", 5_000)), "54001");
         for name in ["set", "limit", "where", "group", "window", "case", "end", "when"] {
             assert_eq!(

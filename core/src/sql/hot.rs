@@ -1,8 +1,8 @@
-//! The two shapes that skip planning: SELECT of one row by its whole primary key, and INSERT of literals and parameters.
+//! Statement shapes that skip planning: SELECT by a whole primary key, INSERT of literals and parameters.
 //!
-//! A shape is recognised in the parsed statement, and compiled once per table version. Invariant: it gives exactly what the
-//! planned path would give. Whatever it is not sure of (a value of another type family, an unknown name) it leaves to that
-//! path, errors included; a differential test compares the two.
+//! A shape is recognised in the parsed statement and compiled once per table version. Invariant: it returns
+//! exactly what the planned path returns. Doubtful cases (a value of another type family, an unknown name) go
+//! to the planned path, errors included; a differential test compares the two.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -28,20 +28,20 @@ use crate::schema_registry::{TableDefinition, TableKind, TableSchemas};
 use crate::tables::{PointReader, RowSchema, RowWriter};
 use crate::types::ColumnType;
 
-/// Rows of literals beyond which planning is no longer what costs.
+/// The most rows of literals; beyond this, planning no longer dominates the cost.
 const INSERT_ROWS_MAX: usize = 1_000;
 
 /// A value in the text, or a parameter's index.
 #[derive(Clone, Debug)]
 enum Operand {
     Literal(ScalarValue),
-    /// A number with a point, in digits.
+    /// A number with a decimal point, as written.
     Decimal(String),
     Parameter(usize),
     Default,
 }
 
-/// How a statement runs without a plan, if it can.
+/// How a statement runs: by a plan, or as one of the two shapes.
 pub(crate) enum Shape {
     Planned,
     Point(Box<Point>),
@@ -49,7 +49,7 @@ pub(crate) enum Shape {
 }
 
 impl Shape {
-    /// Recognises a shape by the text alone.
+    /// Recognises a shape from the parsed statement alone.
     pub(crate) fn of(parsed: &Parsed) -> Self {
         match &parsed.statement {
             Statement::Query(query) if !parsed.names_seq => {
@@ -74,7 +74,7 @@ impl Shape {
         }
     }
 
-    /// Runs the statement once for each row of parameters, in one commit.
+    /// Runs the statement once per row of parameters, in one commit; `None` leaves it to the planned path.
     pub(crate) async fn try_run_batch(
         &self,
         session: &Session,
@@ -99,7 +99,7 @@ pub(crate) struct Point {
 struct CompiledPoint {
     definition: Arc<TableDefinition>,
     reader: Arc<PointReader>,
-    /// For each key column, in key order: its type and its operand.
+    /// The type and the operand of each key column, in key order.
     key: Vec<(ColumnType, Operand)>,
     /// Positions of the result's columns; `None` for all.
     projection: Option<Vec<usize>>,
@@ -173,7 +173,7 @@ impl Point {
                     .iter()
                     .map(|name| definition.columns.iter().position(|column| *column.name == **name))
                     .collect::<Option<Vec<_>>>()?;
-                // The planned path refuses two columns of one name.
+                // The planned path handles columns that are selected twice.
                 let distinct: std::collections::HashSet<_> = positions.iter().collect();
                 if distinct.len() != positions.len() {
                     return None;
@@ -184,7 +184,7 @@ impl Point {
         let schema = match &projection {
             None => ResultSchema { schema: Arc::clone(&schemas.visible), ipc: Some(schemas.visible_ipc()) },
             Some(positions) => {
-                // As the planned path announces them.
+                // The planned path announces selected columns as nullable.
                 let nullable = |field: &FieldRef| Arc::new(Field::clone(field).with_nullable(true));
                 let fields =
                     positions.iter().map(|position| schemas.visible.fields().get(*position).map(nullable));
@@ -213,7 +213,7 @@ impl Point {
 
     async fn run(&self, session: &Session, params: &[ScalarValue]) -> Result<Option<RowStream>> {
         let execution = session.begin()?;
-        // A missing right or name is the planned path's to tell.
+        // The planned path reports missing tables and rights.
         let Ok(definition) = execution.readable(&self.table) else { return Ok(None) };
         let Some(compiled) = self.compiled(&execution, definition) else { return Ok(None) };
         let key = compiled
@@ -238,7 +238,7 @@ impl Point {
     }
 }
 
-/// `a = 1 AND b = $1 AND ...`, each column once.
+/// Collects the conditions of `a = 1 AND b = $1 AND ...`; `None` for any other form or a repeated column.
 fn conjunction(expr: &Expr, conditions: &mut Vec<(String, Operand)>) -> Option<()> {
     match expr {
         Expr::Nested(inner) => conjunction(inner, conditions),
@@ -264,7 +264,7 @@ fn conjunction(expr: &Expr, conditions: &mut Vec<(String, Operand)>) -> Option<(
     }
 }
 
-/// The outer `None`: no shape; the inner: `*`.
+/// Returns the selected columns. The outer `None` means no shape, the inner one `*`.
 fn columns_of(projection: &[SelectItem]) -> Option<Option<Vec<String>>> {
     if let [SelectItem::Wildcard(options)] = projection {
         return (*options == ast::WildcardAdditionalOptions::default()).then_some(None);
@@ -314,7 +314,7 @@ fn number(text: &str, sign: &str) -> Option<Operand> {
     is_decimal.then_some(Operand::Decimal(text))
 }
 
-/// The value a key column is compared with, in the column's type; `None` where the planned path would compare otherwise.
+/// Returns the value to compare a key column with, in its type; `None` where a plan would compare otherwise.
 fn key_value(ty: ColumnType, operand: &Operand, params: &[ScalarValue]) -> Option<ScalarValue> {
     let value = match operand {
         Operand::Literal(value) => value,
@@ -356,7 +356,7 @@ struct CompiledInsert {
     schemas: Arc<TableSchemas>,
     target: Target,
     writer: Arc<RowWriter>,
-    /// The target's columns in the rows' order.
+    /// The target's columns, in the order of the values.
     types: Vec<(String, ColumnType)>,
 }
 
@@ -418,7 +418,7 @@ impl InsertValues {
             let Some(compiled) = self.compiled(&execution, definition) else { return Ok(None) };
             let mut rows =
                 Rows::with_writer(&execution, Arc::clone(&compiled.schemas), Arc::clone(&compiled.writer));
-            // A few at a time: as arrays, NULLs may be far larger than as values.
+            // In parts: NULLs may take far more memory as arrays than as values.
             let (count, step) = (self.rows.len() * params.len(), rows.pieces().rows_max());
             for start in (0..count).step_by(step) {
                 let part = start..count.min(start + step);
@@ -431,7 +431,7 @@ impl InsertValues {
         }
     }
 
-    /// Some of the rows as given; `None` when the values of a column are not of one type.
+    /// Returns the rows of `part`; `None` when the values of a column are not of one type.
     fn batch<P: AsRef<[ScalarValue]>>(
         &self,
         compiled: &CompiledInsert,
@@ -466,7 +466,7 @@ impl InsertValues {
     }
 }
 
-/// A number in digits as a column has it; `None` where the planned path has to round or to refuse it.
+/// Converts a decimal literal to a column's type; `None` where the planned path must round or refuse it.
 fn decimal_for(ty: ColumnType, text: &str) -> Option<ScalarValue> {
     match ty {
         ColumnType::Real | ColumnType::Double => Some(ScalarValue::Float64(Some(text.parse().ok()?))),
@@ -477,12 +477,12 @@ fn decimal_for(ty: ColumnType, text: &str) -> Option<ScalarValue> {
     }
 }
 
-/// Values of one type, NULLs aside, as an array.
+/// Returns the values as an array; `None` unless all but NULLs have one type that suits the column.
 fn array_of(ty: ColumnType, mut values: Vec<ScalarValue>) -> Result<Option<ArrayRef>> {
     let Some(first) = values.iter().find(|value| !value.is_null()).map(ScalarValue::data_type) else {
         return Ok(Some(datafusion::arrow::array::new_null_array(&ty.arrow(), values.len())));
     };
-    // Numbers for text columns and the like are cast by plans in ways of their own.
+    // Plans have their own casts between families, such as from numbers to text columns.
     let same_family = match ty {
         ColumnType::Text | ColumnType::Json | ColumnType::File => first == DataType::Utf8,
         ColumnType::Boolean => matches!(first, DataType::Boolean | DataType::Utf8),

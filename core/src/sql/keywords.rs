@@ -1,15 +1,15 @@
 //! Words that are names only in double quotes.
 //!
-//! They are those that PostgreSQL reserves, also the ones it takes for functions and types:
-//! <https://www.postgresql.org/docs/15/sql-keywords-appendix.html>. Without quotes such a name could be created and then not be read:
-//! `user` would be the name of who asks, `order` the beginning of a clause.
+//! They are PostgreSQL's reserved words, including those it allows as function or type names:
+//! <https://www.postgresql.org/docs/15/sql-keywords-appendix.html>. Without quotes such a name could be
+//! created but not read: `user` would mean the current user, `order` would begin a clause.
 
 use datafusion::sql::sqlparser::tokenizer::{Token, Word};
 
 use super::cursor::{Cursor, QualifiedName};
 use crate::error::{Error, Result};
 
-/// In order.
+/// Sorted, for a binary search.
 const RESERVED: [&str; 100] = [
     "all",
     "analyse",
@@ -113,7 +113,7 @@ const RESERVED: [&str; 100] = [
     "with",
 ];
 
-/// A name that a statement creates, as [`Cursor::name`].
+/// Takes the name of something to create, as [`Cursor::name`] does.
 ///
 /// # Errors
 /// 42601 for a reserved word without quotes.
@@ -122,7 +122,7 @@ pub(super) fn name(cursor: &mut Cursor<'_>, kind: &str) -> Result<String> {
     cursor.name(kind)
 }
 
-/// The name of a table that a statement creates or alters, as [`Cursor::qualified_name`]. Behind a point every word is a name.
+/// Takes the name of a table, as [`Cursor::qualified_name`] does. After a period every word is a name.
 ///
 /// # Errors
 /// 42601 for a reserved word without quotes.
@@ -138,10 +138,10 @@ fn check_next(cursor: &Cursor<'_>, kind: &str) -> Result<()> {
     }
 }
 
-/// Refuses a word that is not quoted and reserved.
+/// Refuses an unquoted reserved word.
 ///
 /// # Errors
-/// 42601.
+/// 42601 for a reserved word.
 pub(super) fn check(kind: &str, word: &str) -> Result<()> {
     let word = word.to_ascii_lowercase();
     if RESERVED.binary_search(&word.as_str()).is_err() {

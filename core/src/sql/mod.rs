@@ -1,23 +1,27 @@
-//! Statements: read, routed in one `match`, run.
+//! SQL statements: parse, route in one `match`, run.
 //!
-//! | file | its one job |
+//! | file | job |
 //! |---|---|
-//! | `guard`, `dialect`, `cursor`, `keywords`, `parameters`, `statement`, `create_table`, `alter_table`, `storage_statement` | from text to a [`Statement`](statement::Statement) |
-//! | `session`, `execution`, `result` | who asks, what they see, what they get |
-//! | `clauses` | what is parsed and has no effect here |
-//! | `scope` | what names of columns mean |
+//! | `guard`, `dialect`, `cursor`, `keywords`, `parameters` | tokens: limits, grammar, names, parameters |
+//! | `statement`, `create_table`, `alter_table` | from tokens to a [`Statement`](statement::Statement) |
+//! | `storage_statement` | the same for storages, FLUSH, COMPACT and BACKUP |
+//! | `session`, `execution`, `result` | the user, the view of a statement, its result |
+//! | `clauses` | refuses clauses that are parsed but have no effect |
+//! | `scope` | resolves column names |
 //! | `engine`, `names`, `catalog`, `planner` | DataFusion over a snapshot |
-//! | `complexity`, `stack` | limits on what a text can grow into, and room for it |
-//! | `functions`, `password` | the database's own functions |
-//! | `capped`, `concatenation`, `extent` | limits on what functions make |
+//! | `typing` | types of parameters that are a column's whole value |
+//! | `complexity`, `stack` | limits on the size of plans, and stack for deep ones |
+//! | `functions` | the database's own functions |
+//! | `password` | password hashes |
+//! | `capped`, `concatenation`, `extent` | limits on the size of function results |
 //! | `aged` | how long a query may hold its snapshot |
-//! | `ordering` | which scans keep their order |
-//! | `turns` | who goes first among those that lost |
-//! | `workarounds` | what DataFusion and the SQL parser get wrong, set right |
-//! | `hot` | the two shapes that skip planning |
+//! | `ordering` | which scans keep their sort order |
+//! | `turns` | queues statements that retry after a conflict |
+//! | `workarounds` | corrects wrong results of DataFusion and of the SQL parser |
+//! | `hot` | two statement shapes that skip planning |
 //! | `handlers` | what each statement does |
 //!
-//! Invariant: whose rows a statement sees comes from its session alone.
+//! Invariant: only its session decides whose rows a statement sees.
 
 mod aged;
 mod alter_table;
@@ -67,9 +71,9 @@ use self::planner::View;
 use self::statement::{Parsed, Statement};
 use crate::error::{Error, Result};
 
-/// The one catalog.
+/// The name of the only catalog.
 pub(crate) const CATALOG: &str = "kalam";
-/// The namespace of the tables about tables.
+/// The namespace of the standard metadata tables.
 pub(crate) const INFORMATION_SCHEMA: &str = "information_schema";
 
 /// Runs a statement.
@@ -115,7 +119,7 @@ async fn execute(session: &Session, parsed: &Parsed, params: Vec<ScalarValue>) -
     }
 }
 
-/// Runs a write once for each row of parameters, all of it in one commit.
+/// Runs a write once per row of parameters, in one commit.
 async fn execute_batch(session: &Session, parsed: &Parsed, rows: Vec<Vec<ScalarValue>>) -> Result<Affected> {
     let view = View { names_seq: parsed.names_seq, target: None };
     match &parsed.statement {

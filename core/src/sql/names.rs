@@ -1,4 +1,4 @@
-//! What the names in a statement mean: tables of the snapshot, the session's own functions, DataFusion's functions.
+//! Resolves the names in a statement: tables of the snapshot, session functions, DataFusion's functions.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -25,19 +25,19 @@ use super::functions::{SESSION_FUNCTIONS, session_function};
 use super::planner::View;
 use crate::error::{Error, ErrorKind, Result, SqlState};
 
-/// The planner's dictionary for one statement.
+/// The names that the planner can use in one statement.
 pub(crate) struct Names<'a> {
     execution: &'a Execution,
     state: &'a SessionState,
     view: View,
-    /// A function the statement calls that nobody has; the planner's own error for it is only a text.
+    /// The first unknown function of the statement; the planner reports it only as text.
     unknown_function: RefCell<Option<String>>,
 }
 
 /// The columns of a table as a wildcard shows them.
 pub(crate) struct TableColumns {
     pub(crate) names: Vec<Arc<str>>,
-    /// The planner's table has more.
+    /// The planner's table has more columns.
     pub(crate) has_hidden: bool,
 }
 
@@ -46,7 +46,7 @@ impl<'a> Names<'a> {
         Self { execution, state, view, unknown_function: RefCell::new(None) }
     }
 
-    /// Why planning failed: 42883 when a function was not found, else `error`.
+    /// Returns why planning failed: 42883 when a function was not found, else `error`.
     pub(crate) fn explain(self, error: impl Into<Error>) -> Error {
         match self.unknown_function.into_inner() {
             Some(name) => Error::new(
@@ -69,7 +69,7 @@ impl<'a> Names<'a> {
         }
     }
 
-    /// The columns of a table, without what it shows to those who name it.
+    /// Returns the columns of a table that a wildcard shows, without hidden ones such as `_seq`.
     pub(crate) fn columns(&self, name: &QualifiedName, view: View) -> Result<TableColumns> {
         if self.execution.namespace_of(name) == super::INFORMATION_SCHEMA {
             let provider = catalog::information_schema(self.execution, &name.name)?;
@@ -82,7 +82,7 @@ impl<'a> Names<'a> {
         Ok(TableColumns { names, has_hidden: view.names_seq || view.target == Some(table.id) })
     }
 
-    /// Whether a name is that of a function of single rows alone.
+    /// Whether a name is that of a scalar function and of no aggregate or window function.
     pub(crate) fn is_scalar_function(&self, name: &str) -> bool {
         self.get_function_meta(name).is_some()
             && !self.state.aggregate_functions().contains_key(name)
@@ -111,7 +111,7 @@ impl<'a> Names<'a> {
     }
 }
 
-/// The times that table functions take: in nanoseconds.
+/// Converts a timestamp to nanoseconds, the unit of table functions.
 fn in_nanoseconds(arg: Expr) -> Expr {
     match arg {
         Expr::Literal(ScalarValue::TimestampMicrosecond(Some(us), zone), metadata) => {

@@ -1,10 +1,10 @@
-//! The order of cold rows is kept only for those who ask for it.
+//! Keeps the sort order of cold scans only where the plan uses it.
 //!
-//! A segment is sorted by key, and DataFusion keeps an order that it knows of: below a join or an aggregation it then merges the
-//! streams of segments row by row, which costs more than the order is worth. So a scan says that it is sorted only where a sort or a
-//! window above sees its order.
+//! A segment is sorted by key, and DataFusion preserves every order it knows of: below a join or an
+//! aggregation it then merges the segment streams row by row, which costs more than the order is worth. So a
+//! scan declares its order only where a sort or a window above sees it.
 //!
-//! Invariant: rows stay the same; an order that is asked for is made by sorting where it is not kept.
+//! Invariant: the rows stay the same; where a required order is not kept, a sort produces it.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ use datafusion::physical_plan::joins::{
 };
 use datafusion::physical_plan::sorts::sort::SortExec;
 
-/// Runs before all other rules: the plan has its sorts, and nothing yet that keeps an order.
+/// Runs before all other rules: the plan already has its sorts, but no order-preserving operators yet.
 #[derive(Debug)]
 pub(super) struct OrderRule;
 
@@ -44,7 +44,7 @@ impl PhysicalOptimizerRule for OrderRule {
     }
 }
 
-/// `reached` says whether a sort sees the order of the plan's rows.
+/// Drops the order of scans that no sort sees; `reached` says whether a sort above sees the order of `plan`.
 fn forget_order(
     plan: Arc<dyn ExecutionPlan>,
     partitions: usize,
@@ -69,7 +69,7 @@ fn forget_order(
     replace_children_if_necessary(plan, children)
 }
 
-/// Files that were apart to keep their order share partitions.
+/// Returns the scan without its order. Files that were apart to keep the order now share `partitions`.
 fn without_order(scan: &FileScanConfig, partitions: usize) -> Arc<dyn ExecutionPlan> {
     let files = scan.file_groups.iter().flat_map(FileGroup::iter).cloned().enumerate();
     let mut groups = vec![Vec::new(); partitions.clamp(1, scan.file_groups.len().max(1))];
@@ -87,7 +87,7 @@ fn without_order(scan: &FileScanConfig, partitions: usize) -> Arc<dyn ExecutionP
     DataSourceExec::from_data_source(scan)
 }
 
-/// Whether it is more than glad of an order: an aggregation is content without, unless its functions have an ORDER BY.
+/// Whether the plan requires an input order. Aggregations only prefer one, unless a function has an ORDER BY.
 fn needs_order(plan: &Arc<dyn ExecutionPlan>) -> bool {
     let is_hard = |needed: OrderingRequirements| matches!(needed, OrderingRequirements::Hard(_));
     plan.required_input_ordering().into_iter().flatten().any(is_hard)

@@ -1,6 +1,6 @@
-//! Parameters: `$1`, `?` and `:name` in the tokens become `$1 .. $n`, and values given become the values bound.
+//! Parameters: `$1`, `?` and `:name` in the tokens become `$1 .. $n`, and given values become bound values.
 //!
-//! A `?` outside quotes is always a parameter, numbered from left to right; the SQL parser would take it for an operator.
+//! A `?` outside quotes is a parameter, numbered from left to right; the SQL parser would read an operator.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,19 +19,19 @@ use crate::error::{Error, ErrorKind, Result, SqlState};
 /// The parameters a statement names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ParameterNames {
-    /// How many values it takes.
+    /// The number of values the statement takes.
     pub(crate) count: usize,
-    /// The names behind `:name`, in the order of their numbers; empty for `$n` and `?`.
+    /// The names of `:name` parameters, in the order of their numbers; empty for `$n` and `?`.
     pub(crate) names: Vec<String>,
 }
 
-/// The types a plan's parameters need; `None` where nothing says it.
+/// The types of a plan's parameters; `None` where the plan does not determine one.
 pub(crate) type ParameterTypes = HashMap<String, Option<DataType>>;
 
 /// Rewrites every parameter to `$n`.
 ///
 /// # Errors
-/// 42601 for a mixture of styles or a number that is not between 1 and `count_max`.
+/// 42601 for mixed styles, or for a number that is not between 1 and `count_max`.
 pub(crate) fn number(tokens: &mut Vec<TokenWithSpan>, count_max: usize) -> Result<ParameterNames> {
     let mut numbered = Numbering { count_max, ..Numbering::default() };
     let mut brackets = 0_usize;
@@ -42,7 +42,7 @@ pub(crate) fn number(tokens: &mut Vec<TokenWithSpan>, count_max: usize) -> Resul
             Token::LBracket => brackets += 1,
             Token::RBracket => brackets = brackets.saturating_sub(1),
             Token::Question => token.token = Token::Placeholder(numbered.question()?),
-            // `?|`, `?&` are operators elsewhere; here they are a parameter and an operator.
+            // `?|` and `?&` are operators elsewhere; here they are a parameter and an operator.
             Token::QuestionPipe | Token::QuestionAnd => {
                 let operator =
                     if token.token == Token::QuestionPipe { Token::Pipe } else { Token::Ampersand };
@@ -133,10 +133,10 @@ impl Numbering {
 }
 
 impl ParameterNames {
-    /// The values in the order of their numbers.
+    /// Returns the values in the order of their numbers.
     ///
     /// # Errors
-    /// 42P02 unless exactly the statement's parameters are given.
+    /// 42P02 unless exactly the statement's parameters have values.
     pub(crate) fn values(&self, params: Params) -> Result<Vec<ScalarValue>> {
         let given = match params {
             Params::None => Vec::new(),
@@ -173,8 +173,8 @@ fn undefined(message: String) -> Error {
     Error::new(ErrorKind::InvalidArgument, SqlState::UNDEFINED_PARAMETER, message)
 }
 
-/// The type a parameter is announced with, so that every driver can set it: JDBC writes milliseconds into whatever time type
-/// was declared, and knows no views, no dictionaries and no unsigned or half-width numbers.
+/// Returns the type to announce a parameter with, one that every driver can set: JDBC writes milliseconds
+/// into any declared time type, and knows no views, dictionaries, unsigned or half-width numbers.
 pub(crate) fn announced(name: String, planned: Option<&DataType>) -> FieldRef {
     let announced = match planned {
         Some(DataType::Boolean) => DataType::Boolean,
@@ -203,10 +203,10 @@ pub(crate) fn announced(name: String, planned: Option<&DataType>) -> FieldRef {
     Arc::new(Field::new(name, announced, true))
 }
 
-/// A value as one of the type, rounded as an assignment does.
+/// Casts a value to a type, rounded as an assignment does.
 ///
 /// # Errors
-/// 22P02, 22007 or 22003 when the value is none of the type.
+/// 22P02, 22007 or 22003 when the value does not fit the type.
 pub(crate) fn cast(value: &ScalarValue, to: &DataType) -> Result<ScalarValue> {
     let from = value.data_type();
     if from == *to {
@@ -219,19 +219,19 @@ pub(crate) fn cast(value: &ScalarValue, to: &DataType) -> Result<ScalarValue> {
     Ok(ScalarValue::try_from_array(&array, 0)?)
 }
 
-/// What a parameter is used for where its value is more than compared.
+/// The use of a parameter, where it is more than a comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Use {
-    /// It is the value of a column, and rounded to its type.
+    /// It is assigned to a column, and rounded to the column's type.
     Assigned,
-    /// It is computed with: 1 / 2 is another number than 1 / 2.0.
+    /// It is an operand of arithmetic: 1 / 2 differs from 1 / 2.0.
     Computed,
 }
 
-/// The parameters that are operands of arithmetic.
+/// Returns the parameters that are operands of arithmetic.
 ///
 /// # Errors
-/// None of its own.
+/// Only those of the walk over the plan.
 pub(crate) fn computed(plan: &LogicalPlan) -> Result<HashMap<String, Use>> {
     let mut uses = HashMap::new();
     plan.apply_with_subqueries(|node| {
@@ -253,7 +253,7 @@ pub(crate) fn computed(plan: &LogicalPlan) -> Result<HashMap<String, Use>> {
     Ok(uses)
 }
 
-/// The types that a plan needs its parameters in, each that of the first place which needs one; `None` where nothing says it.
+/// Returns the types of a plan's parameters, each from the first place that has one; `None` where none has.
 pub(crate) fn types(plan: &LogicalPlan) -> Result<ParameterTypes> {
     let mut types = ParameterTypes::new();
     plan.apply_with_subqueries(|node| {
@@ -270,11 +270,11 @@ pub(crate) fn types(plan: &LogicalPlan) -> Result<ParameterTypes> {
     Ok(types)
 }
 
-/// A value as the type a plan expects, when it is the same value there; `None` when only a wider type has it, as 1.5 beside an
-/// integer. A text is read as a value of the type.
+/// Converts a value to the type that a plan expects, if it stays the same value; `None` when only a wider
+/// type has it, such as 1.5 beside an integer. Text is parsed as that type, and an assigned value is rounded.
 ///
 /// # Errors
-/// 22P02 or 22007 for a text that is no value of the type.
+/// Those of [`cast`], for text and assigned values.
 pub(crate) fn fitting(value: &ScalarValue, to: &DataType, used: Option<Use>) -> Result<Option<ScalarValue>> {
     if used == Some(Use::Assigned) {
         return cast(value, to).map(Some);
@@ -287,7 +287,7 @@ pub(crate) fn fitting(value: &ScalarValue, to: &DataType, used: Option<Use>) -> 
         return Ok(None);
     }
     let Ok(there) = cast(value, to) else { return Ok(None) };
-    // The REAL next to 0.1 is not 0.1. Both are compared as DOUBLE, as a comparison in a statement does.
+    // The REAL nearest to 0.1 is not 0.1. Both are compared as DOUBLE, as comparisons in a statement are.
     let exact = if *to == DataType::Float32 && casts::is_decimal(&from) { &DataType::Float64 } else { &from };
     let is_same = cast(&there, exact).is_ok_and(|back| cast(value, exact).is_ok_and(|value| value == back));
     Ok(is_same.then_some(there))

@@ -1,6 +1,6 @@
-//! Passwords: argon2id with OWASP's parameters, two at a time, away from the threads that serve others.
+//! Password hashes: argon2id with OWASP's parameters, two at a time, off the threads that serve requests.
 //!
-//! Invariant: a login with an unknown name takes as long and fails with the same words as one with a wrong password.
+//! Invariant: logins with an unknown name and with a wrong password take the same time and fail alike.
 
 use std::sync::{Arc, OnceLock};
 
@@ -17,14 +17,14 @@ const LANES: u32 = 1;
 const SALT_BYTES: usize = 16;
 const PASSWORD_BYTES: std::ops::RangeInclusive<usize> = 8..=1_024;
 
-/// Each computation takes 19 MiB, so a flood of logins must not run all at once; the others wait.
+/// Each computation takes 19 MiB, so a flood of logins must not run at once; the others wait.
 const CONCURRENT_MAX: usize = 2;
 
 /// Computes and compares password hashes.
 #[derive(Debug)]
 pub(crate) struct Passwords {
     permits: Arc<Semaphore>,
-    /// The hash compared for unknown names, made at the first use.
+    /// The hash to compare with for unknown names, made at its first use.
     dummy: Arc<OnceLock<String>>,
 }
 
@@ -35,7 +35,7 @@ impl Default for Passwords {
 }
 
 impl Passwords {
-    /// The hash of a new password, in PHC form.
+    /// Returns the hash of a new password, in PHC format.
     ///
     /// # Errors
     /// 22023 unless it has 8 to 1,024 bytes.
@@ -49,7 +49,7 @@ impl Passwords {
         self.compute(move || hash(password.as_bytes())).await
     }
 
-    /// Whether a password is the one of the hash; `None` stands for a user that does not exist.
+    /// Returns whether a password matches a hash; `None` stands for a user that does not exist.
     ///
     /// # Errors
     /// XX001 for a hash that cannot be read.
@@ -82,7 +82,7 @@ impl Passwords {
         work: impl FnOnce() -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let permit = Arc::clone(&self.permits).acquire_owned().await.map_err(|_| Error::shutting_down())?;
-        // The permit goes along: a caller that stops waiting does not make room for another computation.
+        // The work owns the permit: a caller that stops waiting does not make room for another computation.
         blocking(move || {
             let result = work();
             drop(permit);
@@ -106,7 +106,7 @@ fn hash(password: &[u8]) -> Result<String> {
     Ok(hash.to_string())
 }
 
-/// The one answer to a failed login.
+/// Returns the only error of a failed login.
 pub(crate) fn login_failed() -> Error {
     Error::new(ErrorKind::Unauthenticated, SqlState::INVALID_PASSWORD, "user name or password is wrong")
         .hint("check both; an administrator can set a new password with ALTER USER")

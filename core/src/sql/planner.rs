@@ -1,7 +1,7 @@
-//! From a parsed query to DataFusion's plan, and from the plan to rows.
+//! Plans parsed queries with DataFusion, and runs the plans.
 //!
-//! Names are resolved against the statement's snapshot, one by one as the query names them. Invariant: a result's schema
-//! depends on the text and the catalog, never on the values of parameters, so what was announced is what comes.
+//! Names are resolved against the statement's snapshot, one by one as the query names them. Invariant: a
+//! result has the announced schema, unless a value does not fit its parameter ([`Bound::is_as_announced`]).
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -40,26 +40,26 @@ use crate::types;
 /// How tables appear to one statement.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct View {
-    /// Tables show `_seq`, to those who name it.
+    /// Tables show `_seq`, because the statement names it.
     pub(crate) names_seq: bool,
-    /// The table an UPDATE or DELETE changes; it shows what the write needs.
+    /// The table that an UPDATE or DELETE changes; it shows the columns that the write needs.
     pub(crate) target: Option<TableId>,
 }
 
-/// A plan with the state it was made with.
+/// A logical plan with the state it was made with.
 pub(crate) struct Planned {
     pub(crate) plan: LogicalPlan,
     pub(crate) state: SessionState,
-    /// What parameters such as `$1` are for, where it is more than a comparison.
+    /// The use of parameters such as `$1`, where it is more than a comparison.
     pub(crate) uses: HashMap<String, Use>,
-    /// The right names of columns that the plan has under others.
+    /// The result names of columns that have an internal name in the plan.
     pub(crate) renamed: Renamed,
 }
 
-/// A plan with values in the place of parameters.
+/// A plan with values in place of its parameters.
 pub(crate) struct Bound {
     pub(crate) plan: LogicalPlan,
-    /// Whether every value has the type its parameter was given, so that the columns are as announced.
+    /// Whether every value fits the type of its parameter, so that the columns are as announced.
     pub(crate) is_as_announced: bool,
 }
 
@@ -102,9 +102,9 @@ pub(crate) fn plan_live_query(execution: &Execution, query: &ast::Query, view: V
 }
 
 impl Planned {
-    /// Gives every parameter a type, and the plan's columns as they then are.
+    /// Gives every parameter a type; returns the types and the analysed plan.
     ///
-    /// A parameter whose type nothing says is text, as in PostgreSQL, unless that cannot be; then it is a number.
+    /// A parameter of unknown type is text, as in PostgreSQL, or else a number if text makes the plan fail.
     pub(crate) fn resolve(&self, parameter_count: usize) -> Result<(ParameterTypes, LogicalPlan)> {
         if let LogicalPlan::Explain(_) = self.plan {
             return Ok((parameters::types(&self.plan)?, self.plan.clone()));
@@ -144,8 +144,8 @@ impl Planned {
         Ok(self.state.analyzer().execute_and_check(plan, self.state.config_options(), |_, _| {})?)
     }
 
-    /// Puts values in the place of parameters. A value that its parameter's type does not have keeps its own, and what it meets is
-    /// widened: an integer is compared with 1.5, not with 2.
+    /// Replaces parameters by values. A value that does not fit its parameter's type keeps its own type, and
+    /// the other operand is widened: an integer is compared with 1.5, not with 2.
     pub(crate) fn bind(&self, types: &ParameterTypes, params: &[ScalarValue]) -> Result<Bound> {
         if params.is_empty() {
             return Ok(Bound { plan: self.plan.clone(), is_as_announced: true });
@@ -166,7 +166,7 @@ impl Planned {
         Ok(Bound { plan, is_as_announced })
     }
 
-    /// The plan that runs.
+    /// Analyses and optimises the plan, and returns its physical plan.
     pub(crate) async fn physical(&self, plan: LogicalPlan) -> Result<Arc<dyn ExecutionPlan>> {
         if let LogicalPlan::Explain(_) = plan {
             return Ok(self.state.create_physical_plan(&plan).await?);
@@ -182,7 +182,7 @@ impl Planned {
         Ok(self.state.query_planner().create_physical_plan(&optimised, &state).await?)
     }
 
-    /// Runs the plan once for each row of parameters, which all have the same types, and hands over what comes.
+    /// Runs the plan once per row of parameters, all of the same types, and passes every batch to `take`.
     pub(crate) async fn each_batch(
         &self,
         params: &[Vec<ScalarValue>],
@@ -199,7 +199,7 @@ impl Planned {
         Ok(())
     }
 
-    /// The analysed plan with values in the place of parameters, and the schema of its rows.
+    /// Returns the analysed plan with values in place of parameters, and the schema of its rows.
     fn bound_query(
         &self,
         execution: &Execution,
@@ -217,8 +217,8 @@ impl Planned {
         Ok((plan, schema))
     }
 
-    /// The schema of an analysed plan's rows: the registry's own when the plan reads one table and gives what it shows. Every other column
-    /// may be NULL: what a plan says of that is not right for each of its values.
+    /// Returns the schema of an analysed plan's rows: the registry's own when the plan reads one table and
+    /// returns its visible columns. Other columns are nullable: a plan's nullability is not always right.
     fn result_schema(&self, execution: &Execution, plan: &LogicalPlan) -> Result<ResultSchema> {
         let schema = plan.schema().as_arrow();
         if let Some(table) = only_table(plan)?
@@ -245,7 +245,7 @@ impl Planned {
         Ok(ResultSchema { schema: Arc::new(Schema::new(fields)), ipc: None })
     }
 
-    /// What a live query of the plan needs of it.
+    /// Returns what a live query needs from the plan.
     pub(crate) fn planning(&self) -> Planning<'_> {
         Planning {
             state: &self.state,
@@ -255,7 +255,7 @@ impl Planned {
         }
     }
 
-    /// Runs a query.
+    /// Runs the query.
     pub(crate) async fn rows(&self, execution: &Execution, params: &[ScalarValue]) -> Result<RowStream> {
         let (plan, schema) = self.bound_query(execution, params)?;
         let physical = match plan {
@@ -271,7 +271,7 @@ impl Planned {
     }
 }
 
-/// What a statement takes and gives.
+/// Returns the parameters and the result schema of a statement.
 pub(crate) fn describe(execution: &Execution, parsed: &Parsed) -> Result<Description> {
     let view = View { names_seq: parsed.names_seq, target: None };
     let count = parsed.parameters.count;
@@ -327,7 +327,7 @@ pub(crate) fn describe(execution: &Execution, parsed: &Parsed) -> Result<Descrip
     }
 }
 
-/// The schema of a query's rows when its parameters have these values; `None` for any other statement.
+/// Returns the schema of a query's rows for these parameter values; `None` for any other statement.
 pub(crate) fn bound_schema(
     execution: &Execution,
     parsed: &Parsed,
@@ -339,7 +339,7 @@ pub(crate) fn bound_schema(
     planned.bound_query(execution, params).map(|(_, schema)| Some(schema))
 }
 
-/// Of a statement whose rows always have the same columns.
+/// Returns the description of a statement whose result columns are fixed.
 fn fixed(schema: SchemaRef) -> Description {
     fixed_result(ResultSchema { schema, ipc: None })
 }
@@ -354,7 +354,7 @@ fn fixed_result(schema: ResultSchema) -> Description {
     }
 }
 
-/// The schema of a query without parameters.
+/// Returns the schema of a query without parameters.
 pub(crate) fn query_schema(execution: &Execution, query: &ast::Query) -> Result<ResultSchema> {
     let planned = plan_query(execution, query, View::default())?;
     planned.result_schema(execution, &planned.resolve(0)?.1)
@@ -367,7 +367,7 @@ fn query_description(execution: &Execution, parsed: &Parsed, planned: Planned) -
     Ok(Description { kind: StatementKind::Query, schema, parameters, types, uses: planned.uses })
 }
 
-/// The table a plan reads, when it reads one, once.
+/// Returns the table of a plan that reads exactly one table, once.
 fn only_table(plan: &LogicalPlan) -> Result<Option<Arc<TableDefinition>>> {
     let mut tables = Vec::new();
     plan.apply_with_subqueries(|node| {
@@ -385,7 +385,7 @@ fn only_table(plan: &LogicalPlan) -> Result<Option<Arc<TableDefinition>>> {
     }
 }
 
-/// A batch with exactly `schema`; columns are only touched where their type differs.
+/// Returns the batch with exactly `schema`; casts only columns whose type differs.
 pub(crate) fn restamp(schema: &SchemaRef, batch: RecordBatch) -> Result<RecordBatch> {
     if Arc::ptr_eq(schema, batch.schema_ref()) {
         return Ok(batch);
@@ -406,7 +406,7 @@ pub(crate) fn restamp(schema: &SchemaRef, batch: RecordBatch) -> Result<RecordBa
     Ok(RecordBatch::try_new_with_options(Arc::clone(schema), columns, &options)?)
 }
 
-/// Whether two schemas have the same columns, whatever their metadata.
+/// Whether two schemas have the same columns, ignoring metadata.
 pub(crate) fn same_columns(one: &SchemaRef, other: &SchemaRef) -> bool {
     Arc::ptr_eq(one, other)
         || (one.fields().len() == other.fields().len()

@@ -1,7 +1,7 @@
-//! What statements take and give: parameters in, rows or a count out.
+//! The input and output of statements: parameters in, rows or a count out.
 //!
-//! Invariant: a result's schema is known before its first batch, and every batch has exactly that schema. When the result is one
-//! table's visible schema, the schema is the registry's own `Arc`, so nothing on the way to the wire encodes it again.
+//! Invariant: a result's schema is known before its first batch, and every batch has exactly that schema. One
+//! table's visible schema is the registry's own `Arc`, so the wire layer does not encode it again.
 
 use std::fmt;
 use std::pin::Pin;
@@ -48,7 +48,7 @@ impl From<Vec<(String, ScalarValue)>> for Params {
     }
 }
 
-/// What a statement gave.
+/// The result of a statement.
 pub enum Outcome {
     /// The rows of a query.
     Rows(RowStream),
@@ -59,7 +59,7 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// The rows, where the statement was a query.
+    /// Returns the rows of a query.
     ///
     /// # Errors
     /// 22023 for any other statement.
@@ -70,7 +70,7 @@ impl Outcome {
         }
     }
 
-    /// The count, where the statement was a write or DDL.
+    /// Returns the count of a write or DDL.
     ///
     /// # Errors
     /// 22023 for any other statement.
@@ -83,7 +83,7 @@ impl Outcome {
         }
     }
 
-    /// The live query, where the statement was `SUBSCRIBE TO`.
+    /// Returns the live query of `SUBSCRIBE TO`.
     ///
     /// # Errors
     /// 22023 for any other statement.
@@ -110,7 +110,7 @@ impl fmt::Debug for Outcome {
 pub struct Affected {
     /// Rows inserted, updated or deleted; 0 for DDL.
     pub rows: u64,
-    /// The commit that holds the effect; the installed seq when nothing had to be committed.
+    /// The commit that holds the effect; the installed seq when there was nothing to commit.
     pub seq: Seq,
 }
 
@@ -119,7 +119,7 @@ pub struct Affected {
 pub struct ResultSchema {
     /// The registry's own `Arc` when the result is one table's visible schema.
     pub schema: SchemaRef,
-    /// The registry's memoized IPC schema message, in exactly that case.
+    /// The registry's memoized IPC schema message in that case, else `None`.
     pub ipc: Option<Bytes>,
 }
 
@@ -129,7 +129,7 @@ pub struct RowStream {
     pub schema: SchemaRef,
     /// The registry's memoized IPC schema message when the result is one table's visible schema.
     pub schema_ipc: Option<Bytes>,
-    /// The snapshot that was read.
+    /// The commit of the snapshot that was read.
     pub seq: Seq,
     batches: BoxStream<'static, Result<RecordBatch>>,
 }
@@ -143,15 +143,15 @@ impl RowStream {
         Self { schema: schema.schema, schema_ipc: schema.ipc, seq, batches: batches.boxed() }
     }
 
-    /// One batch that is there already.
+    /// Returns a stream of one batch that already exists.
     pub(crate) fn of(schema: ResultSchema, seq: Seq, batch: RecordBatch) -> Self {
         Self::new(schema, seq, futures::stream::iter([Ok(batch)]))
     }
 
-    /// All batches.
+    /// Collects all batches.
     ///
     /// # Errors
-    /// The first failure.
+    /// The first error of the stream.
     pub async fn collect(self) -> Result<Vec<RecordBatch>> {
         self.batches.try_collect().await
     }

@@ -1,7 +1,7 @@
-//! A session: who asks, and in which namespace. Everything a user does goes through one.
+//! A session: an authenticated user and a current namespace. Everything a user does goes through one.
 //!
-//! Invariant: the principal is fixed when the session is made, by the layer that authenticated; no statement changes it. Each
-//! statement checks that the user still exists and takes the role from the snapshot it reads.
+//! Invariant: the layer that authenticated sets the principal when it creates the session; no statement
+//! changes it. Each statement checks that the user still exists, and takes the role from its snapshot.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -27,11 +27,11 @@ use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::live_query::{SubscribeRequest, Subscription};
 use crate::schema_registry::{NAMESPACE_PUBLIC, TableDefinition, TableKind, TableSchemas};
 
-/// Statements a session keeps in parsed form, and the bytes of their texts. When it is full it is emptied: a session repeats few
-/// texts or none.
+/// The most parsed statements that a session caches, and the most bytes of their texts. A full cache is
+/// emptied: a session repeats few texts or none.
 const STATEMENTS_KEPT_MAX: usize = 256;
 const STATEMENTS_KEPT_BYTES_MAX: usize = 256 << 10;
-/// Longer texts are not kept: they are loads, and not repeated.
+/// Longer texts are not cached: they are bulk loads, which do not repeat.
 const STATEMENT_KEPT_BYTES_MAX: usize = 16 << 10;
 
 /// A user's connection to the database. Cloning is cheap, and clones share the current namespace.
@@ -51,14 +51,14 @@ struct Inner {
 #[derive(Default)]
 struct KeptStatements {
     by_text: HashMap<Arc<str>, Arc<KnownStatement>>,
-    /// Of all texts.
+    /// The bytes of all texts.
     bytes: usize,
 }
 
-/// A statement in the forms a session keeps.
+/// A parsed statement, as a session caches it.
 pub(crate) struct KnownStatement {
     pub(crate) parsed: Parsed,
-    /// The shape that skips planning, once it is known whether there is one.
+    /// The shape that skips planning, if the statement has one.
     pub(crate) shape: Shape,
 }
 
@@ -68,12 +68,12 @@ impl Session {
         Self { inner: Arc::new(Inner { ctx, engine, principal, namespace, statements: Mutex::default() }) }
     }
 
-    /// Who asks.
+    /// Returns the user that the session acts for.
     pub fn principal(&self) -> &Principal {
         &self.inner.principal
     }
 
-    /// The namespace of unqualified table names.
+    /// Returns the namespace of unqualified table names.
     pub fn namespace(&self) -> Arc<str> {
         Arc::clone(&self.inner.namespace.read())
     }
@@ -102,10 +102,10 @@ impl Session {
         &self.inner.engine
     }
 
-    /// A statement's view of the database, as of now.
+    /// Returns a statement's view of the database, as of now.
     ///
     /// # Errors
-    /// 28000 when the user does not exist any more.
+    /// 28000 when the user no longer exists.
     pub(crate) fn begin(&self) -> Result<Execution> {
         let snapshot = self.inner.ctx.committer.snapshot();
         let Some(user) = snapshot.catalog.user(self.inner.principal.user_id) else {
@@ -119,7 +119,7 @@ impl Session {
     /// Runs one statement.
     ///
     /// # Errors
-    /// Everything that can be wrong with a statement; each error says what and how to go on.
+    /// Any error of a statement; each says what is wrong and how to go on.
     pub async fn execute(&self, sql: &str, params: impl Into<Params>) -> Result<Outcome> {
         let statement = self.statement(sql)?;
         let params = statement.parsed.parameters.values(params.into())?;
@@ -137,10 +137,10 @@ impl Session {
         Deep::new(super::execute(self, &statement.parsed, params)).await
     }
 
-    /// Reads a statement and finds out what it takes and gives, without any effect.
+    /// Parses a statement and determines its parameters and result, without running it.
     ///
     /// # Errors
-    /// As [`Session::execute`], as far as they can be known before running.
+    /// As [`Session::execute`], for errors that are known before a statement runs.
     pub async fn prepare(&self, sql: &str) -> Result<Prepared> {
         let statement = self.statement(sql)?;
         let description = Deep::new(async { planner::describe(&self.begin()?, &statement.parsed) }).await?;
@@ -155,11 +155,10 @@ impl Session {
         Deep::new(handlers::subscribe::subscribe(self, request)).await
     }
 
-    /// Appends rows to a table in one commit. Columns are matched by name and cast; those that are missing get their
-    /// defaults.
+    /// Appends rows to a table in one commit. Columns are matched by name and cast; others get defaults.
     ///
     /// # Errors
-    /// 42P01, 42703, 42501 for the table and its columns; 22xxx, 23xxx for the rows; 54000 for too many.
+    /// 42P01, 42703, 42501 for the table and its columns; 22xxx, 23xxx for the rows; 54000 for too many rows.
     pub async fn append(
         &self,
         namespace: Option<&str>,
@@ -169,18 +168,18 @@ impl Session {
         Deep::new(handlers::insert::append(self, namespace, table, batches)).await
     }
 
-    /// Whether rows can be appended to a table, so that nobody sends them in vain.
+    /// Checks that rows can be appended to a table, so that no client sends them in vain.
     ///
     /// # Errors
-    /// 42P01, 3F000 when it does not exist, 42501 when the principal may not write it.
+    /// 42P01 or 3F000 when it does not exist, 42501 when the principal may not write it.
     pub fn check_append(&self, namespace: Option<&str>, table: &str) -> Result<()> {
         handlers::insert::check_append(self, namespace, table)
     }
 
-    /// The tables the principal may read, by namespace and name.
+    /// Returns the tables that the principal may read, ordered by namespace and name.
     ///
     /// # Errors
-    /// 28000 when the user does not exist any more.
+    /// 28000 when the user no longer exists.
     pub fn tables(&self) -> Result<Vec<TableInfo>> {
         let execution = self.begin()?;
         let tables = execution.readable_tables();
@@ -189,10 +188,10 @@ impl Session {
             .collect())
     }
 
-    /// The namespaces the principal may look into, by name.
+    /// Returns the namespaces that the principal may see, ordered by name.
     ///
     /// # Errors
-    /// 28000 when the user does not exist any more.
+    /// 28000 when the user no longer exists.
     pub fn namespaces(&self) -> Result<Vec<Arc<str>>> {
         Ok(self.begin()?.readable_namespaces())
     }
@@ -235,31 +234,31 @@ pub(crate) fn user_is_gone(principal: &Principal) -> Error {
     .hint("log in again")
 }
 
-/// What kind of result a statement has.
+/// The kind of a statement's result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum StatementKind {
     /// Rows.
     Query,
     /// A count.
     Update,
-    /// Frames without an end.
+    /// An endless stream of frames.
     Subscribe,
 }
 
-/// What is known of a statement before it runs.
+/// The description of a statement before it runs.
 #[derive(Clone, Debug)]
 pub(crate) struct Description {
     pub(crate) kind: StatementKind,
     pub(crate) schema: Option<ResultSchema>,
-    /// One for each parameter, typed so that every driver can set it.
+    /// One field per parameter, of a type that every driver can set.
     pub(crate) parameters: Vec<FieldRef>,
-    /// The types the plan of a query has its parameters in.
+    /// The types of the parameters in the plan of a query.
     pub(crate) types: ParameterTypes,
-    /// What they are for.
+    /// The uses of the parameters.
     pub(crate) uses: HashMap<String, Use>,
 }
 
-/// A statement that was read and described, to be run with values.
+/// A parsed and described statement, to run with values.
 #[derive(Clone)]
 pub struct Prepared {
     session: Session,
@@ -268,35 +267,35 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// The text.
+    /// Returns the text.
     pub fn sql(&self) -> &str {
         &self.statement.parsed.sql
     }
 
-    /// What it gives.
+    /// Returns the kind of its result.
     pub fn kind(&self) -> StatementKind {
         self.description.kind
     }
 
-    /// The schema of the rows, for queries and live queries.
+    /// Returns the schema of the rows, for queries and live queries.
     pub fn schema(&self) -> Option<&ResultSchema> {
         self.description.schema.as_ref()
     }
 
-    /// The parameters `$1 .. $n`, or the names of `:name`: nullable, of types every driver can set.
+    /// Returns the parameters, `$1 .. $n` or the names of `:name`: nullable, of types every driver can set.
     pub fn parameters(&self) -> &[FieldRef] {
         &self.description.parameters
     }
 
-    /// The session it belongs to.
+    /// Returns the session it belongs to.
     pub fn session(&self) -> &Session {
         &self.session
     }
 
-    /// The statement as it is with these values: some make the columns of a query another type, as 1.5 beside an integer does.
+    /// Returns the statement described for these values: 1.5 beside an integer can change a column's type.
     ///
     /// # Errors
-    /// As [`Session::prepare`], and 42P02 unless exactly the statement's parameters are given.
+    /// As [`Session::prepare`], and 42P02 unless exactly the statement's parameters have values.
     pub fn with_values(&self, params: impl Into<Params>) -> Result<Self> {
         let params = self.statement.parsed.parameters.values(params.into())?;
         let mut fits = true;
@@ -316,10 +315,10 @@ impl Prepared {
         Ok(Self { description: Arc::new(description), ..self.clone() })
     }
 
-    /// Runs it.
+    /// Runs the statement.
     ///
     /// # Errors
-    /// As [`Session::execute`], and 0A000 when the result no longer has the schema that was announced.
+    /// As [`Session::execute`], and 0A000 when the result no longer has the announced schema.
     pub async fn execute(&self, params: impl Into<Params>) -> Result<Outcome> {
         let params = self.statement.parsed.parameters.values(params.into())?;
         let outcome = self.session.run(&self.statement, params).await?;
@@ -333,7 +332,7 @@ impl Prepared {
         Ok(outcome)
     }
 
-    /// Runs a write once for each row of values, all of it in one commit.
+    /// Runs a write once per row of values, in one commit.
     ///
     /// # Errors
     /// As [`Prepared::execute`]; 22023 for anything but INSERT, UPDATE and DELETE.
@@ -381,23 +380,23 @@ impl TableInfo {
         }
     }
 
-    /// The names of the key columns, in key order.
+    /// Returns the names of the key columns, in key order.
     pub fn primary_key(&self) -> Vec<&str> {
         self.definition.key_columns().map(|column| &*column.name).collect()
     }
 
-    /// `TABLE` or `SYSTEM TABLE`.
+    /// Returns `TABLE` or `SYSTEM TABLE`.
     pub fn table_type(&self) -> &'static str {
         if self.definition.kind == TableKind::System { "SYSTEM TABLE" } else { "TABLE" }
     }
 }
 
-/// The name a parameter is announced under.
+/// Returns the name of a parameter as clients see it.
 pub(crate) fn parameter_name(parsed: &Parsed, index: usize) -> String {
     parsed.parameters.names.get(index).cloned().unwrap_or_else(|| format!("${}", index + 1))
 }
 
-/// The announced parameters of a statement, by the types its plan needs.
+/// Returns the parameters of a statement as clients see them; `planned` are the types in its plan.
 pub(crate) fn announce(parsed: &Parsed, planned: &ParameterTypes) -> Vec<FieldRef> {
     (0..parsed.parameters.count)
         .map(|index| {

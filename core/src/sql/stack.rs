@@ -1,9 +1,7 @@
-//! Room on the stack for deep trees. Planning, evaluating and even dropping an expression recurse as deep as the statement
-//! nests; the guard bounds that depth, and this makes sure that the thread has the stack for it, whatever runtime the
-//! embedder brought.
+//! Stack space for deep trees. Planning, evaluating and even dropping an expression recurse as deep as the
+//! statement nests. The guard bounds that depth; this module ensures the stack for it, in whatever runtime.
 //!
-//! A server that starts its threads with [`STACK_BYTES`] pays nothing here: the stack is only replaced when little of it is
-//! left.
+//! A server whose threads have [`STACK_BYTES`] pays nothing here: only a nearly full stack is replaced.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -12,9 +10,9 @@ use std::task::{Context, Poll};
 use futures::Stream;
 use futures::stream::BoxStream;
 
-/// What the deepest statement that passes the guard needs, with a wide margin.
+/// The stack that the deepest statement that passes the guard needs, with a wide margin.
 pub const STACK_BYTES: usize = 16 << 20;
-/// Below this much of free stack, work goes on on another one.
+/// With less free stack than this, work continues on a new stack.
 const RED_ZONE_BYTES: usize = 6 << 20;
 
 /// Runs `work` with enough stack.

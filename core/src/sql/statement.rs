@@ -1,7 +1,7 @@
-//! What a text says: our own grammar for what PostgreSQL's has no words for, the SQL parser for the rest.
+//! Parses statements: with the database's own grammar where PostgreSQL has none, else with the SQL parser.
 //!
-//! Invariant: nothing is parsed and ignored. A clause that has no effect here is an error that names it, and a statement the
-//! database does not have answers 0A000 with its name; files can be named by no statement but BACKUP, which writes none over.
+//! Invariant: nothing is parsed and ignored: a clause without effect and an unsupported statement are 0A000
+//! errors that name it. Only BACKUP and storages name places outside the data, and BACKUP overwrites nothing.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +25,7 @@ use crate::maintenance::BackupUrl;
 pub(crate) use super::alter_table::AlterTable;
 pub(crate) use super::create_table::CreateTable;
 
-/// One statement.
+/// A parsed statement.
 #[derive(Clone, Debug)]
 pub(crate) enum Statement {
     Query(Box<ast::Query>),
@@ -57,7 +57,7 @@ pub(crate) enum Statement {
 }
 
 impl Statement {
-    /// Refuses clauses without effect, and rewrites what the planner does not understand.
+    /// Refuses clauses without effect, and rewrites syntax that the planner does not understand.
     fn check_and_rewrite(&mut self) -> Result<()> {
         fn both(statement: &mut (impl ast::Visit + ast::VisitMut)) -> Result<()> {
             clauses::check(statement)?;
@@ -85,7 +85,7 @@ pub(crate) struct CreateUser {
     pub(crate) email: Option<String>,
 }
 
-/// What `ALTER USER` changes.
+/// A change by `ALTER USER`.
 #[derive(Clone)]
 pub(crate) enum UserChange {
     Password(String),
@@ -93,7 +93,7 @@ pub(crate) enum UserChange {
     Email(String),
 }
 
-// Passwords are shown to nobody, not even to a debugger's log line.
+// `Debug` never prints a password, so that no log line has one.
 impl std::fmt::Debug for CreateUser {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("CreateUser")
@@ -113,11 +113,11 @@ impl std::fmt::Debug for UserChange {
     }
 }
 
-/// What `SHOW` shows.
+/// The subject of `SHOW`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Show {
     Namespaces,
-    /// Of one namespace, or of all.
+    /// Tables of one namespace, or of all.
     Tables(Option<String>),
     Users,
     Storages,
@@ -131,7 +131,7 @@ pub(crate) enum Show {
 #[derive(Clone, Debug)]
 pub(crate) struct Subscribe {
     pub(crate) query: Box<ast::Query>,
-    /// What the options say; its `sql` is the query's text, its `params` are empty.
+    /// The request of the options; `sql` is the query's text, `params` is empty.
     pub(crate) request: SubscribeRequest,
 }
 
@@ -141,14 +141,14 @@ pub(crate) struct Parsed {
     pub(crate) sql: Arc<str>,
     pub(crate) statement: Statement,
     pub(crate) parameters: ParameterNames,
-    /// The text names `_seq`, so tables show it (never to wildcards).
+    /// The text names `_seq`, so tables show it (never in wildcards).
     pub(crate) names_seq: bool,
 }
 
-/// Reads one statement.
+/// Parses one statement.
 ///
 /// # Errors
-/// 42601 for what cannot be read, 54000 and 54001 from the guard, 0A000 for a statement the database does not have.
+/// 42601 for text that cannot be parsed, 54000 and 54001 from the guard, 0A000 for an unsupported statement.
 pub(crate) fn parse(sql: &str, config: &Config) -> Result<Parsed> {
     let mut tokens = guard::tokenize(sql, config)?;
     let parameters = parameters::number(&mut tokens, config.parameters_max)?;
@@ -167,7 +167,7 @@ pub(crate) fn parse(sql: &str, config: &Config) -> Result<Parsed> {
     Ok(Parsed { sql: Arc::from(sql), statement, parameters, names_seq })
 }
 
-/// `CURRENT_USER()`: the SQL parser knows these functions only as standard SQL writes them, without parentheses.
+/// Drops the parentheses of `CURRENT_USER()`, which standard SQL and the SQL parser write without them.
 fn drop_empty_parentheses(tokens: &mut Vec<TokenWithSpan>) {
     const BARE: [&str; 4] = ["current_user", "session_user", "user", "current_catalog"];
     let is_bare = |token: &TokenWithSpan| {
@@ -207,7 +207,7 @@ fn takes_parameters(statement: &Statement) -> bool {
     )
 }
 
-/// `None` when the words are not ours.
+/// Parses a statement of the database's own grammar; `None` for any other.
 fn own_grammar(tokens: &[TokenWithSpan]) -> Result<Option<Statement>> {
     let mut cursor = Cursor::new(tokens);
     let statement = if cursor.keyword("CREATE") {
@@ -286,7 +286,7 @@ fn drop(cursor: &mut Cursor<'_>, tokens: &[TokenWithSpan]) -> Result<Statement> 
         while cursor.token(&Token::Comma) {
             names.push(cursor.qualified_name("table")?);
         }
-        // Nothing depends on a table yet, so both words mean the same.
+        // Nothing depends on a table, so both words mean the same.
         let _ = cursor.keyword("CASCADE") || cursor.keyword("RESTRICT");
         return Ok(Statement::DropTable { names, if_exists });
     }
@@ -452,7 +452,7 @@ fn subscribe_option(request: &mut SubscribeRequest, name: &str, value: &str) -> 
     Ok(())
 }
 
-/// Statements that are read by the SQL parser.
+/// Parses a statement with the SQL parser.
 fn foreign_grammar(tokens: &[TokenWithSpan]) -> Result<Statement> {
     let dialect = BoundedDialect::new(tokens.len());
     let mut parser = parser(tokens, &dialect);
@@ -483,7 +483,7 @@ fn explain(statement: ast::Statement) -> Result<Statement> {
     }
 }
 
-/// `WITH x AS (...) INSERT ...` is a query for the parser.
+/// Refuses `WITH x AS (...) INSERT ...`, which the parser reads as a query.
 fn query_or_write(query: Box<ast::Query>) -> Result<Statement> {
     match *query.body {
         ast::SetExpr::Insert(_)
@@ -538,7 +538,7 @@ fn check_delete(delete: ast::Delete) -> Result<ast::Delete> {
     Ok(delete)
 }
 
-/// Statements whose first words say that the database does not have them.
+/// Returns the name of a statement whose first words show that the database lacks it.
 fn unsupported(tokens: &[TokenWithSpan]) -> Option<String> {
     const FEATURES: [(&[&str], &str); 30] = [
         (&["ALTER", "NAMESPACE"], "ALTER NAMESPACE"),
@@ -590,7 +590,7 @@ fn leading_words(tokens: &[TokenWithSpan], count: usize) -> String {
     if words.is_empty() { "this statement".to_owned() } else { words.join(" ") }
 }
 
-/// The table a write names.
+/// Returns the table that an INSERT names.
 pub(crate) fn insert_target(insert: &ast::Insert) -> Result<QualifiedName> {
     match &insert.table {
         ast::TableObject::TableName(name) => qualified(name, "table"),

@@ -1,4 +1,4 @@
-//! The grammar of the statements about storages, about moving rows to them, and BACKUP.
+//! The grammar of statements about storages, of FLUSH and COMPACT, and of BACKUP.
 //!
 //! ```text
 //! CREATE STORAGE [IF NOT EXISTS] id WITH (URL='...', ...)     ALTER STORAGE id SET (NAME='...', ...)
@@ -17,25 +17,25 @@ use super::statement::Statement;
 use crate::error::{Error, Result};
 use crate::maintenance::BackupUrl;
 
-/// What is done to tables.
+/// The maintenance that a statement asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum MoveKind {
-    /// Hot rows become cold.
+    /// Moves hot rows to cold segments.
     Flush,
-    /// Segments are merged.
+    /// Compacts segments.
     Compact,
 }
 
-/// Which tables it is done to.
+/// The tables to flush or compact.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum MoveTarget {
-    /// One.
+    /// One table.
     Table(QualifiedName),
-    /// Those of one namespace, or all.
+    /// The tables of one namespace, or all.
     All(Option<String>),
 }
 
-/// What WITH or SET says of a storage, by the options' names.
+/// The options of a storage in WITH or SET, by name.
 pub(crate) type StorageOptions = BTreeMap<String, String>;
 
 /// `CREATE STORAGE`.
@@ -46,7 +46,7 @@ pub(crate) struct CreateStorage {
     pub(crate) options: StorageOptions,
 }
 
-/// What follows CREATE STORAGE.
+/// Parses the part after CREATE STORAGE.
 pub(super) fn create(cursor: &mut Cursor<'_>) -> Result<Statement> {
     let if_not_exists = cursor.keywords(&["IF", "NOT", "EXISTS"]);
     let name = cursor.name("storage")?;
@@ -55,20 +55,20 @@ pub(super) fn create(cursor: &mut Cursor<'_>) -> Result<Statement> {
     Ok(Statement::CreateStorage(CreateStorage { name, if_not_exists, options }))
 }
 
-/// What follows ALTER STORAGE.
+/// Parses the part after ALTER STORAGE.
 pub(super) fn alter(cursor: &mut Cursor<'_>) -> Result<Statement> {
     let name = cursor.name("storage")?;
     cursor.expect_keyword("SET")?;
     Ok(Statement::AlterStorage { name, options: cursor.options()?.into_iter().collect() })
 }
 
-/// What follows DROP STORAGE.
+/// Parses the part after DROP STORAGE.
 pub(super) fn drop(cursor: &mut Cursor<'_>) -> Result<Statement> {
     let if_exists = cursor.keywords(&["IF", "EXISTS"]);
     Ok(Statement::DropStorage { name: cursor.name("storage")?, if_exists })
 }
 
-/// What begins with FLUSH, STORAGE or BACKUP.
+/// Parses a statement that begins with FLUSH, STORAGE or BACKUP; `None` for any other.
 pub(super) fn parse(cursor: &mut Cursor<'_>) -> Result<Option<Statement>> {
     if cursor.keyword("BACKUP") {
         return backup(cursor).map(Some);
@@ -107,7 +107,7 @@ pub(super) fn parse(cursor: &mut Cursor<'_>) -> Result<Option<Statement>> {
 fn backup(cursor: &mut Cursor<'_>) -> Result<Statement> {
     cursor.expect_keyword("DATABASE")?;
     cursor.expect_keyword("TO")?;
-    // What stands in its place is not shown: it may be a URL with credentials.
+    // The error does not show the text found instead: it may be a URL with credentials.
     let url =
         cursor.string("a url").map_err(|_| Error::syntax("expected the url of a backup in single quotes"))?;
     Ok(Statement::Backup(BackupUrl::parse(&url)?))

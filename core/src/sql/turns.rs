@@ -1,8 +1,7 @@
-//! Turns of statements that lost against another commit: one at a time over each table, so that they do not lose again and
-//! again against each other.
+//! Queues statements that retry after a conflict, one at a time per table, to avoid further conflicts.
 //!
-//! Invariant: a turn only makes things quicker. Who does not get one in time goes on without it, so that a statement that
-//! takes long holds up the others no longer than that.
+//! Invariant: a turn only saves time. A statement that gets no turn within [`WAIT_MAX`] goes on without one,
+//! so a slow statement delays the others no longer than that.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -14,18 +13,18 @@ use tokio::time::timeout;
 
 use crate::ids::TableId;
 
-/// How long a turn is waited for.
+/// The longest wait for a turn.
 const WAIT_MAX: Duration = Duration::from_secs(1);
 
-/// The turn over a table, given back when dropped.
+/// The turn of a table, released when dropped.
 pub(crate) type Turn = OwnedMutexGuard<()>;
 
-/// The turns over all tables.
+/// The turns of all tables.
 #[derive(Default)]
 pub(crate) struct Turns(Mutex<HashMap<TableId, Weak<TurnMutex<()>>>>);
 
 impl Turns {
-    /// Waits for the turn over `table`; `None` when it takes too long.
+    /// Waits for the turn of `table`; `None` after [`WAIT_MAX`].
     pub(crate) async fn take(&self, table: TableId) -> Option<Turn> {
         self.take_within(table, WAIT_MAX).await
     }
@@ -39,7 +38,7 @@ impl Turns {
         if let Some(turn) = turns.get(&table).and_then(Weak::upgrade) {
             return turn;
         }
-        // Only tables over which somebody waits are kept.
+        // Keeps only tables whose turn is held or awaited.
         turns.retain(|_, turn| turn.strong_count() > 0);
         let turn = Arc::default();
         turns.insert(table, Arc::downgrade(&turn));

@@ -1,4 +1,4 @@
-//! Parameters that stand alone as a value for a column take the column's type.
+//! Types parameters that are a column's whole value: each takes the type of its column.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use super::parameters::Use;
 use super::planner::Planned;
 use crate::error::Result;
 
-/// Types the placeholders that are a plan's columns by themselves; the plan's columns are `fields`, in order.
+/// Types bare placeholders among a plan's output columns, each by its field in `fields`.
 pub(crate) fn type_placeholders(mut planned: Planned, fields: &[FieldRef]) -> Result<Planned> {
     let LogicalPlan::Projection(Projection { expr, input, .. }) = planned.plan else { return Ok(planned) };
     let typed = expr

@@ -38,7 +38,7 @@ pub(super) fn any_type() -> impl Strategy<Value = ColumnType> {
     ]
 }
 
-/// Bytes that meet the escapes often.
+/// Bytes that often need escaping.
 fn bytes() -> impl Strategy<Value = Vec<u8>> {
     prop::collection::vec(
         prop_oneof![3 => prop::sample::select(vec![0_u8, 1, 2, 0x61, 0xFE, 0xFF]), 1 => any::<u8>()],
@@ -50,7 +50,7 @@ fn text() -> impl Strategy<Value = String> {
     prop_oneof!["[\u{0}\u{1}ab]{0,6}", ".{0,8}"]
 }
 
-/// A value of `ty` that is NULL now and then.
+/// Values of `ty`, sometimes NULL.
 pub(super) fn value(ty: ColumnType) -> BoxedStrategy<ScalarValue> {
     let null = ScalarValue::try_from(&ty.arrow()).unwrap();
     let some: BoxedStrategy<ScalarValue> = match ty {
@@ -102,7 +102,7 @@ pub(super) fn embedding(elements: &[f32]) -> ScalarValue {
     ScalarValue::FixedSizeList(Arc::new(list.unwrap()))
 }
 
-/// Types, and rows with a value for each.
+/// Column types, and rows with one value per type.
 pub(super) fn rows(
     ty: impl Strategy<Value = ColumnType> + 'static,
     columns: std::ops::Range<usize>,
@@ -114,7 +114,7 @@ pub(super) fn rows(
     })
 }
 
-/// The rows as Arrow columns.
+/// Converts rows to Arrow columns.
 pub(super) fn columns(types: &[ColumnType], rows: &[Vec<ScalarValue>]) -> Vec<ArrayRef> {
     types
         .iter()

@@ -1,7 +1,8 @@
-//! The values of an Arrow column as plain slices, for the encoders of keys and rows.
+//! The values of an Arrow column as plain slices, for the key and row encoders.
 //!
-//! Invariants: a [`Column`] has been checked against its [`ColumnType`] once, so reading a row of it only has to check bounds. Floats
-//! that are equal leave here as the same bits, those of an EMBEDDING excepted, so that no order, filter or statistic can tell them apart.
+//! Invariants: creating a [`Column`] checks its array against the [`ColumnType`], so reading a row only
+//! checks bounds. Equal floats leave this module as equal bits, so orders, filters and statistics agree;
+//! EMBEDDING elements are exempt.
 
 use std::sync::Arc;
 
@@ -34,7 +35,7 @@ enum Values<'a> {
     Embeddings { dimensions: usize, elements: &'a [f32] },
 }
 
-/// One value that is not NULL.
+/// One non-NULL value.
 #[derive(Clone, Copy)]
 pub(super) enum Value<'a> {
     Boolean(bool),
@@ -50,10 +51,10 @@ pub(super) enum Value<'a> {
 }
 
 impl<'a> Column<'a> {
-    /// A view of `array`, which has the Arrow form of `ty`.
+    /// Returns a view of `array`, which has the Arrow type of `ty`.
     ///
     /// # Errors
-    /// `Internal` when it has another form: the planner casts before it writes.
+    /// `Internal` when it has another type: the planner casts before it writes.
     pub(super) fn new(ty: ColumnType, array: &'a ArrayRef) -> Result<Self> {
         let values = view(ty, array).ok_or_else(|| {
             Error::internal(format!("a column of type {ty} was given as Arrow {}", array.data_type()))
@@ -61,7 +62,7 @@ impl<'a> Column<'a> {
         Ok(Self { nulls: array.nulls(), values })
     }
 
-    /// The value at `row`; `None` when it is NULL.
+    /// Returns the value at `row`; `None` when it is NULL.
     ///
     /// # Errors
     /// `Internal` when there is no such row.
@@ -134,7 +135,7 @@ fn view(ty: ColumnType, array: &ArrayRef) -> Option<Values<'_>> {
     })
 }
 
-/// The one value that stands for all that are equal to it: 0.0 for -0.0, one positive NaN for every NaN.
+/// Returns the representative of all floats equal to `value`: 0.0 for -0.0, one positive NaN for every NaN.
 pub(super) fn canonical_f32(value: f32) -> f32 {
     // Adding zero turns -0.0 into 0.0.
     if value.is_nan() { f32::NAN.copysign(1.0) } else { value + 0.0 }
@@ -145,7 +146,7 @@ pub(super) fn canonical_f64(value: f64) -> f64 {
     if value.is_nan() { f64::NAN.copysign(1.0) } else { value + 0.0 }
 }
 
-/// A column whose floats are as in [`canonical_f64`]; the very same when they are already, or are none.
+/// Returns a column with its floats as in [`canonical_f64`]; the same array when nothing changes.
 pub(crate) fn canonical(array: &ArrayRef) -> ArrayRef {
     if let Some(values) = array.as_primitive_opt::<Float64Type>() {
         let is_other = |value: &f64| value.to_bits() != canonical_f64(*value).to_bits();

@@ -1,17 +1,16 @@
-//! The data directory: who may use it, which format it has, what was known to be synced.
+//! The data directory: its lock, its format, and the last seq known to be synced.
 //!
 //! ```text
 //! DATA_DIR/LOCK         held by the process that has the database open
 //! DATA_DIR/FORMAT       text: `kalamdb`, `format 1`, `features` and a list of them
 //! DATA_DIR/store/       RocksDB
 //! DATA_DIR/segments/    Parquet
-//! DATA_DIR/spool/       Parquet that is being uploaded to a storage elsewhere
+//! DATA_DIR/spool/       Parquet files during their upload to an object store
 //! DATA_DIR/synced-seq   28 bytes: "KSEQ" | epoch u32 LE | seq u64 LE | not seq u64 LE | not epoch u32 LE
-//! DATA_DIR/RESTORING    there while a backup is restored into the directory
+//! DATA_DIR/RESTORING    exists while a backup is restored into the directory
 //! ```
 //!
-//! Invariant: nothing of the store is opened before the lock is held and the format is known to be readable, and nothing that was
-//! restored in part.
+//! Invariant: the store is opened only under the lock, in a readable format, never after a partial restore.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind as IoErrorKind, Seek, SeekFrom, Write};
@@ -29,10 +28,10 @@ const FORMAT_VERSION: u32 = 1;
 const NOTE_MAGIC: [u8; 4] = *b"KSEQ";
 const NOTE_BYTES: usize = 28;
 const PROBE_BYTES: usize = 64 << 10;
-/// What a directory has as long as only a part of a backup is in it.
+/// The marker file of a directory that contains only a part of a backup.
 const RESTORING: &str = "RESTORING";
 
-/// A data directory that this process holds the lock of, until the value is dropped.
+/// A data directory whose lock this process holds until the value is dropped.
 #[derive(Debug)]
 pub struct DataDirectory {
     path: PathBuf,
@@ -41,10 +40,10 @@ pub struct DataDirectory {
 }
 
 impl DataDirectory {
-    /// Takes `path` for this process, creating it when it does not exist.
+    /// Locks `path` for this process; creates the directory when it does not exist.
     ///
     /// # Errors
-    /// `Unavailable` when another process has it, when it cannot be written, or when its format is newer than this program.
+    /// `Unavailable` when another process holds the lock, the format is too new, or writing is impossible.
     pub fn open(path: &Path) -> Result<Self> {
         Self::create(path).map_err(|error| unusable(path, error))?;
         let lock = take_lock(path)?;
@@ -52,10 +51,10 @@ impl DataDirectory {
         Self::locked(path, lock)
     }
 
-    /// Takes `path` for this process when it holds a database.
+    /// Locks `path` for this process when it contains a database.
     ///
     /// # Errors
-    /// 42704 when it does not, else as [`DataDirectory::open`].
+    /// 42704 when it contains none, else as [`DataDirectory::open`].
     pub(crate) fn open_existing(path: &Path) -> Result<Self> {
         if !path.join("FORMAT").is_file() && !path.join(RESTORING).exists() {
             return Err(Error::new(
@@ -68,11 +67,11 @@ impl DataDirectory {
         Self::open(path)
     }
 
-    /// Takes an empty directory, which is made when it does not exist, for a backup that is to be restored into it. Until
-    /// [`DataDirectory::end_restore`] it cannot be opened.
+    /// Locks an empty directory, created when missing, as the target of a restore. The directory cannot be
+    /// opened until [`DataDirectory::end_restore`].
     ///
     /// # Errors
-    /// 55000 when there is something in it, else as [`DataDirectory::open`].
+    /// 55000 when the directory is not empty, else as [`DataDirectory::open`].
     pub(crate) fn begin_restore(path: &Path) -> Result<Self> {
         fs::create_dir_all(path).map_err(|error| unusable(path, error))?;
         let mut entries = fs::read_dir(path).map_err(|error| unusable(path, error))?;
@@ -90,7 +89,7 @@ impl DataDirectory {
         Self::locked(path, lock)
     }
 
-    /// Makes a directory whose store has been closed one that can be opened.
+    /// Makes a restored directory ready to open. The caller has closed its store.
     ///
     /// # Errors
     /// 58030 when the operating system refuses.
@@ -105,7 +104,7 @@ impl DataDirectory {
         ended.map_err(|error| unusable(path, error))
     }
 
-    /// Removes what was written since [`DataDirectory::begin_restore`], when it is not to end.
+    /// Removes everything written since [`DataDirectory::begin_restore`], after a failed restore.
     ///
     /// # Errors
     /// As [`DataDirectory::end_restore`].
@@ -129,11 +128,11 @@ impl DataDirectory {
         Ok(Self { path: path.to_owned(), note: Mutex::new(note), _lock: lock })
     }
 
-    /// Makes the directory at `path` and those above it that are missing, durably: a name is on stable storage once the folder it is in
-    /// has been synced.
+    /// Creates the directory at `path` and its missing parents durably: a name is durable once its parent
+    /// folder is synced.
     ///
     /// # Errors
-    /// Whatever the operating system says.
+    /// Any error of the operating system.
     pub fn create(path: &Path) -> io::Result<()> {
         let is_missing = |folder: &&Path| !folder.as_os_str().is_empty() && !folder.exists();
         let missing: Vec<&Path> = path.ancestors().take_while(is_missing).collect();
@@ -145,30 +144,30 @@ impl DataDirectory {
         Ok(())
     }
 
-    /// The directory.
+    /// Returns the path of the directory.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Where RocksDB lives.
+    /// Returns the folder of RocksDB.
     pub(crate) fn store_path(&self) -> PathBuf {
         self.path.join("store")
     }
 
-    /// Where the segments on this machine live.
+    /// Returns the folder of the segments in storage `local`.
     pub(crate) fn segments_path(&self) -> PathBuf {
         self.path.join("segments")
     }
 
-    /// Where files lie until they are uploaded to a storage elsewhere; nothing in it survives a restart.
+    /// Returns the folder of files that wait for their upload to an object store; a restart empties it.
     pub(crate) fn spool_path(&self) -> PathBuf {
         self.path.join("spool")
     }
 
-    /// Finds out whether the disk takes writes, by one that it takes back.
+    /// Checks that the disk accepts writes: writes a file and removes it.
     ///
     /// # Errors
-    /// `Unavailable` when it does not.
+    /// `Unavailable` when the disk does not.
     pub(crate) fn probe(&self) -> Result<()> {
         let path = self.path.join("probe");
         let probed = platform::write_private(&path, &[0; PROBE_BYTES]);
@@ -176,15 +175,14 @@ impl DataDirectory {
         probed.and(removed).map_err(|error| unusable(&self.path, error))
     }
 
-    /// The last seq that was known to be on stable storage, and the epoch it was written in; `None` when nothing was noted or
-    /// the note itself is damaged.
+    /// Returns the last seq known to be durable and its epoch; `None` when the note is missing or damaged.
     pub(crate) fn synced_seq(&self) -> Option<(Epoch, Seq)> {
         let bytes = fs::read(self.path.join("synced-seq")).ok()?;
         decode_note(&bytes)
     }
 
-    /// Notes that everything up to `seq` is on stable storage. The note is not synced: after a power loss it may be older than
-    /// the store, never newer.
+    /// Notes that everything up to `seq` is on stable storage. The note itself is not synced: after a power
+    /// loss it may be older than the store, never newer.
     pub(crate) fn note_synced_seq(&self, epoch: Epoch, seq: Seq) {
         let mut file = self.note.lock();
         let written = file.seek(SeekFrom::Start(0)).and_then(|_| file.write_all(&encode_note(epoch, seq)));
@@ -259,7 +257,7 @@ fn check_format_text(text: &str) -> Result<()> {
     }
 }
 
-/// Written to a temporary name and renamed, so that a crash leaves either no FORMAT file or a whole one.
+/// Writes a temporary file and renames it, so that a crash leaves either no FORMAT file or a complete one.
 fn write_format(file: &Path) -> io::Result<()> {
     let temporary = file.with_extension("new");
     let mut writer = File::create(&temporary)?;

@@ -1,9 +1,10 @@
-//! The floor under the free space of the data directory's disk.
+//! Watches the free space of the data directory's disk and refuses growth below a floor.
 //!
-//! A store that runs out of space in the middle of its work has to be closed and opened again; so growth is refused while there is
-//! still room for what makes room. The disk is asked at most once a second while there is plenty, and every time while there is not.
+//! A store that runs out of space in the middle of a write must be reopened. So growth is refused while there
+//! is still room for the operations that free space. With enough room the disk is queried at most once a
+//! second, and also after a quarter of the spare bytes were written; otherwise on every call.
 //!
-//! Invariant: it never reports more than [`Room::Enough`] for a disk that had less than the floor a second ago.
+//! Invariant: [`Room::Enough`] means that the floor was free within the last second, or nothing is known.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,31 +15,31 @@ use parking_lot::Mutex;
 use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::platform;
 
-/// How long an answer of the disk is good for, while there is enough room.
+/// How long a query result stays valid while there is enough room.
 const ASK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Bytes a reopened store needs to write its files anew.
+/// The bytes that a reopened store needs to rewrite its files.
 const REOPENING_FREE_MIN: u64 = 16 << 20;
 
-/// How much room there is.
+/// How much free space the disk has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Room {
-    /// Less than half of the floor: only what makes room goes on.
+    /// Less than half of the floor: only operations that free space continue.
     Reserve,
-    /// Less than the floor: nothing grows any more, rows can be deleted.
+    /// Less than the floor: nothing grows, but rows can be deleted.
     Low,
-    /// All is well.
+    /// At least the floor.
     Enough,
 }
 
-/// Watches the free space of a folder's disk.
+/// Watches the free space of the disk of a folder.
 #[derive(Debug)]
 pub struct DiskSpace {
     folder: PathBuf,
-    /// Bytes that stay free; 0 asks for nothing.
+    /// The floor, in bytes; 0 disables the checks.
     free_min: u64,
     asked: Mutex<Asked>,
-    /// Bytes written since the disk was asked.
+    /// Bytes written since the last query.
     written: AtomicU64,
 }
 
@@ -49,13 +50,13 @@ struct Asked {
 }
 
 impl DiskSpace {
-    /// Watches the disk of `folder`, of which `free_min` bytes are to stay free.
+    /// Returns a watcher that keeps `free_min` bytes free on the disk of `folder`.
     pub fn new(folder: &Path, free_min: u64) -> Self {
         let asked = Mutex::new(Asked { at: None, free: u64::MAX });
         Self { folder: folder.to_owned(), free_min, asked, written: AtomicU64::new(0) }
     }
 
-    /// Bytes that were free when the disk was asked last, at most a second ago.
+    /// Returns the free bytes, at most a second old; `u64::MAX` when the disk cannot be queried.
     pub fn free_bytes(&self) -> u64 {
         let mut asked = self.asked.lock();
         let written = self.written.load(Ordering::Relaxed);
@@ -70,7 +71,7 @@ impl DiskSpace {
     fn ask(&self, asked: &mut Asked) {
         self.written.store(0, Ordering::Relaxed);
         asked.at = Some(Instant::now());
-        // A disk that does not answer is found out by writing to it.
+        // If the query fails, only a failing write can reveal a full disk.
         asked.free = match platform::free_bytes(&self.folder) {
             Ok(free) => free.unwrap_or(u64::MAX),
             Err(error) => {
@@ -80,7 +81,7 @@ impl DiskSpace {
         };
     }
 
-    /// How much room there is now.
+    /// Returns how much room there is now.
     pub fn room(&self) -> Room {
         match self.free_bytes() {
             free if free < self.free_min / 2 => Room::Reserve,
@@ -89,12 +90,12 @@ impl DiskSpace {
         }
     }
 
-    /// Notes bytes that were written, so that the disk is asked earlier when they are many.
+    /// Counts written bytes, so that many of them cause an earlier query.
     pub fn note_written(&self, bytes: usize) {
         self.written.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    /// Refuses what needs room when there is not enough.
+    /// Refuses growth when less than the floor is free.
     ///
     /// # Errors
     /// 53100 then.
@@ -105,7 +106,7 @@ impl DiskSpace {
         }
     }
 
-    /// Refuses to write so many bytes when the floor would not stay free.
+    /// Refuses to write `bytes` when less than the floor would remain free.
     ///
     /// # Errors
     /// 53100 then.
@@ -115,7 +116,7 @@ impl DiskSpace {
         if self.free_min > 0 && free < needed { Err(full(free, needed)) } else { Ok(()) }
     }
 
-    /// Refuses to reopen the store when there is not enough room for that, whatever the floor is.
+    /// Refuses to reopen the store when there is not enough room for that, even if the floor is lower.
     ///
     /// # Errors
     /// 53100 then.
@@ -128,7 +129,7 @@ impl DiskSpace {
         }
     }
 
-    /// Why something was refused.
+    /// Returns the error for a refused operation.
     pub fn full(&self) -> Error {
         full(self.asked.lock().free, self.free_min)
     }

@@ -1,22 +1,22 @@
-//! The row keys: bytes whose order is the order of the rows. Frozen: a change of any byte needs a new format version.
+//! Row keys: bytes in the order of the rows. Frozen: changing any byte needs a new format version.
 //!
 //! ```text
-//! with a primary key:     table u32 BE | scope u64 BE | column ...            per column: marker u8 | value
-//! without a primary key:  table u32 BE | scope u64 BE | seq u64 BE | ordinal u32 BE
-//!                         table u32 BE | scope u64 BE | (2^63 + number) u64 BE | ordinal u32 BE     written before there was a seq
+//! with a primary key:      table u32 BE | scope u64 BE | column ...      per column: marker u8 | value
+//! without a primary key:   table u32 BE | scope u64 BE | seq u64 BE | ordinal u32 BE
+//!   in a large INSERT:     table u32 BE | scope u64 BE | (2^63 + number) u64 BE | ordinal u32 BE
 //!
 //! marker    0x01 a value follows, 0x02 NULL (so NULL sorts last)
 //! BOOLEAN   u8, 0 or 1
 //! integers, DATE, TIME, TIMESTAMP, DECIMAL (i128, unscaled)
 //!           big-endian with the sign bit flipped
 //! floats    the IEEE bits, big-endian: sign bit flipped when positive, all bits flipped when negative;
-//!           -0.0 is written as 0.0, every NaN as one NaN, which sorts behind infinity
+//!           -0.0 is written as 0.0, every NaN as one NaN, which sorts after infinity
 //! UUID      16 bytes
 //! TEXT, BYTES
-//!           each 0x00 as 0x00 0xFF, then 0x00 0x01 as the end; so texts sort by their bytes (binary collation)
+//!           each 0x00 as 0x00 0xFF, then 0x00 0x01 as the end, so texts sort by bytes (binary collation)
 //! ```
 //!
-//! Invariant: for keys of one table, comparing bytes is comparing (scope, columns), and equal rows have equal bytes.
+//! Invariant: in one table, byte order is the order of (scope, key columns); equal keys have equal bytes.
 
 use arrow::array::ArrayRef;
 use bytes::Bytes;
@@ -27,11 +27,11 @@ use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::ids::{ScopeId, Seq, TableId};
 use crate::types::ColumnType;
 
-/// The bytes every key of a table begins with.
+/// The length of the prefix that all keys of a table share.
 pub const TABLE_PREFIX_BYTES: usize = 4;
-/// The bytes every key of a table and scope begins with.
+/// The length of the prefix that all keys of a table and scope share.
 pub const SCOPE_PREFIX_BYTES: usize = 12;
-/// The longest key; longer ones are refused when they are encoded.
+/// The maximum length of a key; the encoder refuses longer ones.
 pub const KEY_BYTES_MAX: usize = 8 << 10;
 
 const MARKER_VALUE: u8 = 0x01;
@@ -40,12 +40,12 @@ const ESCAPE: u8 = 0x00;
 const ESCAPED_ZERO: u8 = 0xFF;
 const END: u8 = 0x01;
 
-/// What every row key of a table begins with.
+/// Returns the prefix of all row keys of a table.
 pub fn table_prefix(table: TableId) -> [u8; TABLE_PREFIX_BYTES] {
     table.0.to_be_bytes()
 }
 
-/// What every row key of a table and scope begins with.
+/// Returns the prefix of all row keys of a table and scope.
 pub fn scope_prefix(table: TableId, scope: ScopeId) -> [u8; SCOPE_PREFIX_BYTES] {
     let mut prefix = [0; SCOPE_PREFIX_BYTES];
     let (to_table, to_scope) = prefix.split_at_mut(TABLE_PREFIX_BYTES);
@@ -54,14 +54,14 @@ pub fn scope_prefix(table: TableId, scope: ScopeId) -> [u8; SCOPE_PREFIX_BYTES] 
     prefix
 }
 
-/// The table and scope a row key belongs to; `None` when it is too short to be one.
+/// Returns the table and scope of a row key; `None` when `key` is too short.
 pub fn table_and_scope(key: &[u8]) -> Option<(TableId, ScopeId)> {
     let table = key.get(..TABLE_PREFIX_BYTES)?.try_into().ok()?;
     let scope = key.get(TABLE_PREFIX_BYTES..SCOPE_PREFIX_BYTES)?.try_into().ok()?;
     Some((TableId(u32::from_be_bytes(table)), ScopeId(u64::from_be_bytes(scope))))
 }
 
-/// The key of a row of a table without a primary key: the commit that inserted it, and its place in that commit.
+/// Returns the key of a row without a primary key: the inserting commit's seq and the row's ordinal in it.
 pub fn hidden_key(table: TableId, scope: ScopeId, seq: Seq, ordinal: u32) -> Vec<u8> {
     let mut key = Vec::with_capacity(SCOPE_PREFIX_BYTES + 12);
     key.extend_from_slice(&scope_prefix(table, scope));
@@ -70,10 +70,10 @@ pub fn hidden_key(table: TableId, scope: ScopeId, seq: Seq, ordinal: u32) -> Vec
     key
 }
 
-/// The key of a row of a table without a primary key that is in a segment before its commit has a seq. `number` is given to one
-/// statement and never again.
+/// Returns the key of a row without a primary key that a large INSERT writes to a segment before its commit
+/// has a seq. Each such statement has its own `number`, which is never reused.
 pub fn hidden_segment_key(table: TableId, scope: ScopeId, number: u32, ordinal: u32) -> Vec<u8> {
-    /// No seq has it.
+    /// No seq has this bit.
     const BEFORE_SEQ: u64 = 1 << 63;
     hidden_key(table, scope, Seq(BEFORE_SEQ | u64::from(number)), ordinal)
 }
@@ -85,10 +85,10 @@ pub struct KeyEncoder {
 }
 
 impl KeyEncoder {
-    /// An encoder for keys with columns of `types`, in key order.
+    /// Returns an encoder for key columns of `types`, in key order.
     ///
     /// # Errors
-    /// `Internal` when a type has no order; such keys are refused when a table is defined.
+    /// `Internal` when a type has no order; CREATE TABLE refuses such keys.
     pub fn new(types: &[ColumnType]) -> Result<Self> {
         match types.iter().find(|ty| !ty.can_be_key()) {
             Some(ty) => Err(Error::internal(format!("a column of type {ty} cannot be part of a key"))),
@@ -96,15 +96,15 @@ impl KeyEncoder {
         }
     }
 
-    /// The keys of the rows of a batch: `columns` are the key columns, in key order. All keys share one allocation.
+    /// Returns the keys of rows, in one allocation; `columns` are the key columns, in key order.
     ///
     /// # Errors
-    /// 54000 when a key is longer than [`KEY_BYTES_MAX`]; `Internal` when a column has another type than its key column.
+    /// 54000 when a key is longer than [`KEY_BYTES_MAX`]; `Internal` when a column has the wrong type.
     pub fn encode(&self, table: TableId, scope: ScopeId, columns: &[ArrayRef]) -> Result<Vec<Bytes>> {
         self.encode_each(table, |_| scope, columns)
     }
 
-    /// As [`KeyEncoder::encode`], of rows that have each the scope `scope_of` says.
+    /// As [`KeyEncoder::encode`], with the scope of each row from `scope_of`.
     ///
     /// # Errors
     /// As [`KeyEncoder::encode`].
@@ -148,7 +148,7 @@ impl KeyEncoder {
             .collect())
     }
 
-    /// The key with these values, or what all keys that begin with them begin with when there are fewer values than columns.
+    /// Returns the key with `values`; for fewer values than key columns, the common prefix of such keys.
     ///
     /// # Errors
     /// As [`KeyEncoder::encode`].
@@ -164,8 +164,8 @@ impl KeyEncoder {
         Ok(key)
     }
 
-    /// The bytes a key has for `value` in the column at `position`. Keys are such bytes, one column after the other, and none
-    /// of them begins with another one's.
+    /// Returns the bytes of `value` in the key column at `position`. A key is the concatenation of such
+    /// bytes, and none of them is a prefix of another.
     ///
     /// # Errors
     /// As [`KeyEncoder::encode`].
@@ -177,7 +177,7 @@ impl KeyEncoder {
         Ok(bytes)
     }
 
-    /// What [`KeyEncoder::encode_column`] begins with for all values of a TEXT or BYTES that begin with `start`.
+    /// Returns the prefix of [`KeyEncoder::encode_column`] for all TEXT or BYTES that begin with `start`.
     ///
     /// # Errors
     /// As [`KeyEncoder::encode`]; `Internal` when the column is neither TEXT nor BYTES.
@@ -193,7 +193,7 @@ impl KeyEncoder {
         }
     }
 
-    /// The values of a key, in key order.
+    /// Returns the values of a key, in key order.
     ///
     /// # Errors
     /// `Corruption` when the bytes are not a key with these columns.

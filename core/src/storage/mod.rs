@@ -1,9 +1,9 @@
-//! Ordered bytes that survive: four partitions of keys and values, written in atomic batches and read through snapshots.
+//! Durable ordered bytes: four partitions, written in atomic batches and read through snapshots.
 //!
-//! It knows nothing of tables, only of bytes; [`keys`] and [`rows`] say what the bytes of the `Rows` partition mean. Storage is
-//! synchronous, and [`blocking`] is the only way from async code into it, a whole batch of work at a time.
+//! This module knows bytes, not tables; [`keys`] and [`rows`] define the bytes of the `Rows` partition.
+//! Storage is synchronous. Async code enters it only through [`blocking`], once per batch of work.
 //!
-//! Invariant: a batch is visible and durable as a whole or not at all, and a snapshot never changes.
+//! Invariant: a batch becomes visible and durable as a whole or not at all, and a snapshot never changes.
 
 #[cfg(test)]
 mod arbitrary;
@@ -31,18 +31,18 @@ pub use rocksdb::{RocksStorage, StorageOptions};
 /// A separate key space with its own memtable and files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Partition {
-    /// The catalog, the state of the commit order, the epochs.
+    /// The catalog, the state of the commit order and the epochs.
     Meta,
-    /// The current rows of all tables.
+    /// The hot rows of all tables, and flushed rows until their removal.
     Rows,
     /// The change log.
     Log,
-    /// What is known of cold rows: segments, filters, marks.
+    /// Metadata of cold rows: segments, key filters and marks.
     Cold,
 }
 
 impl Partition {
-    /// All of them.
+    /// All partitions.
     pub const ALL: [Self; 4] = [Self::Meta, Self::Rows, Self::Log, Self::Cold];
 }
 
@@ -51,24 +51,24 @@ impl Partition {
 pub struct KeyRange {
     /// The first key that may be in the range.
     pub start: Vec<u8>,
-    /// The first key behind the range.
+    /// The first key after the range.
     pub end: Option<Vec<u8>>,
 }
 
 impl KeyRange {
-    /// Every key.
+    /// Returns the range of all keys.
     pub fn all() -> Self {
         Self { start: Vec::new(), end: None }
     }
 
-    /// The keys that begin with `prefix`.
+    /// Returns the range of the keys that begin with `prefix`.
     pub fn prefix(prefix: impl Into<Vec<u8>>) -> Self {
         let start = prefix.into();
         let end = after_prefix(&start);
         Self { start, end }
     }
 
-    /// One key.
+    /// Returns the range of one key.
     pub fn point(key: impl Into<Vec<u8>>) -> Self {
         let start = key.into();
         let mut end = start.clone();
@@ -76,17 +76,17 @@ impl KeyRange {
         Self { start, end: Some(end) }
     }
 
-    /// Whether no key can be in the range.
+    /// Returns whether the range contains no key.
     pub fn is_empty(&self) -> bool {
         self.end.as_ref().is_some_and(|end| *end <= self.start)
     }
 
-    /// Whether `key` lies in the range.
+    /// Returns whether the range contains `key`.
     pub fn contains(&self, key: &[u8]) -> bool {
         key >= self.start.as_slice() && self.end.as_ref().is_none_or(|end| key < end.as_slice())
     }
 
-    /// The keys that lie in both ranges.
+    /// Returns the keys that are in both ranges.
     #[must_use]
     pub fn intersect(&self, other: &Self) -> Self {
         let end = match (&self.end, &other.end) {
@@ -98,7 +98,7 @@ impl KeyRange {
     }
 }
 
-/// The first key behind all keys that begin with `prefix`; `None` when there is no such key.
+/// Returns the first key after all keys that begin with `prefix`; `None` when there is no such key.
 pub fn after_prefix(prefix: &[u8]) -> Option<Vec<u8>> {
     let last = prefix.iter().rposition(|byte| *byte != u8::MAX)?;
     let mut end = prefix.get(..=last)?.to_vec();
@@ -108,7 +108,7 @@ pub fn after_prefix(prefix: &[u8]) -> Option<Vec<u8>> {
     Some(end)
 }
 
-/// In which order a scan visits the keys.
+/// The order in which a scan visits the keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     /// Ascending.
@@ -117,35 +117,35 @@ pub enum Direction {
     Reverse,
 }
 
-/// One change of a batch.
+/// One operation of a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WriteOp {
     /// Sets a key.
     Put {
-        /// Where.
+        /// The partition.
         partition: Partition,
         /// The key.
         key: Bytes,
         /// The value.
         value: Bytes,
     },
-    /// Removes a key; nothing happens when it is absent.
+    /// Removes a key; does nothing when the key is absent.
     Delete {
-        /// Where.
+        /// The partition.
         partition: Partition,
         /// The key.
         key: Bytes,
     },
     /// Removes every key of a range.
     DeleteRange {
-        /// Where.
+        /// The partition.
         partition: Partition,
         /// The keys.
         range: KeyRange,
     },
 }
 
-/// Changes that are applied in order, as a whole or not at all.
+/// Operations that are applied in order, as a whole or not at all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WriteBatch {
     ops: Vec<WriteOp>,
@@ -153,7 +153,7 @@ pub struct WriteBatch {
 }
 
 impl WriteBatch {
-    /// An empty batch.
+    /// Returns an empty batch.
     pub fn new() -> Self {
         Self::default()
     }
@@ -178,132 +178,132 @@ impl WriteBatch {
         self.ops.push(WriteOp::DeleteRange { partition, range });
     }
 
-    /// Adds the changes of another batch behind those of this one.
+    /// Appends the operations of another batch.
     pub fn extend(&mut self, other: Self) {
         self.bytes += other.bytes;
         self.ops.extend(other.ops);
     }
 
-    /// The place up to which [`WriteBatch::truncate`] can take changes back.
+    /// Returns the current end of the batch, for [`WriteBatch::truncate`].
     pub(crate) fn mark(&self) -> BatchMark {
         BatchMark { ops: self.ops.len(), bytes: self.bytes }
     }
 
-    /// Takes back every change added after `mark`.
+    /// Removes every operation added after `mark`.
     pub(crate) fn truncate(&mut self, mark: BatchMark) {
         self.ops.truncate(mark.ops);
         self.bytes = mark.bytes;
     }
 
-    /// The changes, in order.
+    /// Returns the operations, in order.
     pub fn ops(&self) -> &[WriteOp] {
         &self.ops
     }
 
-    /// The bytes of all keys and values.
+    /// Returns the total bytes of all keys and values.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Whether there is nothing to do.
+    /// Returns whether the batch has no operations.
     pub fn is_empty(&self) -> bool {
         self.ops.is_empty()
     }
 }
 
-/// A place in a batch.
+/// A position in a batch.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct BatchMark {
     ops: usize,
     bytes: usize,
 }
 
-/// What a store says about itself.
+/// Sizes and background work of a store.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StorageMetrics {
     /// Bytes of the files that hold live data, without the write-ahead log.
     pub disk_bytes: u64,
-    /// Bytes of all memtables.
+    /// Bytes in all memtables.
     pub memtable_bytes: u64,
-    /// Bytes the block cache holds.
+    /// Bytes in the block cache.
     pub cache_bytes: u64,
-    /// Compactions that run now.
+    /// Compactions running now.
     pub compactions_running: u64,
-    /// Memtable flushes that run now.
+    /// Memtable flushes running now.
     pub flushes_running: u64,
-    /// About how many keys the `Rows` partition has.
+    /// The approximate number of keys in the `Rows` partition.
     pub rows_estimate: u64,
-    /// Bytes of live rows in the `Rows` partition's files and memtables, about; never much less than there are.
+    /// The approximate bytes of live rows in the `Rows` partition; never a large underestimate.
     pub row_bytes: u64,
-    /// Bytes of the `Log` partition's files and memtables, about.
+    /// The approximate bytes in the `Log` partition's files and memtables.
     pub log_bytes: u64,
 }
 
 /// A store of ordered bytes.
 pub trait StorageBackend: Send + Sync + 'static {
-    /// Fixes the present state for reading. Cheap; a kept snapshot keeps overwritten values from being reclaimed.
+    /// Returns a snapshot of the current state. Cheap, but it keeps overwritten values from being reclaimed.
     fn snapshot(&self) -> Arc<dyn StorageSnapshot>;
 
-    /// Applies `batch`; with `sync` it is on stable storage when this returns, and so is every batch before it.
+    /// Applies `batch`. With `sync`, this batch and all earlier ones are on stable storage on return.
     ///
     /// # Errors
-    /// After an error the outcome is unknown: the caller writes no more until the store is opened again.
+    /// After an error the outcome is unknown: the caller must not write again until the store is reopened.
     fn write(&self, batch: WriteBatch, sync: bool) -> Result<()>;
 
-    /// Brings every batch written so far to stable storage.
+    /// Brings all batches written so far to stable storage.
     ///
     /// # Errors
     /// As [`StorageBackend::write`].
     fn sync(&self) -> Result<()>;
 
-    /// Closes the store and opens it again, after a write has failed: what was synced is there, of later batches the first so many
-    /// that reached the disk. From now on snapshots taken before answer with `Unavailable`. It blocks.
+    /// Closes and reopens the store after a failed write. Synced batches survive; of the later ones, those
+    /// before some point survive. Snapshots taken before return `Unavailable` from now on. Blocks.
     ///
     /// # Errors
-    /// `Unavailable` when reads do not end in time or the files cannot be opened, `Corruption` when they are damaged. The store is
-    /// closed then, and may be reopened again.
+    /// `Unavailable` when reads do not end in time or the files cannot be opened, `Corruption` when they are
+    /// damaged. The store is closed then; the caller may try again.
     fn reopen(&self) -> Result<()>;
 
-    /// Takes away what is left of deleted keys in a range, which every scan steps over until then. It may take long; what a kept
-    /// snapshot can see stays. Here it does nothing, as where deleting leaves nothing.
+    /// Compacts the tombstones of a key range, which every scan skips until then. May take long; keeps
+    /// everything that a live snapshot can see. The default does nothing, for backends without tombstones.
     ///
     /// # Errors
-    /// When the range has no end.
+    /// `Internal` when the range has no end.
     fn compact(&self, _partition: Partition, _range: &KeyRange) -> Result<()> {
         Ok(())
     }
 
-    /// Sizes and running work, about.
+    /// Returns approximate sizes and the running background work.
     fn metrics(&self) -> StorageMetrics;
 }
 
-/// Called with each key and value of a scan; says whether to go on.
+/// Receives each key and value of a scan; decides whether the scan continues.
 pub type Visitor<'a> = dyn FnMut(&[u8], &[u8]) -> Result<std::ops::ControlFlow<()>> + 'a;
 
-/// Keys with their values, in the scan's order.
+/// Keys with their values, in scan order.
 pub type Entries<'a> = Box<dyn Iterator<Item = Result<(Box<[u8]>, Box<[u8]>)>> + 'a>;
 
 /// The state of a store at one moment.
 pub trait StorageSnapshot: Send + Sync {
-    /// The value of a key.
+    /// Returns the value of a key.
     ///
     /// # Errors
-    /// `Corruption` when a checksum does not fit, `Unavailable` when the files cannot be read.
+    /// `Corruption` when a checksum does not match, `Unavailable` when the files cannot be read.
     fn get(&self, partition: Partition, key: &[u8]) -> Result<Option<Bytes>>;
 
-    /// The values of many keys, in the order of the keys.
+    /// Returns the values of many keys, in the order of `keys`.
     ///
     /// # Errors
     /// As [`StorageSnapshot::get`].
     fn multi_get(&self, partition: Partition, keys: &[Bytes]) -> Result<Vec<Option<Bytes>>>;
 
-    /// The keys of `range` with their values. After an error the iterator ends.
+    /// Returns the keys of `range` with their values. The iterator ends after an error.
     fn scan<'a>(&'a self, partition: Partition, range: KeyRange, direction: Direction) -> Entries<'a>;
 
-    /// Calls `visit` with each key of `range` and its value, without copying them, until it breaks.
+    /// Calls `visit` with each key of `range` and its value, without copying them, until `visit` breaks.
     ///
     /// # Errors
-    /// As [`StorageSnapshot::get`], and whatever `visit` returns.
+    /// As [`StorageSnapshot::get`], and any error of `visit`.
     fn visit(
         &self,
         partition: Partition,
@@ -313,10 +313,10 @@ pub trait StorageSnapshot: Send + Sync {
     ) -> Result<()>;
 }
 
-/// Runs `work` on a thread that may block. It goes on to its end when the caller gives up, so it should be short or check a flag.
+/// Runs `work` on a thread that may block. Work outlives a cancelled caller: keep it short or check a flag.
 ///
 /// # Errors
-/// What `work` returns; `Internal` when it panicked; `Unavailable` when the runtime is closing.
+/// Any error of `work`; `Internal` when it panics; `Unavailable` when the runtime shuts down.
 pub async fn blocking<T>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T>
 where
     T: Send + 'static,

@@ -1,15 +1,14 @@
-//! RocksDB behind the storage traits, on disk or in memory. No other file names it.
+//! RocksDB behind the storage traits, on disk or in memory. No other file uses RocksDB.
 //!
-//! One column family a partition. Rows have a bloom filter over their table and scope prefix and over the whole key, in memory
-//! and in the files, because every INSERT asks for a key that is almost never there. RocksDB's own checksums cover the log,
-//! the files and the manifest.
+//! Each partition is a column family. `Rows` has Bloom filters over the table and scope prefix and over the
+//! whole key, in memtables and files, because every INSERT looks up a key that is almost never there.
+//! RocksDB's own checksums cover the write-ahead log, the files and the manifest.
 //!
-//! RocksDB holds a lock of its own in its folder, so a store is closed before it is opened again. A snapshot therefore reaches its
-//! store through a place that [`StorageBackend::reopen`] can empty: reads under way are told to end, the last of them closes the
-//! store, and later reads of the same snapshot fail.
+//! RocksDB locks its folder, so a store must be closed before it is reopened. A snapshot therefore holds its
+//! store in a slot that [`StorageBackend::reopen`] can empty: running reads are told to end, the last of them
+//! closes the store, and later reads of the snapshot fail.
 //!
-//! Invariant: the store, and with it the lock of the data directory, stays open as long as any snapshot of it lives, unless it is
-//! reopened.
+//! Invariant: until a reopen, the store stays open and the data directory locked while any snapshot lives.
 
 use std::convert::Infallible;
 use std::ops::ControlFlow;
@@ -36,23 +35,23 @@ use super::{
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result, SqlState};
 
-/// The write-ahead log is bounded, so that a restart reads at most this much.
+/// The limit of the write-ahead log, unless four memtables are larger; a restart reads at most that much.
 const WAL_BYTES_MAX: u64 = 192 << 20;
 const INFO_LOG_BYTES_MAX: usize = 4 << 20;
 const OPEN_FILES_MAX: i32 = 1_000;
-/// From this many keys on a batched read is cheaper than single ones.
+/// From this many keys on, a batched read is cheaper than single reads.
 const BATCHED_GET_KEYS_MIN: usize = 4;
-/// How long closing waits for reads under way, which end at their next key.
+/// How long closing waits for running reads, which end at their next key.
 const CLOSE_WAIT_MAX: Duration = Duration::from_secs(10);
-/// From this many snapshots on it is looked which of them are gone.
+/// From this many snapshots on, dropped ones are removed from the list.
 const VIEWS_PRUNED_MIN: usize = 64;
 
-/// Memory of a store.
+/// Memory limits of a store.
 #[derive(Clone, Copy, Debug)]
 pub struct StorageOptions {
-    /// Bytes of file blocks kept uncompressed in memory, for all partitions together.
+    /// Bytes of uncompressed file blocks in the cache that all partitions share.
     pub block_cache_bytes: usize,
-    /// Bytes of a memtable; each partition has one, and up to two more that are being written to files.
+    /// Bytes of a memtable; each partition has one, and up to two more that are being flushed.
     pub write_buffer_bytes: usize,
 }
 
@@ -73,32 +72,32 @@ pub struct RocksStorage {
     place: Place,
     /// `None` while it is closed.
     store: ArcSwapOption<Store>,
-    /// Disconnected once the store that was opened last has closed.
+    /// Disconnects when the store that was opened last has closed.
     closed: Mutex<mpsc::Receiver<Infallible>>,
 }
 
-/// Where a store is, and how it is opened.
+/// The path of a store and the options to open it.
 struct Place {
     path: PathBuf,
     database: Options,
     options: StorageOptions,
-    /// `None` for a store in memory.
+    /// `None` for an in-memory store.
     directory: Option<Arc<DataDirectory>>,
     read_only: bool,
 }
 
-/// The fields are dropped in this order: first the store closes, then the directory is given back.
+/// Fields are dropped in this order: the store closes before the directory is unlocked.
 struct Store {
     db: DB,
     cache: Cache,
     directory: Option<Arc<DataDirectory>>,
-    /// Tells reads under way to end.
+    /// Tells running reads to end.
     closing: AtomicBool,
     views: Mutex<Views>,
     _closed: mpsc::Sender<Infallible>,
 }
 
-/// The snapshots that may still be read.
+/// The snapshots that can still be read.
 struct Views {
     views: Vec<Weak<View>>,
     pruned_at: usize,
@@ -124,13 +123,13 @@ self_cell!(
     }
 );
 
-/// A snapshot, until its store is reopened.
+/// A snapshot that becomes unreadable when its store is reopened.
 struct View {
     open: RwLock<Option<Arc<OpenView>>>,
 }
 
 impl RocksStorage {
-    /// Opens the store of a data directory, creating it when it is new.
+    /// Opens the store of a data directory; creates it when it is new.
     ///
     /// # Errors
     /// `Corruption` when RocksDB finds damage, `Unavailable` when the files cannot be opened.
@@ -139,7 +138,7 @@ impl RocksStorage {
         Self::open_at(Place { path, database, options, directory: Some(directory), read_only: false })
     }
 
-    /// Opens the store of a data directory only to read it: nothing on disk changes, and writing fails.
+    /// Opens the store of a data directory read-only: nothing on disk changes, and writes fail.
     ///
     /// # Errors
     /// As [`RocksStorage::open`]; also when there is no store.
@@ -148,10 +147,10 @@ impl RocksStorage {
         Self::open_at(Place { path, database, options, directory: Some(directory), read_only: true })
     }
 
-    /// A store in memory, gone when it is dropped.
+    /// Creates a store in memory, which is lost on drop.
     ///
     /// # Errors
-    /// `Internal` when RocksDB refuses, which it does only without memory.
+    /// `Internal` when RocksDB refuses, which happens only when memory runs out.
     pub fn in_memory(options: StorageOptions) -> Result<Self> {
         let env = Env::mem_env().map_err(|error| read_error(error, "could not make a store in memory"))?;
         let mut database = database_options(options);
@@ -319,7 +318,7 @@ impl StorageBackend for RocksStorage {
 
     fn write(&self, batch: WriteBatch, sync: bool) -> Result<()> {
         let store = self.opened()?;
-        // Per operation RocksDB adds a tag, a family number and two lengths.
+        // RocksDB adds a tag, a family number and two lengths to each operation.
         let mut rocks = RocksBatch::with_capacity_bytes(batch.bytes() + 16 * batch.ops().len() + 16);
         for op in batch.ops() {
             match op {
@@ -342,7 +341,7 @@ impl StorageBackend for RocksStorage {
 
     fn sync(&self) -> Result<()> {
         let store = self.opened()?;
-        // There is nothing below memory to sync to, and RocksDB's files in memory refuse to be.
+        // In memory there is nothing to sync to, and RocksDB's in-memory files refuse a sync.
         if store.directory.is_none() {
             return Ok(());
         }
@@ -362,7 +361,7 @@ impl StorageBackend for RocksStorage {
             return Err(Error::internal("a range to the last key cannot be compacted"));
         };
         let mut options = CompactOptions::default();
-        // Compactions that RocksDB begins by itself go on beside it.
+        // RocksDB's automatic compactions may run at the same time.
         options.set_exclusive_manual_compaction(false);
         let store = self.opened()?;
         let family = store.family(partition)?;
@@ -508,7 +507,7 @@ fn copied(value: DBPinnableSlice<'_>) -> Bytes {
     Bytes::copy_from_slice(&value)
 }
 
-/// Rows have a prefix extractor: only a forward scan within one table and scope may use the prefix filter.
+/// `Rows` has a prefix extractor: only a forward scan within one table and scope may use the prefix filter.
 fn scan_options(partition: Partition, range: KeyRange, direction: Direction) -> ReadOptions {
     let mut options = ReadOptions::default();
     let within_prefix = partition == Partition::Rows
@@ -552,7 +551,7 @@ fn unavailable(what: &str) -> Error {
     Error::new(ErrorKind::Unavailable, SqlState::IO_ERROR, what)
 }
 
-/// What reads and writes answer whose store is closed.
+/// The error of reads and writes while their store is closed.
 fn reopening() -> Error {
     unavailable("the store is being reopened because a write to disk failed").hint("run the statement again")
 }

@@ -1,6 +1,6 @@
-//! From stored rows to Arrow columns: only the wanted columns are built, whatever version of the table a row was written with.
+//! Decodes stored rows into Arrow columns: only the requested columns, for rows of any version of the table.
 //!
-//! Invariant: no bytes make it panic; damaged ones are an error of kind `Corruption`.
+//! Invariant: no input panics; damaged bytes are an error of kind `Corruption`.
 
 use std::sync::Arc;
 
@@ -25,24 +25,24 @@ use crate::types::ColumnType;
 pub enum Output {
     /// A column of the table.
     Column {
-        /// Its number.
+        /// Its id.
         id: ColumnId,
         /// Its type.
         ty: ColumnType,
-        /// Its value in rows written before the column was added.
+        /// The value for rows written before the column was added.
         absent: ScalarValue,
     },
     /// The seq of the commit that wrote the row: Int64, never NULL.
     Seq,
     /// The row's key: Binary, never NULL.
     Key,
-    /// The stored row itself: Binary, never NULL.
+    /// The encoded row: Binary, never NULL.
     Value,
-    /// Where a cold row is: Int64, NULL, since rows that are decoded are hot.
+    /// The place of a cold row: Int64, always NULL, because decoded rows are hot.
     Place,
 }
 
-/// Builds Arrow columns from stored rows, in the order they are pushed.
+/// Builds Arrow columns from stored rows, in push order.
 pub struct RowDecoder {
     outputs: Vec<Output>,
     builders: Vec<Builder>,
@@ -55,37 +55,37 @@ pub struct RowDecoder {
 struct VersionPlan {
     since: SchemaVersion,
     nulls_bytes: usize,
-    /// Up to the last column somebody wants: its type, and the builder that wants it.
+    /// Type and builder of each column up to the last requested one; `None` for columns that are skipped.
     columns: Vec<(ColumnType, Option<usize>)>,
-    /// Builders whose column this version does not have.
+    /// Builders of columns that this version does not have.
     absent: Vec<usize>,
-    /// Nothing may stand behind the last column when all are read.
+    /// All columns are read, so no byte may follow the last one.
     reads_all: bool,
 }
 
 impl RowDecoder {
-    /// A decoder for rows of the versions up to `newest`, whose layouts are `layouts`, oldest first. Each column should appear
-    /// once in `outputs`.
+    /// Returns a decoder for versions up to `newest`. `layouts` are oldest first; `outputs` name no column
+    /// twice.
     pub fn new(outputs: Vec<Output>, newest: SchemaVersion, layouts: &[RowLayout]) -> Self {
         let builders = outputs.iter().map(Builder::new).collect();
         let versions = layouts.iter().map(|layout| VersionPlan::new(&outputs, layout)).collect();
         Self { outputs, builders, versions, newest, rows: 0 }
     }
 
-    /// Rows pushed since the last [`RowDecoder::finish`].
+    /// Returns the number of rows pushed since the last [`RowDecoder::finish`].
     pub fn len(&self) -> usize {
         self.rows
     }
 
-    /// Whether no row was pushed since the last [`RowDecoder::finish`].
+    /// Returns whether no row was pushed since the last [`RowDecoder::finish`].
     pub fn is_empty(&self) -> bool {
         self.rows == 0
     }
 
-    /// Adds a stored row. After an error the decoder is of no more use.
+    /// Adds a stored row. After an error the decoder must not be used.
     ///
     /// # Errors
-    /// `Corruption` when the bytes are damaged or of a version that none of the layouts has.
+    /// `Corruption` when the bytes are damaged or no layout matches their version.
     pub fn push(&mut self, key: &[u8], value: &[u8]) -> Result<()> {
         let (header, rest) = RowHeader::read(value)?;
         let plan = self
@@ -130,7 +130,7 @@ impl RowDecoder {
         Ok(())
     }
 
-    /// The columns of the rows pushed since the last call, in the order of the outputs.
+    /// Returns the columns of the rows pushed since the last call, in the order of the outputs.
     ///
     /// # Errors
     /// `Internal` when the value of an added column does not have the column's type.
@@ -209,7 +209,7 @@ impl<'a> RowReader<'a> {
     }
 }
 
-/// A column under construction. Values of an added column are counted and built at the end: they are mostly all or nothing.
+/// A column under construction. Absent values are filled in at the end: mostly all rows need them, or none.
 enum Builder {
     Boolean(BooleanBuilder, Absences),
     SmallInt(PrimitiveBuilder<Int16Type>, Absences),
@@ -231,10 +231,10 @@ enum Builder {
     Place(PrimitiveBuilder<Int64Type>),
 }
 
-/// The rows, by position, whose version does not have the column; they were pushed as NULL.
+/// The row positions, ascending, whose version lacks the column; they were pushed as NULL.
 type Absences = Vec<usize>;
 
-/// Does the same with every builder of a table's column.
+/// Applies the same expression to the builder of any table column.
 macro_rules! with_builder {
     ($self:expr, $builder:ident, $absences:ident => $body:expr, $otherwise:expr) => {
         match $self {
@@ -369,7 +369,7 @@ impl Builder {
     }
 }
 
-/// `array` with `value` in the rows of `absences`, which are ascending.
+/// Returns `array` with `value` in the rows of `absences`, which are ascending.
 fn fill(array: &ArrayRef, absences: &[usize], value: &ScalarValue) -> Result<ArrayRef> {
     let filled = value.to_array_of_size(absences.len())?;
     let mut pieces = Vec::new();

@@ -1,20 +1,21 @@
-//! The stored form of a row, the value under its key. Frozen: a change of any byte needs a new format byte.
+//! The stored form of a row, the value under its key. Frozen: changing any byte needs a new format byte.
 //!
 //! ```text
 //! offset 0   format u8           1
 //!        1   flags u8            bit 0: the row expires; other bits are 0
-//!        2   version u32 LE      of the table's definition the row was written with
-//!        6   seq u64 LE          of the commit; written as 0 and set by the sequencer
+//!        2   version u32 LE      of the table definition the row was written with
+//!        6   seq u64 LE          of the commit; encoded as 0, then set by the sequencer
 //!       14   expires_at i64 LE   microseconds UTC; only with flag bit 0
-//!        .   nulls               one bit a column in definition order, lowest first, 1 = NULL; whole bytes
-//!        .   column ...          those that are not NULL, in definition order
+//!        .   nulls               one bit per column in definition order, lowest first, 1 = NULL; whole bytes
+//!        .   column ...          the non-NULL ones, in definition order
 //!
-//! BOOLEAN u8 | SMALLINT i16 | INTEGER, DATE i32 | BIGINT, TIME, TIMESTAMP i64 | REAL f32 | DOUBLE f64 | DECIMAL i128
-//! UUID 16 bytes | EMBEDDING(n) n f32 | TEXT, BYTES, JSON, FILE: length u32, then the bytes        (all little-endian)
-//! REAL, DOUBLE: -0.0 is written as 0.0, every NaN as one NaN; the elements of an EMBEDDING are written as they come
+//! BOOLEAN u8 | SMALLINT i16 | INTEGER, DATE i32 | BIGINT, TIME, TIMESTAMP i64 | REAL f32 | DOUBLE f64
+//! DECIMAL i128 | UUID 16 bytes | EMBEDDING(n) n f32
+//! TEXT, BYTES, JSON, FILE: length u32, then the bytes        (all little-endian)
+//! REAL, DOUBLE: -0.0 is written as 0.0, every NaN as one NaN; EMBEDDING elements are written unchanged
 //! ```
 //!
-//! Invariant: a row names the version it was written with, so no change of a table rewrites its rows.
+//! Invariant: a row names the table version it was written with, so ALTER TABLE rewrites no rows.
 
 use arrow::array::ArrayRef;
 use serde::{Deserialize, Serialize};
@@ -30,16 +31,16 @@ const VERSION_AT: usize = 2;
 const SEQ_AT: usize = 6;
 const EXPIRES_AT: usize = 14;
 
-/// The stored columns of rows written under a range of versions, in stored order.
+/// The stored columns, in stored order, of rows written with a range of table versions.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct RowLayout {
-    /// The first version whose rows have this layout.
+    /// The first version with this layout.
     pub since: SchemaVersion,
-    /// Every stored column with the type it then had.
+    /// Every stored column with its type at that time.
     pub columns: Vec<(ColumnId, ColumnType)>,
 }
 
-/// Encodes rows of one version of a table.
+/// Encodes rows of one table version.
 #[derive(Clone, Debug)]
 pub struct RowEncoder {
     version: SchemaVersion,
@@ -47,16 +48,17 @@ pub struct RowEncoder {
 }
 
 impl RowEncoder {
-    /// An encoder for rows of `version`, whose columns have `types`, in definition order.
+    /// Returns an encoder for rows of `version`, with columns of `types` in definition order.
     pub fn new(version: SchemaVersion, types: Vec<ColumnType>) -> Self {
         Self { version, types }
     }
 
-    /// The stored rows of a batch: `columns` are all columns in definition order, each with `row_count` rows. Their seq is 0
-    /// until [`set_row_seq`]. Rows with `expires_at` (microseconds UTC) are deleted after that time.
+    /// Returns the encoded rows of a batch; `columns` are all columns in definition order, each with
+    /// `row_count` rows. Their seq is 0 until [`set_row_seq`]. Rows expire at `expires_at` (microseconds
+    /// UTC).
     ///
     /// # Errors
-    /// `Internal` when the columns are not those of the layout; 54000 when a value has 4 GiB or more.
+    /// `Internal` when the columns do not match the types; 54000 when a value has 4 GiB or more.
     pub fn encode(
         &self,
         columns: &[ArrayRef],
@@ -88,7 +90,7 @@ impl RowEncoder {
                 for value in values.iter().flatten() {
                     push_value(&mut row_bytes, *value)?;
                 }
-                // A copy of the exact length: it becomes shared bytes later without being moved again.
+                // Copies to the exact length, so that converting the row to `Bytes` does not move it again.
                 Ok(row_bytes.as_slice().to_vec())
             })
             .collect()
@@ -129,19 +131,19 @@ fn push_value(row: &mut Vec<u8>, value: Value<'_>) -> Result<()> {
     Ok(())
 }
 
-/// What stands before a row's columns.
+/// The header of a stored row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RowHeader {
-    /// The version of the definition the row was written with.
+    /// The table version the row was written with.
     pub version: SchemaVersion,
-    /// The commit that wrote it.
+    /// The seq of the commit that wrote the row.
     pub seq: Seq,
-    /// When it expires, microseconds UTC.
+    /// The expiry time, microseconds UTC.
     pub expires_at: Option<i64>,
 }
 
 impl RowHeader {
-    /// Reads the header of a stored row; gives also the bytes behind it.
+    /// Reads the header of a stored row; also returns the bytes after it.
     ///
     /// # Errors
     /// `Corruption` when the bytes are not a row of this format.
@@ -164,7 +166,7 @@ impl RowHeader {
     }
 }
 
-/// The seq of the commit that wrote a row.
+/// Returns the seq of the commit that wrote a row.
 ///
 /// # Errors
 /// As [`RowHeader::read`].
@@ -172,7 +174,7 @@ pub fn row_seq(row: &[u8]) -> Result<Seq> {
     RowHeader::read(row).map(|(header, _)| header.seq)
 }
 
-/// When a row expires, microseconds UTC.
+/// Returns the expiry time of a row, microseconds UTC.
 ///
 /// # Errors
 /// As [`RowHeader::read`].

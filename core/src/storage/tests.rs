@@ -1,4 +1,4 @@
-//! One contract, run on every storage backend.
+//! One contract, tested on every storage backend.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -209,7 +209,7 @@ fn reopening_ends_reads_that_are_under_way() {
                 loop {
                     let visited =
                         snapshot.visit(Partition::Rows, KeyRange::all(), Direction::Forward, &mut |_, _| {
-                            // Nobody listens any more once the store is reopened.
+                            // The receiver is dropped after the reopen.
                             let _ = enter.send(());
                             Ok(ControlFlow::Continue(()))
                         });

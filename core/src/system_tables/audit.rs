@@ -1,4 +1,4 @@
-//! `system.audit_logs`: who changed what. A row rides in the commit it describes, so there is no change without its row.
+//! `system.audit_logs`: who changed what. A row is in the commit it describes, so no change lacks one.
 
 use datafusion::common::ScalarValue;
 use serde_json::Value;
@@ -11,22 +11,22 @@ use crate::ids::{NodeId, ScopeId, UserId};
 use crate::jobs::{encode_row, row};
 use crate::schema_registry::{SchemaRegistry, SystemTable};
 
-/// Something worth remembering.
+/// An audited action.
 #[derive(Clone, Debug)]
 pub struct AuditEntry<'a> {
     /// Who did it.
     pub actor: &'a Principal,
-    /// What was done, in the words of SQL: `CREATE TABLE`, `ALTER USER`.
+    /// What was done, in SQL words: `CREATE TABLE`, `ALTER USER`.
     pub action: &'a str,
-    /// What it was done to, by name.
+    /// The name of the object.
     pub target: &'a str,
-    /// More about it; never a password.
+    /// More details; never a password.
     pub details: Option<Value>,
-    /// The user it was done to, or in whose name.
+    /// The user to whom or in whose name it was done.
     pub subject: Option<UserId>,
 }
 
-/// The row of `entry` at `now_us`, to be added to the write set of what it describes.
+/// Returns the audit row of `entry` at `now_us`. The caller adds it to the write set of the audited change.
 ///
 /// # Errors
 /// `Corruption` when the table is missing from the catalog.

@@ -1,4 +1,4 @@
-//! Columns by name, put into a table's visible schema.
+//! Builds columns by name and arranges them in a table's visible schema.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::schema_registry::TableSchemas;
 /// A column's name and values.
 pub(super) type Column = (&'static str, ArrayRef);
 
-/// A batch in the visible schema of `table`. Every column must be given, in any order; each is cast to its column's type.
+/// Builds a batch in the visible schema of `table` from all its columns, in any order; each is cast.
 pub(super) fn batch(table: &TableSchemas, columns: Vec<Column>) -> Result<RecordBatch> {
     let ordered = table
         .visible
@@ -32,12 +32,12 @@ pub(super) fn batch(table: &TableSchemas, columns: Vec<Column>) -> Result<Record
     Ok(RecordBatch::try_new(Arc::clone(&table.visible), ordered)?)
 }
 
-/// A text column.
+/// Builds a text column.
 pub(super) fn text<T: AsRef<str>>(name: &'static str, values: impl Iterator<Item = T>) -> Column {
     (name, Arc::new(values.map(Some).collect::<StringArray>()))
 }
 
-/// A text column with NULLs.
+/// Builds a text column with NULLs.
 pub(super) fn optional_text<T: AsRef<str>>(
     name: &'static str,
     values: impl Iterator<Item = Option<T>>,
@@ -45,27 +45,27 @@ pub(super) fn optional_text<T: AsRef<str>>(
     (name, Arc::new(values.collect::<StringArray>()))
 }
 
-/// A text column of NULLs only.
+/// Builds a text column that is all NULL.
 pub(super) fn null_text(name: &'static str, rows: usize) -> Column {
     (name, Arc::new(StringArray::new_null(rows)))
 }
 
-/// A column of times, microseconds UTC.
+/// Builds a column of times, in microseconds UTC.
 pub(super) fn times(name: &'static str, values: impl Iterator<Item = i64>) -> Column {
     (name, Arc::new(TimestampMicrosecondArray::from_iter_values(values)))
 }
 
-/// A column of times with NULLs, microseconds UTC.
+/// Builds a column of times with NULLs, in microseconds UTC.
 pub(super) fn optional_times(name: &'static str, values: impl Iterator<Item = Option<i64>>) -> Column {
     (name, Arc::new(values.collect::<TimestampMicrosecondArray>()))
 }
 
-/// A column of numbers that count something.
+/// Builds a BIGINT column of counts.
 pub(super) fn counts(name: &'static str, values: impl Iterator<Item = u64>) -> Column {
     (name, Arc::new(values.map(|value| i64::try_from(value).unwrap_or(i64::MAX)).collect::<Int64Array>()))
 }
 
-/// A column of small numbers.
+/// Builds an INTEGER column.
 pub(super) fn integers(name: &'static str, values: impl Iterator<Item = usize>) -> Column {
     (name, Arc::new(values.map(|value| i32::try_from(value).unwrap_or(i32::MAX)).collect::<Int32Array>()))
 }

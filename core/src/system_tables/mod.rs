@@ -1,9 +1,9 @@
 //! The rows of the eight tables of namespace `system`.
 //!
-//! `users`, `namespaces`, `storages` and `tables` show the catalog of the statement's snapshot; `live_queries` and `stats` are
-//! computed when they are read; `jobs` and `audit_logs` are stored like the rows of a SHARED table.
+//! `users`, `namespaces`, `storages` and `tables` show the catalog of the statement's snapshot. Rows of
+//! `live_queries` and `stats` are computed when read; `jobs` and `audit_logs` are stored like SHARED tables.
 //!
-//! Invariant: a password hash or a storage's credentials stand in no row.
+//! Invariant: no row holds a password hash or a storage's credentials.
 
 pub mod audit;
 mod columns;
@@ -24,13 +24,13 @@ use crate::jobs::JobManager;
 use crate::live_query::LiveQueryManager;
 use crate::schema_registry::{SchemaRegistry, SystemTable, TableSchemas};
 
-/// Where the rows come from.
+/// The sources of the rows.
 pub struct SystemSources<'a> {
     /// The statement's snapshot.
     pub snapshot: &'a Snapshot,
-    /// Numbers about commits and storage.
+    /// Metrics of commits and storage.
     pub committer: &'a Committer,
-    /// Numbers about schemas.
+    /// Metrics of schemas.
     pub registry: &'a SchemaRegistry,
     /// Running live queries.
     pub live_queries: &'a LiveQueryManager,
@@ -38,13 +38,13 @@ pub struct SystemSources<'a> {
     pub jobs: &'a JobManager,
     /// The name of this process.
     pub node_id: &'a NodeId,
-    /// Tells the uptime.
+    /// Tells the time, for the uptime.
     pub clock: &'a dyn Clock,
-    /// When the database was opened, microseconds UTC.
+    /// When the database was opened, in microseconds UTC.
     pub opened_at: i64,
 }
 
-/// The rows of a system table that is not stored, in its visible schema. `None` for stored ones and for other tables.
+/// Returns the rows of a system table in its visible schema; `None` for stored and for other tables.
 ///
 /// # Errors
 /// `Internal` when the rows do not fit the table's schema.

@@ -1,4 +1,4 @@
-//! `system.stats`: numbers about this node, one a row, in the order of their names.
+//! `system.stats`: metrics of this node, one per row, ordered by name.
 
 use datafusion::arrow::array::RecordBatch;
 

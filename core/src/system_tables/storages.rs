@@ -1,4 +1,4 @@
-//! `system.storages`: where segments live. `credentials` is the prefix of the environment variables that hold them.
+//! `system.storages`: where segments live. `credentials` is a prefix of environment variables, no secret.
 
 use datafusion::arrow::array::RecordBatch;
 

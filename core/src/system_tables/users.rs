@@ -1,4 +1,4 @@
-//! `system.users`: who may log in. Password hashes are not shown to anybody.
+//! `system.users`: who may log in. No reader sees a password hash.
 
 use datafusion::arrow::array::RecordBatch;
 

@@ -1,10 +1,10 @@
-//! The cold rows of a scan: which positions of which segments, and the plan nodes that read them.
+//! Plans the cold rows of a scan: their positions in segments, and the plan nodes that read them.
 //!
-//! Key ranges become ranges of positions, since segments are sorted by key; rows that are gone are left out of them. What is left
-//! is read by DataFusion's own Parquet source, which skips pages and row groups by the filters it is given.
+//! Segments are sorted by key, so key ranges become position ranges, without the deleted rows. DataFusion's
+//! Parquet source reads them, and skips row groups and pages by its filters.
 //!
-//! Invariant: the positions hold exactly the rows of the ranges that are alive in the snapshot, so a filter that became a range
-//! needs no second look.
+//! Invariant: the positions are exactly the live rows of the ranges in the snapshot, so a filter that became
+//! a range need not be evaluated again.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -39,22 +39,22 @@ use crate::schema_registry::{ScopeKind, TableSchemas};
 use crate::storage::KeyRange;
 use crate::types::ColumnType;
 
-/// Segments that are each read by a partition of their own, so that their rows stay in order; with more of them they share
-/// partitions, and the rows have no order.
+/// Up to this many files (or the target partitions, if more) have one partition each and keep their order.
+/// More files share partitions, and the rows have no order.
 const ORDERED_SEGMENTS_MAX: usize = 16;
-/// Rows that are worth a second partition.
+/// The minimum number of rows per partition when a segment is split.
 const PARTITION_ROWS_MIN: usize = 128 << 10;
-/// Rows whose columns' bounds are worth looking up.
+/// From this many rows on, estimates include the bounds of the columns.
 const ESTIMATED_ROWS_MIN: usize = 8 << 10;
 
-/// What is read of the cold rows of a table.
+/// The parameters of a scan of cold rows.
 pub(super) struct ColdScan<'a> {
     pub(super) snapshot: &'a Snapshot,
     pub(super) schemas: &'a Arc<TableSchemas>,
     pub(super) columns: RowSchema,
-    /// Ascending, without overlaps.
+    /// Ascending and disjoint.
     pub(super) ranges: &'a [KeyRange],
-    /// How many of the first key columns have one value in all ranges.
+    /// How many leading key columns have one value in all ranges.
     pub(super) pinned: usize,
     pub(super) projection: Option<&'a [usize]>,
     pub(super) limit: Option<usize>,
@@ -62,20 +62,20 @@ pub(super) struct ColdScan<'a> {
 
 /// The cold rows of a scan.
 pub(super) struct ColdPlan {
-    /// Reads them; its columns are those of the hot scan.
+    /// The node that reads them; its columns are those of the hot scan.
     pub(super) rows: Arc<dyn ExecutionPlan>,
     /// Estimates for the optimizer.
     pub(super) statistics: Statistics,
 }
 
-/// The rows of one segment that a scan reads.
+/// The rows of one segment in a scan.
 struct Piece {
     segment: Arc<Segment>,
     selection: RowSelection,
 }
 
 impl ColdScan<'_> {
-    /// The node that reads the rows; `None` when there are none.
+    /// Returns the node that reads the rows; `None` when there are none.
     pub(super) async fn plan(&self, state: &dyn Session) -> Result<Option<ColdPlan>> {
         let pieces = self.pieces().await?;
         if pieces.is_empty() {
@@ -129,14 +129,15 @@ impl ColdScan<'_> {
         Ok(Some(ColdPlan { rows, statistics: statistics.project(Some(&positions)) }))
     }
 
-    /// How many rows the pieces have and, of the columns at `positions`, how their values are spread. All are estimates, so that no
-    /// answer is ever taken from them. Of a USER table only the rows are counted: bounds would be those of other users too.
+    /// Returns estimates for the pieces: the number of rows, and column statistics for `positions`. All are
+    /// inexact, so the optimizer never answers a query from them. A USER table has no column statistics,
+    /// because the bounds would include other users' rows.
     async fn statistics(&self, pieces: &[Piece], positions: &[usize]) -> Result<Statistics> {
         let segment_schema = self.schemas.segment();
         let rows: usize = pieces.iter().map(|piece| piece.selection.row_count()).sum();
         let bytes: u64 = pieces.iter().map(|piece| piece.segment.bytes).sum();
         let all_rows: u64 = pieces.iter().map(|piece| u64::from(piece.segment.rows)).sum();
-        // What is encoded takes about three times as much in memory.
+        // Decoded rows take about three times their encoded size.
         let row_bytes = usize::try_from(3 * bytes / all_rows.max(1)).unwrap_or_default();
         let mut statistics = Statistics::new_unknown(segment_schema);
         statistics.num_rows = Precision::Inexact(rows);
@@ -154,7 +155,7 @@ impl ColdScan<'_> {
         let seq_position = self.schemas.definition.columns.len();
         let has_other_seqs = pieces.iter().any(|piece| piece.segment.commit.is_some());
         for (position, column) in positions.iter().zip(merged.column_statistics) {
-            // Segments have no bounds of floats, and without bounds nothing else is known.
+            // Segments have no bounds for floats, and without bounds no other statistics.
             let is_float = segment_schema.field(*position).data_type().is_floating();
             if let Some(place) = statistics.column_statistics.get_mut(*position) {
                 let is_unknown = is_float || (*position == seq_position && has_other_seqs);
@@ -164,7 +165,7 @@ impl ColdScan<'_> {
         Ok(statistics)
     }
 
-    /// What a file has, and for a write also where the row is.
+    /// Returns the schema of a file; for a write, with the place of each row.
     fn table_schema(&self) -> TableSchema {
         let file = TableSchema::builder(Arc::clone(self.schemas.segment()));
         if self.columns != RowSchema::Write {
@@ -175,7 +176,7 @@ impl ColdScan<'_> {
         file.with_table_partition_cols(vec![segment]).with_virtual_columns(vec![Arc::new(position)]).build()
     }
 
-    /// The order of the rows of a segment, as far as comparisons know it.
+    /// Returns the sort order of a segment, up to the first float, which compares differently.
     fn ordering(&self) -> Option<LexOrdering> {
         let definition = &self.schemas.definition;
         let options = SortOptions { descending: false, nulls_first: false };
@@ -209,7 +210,7 @@ impl ColdScan<'_> {
         Ok(pieces)
     }
 
-    /// The positions of the ranges in a segment, ascending.
+    /// Returns the positions of the ranges in a segment, ascending.
     async fn positions(&self, segment: &Arc<Segment>, keys: &SegmentKeys) -> Result<Vec<Range<u32>>> {
         if self.ranges.iter().any(|range| segment.is_within(range)) {
             return Ok(vec![segment.positions()]);
@@ -228,8 +229,8 @@ impl ColdScan<'_> {
         Ok(positions)
     }
 
-    /// What is known of the rows of a segment that one commit wrote: DataFusion takes a column that has one value from here, and
-    /// not from the file, where it is wrong.
+    /// Returns statistics with the true `_seq` of a large INSERT. DataFusion takes the value of a constant
+    /// column from here, not from the file, where it is 0.
     fn of_commit(&self, commit: Seq) -> Statistics {
         let mut statistics = Statistics::new_unknown(self.schemas.segment());
         let seq = Precision::Exact(ScalarValue::Int64(Some(i64::try_from(commit.0).unwrap_or(i64::MAX))));
@@ -241,7 +242,7 @@ impl ColdScan<'_> {
         statistics
     }
 
-    /// The file of a piece, or several of the same with some of its row groups each when it is large.
+    /// Returns the file of a piece; a large piece is split by row groups into at most `parts_max` files.
     async fn files(&self, piece: &Piece, parts_max: usize) -> Result<Vec<PartitionedFile>> {
         let Piece { segment, selection } = piece;
         let row_groups = self.snapshot.cold.store().row_groups(segment).await?;

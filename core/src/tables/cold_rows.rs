@@ -1,7 +1,6 @@
-//! Cold rows as a write needs them: beside their columns the stored key and value they would have if they were hot, and their
-//! place.
+//! Cold rows for UPDATE and DELETE: adds their place, and the key and value they would have if hot.
 //!
-//! Invariant: `_value` is the row as it is encoded now, with the seq of the commit that wrote it.
+//! Invariant: `_value` has the current table version and the seq of the commit that wrote the row.
 
 use std::fmt;
 use std::sync::Arc;
@@ -30,12 +29,12 @@ use crate::ids::{SegmentId, Seq};
 use crate::schema_registry::{COLUMN_KEY, COLUMN_PLACE, COLUMN_VALUE, TableSchemas};
 use crate::storage::rows::{RowEncoder, set_row_seq};
 
-/// The number of the segment a row is read from: UInt32, never NULL.
+/// The id of the segment of a row: UInt32, never NULL.
 pub(super) const COLUMN_SEGMENT: &str = "_segment";
-/// The row's number in it: Int64, never NULL.
+/// The row's position in the segment: Int64, never NULL.
 pub(super) const COLUMN_POSITION: &str = "_position";
 
-/// Adds the system columns of the write schema to the rows of segments.
+/// Adds the system columns of the write schema to segment rows.
 #[derive(Debug)]
 pub(super) struct ColdRowsExec {
     input: Arc<dyn ExecutionPlan>,
@@ -53,8 +52,8 @@ struct ColdRows {
 }
 
 impl ColdRowsExec {
-    /// The rows of `input`, which has the columns of segments, then [`COLUMN_SEGMENT`] and [`COLUMN_POSITION`], with the columns
-    /// of the write schema that `projection` names.
+    /// Completes the rows of `input` (the columns of segments, then [`COLUMN_SEGMENT`] and
+    /// [`COLUMN_POSITION`]) to the columns of the write schema in `projection`.
     pub(super) fn new(
         input: Arc<dyn ExecutionPlan>,
         schemas: &Arc<TableSchemas>,
@@ -122,7 +121,7 @@ impl ExecutionPlan for ColdRowsExec {
     }
 }
 
-/// One row of a segment, which has the columns of segments, with those of the write schema.
+/// Completes one row of a segment to the write schema.
 pub(super) fn cold_row(schemas: &Arc<TableSchemas>, row: &RecordBatch, place: Place) -> Result<RecordBatch> {
     let mut fields: Vec<FieldRef> = row.schema().fields().iter().map(Arc::clone).collect();
     fields.push(Arc::new(Field::new(COLUMN_SEGMENT, DataType::UInt32, false)));
@@ -182,7 +181,7 @@ fn places(batch: &RecordBatch) -> Result<ArrayRef> {
     let positions = positions.as_primitive_opt::<Int64Type>().ok_or_else(incomplete)?;
     let places = segments.values().iter().zip(positions.values()).map(|(segment, position)| {
         let position = u32::try_from(*position).unwrap_or_default();
-        // Both halves come back as they are, whatever the sign.
+        // The bit cast keeps both halves.
         Place { segment: SegmentId(*segment), position }.to_u64().cast_signed()
     });
     Ok(Arc::new(Int64Array::from_iter_values(places)))

@@ -1,9 +1,10 @@
-//! Several segments of a table into fewer, without the rows that are gone.
+//! Compacts segments of a table into fewer ones, without the deleted rows.
 //!
-//! Segments are sorted and no two have the same row, so the merge only has to pick the lowest key each time. Where each row went is
-//! kept until the commit, which marks in the new segments what was changed in the old ones meanwhile.
+//! Segments are sorted and no two have the same row, so a k-way merge by key suffices. The new place of each
+//! row is kept until the commit, which marks in the new segments the rows changed meanwhile.
 //!
-//! Invariant: the new segments hold exactly the rows of the old ones that are alive in the snapshot and whose owner exists.
+//! Invariant: the new segments contain exactly the old rows that are live in the snapshot and not of a
+//! dropped user.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -25,15 +26,15 @@ use crate::schema_registry::TableSchemas;
 use crate::storage::blocking;
 use crate::storage::keys::table_and_scope;
 
-/// What a merge made, and where each row of the old segments went.
+/// The result of a compaction, and the new place of each row.
 pub struct Compacted {
     /// The new segments.
     pub flushed: Flushed,
-    /// For each old segment and position the new place; `None` for rows that were gone.
+    /// For each old segment and position the new place; `None` for rows that were left out.
     pub places: HashMap<SegmentId, Vec<Option<Place>>>,
 }
 
-/// Merges `segments` of the table into new ones, which are then on stable storage and verified.
+/// Compacts `segments` of the table into new ones, which are on stable storage and verified on return.
 ///
 /// # Errors
 /// As `flush`.
@@ -69,7 +70,7 @@ pub async fn compact(
     Ok(Compacted { flushed, places })
 }
 
-/// Rows in key order, with their keys and the places they come from.
+/// Rows in key order, with their keys and old places.
 struct Chunk {
     batch: RecordBatch,
     keys: Vec<Bytes>,
@@ -79,10 +80,10 @@ struct Chunk {
 /// The live rows of one segment, in key order.
 struct Input {
     segment: SegmentId,
-    /// The positions of the rows that are still to come.
+    /// The positions of the remaining rows.
     positions: std::vec::IntoIter<u32>,
     batches: BoxStream<'static, Result<RecordBatch>>,
-    /// The batch at hand, its keys, and the next row.
+    /// The current batch, its keys, and the next row.
     batch: RecordBatch,
     keys: Vec<Bytes>,
     at: usize,
@@ -90,13 +91,13 @@ struct Input {
     row_bytes: usize,
 }
 
-/// The rows of a chunk while they are picked.
+/// The rows picked for a chunk.
 #[derive(Default)]
 struct Picks {
     batches: Vec<RecordBatch>,
-    /// For each input the batch of `batches` it now reads from.
+    /// For each input, the index in `batches` of its current batch.
     sources: HashMap<usize, usize>,
-    /// For each row a batch and the row in it.
+    /// For each row, its batch and its position in the batch.
     rows: Vec<(usize, usize)>,
     keys: Vec<Bytes>,
     places: Vec<Place>,
@@ -104,7 +105,7 @@ struct Picks {
 }
 
 impl Picks {
-    /// Picks the row at hand of an input.
+    /// Picks the current row of an input.
     fn add(&mut self, index: usize, input: &Input, key: Bytes, position: u32) {
         let source = *self.sources.entry(index).or_insert_with(|| {
             self.batches.push(input.batch.clone());
@@ -167,7 +168,7 @@ impl Merge {
         Ok(merge)
     }
 
-    /// Puts the next key of an input into the heap, reading on where its batch is used up.
+    /// Pushes the next key of an input onto the heap; reads the next batch when the current one is used up.
     async fn advance(&mut self, index: usize) -> Result<()> {
         let Some(input) = self.inputs.get_mut(index) else { return Ok(()) };
         while input.at >= input.keys.len() {
@@ -183,7 +184,7 @@ impl Merge {
         Ok(())
     }
 
-    /// The next rows; `None` when there are no more.
+    /// Returns the next rows; `None` when there are no more.
     async fn next_chunk(&mut self) -> Result<Option<Chunk>> {
         let mut picks = Picks::default();
         while picks.keys.len() < CHUNK_ROWS && picks.bytes < CHUNK_BYTES_MAX {
@@ -200,11 +201,11 @@ impl Merge {
             }
             self.advance(index).await?;
         }
-        // Nothing is picked only when nothing is left.
+        // Nothing is picked only when no rows are left.
         picks.into_chunk()
     }
 
-    /// Rows of users that are no more are left behind.
+    /// Returns whether the owner of the row exists; rows of dropped users are left out.
     fn is_owned(&self, key: &[u8]) -> bool {
         match table_and_scope(key) {
             Some((_, ScopeId::SHARED)) | None => true,

@@ -1,4 +1,4 @@
-//! The handle of work that takes long: it is told to end, and tells how far it is.
+//! Cancellation and progress of long-running work.
 
 use std::fmt;
 use std::sync::Arc;
@@ -8,22 +8,22 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::{Error, ErrorKind, Result, SqlState};
 
-/// Shared by the work and whoever watches it.
+/// Shared by the work and its observers.
 #[derive(Clone, Debug, Default)]
 pub struct Control {
-    /// Cancelled when the work is to end.
+    /// Cancelled to stop the work.
     pub stop: CancellationToken,
     progress: Arc<Mutex<Progress>>,
 }
 
-/// How far work is.
+/// The progress of the work.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// What is being done; empty before anything is.
+    /// The current phase; empty before the first one.
     pub phase: &'static str,
-    /// Rows done.
+    /// Rows processed in the phase.
     pub rows: u64,
-    /// Bytes done.
+    /// Bytes processed in the phase.
     pub bytes: u64,
 }
 
@@ -34,12 +34,12 @@ impl fmt::Display for Progress {
 }
 
 impl Control {
-    /// Of work that ends when `stop` is cancelled.
+    /// Returns the control of work that ends when `stop` is cancelled.
     pub fn new(stop: CancellationToken) -> Self {
         Self { stop, progress: Arc::default() }
     }
 
-    /// Fails when the work is to end.
+    /// Fails when the work was cancelled.
     ///
     /// # Errors
     /// 57014 then.
@@ -51,19 +51,19 @@ impl Control {
             .hint("what it had not committed is as it was"))
     }
 
-    /// Begins the next phase.
+    /// Starts the next phase.
     pub fn begin(&self, phase: &'static str) {
         *self.progress.lock() = Progress { phase, rows: 0, bytes: 0 };
     }
 
-    /// Counts what the phase has done.
+    /// Adds to the rows and bytes of the phase.
     pub fn add(&self, rows: usize, bytes: usize) {
         let mut progress = self.progress.lock();
         progress.rows += rows as u64;
         progress.bytes += bytes as u64;
     }
 
-    /// How far the work is.
+    /// Returns the progress.
     pub fn progress(&self) -> Progress {
         *self.progress.lock()
     }

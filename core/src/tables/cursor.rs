@@ -1,8 +1,6 @@
-//! How a scan gets its rows: chunks of the hot tier as they are, everything else from the store, a batch at a time on threads that
-//! may block.
+//! Produces the rows of a scan: hot-tier chunks, and batches read from the store on blocking threads.
 //!
-//! Invariant: a row whose `expires_at` is not after the statement's time does not come at all, nor does one that is in a segment
-//! by now.
+//! Invariant: a row that has expired at the statement's time, or is already in a segment, is never returned.
 
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
@@ -22,16 +20,16 @@ use crate::storage::row_decoder::RowDecoder;
 use crate::storage::rows::RowHeader;
 use crate::storage::{Direction, KeyRange, Partition, blocking};
 
-/// A batch is ended when its stored rows have this many bytes.
+/// A batch ends at this many stored bytes.
 const BATCH_BYTES_MAX: usize = 8 << 20;
-/// A batch is ended after this many rows even if none of them is shown.
+/// A batch ends after this many visited rows, even when none is visible.
 const VISITS_MAX: usize = 65_536;
-/// Single keys asked for at once: with the largest rows they are a batch's bytes several times over, not many times.
+/// Keys in one read. With the largest rows, they are several times the bytes of a batch, not many times.
 const POINTS_MAX: usize = 16;
-/// Stored bytes that are worth keeping as a chunk, however few rows they are.
+/// Stored bytes that justify a chunk, however few rows they are.
 const CHUNK_BYTES_MIN: usize = 64 << 10;
 
-/// The next batch that is not empty.
+/// Returns the next non-empty batch.
 pub(super) async fn next_batch(mut cursor: Cursor) -> Result<Option<(RecordBatch, Cursor)>> {
     loop {
         if let Some(batch) = cursor.next_ready() {
@@ -56,24 +54,24 @@ pub(super) async fn next_batch(mut cursor: Cursor) -> Result<Option<(RecordBatch
     }
 }
 
-/// How far a scan has come.
+/// The state of a scan.
 pub(super) struct Cursor {
     scan: Arc<Scan>,
     schema: SchemaRef,
-    /// Positions in the write schema of the columns that are wanted.
+    /// Positions in the write schema of the requested columns.
     wanted: Vec<usize>,
     direction: Direction,
     hot: Option<HotScan>,
     decoder: RowDecoder,
-    /// The columns that are decoded: those that are wanted, and perhaps others that the hot tier has.
+    /// The decoded columns: the requested ones, and possibly others that the hot tier has.
     decoded: Vec<usize>,
-    /// What is still to be read; of the first one only the rest.
+    /// The sources still to be read; the first may be partly read.
     sources: VecDeque<ScanSource>,
-    /// What the hot tier says of the first source.
+    /// The answer of the hot tier for the first source.
     found: Option<Found>,
-    /// Where the last chunk ended.
+    /// The end of the last chunk.
     chunk_end: Vec<u8>,
-    /// Rows that are there and have not been given out.
+    /// Rows that were read but not returned yet.
     ready: Option<RecordBatch>,
     /// Rows the consumer still wants.
     remaining: usize,
@@ -81,7 +79,7 @@ pub(super) struct Cursor {
 }
 
 impl Cursor {
-    /// Reads nothing yet.
+    /// Returns a cursor without sources.
     pub(super) fn new(
         scan: &Arc<Scan>,
         schema: SchemaRef,
@@ -106,12 +104,12 @@ impl Cursor {
         })
     }
 
-    /// The same, for at most `rows_max` rows of `sources`, in batches of at most `batch_rows`.
+    /// Returns the cursor with `sources`, for at most `rows_max` rows in batches of at most `batch_rows`.
     pub(super) fn reading(self, sources: VecDeque<ScanSource>, rows_max: usize, batch_rows: usize) -> Self {
         Self { sources, remaining: rows_max, batch_rows, ..self }
     }
 
-    /// As much of what is ready as a batch may have.
+    /// Takes the next batch from the ready rows.
     fn next_ready(&mut self) -> Option<RecordBatch> {
         let batch = self.ready.take()?;
         let rows = batch.num_rows().min(self.batch_rows).min(self.remaining);
@@ -125,7 +123,7 @@ impl Cursor {
         Some(batch.slice(0, rows))
     }
 
-    /// Makes `columns` ready, if they have rows. The count matters when no column is wanted, as for `COUNT(*)`.
+    /// Makes `columns` ready if they have rows. The count matters without columns, as in `COUNT(*)`.
     fn make_ready(&mut self, columns: Vec<ArrayRef>, rows: usize) -> Result<()> {
         if rows > 0 {
             let options = RecordBatchOptions::new().with_row_count(Some(rows));
@@ -149,7 +147,7 @@ impl Cursor {
         self.make_ready(columns.collect(), rows)
     }
 
-    /// Asks the hot tier about the rest of the first source, which is a range.
+    /// Asks the hot tier about the rest of the first source.
     fn find(&mut self, range: &KeyRange) -> Found {
         match (self.found.take(), &self.hot) {
             (Some(found), _) => found,
@@ -158,7 +156,7 @@ impl Cursor {
         }
     }
 
-    /// Takes the chunk that the first source begins with; says whether there is one.
+    /// Takes the chunk at the start of the first source; returns whether there is one.
     fn take_chunk(&mut self) -> Result<bool> {
         let Some(ScanSource::Stored(range)) = self.sources.front() else { return Ok(false) };
         if self.hot.is_none() || is_point(range) {
@@ -180,7 +178,7 @@ impl Cursor {
         }
     }
 
-    /// Makes what is left of a source the first one again.
+    /// Puts the rest of a source back in front.
     fn go_on_at(&mut self, start: &[u8], end: Option<Vec<u8>>) {
         let rest = KeyRange { start: start.to_vec(), end };
         if !rest.is_empty() {
@@ -188,8 +186,8 @@ impl Cursor {
         }
     }
 
-    /// Reads stored sources until a batch is full or a chunk has been read, and makes it ready. There may be nothing although there
-    /// is more to read.
+    /// Reads stored sources until a batch is full or a chunk was read, and makes the rows ready. There may be
+    /// none although more remains to be read.
     fn read_stored(&mut self) -> Result<()> {
         let batch_rows = match self.hot {
             Some(_) => self.scan.snapshot.hot.options().chunk_rows,
@@ -228,8 +226,8 @@ impl Cursor {
         self.make_ready(columns, rows)
     }
 
-    /// Reads a range up to `stretch_end`, or until the budget ends. When nothing was read before and it is worth it the hot tier
-    /// gets what was decoded, and it is made ready: then it says true.
+    /// Reads a range up to `stretch_end`, or until the budget is spent. If the batch was empty and the read
+    /// is worth keeping, it offers the decoded rows to the hot tier, makes them ready and returns true.
     fn read_stretch(
         &mut self,
         range: KeyRange,
@@ -283,13 +281,13 @@ impl Cursor {
         Ok(true)
     }
 
-    /// Of decoded columns those that are wanted.
+    /// Selects the requested columns from the decoded ones.
     fn wanted_of(&self, columns: &[ArrayRef]) -> Vec<ArrayRef> {
         let index = |wanted: &usize| self.decoded.iter().position(|decoded| decoded == wanted);
         self.wanted.iter().filter_map(|wanted| columns.get(index(wanted)?).map(Arc::clone)).collect()
     }
 
-    /// Reads a range; gives what is left of it when the budget ends first.
+    /// Reads a range; returns its rest when the budget is spent first.
     fn read_range(&mut self, range: KeyRange, budget: &mut Budget) -> Result<Option<KeyRange>> {
         let (decoder, shown) = (&mut self.decoder, self.scan.shown());
         let mut stopped_at = None;
@@ -315,7 +313,7 @@ impl Cursor {
         }))
     }
 
-    /// Reads as many of the next sources as are single keys and fit, with one request.
+    /// Reads the next sources that are single keys with one request, as many as fit.
     fn read_points(&mut self, budget: &mut Budget) -> Result<()> {
         let mut keys = Vec::new();
         while keys.len() < budget.rows.min(POINTS_MAX)
@@ -338,12 +336,12 @@ impl Cursor {
     }
 }
 
-/// How much a batch may still read.
+/// What a batch may still read.
 struct Budget {
     rows: usize,
     bytes: usize,
     visits: usize,
-    /// When the same rows are shown of those that were read since the last stretch began.
+    /// The times at which the rows read since the start of the last stretch have the same visibility.
     times: Times,
 }
 
@@ -353,10 +351,10 @@ impl Budget {
     }
 }
 
-/// Which stored rows a statement sees.
+/// Decides which stored rows a statement sees.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Shown {
-    /// Rows that expire at this time or before are gone.
+    /// Rows that expire at this time or earlier are invisible; microseconds UTC.
     pub(super) now_us: i64,
     /// Rows of commits up to this one are cold.
     pub(super) flushed: Seq,

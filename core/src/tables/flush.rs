@@ -1,8 +1,8 @@
-//! The hot rows of a table into segments.
+//! Writes the hot rows of a table to segments.
 //!
-//! Rows come from the store in key order, which is the order of a segment, so they are written as they come, a block at a time.
+//! The store returns rows in the key order of segments, so they are written as they come, in chunks.
 //!
-//! Invariant: the segments hold exactly the rows of the snapshot that are not in a segment yet, each once.
+//! Invariant: the segments contain exactly the rows of the snapshot that are not in a segment yet, each once.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -25,35 +25,35 @@ use crate::storage::keys::{SCOPE_PREFIX_BYTES, table_and_scope, table_prefix};
 use crate::storage::rows::RowHeader;
 use crate::storage::{Direction, KeyRange, Partition, blocking};
 
-/// Rows decoded and written at once.
+/// The maximum number of rows in a chunk, which is decoded and written at once.
 pub(crate) const CHUNK_ROWS: usize = 8_192;
-/// A chunk is ended when its stored rows have this many bytes.
+/// A chunk ends at this many stored bytes.
 pub(crate) const CHUNK_BYTES_MAX: usize = 8 << 20;
-/// The most rows of a segment; the keys of all of them are in memory until it is committed.
+/// The maximum number of rows in a segment, whose keys stay in memory until the commit.
 const SEGMENT_ROWS_MAX: usize = 1 << 20;
-/// A segment is ended when it has this many bytes.
+/// A segment ends at this many bytes.
 const SEGMENT_BYTES_MAX: usize = 256 << 20;
 
-/// Segments that are on stable storage, of a flush, a merge or a large INSERT.
+/// Segments on stable storage, from a flush, a compaction or a large INSERT.
 pub struct Flushed {
-    /// Ready to be committed.
+    /// The segments, ready to be committed.
     pub segments: Vec<NewSegment>,
-    /// Rows in them.
+    /// Their number of rows.
     pub rows: u64,
-    /// Their length.
+    /// Their total length.
     pub bytes: u64,
-    /// Their objects, to be kept once a commit may name them.
+    /// Their objects, which the caller must keep once a commit may name them.
     pub files: Files,
 }
 
-/// Objects that are removed when this is dropped, unless they are kept.
+/// Objects that are removed on drop unless they are kept.
 pub struct Files {
     storage: Arc<ObjectStorage>,
     paths: Vec<String>,
 }
 
 impl Files {
-    /// Leaves them where they are from now on, since a commit that is under way may name them.
+    /// Keeps the objects, because a commit in progress may name them.
     pub fn keep(mut self) -> KeptFiles {
         KeptFiles { storage: Arc::clone(&self.storage), paths: std::mem::take(&mut self.paths) }
     }
@@ -66,7 +66,7 @@ pub struct KeptFiles {
 }
 
 impl KeptFiles {
-    /// Removes them when their commit was refused. What a commit of unknown outcome names stays: the next start looks.
+    /// Removes the objects when their commit was refused. After an unknown outcome, the next start decides.
     pub fn settle(self, outcome: &Result<Receipt>) {
         if outcome.as_ref().is_err_and(|error| error.sqlstate() != SqlState::OUTCOME_UNKNOWN) {
             drop(Files { storage: self.storage, paths: self.paths });
@@ -80,11 +80,11 @@ impl Drop for Files {
     }
 }
 
-/// Writes the rows of `snapshot` that are hot to segments, which are then on stable storage and verified. `next_id` numbers them.
+/// Writes the hot rows of `snapshot` to segments, which are durable and verified on return; `next_id` gives
+/// their ids.
 ///
 /// # Errors
-/// 57014 when it is told to end, 58030 when the storage of the segments fails; XX001 for damaged rows, or for a segment that does
-/// not read as it was written.
+/// 57014 when cancelled, 58030 when the storage fails, XX001 for damaged rows or segments.
 pub async fn flush(
     snapshot: &Arc<Snapshot>,
     schemas: &Arc<TableSchemas>,
@@ -97,7 +97,7 @@ pub async fn flush(
     published(snapshot, schemas, written, control, now_us).await
 }
 
-/// Brings written segments to stable storage, reads them again, and describes them.
+/// Brings written segments to stable storage, verifies and describes them.
 pub(super) async fn published(
     snapshot: &Snapshot,
     schemas: &TableSchemas,
@@ -153,17 +153,17 @@ fn describe(
     Ok(NewSegment { segment: Arc::new(segment), filter: written.filter, keys })
 }
 
-/// A segment that is written and not yet on stable storage.
+/// A written segment that is not on stable storage yet.
 pub(super) struct Written {
     id: SegmentId,
     path: String,
     segment: WrittenSegment,
 }
 
-/// Segments, and their objects.
+/// Written segments and their objects.
 pub(super) type WrittenSegments = (Vec<Written>, Files);
 
-/// Rows in key order into as many segments as they need.
+/// Writes rows in key order into as many segments as they need.
 pub(super) struct SegmentsWriter {
     snapshot: Arc<Snapshot>,
     schemas: Arc<TableSchemas>,
@@ -197,7 +197,7 @@ impl SegmentsWriter {
         Ok(Self { snapshot, schemas, next_id, open: None, done: Vec::new(), files, control })
     }
 
-    /// Writes the first hot rows of a range of keys, and gives what is left of it.
+    /// Writes the first hot rows of a key range; returns the rest of the range.
     fn write_hot(&mut self, range: KeyRange) -> Result<Option<KeyRange>> {
         self.control.check()?;
         let flushed = self.snapshot.cold.flushed(self.schemas.definition.id);
@@ -229,7 +229,7 @@ impl SegmentsWriter {
         Ok(stopped_at.map(|start| KeyRange { start, end }))
     }
 
-    /// The columns a segment has beside those of the full schema.
+    /// Returns the columns of a segment that follow those of the full schema.
     pub(super) fn system_columns(&self, keys: &[Bytes]) -> Result<Vec<ArrayRef>> {
         let definition = &self.schemas.definition;
         let damaged = || Error::corruption("a stored row key is damaged");
@@ -248,7 +248,7 @@ impl SegmentsWriter {
         Ok(columns)
     }
 
-    /// Adds rows with their keys, each above all before, and says where they are now.
+    /// Adds rows with their keys, each greater than all before; returns their places.
     pub(super) fn push(&mut self, batch: &RecordBatch, keys: &[Bytes]) -> Result<Vec<Place>> {
         self.control.check()?;
         self.control.add(keys.len(), batch_value_bytes(batch));
@@ -285,7 +285,7 @@ impl SegmentsWriter {
         Ok((id, path, writer))
     }
 
-    /// Ends the last segment, and gives all.
+    /// Finishes the last segment; returns all of them.
     pub(super) fn finish(mut self) -> Result<WrittenSegments> {
         if let Some((id, path, writer)) = self.open.take() {
             self.done.push(Written { id, path, segment: writer.finish()? });
@@ -294,10 +294,10 @@ impl SegmentsWriter {
     }
 }
 
-/// For each segment the positions of the rows that are gone, ascending.
+/// Returns for each segment the positions of its deleted rows, ascending.
 ///
 /// # Errors
-/// XX001 when a mark is damaged, and whatever the storage returns.
+/// XX001 when a mark is damaged, and any error of the storage.
 pub async fn gone_of(snapshot: &Snapshot, segments: &[Arc<Segment>]) -> Result<Vec<Vec<u32>>> {
     let (storage, cold) = (Arc::clone(&snapshot.storage), Arc::clone(&snapshot.cold));
     let ids: Vec<_> = segments.iter().map(|segment| (segment.table, segment.id)).collect();
@@ -305,18 +305,18 @@ pub async fn gone_of(snapshot: &Snapshot, segments: &[Arc<Segment>]) -> Result<V
     blocking(move || ids.into_iter().map(gone_in).collect()).await
 }
 
-/// The keys of stored rows of a table that are in segments by now, from `start` on, and where to go on looking.
+/// Returns keys of stored rows in `range` that are already in segments, and the rest of the range.
 ///
 /// # Errors
-/// XX001 for damaged rows, and whatever the storage returns.
+/// XX001 for damaged rows, and any error of the storage.
 pub fn flushed_keys(
     snapshot: &Snapshot,
     range: KeyRange,
     flushed: Seq,
 ) -> Result<(Vec<Bytes>, Option<KeyRange>)> {
-    /// Rows one commit removes.
+    /// Rows that one commit removes.
     const KEYS_MAX: usize = 4_096;
-    /// Rows looked at for one.
+    /// Rows visited for one commit.
     const VISITS_MAX: usize = 65_536;
     let (mut keys, mut visits, mut stopped_at) = (Vec::new(), 0, None);
     let end = range.end.clone();

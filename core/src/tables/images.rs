@@ -1,4 +1,4 @@
-//! Stored row images of the change log as batches.
+//! Decodes row images of the change log into batches.
 
 use std::sync::Arc;
 
@@ -9,8 +9,8 @@ use super::source::row_decoder;
 use crate::error::Result;
 use crate::schema_registry::TableSchemas;
 
-/// Decodes (key, row) images into the table's full schema, one row each, in the order given. The images may be of any version
-/// of the table up to that of `schemas`; columns that a version does not have hold what the column began with.
+/// Decodes (key, row) images into the table's full schema, one row each, in the given order. The images may
+/// have any table version up to that of `schemas`; a column that a version lacks has its initial value.
 ///
 /// # Errors
 /// XX001 when the bytes are damaged.

@@ -1,11 +1,11 @@
-//! From filters to ranges of keys: values of the first key columns, and of the next one an interval.
+//! Converts filters to key ranges: values of the leading key columns, and an interval of the next one.
 //!
-//! Everything that is demanded of a column is combined, as bytes of the key: lists are intersected, and so are intervals.
+//! The constraints on a column are combined as key bytes: value lists and intervals are intersected.
 //!
-//! Invariant: the ranges hold every row that all the filters accept, and each row in them is accepted by every filter that
-//! was reported `Exact`. The optimizer asks again and again, about parts of the filters, and hands all that were pushed down
-//! to the scan together. So what is exact among some filters is exact among more of them: a further demand can only take
-//! values from a column that is used, and with fewer values the columns after it are used all the more.
+//! Invariant: the ranges contain every row that all filters accept, and each filter reported `Exact` accepts
+//! every row in them. The optimizer asks repeatedly about subsets of the filters and passes all pushed-down
+//! filters to the scan together. So a filter that is `Exact` in one set must be `Exact` in every larger set:
+//! a further constraint only removes values from a used column, and then the columns after it stay used.
 
 use datafusion::common::ScalarValue;
 use datafusion::logical_expr::{BinaryExpr, Expr, Operator, TableProviderFilterPushDown};
@@ -18,21 +18,21 @@ use crate::storage::keys::{KEY_BYTES_MAX, KeyEncoder, scope_prefix};
 use crate::storage::{KeyRange, after_prefix};
 use crate::types::ColumnType;
 
-/// More ranges than this cost more than reading what lies between them.
+/// With more ranges than this, reading the keys between them is cheaper.
 const RANGES_MAX: usize = 4_096;
 
-/// What filters say about keys.
+/// The key ranges that filters select.
 #[derive(Debug)]
 pub(super) struct KeyFilter {
-    /// Ascending, without overlaps.
+    /// Ascending and disjoint.
     pub(super) ranges: Vec<KeyRange>,
-    /// How many of the first key columns have the same value in all ranges.
+    /// How many leading key columns have the same value in all ranges.
     pub(super) pinned: usize,
-    /// For each filter, in the order given, what became of it.
+    /// The pushdown of each filter, in the given order.
     pub(super) uses: Vec<TableProviderFilterPushDown>,
 }
 
-/// Turns as many of `filters`, which all must hold, into key ranges of `scope` as possible.
+/// Converts as many of `filters`, which must all hold, to key ranges of `scope` as possible.
 pub(super) fn key_filter(definition: &TableDefinition, scope: ScopeId, filters: &[&Expr]) -> KeyFilter {
     let prefix = scope_prefix(definition.id, scope);
     match KeyEncoder::new(&definition.key_types()) {
@@ -52,18 +52,18 @@ pub(super) fn key_filter(definition: &TableDefinition, scope: ScopeId, filters: 
     }
 }
 
-/// What one filter demands of one key column.
+/// The constraint of one filter on one key column.
 #[derive(Clone, Debug)]
 struct Demand {
-    /// The column's place in the key.
+    /// The position of the column in the key.
     column: usize,
     allowed: Allowed,
-    /// Whether that is all the filter demands.
+    /// Whether the filter demands nothing else.
     is_all: bool,
 }
 
 impl Demand {
-    /// What no key fulfils.
+    /// A constraint that no key satisfies.
     const NEVER: Self = Self { column: 0, allowed: Allowed::Values(Vec::new()), is_all: true };
 
     fn is_never(&self) -> bool {
@@ -71,17 +71,17 @@ impl Demand {
     }
 }
 
-/// Values of a key column, as the bytes a key has for them.
+/// Values of a key column, as their bytes in a key.
 #[derive(Clone, Debug)]
 enum Allowed {
-    /// These, ascending, each once; none when no value will do.
+    /// These values, ascending and distinct; empty when no value is allowed.
     Values(Vec<Vec<u8>>),
-    /// Those that lie in the range.
+    /// The values in the range.
     Interval(KeyRange),
 }
 
 impl Allowed {
-    /// Fewer values, or a smaller interval: never more ranges than either of the two.
+    /// Intersects two sets of values. The result needs at most as many ranges as either of them.
     fn intersect(self, other: &Self) -> Self {
         match (self, other) {
             (Self::Values(mut values), Self::Values(others)) => {
@@ -100,11 +100,11 @@ impl Allowed {
     }
 }
 
-/// The demands that are used: values for the first columns, then at most one interval.
+/// The constraints in use: values of the leading columns, then at most one interval.
 struct Plan {
     values: Vec<Vec<Vec<u8>>>,
     interval: Option<KeyRange>,
-    /// Whether there are values for every key column, so that each range is one key.
+    /// Whether every key column has values, so that each range is one key.
     is_whole_key: bool,
     uses: Vec<TableProviderFilterPushDown>,
 }
@@ -143,11 +143,11 @@ impl Plan {
         plan
     }
 
-    /// All demands of the column at `position` are used.
+    /// Marks all constraints on the column at `position` as used.
     fn mark(&mut self, position: usize, ty: ColumnType, demands: &[Option<Demand>]) {
         for (used, demand) in self.uses.iter_mut().zip(demands) {
             let Some(demand) = demand.as_ref().filter(|demand| demand.column == position) else { continue };
-            // Stored order and comparison differ for NaN and for the two zeros.
+            // Stored order and comparison differ for NaN and the two zeros.
             *used = if demand.is_all && !is_float(ty) {
                 TableProviderFilterPushDown::Exact
             } else {
@@ -160,7 +160,7 @@ impl Plan {
         self.values.iter().take_while(|values| values.len() == 1).count()
     }
 
-    /// In key order, because the values are and no value's bytes begin with another one's.
+    /// Returns the ranges in key order: the values are sorted, and none is a prefix of another.
     fn ranges(&self, scope: &[u8]) -> Vec<KeyRange> {
         let mut beginnings = vec![scope.to_vec()];
         for values in &self.values {
@@ -194,15 +194,14 @@ fn is_float(ty: ColumnType) -> bool {
     matches!(ty, ColumnType::Real | ColumnType::Double)
 }
 
-/// The columns filters can demand something of, in key order.
+/// The columns that filters can constrain, in key order.
 struct KeyColumns<'a> {
     columns: Vec<(&'a str, ColumnType)>,
     encoder: KeyEncoder,
 }
 
 impl KeyColumns<'_> {
-    /// Which key column a filter speaks about and what it demands; `None` for any other filter. What comes of a filter depends
-    /// on nothing but itself.
+    /// Returns the constraint of a filter on a key column, if any; it depends only on the filter itself.
     fn demand(&self, filter: &Expr) -> Option<Demand> {
         match filter {
             Expr::BinaryExpr(BinaryExpr { left, op: Operator::Or, right }) => self.either(left, right),
@@ -212,7 +211,7 @@ impl KeyColumns<'_> {
                 (Expr::Literal(value, _), Expr::Column(_)) => self.compared(right, op.swap()?, value),
                 _ => None,
             },
-            // The optimizer may leave a constant in the place of a part of a filter.
+            // The optimizer may replace a part of a filter by a constant.
             Expr::Literal(ScalarValue::Boolean(None | Some(false)) | ScalarValue::Null, _) => {
                 Some(Demand::NEVER)
             }
@@ -305,7 +304,7 @@ impl KeyColumns<'_> {
         if is_float(ty) {
             return None;
         }
-        // A bound that no key can have, because it is too long, is left to be evaluated.
+        // A bound that is too long for a key stays a filter.
         let bytes = self.encoder.encode_column(column, &value).ok()?;
         let interval = match op {
             Operator::Gt => KeyRange { start: after_prefix(&bytes)?, end: None },
@@ -331,7 +330,7 @@ impl KeyColumns<'_> {
         for value in values {
             match self.encoder.encode_column(column, value) {
                 Ok(bytes) => encoded.push(bytes),
-                // No key has a value that is too long for it.
+                // No key contains a value that is too long.
                 Err(error) if error.kind() == ErrorKind::ResourceExhausted => {}
                 Err(_) => return None,
             }
@@ -356,7 +355,7 @@ fn sorted(mut values: Vec<Vec<u8>>) -> Allowed {
     Allowed::Values(values)
 }
 
-/// A literal in the column's own type; `None` when the comparison is one of another type, or with NULL or NaN.
+/// Returns a literal in the column's own type; `None` for a comparison in another type or with NULL or NaN.
 fn key_value(ty: ColumnType, value: &ScalarValue) -> Option<ScalarValue> {
     if value.is_null() {
         return None;
@@ -367,7 +366,7 @@ fn key_value(ty: ColumnType, value: &ScalarValue) -> Option<ScalarValue> {
             ColumnType::Bytes,
             ScalarValue::Binary(bytes) | ScalarValue::LargeBinary(bytes) | ScalarValue::BinaryView(bytes),
         ) => Some(ScalarValue::Binary(bytes.clone())),
-        // Instants are instants, whatever zone they are shown in.
+        // An instant does not depend on the zone in which it is shown.
         (ColumnType::TimestampTz, ScalarValue::TimestampMicrosecond(Some(instant), Some(_))) => {
             Some(ScalarValue::TimestampMicrosecond(Some(*instant), Some("UTC".into())))
         }
@@ -378,7 +377,7 @@ fn key_value(ty: ColumnType, value: &ScalarValue) -> Option<ScalarValue> {
     }
 }
 
-/// The literal beginning of a LIKE pattern, and whether the pattern demands nothing more.
+/// Returns the literal prefix of a LIKE pattern, and whether the pattern demands nothing more.
 fn pattern_start(pattern: &str) -> Option<(&str, bool)> {
     let end = pattern.find(['%', '_', '\\'])?;
     let (start, rest) = pattern.split_at_checked(end)?;

@@ -1,4 +1,4 @@
-//! Which filters become key ranges, and that the ranges hold exactly the rows the filters accept.
+//! Tests which filters become key ranges, and that these contain exactly the rows that the filters accept.
 
 use std::collections::BTreeSet;
 use std::ops::Not;
@@ -36,7 +36,7 @@ fn definition(columns: &[(&str, ColumnType)], key: &[usize]) -> TableDefinition 
     created.unwrap()
 }
 
-/// PRIMARY KEY (room TEXT, day INTEGER, id BIGINT).
+/// Returns a table with PRIMARY KEY (room TEXT, day INTEGER, id BIGINT).
 fn messages() -> TableDefinition {
     let columns = [
         ("id", ColumnType::BigInt),
@@ -50,7 +50,7 @@ fn messages() -> TableDefinition {
 /// Room, day and id of a message.
 type Message = (&'static str, i32, i64);
 
-/// A few rows of `messages`, with their keys.
+/// Returns a few rows of `messages`, with their keys.
 fn rows() -> Vec<(Vec<u8>, Message)> {
     let mut rows = Vec::new();
     for room in ["", "a", "ab", "abc", "b", "\u{fff}"] {
@@ -70,7 +70,8 @@ fn rows() -> Vec<(Vec<u8>, Message)> {
     keys.iter().map(|key| key.to_vec()).zip(rows).collect()
 }
 
-/// Checks what becomes of `filters`, in how many ranges, and that these hold exactly the rows for which `accepts` is true.
+/// Checks the pushdown of `filters`, the number of ranges, and that they hold exactly the rows `accepts`
+/// accepts.
 fn check(
     filters: &[Expr],
     uses: &[TableProviderFilterPushDown],
@@ -170,11 +171,11 @@ fn other_filters_stay_filters() {
     // Nothing equals NULL.
     check(&[col("room").eq(lit(ScalarValue::Utf8(None)))], &[Exact], 0, |_, _, _| false);
     check(&[col("room").eq(col("body"))], &[Unsupported], 1, all);
-    // The literal is of another type: comparing as that type is not comparing keys.
+    // The literal has another type, and a comparison in that type is not a comparison of keys.
     check(&[col("room").eq(lit("a")), col("day").eq(lit(0.5))], &[Exact, Unsupported], 1, |room, _, _| {
         room == "a"
     });
-    // No key is that long, so there is none to begin or end with.
+    // No key is that long, so no range can begin or end there.
     check(&[col("room").lt(lit("x".repeat(10_000)))], &[Unsupported], 1, all);
     check(&[col("room").like(lit("x".repeat(10_000) + "%"))], &[Unsupported], 1, all);
 }
@@ -206,7 +207,7 @@ fn demands_of_one_column_are_combined() {
         2,
         |room, _, _| room == "ab" || room == "abc",
     );
-    // Below one room, and with the first column's values narrowed.
+    // The upper bound leaves one value of `room`.
     check(
         &[
             rooms(),
@@ -226,7 +227,7 @@ fn demands_of_one_column_are_combined() {
     check(&[long], &[Exact], 1, |room, _, _| room == "b");
 }
 
-/// A filter of one column, mostly of those of the key.
+/// Generates a filter on one column, mostly a key column.
 fn arbitrary_filter() -> impl Strategy<Value = Expr> {
     let text = || select(vec!["", "a", "ab", "abc", "b", "c"]);
     let bound = select(vec![Expr::eq, Expr::gt, Expr::gt_eq, Expr::lt, Expr::lt_eq]);
@@ -251,7 +252,7 @@ fn arbitrary_filter() -> impl Strategy<Value = Expr> {
     ]
 }
 
-/// The rows of `messages` that all `filters` accept, evaluated as expressions.
+/// Returns for each row of `messages` whether all `filters` accept it, evaluated as expressions.
 fn accepted(context: &SessionContext, filters: &[&Expr]) -> Vec<bool> {
     let messages: Vec<Message> = rows().into_iter().map(|(_, message)| message).collect();
     let columns: Vec<(&str, ArrayRef)> = vec![
@@ -274,8 +275,8 @@ fn accepted(context: &SessionContext, filters: &[&Expr]) -> Vec<bool> {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(1_000))]
-    /// The optimizer asks several times about some of the filters; the scan gets all that were ever pushed down, and what was
-    /// never exact is evaluated after it.
+    /// The optimizer asks several times about some of the filters. The scan gets all that were ever pushed
+    /// down, and filters that were never exact are evaluated after it.
     #[test]
     fn whatever_was_asked_the_rows_are_those_of_the_filters(
         filters in vec(arbitrary_filter(), 1..6),

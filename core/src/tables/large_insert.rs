@@ -1,7 +1,7 @@
-//! The rows of a large INSERT as segments of their own, and as the columns of the change log.
+//! Writes the rows of a large INSERT to segments and, as columns, to the change log.
 //!
-//! They never are rows of the store: written once, sorted by key, they are cold from the beginning. Segments and log are written side by
-//! side, a chunk of rows at a time.
+//! The rows are written once, sorted by key, and never enter the store: they are cold from the beginning.
+//! Segments and log are written in parallel, a chunk of rows at a time.
 //!
 //! Invariant: the segments and the log have the same rows in the same order.
 
@@ -24,21 +24,21 @@ use crate::schema_registry::TableSchemas;
 use crate::storage::blocking;
 use crate::storage::keys::hidden_segment_key;
 
-/// Chunks that wait to be written to the log.
+/// Chunks that may wait for the log writer.
 const CHUNKS_AHEAD: usize = 2;
 
-/// Rows of one statement for one table and scope.
+/// The rows of one statement for one table and scope.
 pub struct NewRows {
-    /// What they are checked and their keys made with.
+    /// Checks the rows and creates their keys.
     pub writer: Arc<RowWriter>,
-    /// Whose rows.
+    /// The owner of the rows.
     pub scope: ScopeId,
-    /// The rows, with the columns of the visible schema.
+    /// The rows, in the visible schema.
     pub batches: Vec<RecordBatch>,
 }
 
-/// Writes rows to segments, which are then on stable storage and verified; `next_id` numbers them. What is given is ready to be
-/// committed, with the objects, which are to be kept once a commit may name them.
+/// Writes rows to segments that are on stable storage and verified on return; `next_id` assigns their ids.
+/// Returns the insert to commit and its objects, which the caller must keep once a commit may name them.
 ///
 /// # Errors
 /// As [`RowWriter::inserts`]; 58030 when the storage of the segments fails.
@@ -82,16 +82,16 @@ fn write_log(schemas: &TableSchemas, chunks: Receiver<Chunk>) -> Result<Vec<Byte
     chunks.into_iter().map(part).collect()
 }
 
-/// Columns of some rows, and their keys.
+/// The columns and keys of some rows.
 type Chunk = (Vec<ArrayRef>, Vec<Bytes>);
 
-/// Rows in the order of their keys.
+/// Rows in key order.
 struct Sorted {
     batches: Vec<Vec<ArrayRef>>,
     keys: Vec<Vec<Bytes>>,
-    /// Batch and row of each, when they do not come in their order.
+    /// Batch and row of each row in key order; `None` when the batches are already in order.
     order: Option<Vec<(usize, usize)>>,
-    /// How many make a chunk when they are sorted here; batches that come in order are chunks as they are.
+    /// Rows of a chunk when `order` is set; otherwise each batch is a chunk.
     chunk_rows: usize,
 }
 
@@ -141,7 +141,7 @@ impl Sorted {
         self.keys.get(batch)?.get(row)
     }
 
-    /// Chunks of rows in their order, with their keys.
+    /// Returns chunks of rows in key order.
     fn chunks(&self) -> Box<dyn Iterator<Item = Result<Chunk>> + '_> {
         let Some(order) = &self.order else {
             let batches = self.batches.iter().zip(&self.keys);
@@ -163,7 +163,7 @@ impl Sorted {
         }))
     }
 
-    /// Writes the segments, and hands each chunk on to the log.
+    /// Writes the segments, and passes each chunk to the log writer.
     fn write(
         &self,
         mut writer: SegmentsWriter,
@@ -172,9 +172,9 @@ impl Sorted {
     ) -> Result<WrittenSegments> {
         for chunk in self.chunks() {
             let (mut columns, keys) = chunk?;
-            // Nobody takes it when the log has failed, which is told then.
+            // Sending fails only after the log writer failed, whose error is returned later.
             let _ = log.send((columns.clone(), keys.clone()));
-            // Which commit they are of is said by the segment's entry in the manifest.
+            // The manifest entry of the segment has the seq of the commit.
             columns.push(Arc::new(Int64Array::from_value(Seq::ZERO.0.cast_signed(), keys.len())));
             columns.extend(writer.system_columns(&keys)?);
             let batch = RecordBatch::try_new(Arc::clone(schemas.segment()), columns)?;

@@ -1,10 +1,10 @@
-//! Tables as DataFusion sees them, and rows on their way in and out of storage.
+//! Tables as DataFusion sees them, and the conversion of rows to and from their stored form.
 //!
-//! One provider serves USER, SHARED, STREAM and SYSTEM tables; they differ in values ([`crate::ids::ScopeId`], where the rows
-//! come from), not in code.
+//! One provider serves USER, SHARED, STREAM and SYSTEM tables. They differ in values
+//! ([`crate::ids::ScopeId`], the source of the rows), not in code.
 //!
-//! Invariant: the scope of a scan is an argument of the provider and never comes from SQL; every key that is read begins with
-//! the table and that scope.
+//! Invariant: the scope of a scan is an argument of the provider and never comes from SQL; every key that is
+//! read begins with the table and that scope.
 
 mod cold;
 mod cold_rows;

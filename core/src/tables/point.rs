@@ -1,4 +1,4 @@
-//! Reading single rows by their whole primary key, without planning.
+//! Reads single rows by their whole primary key, without planning.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use crate::schema_registry::TableSchemas;
 use crate::storage::keys::KeyEncoder;
 use crate::storage::{Partition, blocking};
 
-/// Reads rows of one table by key. Made once for a prepared statement.
+/// Reads rows of one table by key. Created once per prepared statement.
 #[derive(Debug)]
 pub struct PointReader {
     schemas: Arc<TableSchemas>,
@@ -25,7 +25,7 @@ pub struct PointReader {
 }
 
 impl PointReader {
-    /// A reader that shows `columns`.
+    /// Returns a reader that shows `columns`.
     ///
     /// # Errors
     /// XX000 for a table without a primary key.
@@ -40,11 +40,11 @@ impl PointReader {
         Ok(Self { schemas, columns, keys })
     }
 
-    /// The row whose key columns have `values` (in key order, in the columns' Arrow types): a batch with one row or none, its
-    /// schema the memoized allocation. Rows that expired at or before `now_us` are not seen.
+    /// Returns the row whose key columns have `values` (in key order, in the columns' Arrow types) as a batch
+    /// of at most one row in the memoized schema. Rows that expired at or before `now_us` are invisible.
     ///
     /// # Errors
-    /// XX001 for damaged bytes; XX000 for values of other types; 58030 when a segment cannot be read.
+    /// XX001 for damaged bytes; XX000 for the wrong number of values; 58030 when a segment cannot be read.
     pub async fn read(
         self: &Arc<Self>,
         snapshot: &Arc<Snapshot>,
@@ -56,7 +56,7 @@ impl PointReader {
             return Err(Error::internal("a point read needs the whole key"));
         }
         let is_null = values.iter().any(ScalarValue::is_null);
-        // A key longer than any stored one finds nothing.
+        // A key that cannot be encoded, for example because it is too long, matches no row.
         let key = self.keys.encode_values(self.schemas.definition.id, scope, values).ok();
         match key.filter(|_| !is_null) {
             Some(key) => self.read_key(snapshot, Bytes::from(key), now_us).await,
@@ -64,7 +64,7 @@ impl PointReader {
         }
     }
 
-    /// The row under a stored key, as [`PointReader::read`] gives it.
+    /// Returns the row under an encoded key, as [`PointReader::read`] does.
     ///
     /// # Errors
     /// XX001 for damaged bytes; 58030 when a segment cannot be read.

@@ -1,7 +1,7 @@
-//! The one table provider: USER, SHARED, STREAM and SYSTEM tables, stored or computed.
+//! The one table provider for USER, SHARED, STREAM and SYSTEM tables, stored or computed.
 //!
-//! Invariant: `schema()` is the registry's own allocation. The provider lives for one statement: it holds the statement's
-//! snapshot, scope and time, and nothing of it is shared between statements.
+//! Invariant: `schema()` is the registry's own allocation. A provider lives for one statement: it holds the
+//! statement's snapshot, scope and time, and shares nothing with other statements.
 
 use std::fmt;
 use std::ops::ControlFlow;
@@ -36,7 +36,7 @@ use crate::schema_registry::TableSchemas;
 use crate::storage::rows::row_seq;
 use crate::storage::{Direction, KeyRange, Partition, blocking};
 
-/// A table of one statement.
+/// A table in one statement.
 pub struct KalamTable {
     snapshot: Arc<Snapshot>,
     schemas: Arc<TableSchemas>,
@@ -48,8 +48,8 @@ pub struct KalamTable {
 }
 
 impl KalamTable {
-    /// The stored rows of `scope` in `snapshot`, without those that expired at or before `now_us`. The scope is that of the
-    /// session, by `TableDefinition::scope_for`.
+    /// Returns the stored rows of `scope` in `snapshot`, without those that expired at or before `now_us`.
+    /// The scope comes from the session, through `TableDefinition::scope_for`.
     pub fn stored(
         snapshot: Arc<Snapshot>,
         schemas: Arc<TableSchemas>,
@@ -70,10 +70,10 @@ impl KalamTable {
         }
     }
 
-    /// Rows computed now, in the table's visible schema; their `_seq` is that of `snapshot`.
+    /// Returns computed rows, in the table's visible schema; their `_seq` is that of `snapshot`.
     ///
     /// # Errors
-    /// XX000 when a batch has another schema; 42501 for the write schema, since such rows are stored nowhere.
+    /// XX000 when a batch has another schema; 42501 for the write schema: the rows are not stored.
     pub fn computed(
         snapshot: Arc<Snapshot>,
         schemas: Arc<TableSchemas>,
@@ -93,26 +93,26 @@ impl KalamTable {
         Ok(table)
     }
 
-    /// The memoized schemas of the table's version.
+    /// Returns the memoized schemas of the table version.
     pub fn schemas(&self) -> &Arc<TableSchemas> {
         &self.schemas
     }
 
-    /// Whose rows it shows.
+    /// Returns the scope of the rows.
     pub fn scope(&self) -> ScopeId {
         self.scope
     }
 
-    /// The snapshot it reads.
+    /// Returns the snapshot of the statement.
     pub fn snapshot(&self) -> &Arc<Snapshot> {
         &self.snapshot
     }
 
-    /// Whether it is certain that no hot row is in the ranges, as in a table that was flushed and not written since.
+    /// Returns whether the ranges certainly contain no hot row, as after a flush without later writes.
     async fn has_no_hot_rows(&self, ranges: &[KeyRange]) -> Result<bool> {
-        /// Rows that are looked at, most of which a flush will have moved and not removed yet.
+        /// Rows to visit. After a flush, most stored rows are in segments already but not removed yet.
         const VISITS_MAX: usize = 256;
-        /// More ranges are read rather than looked at first.
+        /// More ranges than this are scanned without this check.
         const RANGES_MAX: usize = 16;
         if ranges.len() > RANGES_MAX {
             return Ok(false);
@@ -137,12 +137,12 @@ impl KalamTable {
         .await
     }
 
-    /// Which columns it shows.
+    /// Returns which schema the table shows.
     pub fn columns(&self) -> RowSchema {
         self.columns
     }
 
-    /// The same table with other columns, for instance when a statement turns out to name `_seq`.
+    /// Returns the same table with another schema, for instance when a statement names `_seq`.
     #[must_use]
     pub fn with_columns(&self, columns: RowSchema) -> Self {
         Self {
@@ -158,10 +158,10 @@ impl KalamTable {
 }
 
 impl KalamTable {
-    /// All rows, in the order they are read, without a statement that asks for them.
+    /// Streams all rows outside of a statement, in reading order.
     ///
     /// # Errors
-    /// Whatever planning and reading return.
+    /// Any error of planning and reading.
     pub async fn stream(&self) -> Result<SendableRecordBatchStream> {
         let mut config = SessionConfig::new().with_target_partitions(1);
         config.options_mut().execution.parquet.schema_force_view_types = false;
@@ -231,8 +231,8 @@ impl TableProvider for KalamTable {
 }
 
 impl KalamTable {
-    /// Evaluates the filters that are not in the ranges: the optimizer hands over filters in other forms than those it was promised
-    /// would be kept, and does not ask again.
+    /// Evaluates the filters that the ranges do not cover. The optimizer may pass filters in other forms than
+    /// those it asked about, and does not ask again.
     async fn scan_filtered(
         &self,
         state: &dyn Session,

@@ -1,8 +1,8 @@
-//! Reading a table: the plan node that streams its rows.
+//! The plan node that streams the hot or computed rows of a table.
 //!
-//! At most two batches wait for the consumer, and dropping the stream ends the work after the batch that is being read.
+//! At most two batches wait for the consumer. Dropping the stream ends the work after the batch in progress.
 //!
-//! Invariant: rows come in key order (or its reverse), each once.
+//! Invariant: stored rows come in key order (or its reverse), each once.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -40,22 +40,22 @@ use crate::storage::keys::SCOPE_PREFIX_BYTES;
 use crate::storage::{Direction, KeyRange};
 use crate::types::ColumnType;
 
-/// The most rows of a batch.
+/// The maximum number of rows in a batch.
 pub(super) const BATCH_ROWS_MAX: usize = 8_192;
-/// Batches read ahead of the consumer; a full buffer stops the reading.
+/// Batches read ahead of the consumer; a full buffer pauses the scan.
 const BUFFERED_BATCHES_MAX: usize = 2;
 
-/// What is read, whatever the projection.
+/// The parameters of a scan, apart from the projection.
 pub(super) struct Scan {
     pub(super) snapshot: Arc<Snapshot>,
     pub(super) schemas: Arc<TableSchemas>,
     pub(super) columns: RowSchema,
-    /// Whose rows.
+    /// The owner of the rows.
     pub(super) scope: ScopeId,
     pub(super) now_us: i64,
-    /// Read one after the other.
+    /// The sources, read one after the other.
     pub(super) sources: Vec<ScanSource>,
-    /// How many of the first key columns have one value in all sources; `None` when the rows have no order.
+    /// How many leading key columns have one value in all sources; `None` when the rows have no order.
     pub(super) pinned: Option<usize>,
 }
 
@@ -65,7 +65,7 @@ impl Scan {
         Shown { now_us: self.now_us, flushed }
     }
 
-    /// What it may take of the hot tier and leave there; `None` when it reads single keys, or columns that are not kept.
+    /// Returns the scan for the hot tier; `None` for single keys, the write schema, or a disabled tier.
     fn hot(&self) -> Option<HotScan> {
         let has_range = self.sources.iter().any(|source| match source {
             ScanSource::Stored(range) => !is_point(range),
@@ -90,11 +90,11 @@ impl Scan {
 #[derive(Clone)]
 pub struct KalamScanExec {
     scan: Arc<Scan>,
-    /// Positions in the write schema, of which the shown schema is a beginning.
+    /// Positions in the write schema; the shown schema is a prefix of it.
     positions: Vec<usize>,
     direction: Direction,
     fetch: Option<usize>,
-    /// Estimates, where something is known.
+    /// Estimates for the optimizer, if known.
     statistics: Option<Arc<Statistics>>,
     properties: Arc<PlanProperties>,
     metrics: ExecutionPlanMetricsSet,
@@ -118,8 +118,8 @@ impl KalamScanExec {
         })
     }
 
-    /// The same scan, which tells the optimizer that its values are spread like those of the table's cold rows, and that its rows are
-    /// no more than a policy leaves hot.
+    /// Returns the same scan with estimates for the optimizer: values distributed like the table's cold rows,
+    /// and as many rows as the flush policy leaves hot.
     pub(super) fn with_values_like(self, mut cold: Statistics) -> Self {
         let policy = &self.scan.schemas.definition.options.flush_policy;
         let rows = policy.rows.or(FlushPolicy::default().rows).unwrap_or_default();
@@ -134,7 +134,7 @@ impl KalamScanExec {
         Self { direction: Direction::Reverse, properties: Arc::new(properties), ..self.clone() }
     }
 
-    /// Whether `order` is the reverse of the key's order, or of its first columns'.
+    /// Returns whether `order` is the reverse of the key order or of a prefix of it.
     fn is_reverse_order(&self, order: &[PhysicalSortExpr]) -> bool {
         let key = sort_columns(&self.scan, &self.positions);
         let is_reverse = order.iter().zip(&key).all(|(wanted, column)| {
@@ -147,7 +147,7 @@ impl KalamScanExec {
 
     fn cursor(&self, batch_rows: usize) -> Result<Cursor> {
         let mut sources: VecDeque<ScanSource> = self.scan.sources.iter().cloned().collect();
-        // Chunks have their rows in key order, and what is read backwards is mostly a few rows.
+        // Chunks of the hot tier are in key order, and a reverse scan mostly reads few rows.
         let mut hot = self.scan.hot();
         if self.direction == Direction::Reverse {
             sources = sources.into_iter().rev().collect();
@@ -160,10 +160,10 @@ impl KalamScanExec {
     }
 }
 
-/// The key columns that order the rows, as positions in the output.
+/// Returns the key columns that order the rows, as positions in the output.
 ///
-/// Columns with one value order nothing and are left out. The order is known up to the first key column that is projected
-/// away, or whose stored order is not that of its comparison (NaN and the two zeros).
+/// Pinned columns are left out: they have one value. The order ends before the first key column that is
+/// projected away, or whose stored order differs from its comparison (NaN and the two zeros).
 fn sort_columns(scan: &Scan, positions: &[usize]) -> Vec<usize> {
     let definition = &scan.schemas.definition;
     let Some(pinned) = scan.pinned else { return Vec::new() };
@@ -210,7 +210,7 @@ impl fmt::Debug for KalamScanExec {
 }
 
 impl DisplayAs for KalamScanExec {
-    /// Keys are not shown: a plan's text is read by others than the owner of the rows.
+    /// Omits the keys: not only the owner of the rows may read the text of a plan.
     fn fmt_as(&self, _: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let definition = &self.scan.schemas.definition;
         let names: Vec<&str> = self
@@ -291,7 +291,7 @@ impl ExecutionPlan for KalamScanExec {
         );
         let stream: SendableRecordBatchStream =
             Box::pin(RecordBatchStreamAdapter::new(self.schema(), batches));
-        // What fits into a batch or two is not worth a task of its own.
+        // A batch or two is not worth a separate task.
         Ok(if is_small { stream } else { spawn_buffered(stream, BUFFERED_BATCHES_MAX) })
     }
 
@@ -320,7 +320,7 @@ impl ExecutionPlan for KalamScanExec {
         &self,
         order: &[PhysicalSortExpr],
     ) -> DataFusionResult<SortOrderPushdownResult<Arc<dyn ExecutionPlan>>> {
-        // A limit that is already here chose its rows in key order.
+        // A limit already in the scan selected its rows in key order.
         if self.fetch.is_none() && self.direction == Direction::Forward && self.is_reverse_order(order) {
             return Ok(SortOrderPushdownResult::Exact { inner: Arc::new(self.reversed()) });
         }

@@ -1,22 +1,21 @@
-//! How many bytes the values of an array are, each standing for itself.
+//! The size of an array's values with every value written out.
 //!
-//! An array may be a small window on large buffers, or few bytes that stand for many: a dictionary and a view name the same
-//! value again and again. Neither its buffers nor its length say what it takes once it is written out plainly, as on the wire or
-//! in a table's own types.
+//! An array may be a small slice of large buffers. In a dictionary or view array, few bytes may stand for
+//! many values. So neither its buffers nor its length give its size on the wire or in the table's own types.
 //!
-//! Invariant: for arrays without dictionaries, views and run ends it is what the encoded buffers hold, padding aside.
+//! Invariant: without dictionaries, views and run ends, this is the size of the encoded, unpadded buffers.
 
 use arrow::array::{Array, ArrayRef, AsArray, OffsetSizeTrait};
 use arrow::compute::cast;
 use arrow::datatypes::{ArrowNativeType, ByteArrayType, DataType, UInt64Type};
 use arrow::record_batch::RecordBatch;
 
-/// The bytes of the rows of `batch` alone, with every value written out.
+/// Returns the bytes of the rows of `batch` alone, with every value written out.
 pub fn batch_value_bytes(batch: &RecordBatch) -> usize {
     batch.columns().iter().map(|column| value_bytes(column)).fold(0, usize::saturating_add)
 }
 
-/// The bytes of the values of `array` alone, with every value written out.
+/// Returns the bytes of the values of `array` alone, with every value written out.
 pub fn value_bytes(array: &dyn Array) -> usize {
     let rows = array.len();
     let validity = if array.null_count() > 0 && array.nulls().is_some() { rows.div_ceil(8) } else { 0 };
@@ -65,7 +64,7 @@ fn offset_bytes<O: OffsetSizeTrait>(rows: usize) -> usize {
     (rows + 1).saturating_mul(size_of::<O>())
 }
 
-/// Where the elements between the first and the last offset begin, and how many they are, of at most `available`.
+/// Returns the start and number of the elements between the first and last offset, within `available`.
 fn span<O: OffsetSizeTrait>(offsets: &[O], available: usize) -> (usize, usize) {
     let start = offsets.first().map_or(0, |offset| offset.as_usize()).min(available);
     let end = offsets.last().map_or(0, |offset| offset.as_usize()).clamp(start, available);
@@ -81,11 +80,11 @@ fn part_bytes<O: OffsetSizeTrait>(values: &ArrayRef, offsets: &[O]) -> usize {
     value_bytes(&values.slice(start, length))
 }
 
-/// Every key counts its value.
+/// Counts the value of a key each time the key occurs.
 fn dictionary_bytes(array: &dyn Array) -> usize {
     let dictionary = array.as_any_dictionary();
     let values = dictionary.values();
-    // Keys are whole numbers, and those that are valid are positions.
+    // Keys are integers, and valid keys are positions.
     let Ok(keys) = cast(dictionary.keys(), &DataType::UInt64) else { return usize::MAX };
     let keys = keys.as_primitive::<UInt64Type>().iter().flatten();
     let keys = keys.map(|key| usize::try_from(key).unwrap_or(usize::MAX)).filter(|key| *key < values.len());

@@ -1,4 +1,4 @@
-//! Where the rows of a scan come from, and which columns it shows.
+//! The sources of a scan's rows, and the schema that it shows.
 
 use std::sync::Arc;
 
@@ -11,9 +11,9 @@ use crate::schema_registry::{TableDefinition, TableSchemas};
 use crate::storage::KeyRange;
 use crate::storage::row_decoder::{Output, RowDecoder};
 
-/// A part of a table's rows. A scan reads its sources one after the other: a key has one live place, so nothing is merged.
+/// A part of a table's rows. A scan concatenates its sources, because a key has one live place.
 ///
-/// Cold rows are read by plan nodes of their own, beside this one; the rows of an open transaction will be a further source.
+/// Separate plan nodes read cold rows. The rows of an open transaction will be another source.
 #[derive(Clone, Debug)]
 pub enum ScanSource {
     /// The stored rows in a range of keys, in key order.
@@ -22,20 +22,20 @@ pub enum ScanSource {
     Batches(Arc<Vec<RecordBatch>>),
 }
 
-/// Which of a table's schemas a provider shows; see `schema_registry::arrow_schema`.
+/// The schema of a table that a provider shows; see `schema_registry::arrow_schema`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum RowSchema {
     /// The table's columns.
     #[default]
     Visible,
-    /// And `_seq`, for statements that name it.
+    /// Also `_seq`, for statements that name it.
     Full,
-    /// And `_key`, `_value` and `_place`, for UPDATE and DELETE.
+    /// Also `_key`, `_value` and `_place`, for UPDATE and DELETE.
     Write,
 }
 
 impl RowSchema {
-    /// The memoized schema itself.
+    /// Returns the memoized schema.
     pub fn of(self, schemas: &TableSchemas) -> &SchemaRef {
         match self {
             Self::Visible => &schemas.visible,
@@ -45,7 +45,7 @@ impl RowSchema {
     }
 }
 
-/// What to build for a column of the write schema, of which visible and full schema are a beginning.
+/// Returns the decoder output for a column of the write schema; the other schemas are its prefixes.
 fn output(definition: &TableDefinition, position: usize) -> Result<Output> {
     let Some(column) = definition.columns.get(position) else {
         return match position - definition.columns.len() {
@@ -59,7 +59,7 @@ fn output(definition: &TableDefinition, position: usize) -> Result<Output> {
             ))),
         };
     };
-    // Only rows older than the column ask for its value.
+    // Only rows older than the column need its initial value.
     let absent = if column.initial.is_some() {
         column.initial_value()?
     } else {
@@ -68,14 +68,14 @@ fn output(definition: &TableDefinition, position: usize) -> Result<Output> {
     Ok(Output::Column { id: column.id, ty: column.ty, absent })
 }
 
-/// A decoder for the columns at `positions` of the write schema, in that order.
+/// Returns a decoder for the columns at `positions` of the write schema, in that order.
 pub(super) fn row_decoder(definition: &TableDefinition, positions: &[usize]) -> Result<RowDecoder> {
     let outputs =
         positions.iter().map(|position| output(definition, *position)).collect::<Result<Vec<_>>>()?;
     Ok(RowDecoder::new(outputs, definition.version, &definition.layouts()))
 }
 
-/// The schema of a projection; the very same allocation when nothing is left out.
+/// Returns the projected schema; the same allocation when the projection keeps every column.
 pub(super) fn project_schema(schema: &SchemaRef, projection: Option<&[usize]>) -> Result<SchemaRef> {
     match projection {
         None => Ok(Arc::clone(schema)),

@@ -1,4 +1,4 @@
-//! Rows written and read back through DataFusion, over storage in memory.
+//! Writes rows and reads them back through DataFusion, over an in-memory store.
 
 use std::sync::Arc;
 
@@ -60,7 +60,7 @@ impl Fixture {
         })
     }
 
-    /// Does what the sequencer does with valid writes.
+    /// Applies valid writes as the sequencer does.
     fn commit(&mut self, table: &TableDefinition, scope: ScopeId, writes: Vec<RowWrite>) {
         self.seq += 1;
         let mut batch = WriteBatch::new();
@@ -111,7 +111,7 @@ impl Fixture {
         self.context(provider).sql(sql).await.unwrap().collect().await.unwrap()
     }
 
-    /// The first column of a query, which is BIGINT.
+    /// Returns the first column of a query, which is BIGINT.
     async fn numbers(&self, provider: Arc<KalamTable>, sql: &str) -> Vec<i64> {
         let batches = self.query(provider, sql).await;
         batches
@@ -252,7 +252,7 @@ async fn every_provider_shows_the_memoized_schema() {
     assert_eq!(fixture.registry.counters().builds, 11);
 }
 
-/// PRIMARY KEY (room, id) with 3 rooms of 10,000 rows each.
+/// Creates a table with PRIMARY KEY (room, id) and 3 rooms of 10,000 rows each.
 fn rooms(fixture: &mut Fixture) -> Arc<TableSchemas> {
     let columns = [("room", ColumnType::Text), ("id", ColumnType::BigInt), ("body", ColumnType::Text)];
     let schemas = fixture.registry.schemas(&definition(TableKind::User, &columns, &[0, 1]));
@@ -330,7 +330,7 @@ async fn dropping_a_stream_ends_the_reading() {
     let first = stream.next().await.unwrap().unwrap();
     assert!(first.num_rows() <= 8_192);
     drop((stream, context));
-    // The chunk being read ends on its own thread; after it nobody holds the snapshot.
+    // The read in progress ends on its own thread and then releases the snapshot.
     for _ in 0..100_000 {
         if snapshot.upgrade().is_none() {
             return;

@@ -1,7 +1,7 @@
-//! From batches to the row writes of a commit, with every check that needs only the rows themselves. That keys are free and
-//! rows unchanged is the sequencer's check.
+//! Converts batches to the row writes of a commit, with every check that needs only the rows themselves. The
+//! sequencer checks that keys are free and rows are unchanged.
 //!
-//! Invariant: what is encoded here obeys the definition: no NULL where NOT NULL stands, JSON is JSON, sizes are within limits.
+//! Invariant: encoded rows obey the definition: NOT NULL, valid JSON, sizes within limits.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -30,14 +30,14 @@ use super::sizes::batch_value_bytes;
 
 const MICROSECONDS_PER_SECOND: i64 = 1_000_000;
 
-/// What rows are held to besides their definition.
+/// Limits of rows besides their definition.
 #[derive(Clone, Copy, Debug)]
 pub struct RowLimits {
-    /// The largest encoded row.
+    /// The maximum bytes of an encoded row.
     pub row_bytes_max: usize,
 }
 
-/// Turns batches into the row writes of one table.
+/// Converts batches to the row writes of one table.
 #[derive(Debug)]
 pub struct RowWriter {
     schemas: Arc<TableSchemas>,
@@ -48,10 +48,10 @@ pub struct RowWriter {
 }
 
 impl RowWriter {
-    /// A writer for rows of the version of `schemas`.
+    /// Returns a writer for rows of the table version of `schemas`.
     ///
     /// # Errors
-    /// XX000 when a key column has a type that cannot be a key, which no stored definition has.
+    /// XX000 when the type of a key column cannot be a key, which no stored definition has.
     pub fn new(schemas: Arc<TableSchemas>, limits: RowLimits) -> Result<Self> {
         let definition = &schemas.definition;
         let keys = KeyEncoder::new(&definition.key_types())?;
@@ -61,12 +61,13 @@ impl RowWriter {
         Ok(Self { schemas, keys, key_positions, rows, limits })
     }
 
-    /// Inserts of the rows of `batch`, which has the visible schema's columns in its order, already in their Arrow types. Rows of
-    /// a STREAM table expire its TTL after `now_us`.
+    /// Returns inserts of the rows of `batch`, which has the columns of the visible schema, in order and in
+    /// their Arrow types. Rows of a STREAM table expire one TTL after `now_us`.
     ///
     /// # Errors
-    /// 23502 for a NULL in a NOT NULL column, 23505 for a key that the batch has twice, 22P02 for text that is not JSON, 22001
-    /// for text longer than its column, 22003 for a decimal with too many digits, 54000 for a row or key that is too large.
+    /// 23502 for NULL in a NOT NULL column, 23505 for a duplicate key in the batch, 22P02 for text that is
+    /// not JSON, 22001 for text longer than its column, 22003 for a decimal with too many digits, 54000 for a
+    /// too large row or key.
     pub fn inserts(&self, scope: ScopeId, batch: &RecordBatch, now_us: i64) -> Result<Vec<RowWrite>> {
         let rows = self.encode(batch, self.expires_at(now_us))?;
         if !self.schemas.definition.has_key() {
@@ -77,10 +78,10 @@ impl RowWriter {
         Ok(keys.into_iter().zip(rows).map(|(key, row)| RowWrite::Insert { key, row }).collect())
     }
 
-    /// Deletes of the rows of `batch`, which has at least the columns `_seq`, `_key`, `_value` and `_place` of the write schema.
+    /// Returns deletes of the rows of `batch`, which has at least `_seq`, `_key`, `_value` and `_place`.
     ///
     /// # Errors
-    /// XX000 when it has not.
+    /// XX000 when one of these columns is missing or has another type.
     pub fn deletes(&self, batch: &RecordBatch) -> Result<Vec<RowWrite>> {
         let stored = StoredRows::of(batch)?;
         (0..batch.num_rows())
@@ -95,9 +96,9 @@ impl RowWriter {
             .collect()
     }
 
-    /// Updates of the rows of `before` (at least `_seq`, `_key`, `_value`, `_place` of the write schema) to those of `after` (the visible
-    /// schema's columns), row by row. A row whose key changes is deleted and inserted; all deletes come first, so that keys can
-    /// move among the rows of one statement.
+    /// Returns updates of the rows of `before` (at least `_seq`, `_key`, `_value`, `_place` of the write
+    /// schema) to those of `after` (the visible schema), row by row. A row whose key changes is deleted and
+    /// inserted; all deletes come first, so that rows of one statement can exchange keys.
     ///
     /// # Errors
     /// As [`RowWriter::inserts`] and [`RowWriter::deletes`].
@@ -139,21 +140,21 @@ impl RowWriter {
         Some(now_us.saturating_add(ttl.saturating_mul(MICROSECONDS_PER_SECOND)))
     }
 
-    /// The columns of `batch`, which has those of the visible schema, as they are written without being encoded row by row.
+    /// Returns the columns of `batch` (the visible schema) for a write by column: checked, floats canonical.
     ///
     /// # Errors
-    /// As [`RowWriter::inserts`], but for keys.
+    /// As [`RowWriter::inserts`], except those of keys.
     pub fn columns(&self, batch: &RecordBatch) -> Result<Vec<ArrayRef>> {
         self.check(batch)?;
         let bytes_max = self.limits.row_bytes_max;
         if batch_value_bytes(batch) > bytes_max {
-            // Only then can one row be too large.
+            // Only in such a batch can a row be too large.
             self.encode(batch, None)?;
         }
         Ok(batch.columns().iter().map(canonical).collect())
     }
 
-    /// The keys of rows of `scope`.
+    /// Returns the keys of rows of `scope`.
     ///
     /// # Errors
     /// 54000 for a key that is too large.
@@ -182,7 +183,7 @@ impl RowWriter {
         }
     }
 
-    /// Checks that rows are those of the table, and obey its definition.
+    /// Checks that rows belong to the table and obey its definition.
     fn check(&self, batch: &RecordBatch) -> Result<()> {
         let definition = &self.schemas.definition;
         if batch.num_columns() != definition.columns.len() {
@@ -210,7 +211,7 @@ impl RowWriter {
         }
     }
 
-    /// The error for a key that two rows have.
+    /// Returns the error for a duplicate key.
     pub fn duplicate_key(&self, key: &[u8]) -> Error {
         let definition = &self.schemas.definition;
         let names: Vec<&str> = definition.key_columns().map(|column| &*column.name).collect();
@@ -231,7 +232,7 @@ impl RowWriter {
     }
 }
 
-/// The system columns of rows that were read to be changed.
+/// The system columns of rows that a statement changes.
 struct StoredRows<'a> {
     seqs: &'a Int64Array,
     places: &'a Int64Array,
@@ -275,7 +276,7 @@ impl<'a> StoredRows<'a> {
     }
 }
 
-/// A binary column whose values are handed out without copying them: they keep the column's buffer alive.
+/// A binary column that hands out its values without copying them: they keep the column's buffer alive.
 struct SharedBytes<'a> {
     array: &'a BinaryArray,
     buffer: Bytes,
@@ -385,7 +386,7 @@ fn check_length(definition: &TableDefinition, column: &ColumnDefinition, texts: 
     ))
 }
 
-/// Elements behind a NULL list are filler and not looked at.
+/// Ignores the elements of NULL lists, which are filler.
 fn check_embedding(definition: &TableDefinition, column: &ColumnDefinition, array: &ArrayRef) -> Result<()> {
     let lists = array.as_fixed_size_list();
     if lists.values().null_count() == 0 {
@@ -403,10 +404,10 @@ fn check_embedding(definition: &TableDefinition, column: &ColumnDefinition, arra
     .hint("every element of an EMBEDDING is a number"))
 }
 
-/// Casts a column to the Arrow form of its type, as an INSERT does with what a query or a client delivers.
+/// Casts a column to the Arrow type of its definition, as INSERT does with values of a query or a client.
 ///
 /// # Errors
-/// 22P02, 22003, 22007 for a value the type does not have; 42804 when there is no such cast.
+/// 22P02, 22003, 22007 for a value outside of the type; 42804 when there is no such cast.
 pub fn cast_column(column: &ColumnDefinition, array: &ArrayRef) -> Result<ArrayRef> {
     let target = column.ty.arrow();
     if *array.data_type() == target {

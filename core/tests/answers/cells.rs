@@ -1,4 +1,4 @@
-//! Values of two engines in one notation, so that equal ones are equal texts.
+//! One notation for the values of two engines, so that equal values are equal texts.
 
 use std::collections::HashMap;
 
@@ -12,7 +12,7 @@ use datafusion::arrow::datatypes::{
 use datafusion::arrow::util::display::{ArrayFormatter, FormatOptions};
 use tokio::task::JoinHandle;
 
-/// More digits of a float are not compared: sums depend on their order.
+/// Floats are compared to this many digits: a sum depends on the order of its terms.
 const DIGITS_COMPARED: usize = 12;
 
 /// Why a statement failed.
@@ -23,13 +23,13 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    /// Whether it is nobody's fault but ours.
+    /// Returns whether the error is internal, which is always our defect.
     pub(crate) fn is_internal(&self) -> bool {
         self.sqlstate == "XX000"
     }
 }
 
-/// What a statement gives that runs in a task of its own, so that a panic is its failure.
+/// Awaits a statement that runs in its own task, so that a panic counts as its failure.
 pub(crate) async fn joined<T>(task: JoinHandle<Result<T, Failure>>) -> Result<T, Failure> {
     task.await
         .unwrap_or_else(|panicked| Err(Failure { sqlstate: "XX000".to_owned(), text: panicked.to_string() }))
@@ -41,7 +41,7 @@ impl std::fmt::Display for Failure {
     }
 }
 
-/// What PostgreSQL says to a query; values as it writes them.
+/// PostgreSQL's answer to a query, with values as it writes them.
 #[derive(Clone, Debug)]
 pub(crate) enum Answer {
     Rows(Vec<Vec<Option<String>>>),
@@ -51,7 +51,7 @@ pub(crate) enum Answer {
 /// Rows as lines.
 pub(crate) type Lines = Vec<String>;
 
-/// How the values of a column are written.
+/// The notation of a column's values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Notation {
     Number,
@@ -62,7 +62,7 @@ pub(crate) enum Notation {
     Other,
 }
 
-/// The notations of the columns of a result.
+/// Returns the notations of a result's columns.
 pub(crate) fn notations(schema: &SchemaRef) -> Vec<Notation> {
     let notation = |ty: &DataType| match ty {
         DataType::Boolean => Notation::Boolean,
@@ -75,7 +75,7 @@ pub(crate) fn notations(schema: &SchemaRef) -> Vec<Notation> {
     schema.fields().iter().map(|field| notation(field.data_type())).collect()
 }
 
-/// The rows of our own answer.
+/// Returns the rows of our own answer as lines.
 pub(crate) fn lines(batches: &[RecordBatch]) -> Lines {
     let mut lines = Vec::new();
     for batch in batches {
@@ -124,7 +124,7 @@ fn column(array: &ArrayRef) -> Vec<String> {
     (0..array.len()).map(|row| if array.is_null(row) { "NULL".to_owned() } else { text(row) }).collect()
 }
 
-/// The rows of PostgreSQL's answer in the notation of ours.
+/// Returns the rows of PostgreSQL's answer as lines in our notation.
 pub(crate) fn foreign_lines(rows: &[Vec<Option<String>>], notations: &[Notation]) -> Lines {
     let cell = |(place, value): (usize, &Option<String>)| {
         let Some(value) = value else { return "NULL".to_owned() };
@@ -164,7 +164,7 @@ fn float(value: f64) -> String {
     number(&format!("{value:.*e}", DIGITS_COMPARED - 1))
 }
 
-/// A number without zeros that say nothing.
+/// Writes a number without insignificant zeros.
 pub(crate) fn number(text: &str) -> String {
     let (mantissa, exponent) = text.split_once('e').unwrap_or((text, "0"));
     let Ok(exponent) = exponent.parse::<i64>() else { return text.to_owned() };
@@ -184,7 +184,7 @@ pub(crate) fn number(text: &str) -> String {
     format!("{sign}0.{digits}e{point}")
 }
 
-/// What one answer has and the other has not, as far as it is shown.
+/// Describes which rows only one of two answers has, a few of each.
 pub(crate) fn difference(expected: &[String], found: &[String]) -> String {
     let mut counts: HashMap<&str, i64> = HashMap::new();
     for line in expected {

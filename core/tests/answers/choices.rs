@@ -1,6 +1,6 @@
-//! Decisions of a generator: drawn at random, recorded, and given again with some taken out, until little is left of a failure.
+//! Decisions of a generator: drawn at random, recorded, and replayed with some removed to shrink a failure.
 //!
-//! Of the alternatives of a decision the first is the simplest; when a given sequence is at its end, every further decision is the first.
+//! The first alternative of a decision is the simplest; after the end of a given sequence it is always taken.
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -25,7 +25,7 @@ impl Choices {
         Self { source: Source::Given(decisions), taken: Vec::new() }
     }
 
-    /// A number below `count`, which is not 0.
+    /// Returns a number below `count`, which is not 0.
     pub(crate) fn below(&mut self, count: usize) -> usize {
         let count = u32::try_from(count).unwrap().max(1);
         let decision = match &mut self.source {
@@ -36,7 +36,7 @@ impl Choices {
         decision as usize
     }
 
-    /// True once in `count` times.
+    /// Returns true once in `count` times, on average.
     pub(crate) fn once_in(&mut self, count: usize) -> bool {
         self.below(count) == count - 1
     }
@@ -46,7 +46,7 @@ impl Choices {
     }
 }
 
-/// Makes a sequence of decisions shorter and smaller as long as `fails` says that it still fails.
+/// Shortens and simplifies a sequence of decisions as long as `fails` reports that it still fails.
 pub(crate) async fn shrink(
     mut decisions: Vec<u32>,
     tries_max: usize,

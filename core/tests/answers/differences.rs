@@ -1,4 +1,4 @@
-//! Where the answers differ and shall: each with a reason, and an example that shows it whenever the guard runs.
+//! Intended differences from PostgreSQL, each with a reason and an example that every run checks.
 
 use regex::Regex;
 use serde::Deserialize;
@@ -17,11 +17,11 @@ struct File {
 #[serde(deny_unknown_fields)]
 struct Entry {
     reason: String,
-    /// What our error says; without it we answer with rows.
+    /// A pattern of our error; without it we answer with rows.
     ours: Option<String>,
-    /// What PostgreSQL's error says; without it PostgreSQL answers with rows.
+    /// A pattern of PostgreSQL's error; without it PostgreSQL answers with rows.
     postgresql: Option<String>,
-    /// What the statement has in it.
+    /// A pattern of the statement.
     sql: Option<String>,
     /// A statement that needs no tables.
     example: String,
@@ -35,7 +35,7 @@ pub(crate) struct Difference {
     sql: Option<Regex>,
 }
 
-/// The differences of the file.
+/// Returns the differences of the file.
 pub(crate) fn all() -> Vec<Difference> {
     let file: File = toml::from_str(FILE).expect("differences.toml");
     let regex = |text: Option<String>| text.map(|text| Regex::new(&text).expect("a regular expression"));

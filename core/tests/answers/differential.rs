@@ -1,4 +1,4 @@
-//! Every statement is asked of PostgreSQL and of three copies of our tables; the answers are equal or known to differ.
+//! Asks PostgreSQL and three copies of our tables each statement; only known differences are allowed.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::random::{self, RandomGuard, Verdict};
 use crate::watch::Watch;
 use crate::world::{Engine, World};
 
-/// The SQLSTATE of a statement that was ended.
+/// The SQLSTATE of a cancelled statement.
 const POSTGRES_GAVE_UP: &str = "57014";
 
 struct Differential {
@@ -81,7 +81,7 @@ impl RandomGuard for Differential {
             tasks.push(tokio::spawn(async move { ours.ask(&question, &world, copy).await }));
         }
         let mut verdict = Verdict::Same;
-        // Each is waited for, also after a difference: what comes next may change the tables.
+        // Wait for every copy, even after a difference: the next statement may change the tables.
         for (copy, task) in tasks.into_iter().enumerate() {
             let one = self.compare(question, &expected, changed, &joined(task).await);
             verdict = match (verdict, one) {
@@ -99,13 +99,13 @@ impl RandomGuard for Differential {
     }
 }
 
-/// Whether a statement failed by a value, or by the second row of a subquery, that it may not have needed.
+/// Returns whether a statement failed on a value or a subquery's second row that it may not have needed.
 fn is_of_a_value(failure: &Failure) -> bool {
     failure.sqlstate.starts_with("22") || failure.sqlstate == "21000"
 }
 
 impl Differential {
-    /// Each known difference is there.
+    /// Checks that each known difference still exists.
     async fn check_examples(&self) -> Result<(), String> {
         for known in &self.known {
             let sql = &known.example;
@@ -145,9 +145,9 @@ impl Differential {
                 Verdict::Different(format!("internal error: {failure}"))
             }
             (Answer::Failed(_), Err(_)) => Verdict::BothFail,
-            // Whether a value is computed that cannot be, is a matter of the plan.
+            // The plan decides whether a value that cannot be computed is computed at all.
             (Answer::Failed(failure), Ok(_)) if is_of_a_value(failure) => Verdict::OneFails,
-            // So it is with the cast of a NaN in a condition that another one decides.
+            // The same holds for a cast of NaN in a condition that another condition makes irrelevant.
             (Answer::Rows(_), Err(failure)) if failure.sqlstate == "22003" && sql.contains("CAST(") => {
                 Verdict::OneFails
             }

@@ -1,27 +1,28 @@
-//! Expressions at random, of a class that is asked for, over the columns that can be named.
+//! Generates random expressions of a requested class over the columns in scope.
 //!
-//! Left out is what two right engines may answer differently: sums of floats, whose order counts, and digits behind a quotient.
+//! It avoids what two correct engines may answer differently: sums of floats, which depend on order, and the
+//! last digits of quotients.
 
 use crate::choices::Choices;
 use crate::queries::{Generator, plain};
 use crate::world::{Class, Ty};
 
-/// A column, or what a query groups by, as it is written.
+/// A column or a grouping expression, as written in SQL.
 #[derive(Clone, Debug)]
 pub(crate) struct Item {
     pub(crate) sql: String,
     pub(crate) ty: Ty,
 }
 
-/// What can be named at a place.
+/// The columns that an expression can name.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Scope {
     pub(crate) items: Vec<Item>,
-    /// The columns of the queries around.
+    /// The columns of the enclosing queries.
     pub(crate) outer: Vec<Item>,
-    /// The columns below an aggregation, when the place is above it.
+    /// The columns below an aggregation, if the expression is above it.
     pub(crate) below: Option<Vec<Item>>,
-    /// Subqueries may stand here.
+    /// Whether subqueries are allowed.
     pub(crate) has_subqueries: bool,
 }
 
@@ -35,7 +36,7 @@ pub(crate) const CLASSES: [Class; 7] = [
     Class::Bytes,
 ];
 
-/// The usual classes more often than the others.
+/// Picks a class, common ones more often.
 pub(crate) fn class(choices: &mut Choices) -> Class {
     match choices.below(12) {
         0..5 => Class::Number,
@@ -74,7 +75,7 @@ impl Generator<'_> {
         (!fitting.is_empty()).then(|| self.choices.pick(&fitting).sql.clone())
     }
 
-    /// A column, a literal, or something made of several.
+    /// Generates a column, a literal, or a compound expression.
     pub(crate) fn expression(&mut self, class: Class, scope: &Scope, depth: usize) -> String {
         if depth == 0 || self.choices.below(5) < 3 {
             return match self.column(class, scope) {
@@ -238,7 +239,7 @@ impl Generator<'_> {
         }
     }
 
-    /// An aggregate over the columns below, of a class.
+    /// Generates an aggregate of a class over the columns below.
     pub(crate) fn aggregate(&mut self, class: Class, scope: &Scope) -> String {
         let below = Scope { items: scope.below.clone().unwrap_or_default(), ..Scope::default() };
         let distinct = if self.choices.once_in(5) { "DISTINCT " } else { "" };
@@ -273,7 +274,7 @@ impl Generator<'_> {
         call
     }
 
-    /// A condition.
+    /// Generates a condition.
     pub(crate) fn condition(&mut self, scope: &Scope, depth: usize) -> String {
         if depth > 0 && self.choices.below(3) == 0 {
             let depth = depth - 1;
@@ -346,12 +347,12 @@ impl Generator<'_> {
         let left = self.expression(class, scope, depth);
         let op = *self.choices.pick(&COMPARISONS);
         let right = self.compared(class, scope, depth);
-        // A literal on the left side too.
+        // Sometimes put the literal on the left.
         if self.choices.once_in(4) { format!("{right} {op} {left}") } else { format!("{left} {op} {right}") }
     }
 
-    /// What a value of a class is compared with: a parameter, a literal whose type is for the engine to find, a value of another class
-    /// with which it can be compared, else one of its own.
+    /// Generates what a value of a class is compared with: a parameter, a literal whose type the engine
+    /// infers, a value of another comparable class, or one of the same class.
     fn compared(&mut self, class: Class, scope: &Scope, depth: usize) -> String {
         if let Some(parameter) = self.parameter(class) {
             return parameter;
@@ -377,7 +378,7 @@ impl Generator<'_> {
         self.expression(class, scope, depth)
     }
 
-    /// A literal without a type.
+    /// Generates a literal without a type.
     fn untyped(&mut self, class: Class) -> Option<String> {
         let literals: &[&str] = match class {
             Class::Number => &["'2'", "'0'", "' 1 '", "'-1'"],

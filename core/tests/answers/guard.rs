@@ -1,4 +1,4 @@
-//! What the guards have in common: how much they do, what they find, and how it is said.
+//! The common parts of the guards: the size of a run, its findings and its report.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -10,23 +10,23 @@ pub(crate) struct Run {
     pub(crate) guard: String,
     pub(crate) seed: u64,
     pub(crate) queries: u64,
-    /// Of a corpus this share is asked.
+    /// The percentage of a corpus that is asked.
     pub(crate) percent: u64,
-    /// The files of a corpus in front of this one are left out.
+    /// Files of a corpus before this one are skipped.
     pub(crate) from: u64,
-    /// Only files of a corpus with this in their names are asked.
+    /// Only files of a corpus whose names contain this are asked.
     pub(crate) file: Option<String>,
-    /// As many failures end the run.
+    /// The number of failures that ends the run.
     pub(crate) failures_max: usize,
-    /// Only this one of them is asked, and its script is printed first.
+    /// Only the query with this number is asked; its script is printed first.
     pub(crate) only: Option<u64>,
-    /// The first failure ends the run, and is not made smaller.
+    /// The first failure ends the run and is not shrunk.
     pub(crate) is_brief: bool,
     pub(crate) watch: Watch,
     pub(crate) began: Instant,
 }
 
-/// More failures than these say nothing new.
+/// The default of `failures_max`. More failures rarely tell anything new.
 pub(crate) const FAILURES_MAX: usize = 5;
 
 #[derive(Default)]
@@ -37,18 +37,18 @@ pub(crate) struct Report {
     pub(crate) executions: u64,
     pub(crate) same: u64,
     pub(crate) both_fail: u64,
-    /// One side has rows, the other could not compute a value, which may be a matter of the plan.
+    /// One side has rows, the other failed to compute a value; this may depend on the plan.
     pub(crate) one_fails: u64,
     pub(crate) known: u64,
     pub(crate) too_much: u64,
-    /// Records of a corpus that are meant for other databases.
+    /// Records of a corpus that are meant for other engines.
     pub(crate) for_others: u64,
-    /// How many records of a corpus were left out, or asked in other words, for each reason.
+    /// How many records of a corpus were skipped or rewritten, by reason.
     pub(crate) reasons: BTreeMap<String, u64>,
     pub(crate) failures: Vec<String>,
-    /// How many of them were printed already.
+    /// How many of the failures were printed.
     said: usize,
-    /// Why nothing was done.
+    /// Why the guard did not run.
     pub(crate) absent: Option<String>,
 }
 
@@ -65,7 +65,7 @@ impl Report {
         self.failures.len() >= if run.is_brief { 1 } else { run.failures_max }
     }
 
-    /// Prints the failures that were not printed yet.
+    /// Prints the failures that have not been printed.
     pub(crate) fn say_failures(&mut self) {
         for failure in &self.failures[self.said..] {
             println!("{}: {failure}\n", self.name);
@@ -73,7 +73,7 @@ impl Report {
         self.said = self.failures.len();
     }
 
-    /// Prints the report; gives the exit code of the process.
+    /// Prints the report. Returns the exit code of the process.
     pub(crate) fn print(mut self) -> i32 {
         self.say_failures();
         let seconds = self.began.map_or(0.0, |began| began.elapsed().as_secs_f64());

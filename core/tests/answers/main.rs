@@ -1,7 +1,7 @@
-//! Guards of right answers: each compares what the database says with what somebody else says, or with what it says itself when asked in
-//! another way.
+//! Correctness guards: each compares the database's answers with another engine's, or with its own answers to
+//! an equivalent query.
 //!
-//! `cargo test --test answers` runs each once, in a process of its own. docs/testing.md has the longer runs.
+//! `cargo test --test answers` runs each guard once, in its own process. docs/testing.md has the longer runs.
 
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -37,11 +37,11 @@ const NOT_RUN: i32 = 4;
 
 struct Guard {
     name: &'static str,
-    /// What its size is in.
+    /// The option that sets the size of a run.
     unit: &'static str,
     /// The size of a run in CI.
     ci: u64,
-    /// The size of one run of the long ones, and how many there are, each with the seed after that of the one before.
+    /// The size of one long run, and the number of long runs; each uses the next seed.
     long: u64,
     long_runs: u64,
 }
@@ -109,8 +109,8 @@ fn one(guard: &str, value: &dyn Fn(&str) -> Option<String>) -> i32 {
     report.print()
 }
 
-/// Runs every guard, each run in its own process: one that dies or hangs is said, and takes no other with it. As many run at once as there
-/// are processors.
+/// Runs every guard, each run in its own process: a run that dies or hangs is reported and stops no other. As
+/// many processes run at once as there are processors.
 fn all(value: &dyn Fn(&str) -> Option<String>, is_long: bool) -> i32 {
     let must_run = std::env::var_os("GUARDS_MUST_RUN").is_some();
     let first_seed = chosen_seed();
@@ -151,7 +151,7 @@ fn all(value: &dyn Fn(&str) -> Option<String>, is_long: bool) -> i32 {
     i32::from(!is_good)
 }
 
-/// Plants every fault in turn: a run as large as that of CI has to find each.
+/// Plants each fault in turn and checks that a run of CI size finds it.
 fn faults() -> i32 {
     let seed = chosen_seed();
     let mut missed = 0;
@@ -181,7 +181,7 @@ fn faults() -> i32 {
     i32::from(missed > 0)
 }
 
-/// The same in every run, so that a change is judged by what it changes; other seeds look for what is not known yet.
+/// Returns the chosen seed. The default is fixed, so that failures come from the change under test.
 fn chosen_seed() -> u64 {
     number(std::env::var("KALAMDB_SEED").ok()).unwrap_or(1)
 }

@@ -1,4 +1,4 @@
-//! The database under test: each table in three copies, hot, flushed, and half of each after updates and deletes.
+//! The database under test. Tables have three copies: hot, flushed, half of each after updates and deletes.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use crate::world::{Engine, Table, World};
 
 pub(crate) const COPIES: [&str; 3] = ["hot", "flushed", "half"];
 
-/// Tables of more rows are not changed under a live query.
+/// Larger tables are not changed under a live query.
 const ROWS_CHANGED_MAX: usize = 12;
 
 /// Rows with the notation of their columns.
@@ -27,7 +27,7 @@ const ROWS_CHANGED_MAX: usize = 12;
 pub(crate) struct Found {
     pub(crate) lines: Lines,
     pub(crate) notations: Vec<Notation>,
-    /// How many rows a write has changed.
+    /// How many rows a write changed.
     pub(crate) changed: Option<u64>,
 }
 
@@ -35,14 +35,14 @@ pub(crate) struct Ours {
     database: Database,
     root: Session,
     copies: Vec<&'static str>,
-    /// One for each copy, whose tables need no namespace.
+    /// One session per copy, with the copy's namespace as default.
     sessions: Vec<Arc<Session>>,
 }
 
-/// Few rows a batch and several partitions, so that little data takes the ways of much.
+/// Small batches and several partitions, so that little data takes the code paths of much data.
 pub(crate) fn config() -> Config {
     let mut config = Config { batch_rows: 16, query_partitions: 3, ..Config::in_memory() };
-    // For looking into a failure: `GUARDS_PLANNER='setting=value,-rule'`.
+    // To debug a failure: `GUARDS_PLANNER='setting=value,-rule'`.
     for setting in
         std::env::var("GUARDS_PLANNER").unwrap_or_default().split(',').filter(|text| !text.is_empty())
     {
@@ -55,7 +55,7 @@ pub(crate) fn config() -> Config {
 }
 
 impl Ours {
-    /// A database with some of the copies.
+    /// Opens a database with the given copies.
     pub(crate) async fn open(config: Config, copies: &[&'static str]) -> Self {
         let database = Database::open(config).await.unwrap();
         let root = database.session_for("root").unwrap();
@@ -73,7 +73,7 @@ impl Ours {
         &self.sessions[copy]
     }
 
-    /// Drops the tables there are and makes those of a world.
+    /// Replaces the tables with those of `world`.
     pub(crate) async fn load(&self, world: &World) {
         for copy in 0..self.copies.len() {
             for table in &world.tables {
@@ -85,7 +85,7 @@ impl Ours {
         }
     }
 
-    /// Puts the rows of a table into a copy that has none.
+    /// Inserts a table's rows into its empty copy.
     pub(crate) async fn fill(&self, table: &Table, copy: usize) {
         let name = format!("{}.{}", self.copies[copy], table.name);
         if self.copies[copy] != "half" {
@@ -97,7 +97,7 @@ impl Ours {
             }
             return;
         }
-        // Two segments and some hot rows, and of the flushed ones some that were written again or are gone.
+        // Two segments and some hot rows; some of the flushed rows are deleted and inserted again.
         let third = table.rows.len().div_ceil(3).max(1);
         let mut parts = table.rows.chunks(third);
         for is_flushed in [true, true, false] {
@@ -125,7 +125,7 @@ impl Ours {
         self.database.context().jobs.wait(&job).await;
     }
 
-    /// Asks one copy.
+    /// Asks one copy the question.
     pub(crate) async fn ask(
         &self,
         question: &Question,
@@ -146,7 +146,7 @@ impl Ours {
         }
     }
 
-    /// A live query: the rows it begins with, which the changes that make them add up to as well.
+    /// Returns the snapshot of a live query. Checks that the changes behind its rows fold to the same rows.
     async fn live(
         &self,
         table: &Table,
@@ -154,7 +154,7 @@ impl Ours {
         params: Vec<ScalarValue>,
         copy: usize,
     ) -> Result<Found, Failure> {
-        // How far a stream without rows is, is heard often.
+        // A short interval reports the frontier often while no rows arrive.
         let heartbeat = Duration::from_millis(5);
         let request = |snapshot| SubscribeRequest {
             params: params.clone(),
@@ -208,7 +208,7 @@ impl Ours {
         Ok(found)
     }
 
-    /// Rows leave the live queries of a table, and come again.
+    /// Makes rows leave the live queries of a table and come back.
     async fn change_and_change_back(&self, table: &Table, copy: usize) {
         let places = 0..table.columns.len();
         let free: Vec<usize> =
@@ -231,7 +231,7 @@ impl Ours {
         }
     }
 
-    /// What a write makes of a table, which then gets its rows back.
+    /// Returns the rows of a table after a write, then restores the table.
     async fn write(
         &self,
         table: &Table,
@@ -259,7 +259,7 @@ pub(crate) async fn select(session: &Session, sql: &str, params: Params) -> Resu
     Ok(Found { lines: lines(&batches), notations: notations(&schema), changed: None })
 }
 
-/// Runs any statement; for one that gives no rows, a row with the count of those it has changed.
+/// Runs any statement. A statement without rows returns one row: the number of rows it changed.
 pub(crate) async fn rows(
     session: &Session,
     sql: &str,
@@ -279,7 +279,7 @@ pub(crate) async fn rows(
     }
 }
 
-/// The error with what is behind it, which clients are not told.
+/// Converts an error together with its sources, which clients do not see.
 pub(crate) fn failure(error: kalamdb_core::Error) -> Failure {
     let mut text = error.to_string();
     let mut source = std::error::Error::source(&error);
@@ -290,7 +290,7 @@ pub(crate) fn failure(error: kalamdb_core::Error) -> Failure {
     Failure { sqlstate: error.sqlstate().to_string(), text }
 }
 
-/// In front of a live query's columns stand the operation and the commit.
+/// Removes the operation and the commit, which precede a live query's own columns.
 fn without_system_columns(batch: &RecordBatch) -> RecordBatch {
     let positions: Vec<usize> = (2..batch.num_columns()).collect();
     batch.project(&positions).unwrap()

@@ -1,5 +1,5 @@
-//! Every row meets a condition, does not meet it, or it is unknown: the three parts of a query are the query. And the rows a filter keeps
-//! are those for which the condition, asked for as a column, is true.
+//! A condition is true, false or unknown for each row, so the three parts of a query make up the whole query.
+//! And a filter keeps exactly the rows for which the condition, selected as a column, is true.
 
 use std::sync::Arc;
 
@@ -47,9 +47,9 @@ impl RandomGuard for Partition {
                 Err(failure) if failure.is_internal() => {
                     Verdict::Different(format!("{name} copy: internal error: {failure}"))
                 }
-                // Whether a value is computed that cannot be, is a matter of the plan.
+                // The plan decides whether a value that cannot be computed is computed at all.
                 Err(failure) if failure.sqlstate.starts_with("22") => Verdict::BothFail,
-                // What can be asked whole, and as a column, can be asked in parts.
+                // If the whole query and the column query succeed, no part may be refused.
                 Err(failure) => {
                     let whole = self.rows(parts.whole(), copy).await;
                     match whole.and(self.rows(parts.column(), copy).await) {
@@ -72,7 +72,7 @@ impl RandomGuard for Partition {
 }
 
 impl Partition {
-    /// What does not fit, if anything.
+    /// Describes a mismatch, if there is one.
     async fn check(&self, parts: &Parts, copy: usize) -> Result<Option<String>, Failure> {
         let mut whole = self.rows(parts.whole(), copy).await?.lines;
         let [met, unmet, unknown] = parts.parts();

@@ -1,4 +1,4 @@
-//! A query has the same rows whatever plan it gets: with rules off, other joins, one partition or many, and as often as it is asked.
+//! A query returns the same rows under every plan (rules off, other joins, any partitions) and repeatedly.
 
 use std::sync::Arc;
 
@@ -13,14 +13,14 @@ use crate::random::{self, RandomGuard, Verdict};
 use crate::watch::Watch;
 use crate::world::World;
 
-/// A copy of the tables that has hot rows, flushed ones, and flushed ones that were written again.
+/// The copy of the tables with hot rows, flushed rows, and flushed rows that were written again.
 const COPY: &str = "half";
-/// How often the usual plan is asked where partitions race.
+/// How often the usual plan answers a repeated question, since partitions race.
 const REPEATS: usize = 20;
-/// One question in so many is repeated.
+/// One question in this many is repeated.
 const REPEATED: usize = 8;
 
-/// A way of planning, and what is different about it.
+/// A way to plan, and how it differs from the usual one.
 struct Way {
     name: &'static str,
     partitions: usize,
@@ -29,7 +29,7 @@ struct Way {
     rules_off: &'static [&'static str],
 }
 
-/// The first is the usual one.
+/// The first is the usual way.
 const WAYS: [Way; 8] = [
     Way { name: "usual", partitions: 3, batch_rows: 16, options: &[], rules_off: &[] },
     Way { name: "one partition", partitions: 1, batch_rows: 8_192, options: &[], rules_off: &[] },
@@ -102,7 +102,7 @@ const WAYS: [Way; 8] = [
 
 struct Plans {
     watch: Watch,
-    /// One database for each way of planning.
+    /// One database per way of planning.
     databases: Vec<Arc<Ours>>,
 }
 
@@ -188,9 +188,9 @@ impl RandomGuard for Plans {
     }
 }
 
-/// How an answer is another than the usual one. Whether a value is computed that cannot be, is a matter of the plan.
+/// Describes how an answer differs from the usual one. Errors of values depend on the plan and are allowed.
 fn differs(usual: &Result<Found, Failure>, found: &Result<Found, Failure>) -> Option<String> {
-    // Sort-merge joins, which are never chosen, are not there for every type.
+    // Sort-merge joins, which the usual plan never uses, do not support every type.
     let is_missing = |failure: &Failure| failure.text.contains("sort merge join comparator");
     let is_value = |failure: &Failure| failure.sqlstate.starts_with("22") || is_missing(failure);
     match (usual, found) {

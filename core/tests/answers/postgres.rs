@@ -1,4 +1,4 @@
-//! PostgreSQL as the engine to compare with: a cluster of its own, in a folder that is gone afterwards.
+//! PostgreSQL as the reference engine: a private cluster in a temporary folder.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -9,7 +9,7 @@ use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
 use crate::cells::{Answer, Failure};
 
-/// Where packages of PostgreSQL 15 put the server's programs.
+/// The folders in which packages of PostgreSQL 15 install the server's programs.
 const FOLDERS: [&str; 3] =
     ["/usr/lib/postgresql/15/bin", "/opt/homebrew/opt/postgresql@15/bin", "/usr/pgsql-15/bin"];
 
@@ -19,7 +19,7 @@ pub(crate) struct Postgres {
     _folder: TempDir,
 }
 
-/// Where PostgreSQL's programs are.
+/// Returns the folder of PostgreSQL's programs, if it is installed.
 pub(crate) fn programs() -> Option<PathBuf> {
     FOLDERS.iter().map(PathBuf::from).find(|folder| folder.join("initdb").exists())
 }
@@ -28,7 +28,7 @@ impl Postgres {
     pub(crate) async fn start(programs: &Path) -> Self {
         let folder = tempfile::Builder::new().prefix("kalamdb-postgres").tempdir().unwrap();
         let data = folder.path().join("data");
-        // PostgreSQL does not run as root.
+        // PostgreSQL refuses to run as root.
         let is_root = Command::new("id").arg("-u").output().is_ok_and(|id| id.stdout.starts_with(b"0"));
         if is_root {
             let owned = Command::new("chown").arg("postgres").arg(folder.path()).status();
@@ -37,7 +37,7 @@ impl Postgres {
                 "the folder of PostgreSQL cannot be given away"
             );
         }
-        // It ends with this process, however that ends.
+        // The server ends with this process, even if the process is killed.
         let command = |program: &str| {
             let mut command = Command::new("setpriv");
             command.args(["--pdeathsig", "INT"]);
@@ -72,12 +72,12 @@ impl Postgres {
         Self { server, client, _folder: folder }
     }
 
-    /// Runs statements that succeed.
+    /// Runs statements that must succeed.
     pub(crate) async fn run(&self, sql: &str) {
         self.client.batch_execute(sql).await.unwrap_or_else(|error| panic!("PostgreSQL: {sql}: {error:?}"));
     }
 
-    /// The rows of a query as texts, or why it failed.
+    /// Returns the rows of a query as texts, or why it failed.
     pub(crate) async fn ask(&self, sql: &str) -> Answer {
         match self.client.simple_query(sql).await {
             Ok(messages) => Answer::Rows(
@@ -95,7 +95,7 @@ impl Postgres {
         }
     }
 
-    /// The count of rows that a write changes, and the rows of `table` then; nothing stays changed.
+    /// Returns how many rows a write changes and the rows of `table` after it, then rolls back.
     pub(crate) async fn try_write(&self, sql: &str, table: &str) -> Result<(u64, Answer), Failure> {
         self.run("BEGIN").await;
         let changed = self.client.execute_raw(sql, std::iter::empty::<&str>()).await;
@@ -111,7 +111,7 @@ impl Postgres {
 fn failure(error: &tokio_postgres::Error) -> Failure {
     match error.as_db_error() {
         Some(error) => Failure { sqlstate: error.code().code().to_owned(), text: error.message().to_owned() },
-        // Without its server nothing can be compared, and nothing counts as passed.
+        // Without the server nothing can be compared, so nothing may count as passed.
         None => panic!("PostgreSQL is gone: {error:?}"),
     }
 }

@@ -1,4 +1,4 @@
-//! Queries at random over the tables of a run: joins, subqueries, set operations, groups, windows, in one grammar.
+//! Generates random queries over a run's tables: joins, subqueries, set operations, groups and windows.
 
 use datafusion::common::ScalarValue;
 
@@ -6,7 +6,7 @@ use crate::choices::Choices;
 use crate::expressions::{Item, Scope, class};
 use crate::world::{Class, Table, Ty, World};
 
-/// A value that is given beside the statement: for us a parameter, for PostgreSQL a literal of the same type.
+/// A value passed beside the statement: a parameter for us, a literal of the same type for PostgreSQL.
 #[derive(Clone, Debug)]
 pub(crate) struct Parameter {
     pub(crate) value: ScalarValue,
@@ -17,10 +17,10 @@ pub(crate) struct Parameter {
 #[derive(Clone, Debug)]
 pub(crate) struct Question {
     pub(crate) kind: Kind,
-    /// With `{1}` for the first parameter.
+    /// The SQL, with `{1}` for the first parameter.
     text: String,
     pub(crate) parameters: Vec<Parameter>,
-    /// ORDER BY names all columns, so that the order of the rows counts.
+    /// Whether ORDER BY names all columns, so that the order of the rows counts.
     pub(crate) is_ordered: bool,
 }
 
@@ -29,7 +29,7 @@ pub(crate) enum Kind {
     Select,
     /// An UPDATE or DELETE of this table.
     Write(String),
-    /// The filter of a live query of this table, as its SELECT.
+    /// The filter of a live query over this table, as its SELECT.
     Live(String),
 }
 
@@ -42,7 +42,7 @@ impl Question {
         self.with(|_, parameter| parameter.literal.clone())
     }
 
-    /// The statement with its parameters.
+    /// Returns the statement with its parameters.
     pub(crate) fn script(&self) -> String {
         let values: Vec<_> = self.parameters.iter().map(|parameter| &parameter.value).collect();
         let given = if values.is_empty() { String::new() } else { format!("-- with {values:?}\n") };
@@ -61,14 +61,14 @@ impl Question {
 const SET_OPERATIONS: [&str; 6] =
     ["UNION ALL", "UNION", "INTERSECT", "EXCEPT", "INTERSECT ALL", "EXCEPT ALL"];
 
-/// 2024-01-01, in microseconds after 1970.
+/// 2024-01-01 in microseconds since 1970.
 const US: i64 = 1_704_067_200_000_000;
 
 pub(crate) struct Generator<'a> {
     pub(crate) choices: &'a mut Choices,
     world: &'a World,
     names: usize,
-    /// Queries that may still stand in others.
+    /// The number of subqueries that may still be generated.
     pub(crate) queries_left: usize,
     has_parameters: bool,
     parameters: Vec<Parameter>,
@@ -84,7 +84,7 @@ impl<'a> Generator<'a> {
         format!("{letter}{}", self.names)
     }
 
-    /// A parameter of a type that need not be the column's.
+    /// Generates a parameter, whose type may differ from the column's.
     pub(crate) fn parameter(&mut self, class: Class) -> Option<String> {
         if !self.has_parameters || self.parameters.len() >= 3 || !self.choices.once_in(2) {
             return None;
@@ -114,7 +114,7 @@ impl<'a> Generator<'a> {
         Some(format!("{{{}}}", self.parameters.len()))
     }
 
-    /// `SELECT ... FROM ...`, and the classes of its columns.
+    /// Generates `SELECT ... FROM ...`. Returns it with the classes of its columns.
     fn query(&mut self, outer: &[Item], columns: Option<Vec<Class>>, depth: usize) -> (String, Vec<Class>) {
         self.queries_left = self.queries_left.saturating_sub(1);
         if depth > 0 && self.choices.once_in(6) {
@@ -169,7 +169,7 @@ impl<'a> Generator<'a> {
         (format!("SELECT {distinct}{} FROM {from}{condition}{grouping}", list.join(", ")), classes)
     }
 
-    /// GROUP BY and HAVING; afterwards the scope is that above them.
+    /// Generates GROUP BY and HAVING. Afterwards `scope` is the scope above them.
     fn grouping(&mut self, scope: &mut Scope) -> String {
         let below = scope.items.clone();
         let mut by: Vec<Item> = Vec::new();
@@ -223,9 +223,9 @@ impl<'a> Generator<'a> {
             any = self.expression(Class::Number, scope, 1);
         }
         let direction = self.direction();
-        // Peers have the same value of each of these, so that their order does not count.
+        // Peers get the same value from each of these functions, so their order does not matter.
         let order = format!("ORDER BY {any}{direction}");
-        // Rows that are peers here are the same rows.
+        // In this order only identical rows are peers.
         let total: Vec<String> = scope.items.iter().map(|item| format!("{}{direction}", item.sql)).collect();
         let total = format!("ORDER BY {}", total.join(", "));
         match self.choices.below(10) {
@@ -280,7 +280,7 @@ impl<'a> Generator<'a> {
         }
     }
 
-    /// Tables and subqueries, joined, and their columns.
+    /// Generates tables and subqueries, joined. Returns them with their columns.
     fn from(&mut self, outer: &[Item], depth: usize) -> (String, Vec<Item>) {
         let (mut sql, mut items) = self.source(outer, depth);
         let joins = match self.choices.below(8) {
@@ -318,7 +318,7 @@ impl<'a> Generator<'a> {
         (format!("{left} {kind} LATERAL {right} ON {condition}"), items)
     }
 
-    /// `(SELECT ...) AS x (a, ...)`, and its columns, which are called as those of tables are.
+    /// Generates `(SELECT ...) AS x (a, ...)`. Its columns have names that tables use too.
     fn derived(&mut self, outer: &[Item], depth: usize) -> (String, Vec<Item>) {
         let alias = self.name("x");
         let (query, classes) = self.limited(outer, depth - 1);
@@ -352,7 +352,7 @@ impl<'a> Generator<'a> {
             })
             .map(|item| bare(&item.sql).to_owned())
             .collect();
-        // What USING has joined is ambiguous beside another column of its name.
+        // A column joined by USING is ambiguous beside another column of its name.
         let is_clear =
             |item: &&Item| item.sql.contains('.') || !rights.iter().any(|other| bare(&other.sql) == item.sql);
         let all = || lefts.iter().filter(is_clear).chain(&rights).cloned().collect::<Vec<_>>();
@@ -416,7 +416,8 @@ impl<'a> Generator<'a> {
         (format!("{} AS {alias}", table.name), items)
     }
 
-    /// A query with ORDER BY over all its columns, so that LIMIT and OFFSET always cut off the same rows.
+    /// Generates a query. LIMIT and OFFSET come with an ORDER BY over all columns, so that they always cut
+    /// the same rows.
     fn limited(&mut self, outer: &[Item], depth: usize) -> (String, Vec<Class>) {
         let (mut query, classes) = self.query(outer, None, depth);
         if self.choices.once_in(3) {
@@ -451,7 +452,7 @@ impl<'a> Generator<'a> {
         let (from, items) = self.from(&outer, 0);
         let inner = Scope { items: items.clone(), outer, below: None, has_subqueries: false };
         if !from.contains(" JOIN ") && self.choices.once_in(3) {
-            // At most one row has an id.
+            // At most one row has the id.
             let value = self.expression(class, &inner, 1);
             let id = self.expression(Class::Number, &Scope { items: inner.outer, ..Scope::default() }, 0);
             return format!("(SELECT {value} FROM {from} WHERE {}.id = {id})", alias(&from));
@@ -501,7 +502,7 @@ impl<'a> Generator<'a> {
         }
     }
 
-    /// A whole SELECT statement.
+    /// Generates a whole SELECT statement.
     fn statement(&mut self) -> (String, bool) {
         let with = self.choices.once_in(8);
         let is_distinct_on = !with && self.choices.once_in(12);
@@ -523,7 +524,7 @@ impl<'a> Generator<'a> {
         let (query, classes) = self.query(&[], None, 2);
         let mut sql = query;
         if with {
-            // A query by name is asked once or twice.
+            // The named query is used once or twice.
             let body = *self.choices.pick(&[
                 "SELECT * FROM w",
                 "SELECT w.* FROM w JOIN w AS v ON w.c1 = v.c1",
@@ -541,25 +542,25 @@ impl<'a> Generator<'a> {
     }
 }
 
-/// What a subquery can name of the query around it.
+/// Returns what a subquery can name of the enclosing query.
 fn visible(scope: &Scope) -> Vec<Item> {
     scope.items.iter().chain(&scope.outer).cloned().collect()
 }
 
-/// A name without its table.
+/// Returns a name without its table.
 fn bare(sql: &str) -> &str {
     sql.rsplit_once('.').map_or(sql, |(_, name)| name)
 }
 
-/// The name that a table has in a FROM.
+/// Returns the alias of a table in a FROM clause.
 fn alias(from: &str) -> &str {
     from.rsplit(' ').next().unwrap_or(from)
 }
 
-/// A type of a class, for what was computed.
+/// Returns a type of a class, for computed values.
 pub(crate) fn plain(class: Class) -> Ty {
     match class {
-        // Of numbers that were computed no sums are made: they may be floats.
+        // Treat computed numbers as floats, so that they are never summed.
         Class::Number => Ty::Double,
         Class::Boolean => Ty::Boolean,
         Class::Text => Ty::Text,
@@ -570,7 +571,7 @@ pub(crate) fn plain(class: Class) -> Ty {
     }
 }
 
-/// The next statement.
+/// Generates the next statement.
 pub(crate) fn question(choices: &mut Choices, world: &World) -> Question {
     let kind = choices.below(8);
     let mut generator = Generator::new(choices, world);
@@ -617,7 +618,7 @@ pub(crate) fn question(choices: &mut Choices, world: &World) -> Question {
 }
 
 impl Generator<'_> {
-    /// A statement whose rows are found by their key, which is one that is there.
+    /// Generates a statement that finds its rows by bounds on an existing key.
     fn by_key(&mut self) -> (Kind, String) {
         let tables: Vec<&Table> = self.world.tables.iter().filter(|table| !table.rows.is_empty()).collect();
         if tables.is_empty() {
@@ -652,8 +653,8 @@ impl Generator<'_> {
         }
     }
 
-    /// What the optimizer puts together: conditions on one column, an order with an OFFSET below an aggregation, and one over a union whose
-    /// inputs have a constant of their own.
+    /// Generates what the optimizer combines: conditions on one column, an order with an OFFSET below an
+    /// aggregation, and an order over a union whose inputs have different constants.
     fn of_one_column(&mut self) -> String {
         let table = self.choices.pick(&self.world.tables);
         let column = self.choices.pick(&table.columns);
@@ -682,7 +683,7 @@ impl Generator<'_> {
             }
             1 => {
                 let op = *self.choices.pick(&["AND", "OR"]);
-                // PostgreSQL takes the literal of bytes for a text in a CASE.
+                // In a CASE, PostgreSQL would take the bytes literal for text.
                 let left = match class {
                     Class::Bytes => one.to_owned(),
                     _ => format!("CASE WHEN true THEN {one} END"),
@@ -705,7 +706,7 @@ impl Generator<'_> {
         }
     }
 
-    /// A table to write to, and its columns.
+    /// Picks a table to write to. Returns it with its columns.
     fn target(&mut self, has_subqueries: bool) -> (String, Scope) {
         let table = self.choices.pick(&self.world.tables);
         let items =
@@ -714,7 +715,7 @@ impl Generator<'_> {
     }
 }
 
-/// A question that is a SELECT.
+/// Generates a question that is a SELECT.
 pub(crate) fn select_question(choices: &mut Choices, world: &World) -> Question {
     let mut generator = Generator::new(choices, world);
     generator.has_parameters = generator.choices.once_in(6);
@@ -723,7 +724,7 @@ pub(crate) fn select_question(choices: &mut Choices, world: &World) -> Question 
     Question { kind: Kind::Select, text, parameters, is_ordered }
 }
 
-/// A query without a filter, and a condition over its rows.
+/// A query without a filter, and a condition on its rows.
 pub(crate) struct Parts {
     /// `FROM ...`
     from: String,
@@ -736,7 +737,7 @@ impl Parts {
         format!("SELECT {} FROM {}", self.list, self.from)
     }
 
-    /// The rows for which the condition is true, false, and unknown.
+    /// Returns queries for the rows with a true, a false and an unknown condition.
     pub(crate) fn parts(&self) -> [String; 3] {
         let Self { condition, .. } = self;
         [
@@ -755,7 +756,7 @@ impl Parts {
     }
 }
 
-/// A query that can be cut in three.
+/// Generates a query that can be split in three.
 pub(crate) fn parts(choices: &mut Choices, world: &World) -> Parts {
     let mut generator = Generator::new(choices, world);
     let (from, items) = generator.from(&[], 2);

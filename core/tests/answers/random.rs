@@ -1,5 +1,5 @@
-//! The loop of a guard that asks questions at random: tables for some questions, a question, a verdict, and a small script for each
-//! failure.
+//! The loop of a guard that asks random questions: it fills tables, asks, judges, and shrinks each failure to
+//! a small script.
 
 use std::sync::Arc;
 
@@ -11,14 +11,14 @@ use crate::world::World;
 const QUESTIONS_PER_WORLD: u64 = 100;
 const TRIES_OF_SHRINKING: usize = 250;
 
-/// What came of a question.
+/// The result of a question.
 pub(crate) enum Verdict {
     Same,
     BothFail,
-    /// One side could not compute a value that the other one did not need.
+    /// One side failed to compute a value that the other did not need.
     OneFails,
     Known,
-    /// The other side takes too long.
+    /// The other engine takes too long.
     TooMuch,
     Different(String),
 }
@@ -26,17 +26,17 @@ pub(crate) enum Verdict {
 pub(crate) trait RandomGuard {
     type Question;
 
-    /// The statements that answering one question takes.
+    /// The number of statements executed per question.
     const EXECUTIONS: u64;
 
     fn question(&self, choices: &mut Choices, world: &World) -> Self::Question;
 
-    /// Replaces the tables by those of a world.
+    /// Replaces the tables with those of `world`.
     async fn load(&self, world: &World);
 
     async fn verdict(&self, question: &Self::Question, world: &Arc<World>) -> Verdict;
 
-    /// The question as a script.
+    /// Returns the question as a script.
     fn script(&self, question: &Self::Question) -> String;
 }
 
@@ -80,7 +80,7 @@ pub(crate) async fn ask<G: RandomGuard>(guard: &G, run: &Run, report: &mut Repor
             }
         }
     }
-    // Errors say nothing of answers.
+    // Errors prove nothing about answers.
     if report.queries >= QUESTIONS_PER_WORLD && report.same * 2 < report.queries {
         report.failures.push(format!("only {} of {} queries have an answer", report.same, report.queries));
     }
@@ -98,7 +98,7 @@ async fn judged<G: RandomGuard>(guard: &G, run: &Run, question: &G::Question, wo
     verdict
 }
 
-/// The failure with as few decisions and rows as it needs, as a script.
+/// Returns the failure as a script with as few decisions and rows as possible.
 async fn shrunk<G: RandomGuard>(guard: &G, run: &Run, taken: Vec<u32>, world: &Arc<World>) -> String {
     let taken = shrink(taken, TRIES_OF_SHRINKING, async |candidate: &[u32]| {
         let question = guard.question(&mut Choices::given(candidate.to_vec()), world);

@@ -1,4 +1,4 @@
-//! A deadline for each statement: one that does not end cannot be stopped from within, so its process ends, and says what it ran.
+//! A deadline for each statement. A hanging one cannot be stopped, so the process prints it and exits.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 
 /// How long a statement may take.
 const DEADLINE: Duration = Duration::from_secs(30);
-/// The exit code of a process that a statement did not let go on.
+/// The exit code of a process with a hanging statement.
 pub(crate) const STUCK: i32 = 3;
 
 #[derive(Clone, Default)]
@@ -17,7 +17,7 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    /// Watches over statements; `name` is what to say of the run, with its seed.
+    /// Starts the watch. `name` identifies the run and its seed in the output.
     pub(crate) fn start(name: String) -> Self {
         let watch = Self::default();
         let (running, note) = (Arc::clone(&watch.running), Arc::clone(&watch.note));
@@ -35,12 +35,12 @@ impl Watch {
         watch
     }
 
-    /// What the next statements are part of.
+    /// Notes what the next statements are part of.
     pub(crate) fn note(&self, note: String) {
         *self.note.lock() = note;
     }
 
-    /// Which way the statement at work is run.
+    /// Notes the plan under which the current statement runs.
     pub(crate) fn note_more(&self, way: &'static str) {
         if let Some((_, what)) = &mut *self.running.lock() {
             let statement = what.split("\n-- ").next().unwrap_or_default();
@@ -48,12 +48,12 @@ impl Watch {
         }
     }
 
-    /// A statement begins.
+    /// Notes that a statement begins.
     pub(crate) fn begin(&self, what: impl Into<String>) {
         *self.running.lock() = Some((Instant::now(), what.into()));
     }
 
-    /// It has ended.
+    /// Notes that it has ended.
     pub(crate) fn end(&self) {
         *self.running.lock() = None;
     }

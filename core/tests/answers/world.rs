@@ -1,4 +1,4 @@
-//! Tables that are made for a run: columns of equal names in several of them, few different values, NULLs, keys of every kind.
+//! Generates the tables of a run: columns of equal names, few distinct values, NULLs, keys of every kind.
 
 use crate::choices::Choices;
 
@@ -64,11 +64,11 @@ impl Ty {
         }
     }
 
-    /// Values as literals of their type; the first is the simplest.
+    /// Returns literals of the type; the first is the simplest.
     pub(crate) fn literals(self) -> &'static [&'static str] {
         match self {
             Self::Small | Self::Int => &["0", "1", "2", "3", "-1", "5", "4", "-2"],
-            // A DOUBLE has no such number.
+            // 9007199254740993 is not representable as a DOUBLE.
             Self::Big => &["0", "1", "2", "3", "-1", "9007199254740993", "9007199254740992", "-2"],
             Self::Decimal(..) => {
                 &["0.00", "1.50", "2.25", "1.00", "-1.10", "128.05", "0.10", "3.00", "1234567.89"]
@@ -134,13 +134,13 @@ pub(crate) struct Column {
 pub(crate) struct Table {
     pub(crate) name: String,
     pub(crate) columns: Vec<Column>,
-    /// How many columns, from the first on, are its key.
+    /// The number of leading columns that form the key.
     pub(crate) key: usize,
     /// Values as literals.
     pub(crate) rows: Vec<Vec<String>>,
 }
 
-/// Names, with the type most tables have them in.
+/// Column names, with the type they have in most tables.
 const NAMES: [(&str, Ty); 12] = [
     ("a", Ty::Int),
     ("b", Ty::Text),
@@ -165,7 +165,7 @@ impl Table {
                 columns.push(Column { name, ty, is_nullable: !choices.once_in(6) });
             }
         }
-        // A key of several columns, or of another type.
+        // Sometimes use a key of two columns, in either order.
         let mut key = 1;
         if choices.once_in(4) && columns.len() > 2 {
             let other = 1 + choices.below(columns.len() - 1);
@@ -205,7 +205,7 @@ impl Table {
         )
     }
 
-    /// The INSERT that writes these rows, or `None` for no rows.
+    /// Returns the INSERT that writes these rows, or `None` for no rows.
     pub(crate) fn insert(&self, namespace: &str, rows: &[Vec<String>]) -> Option<String> {
         let rows: Vec<_> = rows.iter().map(|row| format!("({})", row.join(", "))).collect();
         (!rows.is_empty())
@@ -213,7 +213,7 @@ impl Table {
     }
 }
 
-/// Another type that is compared with this one.
+/// Returns a type that is comparable with this one, often another one.
 fn related(choices: &mut Choices, ty: Ty) -> Ty {
     match ty.class() {
         Class::Number => {
@@ -246,7 +246,7 @@ impl World {
         Self { tables: (1..=4).map(|number| Table::new(&mut choices, number)).collect() }
     }
 
-    /// The statements that make some of the tables, for a script.
+    /// Returns the statements that create the tables named in `sql`, for a script.
     pub(crate) fn script(&self, sql: &str) -> String {
         let mut script = String::new();
         for table in self.tables.iter().filter(|table| sql.contains(&table.name)) {

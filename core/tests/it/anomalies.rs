@@ -1,7 +1,7 @@
-//! What two statements at a time can do to each other: the anomalies that snapshot isolation has, and those it has not.
+//! What two concurrent statements can do to each other: the anomalies snapshot isolation allows and prevents.
 //!
-//! Each statement is held when it is planned, until all that shall know nothing of each other are; so every test takes the one course
-//! it is about. When an anomaly is gone its test fails, and docs/promises.md wants another wording.
+//! Each statement is held after planning until all concurrent ones are planned, so every test takes exactly
+//! one schedule. When an anomaly disappears its test fails, and docs/promises.md needs an update.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
@@ -16,7 +16,7 @@ async fn rows(session: &Session, sql: &str) -> Vec<String> {
     crate::session::rows(session, sql, ()).await
 }
 
-/// A database with a table that no other test has: points have names that all tests of the program share.
+/// Opens a database with a table that no other test has: all tests of the program share the names of points.
 async fn database(table: &str, columns: &str) -> (Database, Session) {
     let database = Database::open_in_memory().await.unwrap();
     let root = database.session_for("root").unwrap();
@@ -35,8 +35,8 @@ async fn end(session: Session, sql: String) -> Result<u64, String> {
     }
 }
 
-/// Runs statements that write to `table` so that all of them are planned before the first commits. One that is run again then sees
-/// what the others did.
+/// Runs statements that write to `table`, so that all of them are planned before the first commits. A retried
+/// statement then sees what the others did.
 async fn at_once(session: &Session, table: &str, statements: &[&str]) -> Ends {
     let (count, met) = (statements.len(), Barrier::new(statements.len()));
     let arrived = AtomicUsize::new(0);
@@ -54,12 +54,12 @@ async fn at_once(session: &Session, table: &str, statements: &[&str]) -> Ends {
         ends.push(statement.await.unwrap());
     }
     fail::remove(&point);
-    // Which of them is the first is left to chance.
+    // Chance decides which one comes first.
     ends.sort();
     ends
 }
 
-// The anomalies.
+// Anomalies that happen.
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn write_skew_two_statements_each_leave_the_last_one_to_the_other() {
@@ -100,7 +100,7 @@ async fn an_insert_that_lost_its_key_is_not_run_again() {
     database.shutdown().await.unwrap();
 }
 
-// What does not happen.
+// Anomalies that do not happen.
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 8)]
 async fn no_lost_update_a_counter_counts_every_statement() {
@@ -173,7 +173,7 @@ async fn no_dirty_read() {
     assert_eq!(update.await.unwrap(), Ok(2));
     fail::remove(&point);
     assert_eq!(rows(&root, "SELECT sum(n) FROM draft").await, ["2"]);
-    // A statement that fails leaves nothing, whatever it had done before.
+    // A failing statement leaves nothing behind, whatever it did before.
     assert_eq!(
         end(root.clone(), "UPDATE draft SET n = 1 / (id - 2)".to_owned()).await,
         Err("22012".to_owned())
@@ -186,7 +186,7 @@ async fn no_dirty_read() {
 async fn no_other_answer_within_a_statement() {
     let (database, root) = database("stock", "id INT PRIMARY KEY, n INT").await;
     run(&root, "INSERT INTO stock VALUES (1, 5), (2, 5)").await;
-    // Begun, and read only after another statement has committed.
+    // The query begins before another statement commits, and its rows are read after that.
     let select =
         "SELECT (SELECT sum(n) FROM stock), (SELECT count(*) FROM stock), s.n FROM stock s ORDER BY s.id";
     let begun = root.execute(select, ()).await.unwrap().rows().unwrap();
@@ -195,7 +195,7 @@ async fn no_other_answer_within_a_statement() {
     let batches = begun.collect().await.unwrap();
     assert_eq!(crate::session::text(&batches), ["10|2|5", "10|2|5"]);
     assert_eq!(rows(&root, select).await, ["27|3|9", "27|3|9", "27|3|9"]);
-    // A write reads the rows as they were before it, its own among them.
+    // A write does not see the rows it writes itself.
     run(&root, "INSERT INTO stock SELECT id + 10, (SELECT sum(n) FROM stock) FROM stock").await;
     assert_eq!(rows(&root, "SELECT count(*), max(n) FROM stock").await, ["6|27"]);
     database.shutdown().await.unwrap();

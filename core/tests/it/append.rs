@@ -1,4 +1,4 @@
-//! Appends of batches that are small as they come and large as rows of a table.
+//! Appends of batches that are small in memory but large as rows of a table.
 
 use std::sync::Arc;
 
@@ -36,7 +36,8 @@ async fn count(session: &Session) -> i64 {
     count
 }
 
-/// 40,000 rows would be 5 GiB of NULLs at once, far more than a statement may write; what they write is a few bytes each.
+/// All 40,000 rows at once would have 5 GiB of NULL slots, far more than a statement may write; a stored row
+/// takes a few bytes.
 #[tokio::test(flavor = "multi_thread")]
 async fn wide_columns_that_are_left_out_or_null_take_no_room() {
     let columns =
@@ -54,7 +55,7 @@ async fn wide_columns_that_are_left_out_or_null_take_no_room() {
     database.shutdown().await.unwrap();
 }
 
-/// Each row names the same long text: 4 GiB in all, of which 32 MiB may be written.
+/// All rows share one long text: 4 GiB in total, of which 32 MiB may be written.
 #[tokio::test(flavor = "multi_thread")]
 async fn dictionaries_and_views_are_counted_by_what_they_stand_for() {
     let config = Config { statement_bytes_max: 32 * MIB, ..Config::in_memory() };
@@ -74,7 +75,7 @@ async fn dictionaries_and_views_are_counted_by_what_they_stand_for() {
     database.shutdown().await.unwrap();
 }
 
-/// What is written is counted, not the buffers a row is a part of: each of these rows would otherwise count all of them.
+/// Counts written bytes, not the buffers that a row shares: otherwise each row would count all of them.
 #[tokio::test(flavor = "multi_thread")]
 async fn parts_of_a_large_batch_are_not_counted_as_the_whole() {
     let config = Config { statement_bytes_max: 32 * MIB, batch_rows: 64, ..Config::in_memory() };
@@ -82,7 +83,7 @@ async fn parts_of_a_large_batch_are_not_counted_as_the_whole() {
     let texts: StringArray = (0..10_000).map(|id| Some(format!("{id:01000}"))).collect();
     let columns: Vec<(&str, ArrayRef)> = vec![("id", ids(10_000)), ("text", Arc::new(texts))];
     assert_eq!(append(&root, columns.clone()).await.unwrap(), 10_000);
-    // A key that comes again in a later part is found too.
+    // A key that repeats in a later part is found too.
     let error =
         append(&root, vec![("id", Arc::new(Int64Array::from_iter_values((20_000..20_100).chain([20_000]))))])
             .await

@@ -1,4 +1,4 @@
-//! Backups of a database that goes on being written, and what is restored from them.
+//! Backups of a database during writes, and restoring them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -25,7 +25,7 @@ async fn lines(session: &Session, sql: &str) -> Vec<String> {
     rows(session, sql, ()).await
 }
 
-/// Backs up, and gives the job's status, result and error.
+/// Backs up. Returns the job's status and its result or error.
 async fn back_up(database: &Database, folder: &Path) -> String {
     let root = database.session_for("root").unwrap();
     let begun = lines(&root, &format!("BACKUP DATABASE TO '{}'", url_of(folder))).await;
@@ -37,7 +37,7 @@ async fn back_up(database: &Database, folder: &Path) -> String {
     lines(&root, &outcome).await.remove(0)
 }
 
-/// Backs up, and gives the seq of the backup.
+/// Backs up. Returns the seq of the backup.
 pub(crate) async fn backed_up(database: &Database, folder: &Path) -> u64 {
     let outcome = back_up(database, folder).await;
     assert!(outcome.starts_with("completed|wrote "), "{outcome}");
@@ -54,7 +54,7 @@ async fn flush(root: &Session, database: &Database, table: &str) {
     database.context().jobs.wait(&JobId(job[0].split('|').next().unwrap().to_owned())).await;
 }
 
-/// All objects of a backup.
+/// Lists all objects of a backup.
 pub(crate) fn objects(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).unwrap() {
@@ -64,7 +64,7 @@ pub(crate) fn objects(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// The segments in the folder of a data directory.
+/// Lists the segments in the folder of a data directory.
 pub(crate) fn segments(data_dir: &Path) -> Vec<PathBuf> {
     let folder = data_dir.join("segments");
     if !folder.exists() {
@@ -73,7 +73,7 @@ pub(crate) fn segments(data_dir: &Path) -> Vec<PathBuf> {
     objects(&folder).into_iter().filter(|path| path.extension().is_some_and(|end| end == "parquet")).collect()
 }
 
-/// A database with hot, cold, changed and deleted rows of every kind of table.
+/// Creates a database with hot, cold, changed and deleted rows in every kind of table.
 pub(crate) async fn filled(data_dir: &Path) -> Database {
     let database = Database::open(Config::at(data_dir)).await.unwrap();
     let root = database.session_for("root").unwrap();
@@ -103,7 +103,7 @@ pub(crate) async fn filled(data_dir: &Path) -> Database {
     database
 }
 
-/// What `filled` has, as its users see it.
+/// Returns the contents of `filled`, as its users see them.
 async fn contents(database: &Database) -> Vec<Vec<String>> {
     let mut seen = Vec::new();
     for name in ["root", "ann", "bob"] {
@@ -177,7 +177,7 @@ async fn a_backup_under_load_has_the_rows_of_its_seq() {
     database.shutdown().await.unwrap();
 }
 
-/// The last token of a query's snapshot.
+/// Returns the last resume token of a query's snapshot.
 async fn token_of(session: &Session, sql: &str) -> Bytes {
     let mut stream = session.subscribe(SubscribeRequest::new(sql)).await.unwrap();
     loop {
@@ -219,12 +219,12 @@ async fn a_restored_database_is_another_one_with_the_same_users() {
         lines(&root, backups).await,
         [format!("BACKUP DATABASE|{}", url_of(&folder.path().join("backup")))]
     );
-    // The job that wrote the backup was at work in it.
+    // The backup contains the row of its own job, still running.
     let jobs = "SELECT status, error_message FROM system.jobs WHERE job_type = 'backup'";
     assert_eq!(lines(&root, jobs).await, ["failed|server restarted"]);
     copy.shutdown().await.unwrap();
     drop((stream, root, copy));
-    // It opens again, in an epoch of its own.
+    // It opens again, in a new epoch.
     Database::open(Config::at(folder.path().join("copy"))).await.unwrap().shutdown().await.unwrap();
 }
 
@@ -327,7 +327,7 @@ async fn a_backup_writes_nothing_over_and_takes_back_what_it_cannot_end() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backup_that_is_ended_leaves_nothing() {
     let folder = tempfile::tempdir().unwrap();
-    // As rows they are far larger than as a segment.
+    // Hot rows are far larger than a segment of them.
     let config = Config { large_insert_bytes: 0, ..Config::at(folder.path().join("data")) };
     let database = Database::open(config).await.unwrap();
     let root = database.session_for("root").unwrap();
@@ -344,7 +344,7 @@ async fn a_backup_that_is_ended_leaves_nothing() {
     stop.cancel();
     assert_eq!(back_up(&stop).await.unwrap_err().sqlstate(), SqlState::QUERY_CANCELED);
     assert_eq!(objects(&place), Vec::<PathBuf>::new());
-    // Ended once its first object is there. One that has got to its end before that is noticed is whole.
+    // Cancel once the first object exists. A backup that ends before it notices is complete.
     let stop = CancellationToken::new();
     let watching = tokio::task::spawn_blocking({
         let (stop, first) = (stop.clone(), place.join("BACKUP"));
@@ -360,7 +360,7 @@ async fn a_backup_that_is_ended_leaves_nothing() {
         Err(error) => {
             assert_eq!(error.sqlstate(), SqlState::QUERY_CANCELED);
             assert_eq!(objects(&place), Vec::<PathBuf>::new());
-            // What an attempt of the same job left behind is no obstacle to its next.
+            // Leftovers of an earlier attempt do not block the next attempt of the same job.
             fs::write(place.join("BACKUP"), format!("kalamdb backup\njob {job}\n")).unwrap();
             fs::create_dir_all(place.join("store")).unwrap();
             fs::write(place.join("store").join("00000007.zst"), b"left").unwrap();

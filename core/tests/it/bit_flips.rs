@@ -1,6 +1,7 @@
-//! One flipped bit anywhere in a data directory: the database refuses, or reads what was written. Never other rows, never fewer.
+//! Flips one bit anywhere in a data directory: the database refuses, or reads what was written; never other
+//! or fewer rows.
 //!
-//! `KALAMDB_SEED` and `KALAMDB_CASES` choose the bits; a failure names its own.
+//! `KALAMDB_SEED` and `KALAMDB_CASES` choose the bits; a failure names its seed and bit.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,7 +20,7 @@ use crate::cold::flush;
 use crate::live::setting;
 use crate::session::{run, text};
 
-/// What is read, each by whom.
+/// The queries, each with its user.
 const QUERIES: [(&str, &str); 9] = [
     ("root", "SELECT *, _seq FROM hot ORDER BY id"),
     ("root", "SELECT * FROM hot WHERE id = 77"),
@@ -44,7 +45,7 @@ fn config(path: &Path) -> Config {
     }
 }
 
-/// Rows in files of the store, in its log, and in segments with marks.
+/// Writes rows that end in files of the store, in its log, and in segments with deletion marks.
 async fn build(path: &Path) {
     let database = Database::open(config(path)).await.unwrap();
     let root = database.session_for("root").unwrap();
@@ -79,7 +80,7 @@ async fn build(path: &Path) {
     }
     database.shutdown().await.unwrap();
     drop((root, ann, database));
-    // What is written now is in the log alone.
+    // Rows written from here on are only in the log.
     let database = Database::open(config(path)).await.unwrap();
     let root = database.session_for("root").unwrap();
     for id in 10_001..10_020 {
@@ -95,7 +96,7 @@ async fn query(session: &Session, sql: &str) -> Result<Vec<String>, Error> {
     Ok(text(&session.execute(sql, ()).await?.rows()?.collect().await?))
 }
 
-/// Everything that can be read, or how it failed.
+/// Returns every answer, or how the query failed.
 async fn read(database: &Database) -> Result<BTreeMap<String, Result<Vec<String>, Error>>, Error> {
     let mut answers = BTreeMap::new();
     for (user, sql) in QUERIES {
@@ -105,7 +106,7 @@ async fn read(database: &Database) -> Result<BTreeMap<String, Result<Vec<String>
     Ok(answers)
 }
 
-/// What the change log has of `hot`.
+/// Returns the changes of `hot` in the change log.
 async fn changes(database: &Database) -> Result<Vec<String>, Error> {
     let request = SubscribeRequest {
         start: SubscribeStart::AfterSeq(kalamdb_core::Seq(1)),
@@ -176,7 +177,7 @@ async fn check(path: &Path, expected: &Answers) -> Result<usize, String> {
             }
         }
     }
-    // Damage may also be found by background work; how that ends is not asked here.
+    // Background work may also hit the damage; its outcome does not matter here.
     let _ = database.shutdown().await;
     Ok(refused)
 }
@@ -208,7 +209,7 @@ async fn a_flipped_bit_is_refused_or_makes_no_difference() {
         let damaged = folder.path().join(format!("case-{case}"));
         copy(&whole, &damaged);
         let mut bytes = fs::read(damaged.join(file)).unwrap();
-        // Ends of files, where a tail can pass for one that was never written, are as likely as all the rest.
+        // Half of the time choose the file's end: a damaged tail can pass for one that was never written.
         let from = if random.random_bool(0.5) { bytes.len().saturating_sub(256) } else { 0 };
         let (at, bit) = (random.random_range(from..bytes.len()), random.random_range(0..8));
         bytes[at] ^= 1 << bit;

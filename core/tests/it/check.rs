@@ -1,4 +1,4 @@
-//! What `check` finds in a closed database, and that it leaves it as it was.
+//! What `check` finds in a closed database, and that it changes nothing.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,7 +16,7 @@ use kalamdb_core::{Config, Database, ErrorKind, SqlState};
 use crate::backup::{self, filled, objects};
 use crate::session::{fails, run};
 
-/// Every file of a folder, with its bytes and when it was changed.
+/// Returns every file of a folder with its bytes and its modification time.
 fn files(folder: &Path) -> BTreeMap<PathBuf, (Vec<u8>, SystemTime)> {
     let read = |path: PathBuf| {
         let changed = fs::metadata(&path).unwrap().modified().unwrap();
@@ -25,7 +25,7 @@ fn files(folder: &Path) -> BTreeMap<PathBuf, (Vec<u8>, SystemTime)> {
     objects(folder).into_iter().map(read).collect()
 }
 
-/// Checks a database that is sound.
+/// Checks a database that must be sound.
 async fn sound(data_dir: &Path) -> CheckReport {
     let report = check(data_dir).await.unwrap();
     assert_eq!(report.problems, Vec::<String>::new());
@@ -49,7 +49,7 @@ async fn a_sound_database_passes_and_is_left_as_it_was() {
     assert_eq!(report.orphans, Vec::<String>::new());
     assert!((report.database, report.seq) == (id, seq) && report.epoch.0 == 1);
     let table = |name: &str| report.tables.iter().find(|table| table.name == name).unwrap().to_string();
-    // Of 3000 rows 428 were deleted; 234 of the rest were changed and are hot again, beside 101 new ones.
+    // Of 3000 rows 428 were deleted; 234 of the rest were changed and are hot again, besides 101 new ones.
     let shared = table("app.shared");
     assert!(shared.starts_with("app.shared: 335 rows hot, 2338 cold, 662 gone, 1 segments of "), "{shared}");
     let notes = table("app.notes");
@@ -88,7 +88,7 @@ async fn what_is_wrong_with_segments_is_found_by_name() {
     fs::write(&orphan, b"left behind").unwrap();
     let report = sound(&data_dir).await;
     assert_eq!(report.orphans, [orphan.strip_prefix(&segments).unwrap().display().to_string()]);
-    // An orphan is no problem: it is removed at the next start.
+    // An orphan is no problem: the next start removes it.
     Database::open(Config::at(&data_dir)).await.unwrap().shutdown().await.unwrap();
     fs::remove_dir_all(&segments).unwrap();
     assert_eq!(check(&data_dir).await.unwrap().problems.len(), 3);
@@ -126,12 +126,12 @@ async fn a_restored_database_is_sound() {
 
 type Entry = (Box<[u8]>, Box<[u8]>);
 
-/// The entries of a partition whose keys begin with `prefix`.
+/// Returns the entries of a partition whose keys begin with `prefix`.
 fn entries(store: &dyn StorageSnapshot, partition: Partition, prefix: &[u8]) -> Vec<Entry> {
     store.scan(partition, KeyRange::prefix(prefix), Direction::Forward).map(Result::unwrap).collect()
 }
 
-/// Changes the store of a closed database; gives what undoes it.
+/// Changes the store of a closed database. Returns the batch that undoes the change.
 fn change(data_dir: &Path, make: impl FnOnce(&dyn StorageSnapshot, &mut WriteBatch)) -> WriteBatch {
     let directory = Arc::new(DataDirectory::open(data_dir).unwrap());
     let store = RocksStorage::open(directory, StorageOptions::default()).unwrap();

@@ -1,4 +1,4 @@
-//! Rows that have become cold: nobody who reads or writes can tell.
+//! Cold rows: readers and writers cannot tell them from hot ones.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::backup::segments;
 use crate::session::run;
 use crate::watched::{QUESTIONS, State, Watched};
 
-/// Runs a statement; gives the rows it changed, or the SQLSTATE.
+/// Runs a statement. Returns the number of rows it changed, or the SQLSTATE.
 async fn attempt(session: &Session, sql: &str) -> Result<u64, String> {
     match session.execute(sql, ()).await {
         Ok(Outcome::Affected(affected)) => Ok(affected.rows),
@@ -28,7 +28,7 @@ async fn rows(session: &Session, sql: &str) -> Vec<String> {
     crate::session::rows(session, sql, ()).await
 }
 
-/// Starts a flush or a merge.
+/// Starts a flush or a compaction.
 async fn begin(root: &Session, what: &str, table: &str) -> JobId {
     let job = rows(root, &format!("STORAGE {what} TABLE {table}")).await;
     JobId(job.first().unwrap().split('|').next().unwrap().to_owned())
@@ -38,7 +38,7 @@ pub(crate) async fn flush(database: &Database, table: &str) {
     complete(database, "FLUSH", table).await;
 }
 
-/// Flushes or merges, and checks that it went well.
+/// Flushes or compacts, and checks that it succeeded.
 pub(crate) async fn complete(database: &Database, what: &str, table: &str) {
     let root = database.session_for("root").unwrap();
     let job = begin(&root, what, table).await;
@@ -103,7 +103,7 @@ async fn keys_stay_unique_across_hot_and_cold() {
     assert_eq!(attempt(&root, "INSERT INTO app.t VALUES (5000, 'twice')").await, Err("23505".to_owned()));
     flush(&database, "app.t").await;
     assert_eq!(attempt(&root, "INSERT INTO app.t VALUES (5000, 'twice')").await, Err("23505".to_owned()));
-    // A key that moves away makes room for another in the same statement.
+    // A key that moves away frees its place for another one in the same statement.
     assert_eq!(run(&root, "UPDATE app.t SET id = id + 1 WHERE id BETWEEN 9000 AND 10000").await, 1001);
     assert_eq!(
         rows(&root, "SELECT count(*), min(id), max(id), count(DISTINCT id) FROM app.t").await,
@@ -186,7 +186,7 @@ async fn merged_segments_have_what_was_alive_in_the_old_ones() {
     complete(&database, "COMPACT", "app.t").await;
     assert_eq!(rows(&sessions[0], select).await, before);
     let manifest = rows(&root, "SHOW MANIFEST FOR app.t").await;
-    // Half of one user's rows without the 50 that are hot again, and none of the user's who is no more.
+    // Half of one user's rows without the 50 that are hot again, and none of the dropped user's rows.
     assert!(manifest.len() == 1 && manifest[0].contains("|9950|0|"), "{manifest:?}");
     run(&sessions[0], "DELETE FROM app.t WHERE id BETWEEN 10000 AND 10010").await;
     assert_eq!(
@@ -224,7 +224,7 @@ async fn a_policy_flushes_by_itself_and_dropped_tables_leave_no_file() {
     database.shutdown().await.unwrap();
 }
 
-/// The only segment of a database's tables.
+/// Returns the only segment of a database.
 fn only_segment(folder: &std::path::Path) -> std::path::PathBuf {
     segments(folder).remove(0)
 }
@@ -272,7 +272,7 @@ async fn damaged_segments_are_errors_and_never_other_rows() {
         assert_eq!(rows(&root, "SELECT id FROM other").await, ["1"]);
         database.shutdown().await.unwrap();
     };
-    // Spread over the file, pages and footer.
+    // Flip bits all over the file, in pages and footer.
     for part in 0..40 {
         let mut damaged = whole.clone();
         let at = (whole.len() * part / 40 + part * 13).min(whole.len() - 1);
@@ -312,7 +312,7 @@ async fn a_flush_that_cannot_write_leaves_the_rows_hot_and_is_tried_again() {
     database.shutdown().await.unwrap();
 }
 
-/// An UPDATE of one row of `t` as it is planned now, for whenever it is committed.
+/// Plans an UPDATE of one row of `t` now; it can be committed at any later time.
 async fn plan_update(database: &Database, id: i64, v: &str) -> WriteSet {
     let snapshot = database.context().committer.snapshot();
     let definition = Arc::clone(snapshot.catalog.table("public", "t").unwrap());
@@ -355,7 +355,7 @@ async fn an_update_that_was_planned_before_a_move_lands_once() {
         let before = segments;
         segments = rows(&root, "SHOW MANIFEST FOR t").await;
         assert_ne!(segments, before, "{what} moved rows");
-        // Where the plan found the row it may be no more. Then nothing is written, and the statement is run again.
+        // The row may no longer be where the plan found it. Then the commit fails and is retried.
         match committer.commit(set).await {
             Ok(_) => {}
             Err(error) => {
@@ -370,7 +370,7 @@ async fn an_update_that_was_planned_before_a_move_lands_once() {
             [format!("new|{new}|{new}"), format!("old|{old}|{old}")],
             "{what}"
         );
-        // Planned on what is there now, it is never refused.
+        // A plan on the current rows is never refused.
         committer.commit(plan_update(&database, id, "new").await).await.unwrap();
         assert_eq!(rows(&root, &format!("SELECT v FROM t WHERE id = {id}")).await, ["new"]);
     }
@@ -383,7 +383,7 @@ enum Step {
     Update(i64, i64),
     Delete(i64, i64),
     Shift(i64, i64),
-    /// Waits for its end, or lets it run beside the next steps.
+    /// Waits for its end, or runs beside the next steps.
     Flush(bool),
     Compact(bool),
     Restart,
@@ -402,7 +402,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Two users with rows of one USER table, who are read and followed while they write.
+/// Two users with rows in one USER table. Readers and subscribers watch the rows during the writes.
 struct World {
     folder: tempfile::TempDir,
     database: Database,
@@ -426,7 +426,7 @@ impl World {
     }
 
     fn config(folder: &std::path::Path) -> Config {
-        // Some of the inserts are segments at once.
+        // Some of the inserts become segments at once.
         let root_password = Some("a password".to_owned());
         Config { root_password, large_insert_bytes: 150, ..Config::at(folder) }
     }
@@ -493,7 +493,7 @@ impl World {
     }
 }
 
-/// A statement, the rows after it, and how many it changes or its SQLSTATE.
+/// A statement, the rows after it, and the number of rows it changes or its SQLSTATE.
 type Planned = (String, State, Result<u64, String>);
 
 fn inserted(state: &State, ids: Range<i64>, value: &str) -> Planned {
@@ -540,8 +540,8 @@ fn shifted(state: &State, ids: Range<i64>) -> Planned {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Whatever is written, moved and restarted, in whatever order: every row is there once, as it was last written, also for
-    /// readers beside the writes; and who follows the rows has at each commit what they were then, and nothing of a move.
+    /// After any sequence of writes, moves and restarts every row exists once, as last written, even for
+    /// concurrent readers. A subscriber has the right rows at each commit and sees nothing of a move.
     #[test]
     fn any_history_reads_as_its_model(steps in proptest::collection::vec(step(), 1..25)) {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();

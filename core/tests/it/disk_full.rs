@@ -1,4 +1,4 @@
-//! A disk that is full: what is refused, what goes on, and that writing goes on by itself once there is room.
+//! A full disk: what is refused, what goes on, and that writes resume by themselves once there is room.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,13 +19,13 @@ use crate::session::{fails, rows, run};
 
 const MIB: u64 = 1 << 20;
 
-/// A file system of 64 MiB in memory.
+/// An in-memory file system of 64 MiB.
 struct SmallDisk {
     folder: tempfile::TempDir,
 }
 
 impl SmallDisk {
-    /// `None` where this process may not mount.
+    /// Mounts the file system; `None` if this process may not mount.
     fn mount() -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         let mounted = Command::new("mount")
@@ -43,7 +43,7 @@ impl SmallDisk {
         self.folder.path().join("data")
     }
 
-    /// A file that takes room away.
+    /// Writes a file that takes up room.
     fn ballast(&self, bytes: u64) -> PathBuf {
         let path = self.folder.path().join("ballast");
         fs::write(&path, vec![1; bytes as usize]).unwrap();
@@ -73,7 +73,7 @@ async fn stat(root: &Session, name: &str) -> String {
     rows(root, &sql, ()).await.remove(0)
 }
 
-/// Rows of 50 kB that do not compress, and what is known of them.
+/// Inserts incompressible rows of 50 kB, and notes which of them must exist.
 struct Filler {
     random: StdRng,
     next: i64,
@@ -87,7 +87,7 @@ impl Filler {
         Self { random, next: 0, acknowledged: BTreeMap::new(), unknown: BTreeMap::new() }
     }
 
-    /// Inserts two rows in one statement; the SQLSTATE when that fails.
+    /// Inserts two rows in one statement. Returns the SQLSTATE when that fails.
     async fn insert(&mut self, session: &Session) -> Result<(), String> {
         let mut text = || -> String {
             (0..50_000)
@@ -121,7 +121,7 @@ impl Filler {
         }
     }
 
-    /// Inserts until it succeeds: room was made, which the database finds out by itself.
+    /// Inserts until it succeeds: the database finds out by itself that there is room.
     async fn until_taken(&mut self, session: &Session) {
         let taken = async {
             while self.insert(session).await.is_err() {
@@ -131,7 +131,8 @@ impl Filler {
         tokio::time::timeout(Duration::from_secs(10), taken).await.expect("writes go on within 10 s");
     }
 
-    /// Nothing acknowledged is missing, and a statement whose outcome is not known is there as a whole or not at all.
+    /// Checks that no acknowledged row is missing, and that a statement with an unknown outcome wrote both
+    /// rows or none.
     async fn check(&self, session: &Session) {
         let mut found = BTreeMap::new();
         for line in rows(session, "SELECT id, v FROM t", ()).await {
@@ -164,7 +165,7 @@ async fn below_the_floor_nothing_grows_and_all_else_goes_on() {
     database.shutdown().await.unwrap();
     drop((root, database));
 
-    // Between the floor and its half, whatever others do on this disk meanwhile.
+    // The free space is between half of the floor and the floor, even if others use this disk meanwhile.
     let database = Database::open(small(folder.path(), free / 2 * 3)).await.unwrap();
     let root = database.session_for("root").unwrap();
     for sql in
@@ -220,7 +221,7 @@ async fn a_full_disk_refuses_writes_until_there_is_room_again() {
     database.shutdown().await.unwrap();
 }
 
-/// A subscriber of the ids of `t`.
+/// A subscriber to the ids of `t`.
 struct Follower {
     stream: Subscription,
     ids: Vec<i64>,
@@ -239,7 +240,7 @@ impl Follower {
         Self { stream, ids: Vec::new(), through: Seq(0), token: None }
     }
 
-    /// Reads on until everything up to `seq` is there.
+    /// Reads until everything up to `seq` has arrived.
     async fn reach(&mut self, seq: Seq) {
         while self.through < seq {
             let next = tokio::time::timeout(Duration::from_secs(20), self.stream.next()).await;
@@ -288,7 +289,7 @@ async fn a_disk_that_fills_up_under_the_store_has_it_reopened() {
     );
     filler.check(&root).await;
 
-    // Both who stayed and who comes back have every row once.
+    // Both the subscriber that stayed and the one that came back have every row once.
     let expected = rows(&root, "SELECT id FROM t ORDER BY id", ()).await;
     follower.reach(database.seq()).await;
     let mut resumed = Follower::begin(&root, SubscribeStart::Token(early)).await;

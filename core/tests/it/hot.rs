@@ -1,4 +1,4 @@
-//! Hot rows kept as columns: scans find the same rows with them as without them.
+//! Hot rows cached as columns: scans return the same rows with the cache and without it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -38,7 +38,7 @@ async fn flush(database: &Database, root: &Session, table: &str) {
     database.context().jobs.wait(&job).await;
 }
 
-/// The rows of `app.t` in a snapshot by `sql`, which orders them.
+/// Returns the rows of `app.t` in a snapshot. `sql` orders them.
 async fn select(database: &Database, snapshot: &Arc<Snapshot>, sql: &str) -> RecordBatch {
     let definition = snapshot.catalog.table("app", "t").unwrap();
     let schemas = database.context().schema_registry.schemas(definition);
@@ -56,7 +56,7 @@ async fn select(database: &Database, snapshot: &Arc<Snapshot>, sql: &str) -> Rec
     concat_batches(&schema, &batches).unwrap()
 }
 
-/// Compares what a snapshot shows with what it shows when everything is read from the store.
+/// Compares a scan of a snapshot with one that reads everything from the store.
 async fn compare(database: &Database, snapshot: &Arc<Snapshot>, sql: &str) {
     let direct = Arc::new(Snapshot {
         seq: snapshot.seq,
@@ -72,7 +72,7 @@ async fn compare(database: &Database, snapshot: &Arc<Snapshot>, sql: &str) {
     assert_eq!(found, select(database, &direct, sql).await, "{sql} at {}", snapshot.seq);
 }
 
-/// A scan of everything, of some columns, or of a range of keys.
+/// Generates a scan of everything, of some columns, or of a range of keys.
 fn query(random: &mut StdRng) -> String {
     let columns = ["id, a, b, _seq", "id, b", "id", "a, id"][random.random_range(0..4)];
     let low = random.random_range(0..30_000);
@@ -115,7 +115,7 @@ async fn fill(root: &Session) {
 async fn old_and_new_snapshots_show_what_the_store_has() {
     for seed in 1..=3 {
         let mut random = StdRng::seed_from_u64(seed);
-        // The second time there is room for a part of the rows only.
+        // With seed 2 the cache has room for only a part of the rows.
         let hot_cache_bytes = if seed == 2 { 300 << 10 } else { 64 << 20 };
         let (database, root) = database(Config { hot_cache_bytes, ..Config::in_memory() }).await;
         fill(&root).await;
@@ -220,7 +220,7 @@ async fn users_find_their_own_rows() {
 #[tokio::test(flavor = "multi_thread")]
 async fn expired_rows_are_not_shown_from_memory_either() {
     let clock = Arc::new(ManualClock::new(1_700_000_000_000_000));
-    // Nothing deletes the rows that have expired.
+    // Nothing deletes the expired rows.
     let config = Config { expiry_interval_ms: 3_600_000, ..Config::in_memory() };
     let database = Database::open_with_clock(config, Arc::clone(&clock) as _).await.unwrap();
     let root = database.session_for("root").unwrap();

@@ -1,4 +1,4 @@
-//! Background work as those who use the database see it.
+//! Background work as users of the database see it.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ async fn open(config: Config) -> (Database, Session) {
     (database, root)
 }
 
-/// Asks for a flush.
+/// Requests a flush.
 async fn flush(root: &Session, table: &str) -> JobId {
     let job = rows(root, &format!("FLUSH TABLE {table}"), ()).await;
     JobId(job[0].split('|').next().unwrap().to_owned())
@@ -124,7 +124,7 @@ async fn asking_again_for_a_flush_that_waits_gives_its_job() {
     let waits = flush(&root, "t").await;
     assert_eq!(flush(&root, "t").await, waits);
     assert_ne!(flush(&root, "system.audit_logs").await, waits);
-    // What was ended does not count.
+    // A killed job is not reused.
     run(&root, &format!("KILL JOB '{waits}'")).await;
     let next = flush(&root, "t").await;
     assert_ne!(next, waits);
@@ -132,7 +132,7 @@ async fn asking_again_for_a_flush_that_waits_gives_its_job() {
     database.context().jobs.wait(&next).await;
     let ended = "SELECT job_id, status FROM system.jobs WHERE table_name = 't' ORDER BY created_at";
     assert_eq!(rows(&root, ended, ()).await, [format!("{waits}|cancelled"), format!("{next}|completed")]);
-    // What has begun may have missed rows, so it does not count either.
+    // A running job may have missed rows, so it is not reused either.
     assert_ne!(flush(&root, "t").await, next);
     database.shutdown().await.unwrap();
 }
@@ -207,7 +207,7 @@ async fn nothing_is_stored_of_a_dropped_table() {
 async fn a_flush_or_merge_that_is_killed_leaves_everything_as_it_was() {
     let folder = tempfile::tempdir().unwrap();
     let (database, root) = open(Config::at(folder.path())).await;
-    // The rows are those of the default policy, which would now and then flush them first.
+    // Under the default policy a flush could come first: each step inserts as many rows as it allows.
     run(&root, "CREATE TABLE t (id BIGINT PRIMARY KEY, v TEXT) WITH (FLUSH_POLICY = 'interval:3600')").await;
     let table = database.context().committer.snapshot().catalog.table("public", "t").unwrap().id;
     let objects = folder.path().join("segments").join(table.to_string());
@@ -233,7 +233,7 @@ async fn a_flush_or_merge_that_is_killed_leaves_everything_as_it_was() {
         let (before, segments_before, files_before) =
             (rows(&root, select, ()).await, segments(&root, "t").await, files());
         let job = begin(what).await;
-        // It is at work once its file is there, and has much to do yet.
+        // The job is at work once its file exists, and still has much to do.
         while files() == files_before {
             tokio::task::yield_now().await;
         }
@@ -269,7 +269,7 @@ async fn rows_are_refused_while_too_many_wait_to_be_flushed() {
         root.execute(&sql, ()).await.map(|_| inserted += 100)
     };
     let failing = "SELECT job_id FROM system.jobs WHERE job_type = 'flush' AND error_message LIKE '%58030%'";
-    // The writes themselves call for the flush that fails.
+    // The writes themselves trigger the failing flush.
     let refusal = loop {
         match insert().await {
             Err(error) if !rows(&root, failing, ()).await.is_empty() => break error,

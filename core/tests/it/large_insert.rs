@@ -1,4 +1,4 @@
-//! Inserts so large that their rows are segments at once: nobody can tell but by SHOW MANIFEST.
+//! Inserts so large that their rows become segments at once: only SHOW MANIFEST shows the difference.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ async fn database() -> (Database, Session) {
     (database, root)
 }
 
-/// Rows of the segments of a table, and how many of them are gone.
+/// Returns for each segment of a table its rows and how many of them are overwritten or deleted.
 async fn cold_rows(root: &Session, table: &str) -> Vec<(u64, u64)> {
     let manifest = rows(root, &format!("SHOW MANIFEST FOR {table}")).await;
     let numbers = manifest.iter().map(|line| line.split('|').collect::<Vec<_>>());
@@ -116,7 +116,7 @@ async fn its_keys_are_unique_among_hot_and_cold_rows() {
                  FROM generate_series(1, 2000)";
     assert_eq!(fails(&root, nulls).await.sqlstate().to_string(), "23502");
     assert_eq!(rows(&root, "SELECT count(*) FROM app.t").await, ["1000"]);
-    // Keys that come in no order, between those that are there.
+    // Unsorted keys, between existing ones.
     run(&root, "DELETE FROM app.t WHERE id % 2 = 0").await;
     run(
         &root,

@@ -1,9 +1,10 @@
-//! Live queries against their promise: folding a stream's frames gives the query's result at every `complete_through`.
+//! Live queries against their promise: folding a stream's frames gives the query's result at every
+//! `complete_through`.
 //!
-//! The property test writes at random from several sessions, subscribes at random, disconnects, resumes and restarts the
-//! database, with rings so small that subscribers go through the change log and RESETs. Each frontier a subscriber reaches is
-//! compared with a SELECT on the snapshot of that commit, where one was kept. `KALAMDB_SEED` and `KALAMDB_CASES` choose the
-//! cases; a failure names its seed.
+//! The property test writes at random from several sessions, subscribes, disconnects, resumes and restarts
+//! the database. Its rings are so small that subscribers fall back to the change log and to RESETs. At each
+//! frontier a subscriber reaches, its rows are compared with a SELECT on that commit's snapshot, if one was
+//! kept. `KALAMDB_SEED` and `KALAMDB_CASES` choose the cases; a failure names its seed.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -33,7 +34,7 @@ type Row = Vec<String>;
 /// What a client holds: a map by key, or a multiset.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Folded {
-    /// Positions of the key among the row's columns; `None` for a multiset.
+    /// The positions of the key columns in the row; `None` for a multiset.
     key: Option<Vec<usize>>,
     rows: BTreeMap<Row, (Row, usize)>,
 }
@@ -46,7 +47,7 @@ impl Folded {
         }
     }
 
-    /// Applies one row, strictly: nothing is put twice, replaced or removed that is not there.
+    /// Applies one row strictly: an insert must be new, an update must change its row, a delete must find it.
     fn apply(&mut self, op: u8, row: Row) -> Result<(), String> {
         let identity = self.identity(&row);
         let held = self.rows.get_mut(&identity);
@@ -72,16 +73,16 @@ impl Folded {
     }
 }
 
-/// A subscriber that holds what it was told, and where it could resume.
+/// A subscriber with the rows it was told and the token to resume from.
 #[derive(Debug, Default)]
 pub(crate) struct Client {
     complete: Folded,
     pub(crate) complete_through: Seq,
     pub(crate) token: Option<Bytes>,
-    /// Rows of a snapshot or commit of which the rest is to come.
+    /// The rows of an incomplete snapshot or commit.
     partial: Vec<(u8, Row)>,
     in_snapshot: bool,
-    /// What it held at each frontier.
+    /// The rows it held at each frontier.
     pub(crate) checkpoints: Vec<(Seq, BTreeMap<Row, usize>)>,
     resets: Vec<ResetReason>,
     closed: Option<CloseReason>,
@@ -89,7 +90,7 @@ pub(crate) struct Client {
 
 impl Client {
     pub(crate) fn take(&mut self, frame: &Frame) -> Result<(), String> {
-        // A stream that cannot resume begins at nothing.
+        // A stream that does not resume starts from nothing.
         if matches!(frame.body, FrameBody::Started { resumed: false, .. }) {
             (self.complete_through, self.token) = (Seq(0), None);
         }
@@ -155,7 +156,7 @@ impl Client {
     }
 }
 
-/// Delta rows belong to commits after the last frontier, and to none after the frame's.
+/// Checks that delta rows belong to commits after the last frontier, and to none after the frame's.
 fn check_seqs(batch: &RecordBatch, after: Seq, frame: &Frame) -> Result<(), String> {
     let limit = if frame.more { Seq(frame.complete_through.0 + 1) } else { frame.complete_through };
     for row in 0..batch.num_rows() {
@@ -184,7 +185,7 @@ fn text_row(batch: &RecordBatch, row: usize) -> Row {
     batch.columns().iter().map(value).collect()
 }
 
-/// The result of the same SELECT on a pinned snapshot, by DataFusion's own planner.
+/// Returns the result of the same SELECT on a pinned snapshot, planned by DataFusion itself.
 async fn select(
     context: &SessionContext,
     database: &Database,
@@ -252,7 +253,7 @@ impl Query {
     }
 }
 
-/// One table of a case and how it is written.
+/// One table of a case, and how it is written.
 #[derive(Clone, Debug)]
 struct Table {
     name: String,
@@ -328,7 +329,7 @@ fn random_values(random: &mut StdRng) -> String {
     )
 }
 
-/// A subscription of one user to one table, over its reconnects.
+/// One user's subscription to one table, across reconnects.
 struct Subscriber {
     session: Session,
     table: Table,
@@ -349,15 +350,15 @@ impl Subscriber {
         request
     }
 
-    /// Follows until everything up to `goal` is there, with pauses and reconnects.
+    /// Follows until everything up to `goal` has arrived, with pauses and reconnects.
     async fn follow(&mut self, mut goal: tokio::sync::watch::Receiver<Option<Seq>>) -> Result<(), String> {
         loop {
             let request = self.request();
             let mut stream = self.session.subscribe(request).await.map_err(|error| error.to_string())?;
             let frames_until_disconnect = self.random.random_range(1..40);
             for _ in 0..frames_until_disconnect {
-                // Marked as seen before looking. The goal becomes known after the last commit, perhaps when its frame has been
-                // taken, and without a heartbeat no other follows.
+                // Mark the goal as seen before the check. It becomes known after the last commit, perhaps
+                // after that commit's frame, and without a heartbeat no other frame follows.
                 let goal_seq = *goal.borrow_and_update();
                 if goal_seq.is_some_and(|goal| self.client.complete_through >= goal) {
                     return Ok(());
@@ -380,16 +381,16 @@ impl Subscriber {
         }
     }
 
-    /// Compares what was held at each frontier whose snapshot was kept; says how many were.
+    /// Compares the rows held at each frontier whose snapshot was kept. Returns how many were compared.
     async fn check(
         &mut self,
         database: &Database,
         pinned: &BTreeMap<Seq, Arc<Snapshot>>,
     ) -> Result<usize, String> {
-        /// Evenly spread over all frontiers, the last among them; each costs a SELECT.
+        /// Spread evenly over all frontiers, including the last; each costs a SELECT.
         const COMPARED_MAX: usize = 40;
         let mut compared = 0;
-        // One for all, because making one costs more than a SELECT.
+        // All SELECTs share one context: creating one costs more than a SELECT.
         let mut config = SessionConfig::new().with_target_partitions(1);
         config.options_mut().execution.parquet.schema_force_view_types = false;
         let context = SessionContext::new_with_config(config);
@@ -410,12 +411,12 @@ impl Subscriber {
     }
 }
 
-/// Runs statements; a duplicate key or a lost race is part of the game.
+/// Runs statements. Duplicate keys and lost conflicts are expected.
 async fn write(session: Session, tables: Vec<Table>, seed: u64, statements: usize) -> Result<(), String> {
     let mut random = StdRng::seed_from_u64(seed);
     for _ in 0..statements {
         let table = tables.choose(&mut random).expect("some");
-        // Rows on the move are nothing that a live query sees.
+        // Live queries do not see moves of rows.
         let sql = match random.random_range(0..24) {
             0 | 1 => format!("FLUSH TABLE app.{}", table.name),
             2 => format!("STORAGE COMPACT TABLE app.{}", table.name),
@@ -458,7 +459,7 @@ async fn pin(
     }
 }
 
-/// Cases that share a database, and with it its users and the sizes of its rings.
+/// Cases that share a database, and so its users and ring sizes.
 const CASES_PER_DATABASE: u64 = 10;
 const USERS: [&str; 3] = ["root", "ann", "bob"];
 
@@ -485,7 +486,7 @@ struct Totals {
 }
 
 impl Totals {
-    /// Takes what a database counted before it is shut down.
+    /// Adds the counters of a database, before it is shut down.
     fn add(&mut self, database: &Database) {
         let live = database.context().live_queries.counters();
         self.frames += live.frames;
@@ -590,7 +591,7 @@ async fn run_database(
     database.shutdown().await.map_err(failed(first))
 }
 
-/// Restarts the database. Subscribers keep their tokens and nothing else.
+/// Restarts the database. Subscribers keep what they hold and get new sessions.
 async fn reopen(
     database: Arc<Database>,
     config: &Config,
@@ -635,7 +636,7 @@ async fn folding_the_frames_gives_the_query_at_every_frontier() {
     }
 }
 
-/// A database in memory with a shared table `app.t`.
+/// Opens an in-memory database with a shared table `app.t`.
 async fn with_table() -> (Database, Session) {
     with_table_and(Config::in_memory()).await
 }
@@ -690,7 +691,7 @@ async fn rows_enter_change_and_leave_a_condition() {
         assert_eq!(rows_of(&rows.batch), expected, "{sql}");
         assert_eq!(frame.complete_through, database.seq(), "{sql}");
     }
-    // A change of a column that is not selected is no news; the next frame is of the change after it.
+    // A change of an unselected column sends nothing; the next frame reports the change after it.
     root.execute("UPDATE app.t SET a = 6 WHERE id = 1", ()).await.expect("enter");
     assert!(matches!(next(&mut stream).await.body, FrameBody::Delta(_)));
     root.execute("UPDATE app.t SET b = 'other' WHERE id = 1", ()).await.expect("unselected");
@@ -727,7 +728,7 @@ async fn a_dropped_stream_is_unregistered_at_once() {
     let live = &database.context().live_queries;
     let numbers = || (live.counters().subscriptions, live.counters().groups, live.list().len());
     let subscribe = async |sql: &str| root.subscribe(SubscribeRequest::new(sql)).await.expect(sql);
-    // One that was never polled, two equal ones of which one is within its snapshot, and one that waits for changes.
+    // One was never polled; of two equal ones, one is within its snapshot and one waits for changes.
     let fresh = subscribe("SELECT id, a FROM app.t").await;
     let mut in_snapshot = subscribe("SELECT id FROM app.t").await;
     let mut waiting = subscribe("SELECT id FROM app.t").await;
@@ -745,7 +746,7 @@ async fn a_dropped_stream_is_unregistered_at_once() {
 
 #[tokio::test]
 async fn without_a_heartbeat_commits_that_change_nothing_are_reported_from_the_log_too() {
-    // No commit stays in memory, so that every subscriber reads the change log.
+    // No commit stays in memory, so every subscriber reads the change log.
     let (database, root) = with_table_and(Config { commit_ring_bytes: 0, ..Config::in_memory() }).await;
     let mut request = SubscribeRequest::new("SELECT id FROM app.t WHERE a > 5");
     request.heartbeat = Duration::ZERO;
@@ -775,7 +776,7 @@ async fn a_subscriber_that_reads_nothing_holds_no_more_than_the_ring() {
     }
     for id in 0..200 {
         root.execute(&format!("INSERT INTO app.t VALUES ({id}, 1, 'x', 0.0)"), ()).await.expect("insert");
-        // When the quick one has the commit, the ring does too.
+        // Once the quick subscriber has the commit, the ring has it too.
         assert_eq!(next(&mut quick).await.complete_through, database.seq());
         let held = live.counters().ring_bytes;
         assert!(held <= RING_BYTES, "{held} bytes after row {id}");
@@ -862,7 +863,7 @@ async fn streams_say_why_they_end() {
     let (database, root) = with_table().await;
     let ended = async |mut stream: Subscription| loop {
         if let FrameBody::Closed { reason, .. } = next(&mut stream).await.body {
-            // A failure follows as an error, so that no client takes the end for a normal one.
+            // An error follows a failure, so that no client takes it for a normal end.
             let failed = stream.next().await.is_some_and(|item| item.is_err());
             assert_eq!(failed, reason == CloseReason::Failed);
             return reason;
@@ -895,7 +896,7 @@ async fn streams_say_why_they_end() {
     let other = root.subscribe(SubscribeRequest::new("SELECT * FROM app.u")).await.expect("subscribe to it");
     root.execute("DROP TABLE app.t", ()).await.expect("drop");
     assert_eq!(ended(dropped).await, CloseReason::TableDropped);
-    // Nobody else's stream ends with it.
+    // No other stream ends with it.
     root.execute("INSERT INTO app.u VALUES (1)", ()).await.expect("insert");
     let mut other = other;
     while !matches!(next(&mut other).await.body, FrameBody::Delta(_)) {}

@@ -1,4 +1,4 @@
-//! Many users with a few rows each: they share segments, and one of them reads nobody else's pages.
+//! Many users with a few rows each: they share segments, and a query of one user reads no other user's pages.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use crate::session::{rows, run};
 const USERS: u64 = 7_000;
 const ROWS_EACH: i64 = 20;
 
-/// Users who log in nowhere, so that nobody has to hash their passwords.
+/// Creates users without passwords, which saves hashing them.
 async fn create_users(database: &Database) {
     let snapshot = database.context().committer.snapshot();
     let mut set = WriteSet::new(UserId::SYSTEM, snapshot.seq);
@@ -26,7 +26,7 @@ async fn create_users(database: &Database) {
             username: Arc::from(format!("user{number}")),
             revision: 1,
             password_hash: None,
-            // Who may look at plans.
+            // This role may see plans.
             role: Role::Dba,
             email: None,
             created_at: 0,
@@ -38,7 +38,7 @@ async fn create_users(database: &Database) {
     database.context().committer.commit(set).await.unwrap();
 }
 
-/// All users' rows of `t`, in one commit.
+/// Writes all users' rows of `t` in one commit.
 async fn fill(database: &Database) {
     let context = database.context();
     let snapshot = context.committer.snapshot();
@@ -89,7 +89,7 @@ async fn one_of_many_users_reads_one_row_group_of_a_shared_segment() {
     database.shutdown().await.unwrap();
 }
 
-/// What the plan's one source read, about: metrics are printed with a unit.
+/// Returns about how many bytes the plan's only source read. Metrics are printed with a unit.
 fn bytes_scanned(plan: &str) -> f64 {
     let (_, text) = plan.split_once("bytes_scanned=").unwrap();
     let text = &text[..text.find([',', ']']).unwrap()];

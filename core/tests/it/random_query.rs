@@ -1,13 +1,13 @@
-//! SELECT statements at random, over tables whose columns are known.
+//! Generates random SELECT statements over tables with known columns.
 //!
-//! `{a}` and `{b}` stand for the namespaces of the tables, so that one statement can be asked of several copies. Nothing in a
-//! statement depends on the order of rows where no ORDER BY says one, and no float is summed whose sum would depend on it.
+//! `{a}` and `{b}` stand for the tables' namespaces, so that one statement can run on several copies. No
+//! statement depends on an order of rows that no ORDER BY sets, and none sums floats whose sum depends on it.
 
 use rand::Rng;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 
-/// What can be done with a column.
+/// The type of a column, which decides what can be done with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Type {
     Boolean,
@@ -28,7 +28,7 @@ pub(crate) enum Type {
 use Type::*;
 
 impl Type {
-    /// Values that rows have and conditions ask for, as SQL.
+    /// Returns values as SQL, both for rows and for conditions.
     pub(crate) fn values(self) -> &'static [&'static str] {
         match self {
             Boolean => &["true", "false"],
@@ -78,13 +78,13 @@ impl Type {
 #[derive(Debug)]
 pub(crate) struct Shape {
     pub(crate) name: &'static str,
-    /// Key columns first.
+    /// Key columns come first.
     pub(crate) columns: &'static [(&'static str, Type)],
-    /// How many of the columns are the key; 0 without one.
+    /// The number of key columns; 0 without a key.
     pub(crate) key: usize,
 }
 
-/// A statement and whether its rows have an order.
+/// A statement, and whether its rows are ordered.
 #[derive(Debug)]
 pub(crate) struct Question {
     pub(crate) sql: String,
@@ -122,7 +122,7 @@ impl Questions<'_> {
         of.choose(&mut self.random).unwrap()
     }
 
-    /// A column that can be compared, of a type that `fits`, if there is one.
+    /// Picks a comparable column whose type `fits`, if there is one.
     fn column(&mut self, shape: &Shape, fits: impl Fn(Type) -> bool) -> Option<(&'static str, Type)> {
         let fitting: Vec<_> =
             shape.columns.iter().filter(|(_, ty)| ty.can_be_compared() && fits(*ty)).collect();
@@ -137,7 +137,7 @@ impl Questions<'_> {
         self.column(shape, |ty| ty == Integer).unwrap().0
     }
 
-    /// Some of the columns, or all; `table` says whose.
+    /// Picks some or all of the columns; `table` is their prefix.
     fn columns(&mut self, shape: &Shape, table: &str) -> Vec<String> {
         let count = 1 + self.below(shape.columns.len().min(5));
         let chosen: Vec<_> = match self.below(5) {
@@ -167,7 +167,7 @@ impl Questions<'_> {
         }
     }
 
-    /// Conditions that become ranges of keys.
+    /// Generates conditions that become ranges of keys.
     fn key_condition(&mut self, shape: &Shape, table: &str) -> String {
         let parts = 1 + self.below(shape.key.max(1));
         let mut conditions = Vec::new();
@@ -205,7 +205,7 @@ impl Questions<'_> {
         let column = format!("{table}{name}");
         let is_null = format!("{column} IS {}NULL", self.one(&["", "NOT "]));
         match ty {
-            // A UUID is not compared with text everywhere.
+            // A UUID is not comparable with text everywhere.
             Json | Embedding | Uuid => return is_null,
             _ if self.below(6) == 0 => return is_null,
             Boolean => {
@@ -248,7 +248,7 @@ impl Questions<'_> {
         format!("SELECT {} FROM {{a}}.{}{}", shown.join(", "), shape.name, self.filter(shape, ""))
     }
 
-    /// An order in which rows that are equal in it are equal in what is shown.
+    /// Generates an order in which equal rows are equal in every shown column.
     fn total_order(&mut self, shape: &Shape, shown: &[String]) -> String {
         let mut order = Vec::new();
         for _ in 0..self.below(3) {
@@ -278,7 +278,7 @@ impl Questions<'_> {
 
     fn aggregates(&mut self, shape: &Shape) -> String {
         let (name, _) = self.any_column(shape);
-        // Of a group with NaN, DataFusion's lowest and highest float depend on which row comes first.
+        // In a group with NaN, DataFusion's min and max of floats depend on which row comes first.
         let (lowest, _) = self.column(shape, |ty| !matches!(ty, Boolean | Uuid | Float)).unwrap();
         let integer = self.integer(shape);
         format!(
@@ -362,7 +362,7 @@ impl Questions<'_> {
         let (shown, integer) = (self.columns(shape, ""), self.integer(shape));
         let order = self.total_order(shape, &shown);
         let (shown, filter) = (shown.join(", "), self.filter(shape, ""));
-        // Without a key no order is total, so that only what a whole partition has in common is asked for.
+        // Without a key no order is total, so only ask for what a whole partition has in common.
         let window = match (shape.key, self.below(3)) {
             (0, _) => format!("sum({integer}) OVER (PARTITION BY {group})"),
             (_, choice) => {
@@ -389,7 +389,7 @@ impl Questions<'_> {
         )
     }
 
-    /// Which rows a LIMIT gives is open, but not how many.
+    /// LIMIT may keep any rows, but their number is fixed.
     fn limited(&mut self, shape: &Shape) -> String {
         let (filter, limit, offset) =
             (self.filter(shape, ""), self.below(300), self.below(2) * self.below(50));

@@ -1,4 +1,5 @@
-//! The same query gives the same rows wherever the rows are: all hot, all flushed, half of each after updates and deletes, merged.
+//! A query returns the same rows whether they are hot, flushed, mixed after updates and deletes, or
+//! compacted.
 //!
 //! `KALAMDB_SEED` and `KALAMDB_QUERIES` choose the queries; a failure names its seed.
 
@@ -54,12 +55,12 @@ const SHAPES: [Shape; 5] = [
     Shape { name: "many", columns: &[("id", Integer), ("i", Integer), ("t", Text), ("d", Float)], key: 1 },
 ];
 
-/// How a table is made, and how a row can be wrong for a while and be put right again.
+/// How a table is created, and how its rows can be wrong for a while and be corrected again.
 struct Table {
     create: &'static str,
-    /// A column outside the key, and what undoes itself when it is done twice.
+    /// A non-key column, and an expression that undoes itself when applied twice.
     toggle: (&'static str, &'static str),
-    /// A column, what it is in rows that are deleted again, of which rows these are copies, and how they are found.
+    /// For rows deleted again: a column, its value in them, the rows they copy, and how to find them.
     extra: (&'static str, &'static str, &'static str, &'static str),
 }
 
@@ -95,20 +96,20 @@ const TABLES: [Table; 5] = [
     },
 ];
 
-/// Rows of two pages and more.
+/// Rows for at least two pages.
 const MANY: &str = "INSERT INTO hot.many SELECT value * 3 - 900, \
      CASE WHEN value % 11 = 0 THEN NULL ELSE value % 40 END, \
      CASE WHEN value % 5 = 0 THEN NULL WHEN value % 7 = 0 THEN '' ELSE 'text ' || CAST(value % 100 AS TEXT) END, \
      CASE WHEN value % 13 = 0 THEN CAST('NaN' AS DOUBLE) ELSE value / 8.0 END FROM generate_series(1, 5000)";
 
-/// The hot copy comes first: the others are made of it and compared with it.
+/// The hot copy comes first: the others are made from it and compared with it.
 const COPIES: [&str; 4] = ["hot", "cold", "mixed", "merged"];
-/// For each copy the one that a second table of a query is in.
+/// For each copy, the copy with the second table of a query.
 const PARTNERS: [&str; 4] = ["hot", "mixed", "hot", "cold"];
 
 struct World {
     database: Database,
-    /// Root and two users; shared tables are root's to write, the others each user's own.
+    /// Root and two users. Root writes the shared tables; the users write their own rows.
     sessions: Vec<Arc<Session>>,
 }
 
@@ -161,7 +162,7 @@ impl World {
         assert_eq!(self.segments("hot", shape).await, Vec::<String>::new());
     }
 
-    /// Of the flushed rows a third is deleted and written anew, a third updated, and some are deleted for good.
+    /// Deletes and rewrites a third of the flushed rows, updates a third, and deletes some for good.
     async fn make_mixed(&self, shape: &Shape, table: &Table) {
         let name = shape.name;
         let (column, toggled) = table.toggle;
@@ -181,7 +182,7 @@ impl World {
         }
     }
 
-    /// Three flushes, with updates and deletes between them, then one segment.
+    /// Flushes three times, with updates and deletes in between, then compacts into one segment.
     async fn make_merged(&self, shape: &Shape, table: &Table) {
         let name = shape.name;
         let (column, toggled) = table.toggle;
@@ -207,14 +208,14 @@ impl World {
     }
 }
 
-/// An INSERT of some rows of the hot copy, with another value in one column.
+/// Returns an INSERT of some rows of the hot copy, with another value in one column.
 fn copy(into: &str, shape: &Shape, column: &str, value: &str, which: &str) -> String {
     let columns = shape.columns.iter().map(|(name, _)| if *name == column { value } else { name });
     let columns = columns.collect::<Vec<_>>().join(", ");
     format!("INSERT INTO {into}.{0} SELECT {columns} FROM hot.{0} WHERE {which}", shape.name)
 }
 
-/// Rows of the hot copy, whose values often are those that conditions ask for.
+/// Fills the hot copy, often with values that conditions ask for.
 async fn fill(session: &Session, shape: &Shape, random: &mut StdRng) {
     const ROWS: usize = 300;
     if shape.name == "many" {
@@ -231,10 +232,10 @@ async fn fill(session: &Session, shape: &Shape, random: &mut StdRng) {
             .map(|(place, (_, ty))| value(random, *ty, place < shape.key))
             .collect();
         if shape.name == "floats" {
-            // Few floats, times and bytes: their combinations are the keys.
+            // There are few floats, times and bytes: their combinations are the keys.
             row[1] = format!("TIMESTAMP '2026-01-02 03:04:{:02}'", random.random_range(0..60));
         }
-        // The two zeros are one key.
+        // 0.0 and -0.0 are one key.
         let key = row.iter().take(shape.key).map(|value| value.replace("CAST('-0.0' AS DOUBLE)", "0.0"));
         if shape.key == 0 || keys.insert(key.collect::<Vec<_>>()) {
             values.push(format!("({})", row.join(", ")));
@@ -302,13 +303,13 @@ async fn queries_give_the_same_rows_wherever_the_rows_are() {
     assert!(not_empty * 2 > queries, "only {not_empty} of {queries} queries gave rows");
 }
 
-/// The rows of a query as lines, or why it failed.
+/// Returns the rows of a query as lines, or why it failed.
 async fn answer(session: &Session, sql: &str) -> Result<Vec<String>, String> {
     let rows = async { session.execute(sql, ()).await?.rows()?.collect().await };
     rows.await.map(|batches| text(&batches)).map_err(|error| error.to_string())
 }
 
-/// The first rows that only one of two answers has.
+/// Shows the first rows that only one of two answers has.
 fn difference(hot: &[String], other: &[String]) -> String {
     let only = |left: &[String], right: &[String]| -> Vec<String> {
         left.iter().filter(|row| !right.contains(row)).take(3).cloned().collect()

@@ -1,4 +1,4 @@
-//! Statements in tests: what they change, what they give as text, how they fail.
+//! Test helpers for statements: what they change, what they return as text, how they fail.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use datafusion::arrow::array::RecordBatch;
 use datafusion::arrow::util::display::{ArrayFormatter, FormatOptions};
 use kalamdb_core::{Error, Outcome, Params, Session};
 
-/// Runs a statement that succeeds; gives the rows it changed.
+/// Runs a statement that must succeed. Returns the number of rows it changed.
 pub(crate) async fn run(session: &Session, sql: &str) -> u64 {
     match session.execute(sql, ()).await {
         Ok(Outcome::Affected(affected)) => affected.rows,
@@ -14,7 +14,7 @@ pub(crate) async fn run(session: &Session, sql: &str) -> u64 {
     }
 }
 
-/// Runs a statement that fails.
+/// Runs a statement that must fail. Returns its error.
 pub(crate) async fn fails(session: &Session, sql: &str) -> Error {
     match session.execute(sql, ()).await {
         Err(error) => error,
@@ -26,7 +26,7 @@ pub(crate) async fn fails(session: &Session, sql: &str) -> Error {
     }
 }
 
-/// Rows as lines, their columns between bars.
+/// Formats rows as lines, with bars between the columns.
 pub(crate) fn text(batches: &[RecordBatch]) -> Vec<String> {
     let options = FormatOptions::default().with_null("NULL");
     let mut lines = Vec::new();
@@ -41,7 +41,7 @@ pub(crate) fn text(batches: &[RecordBatch]) -> Vec<String> {
     lines
 }
 
-/// The rows of a query that succeeds, as [`text`].
+/// Returns the rows of a query that must succeed, formatted by [`text`].
 pub(crate) async fn rows(session: &Session, sql: &str, params: impl Into<Params>) -> Vec<String> {
     let outcome = session.execute(sql, params).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
     let rows = outcome.rows().unwrap();

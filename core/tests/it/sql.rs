@@ -1,5 +1,5 @@
-//! SQL as an embedder sees it, where `.slt` files cannot reach: schemas by pointer, several sessions, prepared statements,
-//! conflicts, and texts that are meant to kill the process.
+//! SQL for embedders, beyond the reach of `.slt` files: schemas by pointer, several sessions, prepared
+//! statements, conflicts, and texts that are meant to kill the process.
 
 use std::sync::Arc;
 
@@ -212,7 +212,7 @@ async fn a_thousand_selects_build_one_schema() {
             assert!(result.schema_ipc.is_some());
         }
         let after = database.registry_counters();
-        // A definition looked up once as planned and once as installed is still one version: one build.
+        // The planned and the installed definition are one version, so there is one build.
         assert_eq!(after.builds - before.builds, 1, "{table}");
         assert_eq!(after.encodings - before.encodings, 1, "{table}");
         run(&root, &format!("DROP TABLE {table}")).await;
@@ -357,7 +357,7 @@ async fn writers_that_lose_are_run_again() {
     assert_eq!(rows(&root, "SELECT n FROM app.counter", ()).await, ["200"]);
 }
 
-/// The compiled shapes against the planned path, which a comment-like change of the text (`1 = 1 AND`) or a subquery forces.
+/// Compares the compiled shapes with the planned path, which `1 = 1 AND` or a subquery forces.
 #[tokio::test(flavor = "multi_thread")]
 async fn compiled_shapes_equal_planned_ones() {
     let (_database, root) = database().await;
@@ -429,7 +429,7 @@ async fn hostile_texts_are_errors() {
             assert!(matches!(error.sqlstate().0, "54001" | "54000" | "42601"), "{link} x {count}: {error}");
         }
     }
-    // The longest chains that pass are planned and run.
+    // The longest accepted chains are planned and run.
     assert_eq!(rows(&root, &format!("SELECT 1{}", "+1".repeat(900)), ()).await, ["901"]);
     let ors = format!("SELECT count(*) FROM app.t WHERE a=0{}", " OR a=1".repeat(490));
     assert_eq!(rows(&root, &ors, ()).await, ["0"]);
@@ -473,7 +473,7 @@ async fn short_texts_that_double_with_every_step_are_errors() {
             .await,
         "54001"
     );
-    // What is worth it is planned and run.
+    // Moderate doubling is planned and run.
     let sql = doubled(8, table, &unions, "SELECT count(*) FROM c8");
     assert_eq!(rows(&root, &sql, ()).await, ["256"]);
     let sql = doubled(8, table, &sums, "SELECT a FROM c8 WHERE a > 0");
@@ -511,7 +511,7 @@ async fn values_that_double_with_every_step_are_errors() {
         let sql = format!("WITH c0 AS ({first}), {} SELECT cardinality(a) FROM c12", steps.join(", "));
         assert_eq!(state(&root, &sql).await, "54000", "{step}");
     }
-    // Constants are not spread over more rows than there is room for.
+    // Constants are not expanded over more rows than there is room for.
     let wide =
         "SELECT max(length(repeat('a', 1000000) || CAST(value AS TEXT))) FROM generate_series(1, 5000)";
     assert_eq!(state(&root, wide).await, "54000");

@@ -1,9 +1,9 @@
-//! The rules of the house that a compiler does not know: which module may name which, and how long things may get.
+//! Rules that the compiler does not check: which module may use which, how long files and functions may be.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The core's modules, each before those that may name it.
+/// The core's modules. Each may use only modules before it.
 const ORDER: [&str; 23] = [
     "ids",
     "error",
@@ -44,7 +44,7 @@ impl Source {
             || self.path.file_stem().is_some_and(|stem| stem.to_string_lossy().ends_with("tests"))
     }
 
-    /// The lines in front of the file's tests.
+    /// The lines before the file's tests.
     fn body(&self) -> impl Iterator<Item = (usize, &str)> {
         let end = self.text.find("#[cfg(test)]\nmod tests {").unwrap_or(self.text.len());
         self.text.get(..end).unwrap_or_default().lines().enumerate().map(|(number, line)| (number + 1, line))
@@ -176,7 +176,7 @@ fn every_failpoint_is_listed_and_stands_in_one_place() {
     assert_eq!(found, listed);
 }
 
-/// The lines of a list in Markdown, each with what it goes on with.
+/// Returns the items of a Markdown list, each with its continuation lines.
 fn list_items(text: &str) -> Vec<String> {
     let mut items: Vec<String> = Vec::new();
     for line in text.lines() {
@@ -197,7 +197,7 @@ fn every_difference_from_postgresql_has_its_records() {
     let items = list_items(section.split("\n## ").next().unwrap());
     let path = root.join("flight-server/tests/slt/sql/differences.slt");
     let records = fs::read_to_string(path).unwrap();
-    // The first comment is the file's own.
+    // The first comment describes the file itself.
     let parts: Vec<&str> = records.split("\n# ").skip(1).collect();
     let mut broken = Vec::new();
     for (item, part) in items.iter().zip(&parts) {

@@ -1,8 +1,8 @@
-//! One user's rows of a table `t (id BIGINT PRIMARY KEY, v TEXT)`, read and followed while they are written and moved.
+//! One user's rows of a table `t (id BIGINT PRIMARY KEY, v TEXT)`, read and followed during writes and moves.
 //!
-//! A reader asks again and again: each answer is that of one state of the rows, never an older one than was acknowledged before
-//! it asked, and never one before its last answer. A subscriber holds at each frontier what the rows were at that commit, and is
-//! told of no row by a commit that changed none: flushes and merges are nothing to it.
+//! A reader asks again and again. Each answer must show one state of the rows, no older than the last state
+//! acknowledged before the question and than the reader's last answer. A subscriber holds the rows of the
+//! commit at each frontier. No commit reports a row it did not change: flushes and compactions report none.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -26,7 +26,7 @@ use crate::session::rows;
 /// The rows by their keys.
 pub(crate) type State = BTreeMap<i64, String>;
 
-/// A query, and what it gives of a state.
+/// A query, and its answer for a state.
 pub(crate) struct Question {
     pub(crate) sql: &'static str,
     pub(crate) answer: fn(&State) -> Vec<String>,
@@ -61,28 +61,28 @@ pub(crate) const QUESTIONS: [Question; 7] = [
     },
 ];
 
-/// What the rows were.
+/// The history of the rows.
 pub(crate) struct History {
-    /// After each statement, from none on; the last may be that of a statement under way.
+    /// The state after each statement, from the empty one on; the last may be that of a running statement.
     states: Vec<State>,
     /// The last state whose statement is acknowledged.
     acknowledged: usize,
-    /// The commits of the statements that succeeded, with the states after them.
+    /// The commits of successful statements, with the states after them.
     commits: BTreeMap<Seq, usize>,
 }
 
 impl History {
-    /// What the rows are.
+    /// Returns the current rows.
     pub(crate) fn now(&self) -> State {
         self.states[self.acknowledged].clone()
     }
 
-    /// A statement begins that leaves `after`.
+    /// Notes that a statement begins, which leads to `after`.
     pub(crate) fn begin(&mut self, after: State) {
         self.states.push(after);
     }
 
-    /// It has ended with a commit, or changed nothing.
+    /// Notes that the statement ended with a commit, or changed nothing.
     pub(crate) fn acknowledge(&mut self, commit: Option<Seq>) {
         self.acknowledged = self.states.len() - 1;
         if let Some(seq) = commit {
@@ -96,10 +96,10 @@ impl History {
     }
 }
 
-/// One user's history and who watches it.
+/// One user's history and its watchers.
 pub(crate) struct Watched {
     pub(crate) history: Arc<Mutex<History>>,
-    /// Not there while it follows.
+    /// `None` while it follows.
     follower: Option<Follower>,
     watching: Option<Watching>,
 }
@@ -132,7 +132,7 @@ impl Watched {
             Some(Watching { stop, goal, reader: tokio::spawn(reader), follower: tokio::spawn(follower) });
     }
 
-    /// Waits until the subscriber has all there is, and ends the watching.
+    /// Waits until the subscriber has everything, then ends the watching.
     pub(crate) async fn end(&mut self, database: &Database) {
         let watching = self.watching.take().unwrap();
         watching.goal.send_replace(Some(database.seq()));
@@ -141,7 +141,7 @@ impl Watched {
         self.follower = Some(watching.follower.await.unwrap());
     }
 
-    /// Compares what the subscriber held with what the rows were.
+    /// Compares the rows that the subscriber held with the history.
     pub(crate) fn check(&mut self) {
         let (history, follower) = (self.history.lock(), self.follower.take().unwrap());
         assert!(!follower.client.checkpoints.is_empty());
@@ -187,10 +187,10 @@ struct Follower {
 }
 
 impl Follower {
-    /// Follows until it has the goal.
+    /// Follows until it has reached the goal.
     async fn follow(mut self, session: Session, mut goal: watch::Receiver<Option<Seq>>) -> Self {
         let mut request = SubscribeRequest::new("SELECT id, v FROM t");
-        // Each commit is reported at once, those that change nothing as well.
+        // Each commit is reported at once, even one that changes nothing.
         request.heartbeat = Duration::ZERO;
         if let Some(token) = &self.client.token {
             request.start = SubscribeStart::Token(token.clone());

@@ -1,9 +1,9 @@
-//! Whether DataFusion and sqlparser alone are still wrong about what `core/src/sql` sets right or refuses.
+//! Checks that DataFusion and sqlparser alone are still wrong where `core/src/sql` corrects or refuses them.
 //!
-//! `workarounds.toml` has a query for each fault. It is asked of a plain session of DataFusion, with the dialect of this database and
-//! else with DataFusion's own settings. A test here fails when the answer has become right, so that the work-around can go, and when it
-//! has become another wrong one, so that somebody looks at it. Asked of this database, each query has the right answer.
-//! `docs/sql-correctness.md` is the ledger of all of them.
+//! `workarounds.toml` has a query for each fault. A plain DataFusion session answers it, with the dialect of
+//! this database and otherwise DataFusion's own settings. A test fails when the answer becomes right, so that
+//! the workaround can go, or when it becomes another wrong one, so that somebody looks at it. This database
+//! gives the right answer. `docs/sql-correctness.md` lists all workarounds.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::{self, Display, Formatter};
@@ -39,7 +39,7 @@ struct Refusal {
 #[serde(deny_unknown_fields)]
 struct Fault {
     name: String,
-    /// The work-around.
+    /// The file of the workaround.
     file: String,
     #[serde(default)]
     setup: String,
@@ -54,7 +54,7 @@ struct Fault {
     fails: Option<String>,
 }
 
-/// What a query gives.
+/// The answer to a query.
 #[derive(Clone, PartialEq)]
 enum Answer {
     Rows(Vec<String>),
@@ -85,7 +85,7 @@ impl Fault {
         }
     }
 
-    /// What is to be said about an answer that is not the known one.
+    /// Returns a report on an answer other than the known one.
     fn news(&self, answer: &Answer) -> Option<String> {
         let Self { name, file, query, .. } = self;
         if self.is_right(answer) {
@@ -134,7 +134,7 @@ async fn ask(fault: Fault) -> datafusion::common::Result<Vec<String>> {
     Ok(text(&batches))
 }
 
-/// Puts a Parquet file in the place of each table.
+/// Replaces each table with a Parquet file.
 async fn read_from_files(context: &SessionContext, dir: &Path) -> datafusion::common::Result<()> {
     let schema = context.catalog("datafusion").unwrap().schema("public").unwrap();
     for table in schema.table_names() {
@@ -147,10 +147,10 @@ async fn read_from_files(context: &SessionContext, dir: &Path) -> datafusion::co
     Ok(())
 }
 
-/// The answer of DataFusion alone; a panic is one as well.
+/// Returns the answer of DataFusion alone; a panic counts as an error.
 fn answer(fault: &Fault) -> Answer {
     let fault = fault.clone();
-    // On one thread, so that partitions are read in one order.
+    // One thread, so that partitions are read in a fixed order.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     match runtime.block_on(async { tokio::spawn(ask(fault)).await }) {
         Ok(Ok(rows)) => Answer::Rows(rows),
@@ -165,7 +165,7 @@ fn datafusion_alone_is_still_wrong() {
     assert!(news.is_empty(), "{}", news.join("\n"));
 }
 
-/// `CREATE TABLE t (...) AS ...` as two statements.
+/// Runs `CREATE TABLE t (...) AS ...` as two statements.
 async fn create_and_fill(session: &Session, statement: &str) {
     let (table, rows) = statement.split_once(" AS ").unwrap();
     let name = table.split(' ').nth(2).unwrap();
@@ -173,7 +173,7 @@ async fn create_and_fill(session: &Session, statement: &str) {
     run(session, &format!("INSERT INTO {name} {rows}")).await;
 }
 
-/// The rows this database gives, or the SQLSTATE of its error.
+/// Returns the rows this database gives, or the SQLSTATE of its error.
 async fn ours(session: &Session, sql: &str) -> Result<Vec<String>, String> {
     let state = |error: kalamdb_core::Error| error.sqlstate().to_string();
     match session.execute(sql, ()).await.map_err(state)? {
@@ -202,7 +202,7 @@ async fn this_database_is_right() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// What the last statement of a script gives in plans of three partitions.
+/// Returns the rows of a script's last statement, in plans with three partitions.
 async fn ask_in_partitions(config: Config, script: &str) -> Vec<String> {
     let config = Config { batch_rows: 16, query_partitions: 3, ..config };
     let database = Database::open(config).await.unwrap();
@@ -219,7 +219,7 @@ async fn ask_in_partitions(config: Config, script: &str) -> Vec<String> {
     rows
 }
 
-/// No query of DataFusion alone is known that waits like this one.
+/// No query of DataFusion alone is known that hangs like this one.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_join_below_an_empty_build_side_ends() {
     let found = ask_in_partitions(Config::in_memory(), include_str!("empty_build_side.sql")).await;
@@ -231,7 +231,7 @@ async fn a_join_below_an_empty_build_side_ends() {
     assert!(is_stuck, "DataFusion no longer waits for a partition that nobody asks: build_reports.rs can go");
 }
 
-/// Half of the rows are hot, so that the projection goes below a union.
+/// Half of the rows are hot, so the projection goes below a union.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_window_over_a_column_that_is_there_twice_has_its_order() {
     let script = "CREATE TABLE t (id INT PRIMARY KEY, b TEXT, c DECIMAL(10,2));\n\
@@ -276,7 +276,7 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
 }
 
-/// The paths of all files below a folder.
+/// Collects the paths of all files below a folder.
 fn files_below(dir: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
@@ -284,12 +284,12 @@ fn files_below(dir: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// What stands between backticks.
+/// Returns the texts between backticks.
 fn quoted(text: &str) -> impl Iterator<Item = &str> {
     text.split('`').skip(1).step_by(2)
 }
 
-/// What the last column of a table's lines has between backticks: names of tests.
+/// Returns names of tests: the texts between backticks in the last column of a table's lines.
 fn tests_named(ledger: &str) -> Vec<&str> {
     let lines = ledger.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| what"));
     lines

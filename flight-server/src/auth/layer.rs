@@ -1,6 +1,6 @@
-//! The tower layer that stands before every service of the router.
+//! The tower layer in front of every service of the router.
 //!
-//! Invariant: a request is passed on either because its path is open or with an identity in its extensions.
+//! Invariant: the layer passes a request on only if its path is open or its extensions carry an identity.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -21,21 +21,21 @@ use crate::status::{name_sqlstate, to_status};
 
 const HANDSHAKE: &str = "/arrow.flight.protocol.FlightService/Handshake";
 
-/// Where Flight's own clients (C++, pyarrow's `authenticate`) put the payload of their Handshake.
+/// The header in which Flight's clients (C++, pyarrow's `authenticate`) return their Handshake payload.
 const FLIGHT_TOKEN: &str = "auth-token-bin";
 
-/// Where a caller passes on the seq of a result or a commit.
+/// The header in which a caller passes on the seq of a result or a commit.
 const SEQ_HEADER: &str = "kalamdb-seq";
 
-/// Services that anybody may call. Reflection is in the router only where the settings ask for it.
+/// Services that need no credentials. The router has reflection only if the settings enable it.
 const OPEN_SERVICES: [&str; 3] = [
     "/grpc.health.v1.Health/",
     "/grpc.reflection.v1.ServerReflection/",
     "/grpc.reflection.v1alpha.ServerReflection/",
 ];
 
-/// When the caller will have given up, from the `grpc-timeout` header. Tonic ends the call itself by it; a stream that
-/// outlives the call has to look for itself.
+/// The time when the caller gives up, from the `grpc-timeout` header. Tonic ends the call itself at that
+/// time; a stream that outlives the call must check the deadline itself.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Deadline(pub(crate) Instant);
 
@@ -80,7 +80,7 @@ where
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
-        // The service that was polled ready is the one to call; its clone takes the next request.
+        // Call the service that was polled ready; its clone takes the next request.
         let next = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, next);
         let authenticator = Arc::clone(&self.authenticator);
@@ -100,7 +100,7 @@ where
                 name_sqlstate(response.headers_mut());
                 return Ok(response);
             }
-            // A body is not to be shared between threads, so nothing of the request is borrowed while waiting.
+            // A body is not `Sync`, so the future borrows nothing of the request across an await.
             let connection = request.extensions().get::<ConnectionInfo>().cloned();
             let number = connection.as_ref().map_or(0, |connection| connection.number);
             let at_least = at_least(request.headers());
@@ -144,7 +144,7 @@ fn credentials(headers: &HeaderMap) -> Result<Credentials, kalamdb_core::Error> 
     }
 }
 
-/// The seq the caller has seen somewhere and wants to read at least.
+/// Reads the seq that the caller has seen elsewhere and wants to read at least.
 fn at_least(headers: &HeaderMap) -> Option<Seq> {
     headers.get(SEQ_HEADER)?.to_str().ok()?.parse().ok().map(Seq)
 }

@@ -1,12 +1,14 @@
-//! Checking passwords: slow on purpose, so it is done seldom, by few at a time, and ever slower for a name that fails.
+//! Password checks: slow on purpose, a few at a time, and ever slower for a name that fails.
 //!
-//! Credentials that were right lately are remembered by a keyed digest, never as themselves, so that Basic on every call does
-//! not pay the password hash every time. A user's generation is compared on each use: a changed password is noticed at once.
+//! Recently verified credentials are remembered by a keyed digest, never as themselves, so that Basic on
+//! every call does not pay for the password hash each time. Each use compares the user's auth generation, so
+//! a changed password takes effect at once.
 //!
-//! Who must wait because a name failed does so before taking a place among those who are verified, and a name has few places of
-//! all: guessing at one name does not keep the others out.
+//! A login that is delayed because its name failed waits before it takes a verification place, and each name
+//! has only a share of these places: guessing at one name does not lock out other names.
 //!
-//! Invariant: how long a failed login takes does not tell whether the name exists; the delay goes by the name as it was sent.
+//! Invariant: the duration of a failed login does not reveal whether the name exists; the delay depends only
+//! on the name as sent.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -19,17 +21,18 @@ use tokio::sync::Semaphore;
 
 use crate::seal::{MAC_BYTES, SealKey};
 
-/// Password hashes computed at a time; each takes some 19 MiB and a core.
+/// Password hashes computed at the same time; each needs about 19 MiB and one core.
 const VERIFYING_MAX: usize = 2;
-/// Logins that may wait for their turn, of all names and of one; beyond it they are refused.
+/// Logins that wait for verification or are being verified; more are refused.
 const WAITING_MAX: usize = 256;
+/// Logins of one name that are delayed, waiting or being verified; more are refused.
 const WAITING_PER_NAME_MAX: usize = 64;
-/// Logins that may wait because their name failed; beyond it they are refused.
+/// Logins that are delayed because their name failed; more are refused.
 const DELAYED_MAX: usize = 1_024;
-/// Remembered credentials; when full, all are forgotten and verified anew.
+/// Remembered credentials; when the map is full, it is cleared and credentials are verified again.
 const REMEMBERED_MAX: usize = 4_096;
 const REMEMBERED_FOR: Duration = Duration::from_secs(300);
-/// Names whose failures are counted; when full, the ones at rest are forgotten.
+/// Names whose failures are counted; when the map is full, names without recent failures are dropped.
 const FAILING_NAMES_MAX: usize = 10_000;
 const FAILURES_FREE: u32 = 3;
 const DELAY_FIRST: Duration = Duration::from_millis(100);
@@ -56,11 +59,11 @@ pub(super) struct Logins {
     verifying: Semaphore,
     waiting: Semaphore,
     delayed: Semaphore,
-    /// How many logins of each name are delayed, waiting or verified now.
+    /// The number of logins per name that are delayed, waiting or being verified.
     names: Mutex<HashMap<String, usize>>,
 }
 
-/// A login's place among those of its name.
+/// A login's place within the limit of its name.
 struct NamePlace<'a> {
     logins: &'a Logins,
     username: &'a str,
@@ -93,10 +96,10 @@ impl Logins {
         }
     }
 
-    /// Answers the principal of right credentials.
+    /// Returns the principal of valid credentials.
     ///
     /// # Errors
-    /// 28P01, the same for an unknown name as for a wrong password; 53300 when too many logins wait.
+    /// 28P01, the same for an unknown name and a wrong password; 53300 when too many logins wait.
     pub(super) async fn verify(&self, username: &str, password: &str) -> Result<Principal, Error> {
         let digest = self.digest(username, password);
         if let Some(principal) = self.recall(&digest) {
@@ -110,7 +113,7 @@ impl Logins {
         }
         let _waiting = self.waiting.try_acquire().map_err(|_| too_many())?;
         let _verifying = self.verifying.acquire().await.map_err(|_| Error::shutting_down())?;
-        // Whoever waited beside us for the same credentials may have been quicker.
+        // A login with the same credentials may have finished in the meantime.
         if let Some(principal) = self.recall(&digest) {
             return Ok(principal);
         }
@@ -217,7 +220,7 @@ mod tests {
 
     use super::*;
 
-    /// Polls each login once; answers those that go on, and how many were refused.
+    /// Polls each login once; returns the ones that are pending, and the number of refused ones.
     async fn begin<'a>(
         logins: &'a Logins,
         name: &'a str,
@@ -257,7 +260,7 @@ mod tests {
             assert_eq!((waiting.len(), refused), (WAITING_PER_NAME_MAX, 7), "{name}");
             delayed.push(waiting);
         }
-        // More logins are delayed than may wait to be verified, and this one need not wait for them.
+        // More logins are delayed than may wait for verification, yet this one need not wait for them.
         assert!(logins.verify("root", "the right one").await.is_ok());
         drop(delayed);
         assert!(logins.names.lock().is_empty());

@@ -1,11 +1,11 @@
-//! Who is calling: one layer over the whole router, denying by default.
+//! Authentication: one layer over the whole router that denies by default.
 //!
-//! `authorization: Basic` and `authorization: Bearer` are accepted on every call; Handshake trades the first for the second,
-//! so that the slow password hash is paid once. What gets past the layer carries an [`Identity`] and a
-//! [`Principal`] in its extensions; handlers take them from there and from nowhere else.
+//! Every call accepts `authorization: Basic` and `authorization: Bearer`. Handshake trades the first for the
+//! second, so a client pays for the slow password hash once. Behind the layer, a request with credentials
+//! carries an [`Identity`] and a [`Principal`] in its extensions; handlers read them only there.
 //!
-//! Invariant: only the paths of `OPEN_SERVICES` and Handshake are reached without credentials. A new service is closed until
-//! it is named there.
+//! Invariant: only Handshake and the paths of `OPEN_SERVICES` are reachable without credentials. A new
+//! service is closed until it is named there.
 
 mod layer;
 mod login;
@@ -23,48 +23,48 @@ pub(crate) use self::layer::{AuthLayer, Deadline};
 use self::login::Logins;
 use self::token::{Token, Tokens};
 
-/// Go's client leaves the padding out, others do not.
+/// Go's client omits the padding, other clients do not.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &alphabet::STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// An `authorization` header beyond this is not ours: tokens have some 120 bytes, passwords at most 1,024.
+/// Longer `authorization` headers are not ours: tokens have about 120 bytes, passwords at most 1,024.
 const AUTHORIZATION_BYTES_MAX: usize = 4_096;
 
-/// How long a call waits for a seq that is not there yet.
+/// How long a call waits for a seq that is not reached yet.
 const REACH_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// Which session a request belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum SessionKey {
-    /// The one of a bearer token: each Handshake makes its own.
+    /// The session of a bearer token; each Handshake creates one.
     Token([u8; 16]),
-    /// The one of an HTTP/2 connection, for clients that send Basic on every call.
+    /// The session of an HTTP/2 connection, for clients that send Basic on every call.
     Connection(u64),
 }
 
-/// Who is calling, in which session, by which connection.
+/// The caller, its session and its connection.
 #[derive(Clone, Debug)]
 pub(crate) struct Identity {
     pub(crate) principal: Principal,
     pub(crate) session: SessionKey,
-    /// Its number.
+    /// The connection's number.
     pub(crate) connection: u64,
 }
 
-/// What credentials are good for.
+/// The result of a successful credentials check.
 pub(crate) struct Identified {
     pub(crate) identity: Identity,
-    /// The token to go on with, when the one that was sent should not be used much longer.
+    /// A new token, when the client should soon replace the one it sent.
     pub(crate) renewed: Option<String>,
 }
 
-/// Credentials as they came.
+/// Credentials as received.
 pub(crate) enum Credentials {
     /// A name and a password.
     Basic { username: String, password: String },
-    /// A token of an earlier Handshake.
+    /// A token from an earlier Handshake.
     Bearer(String),
 }
 
@@ -82,8 +82,8 @@ impl Authenticator {
         Self { database, tokens, logins }
     }
 
-    /// Checks credentials sent with a request on connection `connection`, and waits until what the caller has seen can be
-    /// read here.
+    /// Checks the credentials of a request on connection `connection`, then waits until the commit `at_least`
+    /// is readable.
     pub(crate) async fn identify(
         &self,
         credentials: &Credentials,
@@ -118,8 +118,8 @@ impl Authenticator {
         }
     }
 
-    /// Checks the credentials of a Handshake; answers the bearer token to go on with. It always names a new session, so that
-    /// connections that were given one token do not close each other's statements.
+    /// Checks the credentials of a Handshake and returns a bearer token. The token always names a new
+    /// session, so that connections that share a token do not close each other's statements.
     pub(crate) async fn handshake(&self, credentials: &Credentials) -> Result<String, Error> {
         match credentials {
             Credentials::Bearer(text) => Ok(self.tokens.fork(self.open_token(text)?)),
@@ -140,7 +140,7 @@ impl Authenticator {
 
     fn open_token(&self, text: &str) -> Result<Token, Error> {
         let token = self.tokens.open(text)?;
-        // A password or role that changed, or a user that is gone, ends every token made before.
+        // A changed password or role, or a dropped user, invalidates all earlier tokens.
         let current = self.database.auth_generation(token.user_id).map_err(|_| token::refused())?;
         if current == token.generation { Ok(token) } else { Err(token::refused()) }
     }
@@ -150,7 +150,7 @@ impl Credentials {
     /// Reads an `authorization` header.
     ///
     /// # Errors
-    /// Unauthenticated when the scheme is neither Basic nor Bearer or the rest cannot be read.
+    /// Unauthenticated when the scheme is neither Basic nor Bearer or the rest is malformed.
     pub(crate) fn parse(header: &[u8]) -> Result<Self, Error> {
         if header.len() > AUTHORIZATION_BYTES_MAX {
             return Err(malformed());
@@ -170,10 +170,10 @@ impl Credentials {
         Ok(Self::Basic { username: username.to_owned(), password: password.to_owned() })
     }
 
-    /// Reads the token a Flight client sends back as it came: the payload of its Handshake, in base64.
+    /// Reads the token that a Flight client returns unchanged: the base64 payload of its Handshake.
     ///
     /// # Errors
-    /// Unauthenticated when it is no text.
+    /// Unauthenticated when it is not base64 of UTF-8 text.
     pub(crate) fn parse_flight_token(header: &[u8]) -> Result<Self, Error> {
         if header.len() > AUTHORIZATION_BYTES_MAX {
             return Err(malformed());
@@ -183,7 +183,7 @@ impl Credentials {
     }
 }
 
-/// The answer to a call without credentials.
+/// Returns the error for a call without credentials.
 pub(crate) fn missing() -> Error {
     unauthenticated("no credentials were sent")
         .hint("send \"authorization: Basic ...\" or, after a Handshake, \"authorization: Bearer ...\"")

@@ -1,14 +1,15 @@
-//! Bearer tokens: what Handshake answers and every later call brings back. Nothing is stored, so they survive a restart.
+//! Bearer tokens: Handshake issues them, later calls send them. They are not stored and survive a restart.
 //!
 //! ```text
 //! text = "kalam1." | base64url without padding of
-//! version u8 (1) | user u64 | generation u32 | issued_at i64 | expires_at i64 (micros UTC) | session [16] | seal [32]
+//! version u8 (1) | user u64 | generation u32 | issued_at i64 | expires_at i64 (micros UTC)
+//!     | session [16] | seal [32]
 //! ```
-//! All numbers little endian. The generation is the user's at the time of issue; it grows with every change of password or
-//! role, which so ends all earlier tokens. From half its life on a token is answered with another one of the same session, so that
-//! who is at work is not logged out.
+//! All numbers are little endian. The generation is the user's at the time of issue; every change of password
+//! or role increases it and so invalidates all earlier tokens. After half of a token's lifetime the server
+//! answers calls with a new token of the same session, so an active client stays logged in.
 //!
-//! Invariant: forged, expired and outdated tokens are refused in the same words.
+//! Invariant: forged, expired and outdated tokens are refused with the same message.
 
 use std::sync::Arc;
 
@@ -47,19 +48,20 @@ impl Tokens {
         Self { key: SealKey::derive(database.secret(), "bearer token"), clock: Arc::new(SystemClock) }
     }
 
-    /// A token of a new session.
+    /// Issues a token with a new session.
     pub(super) fn issue(&self, user_id: UserId, generation: u32) -> String {
         let issued_at = self.clock.now_us();
         let expires_at = issued_at.saturating_add(LIFETIME_US);
         self.write(Token { user_id, generation, issued_at, expires_at, session: new_session() })
     }
 
-    /// A token of another session that ends with `token`: who logs in by a token gets no more time by it.
+    /// Issues a token with another session and the expiry of `token`: logging in with a token does not extend
+    /// its lifetime.
     pub(super) fn fork(&self, token: Token) -> String {
         self.write(Token { session: new_session(), ..token })
     }
 
-    /// A token of the same session with a whole lifetime, once half of `token`'s is over.
+    /// Issues a token with the same session and a full lifetime, once half of `token`'s lifetime is over.
     pub(super) fn renew(&self, token: Token) -> Option<String> {
         let issued_at = self.clock.now_us();
         let half = token.expires_at.saturating_sub(token.issued_at) / 2;
@@ -104,7 +106,7 @@ fn new_session() -> [u8; 16] {
     *uuid::Uuid::new_v4().as_bytes()
 }
 
-/// The answer to every token that is not good, whatever is wrong with it.
+/// Returns the error for every invalid token, whatever the reason.
 pub(super) fn refused() -> Error {
     Error::new(
         ErrorKind::Unauthenticated,

@@ -1,4 +1,4 @@
-//! A connection to a server, for the commands that need one: where it is, who calls, and what went wrong.
+//! A connection to a server for the commands that need one: address, credentials and error texts.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -20,11 +20,11 @@ use tonic::{Request, Status};
 use super::Failure;
 use super::serve::{ROOT_PASSWORD_FILE, read_password};
 
-/// How long connecting may take.
+/// Time limit for connecting.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// A connection that is silent this long is asked whether it still lives.
+/// A connection that is silent this long gets a keep-alive ping.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
-/// The largest message taken from a server.
+/// The largest message accepted from a server.
 const MESSAGE_BYTES_MAX: usize = 1 << 30;
 
 /// Where the server is and who calls.
@@ -44,7 +44,7 @@ pub(super) struct ConnectArgs {
     tls_ca: Option<PathBuf>,
 }
 
-/// Puts the token into every call.
+/// Adds the token to every call.
 #[derive(Clone)]
 pub(super) struct Bearer(MetadataValue<Ascii>);
 
@@ -122,7 +122,7 @@ impl ConnectArgs {
 }
 
 impl Connection {
-    /// A Flight SQL client.
+    /// Returns a Flight SQL client.
     pub(super) fn flight_sql(&self) -> FlightSqlServiceClient<AuthorizedChannel> {
         let channel = InterceptedService::new(self.channel.clone(), self.bearer.clone());
         let flight = FlightServiceClient::new(channel)
@@ -131,7 +131,7 @@ impl Connection {
         FlightSqlServiceClient::new_from_inner(flight)
     }
 
-    /// A live query client.
+    /// Returns a live query client.
     pub(super) fn live_query(&self) -> LiveQueryClient<AuthorizedChannel> {
         let channel = InterceptedService::new(self.channel.clone(), self.bearer.clone());
         LiveQueryClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX)
@@ -151,7 +151,7 @@ async fn log_in(channel: Channel, user: &str, password: &str) -> Result<Bearer, 
     Ok(Bearer(token))
 }
 
-/// What a server's refusal says, without the wrapping of the client libraries.
+/// Extracts the server's message from an error, without the client libraries' wrapping.
 pub(super) fn explain(error: FlightError) -> Failure {
     match error {
         FlightError::Tonic(status) => explain_status(&status),
@@ -159,7 +159,7 @@ pub(super) fn explain(error: FlightError) -> Failure {
     }
 }
 
-/// A status as people read it.
+/// Formats a status for people.
 pub(super) fn explain_status(status: &Status) -> Failure {
     if status.message().is_empty() {
         return format!("the call failed: {}", status.code()).into();

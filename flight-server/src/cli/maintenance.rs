@@ -1,4 +1,4 @@
-//! `kalamdb restore` and `kalamdb check`: work on a data directory that no server has open.
+//! `kalamdb restore` and `kalamdb check`, which work on a data directory that no server has open.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -38,7 +38,7 @@ pub(super) struct CheckArgs {
     data_dir: PathBuf,
 }
 
-/// Checks a database, and says what there is and what is wrong.
+/// Checks a database; prints its contents and its problems.
 pub(super) fn check(args: &CheckArgs) -> Result<(), Failure> {
     let report = runtime()?.block_on(maintenance::check(&args.data_dir))?;
     let CheckReport { database, epoch, seq, tables, orphans, problems, more_problems } = &report;

@@ -1,7 +1,8 @@
 //! The command line: `kalamdb serve`, `sql`, `watch`, `restore`, `check`.
 //!
-//! Results go to stdout, everything meant for people to stderr; a failed command says why in one line on stderr and exits
-//! with 1. Invariant: nothing here reads or writes a data directory except `serve`, `restore` and `check`, and the file with root's password.
+//! Results go to stdout, messages for people to stderr. A failed command prints the reason in one line on
+//! stderr and exits with 1. Invariant: only `serve`, `restore` and `check` use a data directory; the others
+//! read at most the file with root's password.
 
 mod client;
 mod maintenance;
@@ -40,7 +41,7 @@ enum Command {
     Serve(serve::ServeArgs),
     /// Runs SQL: one text, a file, or line by line.
     Sql(sql::SqlArgs),
-    /// Shows a query's result and then every change of it.
+    /// Shows a query's result and then every change to it.
     Watch(watch::WatchArgs),
     /// Restores a backup into a new data directory.
     Restore(maintenance::RestoreArgs),
@@ -61,16 +62,16 @@ enum OutputFormat {
     Arrow,
 }
 
-/// How rows are printed, and how much of them.
+/// How rows are printed, and whether values are cut.
 #[derive(Clone, Copy, Debug)]
 struct OutputStyle {
     format: OutputFormat,
-    /// Whether a table shows long values whole.
+    /// Whether a table shows long values in full.
     full: bool,
 }
 
 impl OutputFormat {
-    /// What is used without `--format`: readable on a terminal, else easy to parse.
+    /// Returns the chosen format; the default is readable on a terminal and easy to parse elsewhere.
     fn or_default(chosen: Option<Self>) -> Self {
         use std::io::IsTerminal;
         chosen.unwrap_or(if io::stdout().is_terminal() { Self::Table } else { Self::Csv })
@@ -88,7 +89,7 @@ pub fn run() -> ExitCode {
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        // Whoever read our output has read enough.
+        // The reader of the output stopped reading, which is not a failure.
         Err(failure) if is_broken_pipe(failure.as_ref()) => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("kalamdb: {}", describe(failure.as_ref()));
@@ -109,7 +110,7 @@ fn is_broken_pipe(failure: &(dyn Error + 'static)) -> bool {
     false
 }
 
-/// The failure and what caused it, without saying anything twice.
+/// Formats the failure and its causes without repeating any of them.
 fn describe(failure: &(dyn Error + 'static)) -> String {
     let mut text = failure.to_string();
     let mut cause = failure.source();

@@ -1,6 +1,6 @@
 //! Rows on stdout, in the format the caller chose.
 //!
-//! Invariant: rows are printed as they come; nothing waits for the end of a result but the widths of a table's block.
+//! Invariant: rows are printed as they arrive; only a table's block waits, for the widths of its columns.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -16,11 +16,11 @@ use arrow::util::pretty::pretty_format_batches_with_options;
 
 use super::{Failure, OutputFormat, OutputStyle};
 
-/// Rows of one block of a table; each block has column widths of its own.
+/// Rows of one table block; each block has its own column widths.
 const TABLE_BLOCK_ROWS: usize = 1_000;
-/// Characters of a value that a table of many columns shows.
+/// Maximum number of characters per value in a table of many columns.
 const CELL_CHARS_MAX: usize = 60;
-/// Tables with up to so many columns show values whole: there are plans and definitions among them.
+/// Tables with at most this many columns show values in full, because they include plans and definitions.
 const WHOLE_COLUMNS_MAX: usize = 2;
 
 /// Prints one result.
@@ -51,7 +51,7 @@ impl<W: Write> Printer<W> {
             OutputFormat::Csv => {
                 let text = flat_schema(schema);
                 let mut writer = CsvBuilder::new().with_header(true).build(out);
-                // The header is there also when no row comes.
+                // Print the header even if no row follows.
                 writer.write(&RecordBatch::new_empty(Arc::clone(&text)))?;
                 Kind::Csv { writer: Box::new(writer), text }
             }
@@ -63,7 +63,7 @@ impl<W: Write> Printer<W> {
         Ok(Self { schema: Arc::clone(schema), rows: 0, kind })
     }
 
-    /// Prints `batch`, whose schema is the result's.
+    /// Prints `batch`, which must have the result's schema.
     pub(super) fn write(&mut self, batch: &RecordBatch) -> Result<(), Failure> {
         self.rows += batch.num_rows() as u64;
         match &mut self.kind {
@@ -92,7 +92,7 @@ impl<W: Write> Printer<W> {
         }
     }
 
-    /// Hands everything printed so far to the operating system.
+    /// Passes everything printed so far to the operating system.
     pub(super) fn flush(&mut self) -> Result<(), Failure> {
         match &mut self.kind {
             Kind::Table { .. } => self.print_block(),
@@ -103,7 +103,7 @@ impl<W: Write> Printer<W> {
         }
     }
 
-    /// Ends the output and returns how many rows were printed.
+    /// Ends the output and returns the number of printed rows.
     pub(super) fn finish(mut self) -> Result<u64, Failure> {
         if let Kind::Table { printed: false, block, .. } = &mut self.kind
             && block.is_empty()
@@ -135,12 +135,12 @@ impl<W: Write> Printer<W> {
     }
 }
 
-/// What a table shows of a value.
+/// How much of a value a table shows.
 #[derive(Clone, Copy)]
 enum Cells {
-    /// Everything, over several lines if it has them.
+    /// Everything, over several lines if the value has them.
     Whole,
-    /// One line, cut where it gets long.
+    /// One line, cut at the maximum length.
     Cut,
 }
 
@@ -149,7 +149,7 @@ impl Cells {
         if full || schema.fields().len() <= WHOLE_COLUMNS_MAX { Self::Whole } else { Self::Cut }
     }
 
-    /// `batch` with every value as the text the table shows.
+    /// Returns `batch` with every value replaced by the text that the table shows.
     fn show(self, batch: &RecordBatch) -> Result<RecordBatch, ArrowError> {
         let options = options();
         let columns = batch.columns().iter().map(|column| {
@@ -181,7 +181,7 @@ impl Cells {
     }
 }
 
-/// `value` without control characters but those that are `kept`: it must not send sequences to a terminal.
+/// Escapes control characters in `value`, except `kept` ones, so that no value controls the terminal.
 pub(super) fn printable(value: &str, kept: impl Fn(char) -> bool) -> String {
     let mut text = String::with_capacity(value.len());
     for c in value.chars() {
@@ -190,12 +190,12 @@ pub(super) fn printable(value: &str, kept: impl Fn(char) -> bool) -> String {
     text
 }
 
-/// How values look as text.
+/// Returns the options for values as text.
 pub(super) fn options() -> FormatOptions<'static> {
     FormatOptions::new().with_null("NULL").with_display_error(true)
 }
 
-/// CSV has no nested values: they are printed as one text.
+/// Returns the schema for CSV, which has no nested values: these become text.
 fn flat_schema(schema: &SchemaRef) -> SchemaRef {
     let fields: Vec<Field> = schema
         .fields()

@@ -1,17 +1,17 @@
-//! The only place that knows the operating system: signals, file permissions and the number of open files.
+//! Everything that depends on the operating system: signals, file permissions and the limit of open files.
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::path::Path;
 
-/// What asks the process to end: SIGTERM and SIGINT, Ctrl-C elsewhere.
+/// Requests to end the process: SIGTERM and SIGINT, or Ctrl-C where there are no signals.
 pub(super) struct Termination {
     #[cfg(unix)]
     signals: [tokio::signal::unix::Signal; 2],
 }
 
 impl Termination {
-    /// From now on the process is not ended by a signal but told of it.
+    /// Starts to listen; from now on these signals no longer end the process.
     pub(super) fn listen() -> io::Result<Self> {
         #[cfg(unix)]
         {
@@ -22,7 +22,7 @@ impl Termination {
         Ok(Self {})
     }
 
-    /// Completes at the first request to end.
+    /// Waits for the first request to end.
     pub(super) async fn asked(&mut self) -> io::Result<()> {
         #[cfg(unix)]
         {
@@ -38,8 +38,8 @@ impl Termination {
     }
 }
 
-/// Lets the process open as many files as it may, and answers how many: every connection is one, and the store has many. Systems
-/// begin with 1,024 for programs that cannot count further.
+/// Raises the process's limit of open files to its maximum and returns it: every connection is a file, and
+/// the store has many. Systems start with 1,024 for the sake of programs that use `select`.
 pub(super) fn raise_open_files() -> io::Result<u64> {
     #[cfg(unix)]
     {
@@ -54,7 +54,7 @@ pub(super) fn raise_open_files() -> io::Result<u64> {
     Ok(u64::MAX)
 }
 
-/// Writes a new file that only its owner can read, and makes it durable. Fails when the file exists.
+/// Writes a new file that only its owner can read, and syncs it. Fails when the file exists.
 pub(super) fn write_secret(path: &Path, text: &str) -> io::Result<()> {
     let mut options = OpenOptions::new();
     options.write(true).create_new(true);

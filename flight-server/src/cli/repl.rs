@@ -1,4 +1,4 @@
-//! The conversation of `kalamdb sql`: statements over several lines until a semicolon, with history.
+//! The interactive mode of `kalamdb sql`: statements of several lines, ended by a semicolon, with history.
 
 use std::path::PathBuf;
 
@@ -18,7 +18,7 @@ const HELP: &str = "A statement ends with a semicolon and may span lines.
   \\?        this text
   \\q        ends (also Ctrl-D); Ctrl-C cancels the statement or the input";
 
-/// Reads and runs statements until the end of input.
+/// Reads and runs statements until the input ends.
 pub(super) fn run(
     runtime: &Runtime,
     mut client: FlightSqlServiceClient<AuthorizedChannel>,
@@ -27,7 +27,7 @@ pub(super) fn run(
     let mut editor = DefaultEditor::new()?;
     let history = history_file();
     if let Some(path) = &history {
-        // There is none before the first conversation.
+        // The first session has no history file.
         let _ = editor.load_history(path);
     }
     eprintln!("kalamdb {}; \\? for help", env!("CARGO_PKG_VERSION"));
@@ -36,7 +36,7 @@ pub(super) fn run(
         let prompt = if text.is_empty() { "kalamdb> " } else { "      -> " };
         match editor.readline(prompt) {
             Ok(line) => {
-                // Whoever is caught in an open quote still gets out.
+                // `\q` works even inside an open quote.
                 if is_end(&line) && (text.is_empty() || line.trim_start().starts_with('\\')) {
                     break;
                 }
@@ -77,7 +77,7 @@ pub(super) fn run(
 /// Completes at Ctrl-C.
 async fn interrupted() {
     if tokio::signal::ctrl_c().await.is_err() {
-        // Without the signal nothing interrupts.
+        // Without the signal nothing interrupts the statement.
         std::future::pending::<()>().await;
     }
 }
@@ -86,7 +86,7 @@ fn is_end(line: &str) -> bool {
     matches!(line.trim().trim_end_matches(';').to_ascii_lowercase().as_str(), "\\q" | "exit" | "quit")
 }
 
-/// The statements of `text`, or `None` while the last one has not ended.
+/// Returns the statements of `text`, or `None` while the last one is incomplete.
 fn complete(text: &str) -> Option<Vec<String>> {
     let trimmed = text.trim();
     if let Some(command) = trimmed.strip_prefix('\\') {

@@ -1,6 +1,6 @@
-//! `kalamdb serve`: opens the database, listens, and ends in order when asked to.
+//! `kalamdb serve`: opens the database, listens, and shuts down in order on request.
 //!
-//! Invariant: `listening on ADDR` is printed once calls are accepted and is the only line on stdout.
+//! Invariant: `listening on ADDR` is printed once calls are accepted, and is the only line on stdout.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -22,17 +22,18 @@ use crate::{http, logging};
 
 /// The file in the data directory with root's password.
 pub(super) const ROOT_PASSWORD_FILE: &str = "root-password";
-/// The file that is there once a data directory holds a database.
+/// A file that exists once a data directory holds a database.
 const FORMAT_FILE: &str = "FORMAT";
-/// How long HTTP answers may take to end.
+/// Time limit for open HTTP calls at shutdown.
 const HTTP_DRAIN: Duration = Duration::from_secs(1);
-/// How long after it was asked to end the process may still flush tables: open calls and flushes together take less than 10 s.
+/// Tables may be flushed until this long after the shutdown request, so that open calls and flushes together
+/// take less than 10 s.
 const FLUSH_DRAIN: Duration = Duration::from_millis(9_500);
 /// Letters and digits of a generated password: 143 bits.
 const PASSWORD_CHARS: usize = 24;
 
-/// Settings of the server. Each can also stand in the environment (KALAMDB_NODE_ID, ...) or in the TOML file (node_id = ...);
-/// a flag beats the environment, which beats the file.
+/// Settings of the server. Each also has an environment variable (KALAMDB_NODE_ID, ...) and a name in the
+/// TOML file (node_id = ...); a flag beats the environment, which beats the file.
 #[derive(Debug, Args)]
 pub(super) struct ServeArgs {
     /// TOML file with settings [env: KALAMDB_CONFIG]
@@ -41,13 +42,15 @@ pub(super) struct ServeArgs {
     /// Where the data lives [env: KALAMDB_DATA_DIR] [default: ./kalamdb-data]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<String>,
-    /// Address of Flight SQL and live queries; port 0 picks one [env: KALAMDB_LISTEN] [default: 127.0.0.1:8815]
+    /// Address of Flight SQL and live queries; port 0 picks one
+    /// [env: KALAMDB_LISTEN] [default: 127.0.0.1:8815]
     #[arg(long, value_name = "ADDR")]
     listen: Option<String>,
     /// Address of health and metrics over HTTP, or "off" [env: KALAMDB_HTTP_LISTEN] [default: 127.0.0.1:8816]
     #[arg(long, value_name = "ADDR")]
     http_listen: Option<String>,
-    /// Name of this process in logs, jobs and audit rows: letters, digits, hyphens [env: KALAMDB_NODE_ID] [default: node-1]
+    /// Name of this process in logs, jobs and audit rows: letters, digits, hyphens
+    /// [env: KALAMDB_NODE_ID] [default: node-1]
     #[arg(long, value_name = "ID")]
     node_id: Option<String>,
     /// PEM certificate chain of the gRPC port [env: KALAMDB_TLS_CERT]
@@ -59,7 +62,8 @@ pub(super) struct ServeArgs {
     /// Accepts plain text on addresses other machines can reach [env: KALAMDB_INSECURE]
     #[arg(long)]
     insecure: bool,
-    /// Which log lines: error, warn, info, debug, trace, or a filter; RUST_LOG beats it [env: KALAMDB_LOG_LEVEL] [default: info]
+    /// Which log lines: error, warn, info, debug, trace, or a filter; RUST_LOG beats it
+    /// [env: KALAMDB_LOG_LEVEL] [default: info]
     #[arg(long, value_name = "LEVEL")]
     log_level: Option<String>,
     /// Form of log lines: text or json [env: KALAMDB_LOG_FORMAT] [default: text]
@@ -92,7 +96,7 @@ impl ServeArgs {
         if self.insecure {
             flags.push(("insecure".to_owned(), "true".to_owned()));
         }
-        // Variables that are not Unicode cannot be ours.
+        // A variable that is not Unicode cannot be ours.
         let env = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .collect();
@@ -111,8 +115,8 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), Failure> {
     let runtime = runtime()?;
     let calls = runtime_of("kalam-call")?;
     let served = runtime.block_on(serve(config, calls.handle()));
-    // Whatever a client still holds, or a query still computes, must not keep the process. Connections go first: the rest of a
-    // query whose tasks are gone can look like its end, and no client may be sent that.
+    // Neither a client's open connection nor a running query may keep the process alive. Connections end
+    // first: a query whose tasks are gone can look complete, and no client may receive such a result.
     runtime.shutdown_timeout(Duration::from_millis(200));
     calls.shutdown_background();
     served
@@ -161,7 +165,7 @@ async fn serve(mut config: ServerConfig, calls: &Handle) -> Result<(), Failure> 
         },
     };
     if let Some(http) = http {
-        // A scraper that keeps its connection open is not waited for.
+        // A scraper that keeps its connection open must not delay the shutdown.
         if let Ok(ended) = tokio::time::timeout(HTTP_DRAIN, http).await {
             ended??;
         }
@@ -180,8 +184,8 @@ fn announce(address: SocketAddr, http: Option<SocketAddr>) -> Result<(), Failure
     Ok(())
 }
 
-/// Settles root's password before the database exists, so that no crash can leave a database whose password nobody knows.
-/// Returns the password when it was made up now.
+/// Sets root's password before the database exists, so that no crash leaves a database with an unknown
+/// password. Returns the password if it was generated now.
 fn prepare_root_password(config: &mut ServerConfig) -> Result<Option<String>, Failure> {
     let Some(data_dir) = &config.core.data_dir else { return Ok(None) };
     if config.core.root_password.is_some() {
@@ -189,7 +193,7 @@ fn prepare_root_password(config: &mut ServerConfig) -> Result<Option<String>, Fa
     }
     let path = data_dir.join(ROOT_PASSWORD_FILE);
     if let Some(password) = read_password(&path) {
-        // The core takes it only when root does not exist yet, e.g. because the first start was cut short.
+        // The core uses it only while root does not exist, for example after an interrupted first start.
         config.core.root_password = Some(password);
         return Ok(None);
     }
@@ -206,7 +210,7 @@ fn prepare_root_password(config: &mut ServerConfig) -> Result<Option<String>, Fa
     Ok(Some(password))
 }
 
-/// The password in `path`, when there is such a file with something in it.
+/// Returns the password in `path`, if the file exists and is not empty.
 pub(super) fn read_password(path: &Path) -> Option<String> {
     let text = std::fs::read_to_string(path).ok()?;
     let password = text.trim();

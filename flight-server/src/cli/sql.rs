@@ -1,4 +1,4 @@
-//! `kalamdb sql`: runs statements over Flight SQL and prints what they give.
+//! `kalamdb sql`: runs statements over Flight SQL and prints their results.
 
 use std::io::{IsTerminal, Read, Write};
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ use super::client::{AuthorizedChannel, ConnectArgs, explain};
 use super::output::Printer;
 use super::{Failure, OutputFormat, OutputStyle, repl, runtime};
 
-/// Runs SQL: a text with -c, a file with -f, else what is typed or piped in.
+/// Runs SQL: a text with -c, a file with -f, otherwise typed or piped input.
 #[derive(Debug, Args)]
 pub(super) struct SqlArgs {
     #[command(flatten)]
@@ -34,7 +34,7 @@ pub(super) struct SqlArgs {
     full: bool,
 }
 
-/// Runs one text of statements, or a conversation.
+/// Runs one text of statements, or the interactive mode.
 pub(super) fn run(args: &SqlArgs) -> Result<(), Failure> {
     let style = OutputStyle { format: OutputFormat::or_default(args.format), full: args.full };
     let text = match (&args.command, &args.file) {
@@ -64,7 +64,7 @@ async fn run_all(
     style: OutputStyle,
 ) -> Result<(), Failure> {
     let split = split_statements(text);
-    // The last statement needs no semicolon; a text that cannot be read is for the server to refuse.
+    // The last statement needs no semicolon; the server refuses text that does not parse.
     let statements: Vec<String> =
         split.statements.into_iter().chain(Some(split.rest).filter(|rest| !rest.is_empty())).collect();
     if statements.is_empty() {
@@ -76,8 +76,8 @@ async fn run_all(
     Ok(())
 }
 
-/// Runs one statement, prints its rows on stdout, and how much it did and how long it took on stderr. Ends early, with an error,
-/// once `interrupted` completes.
+/// Runs one statement; prints its rows on stdout, and its row count and duration on stderr. Ends early with
+/// an error once `interrupted` completes.
 pub(super) async fn run_statement(
     client: &mut FlightSqlServiceClient<AuthorizedChannel>,
     statement: &str,
@@ -93,23 +93,23 @@ pub(super) async fn run_statement(
     };
     let ended = tokio::select! {
         ended = run_prepared(client, &mut prepared, style) => ended,
-        // Dropping the call cancels the query in the server.
+        // Dropping the call cancels the query on the server.
         () = &mut interrupted => Err(cancelled()),
     };
     let elapsed = started.elapsed();
-    // However it ended, the server keeps the handle until it is told; it forgets it in time if this does not arrive.
+    // In any case, close the handle. If this call does not arrive, the server drops the idle handle later.
     let _ = prepared.close().await;
     writeln!(std::io::stderr(), "({}, {})", ended?, readable(elapsed))?;
     Ok(())
 }
 
-/// Answers how much a statement did.
+/// Returns the row count of a statement as text.
 async fn run_prepared(
     client: &mut FlightSqlServiceClient<AuthorizedChannel>,
     prepared: &mut PreparedStatement<AuthorizedChannel>,
     style: OutputStyle,
 ) -> Result<String, Failure> {
-    // An update says that it has no rows by a schema without columns.
+    // The schema of an update has no columns.
     let has_rows = !prepared.dataset_schema().map_err(explain)?.fields().is_empty();
     if !has_rows {
         return Ok(match u64::try_from(prepared.execute_update().await.map_err(explain)?) {

@@ -1,4 +1,4 @@
-//! The table format of a live query: a header once, then a line for each change, aligned as far as can be known in advance.
+//! The table format of a live query: one header, then one line per change, aligned by the first rows.
 
 use std::io::Write;
 
@@ -8,14 +8,14 @@ use arrow::util::display::ArrayFormatter;
 use super::Failure;
 use super::output::{options, printable};
 
-/// The narrowest and widest a column is padded to.
+/// The minimum and maximum width that a column is padded to.
 const WIDTH_MIN: usize = 6;
 const WIDTH_MAX: usize = 40;
 
 /// Prints changes as lines.
 pub(super) struct Ticker<W: Write> {
     out: W,
-    /// Set by the first rows; wider values later shift their line.
+    /// Set by the first rows; wider values in later rows shift their line.
     widths: Vec<usize>,
 }
 
@@ -25,7 +25,7 @@ impl<W: Write> Ticker<W> {
         Self { out, widths: Vec::new() }
     }
 
-    /// Prints the rows of `batch`, and before the first ones the names of their columns.
+    /// Prints the rows of `batch`; the column names come before the first rows.
     pub(super) fn write(&mut self, batch: &RecordBatch) -> Result<(), Failure> {
         let options = options();
         let formatters = batch

@@ -1,7 +1,7 @@
-//! `kalamdb watch`: prints a live query, and comes back by itself when the connection or the server goes.
+//! `kalamdb watch`: prints a live query and reconnects by itself after a lost connection or a server restart.
 //!
-//! Invariant: after a reconnect the stream goes on after the last commit that was printed whole, or a line on stderr says that it
-//! begins anew. Only the rows of a commit that was cut in half are printed again.
+//! Invariant: after a reconnect the stream continues after the last completely printed commit, or a line on
+//! stderr says that the result begins anew. Only rows of a partly printed commit are printed again.
 
 use std::io::{Stdout, Write};
 use std::sync::Arc;
@@ -26,11 +26,11 @@ use super::output::Printer;
 use super::ticker::Ticker;
 use super::{Failure, OutputFormat, OutputStyle, runtime};
 
-/// The first and the longest wait before connecting again.
+/// The first and the longest wait before a reconnect.
 const BACKOFF_FIRST: Duration = Duration::from_millis(200);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 
-/// Shows a query's result and then every change of it, until Ctrl-C.
+/// Shows a query's result and then every change to it, until Ctrl-C.
 #[derive(Debug, Args)]
 pub(super) struct WatchArgs {
     /// SELECT expressions FROM one table [WHERE condition]
@@ -40,10 +40,10 @@ pub(super) struct WatchArgs {
     /// How changes are printed; the default is table on a terminal, else csv
     #[arg(long, value_enum)]
     format: Option<OutputFormat>,
-    /// Whether the rows that exist already come first
+    /// Whether the existing rows come first
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set, value_name = "BOOL")]
     snapshot: bool,
-    /// Goes on after the position an earlier watch of the same query printed when it ended
+    /// Continues after the position that an earlier watch of the same query printed at its end
     #[arg(long, value_name = "TOKEN")]
     resume: Option<String>,
     /// Ends after this many printed rows
@@ -53,13 +53,13 @@ pub(super) struct WatchArgs {
 
 /// How a stream ended.
 enum End {
-    /// As asked: the limit, or the server's OK.
+    /// As requested: the limit was reached, or the server sent OK.
     Done,
-    /// It can go on later, from the last token.
+    /// The stream can continue later from the last token.
     Lost(Status),
 }
 
-/// Watches until Ctrl-C, the limit or an error that trying again does not cure.
+/// Watches until Ctrl-C, the limit, or an error that a retry does not cure.
 pub(super) fn run(args: &WatchArgs) -> Result<(), Failure> {
     let token = args.resume.as_deref().map(token_from_text).transpose()?;
     let mut watch = Watch {
@@ -84,7 +84,7 @@ pub(super) fn run(args: &WatchArgs) -> Result<(), Failure> {
 struct Watch<'a> {
     args: &'a WatchArgs,
     printed: Printed,
-    /// Where to go on: of the last frame that was printed whole.
+    /// The resume token of the last completely printed frame.
     token: Option<Bytes>,
     rows_left: u64,
 }
@@ -144,12 +144,12 @@ impl Watch<'_> {
         }
     }
 
-    /// Prints a frame. Returns why the stream ended, when it did and asking again is worth it.
+    /// Prints a frame. Returns the reason if the stream ended and a retry makes sense.
     fn take(&mut self, frame: Frame, decoder: &mut StreamDecoder) -> Result<Option<String>, Failure> {
         match frame.body {
             Some(Body::Started(started)) => {
                 *decoder = StreamDecoder::new();
-                // The decoder looks at a message without a body only when the next one comes.
+                // The decoder processes a message without a body only when the next message arrives.
                 let schema = Arc::new(try_schema_from_ipc_buffer(&started.schema_ipc)?);
                 decoder.decode(&mut Buffer::from(started.schema_ipc))?;
                 self.printed.start(&schema)?;
@@ -177,13 +177,13 @@ impl Watch<'_> {
 
 fn lost_or_failed(status: Status) -> Result<End, Failure> {
     match status.code() {
-        // What a broken connection looks like, and what a server that restarts says.
+        // The codes of a broken connection and of a restarting server.
         Code::Unavailable | Code::Unknown | Code::Aborted => Ok(End::Lost(status)),
         _ => Err(explain_status(&status)),
     }
 }
 
-/// Where changes are printed; the first schema decides the columns.
+/// The output; a stream with other columns starts a new one.
 struct Printed {
     format: OutputFormat,
     output: Option<(SchemaRef, Output)>,
@@ -195,7 +195,7 @@ enum Output {
 }
 
 impl Printed {
-    /// Begins to print rows of `wire`, the schema the server announced.
+    /// Starts to print rows of `wire`, the schema that the server announced.
     fn start(&mut self, wire: &SchemaRef) -> Result<(), Failure> {
         let schema = match self.format {
             OutputFormat::Arrow => Arc::clone(wire),
@@ -240,7 +240,7 @@ impl Printed {
     }
 }
 
-/// The wire's schema with the operation as a word.
+/// Returns the wire schema with the operation as text.
 fn readable_schema(wire: &SchemaRef) -> SchemaRef {
     let mut fields: Vec<Arc<Field>> = wire.fields().iter().map(Arc::clone).collect();
     if let Some(op) = fields.first_mut() {

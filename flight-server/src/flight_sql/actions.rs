@@ -1,8 +1,9 @@
-//! DoAction: prepared statements, cancelling, renewing, sessions, and the transactions there are not.
+//! DoAction: prepared statements, cancelling, renewing, sessions, and the refusal of transactions.
 //!
-//! Flight SQL's own actions wrap their bodies in `Any`, Flight's (CancelFlightInfo, RenewFlightEndpoint, sessions) do not.
+//! Flight SQL's actions wrap their bodies in `Any`; Flight's (CancelFlightInfo, RenewFlightEndpoint,
+//! sessions) do not.
 //!
-//! Invariant: an action that does not exist says so by name; none is accepted and ignored.
+//! Invariant: an unknown action is refused by name; no action is accepted and ignored.
 
 use arrow_flight::sql::{
     ActionBeginSavepointRequest, ActionBeginTransactionRequest, ActionCancelQueryRequest,
@@ -21,7 +22,7 @@ use prost::Message;
 use super::messages::CreatePreparedStatementResult;
 use super::{Caller, FlightState};
 
-/// The actions there are, with what `list_actions` says of them.
+/// The actions, with their descriptions for `list_actions`.
 const ACTIONS: [(&str, &str); 8] = [
     ("CreatePreparedStatement", "Prepares a statement: Any(ActionCreatePreparedStatementRequest)."),
     ("ClosePreparedStatement", "Forgets a prepared statement: Any(ActionClosePreparedStatementRequest)."),
@@ -47,7 +48,7 @@ pub(super) fn list() -> Vec<ActionType> {
 }
 
 impl FlightState {
-    /// Answers an action: the bodies of its results.
+    /// Runs an action and returns the bodies of its results.
     pub(super) async fn act(&self, caller: &Caller, action: Action) -> Result<Vec<Bytes>> {
         let body = action.body;
         match action.r#type.as_str() {
@@ -108,10 +109,10 @@ impl FlightState {
     }
 }
 
-/// The sealed part of a statement's ticket.
+/// Returns the sealed part of a statement's ticket.
 ///
 /// # Errors
-/// As for an unknown ticket when it is not a statement's.
+/// The same error as for an unknown ticket, when the ticket is not a statement's.
 pub(super) fn statement_handle(ticket: &Bytes) -> Result<Bytes> {
     let unknown = |_| super::statement::unknown_ticket();
     let any = Any::decode(ticket.clone()).map_err(unknown)?;
@@ -121,7 +122,7 @@ pub(super) fn statement_handle(ticket: &Bytes) -> Result<Bytes> {
     Ok(TicketStatementQuery::decode(any.value).map_err(unknown)?.statement_handle)
 }
 
-/// Refuses a transaction id: there are no transactions, so nobody has one.
+/// Refuses a transaction id: there are no transactions, so no id is valid.
 pub(super) fn no_transaction(transaction_id: Option<&Bytes>) -> Result<()> {
     match transaction_id {
         Some(id) if !id.is_empty() => Err(Error::new(
@@ -135,7 +136,7 @@ pub(super) fn no_transaction(transaction_id: Option<&Bytes>) -> Result<()> {
 }
 
 fn refuse(action: &str, body: &Bytes) -> Error {
-    // A body that cannot be read is the caller's mistake, whatever would be done with it.
+    // A malformed body is the caller's mistake, even for an unsupported action.
     let readable = match action {
         "BeginTransaction" => unpack::<ActionBeginTransactionRequest>(body).map(|_| ()),
         "EndTransaction" => unpack::<ActionEndTransactionRequest>(body).map(|_| ()),
@@ -154,7 +155,7 @@ fn refuse(action: &str, body: &Bytes) -> Error {
     }
 }
 
-/// Reads an `Any` of the message `M`.
+/// Decodes an `Any` that contains the message `M`.
 fn unpack<M: ProstMessageExt>(body: &Bytes) -> Result<M> {
     let any: Any = decode(body)?;
     if !any.is::<M>() {
@@ -171,7 +172,7 @@ pub(super) fn malformed(what: &str) -> Error {
     Error::new(ErrorKind::InvalidArgument, SqlState::CONNECTION_EXCEPTION, what.to_owned())
 }
 
-/// Reads a descriptor's command.
+/// Decodes a descriptor's command.
 pub(super) fn command(bytes: &Bytes) -> Result<Command> {
     let any: Any = decode(bytes)?;
     Command::try_from(any).map_err(|error| malformed("the command cannot be read").source(error))

@@ -1,9 +1,9 @@
-//! Bytes the server holds for clients, counted for each user and in all.
+//! Byte budgets: what the server holds for clients, counted per user and in total.
 //!
-//! Counting entries bounds no memory: one entry may be large. Whoever keeps something of a client's takes its bytes out of a
-//! budget first, and gives them back by dropping the [`Charge`] together with what it stands for.
+//! A limit on entries does not bound memory, because one entry may be large. Code that keeps client data
+//! charges its bytes to a budget first; dropping the [`Charge`] together with the data returns them.
 //!
-//! Invariant: what is held is the sum of all charges that live.
+//! Invariant: the held bytes are the sum of all live charges.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use std::sync::Arc;
 use kalamdb_core::ids::UserId;
 use parking_lot::Mutex;
 
-/// What may be held, and what is.
+/// Limits of held bytes, and the current amounts.
 #[derive(Debug)]
 pub(crate) struct Budget {
     bytes_max: usize,
@@ -25,22 +25,22 @@ struct Held {
     users: HashMap<UserId, usize>,
 }
 
-/// Why a budget does not give.
+/// Which limit a charge would exceed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exhausted {
-    /// The user holds too much already.
+    /// The user already holds too much.
     ByUser,
-    /// All users together do.
+    /// All users together hold too much.
     ByAll,
 }
 
 impl Budget {
-    /// At most `bytes_max` for all, and `user_bytes_max` for each user.
+    /// Allows at most `bytes_max` in total and `user_bytes_max` per user.
     pub(crate) fn new(bytes_max: usize, user_bytes_max: usize) -> Arc<Self> {
         Arc::new(Self { bytes_max, user_bytes_max, held: Mutex::default() })
     }
 
-    /// Takes `bytes` for `user` until the charge is dropped.
+    /// Charges `bytes` to `user` until the charge is dropped.
     pub(crate) fn charge(self: &Arc<Self>, user: UserId, bytes: usize) -> Result<Charge, Exhausted> {
         self.take(user, bytes)?;
         Ok(Charge { budget: Arc::clone(self), user, bytes })
@@ -72,14 +72,14 @@ impl Budget {
         }
     }
 
-    /// What is held now.
+    /// Returns the bytes held now.
     #[cfg(test)]
     pub(crate) fn held(&self) -> usize {
         self.held.lock().bytes
     }
 }
 
-/// Bytes taken out of a budget; dropping it gives them back.
+/// Bytes charged to a budget; dropping the charge returns them.
 #[derive(Debug)]
 pub(crate) struct Charge {
     budget: Arc<Budget>,
@@ -88,7 +88,7 @@ pub(crate) struct Charge {
 }
 
 impl Charge {
-    /// Takes more.
+    /// Charges more bytes.
     pub(crate) fn grow(&mut self, bytes: usize) -> Result<(), Exhausted> {
         self.budget.take(self.user, bytes)?;
         self.bytes = self.bytes.saturating_add(bytes);

@@ -1,8 +1,8 @@
-//! Arrow IPC from clients: parameters and ingested batches.
+//! Decodes Arrow IPC from clients: parameters and ingested batches.
 //!
-//! arrow-ipc panics on some malformed messages and trusts the sizes a compressed buffer declares, so nothing from outside
-//! reaches it unchecked: the flatbuffer's fields and types are looked at first, compressed buffers and implausible row counts
-//! are refused, and what remains runs under `catch_unwind` with no lock held.
+//! arrow-ipc panics on some malformed messages and trusts the declared sizes of compressed buffers, so input
+//! is checked first: the flatbuffer's fields and types are validated, and compressed buffers and implausible
+//! row counts are refused. The rest is decoded under `catch_unwind` with no lock held.
 //!
 //! Bound parameters travel inside tickets as the frames they came in (all lengths u32 little endian):
 //!
@@ -10,7 +10,7 @@
 //! schema header len | schema header | { batch header len | batch header | batch body len | batch body } ...
 //! ```
 //!
-//! Invariant: whatever bytes a client sends, decoding ends in batches or in an error, never in a panic or an abort.
+//! Invariant: for any client input, decoding ends in batches or an error, never in a panic or an abort.
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -27,13 +27,14 @@ use kalamdb_core::{Error, ErrorKind, Result, SqlState};
 
 use super::ticket::{get_bytes, put_bytes};
 
-/// Rows of one inbound batch. Columns of type Null have no bytes, so the message limit alone does not bound them.
+/// Maximum rows of one inbound batch. Columns of type Null have no bytes, so the message limit does not bound
+/// them.
 const BATCH_ROWS_MAX: i64 = 8_388_608;
-/// Elements of one inbound column; a list column may have more of them than the batch has rows.
+/// Maximum elements of one inbound column; a list column may have more elements than the batch has rows.
 const NODE_LENGTH_MAX: i64 = 1 << 26;
-/// Columns of one inbound schema.
+/// Maximum columns of one inbound schema.
 const COLUMNS_MAX: usize = 10_000;
-/// Lists within lists.
+/// Maximum nesting depth of lists.
 const NESTING_MAX: usize = 4;
 
 /// Decodes the messages of one inbound stream, in order.
@@ -44,15 +45,15 @@ pub(crate) struct Decoder {
 }
 
 impl Decoder {
-    /// The stream's schema, once it was seen.
+    /// Returns the stream's schema, once it has arrived.
     pub(crate) fn schema(&self) -> Option<&SchemaRef> {
         self.schema.as_ref()
     }
 
-    /// Takes one message; answers the batch it carried, if any.
+    /// Decodes one message; returns its batch, if it has one.
     ///
     /// # Errors
-    /// Invalid argument for everything that is not well-formed, uncompressed Arrow IPC in the right order.
+    /// Invalid argument for everything but well-formed, uncompressed Arrow IPC in the right order.
     pub(crate) fn message(&mut self, data: &FlightData) -> Result<Option<RecordBatch>> {
         self.ipc_message(&data.data_header, &data.data_body)
     }
@@ -88,7 +89,7 @@ impl Decoder {
             message.header_as_dictionary_batch().ok_or_else(|| malformed("the dictionary is missing"))?;
         check_batch(dictionary.data().ok_or_else(|| malformed("the dictionary is empty"))?)?;
         let buffer = aligned(body);
-        // The map is only replaced whole, so a panic in between leaves what was there.
+        // The map is replaced only as a whole, so a panic leaves the old one unchanged.
         let mut dictionaries = self.dictionaries.clone();
         self.dictionaries = guarded(|| {
             ipc::reader::read_dictionary(&buffer, dictionary, schema, &mut dictionaries, &message.version())?;
@@ -115,7 +116,7 @@ impl Decoder {
     }
 }
 
-/// Bound parameters as they came, for a ticket. Empty when nothing was bound.
+/// Bound parameters as received, for a ticket. Empty when nothing was bound.
 #[derive(Default)]
 pub(crate) struct Frames {
     messages: Vec<(Bytes, Bytes)>,
@@ -140,7 +141,7 @@ impl Frames {
     }
 }
 
-/// Decodes what [`Frames`] wrote.
+/// Decodes the bytes of [`Frames`].
 pub(crate) fn decode_frames(mut frames: Bytes) -> Result<Vec<RecordBatch>> {
     let mut decoder = Decoder::default();
     let mut batches = Vec::new();
@@ -175,7 +176,7 @@ pub(crate) fn decode_params(ipc_stream: &[u8]) -> Result<RecordBatch> {
     }
 }
 
-/// Takes one encapsulated message (`0xFFFFFFFF | len i32 | header | body`) off `input`; `None` at the end.
+/// Takes one encapsulated message (`0xFFFFFFFF | len i32 | header | body`) from `input`; `None` at the end.
 fn next_encapsulated(input: &mut Bytes) -> Result<Option<(Bytes, Bytes)>> {
     let cut = || malformed("the IPC stream is cut short");
     if input.is_empty() {
@@ -206,7 +207,7 @@ fn next_encapsulated(input: &mut Bytes) -> Result<Option<(Bytes, Bytes)>> {
     Ok(Some((header, input.split_to(body_len))))
 }
 
-/// Runs arrow-ipc on checked input and turns what still panics into an error.
+/// Runs arrow-ipc on checked input and turns the remaining panics into errors.
 fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     match catch_unwind(AssertUnwindSafe(work)) {
         Ok(Ok(value)) => Ok(value),
@@ -215,7 +216,8 @@ fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     }
 }
 
-/// Arrow reads numbers in place, so buffers must begin at a multiple of their size; what comes off the wire may not.
+/// Copies misaligned bytes: Arrow reads numbers in place, so buffers must be aligned, and bytes from the wire
+/// may not be.
 fn aligned(bytes: &Bytes) -> Buffer {
     if bytes.as_ptr().addr().is_multiple_of(64) {
         Buffer::from(bytes.clone())
@@ -386,7 +388,7 @@ mod tests {
         assert_eq!(decode_params(&stream).unwrap(), batch());
         assert_eq!(decode_params(&[]).unwrap().num_columns(), 0);
         for end in 1..stream.len() - 8 {
-            // Cut anywhere, it is either refused or has no row.
+            // Wherever the stream is cut, decoding fails or yields no row.
             if let Ok(cut) = decode_params(&stream[..end]) {
                 assert_eq!(cut.num_rows(), 0, "{end}");
             }

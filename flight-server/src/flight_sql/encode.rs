@@ -1,11 +1,11 @@
-//! Results as FlightData: one schema message, then batches cut by their encoded size.
+//! Encodes results as FlightData: one schema message, then batches split by their encoded size.
 //!
-//! A table's schema message is memoized in the registry and sent as it is; only results whose schema is not a table's are
-//! encoded here. Types that JDBC drivers cannot read are changed to ones they can, once, in the advertised schema; every batch
+//! A table's schema message is memoized in the registry and sent unchanged; only other results' schemas are
+//! encoded here. Types that JDBC drivers cannot read are replaced once, in the advertised schema; every batch
 //! is then stamped with exactly that schema.
 //!
-//! Invariant: dataset_schema, FlightInfo.schema, GetSchema and DoGet of one statement have the same schema, to the
-//! nullability.
+//! Invariant: dataset_schema, FlightInfo.schema, GetSchema and DoGet of one statement have the same schema,
+//! including nullability.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,14 +19,14 @@ use bytes::Bytes;
 use kalamdb_core::tables::{batch_value_bytes, value_bytes};
 use kalamdb_core::{Error, ErrorKind, Result, SqlState};
 
-/// What a message aims at. Plain gRPC clients stop at 4 MiB, and smaller messages let client and server overlap.
+/// Target size of a message: plain gRPC clients stop at 4 MiB, and small messages let both sides overlap.
 const MESSAGE_BYTES_TARGET: usize = 2 << 20;
-/// A single row beyond this is refused: ADBC's driver reads at most 16 MiB.
+/// A larger single row is refused: ADBC's driver reads at most 16 MiB.
 const MESSAGE_BYTES_MAX: usize = 16 << 20;
-/// Marker and length before the header of an encapsulated message.
+/// Length of the marker and the length field before the header of an encapsulated message.
 const PREFIX_BYTES: usize = 8;
 
-/// Counts the schemas that had to be encoded, so that tests can say "none".
+/// Counts encoded schemas, so that tests can assert there were none.
 #[derive(Debug, Default)]
 pub(crate) struct SchemaEncodings(AtomicU64);
 
@@ -45,7 +45,8 @@ pub(crate) struct WireSchema {
 }
 
 impl WireSchema {
-    /// The wire form of an engine schema; `memoized` is the registry's message where the schema is a table's.
+    /// Returns the wire form of an engine schema; `memoized` is the registry's message if the schema is a
+    /// table's.
     pub(crate) fn of(
         schema: &SchemaRef,
         memoized: Option<&Bytes>,
@@ -65,20 +66,20 @@ impl WireSchema {
         &self.schema
     }
 
-    /// The encapsulated message, for FlightInfo, GetSchema and prepared statements.
+    /// Returns the encapsulated message, for FlightInfo, GetSchema and prepared statements.
     pub(crate) fn ipc(&self) -> Bytes {
         self.ipc.clone()
     }
 
-    /// The first message of a DoGet: the same bytes without their frame.
+    /// Returns the first message of a DoGet: the same bytes without encapsulation.
     pub(crate) fn message(&self, app_metadata: Bytes) -> FlightData {
         FlightData { data_header: header_of(&self.ipc), app_metadata, ..FlightData::default() }
     }
 
-    /// Gives `batch` exactly this schema.
+    /// Returns `batch` with exactly this schema.
     ///
     /// # Errors
-    /// Internal when the batch does not fit, e.g. has a NULL in a column that was advertised without.
+    /// Internal when the batch does not fit, for example a NULL in a column advertised as non-nullable.
     fn stamp(&self, batch: RecordBatch) -> Result<RecordBatch> {
         if Arc::ptr_eq(batch.schema_ref(), &self.schema) {
             return Ok(batch);
@@ -102,7 +103,7 @@ impl WireSchema {
     }
 }
 
-/// The flatbuffer inside an encapsulated message, without a copy.
+/// Returns the flatbuffer inside an encapsulated message, without a copy.
 fn header_of(encapsulated: &Bytes) -> Bytes {
     let length: [u8; 4] =
         encapsulated.get(4..PREFIX_BYTES).and_then(|bytes| bytes.try_into().ok()).unwrap_or_default();
@@ -141,10 +142,10 @@ impl BatchEncoder {
         }
     }
 
-    /// Encodes `batch` into one message, or into several if it is large.
+    /// Encodes `batch` as one message, or as several if it is large.
     ///
     /// # Errors
-    /// 54000 when a single row is larger than a client can read; it names the largest column.
+    /// 54000 when a single row is too large for clients; the error names the largest column.
     pub(crate) fn encode(&mut self, batch: RecordBatch) -> Result<Vec<FlightData>> {
         let batch = self.schema.stamp(batch)?;
         let bytes = batch_value_bytes(&batch);
@@ -152,7 +153,8 @@ impl BatchEncoder {
             return Ok(vec![self.encode_one(&batch)?]);
         }
         let mut messages = Vec::new();
-        // Slices still to encode, the next one last. Rows differ in size, so a slice that is too large is halved again.
+        // Slices still to encode, the next one last. Rows differ in size, so a slice that is still too large
+        // is split.
         let mut pending = split(&batch, bytes.div_ceil(MESSAGE_BYTES_TARGET));
         pending.reverse();
         while let Some(slice) = pending.pop() {
@@ -166,7 +168,7 @@ impl BatchEncoder {
         Ok(messages)
     }
 
-    /// A message of no rows, to carry `app_metadata` to clients that read nothing but batches.
+    /// Returns a message without rows that carries `app_metadata`, for clients that read only batches.
     pub(crate) fn encode_empty(&mut self, app_metadata: Bytes) -> Result<FlightData> {
         let batch = RecordBatch::new_empty(Arc::clone(self.schema.schema()));
         let mut message = self.encode_one(&batch)?;
@@ -183,14 +185,14 @@ impl BatchEncoder {
             .encode(batch, &mut self.tracker, &self.options, &mut self.context)
             .map_err(|error| Error::internal("a batch cannot be encoded").source(error))?;
         if !dictionaries.is_empty() {
-            // The wire schema has no dictionaries, so stamping has resolved them all.
+            // The wire schema has no dictionaries, so stamping has resolved all of them.
             return Err(Error::internal("a result has a dictionary"));
         }
         Ok(data.into())
     }
 }
 
-/// Cuts `batch` into about `parts` slices of equally many rows.
+/// Splits `batch` into about `parts` slices with equal numbers of rows.
 fn split(batch: &RecordBatch, parts: usize) -> Vec<RecordBatch> {
     let rows = batch.num_rows();
     let slice_rows = rows.div_ceil(parts.max(1)).max(1);
@@ -209,7 +211,7 @@ fn row_too_large(batch: &RecordBatch) -> Error {
     .hint("select less of it, for example with substr()")
 }
 
-/// The schema with every type changed that JDBC drivers cannot read; `None` when there is none.
+/// Replaces the types that JDBC drivers cannot read; `None` when the schema has none of them.
 fn wire_schema(schema: &SchemaRef) -> Option<SchemaRef> {
     let fields: Vec<Option<FieldRef>> = schema.fields().iter().map(wire_field).collect();
     if fields.iter().all(Option::is_none) {
@@ -320,7 +322,7 @@ mod tests {
         let messages = encoder.encode(batch.clone()).unwrap();
         assert!((9..=11).contains(&messages.len()), "{}", messages.len());
         assert!(messages.iter().all(|message| message.data_body.len() <= MESSAGE_BYTES_TARGET + 4_096));
-        // Ten rows of a large buffer are one small message.
+        // A slice of ten rows is one small message, whatever the size of its buffers.
         let few = encoder.encode(batch.slice(5_000, 10)).unwrap();
         assert_eq!(few.len(), 1);
         assert!(few[0].data_body.len() < 20_000);
@@ -350,7 +352,7 @@ mod tests {
         assert!(BatchEncoder::new(wire(&promised)).encode(batch).is_err());
     }
 
-    /// Columns of every shape: flat, with and without NULLs, and lists, structs and maps within each other.
+    /// Columns of every shape: flat, with and without NULLs, and nested lists, structs and maps.
     fn nested(rows: usize, lengths: &[usize], nulls: &[bool]) -> RecordBatch {
         let lengths = || lengths.iter().copied().cycle().take(rows);
         let nulls = NullBuffer::from_iter(nulls.iter().copied().cycle().take(rows));
@@ -399,7 +401,7 @@ mod tests {
     }
 
     proptest! {
-        /// What rows are said to take is what they take on the wire: neither less nor, padding aside, more.
+        /// The measured size of rows is their size on the wire, except for padding.
         #[test]
         fn rows_take_what_they_are_measured_to_take(
             lengths in prop::collection::vec(0_usize..9, 1..8),
@@ -412,14 +414,14 @@ mod tests {
             let part = batch.slice(start, length.min(rows - start));
             let measured = batch_value_bytes(&part);
             let encoded = BatchEncoder::new(wire(&batch.schema())).encode_one(&part).unwrap().data_body.len();
-            // Some 50 buffers, each padded to 64 bytes.
+            // About 50 buffers, each padded to 64 bytes.
             prop_assert!(measured <= encoded && encoded <= measured + 50 * 64, "{measured} {encoded}");
         }
     }
 
     #[test]
     fn results_with_lists_go_out_in_few_messages() {
-        // 60,000 lists of 100 numbers are 24 MB behind every single row.
+        // 60,000 lists of 100 numbers: each row's slice shares one buffer of 24 MB.
         let lengths = std::iter::repeat_n(100, 60_000);
         let values = Arc::new(Float32Array::from(vec![0.5; 6_000_000]));
         let field = Arc::new(Field::new_list_field(DataType::Float32, true));

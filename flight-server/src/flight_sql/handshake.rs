@@ -1,9 +1,11 @@
-//! Handshake: Basic credentials in, a bearer token out.
+//! Handshake: trades Basic credentials for a bearer token.
 //!
-//! Drivers send credentials in the `authorization` header (JDBC, ADBC, ODBC, pyarrow's basic token) or as a `BasicAuth`
-//! message (older Flight clients); the token goes back in headers, in trailers and as the payload, for each kind to find.
+//! Drivers send credentials in the `authorization` header (JDBC, ADBC, ODBC, pyarrow's basic token) or as a
+//! `BasicAuth` message (older Flight clients). The token returns in headers, in trailers and as the payload,
+//! so each kind finds it.
 //!
-//! Invariant: every Handshake begins a session, one with a good bearer token too: JDBC makes one for a token it was given.
+//! Invariant: every Handshake starts a session, even one with a valid bearer token, which JDBC sends if it
+//! was given one.
 
 use arrow_flight::{BasicAuth, HandshakeRequest, HandshakeResponse};
 use futures::stream::BoxStream;
@@ -42,7 +44,7 @@ impl FlightState {
             .map_err(|error| kalamdb_core::Error::internal("a token is no header value").source(error))?;
         let mut trailers = MetadataMap::new();
         trailers.insert("authorization", header.clone());
-        // A status of success as the stream's last item is how tonic takes trailers of our own.
+        // Tonic accepts extra trailers only as a success status at the end of the stream.
         let end = Status::with_metadata(Code::Ok, "", trailers);
         let mut response = Response::new(stream::iter([Ok(payload), Err(end)]).boxed());
         response.metadata_mut().insert("authorization", header);

@@ -1,9 +1,9 @@
 //! Bulk loading: CommandStatementIngest in append mode.
 //!
-//! Columns are matched by name, missing ones take their defaults, and everything sent in one call is one commit. It is so
-//! collected until the end of the stream, which bounds what one call may send.
+//! Columns are matched by name, missing ones take their defaults, and one call is one commit. So rows are
+//! collected until the end of the stream, and a limit bounds what one call may send.
 //!
-//! Invariant: either all rows of a call are in the table when it answers, or none.
+//! Invariant: when a call returns, all of its rows are in the table or none of them.
 
 use arrow::array::RecordBatch;
 use arrow_flight::sql::{
@@ -20,8 +20,8 @@ impl FlightState {
     /// Appends the stream's rows to a table.
     ///
     /// # Errors
-    /// 0A000 for modes that create or replace a table, 42P01 and 42501 before anything is read, 54000 for more rows or bytes than
-    /// one commit takes.
+    /// 0A000 for modes that create or replace a table; 42P01 and 42501 before any data is read; 54000 for
+    /// more rows or bytes than one commit takes.
     pub(super) async fn ingest(
         &self,
         caller: &Caller,
@@ -29,7 +29,7 @@ impl FlightState {
         inbound: &mut Inbound,
     ) -> Result<Done> {
         check(&command)?;
-        // Asked before the data is read, so that rows nobody may write are not paid for.
+        // Checked before the data is read, so that forbidden rows cost nothing.
         caller.session.check_append(command.schema.as_deref(), &command.table)?;
         let config = self.database.config();
         let mut decoder = Decoder::default();
@@ -44,7 +44,7 @@ impl FlightState {
             if rows > config.statement_rows_max {
                 return Err(too_large(config.statement_rows_max, config.statement_bytes_max));
             }
-            // A batch of no rows only has columns, and all have the same.
+            // A batch without rows carries only columns, and all batches have the same.
             if batch.num_rows() > 0 || batches.is_empty() {
                 batches.push(batch);
             }

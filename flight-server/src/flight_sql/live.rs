@@ -1,10 +1,11 @@
-//! `SUBSCRIBE TO (SELECT ...)` as a statement: an endless DoGet for clients without the LiveQuery stubs.
+//! `SUBSCRIBE TO (SELECT ...)` as a statement: an endless DoGet for clients without LiveQuery stubs.
 //!
-//! The batches are those of the live query, byte for byte. Each message carries its frame's header, a `Frame` of live.proto
-//! without the rows, in `app_metadata`; frames without rows ride on a batch of none, because some clients show nothing else.
+//! The batches are the bytes of the live query's batches. Each message carries its frame's header, a `Frame`
+//! of live.proto without the rows, in `app_metadata`. A frame without rows comes with an empty batch, because
+//! some clients show only messages with batches.
 //!
-//! Invariant: the first message is the schema, and it is the one FlightInfo promised; the stream ends with OK only when all that
-//! was asked for was delivered.
+//! Invariant: the first message is the schema that FlightInfo promised; the stream ends with OK only if
+//! everything that was requested was delivered.
 
 use arrow_flight::FlightData;
 use bytes::Bytes;
@@ -16,7 +17,7 @@ use prost::Message;
 use super::encode::{BatchEncoder, WireSchema};
 use crate::live::{end_error, frame_header};
 
-/// The messages of a live query.
+/// Returns the messages of a live query.
 pub(super) fn messages(
     subscription: Subscription,
     schema: WireSchema,

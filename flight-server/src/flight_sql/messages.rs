@@ -1,7 +1,7 @@
-//! Protobuf messages that arrow-flight does not have: the sessions of Flight.proto, and the answer of CreatePreparedStatement
-//! with its field 4, which tells newer drivers whether a statement is an update.
+//! Protobuf messages that arrow-flight lacks: the sessions of Flight.proto, and the result of
+//! CreatePreparedStatement with its field 4, which tells newer drivers whether a statement is an update.
 //!
-//! Invariant: field numbers are those of the Arrow project's Flight.proto and FlightSql.proto.
+//! Invariant: field numbers are those of Flight.proto and FlightSql.proto in the Arrow project.
 
 use std::collections::HashMap;
 
@@ -25,7 +25,7 @@ impl CreatePreparedStatementResult {
         "type.googleapis.com/arrow.flight.protocol.sql.ActionCreatePreparedStatementResult";
 }
 
-/// `arrow.flight.protocol.SessionOptionValue`; without a value it erases the option.
+/// `arrow.flight.protocol.SessionOptionValue`; without a value it removes the option.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct SessionOptionValue {
     #[prost(oneof = "OptionValue", tags = "1, 2, 3, 4, 5")]

@@ -1,9 +1,10 @@
-//! Metadata commands: catalogs, schemas, tables, keys, types, and what the server can do.
+//! Metadata commands: catalogs, schemas, tables, keys, types and server capabilities.
 //!
-//! Only what the caller may see is listed, because the list comes from the caller's session. A table's schema is the
-//! registry's memoized message. There are no foreign keys, so the three commands about them answer no rows.
+//! The caller's session provides the list, so it contains only what the caller may see. A table's schema is
+//! the registry's memoized message. There are no foreign keys, so the three commands about them return no
+//! rows.
 //!
-//! Invariant: a command's FlightInfo, GetSchema and DoGet have the one schema of `schema_of`.
+//! Invariant: FlightInfo, GetSchema and DoGet of a command all have the schema of `schema_of`.
 
 use std::sync::{Arc, LazyLock};
 
@@ -84,7 +85,7 @@ fn schema(fields: Vec<Field>) -> SchemaRef {
     Arc::new(Schema::new(fields))
 }
 
-/// The schema of a metadata command's answer.
+/// Returns the schema of a metadata command's result.
 fn schema_of(command: &Command) -> Result<SchemaRef> {
     Ok(match command {
         Command::CommandGetCatalogs(_) => GetCatalogsBuilder::new().schema(),
@@ -109,7 +110,7 @@ impl FlightState {
         WireSchema::of(&schema_of(command)?, None, &self.encodings)
     }
 
-    /// FlightInfo of a metadata command: its ticket is the command itself.
+    /// Returns the FlightInfo of a metadata command; its ticket is the command itself.
     pub(super) fn metadata_info(
         &self,
         descriptor: FlightDescriptor,
@@ -135,7 +136,7 @@ impl FlightState {
         Ok(Response::new(stream::iter(messages).boxed()))
     }
 
-    /// Every table the caller may see, named by its path.
+    /// Lists every table that the caller may see, named by its path.
     pub(super) fn list_flights(&self, caller: &Caller) -> Result<Vec<FlightInfo>> {
         let flights = caller.session.tables()?.into_iter().map(|table| FlightInfo {
             schema: table.schemas.visible_ipc(),
@@ -164,7 +165,7 @@ fn rows_of(caller: &Caller, command: Command, schema: &SchemaRef) -> Result<Reco
         Command::CommandGetXdbcTypeInfo(command) => {
             type_info::data()?.record_batch(command.data_type).map_err(not_built)
         }
-        // `schema_of` has refused every command that is no metadata; what is left is about foreign keys.
+        // `schema_of` refuses commands other than metadata; the remaining ones are about foreign keys.
         _ => Ok(RecordBatch::new_empty(Arc::clone(schema))),
     }
 }
@@ -203,7 +204,7 @@ fn tables(caller: &Caller, command: &CommandGetTables, schema: &SchemaRef) -> Re
 fn primary_keys(caller: &Caller, command: &CommandGetPrimaryKeys, schema: &SchemaRef) -> Result<RecordBatch> {
     let namespace = command.db_schema.as_deref();
     let tables = caller.session.tables()?;
-    // Without a schema the spec means "in any"; drivers that pass one mean exactly that.
+    // Without a schema the spec means "any schema"; a driver that passes one means exactly that one.
     let mut wanted = tables.iter().filter(|table| {
         is_our_catalog(command.catalog.as_deref())
             && namespace.is_none_or(|namespace| namespace.is_empty() || namespace == &*table.namespace)
@@ -245,11 +246,12 @@ fn is_our_catalog(filter: Option<&str>) -> bool {
     filter.is_none_or(|catalog| catalog == CATALOG)
 }
 
-/// Whether `name` matches a pattern with `%` (any characters), `_` (one character) and `\` (the next as it is).
+/// Whether `name` matches a pattern with `%` (any characters), `_` (one character) and `\` (escape).
 fn matches(pattern: Option<&str>, name: &str) -> bool {
     let Some(pattern) = pattern else { return true };
     let pattern: Vec<Piece> = pieces(pattern);
-    // Greedy, going back only to the last `%`, so that no pattern takes more than length times length steps.
+    // Greedy matching that backtracks only to the last `%`, so it takes at most pattern length times name
+    // length steps.
     let name: Vec<char> = name.chars().collect();
     let (mut at_pattern, mut at_name) = (0, 0);
     let mut back: Option<(usize, usize)> = None;

@@ -1,23 +1,23 @@
-//! Arrow Flight SQL: what drivers (JDBC, ADBC, ODBC, pyarrow) speak to the database.
+//! Arrow Flight SQL: the protocol between drivers (JDBC, ADBC, ODBC, pyarrow) and the database.
 //!
 //! | file | its one job |
 //! |---|---|
-//! | `service` | the Flight RPCs, each handed on to the file that answers it |
+//! | `service` | the Flight RPCs; passes each on to the file that answers it |
 //! | `statement` | queries: FlightInfo, tickets, and the streams of DoGet |
-//! | `update` | statements that write, wherever they come from: each runs exactly once |
+//! | `update` | statements that write, on every path: each runs exactly once |
 //! | `prepared` | prepared statements and their bound parameters |
 //! | `ingest` | bulk loading |
 //! | `live` | `SUBSCRIBE TO` as an endless DoGet |
-//! | `metadata`, `sql_info`, `type_info` | catalogs, tables, keys, what the server can do, its types |
+//! | `metadata`, `sql_info`, `type_info` | catalogs, tables, keys, server capabilities, types |
 //! | `actions`, `session_options`, `handshake` | DoAction, the options of a session, logging in |
 //! | `sessions`, `queries`, `budget` | state: sessions, prepared statements, running queries, all bounded |
 //! | `ticket`, `encode`, `decode`, `messages` | bytes |
 //!
-//! The dispatcher is our own because arrow-flight's `FlightSqlService` fixes GetSchema, PollFlightInfo and sessions as
-//! unimplemented; protobufs, encoders and metadata builders are arrow-flight's.
+//! The dispatcher is our own, because arrow-flight's `FlightSqlService` fixes GetSchema, PollFlightInfo and
+//! sessions as unimplemented; protobufs, encoders and metadata builders are arrow-flight's.
 //!
-//! Invariant: everything a client names (ticket, handle, query) is looked up together with the caller's user id; what
-//! belongs to somebody else is as unknown as what never was.
+//! Invariant: everything that a client names (ticket, handle, query) is looked up with the caller's user id.
+//! Another user's entry gives the same error as one that never existed.
 
 mod actions;
 mod budget;
@@ -65,15 +65,16 @@ use crate::config::ServerConfig;
 use crate::seal::SealKey;
 use crate::status::from_core;
 
-/// The catalog's only name in metadata.
+/// The only catalog name in metadata.
 const CATALOG: &str = "kalam";
-/// The header, trailer and JSON key of the seq a result was read at or a write was committed at.
+/// Header, trailer and JSON key for the seq of a read or a commit.
 const SEQ_KEY: &str = "kalamdb-seq";
 
-/// What prepared statements, their parameters and queries between GetFlightInfo and DoGet take, of all users and of one.
+/// Maximum bytes of prepared statements, their parameters and queries between GetFlightInfo and DoGet, in
+/// total and per user.
 const KEPT_BYTES_MAX: usize = 1 << 30;
 const KEPT_BYTES_PER_USER_MAX: usize = 256 << 20;
-/// How often it is looked for what has been idle too long.
+/// How often idle entries are removed.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Everything the Flight service shares between calls.
@@ -87,13 +88,13 @@ pub(crate) struct FlightState {
     started: StartedQueries,
     running: Arc<RunningQueries>,
     encodings: SchemaEncodings,
-    /// The result of an update where a result is asked for.
+    /// The result schema of an update, for callers that request a result.
     no_columns: WireSchema,
-    /// The largest message the transport takes in.
+    /// The largest message that the transport accepts.
     message_bytes_max: usize,
-    /// Rows and parameters on their way in.
+    /// Incoming rows and parameters.
     inbound: Arc<Budget>,
-    /// Ends endless streams when the server goes down.
+    /// Ends endless streams when the server shuts down.
     shutdown: CancellationToken,
 }
 
@@ -123,12 +124,12 @@ impl FlightState {
         })
     }
 
-    /// How many result schemas were encoded, and how many queries run now.
+    /// Returns the number of encoded result schemas and of running queries.
     pub(crate) fn counters(&self) -> (u64, usize) {
         (self.encodings.count(), self.running.len())
     }
 
-    /// Forgets what has been idle too long, for as long as it is polled.
+    /// Removes idle entries while it is polled.
     pub(crate) async fn sweep(&self) -> Infallible {
         let mut interval = tokio::time::interval(SWEEP_INTERVAL);
         loop {
@@ -140,9 +141,9 @@ impl FlightState {
         }
     }
 
-    /// Who calls, from what the auth layer left in the request.
+    /// Identifies the caller from the extensions that the auth layer added.
     fn caller(&self, extensions: &Extensions) -> Result<Caller> {
-        // The layer lets no other request through; a handler reached without it is a mistake of the router.
+        // The layer passes no other request on; reaching a handler without it is a defect of the router.
         let identity = extensions.get::<Identity>().ok_or_else(crate::auth::missing)?;
         Ok(Caller {
             session: self.sessions.resolve(&self.database, identity),
@@ -152,7 +153,7 @@ impl FlightState {
     }
 }
 
-/// Who calls, in which session, until when.
+/// The caller, its session and its deadline.
 struct Caller {
     identity: Identity,
     session: Session,
@@ -165,8 +166,8 @@ impl Caller {
     }
 }
 
-/// Runs a handler: its error becomes a status, and so does a panic, which must cost one request and not the connection's
-/// other streams.
+/// Runs a handler. Its error becomes a status, and so does a panic, which must end one request but not the
+/// connection's other streams.
 async fn answered<T>(work: impl Future<Output = Result<T>>) -> std::result::Result<T, Status> {
     match AssertUnwindSafe(work).catch_unwind().await {
         Ok(result) => result.map_err(from_core),
@@ -174,7 +175,7 @@ async fn answered<T>(work: impl Future<Output = Result<T>>) -> std::result::Resu
     }
 }
 
-/// Writes the seq of a result or commit into the headers of its answer.
+/// Writes the seq of a result or commit into the response headers.
 fn put_seq(headers: &mut MetadataMap, seq: Seq) {
     if let Ok(value) = MetadataValue::<Ascii>::try_from(seq.to_string()) {
         headers.insert(SEQ_KEY, value);

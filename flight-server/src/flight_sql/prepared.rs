@@ -1,10 +1,11 @@
-//! Prepared statements: JDBC prepares everything it runs, so preparing must take any statement and change nothing.
+//! Prepared statements. JDBC prepares everything it runs, so preparing must accept any statement and change
+//! nothing.
 //!
-//! Parameters are bound by position; their column names and types are the client's business, the core casts them. DoPut
-//! always answers the handle it was given: a driver that replaced its handle would close another one than it opened.
+//! Parameters are bound by position; the client chooses column names and types, and the core casts them.
+//! DoPut always returns the handle it received: a driver that replaced its handle would close the wrong one.
 //!
-//! Invariant: an update's dataset_schema is empty and a query's is not, because older drivers tell them apart by nothing
-//! else.
+//! Invariant: an update's dataset_schema is empty and a query's is not, because older drivers distinguish
+//! them only by this.
 
 use std::sync::Arc;
 
@@ -24,11 +25,12 @@ use super::sessions::Bound;
 use super::update::{self, Done};
 use super::{Caller, FlightState};
 
-/// Rows of parameters of one update.
+/// Maximum parameter rows of one update.
 const PARAMETER_ROWS_MAX: usize = 1_000_000;
-/// Values of one update, rows times columns; each takes 64 bytes, however small it is.
+/// Maximum parameter values of one update, rows times columns; each value takes 64 bytes, however small it
+/// is.
 const PARAMETER_VALUES_MAX: usize = 4_000_000;
-/// Bytes of the parameters of one statement, as they came and as values.
+/// Maximum bytes of one statement's parameters, both as received and as values.
 const PARAMETER_BYTES_MAX: usize = 128 << 20;
 
 impl FlightState {
@@ -51,9 +53,9 @@ impl FlightState {
         })
     }
 
-    /// DoPut of parameters for a query, or for an update that comes in a call of its own.
+    /// DoPut of parameters for a query, or for an update that runs in a later call.
     pub(super) async fn bind(&self, caller: &Caller, handle: Bytes, inbound: &mut Inbound) -> Result<Bytes> {
-        // Asked before the data is read, so that an unknown handle is not paid for.
+        // Checked before the data is read, so that an unknown handle costs nothing.
         let entry = self.prepared.get(caller.user(), &handle)?;
         let parameters = Parameters::read(inbound, &entry.prepared).await?;
         self.prepared.bind(caller.user(), &handle, parameters.into_bound(&entry.prepared)?)?;
@@ -61,7 +63,7 @@ impl FlightState {
         Ok(result.encode_to_vec().into())
     }
 
-    /// DoPut of an update: every row of parameters is one execution, all of them one commit.
+    /// DoPut of an update: each row of parameters is one execution; all of them are one commit.
     pub(super) async fn update_prepared(
         &self,
         caller: &Caller,
@@ -73,39 +75,40 @@ impl FlightState {
         if parameters.were_sent {
             return update::run_rows(&entry.prepared, rows_of(&parameters.batches)?).await;
         }
-        // Nothing was sent with the call: what was bound before counts.
+        // The call carried no parameters: use the ones bound before.
         update::run_bound(&entry.prepared, &entry.bound).await
     }
 }
 
-/// The IPC message of a statement's parameters; always there, because drivers take a missing one for "not supported".
+/// Encodes the schema of a statement's parameters; always present, because drivers read a missing one as "not
+/// supported".
 fn parameter_schema(prepared: &Prepared) -> Result<Bytes> {
     encode_schema(&Schema::new(prepared.parameters().to_vec()))
 }
 
-/// The bound row of a ticket's parameters.
+/// Returns the bound row from a ticket's parameters.
 pub(super) fn bound_of_frames(frames: Bytes) -> Result<Bound> {
     let values = rows_of_frames(frames.clone())?.pop();
     Ok(Bound::new(values, frames))
 }
 
-/// The rows of parameters kept as they came.
+/// Decodes the rows of stored parameters.
 pub(super) fn rows_of_frames(frames: Bytes) -> Result<Vec<Vec<ScalarValue>>> {
     rows_of(&decode_frames(frames)?)
 }
 
-/// Parameters as they came.
+/// Parameters as received.
 struct Parameters {
-    /// Whether there were columns: some drivers send an empty schema for "none".
+    /// Whether there were columns: some drivers send an empty schema for "no parameters".
     were_sent: bool,
-    /// Those that have rows.
+    /// The batches that have rows.
     batches: Vec<RecordBatch>,
     frames: Frames,
 }
 
 impl Parameters {
-    /// Reads the stream to its end: a reply before it confuses drivers. What does not fit the statement ends it at once, before
-    /// values are made of it.
+    /// Reads the stream to its end, because an earlier reply confuses drivers. Input that does not fit the
+    /// statement is an immediate error, before any value is decoded.
     async fn read(inbound: &mut Inbound, statement: &Prepared) -> Result<Self> {
         let mut decoder = Decoder::default();
         let mut limits = ParameterLimits::of(statement);
@@ -122,7 +125,7 @@ impl Parameters {
             read.were_sent = true;
             limits.check_columns(columns)?;
             match batch {
-                // A batch of no rows says nothing.
+                // An empty batch has no parameters.
                 Some(batch) if batch.num_rows() == 0 => {}
                 Some(batch) => {
                     limits.count(&batch)?;
@@ -135,7 +138,7 @@ impl Parameters {
         Ok(read)
     }
 
-    /// What a statement keeps of them: a single row as values, more as they came.
+    /// Converts to what a statement keeps: a single row as values, several rows as received.
     fn into_bound(self, statement: &Prepared) -> Result<Bound> {
         let values = match self.batches.as_slice() {
             [batch] if batch.num_rows() == 1 => rows_of(&self.batches)?.pop(),
@@ -149,7 +152,7 @@ impl Parameters {
     }
 }
 
-/// What parameters may be, for one statement.
+/// Limits of the parameters of one statement.
 struct ParameterLimits {
     columns: usize,
     rows_max: usize,
@@ -183,7 +186,7 @@ impl ParameterLimits {
         if self.rows > self.rows_max {
             return Err(self.too_many_rows());
         }
-        // What a dictionary stands for, each time it does.
+        // Count the value behind a dictionary key each time it occurs.
         self.bytes = self.bytes.saturating_add(batch_value_bytes(batch));
         if self.bytes > PARAMETER_BYTES_MAX {
             return Err(too_many_parameters());

@@ -1,9 +1,11 @@
-//! Queries between GetFlightInfo and DoGet, and queries that run.
+//! Queries between GetFlightInfo and DoGet, and running queries.
 //!
-//! What GetFlightInfo prepared is kept for a short while, so that DoGet does not plan it again; a ticket whose entry is gone
-//! is planned from its own text. It goes with its ticket, whether or not anybody came for it. A running query can be cancelled by its owner over any connection.
+//! A query prepared by GetFlightInfo is kept until its ticket expires, so that DoGet does not plan it again;
+//! without its entry a query is planned from the text in its ticket. The owner can cancel a running query
+//! over any connection.
 //!
-//! Invariant: neither map is needed for an answer to be right; losing an entry costs time, not results.
+//! Invariant: losing an entry never makes an answer wrong. It costs time; only a query whose parameters do
+//! not fit into its ticket fails.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -18,10 +20,10 @@ use super::encode::WireSchema;
 use super::sessions::{Bound, statement_bytes};
 use super::ticket::QueryId;
 
-/// Prepared queries that wait for their DoGet; beyond it the oldest is forgotten.
+/// Prepared queries that wait for their DoGet; beyond this the oldest is dropped.
 const STARTED_MAX: usize = 512;
 
-/// What GetFlightInfo prepared.
+/// A query prepared by GetFlightInfo.
 pub(crate) struct Started {
     pub(crate) prepared: Prepared,
     pub(crate) bound: Arc<Bound>,
@@ -37,24 +39,24 @@ pub(crate) struct StartedQueries {
 #[derive(Default)]
 struct StartedInner {
     entries: HashMap<QueryId, Waiting>,
-    /// In the order they came. Ids already taken are skipped when they reach the front.
+    /// In order of arrival. Ids that were already taken are skipped at the front.
     order: VecDeque<QueryId>,
 }
 
 struct Waiting {
     started: Started,
-    /// That of its ticket, microseconds UTC.
+    /// Expiry of its ticket, in microseconds UTC.
     expires_at: i64,
     _charge: Charge,
 }
 
 impl StartedQueries {
-    /// None yet; what they take will come out of `budget`.
+    /// Creates an empty map whose entries are charged to `budget`.
     pub(crate) fn new(budget: Arc<Budget>) -> Self {
         Self { inner: Mutex::default(), budget }
     }
 
-    /// Keeps a query until its ticket expires; tells whether there is room for it.
+    /// Keeps a query until its ticket expires; returns false if the budget has no room for it.
     pub(crate) fn put(&self, query: QueryId, owner: UserId, started: Started, expires_at: i64) -> bool {
         let Ok(charge) = self.budget.charge(owner, statement_bytes(&started.prepared)) else { return false };
         let mut inner = self.inner.lock();
@@ -71,14 +73,14 @@ impl StartedQueries {
         self.inner.lock().entries.remove(&query).map(|waiting| waiting.started)
     }
 
-    /// Keeps a query for as long as its renewed ticket.
+    /// Keeps a query as long as its renewed ticket.
     pub(crate) fn renew(&self, query: QueryId, expires_at: i64) {
         if let Some(waiting) = self.inner.lock().entries.get_mut(&query) {
             waiting.expires_at = expires_at;
         }
     }
 
-    /// Forgets queries whose tickets have expired at `now_us`.
+    /// Drops queries whose tickets have expired at `now_us`.
     pub(crate) fn sweep(&self, now_us: i64) {
         let mut inner = self.inner.lock();
         let StartedInner { entries, order } = &mut *inner;
@@ -94,16 +96,17 @@ pub(crate) struct RunningQueries {
 }
 
 impl RunningQueries {
-    /// Notes a query as running until the guard is dropped.
+    /// Registers a query as running until the guard is dropped.
     pub(crate) fn enter(self: &Arc<Self>, query: QueryId, owner: UserId) -> RunningGuard {
         let token = CancellationToken::new();
-        // Two DoGets of one ticket are one query; they share its cancellation, and the first to end takes the entry away.
+        // Two DoGets of one ticket are one query: they share its cancellation, and the first one to end
+        // removes the entry.
         let mut map = self.map.lock();
         let (_, token) = map.entry(query).or_insert((owner, token));
         RunningGuard { running: Arc::clone(self), query, token: token.clone() }
     }
 
-    /// Cancels a running query of `owner`; tells whether there was one.
+    /// Cancels a running query of `owner`; returns whether there was one.
     pub(crate) fn cancel(&self, query: QueryId, owner: UserId) -> bool {
         match self.map.lock().get(&query) {
             Some((running_owner, token)) if *running_owner == owner => {
@@ -119,7 +122,7 @@ impl RunningQueries {
     }
 }
 
-/// Keeps a query noted as running.
+/// Keeps a query registered as running.
 pub(crate) struct RunningGuard {
     running: Arc<RunningQueries>,
     query: QueryId,
@@ -169,7 +172,7 @@ mod tests {
         assert!(queries.take(renewed).is_some());
         assert_eq!(queries.budget.held(), 0);
 
-        // Without room for it a query is not kept, and nothing else goes for it.
+        // Without room a query is not kept, and it pushes out nothing else.
         let full = StartedQueries::new(Budget::new(1, 1));
         assert!(!full.put(fetched, UserId(1), started(), 100));
         database.shutdown().await.unwrap();

@@ -1,6 +1,6 @@
-//! The Flight RPCs. Each method finds out who calls and what is asked, and hands on; no answer is made here.
+//! The Flight RPCs. Each method identifies the caller and the request and passes them on.
 //!
-//! Invariant: every method's work runs inside `answered`, so an error is a status of `status.rs` and a panic is one too.
+//! Invariant: each method's work runs inside `answered`, so errors and panics become statuses of `status.rs`.
 
 use std::sync::Arc;
 
@@ -75,7 +75,7 @@ impl FlightService for FlightSqlService {
         answered(async {
             let caller = self.state.caller(request.extensions())?;
             let (headers, info, _) = self.state.info(&caller, request.into_inner()).await?.into_parts();
-            // The ticket is there at once, so the first poll is the last: no descriptor to poll again.
+            // The ticket is ready at once, so the first poll is the last one: it returns no descriptor.
             let expiration_time = info.endpoint.first().and_then(|endpoint| endpoint.expiration_time);
             let poll =
                 PollInfo { info: Some(info), flight_descriptor: None, progress: Some(1.0), expiration_time };
@@ -156,7 +156,7 @@ impl FlightState {
         }
     }
 
-    /// The schema GetFlightInfo would answer, without running anything.
+    /// Returns the schema that GetFlightInfo would return, without running anything.
     async fn schema(&self, caller: &Caller, descriptor: &FlightDescriptor) -> Result<Bytes> {
         if descriptor.r#type() == DescriptorType::Path {
             let prepared = caller.session.prepare(&path_query(descriptor)?).await?;
@@ -177,7 +177,7 @@ impl FlightState {
     }
 
     async fn data(&self, caller: &Caller, ticket: &Bytes) -> Result<Response<DataStream>> {
-        // A ticket is one of ours, sealed, or a metadata command itself, which says nothing that needs a seal.
+        // A ticket is either sealed by us or a metadata command, which contains nothing to protect.
         let any = Any::decode(ticket.clone()).map_err(|_| unknown_ticket())?;
         match Command::try_from(any).map_err(|_| unknown_ticket())? {
             Command::TicketStatementQuery(ticket) => {
@@ -187,11 +187,11 @@ impl FlightState {
         }
     }
 
-    /// Answers a DoPut: the metadata of its one result, and what was written, if anything.
+    /// Answers a DoPut: returns the metadata of its only result, and what was written, if anything.
     async fn put(&self, caller: &Caller, messages: Streaming<FlightData>) -> Result<(Bytes, Option<Done>)> {
         let mut inbound = self.inbound(caller, messages)?;
         let Some(first) = inbound.first().await? else {
-            // Some drivers send nothing at all when they ingest a table or a reader without rows.
+            // Some drivers send no message when they ingest a table or a reader without rows.
             return Ok((DoPutUpdateResult { record_count: 0 }.encode_to_vec().into(), None));
         };
         let descriptor = first.flight_descriptor.as_ref().ok_or_else(no_descriptor)?;
@@ -218,7 +218,7 @@ impl FlightState {
 
 /// The messages of a DoPut. The first carries the descriptor and, from some clients, a schema.
 ///
-/// What it has handed over is counted as held until it is dropped, so it lives as long as what came by it.
+/// The bytes it delivered stay charged until it is dropped, so keep it as long as the data.
 pub(crate) struct Inbound {
     messages: Streaming<FlightData>,
     message_bytes_max: usize,
@@ -236,31 +236,31 @@ impl FlightState {
 }
 
 impl Inbound {
-    /// The first message, which comes again from `next`; `None` when the stream has none.
+    /// Returns the first message, which `next` returns again; `None` when the stream is empty.
     async fn first(&mut self) -> Result<Option<FlightData>> {
         let first = self.next().await?;
         self.first.clone_from(&first);
         Ok(first)
     }
 
-    /// The next message, or `None` at the end.
+    /// Returns the next message, or `None` at the end.
     ///
     /// # Errors
-    /// 08000 for what is no message, 54000 for one over the limit, 53200 when all clients together have sent too much, 57014 when
-    /// the client went away.
+    /// 08000 for a malformed message, 54000 for one over the limit, 53200 when all clients together have sent
+    /// too much, 57014 when the client disconnected.
     pub(crate) async fn next(&mut self) -> Result<Option<FlightData>> {
         if let Some(first) = self.first.take() {
             return Ok(Some(first));
         }
         let Some(message) = self.read().await? else { return Ok(None) };
-        // Headers count as well: a dictionary or a batch of no rows may be nothing else.
+        // Headers count too: a dictionary or an empty batch may have only a header.
         let bytes = message.data_header.len() + message.data_body.len();
         self.held.grow(bytes).map_err(|_| too_much_inbound())?;
         self.bytes = self.bytes.saturating_add(bytes);
         Ok(Some(message))
     }
 
-    /// The bytes of all messages so far, headers and bodies.
+    /// Returns the bytes of all messages so far, headers and bodies.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
@@ -273,14 +273,14 @@ impl Inbound {
                 format!("a message is larger than {} bytes", self.message_bytes_max),
             )
             .hint("send smaller batches"),
-            // What the transport answers to a message it cannot read; where the connection broke, nobody reads this.
+            // The transport's code for a malformed message; if the connection broke, nobody reads this error.
             Code::Internal => malformed("a message of the stream is no FlightData").source(status),
             _ => Error::new(ErrorKind::Cancelled, SqlState::QUERY_CANCELED, "the client's stream broke off")
                 .source(status),
         })
     }
 
-    /// Reads and drops the rest; some clients take an answer before they have sent everything for an error.
+    /// Reads and drops the rest; some clients treat an answer before the end of their stream as an error.
     async fn drain(&mut self) -> Result<()> {
         self.first = None;
         while self.read().await?.is_some() {}
@@ -297,7 +297,7 @@ fn too_much_inbound() -> Error {
     .hint("try again when other loads have ended, send less at once, or raise inbound_bytes_max")
 }
 
-/// `SELECT * FROM` the table a path descriptor names: `[table]` or `[namespace, table]`.
+/// Returns `SELECT * FROM` the table that a path descriptor names: `[table]` or `[namespace, table]`.
 fn path_query(descriptor: &FlightDescriptor) -> Result<String> {
     let quoted = |name: &String| format!("\"{}\"", name.replace('"', "\"\""));
     match descriptor.path.as_slice() {

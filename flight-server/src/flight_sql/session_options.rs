@@ -1,8 +1,8 @@
-//! SetSessionOptions, GetSessionOptions, CloseSession: what drivers know of a session.
+//! SetSessionOptions, GetSessionOptions, CloseSession: the options of a session that drivers see.
 //!
-//! `catalog` can only be the one there is; `schema` is the namespace in which unqualified names are looked up.
+//! `catalog` accepts only the one catalog; `schema` is the namespace for unqualified names.
 //!
-//! Invariant: an option that is not known is refused by name, never kept and ignored.
+//! Invariant: an unknown option is refused by name, never stored and ignored.
 
 use std::collections::HashMap;
 

@@ -1,10 +1,11 @@
-//! Sessions and prepared statements: what the server remembers between the calls of a client.
+//! Sessions and prepared statements: the state that the server keeps between a client's calls.
 //!
-//! A session is named by the bearer token of its Handshake or, for clients that send Basic on every call, by their connection.
-//! A prepared statement is named by 128 random bits and belongs to a user.
+//! A session is named by the bearer token of its Handshake or, for clients that send Basic on every call, by
+//! their connection. A prepared statement is named by 128 random bits and belongs to a user.
 //!
-//! Invariants: both maps are bounded, in entries and in bytes, and forget what was idle longest; what is idle too long is forgotten
-//! whether or not there is room; nobody reaches another user's entry.
+//! Invariants: both maps are bounded in entries, the statements also in bytes, and drop the longest-idle
+//! entries first; entries idle for too long are dropped even if there is room; nobody reaches another user's
+//! entry.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -19,21 +20,22 @@ use parking_lot::Mutex;
 use super::budget::{Budget, Charge, Exhausted};
 use crate::auth::{Identity, SessionKey};
 
-/// Sessions of the whole process; beyond it the one idle longest is forgotten, which costs its namespace setting.
+/// Sessions of the whole process; at this limit the longest-idle tenth is dropped, which costs them their
+/// namespace setting.
 const SESSIONS_MAX: usize = 10_000;
-/// Sessions of one user; beyond it the user's own that was idle longest is forgotten.
+/// Sessions of one user; at this limit the user's longest-idle session is dropped.
 const SESSIONS_PER_USER_MAX: usize = 1_000;
 const SESSION_IDLE_MAX: Duration = Duration::from_secs(24 * 3_600);
-/// Prepared statements of the whole process; beyond it the one idle longest is forgotten.
+/// Prepared statements of the whole process; at this limit the longest-idle tenth is dropped.
 const PREPARED_MAX: usize = 20_000;
-/// Prepared statements of one user; beyond it the user's own that was idle longest is forgotten, so that one user cannot push
-/// out the others'.
+/// Prepared statements of one user; at this limit the user's longest-idle statement is dropped, so that one
+/// user cannot push out others' statements.
 const PREPARED_PER_USER_MAX: usize = 2_000;
 const PREPARED_IDLE_MAX: Duration = Duration::from_secs(3_600);
-/// A parsed text takes many times its length: a literal of two characters is a node of a tree.
+/// Factor from a text's length to the memory of its parsed form: a two-character literal is a tree node.
 const STATEMENT_BYTES_FACTOR: usize = 32;
 
-/// A map that forgets what was idle longest.
+/// A map that drops the longest-idle entries.
 struct IdleMap<K, V> {
     entries: HashMap<K, (Instant, V)>,
 }
@@ -51,7 +53,7 @@ impl<K: Hash + Eq + Copy, V> IdleMap<K, V> {
         Some(value)
     }
 
-    /// Inserts after making room: first what has been idle too long, then, if that was not enough, the oldest tenth.
+    /// Makes room, then inserts: drops entries idle for too long, then, if needed, the oldest tenth.
     fn insert(&mut self, key: K, value: V, entries_max: usize, idle_max: Duration) {
         if self.entries.len() >= entries_max {
             self.entries.retain(|_, (used_at, _)| used_at.elapsed() <= idle_max);
@@ -66,12 +68,12 @@ impl<K: Hash + Eq + Copy, V> IdleMap<K, V> {
         self.entries.insert(key, (Instant::now(), value));
     }
 
-    /// Forgets what has not been used for `idle_max` before `now`.
+    /// Drops entries that were not used for `idle_max` before `now`.
     fn sweep(&mut self, now: Instant, idle_max: Duration) {
         self.entries.retain(|_, (used_at, _)| now.saturating_duration_since(*used_at) <= idle_max);
     }
 
-    /// Forgets the entry idle longest among those that `may_go`; tells whether there was one.
+    /// Drops the longest-idle entry among those that `may_go`; returns whether there was one.
     fn forget_idlest(&mut self, may_go: impl Fn(&K, &V) -> bool) -> bool {
         let idle = self.entries.iter().filter(|(key, (_, value))| may_go(key, value));
         let oldest = idle.min_by_key(|(_, (used_at, _))| *used_at).map(|(key, _)| *key);
@@ -86,12 +88,12 @@ pub(crate) struct Sessions {
 }
 
 impl Sessions {
-    /// The session of a request; a fresh one if this is its first.
+    /// Returns the session of a request; a new one for its first request.
     pub(crate) fn resolve(&self, database: &Database, identity: &Identity) -> Session {
         let key = (identity.principal.user_id, identity.session);
         let mut map = self.map.lock();
         if let Some(session) = map.touch(&key) {
-            // A role that changed since makes another principal, and a session never changes its principal.
+            // A changed role makes another principal, and a session never changes its principal.
             if *session.principal() == identity.principal {
                 return session.clone();
             }
@@ -108,12 +110,12 @@ impl Sessions {
         session
     }
 
-    /// Forgets sessions that have been idle too long.
+    /// Drops sessions that have been idle for too long.
     pub(crate) fn sweep(&self, now: Instant) {
         self.map.lock().sweep(now, SESSION_IDLE_MAX);
     }
 
-    /// Forgets a session; tells whether it was there.
+    /// Drops a session; returns whether it existed.
     pub(crate) fn close(&self, identity: &Identity) -> bool {
         let key = (identity.principal.user_id, identity.session);
         self.map.lock().entries.remove(&key).is_some()
@@ -126,11 +128,11 @@ pub(crate) type Handle = [u8; 16];
 /// Parameters bound to a prepared statement.
 #[derive(Debug, Default)]
 pub(crate) struct Bound {
-    /// The values, when they are one row.
+    /// The values, if they are one row.
     values: Option<Vec<ScalarValue>>,
-    /// The same, or several rows, as they came.
+    /// The same row, or several rows, as received.
     frames: Bytes,
-    /// What it takes of the budget while a statement, a ticket or a running query has it.
+    /// The budget charge, for as long as a statement, a ticket or a running query has the parameters.
     _charge: Option<Charge>,
 }
 
@@ -144,17 +146,17 @@ impl Bound {
         values.fold(self.frames.len(), usize::saturating_add)
     }
 
-    /// As they came, for tickets. Empty when nothing was bound.
+    /// Returns the parameters as received, for tickets. Empty when nothing was bound.
     pub(crate) fn frames(&self) -> &Bytes {
         &self.frames
     }
 
-    /// The one row a query takes.
+    /// Returns the one row that a query takes.
     pub(crate) fn params(&self) -> Params {
         self.values.clone().map_or(Params::None, Params::Positional)
     }
 
-    /// All rows; `None` when nothing was bound, which is not the same as no rows.
+    /// Returns all rows; `None` when nothing was bound, which differs from no rows.
     pub(crate) fn rows(&self) -> Result<Option<Vec<Vec<ScalarValue>>>> {
         match &self.values {
             Some(values) => Ok(Some(vec![values.clone()])),
@@ -164,14 +166,14 @@ impl Bound {
     }
 }
 
-/// A prepared statement and what is bound to it.
+/// A prepared statement and its bound parameters.
 #[derive(Clone)]
 pub(crate) struct PreparedEntry {
     pub(crate) prepared: Prepared,
     pub(crate) bound: Arc<Bound>,
     owner: UserId,
     session: SessionKey,
-    /// The connection it was prepared by.
+    /// The connection that prepared it.
     connection: u64,
     _charge: Arc<Charge>,
 }
@@ -183,7 +185,7 @@ pub(crate) struct PreparedStatements {
 }
 
 impl PreparedStatements {
-    /// None yet; what they take will come out of `budget`.
+    /// Creates an empty map whose entries are charged to `budget`.
     pub(crate) fn new(budget: Arc<Budget>) -> Self {
         Self { map: Mutex::default(), budget }
     }
@@ -191,12 +193,12 @@ impl PreparedStatements {
     /// Keeps a statement under a new handle.
     ///
     /// # Errors
-    /// 53200 when it does not fit although all that may be forgotten was.
+    /// 53200 when it does not fit even after all droppable statements were dropped.
     pub(crate) fn open(&self, identity: &Identity, prepared: Prepared) -> Result<Handle> {
         let owner = identity.principal.user_id;
         let handle = *uuid::Uuid::new_v4().as_bytes();
         let mut map = self.map.lock();
-        // Counting is only worth its time once there are enough to break the limit.
+        // Count only when there are enough entries to exceed the limit.
         if map.entries.len() >= PREPARED_PER_USER_MAX {
             let open = map.entries.values().filter(|(_, entry)| entry.owner == owner).count();
             if open >= PREPARED_PER_USER_MAX {
@@ -211,8 +213,8 @@ impl PreparedStatements {
         Ok(handle)
     }
 
-    /// Takes bytes out of the budget, at the cost of statements that were idle longest: first the user's own, and others' only
-    /// when it is the server that is full. `kept` is not forgotten.
+    /// Charges bytes to the budget and drops longest-idle statements if needed: first the user's own, and
+    /// others' only if the total limit is reached. `kept` is never dropped.
     fn charge(
         &self,
         map: &mut IdleMap<Handle, PreparedEntry>,
@@ -234,15 +236,15 @@ impl PreparedStatements {
         }
     }
 
-    /// Forgets statements that have been idle too long.
+    /// Drops statements that have been idle for too long.
     pub(crate) fn sweep(&self, now: Instant) {
         self.map.lock().sweep(now, PREPARED_IDLE_MAX);
     }
 
-    /// The statement of a handle of this user.
+    /// Returns the statement of a handle of this user.
     ///
     /// # Errors
-    /// 26000, the same for an unknown handle as for another user's.
+    /// 26000, the same for an unknown handle and another user's.
     pub(crate) fn get(&self, user: UserId, handle: &[u8]) -> Result<PreparedEntry> {
         let key: Handle = handle.try_into().map_err(|_| unknown())?;
         let mut map = self.map.lock();
@@ -252,15 +254,16 @@ impl PreparedStatements {
         }
     }
 
-    /// Replaces what is bound to a handle of this user.
+    /// Replaces the parameters bound to a handle of this user.
     ///
     /// # Errors
-    /// As [`PreparedStatements::get`], and 53200 when it does not fit although all that may be forgotten was.
+    /// As for [`PreparedStatements::get`], and 53200 when they do not fit even after all droppable statements
+    /// were dropped.
     pub(crate) fn bind(&self, user: UserId, handle: &[u8], mut bound: Bound) -> Result<()> {
         let key: Handle = handle.try_into().map_err(|_| unknown())?;
         let mut map = self.map.lock();
         match map.touch(&key) {
-            // What was bound before makes room first.
+            // Release the old parameters first, to make room.
             Some(entry) if entry.owner == user => entry.bound = Arc::default(),
             _ => return Err(unknown()),
         }
@@ -269,7 +272,7 @@ impl PreparedStatements {
         Ok(())
     }
 
-    /// Forgets a handle of this user. Closing what is not there is no error: drivers close twice.
+    /// Drops a handle of this user. An unknown handle is not an error: drivers close twice.
     pub(crate) fn close(&self, user: UserId, handle: &[u8]) {
         let Ok(key) = Handle::try_from(handle) else {
             return;
@@ -280,8 +283,8 @@ impl PreparedStatements {
         }
     }
 
-    /// Forgets the statements of a session that ended, as far as they were prepared by the connection that ends it: drivers that
-    /// were given a token send it on every connection, and each closes "its" session.
+    /// Drops the statements of an ended session that the same connection prepared: drivers that were given a
+    /// token send it on every connection, and each connection closes "its" session.
     pub(crate) fn close_session(&self, identity: &Identity) {
         self.map.lock().entries.retain(|_, (_, entry)| {
             entry.owner != identity.principal.user_id
@@ -296,7 +299,7 @@ fn unknown() -> Error {
         .hint("prepare it again; statements are forgotten after an hour without use and when the server restarts")
 }
 
-/// What a statement takes that is kept in parsed form.
+/// Estimates the memory of a statement in parsed form, in bytes.
 pub(super) fn statement_bytes(prepared: &Prepared) -> usize {
     size_of::<PreparedEntry>() + prepared.sql().len().saturating_mul(STATEMENT_BYTES_FACTOR)
 }
@@ -366,14 +369,14 @@ mod tests {
         }
         assert!(statements.get(user, &handles[0]).is_err(), "it was idle longest");
         assert!(statements.get(user, &handles[1]).is_ok() && statements.get(user, &handles[2]).is_ok());
-        // Binding again replaces, and what does not fit at all is refused.
+        // Binding again replaces the parameters; parameters that can never fit are refused.
         statements.bind(user, &handles[2], bound(20_000)).unwrap();
         assert!(statements.get(user, &handles[1]).is_ok());
         let error = statements.bind(user, &handles[2], bound(50_001)).unwrap_err();
         assert_eq!(error.sqlstate(), SqlState::OUT_OF_MEMORY, "{error}");
         assert!(statements.get(bob.principal.user_id, &of_bob).is_ok());
 
-        // Whoever runs a statement still has its parameters when it is closed.
+        // A running statement keeps its parameters after it is closed.
         statements.bind(user, &handles[2], bound(20_000)).unwrap();
         let running = statements.get(user, &handles[2]).unwrap();
         statements.close(user, &handles[2]);
@@ -392,7 +395,7 @@ mod tests {
         let statements = PreparedStatements::new(Budget::new(1 << 30, 1 << 30));
         let handles: Vec<Handle> =
             (0..PREPARED_PER_USER_MAX).map(|_| statements.open(&ann, prepared.clone()).unwrap()).collect();
-        // The first is in use, so the second is idle longest.
+        // The first one was used just now, so the second one is the longest idle.
         statements.get(user, &handles[0]).unwrap();
         let newest = statements.open(&ann, prepared).unwrap();
         assert!(statements.get(user, &handles[1]).is_err());

@@ -1,10 +1,10 @@
-//! GetSqlInfo: every code there is, each with the type drivers read it as.
+//! GetSqlInfo: every code, with the type that drivers expect.
 //!
-//! JDBC 18.3 fails on a code that is missing and on one of another type, so the list is complete: texts, booleans, 64-bit
-//! numbers for limits (0 says "no limit known"), 32-bit numbers for bitmasks and enumerations. The default isolation is
-//! 64-bit against the spec, because JDBC and ODBC both read it so.
+//! JDBC 18.3 fails on a missing code and on a wrong type, so the list is complete: texts, booleans, 64-bit
+//! numbers for limits (0 means "no known limit"), 32-bit numbers for bitmasks and enumerations. The default
+//! isolation is 64-bit, against the spec, because JDBC and ODBC both read it that way.
 //!
-//! Invariant: what is promised here is true; a capability is changed here when it is built.
+//! Invariant: what is declared here is true; a capability changes here when it is built.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -21,9 +21,9 @@ use kalamdb_core::{Error, Result};
 
 use super::metadata::not_built;
 
-/// `SupportedAnsi92SqlGrammarLevel.ANSI92_ENTRY_SQL`, which arrow-flight does not name.
+/// `SupportedAnsi92SqlGrammarLevel.ANSI92_ENTRY_SQL`, for which arrow-flight has no name.
 const ANSI92_ENTRY_SQL: i32 = 0;
-/// Bytes of a name: namespaces, tables, columns.
+/// Maximum bytes of a name: namespaces, tables, columns.
 const NAME_BYTES_MAX: i64 = 63;
 
 const KEYWORDS: [&str; 20] = [
@@ -100,10 +100,10 @@ static DATA: LazyLock<Option<SqlInfoData>> = LazyLock::new(|| {
     builder.build().ok()
 });
 
-/// The codes asked for; all of them when none is named.
+/// Returns the requested codes; all codes when none is requested.
 pub(super) fn rows(command: CommandGetSqlInfo) -> Result<RecordBatch> {
     let data = DATA.as_ref().ok_or_else(|| Error::internal("the list of SqlInfo could not be built"))?;
-    // One comparison per code and row: a repeated code would only cost.
+    // The builder compares each code with each row, so remove repeated codes.
     let mut codes = command.info;
     codes.sort_unstable();
     codes.dedup();
@@ -222,7 +222,7 @@ fn append_grammar(builder: &mut SqlInfoDataBuilder) {
     builder.append(Code::SqlSupportsConvert, conversions());
 }
 
-/// What CAST turns into what: numbers into each other, and everything into text and back.
+/// Returns the conversions of CAST: between numbers, and between text and everything.
 fn conversions() -> HashMap<i32, Vec<i32>> {
     let numbers = [
         Convert::SqlConvertBigint,
@@ -298,7 +298,7 @@ fn append_transactions(builder: &mut SqlInfoDataBuilder) {
     );
 }
 
-/// A bitmask of enumeration values.
+/// Returns a bitmask of enumeration values.
 fn bits(values: &[i32]) -> i32 {
     values.iter().fold(0, |mask, value| mask | (1 << value))
 }

@@ -1,10 +1,11 @@
 //! Queries: GetFlightInfo makes a ticket, DoGet runs it.
 //!
-//! Nothing runs at GetFlightInfo except updates (see `update`). The ticket says everything needed to run the query; what was
-//! prepared for its schema is kept aside for the DoGet that follows at once in practice.
+//! GetFlightInfo runs nothing except updates (see `update`). The ticket contains everything needed to run the
+//! query, except parameters that are too large. The server also keeps the prepared query for the DoGet that
+//! normally follows at once.
 //!
-//! Invariants: the batches of a DoGet have exactly the schema of its FlightInfo, or the DoGet fails; dropping the stream
-//! drops the query.
+//! Invariants: the batches of a DoGet have exactly the schema of its FlightInfo, or the DoGet fails; dropping
+//! the stream drops the query.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -29,21 +30,21 @@ use super::ticket::{QueryId, StatementTicket, TicketBody, schema_hash};
 use super::{Caller, FlightState, SEQ_KEY, live, put_seq, sessions, update};
 use crate::status::{deadline_passed, from_core};
 
-/// How long a ticket is good. Long enough to hand partitions to other processes, short enough that a lost one is no key.
+/// Long enough to hand partitions to other processes, short enough to limit the use of a lost ticket.
 const TICKET_LIFETIME_US: i64 = 5 * 60 * 1_000_000;
-/// Parameters beyond this do not ride in a ticket; such a statement can only be fetched from where it is kept aside.
+/// Larger parameters do not travel in a ticket; DoGet can then run only the query that the server kept.
 const TICKET_PARAMETER_BYTES_MAX: usize = 1 << 20;
 
-/// Messages that are answered without a task when they are there at once.
+/// Messages that are sent without a task if they are ready at once.
 const READY_MESSAGES_MAX: usize = 4;
-/// Messages made ahead of the reader; beyond it the query waits.
+/// Messages produced ahead of the reader; beyond this the query waits.
 const MESSAGES_AHEAD_MAX: usize = 2;
 
 /// The messages of a DoGet.
 pub(crate) type DataStream = BoxStream<'static, std::result::Result<FlightData, Status>>;
 
 impl FlightState {
-    /// FlightInfo of a statement given as text.
+    /// Returns the FlightInfo of a statement given as text.
     pub(super) async fn statement_info(
         &self,
         caller: &Caller,
@@ -54,7 +55,7 @@ impl FlightState {
         self.prepared_info(caller, descriptor, prepared, Arc::default()).await
     }
 
-    /// FlightInfo of a prepared statement and its parameters. An update runs here, once.
+    /// Returns the FlightInfo of a prepared statement and its parameters. An update runs here, once.
     pub(super) async fn prepared_info(
         &self,
         caller: &Caller,
@@ -105,7 +106,7 @@ impl FlightState {
         };
         let expires_at = self.ticket_expiry();
         let kept = self.started.put(query, caller.user(), Started { prepared, bound, schema }, expires_at);
-        // Without room for it a query is planned anew from its ticket, if that has all it takes.
+        // A query that is not kept is planned again from its ticket, if the ticket has its parameters.
         if kept || fits { Ok(Response::new(info)) } else { Err(sessions::too_much()) }
     }
 
@@ -132,7 +133,7 @@ impl FlightState {
         Ok(response)
     }
 
-    /// The one schema of a statement's result.
+    /// Returns the schema of a statement's result, the same for all calls.
     pub(super) fn result_schema(&self, prepared: &Prepared) -> Result<WireSchema> {
         match prepared.schema() {
             Some(result) => WireSchema::of(&result.schema, result.ipc.as_ref(), &self.encodings),
@@ -145,7 +146,7 @@ impl FlightState {
         self.seal_endpoint(&StatementTicket { owner: caller.user(), expires_at, query, body })
     }
 
-    /// When a ticket made now expires.
+    /// Returns the expiry of a ticket made now.
     fn ticket_expiry(&self) -> i64 {
         self.clock.now_us().saturating_add(TICKET_LIFETIME_US)
     }
@@ -155,7 +156,7 @@ impl FlightState {
         let command = TicketStatementQuery { statement_handle }.as_any();
         FlightEndpoint {
             ticket: Some(Ticket { ticket: command.encode_to_vec().into() }),
-            // No location means "the connection you are on", which every driver understands.
+            // No location means "the same connection", which every driver understands.
             location: Vec::new(),
             // A time would promise that the ticket can be used again until then.
             expiration_time: match ticket.body {
@@ -181,7 +182,7 @@ impl FlightState {
             .ok_or_else(unknown_ticket)
     }
 
-    /// Answers the ticket of a statement.
+    /// Answers a statement's ticket.
     pub(super) async fn statement_data(
         &self,
         caller: &Caller,
@@ -218,12 +219,12 @@ impl FlightState {
         sql: &str,
         parameters: Bytes,
     ) -> Result<Started> {
-        // A session of its own, so that the caller's namespace is not touched.
+        // Use another session, so that the caller's namespace does not change.
         let session = self.database.session(&caller.identity.principal);
         session.set_namespace(namespace)?;
         let prepared = session.prepare(sql).await?;
         if prepared.kind() == StatementKind::Update {
-            // Only queries get such tickets, so the meaning of the text has changed.
+            // Only queries get such tickets, so the text has changed its meaning.
             return Err(unknown_ticket());
         }
         let bound = super::prepared::bound_of_frames(parameters)?;
@@ -265,8 +266,8 @@ impl FlightState {
         }
     }
 
-    /// Runs a stream beside its reader: a reader that does not read must not keep a query alive that was cancelled, whose
-    /// caller's deadline has passed or, if it is endless, whose server goes down.
+    /// Runs a stream in a task beside its reader. A slow reader must not keep a query alive after it was
+    /// cancelled, after the caller's deadline or, if it is endless, after a shutdown.
     fn bounded(
         &self,
         mut messages: Messages,
@@ -274,7 +275,7 @@ impl FlightState {
         caller: &Caller,
         endless: Endless,
     ) -> DataStream {
-        // What is there at once, and for a point query that is everything, needs no task.
+        // Messages that are ready at once (for a point query, all of them) need no task.
         let mut ready = Vec::new();
         while ready.len() < READY_MESSAGES_MAX {
             match messages.next().now_or_never() {
@@ -287,18 +288,18 @@ impl FlightState {
         let (sender, receiver) = mpsc::channel(MESSAGES_AHEAD_MAX);
         let work = async move {
             let last = pump(messages, stop, &sender).await;
-            // The query is gone by now; only its last word may still wait for the reader.
+            // The query is gone by now; only its status may still wait for the reader.
             drop(guard);
             if let Some(status) = last {
                 let _reader_is_gone = sender.send(Err(status)).await;
             }
         };
-        // The response owns the task: once it is dropped, the channel is closed and the task ends.
+        // The response owns the channel: dropping the response closes it and ends the task.
         tokio::spawn(work.in_current_span());
         stream::iter(ready).chain(ReceiverStream::new(receiver)).boxed()
     }
 
-    /// Waits for what ends a stream early; answers the status it ends with.
+    /// Waits for an event that ends a stream early; returns the stream's status.
     fn stop(&self, cancelled_by_owner: CancellationToken, caller: &Caller, endless: Endless) -> Stop {
         let shutdown = self.shutdown.clone();
         let deadline = caller.deadline.map(tokio::time::Instant::from_std);
@@ -328,8 +329,8 @@ impl FlightState {
 type Messages = BoxStream<'static, Result<FlightData>>;
 type Stop = std::pin::Pin<Box<dyn Future<Output = Status> + Send>>;
 
-/// Sends messages to the reader until there are no more, the reader is gone, or the stream is stopped. Answers the status to
-/// end with, unless the stream ended as it should; the query is dropped when this returns.
+/// Sends messages to the reader until they end, the reader is gone, or the stream is stopped. Returns the
+/// final status unless the stream ended normally; the query is dropped on return.
 async fn pump(
     messages: Messages,
     mut stop: Stop,
@@ -356,14 +357,14 @@ async fn pump(
     }
 }
 
-/// Whether a stream has an end of its own.
+/// Whether a stream never ends by itself.
 enum Endless {
     Yes,
     No,
 }
 
-/// The schema message, then every batch. The seq rides on the first two messages: some clients show the metadata of a
-/// schema message, the others that of a batch.
+/// Returns the schema message, then every batch. The first two messages carry the seq: some clients show the
+/// metadata of the schema message, others that of a batch.
 fn rows_to_messages(
     rows: RowStream,
     schema: WireSchema,
@@ -388,7 +389,7 @@ fn rows_to_messages(
     stream::iter([Ok(first)]).chain(batches).boxed()
 }
 
-/// `{"query_id":"…","kalamdb-seq":7,"rows":1}`.
+/// Returns `{"query_id":"…","kalamdb-seq":7,"rows":1}`.
 fn query_metadata(query: QueryId, seq: Option<Seq>, rows: Option<i64>) -> Bytes {
     let mut json = serde_json::Map::new();
     json.insert("query_id".to_owned(), query.to_string().into());

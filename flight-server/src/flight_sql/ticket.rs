@@ -1,17 +1,20 @@
-//! Tickets: what GetFlightInfo hands out and DoGet takes back.
+//! Tickets: GetFlightInfo issues them, DoGet redeems them.
 //!
-//! A ticket carries everything needed to answer it, so that it stays valid after its prepared statement is closed, on
-//! another connection, and after a restart; only large parameters stay behind, and such a ticket is good for one DoGet. It names its owner, and only the owner may use it. All numbers little endian:
+//! A ticket contains everything needed to answer it, so it stays valid after its prepared statement is
+//! closed, on another connection, and after a restart. Large parameters stay on the server, and such a ticket
+//! is good for one DoGet. A ticket names its owner, and only the owner may use it. All numbers are little
+//! endian:
 //!
 //! ```text
 //! version u8 (1) | kind u8 | owner u64 | expires_at i64 (micros UTC) | query id [16]
-//!   kind 1, statement: schema hash u64 | namespace (u32 len, utf8) | sql (u32 len, utf8) | parameters (u32 len, frames of decode.rs)
+//!   kind 1, statement: schema hash u64 | namespace (u32 len, utf8) | sql (u32 len, utf8)
+//!     | parameters (u32 len, frames of decode.rs)
 //!   kind 2, update done: rows i64 | seq u64
 //!   kind 3, statement whose parameters are too large to travel: schema hash u64
 //! | seal [32], HMAC-SHA256 of all of the above by the database's key for tickets
 //! ```
 //!
-//! Invariant: a ticket that is forged, expired, or somebody else's is refused in the same words as one that never was.
+//! Invariant: a forged, expired or foreign ticket is refused with the same message as an unknown one.
 
 use bytes::{Buf, Bytes};
 use kalamdb_core::{Seq, UserId};
@@ -50,19 +53,19 @@ pub(crate) struct StatementTicket {
     pub(crate) body: TicketBody,
 }
 
-/// What DoGet has to do for a ticket.
+/// What DoGet must do for a ticket.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum TicketBody {
-    /// Run the statement; the answer's schema must still be the one that was advertised.
+    /// Run the statement; the result must still have the advertised schema.
     Statement { schema_hash: u64, namespace: String, sql: String, parameters: Bytes },
-    /// The statement was an update and ran when the ticket was made; answer an empty result.
+    /// The update ran when the ticket was made; return an empty result.
     UpdateDone { rows: i64, seq: Seq },
-    /// Run the statement that was kept aside with its parameters, if it still is.
+    /// Run the statement that the server keeps with its parameters, if it still does.
     KeptAside { schema_hash: u64 },
 }
 
 impl StatementTicket {
-    /// Writes and seals the ticket.
+    /// Encodes and seals the ticket.
     pub(crate) fn seal(&self, key: &SealKey) -> Bytes {
         let mut out = Vec::with_capacity(256);
         out.push(VERSION);
@@ -90,7 +93,8 @@ impl StatementTicket {
         key.seal(out).into()
     }
 
-    /// Opens a ticket for `caller` at the time `now_us`, or answers `None`: forged, expired, another user's, another version's.
+    /// Opens a ticket for `caller` at the time `now_us`; `None` if it is forged, expired, another user's or
+    /// another version's.
     pub(crate) fn open(sealed: &Bytes, key: &SealKey, caller: UserId, now_us: i64) -> Option<Self> {
         let body_bytes = key.open(sealed)?.len();
         let mut body = sealed.slice(..body_bytes);
@@ -123,9 +127,10 @@ impl StatementTicket {
     }
 }
 
-/// A hash of an encoded schema. Not a secret and not stored: it only tells that a schema changed between two calls.
+/// Hashes an encoded schema. The hash is not secret and not stored: it only detects a changed schema between
+/// two calls.
 pub(crate) fn schema_hash(encoded: &[u8]) -> u64 {
-    // FNV-1a, because it must be the same after a restart and on every build.
+    // FNV-1a is the same after a restart and in every build.
     encoded.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
     })
@@ -133,13 +138,13 @@ pub(crate) fn schema_hash(encoded: &[u8]) -> u64 {
 
 /// Appends a length and the bytes.
 pub(crate) fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
-    // Every part is bounded far below 4 GiB by the transport's message limit.
+    // The transport's message limit keeps every part far below 4 GiB.
     let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
     out.extend_from_slice(&len.to_le_bytes());
     out.extend_from_slice(bytes);
 }
 
-/// Takes what `put_bytes` wrote off the front of `input`, without a copy.
+/// Takes the output of `put_bytes` from the front of `input`, without a copy.
 pub(crate) fn get_bytes(input: &mut Bytes) -> Option<Bytes> {
     let len = usize::try_from(input.try_get_u32_le().ok()?).ok()?;
     (len <= input.len()).then(|| input.split_to(len))

@@ -1,6 +1,6 @@
-//! GetXdbcTypeInfo: the column types, as ODBC asks for them.
+//! GetXdbcTypeInfo: the column types, as ODBC requests them.
 //!
-//! Invariant: every type of `ColumnType` that a driver can name is here, under the name CREATE TABLE takes.
+//! Invariant: lists every type of `ColumnType` that a driver can name, under its name in CREATE TABLE.
 
 use std::sync::LazyLock;
 
@@ -14,7 +14,7 @@ static DATA: LazyLock<Option<XdbcTypeInfoData>> = LazyLock::new(|| {
     builder.build().ok()
 });
 
-/// All types.
+/// Returns all types.
 pub(super) fn data() -> Result<&'static XdbcTypeInfoData> {
     DATA.as_ref().ok_or_else(|| Error::internal("the list of types could not be built"))
 }
@@ -90,7 +90,7 @@ fn times() -> Vec<XdbcTypeInfo> {
     vec![
         XdbcTypeInfo {
             maximum_scale: Some(0),
-            // Subcode 1 is DATE in ODBC; arrow-flight calls it a year.
+            // ODBC's subcode 1 is DATE; arrow-flight names it YEAR.
             ..time("DATE", XdbcDataType::XdbcDate, 10, XdbcDatetimeSubcode::XdbcSubcodeYear, "DATE '")
         },
         time("TIME", XdbcDataType::XdbcTime, 15, XdbcDatetimeSubcode::XdbcSubcodeTime, "TIME '"),

@@ -1,17 +1,17 @@
-//! Statements that write, wherever they come from: DoPut, or the query path of drivers that know no other.
+//! Statements that write, on every path: DoPut, or the query path of drivers that use no other.
 //!
-//! Invariant: a statement runs where it is named for the first time (DoPut or GetFlightInfo), once; its ticket only repeats
-//! the count.
+//! Invariant: a statement runs once, in the first call that executes it (DoPut or GetFlightInfo); its ticket
+//! only repeats the count.
 
 use futures::StreamExt;
 use kalamdb_core::{Affected, Outcome, Params, Prepared, Result, ScalarValue, Seq, StatementKind};
 
 use super::sessions::Bound;
 
-/// What a statement did.
+/// The result of a statement.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Done {
-    /// Rows written; -1 when the statement was a query, whose rows nobody counted.
+    /// Rows written; -1 when the statement was a query, whose rows are not counted.
     pub(crate) rows: i64,
     pub(crate) seq: Seq,
 }
@@ -22,7 +22,7 @@ impl From<Affected> for Done {
     }
 }
 
-/// Runs a prepared statement with what is bound to it: one row of parameters, or many, which are one commit.
+/// Runs a prepared statement with its bound parameters: one row, or several rows as one commit.
 pub(crate) async fn run_bound(prepared: &Prepared, bound: &Bound) -> Result<Done> {
     match bound.rows()? {
         Some(rows) => run_rows(prepared, rows).await,
@@ -39,11 +39,11 @@ pub(crate) async fn run_rows(prepared: &Prepared, mut rows: Vec<Vec<ScalarValue>
     done(prepared.execute(params).await?).await
 }
 
-/// What an outcome amounts to for a caller who wants a count.
+/// Converts an outcome for a caller that wants a count.
 pub(crate) async fn done(outcome: Outcome) -> Result<Done> {
     match outcome {
         Outcome::Affected(affected) => Ok(affected.into()),
-        // `executeUpdate("SELECT ...")`: run to its end, for its errors; the rows have no way back.
+        // `executeUpdate("SELECT ...")`: run it to the end for its errors; the rows cannot be returned.
         Outcome::Rows(mut rows) => {
             let seq = rows.seq;
             while let Some(batch) = rows.next().await {

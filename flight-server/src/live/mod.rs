@@ -1,10 +1,11 @@
 //! The gRPC service `kalamdb.live.v1.LiveQuery`.
 //!
-//! It is a tower service of its own and not the generated one, because the generated one copies every message into a buffer of
-//! its own: here a frame's rows are sent from the buffer all subscribers of the query share, and an idle subscriber holds no
-//! buffer. What the frames mean is the core's business.
+//! This is our own tower service because the generated one copies every message into a new buffer. Here a
+//! frame's rows are sent from the buffer that all subscribers of the query share, and an idle subscriber
+//! holds no buffer. The core defines what the frames mean.
 //!
-//! Invariant: dropping a response's body, which is what the transport does when the client is gone, drops the subscription.
+//! Invariant: dropping a response's body, which the transport does when the client is gone, drops the
+//! subscription.
 
 mod request;
 mod wire;
@@ -33,7 +34,7 @@ use crate::status::{plain, to_status};
 
 /// The path of the only method.
 const SUBSCRIBE_PATH: &str = "/kalamdb.live.v1.LiveQuery/Subscribe";
-/// The largest request; SQL and parameters have limits of their own below it.
+/// The largest request; SQL and parameters have smaller limits.
 const REQUEST_BYTES_MAX: usize = 16 << 20;
 
 /// The service, for a tonic router whose auth layer puts a [`Principal`] into the requests' extensions.
@@ -43,7 +44,7 @@ pub struct LiveQueryService {
     shutdown: CancellationToken,
 }
 
-/// Makes the service. Its streams end with a `closed` frame and UNAVAILABLE once `shutdown` is cancelled.
+/// Creates the service. Its streams end with a `closed` frame and UNAVAILABLE once `shutdown` is cancelled.
 pub fn service(database: Database, shutdown: CancellationToken) -> LiveQueryService {
     LiveQueryService { database, shutdown }
 }
@@ -101,13 +102,13 @@ struct FrameStream {
 }
 
 enum State {
-    /// Frames come.
+    /// The subscription may yield frames.
     Running(Subscription),
-    /// A frame's rows are still to be sent, then `Running`.
+    /// A frame's rows must be sent next, then `Running`.
     Rows(Bytes, Subscription),
-    /// The status is to be sent.
+    /// The status must be sent next.
     Ending(Status),
-    /// Everything is sent.
+    /// Everything was sent.
     Ended,
 }
 
@@ -181,7 +182,7 @@ impl FrameStream {
     }
 }
 
-/// Why there is no request, in the transport's words.
+/// Turns the transport's status for an unreadable request into an error.
 fn unreadable(status: Status) -> Error {
     let error = match status.code() {
         Code::OutOfRange | Code::ResourceExhausted => Error::new(
@@ -198,8 +199,8 @@ fn unreadable(status: Status) -> Error {
     error.source(status)
 }
 
-/// What follows a `closed` frame, with the codes that `live.proto` lists. `None` after an end that was asked for, and after a
-/// failure: its own error is the subscription's last item.
+/// Returns the error after a `closed` frame, with the codes of `live.proto`. `None` after a requested end,
+/// and after a failure, whose own error is the subscription's last item.
 pub(crate) fn end_error(reason: CloseReason, message: &str) -> Option<Error> {
     let (kind, sqlstate) = match reason {
         CloseReason::Completed | CloseReason::Failed => return None,
@@ -213,13 +214,13 @@ pub(crate) fn end_error(reason: CloseReason, message: &str) -> Option<Error> {
     Some(Error::new(kind, sqlstate, message))
 }
 
-/// The status of a live query that failed: INTERNAL whatever failed, as `live.proto` says, in the words of its error.
+/// Returns the status of a failed live query: INTERNAL, as `live.proto` says, with the error's message.
 fn failure_status(error: &Error) -> Status {
     let status = to_status(error);
     Status::with_metadata(Code::Internal, status.message(), status.metadata().clone())
 }
 
-/// Hands messages on undecoded: the fields a client set matter, also those the generated code would skip.
+/// Passes messages on undecoded, because the generated code would skip unknown fields that a client set.
 struct RawDecoder;
 
 impl Decoder for RawDecoder {

@@ -1,7 +1,7 @@
-//! `SubscribeRequest` of the wire as the core's.
+//! Converts `SubscribeRequest` from the wire to the core's type.
 //!
-//! Invariant: nothing a client sets is dropped. A field this server does not have is refused by name, whichever `.proto` the
-//! client was generated from.
+//! Invariant: no field that a client sets is dropped. An unknown field is refused by name or number,
+//! whichever `.proto` the client was generated from.
 
 use std::time::Duration;
 
@@ -13,10 +13,10 @@ use kalamdb_proto::live::v1 as pb;
 use prost::Message;
 use prost::encoding::{DecodeContext, decode_key, skip_field};
 
-/// The longest `heartbeat`.
+/// The longest accepted `heartbeat`.
 const HEARTBEAT_MAX: Duration = Duration::from_secs(3600);
 
-/// Fields of the published interface that are reserved here.
+/// Fields that `live.proto` reserves.
 const RESERVED: [(u32, &str); 9] = [
     (7, "envelope"),
     (8, "old_values"),
@@ -32,7 +32,7 @@ const RESERVED: [(u32, &str); 9] = [
 /// Reads one request.
 ///
 /// # Errors
-/// When the bytes are no request, a field is not offered, or a value is out of its range.
+/// When the bytes are not a request, a field is not offered, or a value is out of range.
 pub(super) fn decode(bytes: Bytes) -> Result<SubscribeRequest, Error> {
     refuse_unknown_fields(Bytes::clone(&bytes))?;
     let request = pb::SubscribeRequest::decode(bytes).map_err(malformed)?;

@@ -1,13 +1,15 @@
 //! Frames of the core as gRPC messages.
 //!
-//! A frame with rows goes out in two pieces, the first made for the subscriber, the second shared by all of them:
+//! A frame with rows is sent in two pieces; the first is per subscriber, the second is shared by all of them:
 //!
 //! ```text
-//! compressed u8 = 0 | message length u32 BE | Frame fields 1..4 | key and length of the body | rows | key and length of ipc
-//! the ipc bytes, the very buffer the core encoded the batch into
+//! compressed u8 = 0 | message length u32 BE | Frame fields 1..4 | key and length of the body
+//!     | rows | key and length of ipc
+//! the ipc bytes, in the buffer that the core encoded the batch into
 //! ```
 //!
-//! Invariant: the two pieces together are the canonical message of `live.proto`; a test decodes them with the generated code.
+//! Invariant: both pieces are together the canonical message of `live.proto`; a test decodes them with the
+//! generated code.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use kalamdb_core::live_query::{CloseReason, EncodedBatch, Frame, FrameBody, ResetReason};
@@ -15,12 +17,12 @@ use kalamdb_proto::live::v1 as pb;
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
 
-/// What stands before every gRPC message: a flag and a length.
+/// Length of the prefix of every gRPC message: a flag and a length.
 const PREFIX_BYTES: usize = 5;
-/// Below this, one piece is cheaper than two.
+/// Up to this size, one piece is cheaper than two.
 const INLINE_BYTES_MAX: usize = 1024;
 
-/// How long a client should wait before it tries again after a `closed` that allows it, in milliseconds.
+/// How long a client should wait before the next attempt after a retryable `closed`, in milliseconds.
 const MIN_BACKOFF_MS: i32 = 200;
 
 const SNAPSHOT_TAG: u32 = 11;
@@ -30,9 +32,9 @@ const BATCH_ROWS_TAG: u32 = 2;
 
 /// One gRPC message, in the pieces it is sent in.
 pub(super) struct WireFrame {
-    /// Everything, or everything but `ipc`.
+    /// The whole message, or everything before `ipc`.
     pub(super) head: Bytes,
-    /// The rows, when they are not in `head`.
+    /// The rows, when `head` does not contain them.
     pub(super) ipc: Option<Bytes>,
 }
 
@@ -52,7 +54,7 @@ pub(super) fn encode(frame: &Frame) -> WireFrame {
     }
 }
 
-/// What a frame says besides Arrow data: the message without the schema and the rows themselves.
+/// Returns a frame without its Arrow data, that is without schema and rows.
 pub(crate) fn frame_header(frame: &Frame) -> pb::Frame {
     pb::Frame { body: Some(body(&frame.body)), ..fields(frame) }
 }
@@ -74,7 +76,7 @@ fn whole(message: &pb::Frame) -> WireFrame {
     WireFrame { head: head.freeze(), ipc: None }
 }
 
-/// The last frame of a server that goes down while the core is still up.
+/// Returns the last frame of a server that shuts down while the core still runs.
 pub(super) fn closed_by_shutdown() -> Bytes {
     let closed = closed(CloseReason::Shutdown, "the server is going down", true);
     whole(&pb::Frame { body: Some(pb::frame::Body::Closed(closed)), ..Default::default() }).head
@@ -111,7 +113,7 @@ fn encode_rows(header: &pb::Frame, body_tag: u32, batch: &EncodedBatch) -> WireF
 fn prefix(message_length: usize, capacity: usize) -> BytesMut {
     let mut head = BytesMut::with_capacity(PREFIX_BYTES + capacity);
     head.put_u8(0);
-    // Batches are cut to a few MiB by the core, far below what the four bytes hold.
+    // The core limits batches to a few MiB, far below the limit of four bytes.
     head.put_u32(u32::try_from(message_length).unwrap_or(u32::MAX));
     head
 }

@@ -18,7 +18,7 @@ use arrow::ipc::reader::StreamReader;
 
 use self::server::{PASSWORD, Server};
 
-/// `kalamdb` with root's credentials for `server`.
+/// Returns a `kalamdb` command with root's credentials for `server`.
 fn kalamdb(server: &Server, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kalamdb"));
     command
@@ -38,7 +38,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).expect("text")
 }
 
-/// What a successful run wrote to stdout.
+/// Returns what a successful run wrote to stdout.
 fn stdout_of(server: &Server, arguments: &[&str]) -> String {
     let output = run(server, arguments);
     assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
@@ -61,7 +61,7 @@ async fn sql_prints_rows_in_every_format() {
     assert_eq!(print("json"), "{\"id\":1,\"body\":\"one\"}\n{\"id\":2,\"body\":null}\n");
     let table = print("table");
     assert!(table.contains("| id | body |") && table.contains("| 2  | NULL |"), "{table}");
-    // Not on a terminal, the default is what programs read.
+    // Without a terminal, the default format is the one for programs.
     assert_eq!(stdout_of(&server, &["sql", "-c", select]), print("csv"));
 
     let output = run(&server, &["sql", "-c", select, "--format", "arrow"]);

@@ -1,4 +1,4 @@
-//! `kalamdb restore` and `kalamdb check`, as an operator uses them.
+//! `kalamdb restore` and `kalamdb check`, used as an operator uses them.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -12,7 +12,7 @@ fn program(arguments: &[&str], data_dir: &Path) -> Output {
     command.args(arguments).arg("--data-dir").arg(data_dir).output().expect("run kalamdb")
 }
 
-/// What a check of a sound database prints.
+/// Checks a sound database and returns the output.
 fn sound(data_dir: &Path) -> String {
     let output = program(&["check"], data_dir);
     assert!(output.status.success(), "{} {}", text(&output.stdout), text(&output.stderr));
@@ -21,7 +21,7 @@ fn sound(data_dir: &Path) -> String {
     said
 }
 
-/// Waits until every job of a server has ended well.
+/// Waits until every job of a server has completed.
 fn wait_for_jobs(server: &Server) {
     let jobs = "SELECT count(*) AS n FROM system.jobs WHERE status IN ('queued', 'running', 'retrying')";
     let deadline = Instant::now() + Duration::from_secs(60);
@@ -32,7 +32,7 @@ fn wait_for_jobs(server: &Server) {
     assert_eq!(stdout_of(server, &["sql", "-c", failed]), "job_type,error_message\n");
 }
 
-/// The files of the segments.
+/// Returns the files of the segments.
 fn segments(data_dir: &Path) -> Vec<PathBuf> {
     let tables = std::fs::read_dir(data_dir.join("segments")).expect("segments");
     let files = tables.flat_map(|table| std::fs::read_dir(table.expect("a table").path()).expect("files"));
@@ -58,7 +58,7 @@ async fn a_backup_is_taken_while_serving_restored_checked_and_served() {
     assert_eq!(refused.status.code(), Some(1));
     assert!(text(&refused.stderr).contains("is not empty"), "{}", text(&refused.stderr));
     let token = server.log_in().await;
-    // As by a loss of power: what is on disk is sound all the same.
+    // Like a power loss: the data on disk must still be sound.
     server.kill();
     assert!(sound(&data_dir).contains("\ntable app.notes: 2 rows hot, 2 cold, 0 gone, 1 segments of "));
 

@@ -1,4 +1,4 @@
-//! `kalamdb serve`: passwords, log lines, health and metrics, and how it ends.
+//! `kalamdb serve`: passwords, log lines, health and metrics, and the shutdown.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -14,7 +14,7 @@ use tonic::{Code, Request};
 use crate::server::Server;
 use crate::{NOTES, kalamdb, stdout_of, text};
 
-/// The program with nothing but a data directory and ports of its own choice.
+/// The program with only a data directory and a free port.
 fn plain(data_dir: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kalamdb"));
     command
@@ -90,7 +90,7 @@ async fn health_and_metrics_are_served_over_http() {
     server.stop().await;
 }
 
-/// Where the server's log says that health and metrics are.
+/// Returns the address of health and metrics from the server's log.
 async fn http_address(server: &Server) -> String {
     let listening = |line: &String| {
         let (_, rest) = line.split_once("http_address=")?;
@@ -170,10 +170,10 @@ async fn a_subscription_that_cannot_start_is_a_status_alone() {
     server.stop().await;
 }
 
-/// Runs for minutes, and seldom lets go of its thread.
+/// Runs for minutes and rarely yields its thread.
 const BUSY: &str = "SELECT count(*) AS n FROM generate_series(1, 300000) x, generate_series(1, 300000) y \
     WHERE x.value + y.value < 0";
-/// What the manual promises for the end of a server.
+/// The manual's limit for a server's shutdown.
 const END_MAX: Duration = Duration::from_secs(10);
 
 #[tokio::test(flavor = "multi_thread")]

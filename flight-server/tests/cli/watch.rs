@@ -1,4 +1,4 @@
-//! `kalamdb watch`: what it prints, and that it goes on after the server was away.
+//! `kalamdb watch`: its output, and its reconnect after a server restart.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Stdio};
@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::server::{Server, command_on};
 use crate::{NOTES, kalamdb, stdout_of};
 
-/// How long a line may take.
+/// Time limit for a line.
 const GIVE_UP: Duration = Duration::from_secs(30);
 
 /// A running watch and the lines it prints.
@@ -38,7 +38,7 @@ impl Watch {
         self.lines.recv_timeout(GIVE_UP).expect("a line in time")
     }
 
-    /// The next line without the seq, which depends on how the database counts.
+    /// Returns the next line without the seq, which depends on the database's numbering.
     fn change(&self) -> String {
         let line = self.line();
         let (op, rest) = line.split_once(',').expect("an operation");
@@ -90,7 +90,7 @@ async fn watch_goes_on_after_the_server_was_killed() {
 
     let server = Server::spawn(command_on(folder.path(), &address)).await.expect("start again");
     stdout_of(&server, &["sql", "-c", "INSERT INTO app.notes VALUES (4, 'four')"]);
-    // Nothing is printed twice and nothing is missing.
+    // No line is printed twice and none is missing.
     assert_eq!(watch.change(), "insert 4,four");
     drop(watch);
     server.stop().await;

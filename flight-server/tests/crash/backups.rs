@@ -1,4 +1,5 @@
-//! A backup that ends or fails at any of its steps: the database has all its rows, and the place has a whole backup or none.
+//! A backup that ends or fails at any of its steps: the database keeps all rows, and the target has a
+//! complete backup or none.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,7 +14,7 @@ use crate::tables::{self, State};
 
 const TABLE: &str = "crash.shared_rows";
 
-/// A table of which some rows are in a segment and some are not.
+/// Creates a table with some rows in a segment and some hot rows.
 async fn database(data_dir: &Path) -> (String, BTreeMap<u64, State>) {
     let server = Server::start(data_dir).await;
     let token = server.log_in().await;
@@ -27,7 +28,7 @@ async fn database(data_dir: &Path) -> (String, BTreeMap<u64, State>) {
     (token, rows)
 }
 
-/// Where the backup of a point goes, and what is restored of it.
+/// The target of a point's backup, and the directory that it is restored into.
 struct Places {
     name: String,
     backup: PathBuf,
@@ -57,7 +58,7 @@ fn restore(from: &Path, data_dir: &Path) -> Output {
     command.env_remove("FAILPOINTS").output().expect("run the program")
 }
 
-/// Restores a backup and compares its rows; the copy is served under the password of the original.
+/// Restores a backup and compares its rows. The copy accepts the original's password.
 async fn assert_restores(from: &Path, data_dir: &Path, rows: &BTreeMap<u64, State>, when: &str) {
     let restored = restore(from, data_dir);
     assert!(restored.status.success(), "{when}: {}", String::from_utf8_lossy(&restored.stderr));
@@ -78,7 +79,7 @@ async fn a_backup_that_ends_at_any_step_is_whole_or_none() {
         let sql = format!("BACKUP DATABASE TO '{}'", url(&backup));
         let mut server =
             Server::spawn(armed(&data_dir, &format!("{point}=return(kill)"))).await.expect("start");
-        // It may be gone before it has answered.
+        // The server may end before it answers.
         let _ = server.client(&token).await.query(&sql).await;
         let said = server.ended(NEVER).await.expect("the backup comes by the point").join("\n");
         assert!(has_ended_at(&said, point), "{point}: {said}");

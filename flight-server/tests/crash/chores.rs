@@ -1,7 +1,7 @@
-//! What goes on beside the writers: a table that comes, is flushed and goes; merges; rows that expire.
+//! Work beside the writers: a table that is created, flushed and dropped; compactions; rows that expire.
 //!
-//! It has a model of its own: of the table it knows the two states a crash may leave, and of expiring rows the times between which
-//! they are visible.
+//! The chores have their own model: for the table, the two states that a crash may leave; for expiring rows,
+//! the times between which they are visible.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -19,20 +19,20 @@ use crate::world::Crash;
 
 const FADING: &str = "crash.fading_rows";
 const FADING_LIFE: Duration = Duration::from_secs(1);
-/// By so much the clock of a statement may differ from the one rows are judged by here.
+/// Maximum difference between the clock of a statement and the clock of this test.
 const CLOCK_SLACK: Duration = Duration::from_millis(20);
-/// Rows of a table that comes and goes, in turn: so few that they are hot and then flushed, and so many that they are a segment at
-/// once.
+/// Rows of the passing table, alternating: few enough to be hot and then flushed, and enough to become a
+/// segment at once.
 const PASSING_ROWS: [i64; 2] = [15, 30];
 
-/// Everything that is done beside the writers, and what is known of it.
+/// The work beside the writers, and what is known about it.
 #[derive(Default)]
 pub(crate) struct Chores {
-    /// The number of the table that is there, or was the last.
+    /// The number of the current or the last table.
     table: u64,
-    /// Its rows; `None` when it is gone.
+    /// The table's rows; `None` when it is dropped.
     known: Option<State>,
-    /// What a statement without an answer would have made of it.
+    /// The state that a statement without an answer would produce.
     attempted: Option<Option<State>>,
     fading: Vec<Fading>,
     next_id: i64,
@@ -45,13 +45,13 @@ struct Fading {
     acknowledged: Option<Instant>,
 }
 
-/// Makes the table whose rows expire.
+/// Returns the statement that creates the table with expiring rows.
 pub(crate) fn create() -> String {
     format!("CREATE STREAM TABLE {FADING} (id BIGINT PRIMARY KEY) WITH (TTL_SECONDS = 1)")
 }
 
 impl Chores {
-    /// Works until a call fails, which it may only once `may_fail` says so.
+    /// Works until a call fails; a call may fail only once `may_fail` is true.
     pub(crate) async fn run(mut self, mut client: Client, may_fail: Arc<AtomicBool>) -> Self {
         loop {
             if let Err(error) = self.round(&mut client).await {
@@ -113,7 +113,7 @@ impl Chores {
         format!("crash.passing_{}", self.table)
     }
 
-    /// Compares what is there after a crash with what is known, or says how it can not be.
+    /// Compares the state after a crash with what is known, or returns how they differ.
     pub(crate) async fn check(&mut self, client: &mut Client, crash: Crash) -> Result<(), String> {
         let found = self.read_passing(client).await?;
         match self.attempted.take() {
@@ -130,7 +130,7 @@ impl Chores {
         self.check_fading(client, crash).await
     }
 
-    /// The rows of the table that comes and goes, when it is the only one of its kind; none may come back.
+    /// Reads the passing table and checks that no dropped one came back.
     async fn read_passing(&self, client: &mut Client) -> Result<Option<State>, String> {
         let sql = "SELECT table_name FROM information_schema.tables \
                    WHERE table_schema = 'crash' AND table_name LIKE 'passing%'";
@@ -158,7 +158,7 @@ impl Chores {
             if is_there && *acknowledged + FADING_LIFE + CLOCK_SLACK < before {
                 return Err(format!("{FADING}: row {id} is visible after it has expired"));
             }
-            // Relaxed rows survive the end of the process, but not of the power.
+            // Relaxed rows survive the end of the process, but not a power loss.
             if !is_there && crash == Crash::Kill && *sent + FADING_LIFE > after + CLOCK_SLACK {
                 return Err(format!("{FADING}: row {id} is lost before it has expired"));
             }
@@ -185,7 +185,7 @@ pub(crate) async fn move_rows(client: &mut Client, sql: &str) -> Result<(), Flig
     Ok(())
 }
 
-/// A column of text of a query.
+/// Returns a text column of a query.
 pub(crate) async fn texts(client: &mut Client, sql: &str, column: usize) -> Vec<String> {
     let batches = client.query(sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
     let values = |batch: &arrow::array::RecordBatch| {

@@ -1,6 +1,6 @@
-//! The server ends, or has a step fail, at every named step; nothing acknowledged is lost and nothing is left behind.
+//! The server ends or fails at every named step; nothing acknowledged is lost, nothing is left behind.
 //!
-//! The points are those the core lists: one that no workload here comes by fails the test.
+//! The core lists the points. A point that no workload here reaches fails the test.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -22,21 +22,21 @@ use crate::tables;
 use crate::world::{Crash, World, check_segments};
 
 const WRITERS: u64 = 2;
-/// A workload that has not come by a point for so long never does.
+/// A workload that has not reached a point for this long never will.
 pub(crate) const NEVER: Duration = Duration::from_secs(60);
 
-/// What brings a server to a point.
+/// The workload that reaches a point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Way {
     /// The first start on a new directory.
     FirstStart,
-    /// A start after a crash in the middle of a flush.
+    /// A start after a crash during a flush.
     Restart,
-    /// A failed write, after which the store is opened again.
+    /// A failed write, after which the store is reopened.
     Reopening,
     /// `BACKUP DATABASE`.
     Backup,
-    /// Everybody at work.
+    /// Writers and chores at work.
     Work,
 }
 
@@ -60,11 +60,11 @@ pub(crate) fn armed(data_dir: &Path, failpoints: &str) -> Command {
     command
 }
 
-/// Leaves a job that was running, and a file of no segment.
+/// Leaves a running job and a file without a segment.
 async fn die_in_a_flush(world: &mut World, data_dir: &Path) {
     const POINT: &str = "segment::published";
     let mut command = armed(data_dir, &format!("{POINT}=return(kill)"));
-    // Only jobs make segments then.
+    // With 0, only jobs write segments.
     command.env("KALAMDB_LARGE_INSERT_BYTES", "0");
     work_until(world, command, POINT).await;
 }
@@ -73,13 +73,13 @@ pub(crate) fn has_ended_at(said: &str, point: &str) -> bool {
     said.contains(&format!("failpoint \"{point}\": the process ends"))
 }
 
-/// A server that ends at `point`, also while it starts.
+/// Runs a server that ends at `point`, possibly while it starts.
 async fn work_until_the_point(world: &mut World, data_dir: &Path, point: &str, skipped: u32) {
     let command = armed(data_dir, &format!("{point}={skipped}*off->return(kill)"));
     work_until(world, command, point).await;
 }
 
-/// A server that ends at `point`.
+/// Runs a server that ends at `point`.
 async fn work_until(world: &mut World, command: Command, point: &str) {
     let mut server = match Server::spawn(command).await {
         Ok(server) => server,
@@ -93,7 +93,7 @@ async fn work_until(world: &mut World, command: Command, point: &str) {
     assert!(has_ended_at(&said, point), "{point}: {said}");
 }
 
-/// A database that is not open.
+/// Creates a database and closes it.
 async fn create_world(data_dir: &Path, seed: u64) -> World {
     let server = Server::start(data_dir).await;
     let world = World::create(&server, WRITERS, seed).await;
@@ -151,7 +151,7 @@ async fn a_first_start_that_ends_or_fails_at_any_step_can_be_repeated() {
     }
 }
 
-/// Steps that flushes and merges have in common are tried in a merge as well: nothing else moves rows here.
+/// Steps that flushes and compactions share are also tested in a compaction; nothing else moves rows here.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_merge_that_ends_at_any_step_loses_nothing() {
     const TABLE: &str = "crash.shared_rows";
@@ -170,7 +170,7 @@ async fn a_merge_that_ends_at_any_step_loses_nothing() {
         server.kill();
         server = Server::spawn(armed(folder.path(), &format!("{point}=return(kill)"))).await.expect("start");
         let mut client = server.client(&token).await;
-        // It may be gone before it has answered.
+        // The server may end before it answers.
         let _ = client.query(&format!("STORAGE COMPACT TABLE {TABLE}")).await;
         let said = server.ended(NEVER).await.expect("the merge comes by the point").join("\n");
         assert!(has_ended_at(&said, point), "{point}: {said}");
@@ -183,7 +183,7 @@ async fn a_merge_that_ends_at_any_step_loses_nothing() {
     server.stop().await;
 }
 
-/// Inserts ten rows and overwrites or deletes some of those before.
+/// Inserts ten rows, and overwrites and deletes some earlier ones.
 async fn fill(client: &mut Client, table: &str, known: &mut BTreeMap<i64, i64>) {
     let first = known.last_key_value().map_or(0, |(id, _)| id + 1);
     let rows: Vec<String> = (first..first + 10).map(|id| format!("(0, {id}, {id})")).collect();
@@ -202,7 +202,8 @@ async fn fill(client: &mut Client, table: &str, known: &mut BTreeMap<i64, i64>) 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_step_that_fails_is_told_and_the_database_goes_on() {
-    // With 0 every failure of a segment is a job's; with 500 an INSERT may meet it, and writes its rows one by one.
+    // With 0, every segment failure is a job's. With 500, an INSERT may meet the failure and then writes its
+    // rows one by one.
     for large_insert_bytes in ["0", "500"] {
         fail_at_every_step(large_insert_bytes).await;
     }
@@ -212,10 +213,10 @@ async fn fail_at_every_step(large_insert_bytes: &str) {
     let seed = seed();
     let folder = tempfile::tempdir().expect("temporary folder");
     let mut world = create_world(folder.path(), seed).await;
-    // After a failed write there are no more until the database is opened again, so that point has a test of its own.
+    // A failed write stops all writes until the store is reopened, so that point has its own test.
     let points: Vec<_> =
         CAN_FAIL.iter().filter(|point| way_to(point) == Way::Work && **point != "commit::write").collect();
-    // One failure a job: each is passed once more than the one before.
+    // Each job meets one failure: every point lets one more pass than the point before.
     let failpoints: Vec<_> =
         points.iter().zip(0..).map(|(point, at)| format!("{point}={at}*off->1*return(error)")).collect();
     let mut command = armed(folder.path(), &failpoints.join(";"));
@@ -284,7 +285,7 @@ async fn number(client: &mut Client, sql: &str) -> i64 {
     batches.first().expect("a row").column(0).as_primitive::<Int64Type>().value(0)
 }
 
-/// The store is opened again while everybody is at work, and ends or fails in the middle of that.
+/// The store is reopened while everybody works, and the server ends or the step fails during that.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_reopening_that_ends_or_fails_at_any_step_loses_nothing() {
     let seed = seed();
@@ -312,7 +313,7 @@ async fn a_reopening_that_ends_or_fails_at_any_step_loses_nothing() {
     }
 }
 
-/// A start whose recovery fails is refused in words, and the next one works.
+/// A start whose recovery fails returns an error, and the next start works.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_recovery_that_fails_is_told_and_can_be_repeated() {
     let seed = seed();

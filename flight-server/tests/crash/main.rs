@@ -1,15 +1,17 @@
-//! What survives `kill -9`, shown on the real program by real clients.
+//! What survives `kill -9`, tested on the real program with real clients.
 //!
-//! Eight writers, each with keys of its own, run statements over Flight SQL. Each writer knows two states per table: the one the
-//! server acknowledged last, and the one its running statement would make. The server is killed at a random moment and started
-//! again; then every table must show, for every writer, exactly one of the two. Anything older is a lost write, anything in
-//! between a torn statement, anything else a ghost. Half of the tables are flushed and merged all the time, and
-//! others come and go, so that the server dies in the middle of that as well.
+//! Eight writers, each with its own keys, run statements over Flight SQL. Each writer knows two states per
+//! table: the one that the server acknowledged last, and the one that its running statement would produce.
+//! The server is killed at a random moment and restarted; then every table must show exactly one of the two
+//! states for every writer. Anything older is a lost write, anything between is a torn statement, anything
+//! else is a ghost. Half of the tables are flushed and compacted all the time, and others are created and
+//! dropped, so the server also dies during that work.
 //!
-//! `failpoints` ends the server at every named step instead of a random moment, `power_loss` takes away what was not synced.
+//! `failpoints` ends the server at every named step instead of a random moment; `power_loss` removes
+//! everything that was not synced.
 //!
-//! `KALAMDB_CRASH_CYCLES` (default 50), `KALAMDB_POWER_LOSSES` (default 20) and `KALAMDB_SEED` set how often and with which
-//! choices.
+//! `KALAMDB_CRASH_CYCLES` (default 50), `KALAMDB_POWER_LOSSES` (default 20) and `KALAMDB_SEED` set the number
+//! of repetitions and the random choices.
 
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -38,9 +40,9 @@ use self::world::{Crash, World, check_segments};
 
 const WRITERS: u64 = 8;
 const CYCLES_DEFAULT: u64 = 50;
-/// A restarted server must take calls within this time.
+/// A restarted server must accept calls within this time.
 const READY_MAX: Duration = Duration::from_secs(2);
-/// How long after it is ready the server lives.
+/// How long the server lives after it is ready.
 const LIFE_MS: std::ops::RangeInclusive<u64> = 5..=500;
 
 fn setting(name: &str, default: impl FnOnce() -> u64) -> u64 {
@@ -71,7 +73,7 @@ async fn acknowledged_writes_survive_kill_9() {
     for cycle in 0..cycles {
         let server = Server::start(folder.path()).await;
         world.tally.ready(server.ready_in);
-        // The token was issued before all the crashes: it must survive them, too.
+        // The token was issued before all crashes and must survive them, too.
         world.check(&server, Crash::Kill, &format!("cycle {cycle}")).await;
         work_until_killed(server, &mut world, random.random_range(LIFE_MS)).await;
     }

@@ -1,4 +1,4 @@
-//! What a writer knows, and the verdict on what was found after a crash.
+//! A writer's knowledge, and the verdict on the state after a crash.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -9,29 +9,29 @@ use rand::rngs::StdRng;
 
 use crate::tables::{State, Table};
 
-/// One writer: its choices, and what it knows about its rows.
+/// One writer: its random choices and its knowledge of its rows.
 pub(crate) struct Writer {
     pub(crate) id: u64,
-    /// Statements that were acknowledged, over all cycles.
+    /// Acknowledged statements over all cycles.
     pub(crate) acknowledged: u64,
     pub(crate) random: StdRng,
-    /// What the server acknowledged, by table.
+    /// The acknowledged state of each table.
     pub(crate) known: BTreeMap<Table, State>,
-    /// What a statement without an answer would have made of one table.
+    /// The table state that a statement without an answer would produce.
     pub(crate) attempted: Option<(Table, State)>,
-    /// The next value; no value is written twice, so that an old row cannot pass for a new one.
+    /// The next value; values are never reused, so an old row cannot pass for a new one.
     pub(crate) next_value: i64,
 }
 
-/// What was seen over all cycles.
+/// Observations over all cycles.
 #[derive(Default)]
 pub(crate) struct Tally {
-    /// Statements without an answer that turned out to be there.
+    /// Statements without an answer that were applied.
     applied: u64,
-    /// Statements without an answer that left nothing.
+    /// Statements without an answer that left no trace.
     vanished: u64,
     pub(crate) ready_max: Duration,
-    /// The kinds of the jobs that a crash interrupted, by their ids.
+    /// The kinds of the jobs that a crash interrupted, by job id.
     interrupted: HashMap<String, String>,
 }
 
@@ -40,7 +40,7 @@ impl Tally {
         self.interrupted.extend(jobs);
     }
 
-    /// How many jobs of a kind a crash interrupted.
+    /// Counts the jobs of a kind that a crash interrupted.
     pub(crate) fn interrupted_of(&self, kind: &str) -> usize {
         self.interrupted.values().filter(|interrupted| *interrupted == kind).count()
     }
@@ -78,7 +78,7 @@ impl Writer {
         }
     }
 
-    /// Takes `found` as what the writer has in `table` from now on, or says how it can not be.
+    /// Accepts `found` as the writer's state of `table` from now on, or returns why it is wrong.
     pub(crate) fn settle(&mut self, table: Table, found: State, tally: &mut Tally) -> Result<(), String> {
         let known = self.known.entry(table).or_default();
         let attempted = self.attempted.take_if(|(attempted, _)| *attempted == table);
@@ -98,7 +98,7 @@ impl Writer {
     }
 }
 
-/// Names the first rows that are wrong.
+/// Names the first wrong rows.
 fn describe(known: &State, attempted: Option<&State>, found: &State) -> String {
     let allowed = |id: &i64, value: Option<&i64>| {
         value == known.get(id) || attempted.is_some_and(|after| value == after.get(id))
@@ -124,7 +124,7 @@ mod tests {
         rows.iter().copied().collect()
     }
 
-    /// A harness that cannot fail proves nothing.
+    /// A model that accepts everything proves nothing.
     #[test]
     fn the_model_tells_lost_torn_and_ghost_from_right() {
         let settle = |found: &[(i64, i64)]| {

@@ -1,8 +1,8 @@
-/* Preloaded into a server, it writes down what is on stable storage: for every file that is synced its length, for every
- * directory that is synced its entries. Files are linked into a folder of their own by their inode, so that they can be found
- * again whatever happens to their names.
+/* Preloaded into a server, this library records what is on stable storage: the length of every synced file,
+ * and the entries of every synced directory. It links files by inode into a separate folder, so that they
+ * are found again whatever happens to their names.
  *
- *   POWER_LOSS_ROOT    only files and directories in it count
+ *   POWER_LOSS_ROOT    only files and directories below it count
  *   POWER_LOSS_SHADOW  gets the links, and "record":
  *
  *   F inode length             D inode
@@ -23,7 +23,7 @@
 
 static const char *root, *shadow;
 static int record = -1;
-/* One at a time: a later record never says less than an earlier one. */
+/* One sync at a time: a later record never says less than an earlier one. */
 static pthread_mutex_t one_at_a_time = PTHREAD_MUTEX_INITIALIZER;
 
 __attribute__((constructor)) static void start(void) {
@@ -67,7 +67,7 @@ static int synced(int fd, const char *name) {
     if (record < 0 || !is_inside(link)) return sync(fd);
 
     pthread_mutex_lock(&one_at_a_time);
-    /* What is there before the call is synced by it; what comes meanwhile may not be. */
+    /* The call syncs what exists before it; what arrives during the call may not be synced. */
     FILE *lines = open_memstream(&text, &bytes);
     if (lines == NULL || fstat(fd, &status) != 0) abort();
     if (S_ISDIR(status.st_mode)) {
@@ -75,7 +75,7 @@ static int synced(int fd, const char *name) {
     } else {
         fprintf(lines, "F %lu %lld\n", (unsigned long)status.st_ino, (long long)status.st_size);
         snprintf(place, sizeof place, "%s/%lu", shadow, (unsigned long)status.st_ino);
-        /* It may be linked already, or have no name any more. */
+        /* The file may be linked already, or have no name any more. */
         (void)!linkat(AT_FDCWD, link, AT_FDCWD, place, AT_SYMLINK_FOLLOW);
     }
     fprintf(lines, ".\n");

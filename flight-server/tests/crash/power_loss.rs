@@ -1,11 +1,11 @@
-//! The power fails: only what was synced is there afterwards.
+//! Power loss: afterwards only synced data exists.
 //!
-//! A library preloaded into the server (`power_loss.c`) writes down what is synced. When the server has been killed its directory is
-//! built anew from that: every folder with the entries it had when it was last synced, every file cut to the length it had when it
-//! was last synced. That is the least a disk may keep. In every second run some of the rest is kept as well, by chance: entries, parts
-//! of files, zeros in their place.
+//! A library preloaded into the server (`power_loss.c`) records what is synced. After the server is killed,
+//! its directory is rebuilt from the record: every folder with its entries at the last sync, every file cut
+//! to its length at the last sync. That is the least that a disk may keep. Every second run also keeps random
+//! parts of the rest: entries, parts of files, or zeros in their place.
 //!
-//! Files here only grow or are written once, but for `synced-seq`, which says less than the truth or the truth at any time.
+//! Files here only grow or are written once, except `synced-seq`, which never claims more than the truth.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
@@ -28,10 +28,10 @@ use crate::{seed, setting};
 const WRITERS: u64 = 4;
 const LOSSES_DEFAULT: u64 = 20;
 const LIFE_MS: std::ops::RangeInclusive<u64> = 20..=400;
-/// The most bytes a disk left unwritten within what it says a file has.
+/// Maximum number of unwritten bytes within a file's length.
 const ZEROS_MAX: u64 = 4_096;
 
-/// An entry of a folder.
+/// A folder's entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Entry {
     inode: u64,
@@ -40,17 +40,17 @@ struct Entry {
 
 type Entries = BTreeMap<String, Entry>;
 
-/// What is on stable storage.
+/// The contents of stable storage.
 #[derive(Default)]
 struct Synced {
     lengths: HashMap<u64, u64>,
     entries: HashMap<u64, Entries>,
 }
 
-/// What of the rest a disk keeps: nothing, or some of it by chance.
+/// What a disk keeps of unsynced data: nothing, or random parts.
 struct Rest(Option<StdRng>);
 
-/// What the power took.
+/// What the power loss removed.
 #[derive(Default)]
 struct Lost {
     names: u64,
@@ -75,7 +75,7 @@ async fn acknowledged_writes_survive_power_loss() {
         );
         return;
     };
-    // The server makes the data directory itself: its name must be durable, too.
+    // The server creates the data directory itself, so the directory's name must be durable, too.
     let mut root = folder.path().join("root-0");
     fs::create_dir(&root).expect("make a folder");
     let mut world: Option<World> = None;
@@ -120,7 +120,7 @@ async fn acknowledged_writes_survive_power_loss() {
     assert!(lost.names > 0 && lost.bytes > 0, "nothing was lost: nothing was tested");
 }
 
-/// The library; `None` where there is no compiler.
+/// Compiles the library; `None` without a compiler.
 fn compile(folder: &Path) -> Option<PathBuf> {
     let library = folder.join("recorder.so");
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/crash/power_loss.c");
@@ -143,7 +143,7 @@ fn recorded(root: &Path, shadow: &Path, recorder: &Path) -> Command {
     command
 }
 
-/// Records what is there at the beginning: all of it is on stable storage.
+/// Records the initial files: all of them are on stable storage.
 fn begin_record(root: &Path, shadow: &Path) {
     let mut record = String::new();
     let mut folders = vec![root.to_owned()];
@@ -181,7 +181,7 @@ fn entries_of(folder: &Path) -> Entries {
 }
 
 impl Synced {
-    /// Reads the record; what is not ended by "." was cut off by the end of the process.
+    /// Reads the record; entries without a final "." were cut off when the process ended.
     fn read(shadow: &Path) -> Self {
         let text = fs::read_to_string(shadow.join("record")).expect("the record");
         let mut synced = Self::default();
@@ -218,12 +218,12 @@ impl Synced {
 }
 
 impl Rest {
-    /// Whether a disk keeps something it need not.
+    /// Whether the disk keeps an unsynced entry.
     fn is_kept(&mut self) -> bool {
         self.0.as_mut().is_some_and(|random| random.random_bool(0.5))
     }
 
-    /// How much of a file is there, and how much of its end as zeros.
+    /// Returns a file's length, and how much of its end is zeros.
     fn length(&mut self, synced: u64, written: u64) -> (u64, u64) {
         match &mut self.0 {
             Some(random) if written > synced => {
@@ -236,7 +236,7 @@ impl Rest {
     }
 }
 
-/// A disk after the power came back.
+/// A disk after a power loss.
 struct Disk<'a> {
     synced: Synced,
     shadow: &'a Path,
@@ -245,13 +245,13 @@ struct Disk<'a> {
 }
 
 impl Disk<'_> {
-    /// Builds the folder `to` as `from` would be found.
+    /// Rebuilds the folder `from` as `to`, in the state after the power loss.
     fn restore(&mut self, from: &Path, to: &Path) {
         let inode = fs::metadata(from).expect("a folder").ino();
         self.restore_folder(inode, Some(from), to);
     }
 
-    /// `now` is where the folder is at present, when it has a name.
+    /// `now` is the folder's current path, if it has a name.
     fn restore_folder(&mut self, inode: u64, now: Option<&Path>, to: &Path) {
         fs::create_dir(to).expect("make a folder");
         let synced = self.synced.entries.get(&inode).cloned().unwrap_or_default();
@@ -275,7 +275,7 @@ impl Disk<'_> {
 
     fn restore_file(&mut self, inode: u64, now: Option<&Path>, to: &Path) {
         let link = self.shadow.join(inode.to_string());
-        // A file that was never synced has a name and nothing in it.
+        // A file that was never synced has a name but no contents.
         let source = if link.exists() { Some(link.as_path()) } else { now };
         let mut bytes = Vec::new();
         if let Some(source) = source {

@@ -1,4 +1,4 @@
-//! Data directories a server must not open, and what it says then.
+//! Data directories that a server must not open, and its error messages.
 
 use std::fs;
 use std::io::Write;
@@ -58,7 +58,7 @@ async fn a_directory_that_cannot_be_written_is_refused() {
     let folder = tempfile::tempdir().expect("temporary folder");
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o555)).expect("permissions");
     if fs::write(folder.path().join("probe"), "").is_ok() {
-        // The superuser writes everywhere: there is nothing to refuse.
+        // The superuser can write everywhere, so there is nothing to refuse.
         return;
     }
     let said = refusal(folder.path()).await;

@@ -15,10 +15,10 @@ use parking_lot::Mutex;
 use tonic::transport::{Channel, Endpoint};
 
 pub(crate) const PASSWORD: &str = "crash-test-password";
-/// How long a server may take to say anything before the test gives up.
+/// How long a server may take for its first line before the test gives up.
 const GIVE_UP: Duration = Duration::from_secs(60);
 
-/// Background work comes often, so that crashes fall into it; inserts of some rows are segments at once.
+/// Background work runs often, so that crashes hit it; INSERTs of several rows become segments at once.
 const EAGER: [(&str, &str); 5] = [
     ("KALAMDB_FLUSH_CHECK_INTERVAL_MS", "10"),
     ("KALAMDB_EXPIRY_INTERVAL_MS", "50"),
@@ -32,15 +32,15 @@ pub(crate) struct Server {
     child: Child,
     /// Host and port of Flight SQL.
     pub(crate) address: String,
-    /// What it wrote to stderr so far.
+    /// The server's stderr so far.
     pub(crate) log: Log,
-    /// Reads its stderr to the end.
+    /// Reads the server's stderr to the end.
     following: Option<JoinHandle<()>>,
-    /// From starting the process to `listening`.
+    /// Time from the process's start to `listening`.
     pub(crate) ready_in: Duration,
 }
 
-/// The program on a port of its own choice.
+/// Returns the command of the program on a free port.
 pub(crate) fn command(data_dir: &Path) -> Command {
     command_on(data_dir, "127.0.0.1:0")
 }
@@ -68,12 +68,12 @@ impl Server {
         }
     }
 
-    /// As `start`; what the server said on stderr when it ended instead.
+    /// Starts a server, or returns the stderr of a server that ended instead.
     pub(crate) async fn try_start(data_dir: &Path) -> Result<Self, String> {
         Self::spawn(command(data_dir)).await
     }
 
-    /// What a server said on stderr that ends instead of serving.
+    /// Returns the stderr of a server that ends instead of serving.
     pub(crate) async fn try_start_of(command: Command) -> String {
         match Self::spawn(command).await {
             Ok(_) => panic!("the server started"),
@@ -81,12 +81,12 @@ impl Server {
         }
     }
 
-    /// As `try_start`, with arguments and environment of the caller's choice.
+    /// Starts a server with a command of the caller's choice, like `try_start`.
     pub(crate) async fn spawn(mut command: Command) -> Result<Self, String> {
         let started = Instant::now();
         let mut child = command.spawn().expect("start the server");
         let stdout = child.stdout.take().expect("stdout");
-        // From the start: a server that has much to say must not wait for a reader.
+        // Read from the start: a server with much output must not wait for a reader.
         let log = Log::default();
         let following = log.follow(child.stderr.take().expect("stderr"));
         let first_line = tokio::task::spawn_blocking(move || {
@@ -111,18 +111,18 @@ impl Server {
         }
     }
 
-    /// The number of the process.
+    /// Returns the process id.
     pub(crate) fn id(&self) -> u32 {
         self.child.id()
     }
 
-    /// `kill -9`, and waits until the process is gone.
+    /// Runs `kill -9` and waits until the process is gone.
     pub(crate) fn kill(mut self) {
         self.child.kill().expect("kill the server");
         self.child.wait().expect("the server is gone");
     }
 
-    /// Waits until the process ends by itself; what it said then. `None` when it lives on for so long.
+    /// Waits until the process ends and returns its stderr; `None` if it lives longer than `within`.
     pub(crate) async fn ended(&mut self, within: Duration) -> Option<Vec<String>> {
         let deadline = Instant::now() + within;
         while self.child.try_wait().expect("the server's state").is_none() {
@@ -137,7 +137,7 @@ impl Server {
         Some(self.log.lines())
     }
 
-    /// SIGTERM; the server must end by itself with 0.
+    /// Sends SIGTERM; the server must exit by itself with 0.
     pub(crate) async fn stop(mut self) {
         let status = Command::new("kill").arg(self.child.id().to_string()).status().expect("run kill");
         assert!(status.success(), "SIGTERM was not delivered");
@@ -157,7 +157,7 @@ impl Server {
         endpoint.tcp_nodelay(true).connect().await.expect("connect")
     }
 
-    /// A bearer token for root.
+    /// Logs in as root and returns a bearer token.
     pub(crate) async fn log_in(&self) -> String {
         let mut client = FlightSqlServiceClient::new(self.channel().await);
         client.handshake("root", PASSWORD).await.expect("log in");
@@ -171,13 +171,13 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // Both fail when it is gone already, which is what is wanted.
+        // Both calls fail if the process is gone, which is fine.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// Lines a server wrote to stderr; also shown as the test's output.
+/// A server's stderr lines, which the test's output also shows.
 #[derive(Clone, Default)]
 pub(crate) struct Log(Arc<Mutex<Vec<String>>>);
 
@@ -207,7 +207,7 @@ impl Client {
         Self(client)
     }
 
-    /// Runs a statement that returns no rows and gives the number of rows it changed.
+    /// Runs a statement that returns no rows; returns the number of changed rows.
     pub(crate) async fn run(&mut self, sql: &str) -> Result<i64, FlightError> {
         self.0.execute_update(sql.to_owned(), None).await
     }

@@ -1,4 +1,4 @@
-//! The tables under test. All have the columns `writer`, `id` and `value`, so that one model fits all of them.
+//! The tables under test. All have the columns `writer`, `id` and `value`, so one model fits all.
 
 use std::collections::BTreeMap;
 
@@ -8,10 +8,10 @@ use arrow::datatypes::Int64Type;
 use crate::chores;
 use crate::server::Client;
 
-/// What one writer has in one table: values by key.
+/// One writer's rows in one table: values by key.
 pub(crate) type State = BTreeMap<i64, i64>;
 
-/// A kind of table, and so a path through the storage of its own.
+/// A kind of table; each kind takes its own path through the storage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Table {
     /// Rows by a composite primary key, shared.
@@ -31,7 +31,7 @@ pub(crate) enum Table {
 pub(crate) const ALL: [Table; 6] =
     [Table::Shared, Table::User, Table::Keyless, Table::ColdShared, Table::ColdUser, Table::ColdKeyless];
 
-/// Those that are flushed all the time.
+/// The tables that are flushed all the time.
 pub(crate) const COLD: [Table; 3] = [Table::ColdShared, Table::ColdUser, Table::ColdKeyless];
 
 impl Table {
@@ -74,7 +74,7 @@ pub(crate) async fn create(client: &mut Client) {
     }
 }
 
-/// Reads a whole table, by writer.
+/// Reads a whole table, grouped by writer.
 pub(crate) async fn read(client: &mut Client, table: &str) -> BTreeMap<u64, State> {
     let sql = format!("SELECT writer, id, value FROM {table}");
     let batches = client.query(&sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));

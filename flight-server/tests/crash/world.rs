@@ -1,4 +1,4 @@
-//! Writers and chores at work on one database, and the comparison of what is there with what they know.
+//! Writers and chores at work on one database, and the comparison of its state with their knowledge.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
@@ -14,15 +14,15 @@ use crate::model::{Tally, Writer};
 use crate::server::{Client, Server};
 use crate::tables;
 
-/// How long background work may take to remove what a crash left.
+/// Time limit for background work to remove what a crash left behind.
 const TIDY_MAX: Duration = Duration::from_secs(30);
 
 /// What ended the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Crash {
-    /// The process: what it has written is there.
+    /// The process ended: everything that it wrote exists.
     Kill,
-    /// The machine: only what was synced is there.
+    /// The machine lost power: only synced data exists.
     Power,
 }
 
@@ -41,7 +41,7 @@ pub(crate) struct Work {
 }
 
 impl World {
-    /// Makes the tables.
+    /// Creates the tables and the workers.
     pub(crate) async fn create(server: &Server, writers: u64, seed: u64) -> Self {
         let token = server.log_in().await;
         tables::create(&mut server.client(&token).await).await;
@@ -53,7 +53,7 @@ impl World {
         }
     }
 
-    /// Has everybody begin to work. Calls may fail only when `may_fail` is true by then.
+    /// Starts all workers. A call may fail only once `may_fail` is true.
     pub(crate) async fn begin(&mut self, server: &Server, may_fail: &Arc<AtomicBool>) -> Work {
         let channel = server.channel().await;
         let client = || Client::on(channel.clone(), &self.token);
@@ -65,7 +65,7 @@ impl World {
         }
     }
 
-    /// Waits until everybody has noticed that the server is gone.
+    /// Waits until all workers have noticed that the server is gone.
     pub(crate) async fn end(&mut self, work: Work) {
         for task in work.writers {
             self.writers.push(task.await.expect("a writer"));
@@ -79,7 +79,7 @@ impl World {
         self.writers.iter().map(|writer| writer.acknowledged).sum()
     }
 
-    /// Compares every table with what is known, and makes what is there the truth from now on. `when` is said of differences.
+    /// Compares every table with what is known and adopts the found state; failures show `when`.
     pub(crate) async fn check(&mut self, server: &Server, crash: Crash, when: &str) {
         let mut client = server.client(&self.token).await;
         for table in tables::ALL {
@@ -101,19 +101,19 @@ impl World {
     }
 }
 
-/// How many merges there were, whether they came to their end or not.
+/// Counts compactions, whether they completed or not.
 pub(crate) async fn merges(client: &mut Client) -> usize {
     texts(client, "SELECT job_id FROM system.jobs WHERE job_type = 'compact'", 0).await.len()
 }
 
-/// The jobs a crash interrupted so far: their kinds by their ids.
+/// Returns the jobs that a crash has interrupted so far: kinds by id.
 async fn interrupted_jobs(client: &mut Client) -> HashMap<String, String> {
     let sql = "SELECT job_id, job_type FROM system.jobs WHERE error_message = 'server restarted'";
     let (ids, kinds) = (texts(client, sql, 0).await, texts(client, sql, 1).await);
     ids.into_iter().zip(kinds).collect()
 }
 
-/// Waits until the files of segments are those of the manifests and no others, and the published manifests name just these.
+/// Waits until the manifests, the published manifests and the files name exactly the same segments.
 pub(crate) async fn check_segments(client: &mut Client, data_dir: &Path, when: &str) {
     let deadline = Instant::now() + TIDY_MAX;
     loop {
@@ -146,14 +146,14 @@ async fn manifest_paths(client: &mut Client) -> BTreeSet<String> {
     paths
 }
 
-/// The segments that the newest published manifest of each table names.
+/// Returns the segments that the newest published manifest of each table names.
 fn published_paths(segments: &Path) -> BTreeSet<String> {
     let mut paths = BTreeSet::new();
     for folder in fs::read_dir(segments).expect("the folder of the segments") {
         let files = fs::read_dir(folder.expect("an entry").path()).into_iter().flatten();
         let names = files.map(|file| file.expect("an entry").path());
         let newest = names.filter(|path| path.extension().is_some_and(|extension| extension == "json")).max();
-        // It can be replaced in the meantime.
+        // The manifest can be replaced in the meantime.
         let Some(text) = newest.and_then(|path| fs::read(path).ok()) else { continue };
         let manifest: serde_json::Value = serde_json::from_slice(&text).expect("a whole manifest");
         let named = manifest["segments"].as_array().expect("segments").iter();
@@ -162,7 +162,7 @@ fn published_paths(segments: &Path) -> BTreeSet<String> {
     paths
 }
 
-/// The segments' files, finished or not; what else lies beside them does not count.
+/// Returns the segments' files, finished or not; other files beside them do not count.
 fn segment_files(segments: &Path) -> BTreeSet<String> {
     let mut files = BTreeSet::new();
     for folder in fs::read_dir(segments).expect("the folder of the segments") {

@@ -1,4 +1,4 @@
-//! What a writer does until the server is gone: one statement after the other, noted before it is sent and after its OK.
+//! A writer's loop until the server is gone: it notes each statement before sending it and after its OK.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -11,15 +11,15 @@ use crate::model::Writer;
 use crate::server::Client;
 use crate::tables::{ALL, State, Table};
 
-/// Keys of one writer in one table; few, so that they are written again and again.
+/// Keys of one writer in one table; few, so each is written often.
 const KEYS: i64 = 60;
-/// The most rows of one INSERT.
+/// Maximum number of rows of one INSERT.
 const INSERT_ROWS_MAX: i64 = 40;
-/// Bytes of ballast in some rows, so that the log and the memtables move.
+/// Bytes of padding in some rows, so that the log and the memtables move.
 const PAD_BYTES: usize = 300;
 
 impl Writer {
-    /// Writes until a call fails, which it may only once `may_fail` says so.
+    /// Writes until a call fails; a call may fail only once `may_fail` is true.
     pub(crate) async fn run(mut self, mut client: Client, may_fail: Arc<AtomicBool>) -> Self {
         loop {
             let (sql, table, after, changes) = self.choose();
@@ -41,7 +41,7 @@ impl Writer {
         }
     }
 
-    /// A statement, its table, the table's state after it, and how many rows it changes.
+    /// Returns the next statement, its table, the table's state after it, and the number of changed rows.
     fn choose(&mut self) -> (String, Table, State, i64) {
         let table = ALL[self.random.random_range(0..ALL.len())];
         let now = self.known.entry(table).or_default().clone();
@@ -89,7 +89,7 @@ impl Writer {
 
     fn update_range(&mut self, table: Table, mut state: State) -> (String, Table, State, i64) {
         let from = self.random.random_range(0..KEYS);
-        // A sum keeps values different from all others of the writer: they grow in steps far below it.
+        // Sums stay different from all other values of the writer, which grow in steps far below this.
         let step = 1_000_000_000;
         let mut changes = 0;
         for (_, value) in state.range_mut(from..) {

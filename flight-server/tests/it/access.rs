@@ -1,4 +1,4 @@
-//! Who gets in, and what belongs to whom.
+//! Authentication, and ownership of tokens, tickets, handles and rows.
 
 use arrow_flight::sql::{CommandPreparedStatementQuery, CommandStatementUpdate};
 use arrow_flight::{BasicAuth, Criteria, Empty, FlightData, FlightDescriptor, HandshakeRequest, Ticket};
@@ -112,7 +112,7 @@ async fn connections_that_share_a_token_do_not_share_a_session() {
     let mut root = fixture.root().await;
     let given = root.authorization();
     let handle = prepare(&mut root, "SELECT 1").await.unwrap().prepared_statement_handle;
-    // As JDBC does with a token it was given.
+    // JDBC does this with a token that it was given.
     let mut others = Vec::new();
     for _ in 0..2 {
         let mut other = fixture.stranger().await;
@@ -132,7 +132,7 @@ async fn connections_that_share_a_token_do_not_share_a_session() {
     let (mut open, open_handle) = others.pop().unwrap();
     assert!(open.info(&query(open_handle)).await.is_ok());
     assert!(root.info(&query(handle.clone())).await.is_ok());
-    // As drivers do that send the given token on every connection.
+    // Drivers that send the given token on every connection do this.
     let mut same = fixture.stranger().await;
     same.authorize(&given);
     let same_handle = prepare(&mut same, "SELECT 3").await.unwrap().prepared_statement_handle;
@@ -142,7 +142,7 @@ async fn connections_that_share_a_token_do_not_share_a_session() {
     fixture.shut_down().await;
 }
 
-/// A token of root as the server would have made it at `issued_at`.
+/// Builds a token of root as the server would have issued it at `issued_at`.
 fn token_of_root(fixture: &Fixture, issued_at: i64) -> String {
     let mac = |key: &[u8], bytes: &[u8]| {
         let mut hmac = Hmac::<Sha256>::new_from_slice(key).unwrap();
@@ -173,7 +173,7 @@ async fn who_is_at_work_is_given_a_new_token_in_time() {
         let header = answer.metadata().get("authorization").map(|header| header.to_str().unwrap().to_owned());
         assert_eq!(header.is_some(), renewed, "after {age_hours} h: {header:?}");
         let Some(header) = header else { continue };
-        // The same session goes on: its statements are closed with it.
+        // The session continues: closing it closes its statements.
         client.authorize(&header);
         assert!(client.info(&statement("SELECT 1")).await.unwrap().metadata().get("authorization").is_none());
         client.act("CloseSession", Vec::new()).await.unwrap();
@@ -259,7 +259,7 @@ async fn tickets_and_handles_of_others_are_as_unknown_as_none() {
     let unknown = bob.info(&query(vec![7; 16].into())).await.unwrap_err();
     assert_eq!((theirs.code(), theirs.message()), (Code::NotFound, unknown.message()));
     assert_eq!(theirs.code(), unknown.code());
-    // Nor can another user close it.
+    // Another user cannot close it either.
     let close =
         arrow_flight::sql::ActionClosePreparedStatementRequest { prepared_statement_handle: handle.clone() };
     bob.act("ClosePreparedStatement", any(&close)).await.unwrap();

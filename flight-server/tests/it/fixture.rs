@@ -1,4 +1,4 @@
-//! The server under test and a client that shows everything a driver would hide: headers, tickets, schemas, statuses.
+//! The server under test, and a client that shows headers, tickets, schemas and statuses.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +27,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 pub(crate) const ROOT_PASSWORD: &str = "root-password";
 
-/// A server that serves until the fixture is shut down.
+/// A server that runs until the fixture is shut down.
 pub(crate) struct Fixture {
     pub(crate) database: Database,
     pub(crate) monitor: FlightMonitor,
@@ -41,14 +41,14 @@ impl Fixture {
         Self::start_with(&[]).await
     }
 
-    /// A server with settings of its own, by name.
+    /// Starts a server with the given settings.
     pub(crate) async fn start_with(settings: &[(&str, &str)]) -> Self {
         let config = Config { root_password: Some(ROOT_PASSWORD.to_owned()), ..Config::in_memory() };
         let database = Database::open(config).await.expect("open a database in memory");
         Self::over(database, settings).await
     }
 
-    /// A server over a database that is open already.
+    /// Starts a server on an open database.
     pub(crate) async fn over(database: Database, settings: &[(&str, &str)]) -> Self {
         let own = [("listen", "127.0.0.1:0"), ("http_listen", "off")];
         let flags = own.iter().chain(settings).map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
@@ -67,14 +67,14 @@ impl Fixture {
         &self.url
     }
 
-    /// A connection without credentials.
+    /// Opens a connection without credentials.
     pub(crate) async fn stranger(&self) -> Client {
         let channel = Channel::from_shared(self.url.clone()).expect("url").connect().await.expect("connect");
         let inner = FlightServiceClient::new(channel).max_decoding_message_size(64 << 20);
         Client { inner, authorization: None }
     }
 
-    /// A connection of root, logged in by Handshake.
+    /// Opens a connection that logs in as root by Handshake.
     pub(crate) async fn root(&self) -> Client {
         self.login("root", ROOT_PASSWORD).await
     }
@@ -86,14 +86,14 @@ impl Fixture {
         client
     }
 
-    /// Creates a user and logs in as them.
+    /// Creates a user and logs in.
     pub(crate) async fn user(&self, username: &str) -> Client {
         let sql = format!("CREATE USER {username} WITH PASSWORD 'password-of-{username}' ROLE user");
         self.root().await.update(&sql).await.expect("create user");
         self.login(username, &format!("password-of-{username}")).await
     }
 
-    /// Ends the server and waits for it.
+    /// Shuts the server down and waits for its end.
     pub(crate) async fn shut_down(self) -> Database {
         self.shutdown.cancel();
         self.serving.await.expect("the server ended without a panic");
@@ -125,7 +125,7 @@ impl Client {
         request
     }
 
-    /// Logs in; answers the `authorization` header to go on with.
+    /// Logs in and returns the `authorization` header for later calls.
     pub(crate) async fn handshake(&mut self, username: &str, password: &str) -> Result<String, Status> {
         let mut request = Request::new(stream::iter([HandshakeRequest::default()]));
         request
@@ -157,7 +157,7 @@ impl Client {
         self.inner.do_get(self.request(ticket)).await
     }
 
-    /// Everything of the only endpoint.
+    /// Fetches everything from the only endpoint.
     pub(crate) async fn fetch(&mut self, info: &FlightInfo) -> Result<Fetched, Status> {
         let response = self.open(only_ticket(info)).await?;
         let seq = seq_of(response.metadata());
@@ -179,14 +179,14 @@ impl Client {
         self.fetch(&info).await
     }
 
-    /// Runs a statement by DoPut, without any Arrow data, as Go's driver does.
+    /// Runs a statement with DoPut, without Arrow data, as Go's driver does.
     pub(crate) async fn update(&mut self, sql: &str) -> Result<i64, Status> {
         let command = CommandStatementUpdate { query: sql.to_owned(), transaction_id: None };
         let message = FlightData { flight_descriptor: Some(descriptor(&command)), ..FlightData::default() };
         Ok(self.put(vec![message]).await?.0)
     }
 
-    /// DoPut of any messages; answers the count and the seq.
+    /// Sends any messages with DoPut; returns the count and the seq.
     pub(crate) async fn put(&mut self, messages: Vec<FlightData>) -> Result<(i64, Option<u64>), Status> {
         let (metadata, seq) = self.put_raw(messages).await?;
         let result = DoPutUpdateResult::decode(metadata).expect("DoPutUpdateResult");
@@ -203,7 +203,7 @@ impl Client {
         Ok((result.app_metadata, seq))
     }
 
-    /// DoAction with a body as it is; answers the bodies of the results.
+    /// Runs DoAction with an unwrapped body; returns the bodies of the results.
     pub(crate) async fn act(&mut self, action: &str, body: Vec<u8>) -> Result<Vec<Bytes>, Status> {
         let action = Action { r#type: action.to_owned(), body: body.into() };
         let results = self.inner.do_action(self.request(action)).await?.into_inner();
@@ -211,7 +211,7 @@ impl Client {
     }
 }
 
-/// A result as it came.
+/// A result as received.
 #[derive(Debug)]
 pub(crate) struct Fetched {
     pub(crate) schema: SchemaRef,
@@ -228,7 +228,7 @@ impl Fetched {
         self.batches.iter().map(RecordBatch::num_rows).sum()
     }
 
-    /// The rows as lines of `a|b|c`.
+    /// Returns the rows as lines of the form `a|b|c`.
     pub(crate) fn lines(&self) -> Vec<String> {
         let table = pretty_format_batches(&self.batches).expect("printable").to_string();
         let rows = table.lines().filter(|line| line.starts_with('|')).skip(1);
@@ -253,7 +253,7 @@ pub(crate) fn only_ticket(info: &FlightInfo) -> Ticket {
     endpoint.ticket.clone().expect("a ticket")
 }
 
-/// A descriptor, a schema and batches, as drivers send them by DoPut.
+/// Returns a descriptor, a schema and batches, as drivers send them with DoPut.
 pub(crate) async fn put_messages(
     command: &impl ProstMessageExt,
     batches: Vec<RecordBatch>,
@@ -280,7 +280,7 @@ pub(crate) fn seq_of(headers: &tonic::metadata::MetadataMap) -> Option<u64> {
     headers.get("kalamdb-seq")?.to_str().ok()?.parse().ok()
 }
 
-/// Waits until `condition` holds; a test that waits for ever says what for.
+/// Waits until `condition` holds; after 10 s fails with `what`.
 pub(crate) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
     while !condition() {

@@ -1,4 +1,4 @@
-//! Input nobody sends by accident. Each is answered with an error, and the server goes on serving the same connection.
+//! Input that nobody sends by accident: each one fails with an error, and the connection stays usable.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ async fn still_serves(client: &mut Client) {
     assert_eq!(client.query("SELECT 1").await.unwrap().lines(), ["1"]);
 }
 
-/// A fixed sequence of bytes that looks random.
+/// Returns fixed pseudo-random bytes.
 fn noise(seed: u64, bytes: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
@@ -37,7 +37,7 @@ async fn commands_tickets_and_actions_of_any_bytes_are_refused() {
     let fixture = Fixture::start().await;
     let mut root = fixture.root().await;
     let mut inputs: Vec<Vec<u8>> = (0..60).map(|seed| noise(seed, seed as usize * 7)).collect();
-    // Well-formed wrappers of malformed contents, and of what does not exist.
+    // Valid wrappers around malformed contents, and around unknown messages.
     let known = statement("SELECT 1").as_any().type_url;
     for (type_url, value) in [
         (known, noise(1, 40)),
@@ -86,7 +86,7 @@ async fn every_changed_byte_of_a_ticket_is_noticed() {
     fixture.shut_down().await;
 }
 
-/// Reads as a descriptor, and as FlightData where it follows one, but for a field of another type.
+/// Decodes as a descriptor, or as FlightData after one, except for a field of the wrong type.
 #[derive(Clone, PartialEq, prost::Message)]
 struct Damaged {
     #[prost(message, optional, tag = "1")]
@@ -159,7 +159,7 @@ async fn arrow_messages_with_any_byte_changed_never_end_the_server() {
             let mut header = messages[which].data_header.to_vec();
             header[position] ^= 0xff;
             messages[which].data_header = header.into();
-            // Some bytes do not matter; then the rows are appended. Nothing else may happen.
+            // Some bytes do not matter; then the rows are appended. No other outcome is allowed.
             if let Err(status) = root.put(messages).await {
                 let code = status.code();
                 let refused = matches!(

@@ -72,7 +72,7 @@ async fn an_ingest_without_rows_writes_nothing() {
     let mut root = fixture.root().await;
     root.update("CREATE TABLE t (id BIGINT PRIMARY KEY, text TEXT)").await.unwrap();
     let before = fixture.database.seq();
-    // Some drivers send nothing at all, some the schema, some a batch of no rows.
+    // Some drivers send no message, some only the schema, some an empty batch.
     let no_batch = put_messages(&append_to("t"), vec![rows(0..1)]).await.drain(..1).collect();
     for messages in [Vec::new(), no_batch, put_messages(&append_to("t"), vec![rows(0..0)]).await] {
         let count = messages.len();
@@ -80,10 +80,10 @@ async fn an_ingest_without_rows_writes_nothing() {
     }
     assert_eq!(fixture.database.seq(), before);
     assert_eq!(root.query("SELECT count(*) FROM t").await.unwrap().lines(), ["0"]);
-    // Who says where the rows would go is told what is wrong with it.
+    // A call that names a target gets the target's error.
     let nowhere = put_messages(&append_to("nowhere"), vec![rows(0..1)]).await.drain(..1).collect();
     assert_eq!(root.put(nowhere).await.unwrap_err().code(), Code::NotFound);
-    // A message that says nothing is none of ours.
+    // An empty message is malformed.
     let status = root.put(vec![FlightData::default()]).await.unwrap_err();
     assert!(status.message().starts_with("[08000] "), "{status:?}");
     fixture.shut_down().await;
@@ -143,7 +143,7 @@ async fn other_modes_and_targets_are_refused_by_name() {
     fixture.shut_down().await;
 }
 
-/// A dictionary message whose values nobody uses, and batches of no rows: bytes that are no rows.
+/// Builds messages without rows: a dictionary that no batch uses.
 async fn idle_messages(command: &CommandStatementIngest, text_bytes: usize) -> Vec<FlightData> {
     let text = "x".repeat(text_bytes);
     let dictionary: DictionaryArray<Int32Type> = vec![text.as_str()].into_iter().collect();
@@ -155,7 +155,7 @@ async fn idle_messages(command: &CommandStatementIngest, text_bytes: usize) -> V
         .try_collect()
         .await
         .unwrap();
-    // The schema, the dictionary, and no batch that would be counted as rows.
+    // Keeps the schema and the dictionary, and drops the batch with its rows.
     messages.truncate(2);
     messages
 }
@@ -196,7 +196,7 @@ async fn rows_nobody_may_write_are_not_read() {
     let mut root = fixture.root().await;
     root.update("CREATE SHARED TABLE t (id BIGINT PRIMARY KEY, text TEXT)").await.unwrap();
     let mut guest = fixture.user("guest").await;
-    // The stream does not end: only who does not wait for its end can answer.
+    // The stream does not end: an answer arrives only if the server does not read to the end.
     for (table, code) in [("t", Code::PermissionDenied), ("nowhere", Code::NotFound)] {
         let messages = put_messages(&append_to(table), vec![rows(0..10)]).await;
         let endless = futures::stream::iter(messages).chain(futures::stream::pending());
@@ -219,7 +219,7 @@ async fn all_that_clients_send_at_a_time_has_a_limit() {
         status.message().starts_with("[53200] ") && status.message().contains("inbound_bytes_max"),
         "{status:?}"
     );
-    // What was held is given back, with the answer or when a call is dropped.
+    // The charged bytes are released with the answer, or when a call is dropped.
     for start in [0, 5_000] {
         let messages = put_messages(&append_to("t"), vec![rows(start..start + 5_000)]).await;
         assert_eq!(root.put(messages).await.unwrap().0, 5_000);

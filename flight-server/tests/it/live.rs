@@ -10,7 +10,7 @@ use prost::Message;
 
 use crate::fixture::{Fixture, eventually, only_ticket, statement};
 
-/// The next message: its frame's header, and its rows.
+/// Returns the next message: its frame's header and its rows.
 async fn next(stream: &mut FlightDataDecoder) -> (pb::Frame, Option<RecordBatch>) {
     let message = stream.next().await.expect("the stream goes on").expect("readable");
     let header = pb::Frame::decode(message.app_metadata()).expect("a frame header");
@@ -20,7 +20,7 @@ async fn next(stream: &mut FlightDataDecoder) -> (pb::Frame, Option<RecordBatch>
     }
 }
 
-/// Reads until `wanted` rows have come, as (op, id).
+/// Reads until `wanted` rows have arrived; returns them as (op, id).
 async fn rows(stream: &mut FlightDataDecoder, wanted: usize) -> Vec<(u8, i64)> {
     let mut found = Vec::new();
     while found.len() < wanted {
@@ -85,7 +85,7 @@ async fn a_server_that_goes_down_ends_subscriptions_at_once() {
     shutting_down.await.unwrap();
 }
 
-/// Reads to the end: the last frame's reason, and the status.
+/// Reads to the end; returns the close reason of the last frame, and the status.
 async fn end_of(stream: &mut FlightDataDecoder) -> (pb::CloseReason, Option<tonic::Status>) {
     let mut reason = None;
     loop {
@@ -149,7 +149,7 @@ async fn a_stream_that_ends_before_its_time_says_so_in_its_status() {
         assert!(status.message().starts_with(&format!("[{sqlstate}] ")), "{end}: {status:?}");
         assert_eq!(status.metadata().get("kalamdb-sqlstate").unwrap(), sqlstate, "{end}: {status:?}");
     }
-    // What was asked for has been delivered.
+    // Everything that was requested has been delivered.
     let only = "SUBSCRIBE TO (SELECT n FROM app.notes) WITH (snapshot = 'only')";
     let info = root.info(&statement(only)).await.unwrap().into_inner();
     let stream = root.open(only_ticket(&info)).await.unwrap().into_inner();
@@ -189,7 +189,7 @@ async fn the_rows_have_the_columns_that_were_promised_whatever_their_types() {
             }
         };
         assert_eq!(rows.schema().as_ref(), &promised);
-        // The messages themselves fit it, or these would not be what they are.
+        // If the messages did not fit the schema, these values would be wrong.
         let text = rows.column_by_name("view").unwrap().as_string::<i32>().value(0).to_owned();
         let list = rows.column_by_name("list").unwrap().as_list::<i32>().value(0);
         assert_eq!(

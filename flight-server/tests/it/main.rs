@@ -1,6 +1,6 @@
-//! Wire tests: a real server on a free port, spoken to by arrow-flight's client and by hand-built messages.
+//! Wire tests: a real server on a free port, called by arrow-flight's client and with hand-built messages.
 //!
-//! Each test has a server and a database in memory of its own, so they run side by side and see nothing of each other.
+//! Each test has its own server and in-memory database, so tests run in parallel and independently.
 
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
 

@@ -1,4 +1,4 @@
-//! What tools read before anybody types a query.
+//! Metadata that tools read before the first query.
 
 use arrow::array::AsArray;
 use arrow::datatypes::Schema;
@@ -16,7 +16,7 @@ use tonic::Code;
 
 use crate::fixture::{Client, Fetched, Fixture};
 
-/// FlightInfo, GetSchema and DoGet of a metadata command, which agree.
+/// Compares GetSchema, FlightInfo and DoGet of a metadata command; returns the result.
 async fn fetch(client: &mut Client, command: &impl ProstMessageExt) -> Fetched {
     let schema = client.schema_of(command).await.unwrap();
     let info = client.info(command).await.unwrap().into_inner();
@@ -210,7 +210,7 @@ async fn session_options_are_kept_for_the_session_alone() {
     assert_eq!(get(&mut other, "schema").await.as_deref(), Some("public"));
     let info = root.info(&crate::fixture::statement("SELECT * FROM notes")).await.unwrap().into_inner();
     assert_eq!(root.fetch(&info).await.unwrap().rows(), 0);
-    // The ticket keeps the namespace it was made in.
+    // The ticket keeps the namespace in which it was made.
     assert_eq!(other.fetch(&info).await.unwrap().rows(), 0);
     assert!(other.query("SELECT * FROM notes").await.is_err());
 

@@ -19,7 +19,7 @@ use tonic::{Code, Status};
 
 use crate::fixture::{Client, Fixture, any, descriptor, only_ticket, put_messages};
 
-/// The answer of CreatePreparedStatement with the field arrow-flight does not have.
+/// The result of CreatePreparedStatement with the field that arrow-flight lacks.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct Prepared {
     #[prost(bytes = "bytes", tag = "1")]
@@ -49,7 +49,7 @@ fn schema(ipc: &Bytes) -> Schema {
     Schema::try_from(IpcMessage(ipc.clone())).expect("an encapsulated schema")
 }
 
-/// One row of parameters under the names ADBC gives them.
+/// Builds one batch of parameters with ADBC's column names.
 fn parameters(columns: Vec<ArrayRef>) -> RecordBatch {
     let named =
         columns.into_iter().enumerate().map(|(position, column)| (position.to_string(), column, true));
@@ -150,7 +150,7 @@ async fn a_ticket_outlives_its_statement_with_the_parameters_it_had() {
     }
     assert_eq!(root.info(&query(&handle)).await.unwrap_err().code(), Code::NotFound);
     assert_eq!(root.fetch(&info).await.unwrap().lines(), ["two"]);
-    // The second fetch has nothing but the ticket.
+    // The second fetch has only the ticket.
     assert_eq!(root.fetch(&info).await.unwrap().lines(), ["two"]);
     fixture.shut_down().await;
 }
@@ -172,11 +172,11 @@ async fn many_rows_of_parameters_are_one_commit() {
     let messages = put_messages(&command, vec![rows((10..60).collect()), rows((60..110).collect())]).await;
     let (count, seq) = root.put(messages).await.unwrap();
     assert_eq!((count, seq), (100, Some(before + 1)));
-    // The last of these exists, so none of them is inserted.
+    // The last key exists, so none of the rows is inserted.
     let status = root.put(put_messages(&command, vec![rows(vec![200, 201, 1])]).await).await.unwrap_err();
     assert_eq!(status.code(), Code::AlreadyExists, "{status:?}");
     assert_eq!(root.query("SELECT count(*), count(score) FROM t").await.unwrap().lines(), ["103|52"]);
-    // One row, and none.
+    // One row, and no row.
     assert_eq!(root.put(put_messages(&command, vec![rows(vec![300])]).await).await.unwrap().0, 1);
     assert_eq!(root.put(put_messages(&command, vec![rows(Vec::new())]).await).await.unwrap().0, 0);
     fixture.shut_down().await;
@@ -189,13 +189,13 @@ async fn what_cannot_be_bound_is_refused() {
     table(&mut root).await;
     let handle =
         prepare(&mut root, "SELECT text FROM t WHERE id = $1").await.unwrap().prepared_statement_handle;
-    // Not bound at all.
+    // Nothing is bound.
     let status = match root.info(&query(&handle)).await {
         Err(status) => status,
         Ok(info) => root.open(only_ticket(info.get_ref())).await.unwrap_err(),
     };
     assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
-    // No row, two rows, a text that is no number.
+    // No row, two rows, and text that is not a number.
     for column in [
         Arc::new(Int64Array::from(Vec::<i64>::new())) as ArrayRef,
         Arc::new(Int64Array::from(vec![1, 2])),
@@ -238,7 +238,7 @@ async fn many_rows_bound_before_are_one_commit_on_the_query_path_too() {
         let info = root.info(&query(&handle)).await.unwrap().into_inner();
         assert_eq!(info.total_records, count, "{ids:?}");
         assert_eq!(fixture.database.seq().0, before + u64::from(count > 0), "{ids:?}");
-        // The update path runs what was bound before just the same.
+        // The update path runs parameters that were bound before in the same way.
         bind(&mut root, &handle, rows(ids.start + 1_000..ids.end + 1_000)).await.unwrap();
         let (updated, _) = root.put(put_messages(&update, vec![nothing.clone()]).await).await.unwrap();
         assert_eq!(updated, count, "{ids:?}");
@@ -259,7 +259,7 @@ async fn parameters_are_held_to_the_statement_before_values_are_made_of_them() {
         assert_eq!(status.code(), code, "{status:?}");
         assert!(status.message().starts_with(&format!("[{sqlstate}] ")), "{status:?}");
     };
-    // Columns of type Null have no bytes: as values, these were terabytes.
+    // Columns of type Null have no bytes, but as values these would take terabytes.
     let select = prepare(&mut root, "SELECT $1").await.unwrap().prepared_statement_handle;
     let status = bind(&mut root, &select, nulls(1, 8_000_000)).await.unwrap_err();
     refused(status, Code::Unimplemented, "0A000");
@@ -329,7 +329,7 @@ async fn a_ticket_without_its_parameters_promises_no_second_use() {
             status.message().starts_with("[24000] ") && status.message().contains("run it again"),
             "{status:?}"
         );
-        // The statement still has them.
+        // The statement still has its parameters.
         let info = root.info(&query(&handle)).await.unwrap().into_inner();
         assert_eq!(root.fetch(&info).await.unwrap().lines(), [bytes.to_string()]);
     }

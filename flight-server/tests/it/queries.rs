@@ -1,4 +1,4 @@
-//! Queries: one schema everywhere, tickets, messages by size, cancelling.
+//! Queries: one schema on every path, tickets, message sizes, cancelling.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use tonic::Code;
 
 use crate::fixture::{Client, Fixture, descriptor, eventually, only_ticket, statement};
 
-/// More rows than any buffer between server and client holds.
+/// Returns more rows than all buffers between server and client hold.
 const ENDLESS: &str =
     "SELECT a.value + b.value AS n FROM generate_series(1, 20000) a CROSS JOIN generate_series(1, 20000) b";
 
@@ -128,7 +128,7 @@ async fn large_results_come_in_messages_a_plain_client_takes() {
     let mut root = fixture.root().await;
     let sql = "SELECT value, repeat('x', 1000) AS text FROM generate_series(1, 20000)";
     let info = root.info(&statement(sql)).await.unwrap().into_inner();
-    // 4 MiB is what a client takes that was told nothing.
+    // 4 MiB is the default limit of a client.
     root.inner = root.inner.clone().max_decoding_message_size(4 << 20);
     let fetched = root.fetch(&info).await.unwrap();
     assert_eq!(fetched.rows(), 20_000);
@@ -187,7 +187,7 @@ async fn a_deadline_ends_a_stream() {
     request.set_timeout(Duration::from_secs(3));
     let mut stream = root.inner.do_get(request).await.unwrap().into_inner();
     stream.message().await.unwrap().unwrap();
-    // The client's own timer ends its side; ours must end the query even for a client that has none.
+    // The client's timer ends only its side; the server must end the query even for a client without one.
     eventually("the query ends", || fixture.monitor.counters().running_queries == 0).await;
     fixture.shut_down().await;
 }

@@ -1,4 +1,4 @@
-//! Statements that write: on every path a driver sends them, and once on each.
+//! Statements that write: they run once on each path that drivers use.
 
 use std::sync::Arc;
 
@@ -68,14 +68,14 @@ async fn do_put_of_an_update_takes_every_form_drivers_send() {
     root.update("CREATE TABLE log (entry TEXT)").await.unwrap();
     let sql = "INSERT INTO log VALUES ('x')";
 
-    // A descriptor alone, as Go's driver sends it.
+    // Only a descriptor, as Go's driver sends it.
     assert_eq!(root.update(sql).await.unwrap(), 1);
-    // A schema of no columns and no batch, as JDBC sends it.
+    // A schema without columns and no batch, as JDBC sends it.
     let command = CommandStatementUpdate { query: sql.to_owned(), transaction_id: None };
     let nothing = RecordBatch::new_empty(Arc::new(Schema::empty()));
     let (rows, seq) = root.put(put_messages(&command, vec![nothing.clone()]).await).await.unwrap();
     assert_eq!((rows, seq), (1, Some(fixture.database.seq().0)));
-    // The same for a prepared one.
+    // The same for a prepared statement.
     let handle = prepare(&mut root, sql).await.unwrap().prepared_statement_handle;
     let command = CommandPreparedStatementUpdate { prepared_statement_handle: handle };
     assert_eq!(root.put(put_messages(&command, vec![nothing]).await).await.unwrap().0, 1);

@@ -1,8 +1,9 @@
-//! A sqllogictest connection that is a Flight SQL connection.
+//! A sqllogictest connection over Flight SQL.
 //!
-//! The name of a connection says who logs in: none is `root`; `alice` is user `alice` with password `alice-password`;
-//! `alice:secret` is `alice` with that password; what follows a `#` only tells two connections of one user apart.
-//! Lines `-- bind TYPE value` at the head of a statement are its parameters, in order; `-- bind TYPE` alone is NULL.
+//! A connection's name tells who logs in: no name is `root`; `alice` is user `alice` with password
+//! `alice-password`; `alice:secret` is `alice` with that password; a suffix after `#` distinguishes
+//! connections of one user. Lines `-- bind TYPE value` at the start of a statement are its parameters, in
+//! order; `-- bind TYPE` is NULL.
 
 use std::fmt::{self, Display};
 use std::sync::Arc;
@@ -26,7 +27,7 @@ pub(crate) struct FlightConnection {
     client: FlightSqlServiceClient<Channel>,
 }
 
-/// What the server answered, or what was wrong with the record.
+/// The server's error, or an error in the record.
 #[derive(Debug)]
 pub(crate) struct SltError(String);
 
@@ -42,7 +43,7 @@ fn error(source: impl Display) -> SltError {
     SltError(source.to_string())
 }
 
-/// The server's own words, without what the client library puts around them.
+/// Returns the server's message without the client library's wrapping.
 fn answer(source: FlightError) -> SltError {
     match source {
         FlightError::Tonic(status) => SltError(status.message().to_owned()),
@@ -63,7 +64,7 @@ impl FlightConnection {
         Ok(FlightConnection { client })
     }
 
-    /// Flushes all tables and waits until it is done.
+    /// Flushes all tables and waits for the jobs.
     pub(crate) async fn flush_all(&mut self) -> Result<(), SltError> {
         self.run("FLUSH ALL TABLES").await?;
         let unfinished = "SELECT job_id FROM system.jobs \
@@ -91,7 +92,7 @@ impl FlightConnection {
             let ticket = endpoint.ticket.ok_or_else(|| error("an endpoint without a ticket"))?;
             let mut stream = self.client.do_get(ticket).await.map_err(answer)?;
             while let Some(batch) = stream.try_next().await.map_err(answer)? {
-                // Clients such as ADBC refuse a stream whose schema is not the advertised one.
+                // Clients such as ADBC refuse a stream whose schema differs from the advertised one.
                 same_fields(&advertised, &batch.schema())?;
                 rows.extend(format::rows(&batch).map_err(error)?);
             }
@@ -132,7 +133,7 @@ impl AsyncDB for FlightConnection {
     }
 
     async fn shutdown(&mut self) {
-        // Closing a client sends nothing, so there is nothing that could fail.
+        // Closing a client sends nothing, so it cannot fail.
         drop(self.client.close().await);
     }
 
@@ -153,7 +154,7 @@ impl AsyncDB for FlightConnection {
     }
 }
 
-/// Statements about the catalog go through the ad hoc door; a new password also ends the token a Close would need.
+/// DDL runs ad hoc: a statement that sets the own password also ends the token that Close would need.
 fn is_ddl(sql: &str) -> bool {
     sql.split_whitespace().next().is_some_and(|word| matches!(word, "CREATE" | "ALTER" | "DROP"))
 }
@@ -171,7 +172,7 @@ fn credentials(connection: &Connection) -> (String, String) {
     }
 }
 
-/// Names, types and nullability must agree; metadata may differ.
+/// Checks names, types and nullability; metadata may differ.
 fn same_fields(advertised: &Schema, actual: &Schema) -> Result<(), SltError> {
     let strip = |schema: &Schema| -> Vec<(String, DataType, bool)> {
         schema

@@ -1,7 +1,7 @@
-//! How a value that came over the wire is written in a `.slt` file.
+//! Formats values from the wire for a `.slt` file.
 //!
-//! NULL is `NULL`, an empty text `(empty)`, bytes are lower-case hexadecimal digits, a 16 byte value a UUID, everything
-//! else is as arrow prints it: `2024-02-29T12:00:00`, `1.0`, `[1.0, 2.5]`.
+//! NULL is `NULL`, an empty text `(empty)`; bytes are lower-case hexadecimal digits; a 16-byte value is a
+//! UUID; arrow formats everything else: `2024-02-29T12:00:00`, `1.0`, `[1.0, 2.5]`.
 
 use std::fmt::Write;
 
@@ -11,7 +11,7 @@ use arrow::error::ArrowError;
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use sqllogictest::ColumnType;
 
-/// The letter of a column in a `query` line; checked strictly against what the wire carried.
+/// The letter of a column in a `query` line; checked strictly against the type on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum WireType {
     /// `B`
@@ -71,7 +71,7 @@ impl WireType {
     }
 }
 
-/// The rows of a batch as text, column by column in their order.
+/// Returns the rows of a batch as text, with the columns in order.
 pub(crate) fn rows(batch: &RecordBatch) -> Result<Vec<Vec<String>>, ArrowError> {
     let options = FormatOptions::default().with_display_error(false).with_null("NULL");
     let formatters = batch
@@ -105,7 +105,7 @@ fn uuid(bytes: &[u8]) -> String {
         if matches!(index, 4 | 6 | 8 | 10) {
             text.push('-');
         }
-        // Writing into a String does not fail.
+        // Writing to a String does not fail.
         write!(text, "{byte:02x}").unwrap_or_default();
     }
     text

@@ -1,15 +1,17 @@
 //! Runs every `.slt` file under `tests/slt/sql` over the real wire.
 //!
-//! Each file gets the real `kalamdb` binary on a free port with an empty data directory, so files are independent of each
-//! other and of their order. Statements go through an ordinary Flight SQL client: every statement is prepared, what the
-//! server calls an update is executed as one, the rest is read with an ad hoc query, DDL is not prepared at all, so all doors are used.
+//! Each file gets the real `kalamdb` binary on a free port with an empty data directory, so files do not
+//! depend on each other or on their order. Statements go through an ordinary Flight SQL client. DDL is not
+//! prepared; every other statement is. The server's updates run as updates, queries with parameters run
+//! prepared and other queries ad hoc, so all paths are used.
 //!
-//! Every file runs three times, with the same results: as it is, with rows that are hot; as `flushed::NAME`, where all tables are
-//! flushed after every statement, so that queries, updates and deletes read cold rows only; and as `flushed_late::NAME`, where they are
-//! flushed before every query, so that updates and deletes also meet rows that are still hot.
+//! Every file runs three times with the same results: unchanged, with hot rows; as `flushed::NAME`, where all
+//! tables are flushed after every statement, so queries, updates and deletes read only cold rows; and as
+//! `flushed_late::NAME`, where tables are flushed only before queries, so updates and deletes also meet hot
+//! rows.
 //!
-//! What the files can say beyond plain sqllogictest is described in `tests/slt/README.md`. A file's failures are all
-//! reported, not only the first, and a line of level ERROR in the server's log fails the file as well.
+//! `tests/slt/README.md` describes the extensions of plain sqllogictest. All failures of a file are reported,
+//! not only the first, and a log line of level ERROR also fails the file.
 
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -61,14 +63,14 @@ fn slt_files(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// Where the rows are that queries read.
+/// Where the queried rows are.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Rows {
-    /// Where the server has put them.
+    /// Where the server puts them.
     AsTheyAre,
     /// In segments: all tables are flushed after every statement.
     FlushedAfterStatements,
-    /// In segments: all tables are flushed before every query that follows a statement.
+    /// In segments: all tables are flushed before the first query after a statement.
     FlushedBeforeQueries,
 }
 
@@ -78,7 +80,7 @@ fn run_file(path: &Path, rows: Rows) -> Result<(), Failed> {
     let mut failures = Vec::new();
     let server = Server::start()?;
     runtime.block_on(run_records(&server, records, rows, &mut failures));
-    // The connections end with the runtime that drives them; a server that drains waits for open ones.
+    // The connections end with their runtime; a draining server waits for open ones.
     drop(runtime);
     failures.extend(server.stop());
     if failures.is_empty() { Ok(()) } else { Err(failures.join("\n").into()) }
@@ -90,7 +92,7 @@ async fn run_records(
     rows: Rows,
     failures: &mut Vec<String>,
 ) {
-    // A connection maker is not told the connection's name, so the loop leaves the name of the record it is about to run.
+    // The factory does not get the connection's name, so the loop stores the next record's name here.
     let current = Arc::new(Mutex::new(Connection::Default));
     let address = server.address().to_owned();
     let mut runner = {
@@ -134,7 +136,7 @@ async fn run_records(
     runner.shutdown_async().await;
 }
 
-/// Says what failed.
+/// Flushes all tables; returns the error message of a failure.
 async fn flush_all(flusher: &mut Option<FlightConnection>) -> Option<String> {
     let error = flusher.as_mut()?.flush_all().await.err()?;
     Some(format!("a flush failed: {error}"))

@@ -1,6 +1,6 @@
 //! One `kalamdb serve` process on a free port with its own empty data directory.
 //!
-//! It talks to the process only through the stable outside interface: flags, environment, the `listening on` line, SIGTERM.
+//! It uses only the stable external interface: flags, environment, the `listening on` line, SIGTERM.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 
 use tempfile::TempDir;
 
-/// Password of `root` in every test database.
+/// Root's password in every test database.
 pub(crate) const ROOT_PASSWORD: &str = "root-password";
 
 pub(crate) struct Server {
@@ -41,7 +41,7 @@ impl Server {
         while let Some(Ok(line)) = lines.next() {
             if let Some((_, address)) = line.split_once("listening on ") {
                 server.address = address.trim().to_owned();
-                // The rest of stdout is drained, so that the server never blocks on a full pipe.
+                // Drain the rest of stdout, so that the server never blocks on a full pipe.
                 std::thread::spawn(move || lines.for_each(drop));
                 return Ok(server);
             }
@@ -49,12 +49,12 @@ impl Server {
         Err(format!("the server ended before it listened:\n{}", server.log()))
     }
 
-    /// `host:port` of the Flight SQL listener.
+    /// Returns `host:port` of the Flight SQL listener.
     pub(crate) fn address(&self) -> &str {
         &self.address
     }
 
-    /// Asks the server to stop and reports what was wrong with its end or its log.
+    /// Stops the server; returns what was wrong with its exit or its log.
     pub(crate) fn stop(mut self) -> Option<String> {
         let asked = Command::new("sh").arg("-c").arg(format!("kill -TERM {}", self.child.id())).status();
         let ended = asked.and_then(|_| self.child.wait());
@@ -71,7 +71,7 @@ impl Server {
     fn log(&self) -> String {
         let mut text = String::new();
         if let Ok(mut file) = File::open(self.folder.path().join("log")) {
-            // A log that cannot be read is an empty one: the caller reports the exit status anyway.
+            // Treat an unreadable log as empty: the caller reports the exit status anyway.
             file.read_to_string(&mut text).unwrap_or_default();
         }
         text
@@ -80,7 +80,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // After `stop` both calls fail, which is as good: the process is gone.
+        // After `stop` both calls fail, which is fine: the process is gone.
         drop(self.child.kill());
         drop(self.child.wait());
     }

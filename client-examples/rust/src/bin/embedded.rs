@@ -20,7 +20,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let root = database.session_for("root")?;
     root.execute("CREATE TABLE scores (player TEXT PRIMARY KEY, points BIGINT NOT NULL)", ()).await?;
 
-    // The subscription starts with the (empty) result; then every commit that changes it is a frame.
+    // The subscription starts with the (empty) result; then each commit that changes it is one frame.
     let request = SubscribeRequest::new("SELECT player, points FROM scores WHERE points >= 10");
     let mut frames = root.subscribe(request).await?;
     for (player, points) in [("ann", 12), ("bob", 7), ("cyd", 30)] {
@@ -40,7 +40,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     database.shutdown().await?;
     drop((root, database)); // the directory is free when the last handle is gone
 
-    // What was acknowledged is there after any kind of restart.
+    // Every acknowledged write survives any kind of restart.
     let database = Database::open(config).await?;
     let root = database.session_for("root")?;
     let rows =

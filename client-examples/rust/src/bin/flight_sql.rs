@@ -24,7 +24,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         client.execute_update(sql.to_string(), None).await?;
     }
 
-    // Every row of the batch is one execution; together they are one commit.
+    // Each row of the batch is one execution; all of them are one commit.
     let mut insert = client.prepare("INSERT INTO examples.cities VALUES ($1, $2)".to_string(), None).await?;
     insert.set_parameters(RecordBatch::try_from_iter([
         ("1", Arc::new(Int64Array::from(vec![1, 2, 3])) as _),

@@ -1,4 +1,4 @@
-//! A live query from Rust: the result first, then every change of it, each batch as Arrow.
+//! A live query from Rust: first the result, then every change to it, each batch as Arrow.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -28,7 +28,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         sql.execute_update(statement.to_string(), None).await?;
     }
 
-    // The token of the handshake opens the live door as well.
+    // The handshake's token also authorizes live queries.
     let select = "SELECT id, guests FROM examples.rooms WHERE guests > 0";
     let mut request = Request::new(SubscribeRequest { sql: select.to_string(), ..Default::default() });
     let token = sql.token().ok_or("the handshake gave no token")?;
@@ -59,13 +59,14 @@ async fn main() -> Result<(), Box<dyn Error>> {
     Err("the stream ended before all changes arrived".into())
 }
 
-/// A batch is one Arrow IPC message; behind the schema message it is a stream that any Arrow reader takes.
+/// Decodes a batch, which is one Arrow IPC message; with the schema message before it, any Arrow reader can
+/// read it.
 fn decode(schema: &[u8], batch: &Batch) -> Result<RecordBatch, Box<dyn Error>> {
     let stream = [schema, &batch.ipc].concat();
     Ok(StreamReader::try_new(stream.as_slice(), None)?.next().ok_or("no batch")??)
 }
 
-/// Folds `_op` (1 insert, 2 delete, 3 update), `_seq`, `id`, `guests` into the result so far.
+/// Folds `_op` (1 insert, 2 delete, 3 update), `_seq`, `id`, `guests` into the current result.
 fn apply(occupied: &mut BTreeMap<i64, i64>, batch: &RecordBatch) {
     let ops = batch.column(0).as_primitive::<UInt8Type>();
     let ids = batch.column(2).as_primitive::<Int64Type>();

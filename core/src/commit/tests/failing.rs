@@ -1,4 +1,4 @@
-//! A write that fails: what is answered, and how writing goes on by itself.
+//! A failed write: what callers are told, and how writes resume.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::schema_registry::{CatalogChange, Durability};
 
 const SHARED: ScopeId = ScopeId::SHARED;
 
-/// Waits until the store was reopened so often.
+/// Waits until the store was reopened `times` times.
 async fn reopened(fixture: &Fixture, times: u64) {
     let waiting = async {
         while fixture.committer.reopenings() < times {
@@ -44,7 +44,7 @@ async fn a_failed_write_leaves_the_outcome_unknown_and_the_store_is_reopened() {
         let epochs = fixture.committer.epochs();
         assert_eq!(epochs.current(), Epoch(2));
         assert!(epochs.contains(Epoch(1), expected) && !epochs.contains(Epoch(1), expected.next()));
-        // Whoever follows the commits goes on, through the log where one came to light.
+        // Followers go on, through the log if the failed commit turns out to be kept.
         let followed = fixture.committer.commits().after(before.seq);
         assert_eq!(followed.is_none(), fault == Fault::Kept);
 
@@ -76,7 +76,7 @@ async fn while_the_store_cannot_be_reopened_reads_go_on_and_writes_say_why_not()
     reopened(&fixture, 1).await;
     assert!(fixture.committer.takes_writes());
     fixture.insert(3, "after").await.unwrap();
-    // Another failure is no different.
+    // A second failure is no different.
     *fixture.storage.fault.lock() = Some(Fault::Kept);
     assert_eq!(state_of(&fixture.insert(4, "unknown").await), "08007");
     reopened(&fixture, 2).await;
@@ -117,7 +117,7 @@ async fn a_move_of_rows_that_was_under_way_is_given_up() {
     assert_eq!(state_of(&fixture.committer.commit(set).await), "ok");
 }
 
-/// The sizes the disk's floor looks at.
+/// The sets as the floor of the disk tells them apart.
 #[tokio::test]
 async fn what_grows_is_told_from_what_does_not() {
     let fixture = Fixture::new().await;

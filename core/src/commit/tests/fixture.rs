@@ -33,7 +33,7 @@ pub(super) const BOB: UserId = UserId(2);
 pub(super) struct TestStorage {
     inner: RocksStorage,
     gate: Mutex<Option<(SyncSender<()>, Receiver<()>)>>,
-    /// What the next write does, and those after it until the store is reopened.
+    /// The fault of the next write, and of all later ones until the store is reopened.
     pub(super) fault: Mutex<Option<Fault>>,
     pub(super) reopen_fails: AtomicBool,
     pub(super) synced_writes: AtomicUsize,
@@ -45,23 +45,23 @@ pub(super) struct TestStorage {
 pub(super) enum Fault {
     /// Nothing reaches the disk.
     Lost,
-    /// The batch reaches the disk, and is reported as failed all the same.
+    /// The batch reaches the disk, but the write reports a failure.
     Kept,
 }
 
-/// A write that waits inside the store.
+/// A write that is held inside the store.
 pub(super) struct Held {
     entered: Receiver<()>,
     release: SyncSender<()>,
 }
 
 impl Held {
-    /// Waits until the write is there.
+    /// Waits until the write is in the store.
     pub(super) fn entered(&self) {
         self.entered.recv().unwrap();
     }
 
-    /// Lets it go on.
+    /// Lets the write continue.
     pub(super) fn release(self) {
         self.release.send(()).unwrap();
     }
@@ -79,7 +79,7 @@ impl TestStorage {
         })
     }
 
-    /// Makes the next write wait.
+    /// Holds the next write.
     pub(super) fn hold_next_write(&self) -> Held {
         let (enter, entered) = sync_channel(1);
         let (release, released) = sync_channel(1);
@@ -134,14 +134,14 @@ pub(super) struct Fixture {
     pub(super) committer: Arc<Committer>,
     /// `public.shared (id BIGINT PRIMARY KEY, note TEXT)`.
     pub(super) shared: Arc<TableDefinition>,
-    /// The same, a USER table.
+    /// The same columns, as a USER table.
     pub(super) user: Arc<TableDefinition>,
-    /// The same, without a primary key.
+    /// The same columns, without a primary key.
     pub(super) keyless: Arc<TableDefinition>,
 }
 
 impl Fixture {
-    /// A database with users 1 and 2 and the three tables; that is commit 1.
+    /// Creates a database with users 1 and 2 and the three tables, in commit 1.
     pub(super) async fn new() -> Self {
         let storage = TestStorage::new();
         let clock = Arc::new(ManualClock::new(START_US));
@@ -161,7 +161,7 @@ impl Fixture {
         self.committer.snapshot()
     }
 
-    /// A set of one table, planned on the present snapshot.
+    /// Returns a set of one table, planned on the current snapshot.
     pub(super) fn set(&self, table: &Arc<TableDefinition>, scope: ScopeId, rows: Vec<RowWrite>) -> WriteSet {
         let mut set = WriteSet::new(ANN, self.committer.seq());
         set.tables.push(TableWrite { table: Arc::clone(table), scope, rows });
@@ -238,7 +238,7 @@ pub(super) fn insert(table: &TableDefinition, scope: ScopeId, id: i64, note: &st
     RowWrite::Insert { key: key(table, scope, id), row: encoded(table, id, note) }
 }
 
-/// Key and bytes of a stored row.
+/// Returns key and bytes of a stored row.
 pub(super) fn stored(
     snapshot: &Snapshot,
     table: &TableDefinition,
@@ -250,7 +250,7 @@ pub(super) fn stored(
     Some((key, row))
 }
 
-/// Everything in a partition under a prefix.
+/// Returns everything in a partition under a prefix.
 pub(super) fn dump(
     storage: &dyn StorageSnapshot,
     partition: Partition,

@@ -1,4 +1,4 @@
-//! What is refused and what is not, alone and within a group.
+//! Which sets are refused, alone and within a group.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -95,7 +95,7 @@ async fn of_two_inserts_of_a_key_in_a_group_the_first_wins_and_others_are_unharm
         let rows = ids.iter().map(|id| insert(&fixture.shared, SHARED, *id, note)).collect();
         fixture.set(&fixture.shared, SHARED, rows)
     };
-    // The refused set is taken back as a whole, so the key 3 it began with stays free.
+    // The refused set is rolled back as a whole, so the key 3 it began with stays free.
     let sets = vec![set(&[1], "first"), set(&[3, 1], "second"), set(&[2], "third"), set(&[3], "fourth")];
     let results = as_one_group(&fixture, sets).await;
     assert_eq!(states(&results), ["ok", "23505", "ok", "ok"]);
@@ -117,7 +117,7 @@ async fn a_row_that_changed_since_it_was_read_is_a_conflict() {
     fixture.committer.commit(fixture.update(&old, 1, "changed")).await.unwrap();
     let late = fixture.committer.commit(fixture.update(&old, 1, "late")).await;
     assert_eq!(state_of(&late), "40001");
-    // Another row of the same table is not in the way.
+    // Another row of the same table does not conflict.
     fixture.committer.commit(fixture.update(&old, 2, "fine")).await.unwrap();
 }
 
@@ -211,7 +211,7 @@ async fn a_dropped_user_leaves_no_rows_and_writes_none() {
     assert_eq!(refused.kind(), ErrorKind::Unauthenticated);
     let rows = dump(&*fixture.snapshot().storage, Partition::Rows, &fixture.user.id.0.to_be_bytes());
     assert_eq!(rows.into_keys().collect::<Vec<_>>(), [key(&fixture.user, ScopeId::of(ANN), 1).to_vec()]);
-    // The name can be given out again; the number, and so the rows, cannot.
+    // The name can be reused; the number, and so the rows, cannot.
     let mut again = WriteSet::new(ANN, fixture.committer.seq());
     again.catalog.push(put_user(BOB, "bob"));
     assert_eq!(state_of(&fixture.committer.commit(again).await), "40001");

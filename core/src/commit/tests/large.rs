@@ -1,4 +1,4 @@
-//! Large INSERTs: what the sequencer makes of rows that came after their keys were looked for.
+//! Large INSERTs: how the sequencer treats rows that were committed after the key check.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use crate::ids::{ScopeId, Seq};
 
 const SHARED: ScopeId = ScopeId::SHARED;
 
-/// Rows with these ids, whose object nobody reads.
+/// Returns a large INSERT of rows with these ids. Nobody reads its object.
 fn large(fixture: &Fixture, ids: &[i64]) -> WriteSet {
     let table = &fixture.shared;
     let row_keys: Vec<_> = ids.iter().map(|id| key(table, SHARED, *id)).collect();
@@ -51,7 +51,7 @@ fn large(fixture: &Fixture, ids: &[i64]) -> WriteSet {
     set
 }
 
-/// Lets commits go on until so many sets wait for the sequencer.
+/// Polls commits until `count` sets wait for the sequencer.
 async fn until_queued(fixture: &Fixture, commits: &mut [BoxFuture<'_, Result<Receipt>>], count: usize) {
     while fixture.committer.queue_len() < count {
         for commit in commits.iter_mut() {
@@ -115,7 +115,7 @@ async fn rows_of_its_own_group_are_found() {
     }
 }
 
-/// What comes behind it in its group was planned on other segments.
+/// The sets behind it in its group were planned on other segments.
 #[tokio::test(flavor = "multi_thread")]
 async fn inserts_behind_it_in_its_group_are_planned_anew() {
     let fixture = Fixture::new().await;

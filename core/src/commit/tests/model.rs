@@ -26,9 +26,9 @@ enum Action {
 
 #[derive(Clone, Debug)]
 struct PlannedSet {
-    /// How many snapshots back it is planned.
+    /// How many snapshots before the latest one it is planned on.
     age: usize,
-    /// Whose rows, the key, and what to do with it.
+    /// The owner (`None` for the shared table, `true` for Ann), the key, and the action.
     actions: Vec<(Option<bool>, i64, Action)>,
 }
 
@@ -41,7 +41,7 @@ fn planned_set() -> impl Strategy<Value = PlannedSet> {
 /// Key to stored row.
 type Model = BTreeMap<Vec<u8>, Vec<u8>>;
 
-/// The set as a statement would plan it on `snapshot`: rows that are not there are not changed.
+/// Plans the set on `snapshot` as a statement would: it does not change missing rows.
 fn plan(fixture: &Fixture, snapshot: &Snapshot, planned: &PlannedSet, note: &str) -> WriteSet {
     let mut set = WriteSet::new(ANN, snapshot.seq);
     for (owner, id, action) in &planned.actions {
@@ -70,7 +70,7 @@ fn plan(fixture: &Fixture, snapshot: &Snapshot, planned: &PlannedSet, note: &str
     set
 }
 
-/// What the set does to the model when it becomes commit `seq`, or why it is refused.
+/// Returns the model after the set becomes commit `seq`, or the SQLSTATE of its refusal.
 fn apply(model: &Model, set: &WriteSet, seq: Seq) -> Result<Model, &'static str> {
     let mut next = model.clone();
     for row in set.tables.iter().flat_map(|write| &write.rows) {
@@ -99,7 +99,7 @@ fn apply(model: &Model, set: &WriteSet, seq: Seq) -> Result<Model, &'static str>
     Ok(next)
 }
 
-/// A new store with the log of `snapshot` replayed into it.
+/// Replays the log of `snapshot` into a new store.
 fn replayed(snapshot: &Snapshot) -> Arc<TestStorage> {
     let storage = TestStorage::new();
     let mut catalog = Arc::new(Catalog::initial(START_US));
@@ -134,7 +134,7 @@ async fn check(groups: Vec<Vec<PlannedSet>>) {
                     Err(state) => state,
                 },
             };
-            // Polled once, it stands in the queue: sets are ordered as they are polled, however they are grouped.
+            // One poll puts the set into the queue, so sets commit in poll order, however they are grouped.
             let mut commit = fixture.committer.commit(set).boxed();
             let ready = futures::poll!(&mut commit);
             commits.push((ready, commit, expected));

@@ -1,4 +1,4 @@
-//! Closing and opening again: what is kept, what is refused.
+//! Closing and reopening: what is kept, what is refused.
 
 use std::fs;
 use std::sync::Arc;

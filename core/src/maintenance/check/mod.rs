@@ -1,13 +1,13 @@
-//! Everything of a closed database, read and compared: the store with itself, the rows with their tables, the segments with their
-//! checksums, hot and cold with each other.
+//! Reads everything in a closed database and compares it: the store with itself, rows with their tables,
+//! segments with their checksums, hot rows with cold ones.
 //!
 //! | file | its one job |
 //! |---|---|
-//! | `store` | catalog, change log and what is stored about segments |
-//! | `table` | the rows of a table: each key has one live place |
+//! | `store` | catalog, change log and the entries about segments |
+//! | `table` | the rows of a table: each key has one live row |
 //! | `segment` | one segment |
 //!
-//! Invariant: nothing is changed, no new epoch begins; what is wrong does not keep the rest from being looked at.
+//! Invariant: the check changes nothing and begins no epoch. A problem does not stop the check of the rest.
 
 mod segment;
 mod store;
@@ -27,41 +27,41 @@ use crate::ids::{DatabaseId, Epoch, Seq};
 use crate::schema_registry::{SchemaRegistry, StorageRecord};
 use crate::storage::{DataDirectory, RocksStorage, StorageBackend, StorageOptions, blocking};
 
-/// Problems that are told one by one; beyond it they are counted.
+/// Problems that are listed; further ones are only counted.
 const PROBLEMS_MAX: usize = 1_000;
-/// Bytes of segments' footers and key filters kept in memory.
+/// Bytes of segment footers and key filters kept in memory.
 const CACHE_BYTES: usize = 64 << 20;
 
-/// What a check has found.
+/// The result of a check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CheckReport {
-    /// Which database it is.
+    /// The id of the database.
     pub database: DatabaseId,
-    /// The epoch in which it was last open.
+    /// The epoch in which the database was last open.
     pub epoch: Epoch,
-    /// Its last commit.
+    /// The last commit.
     pub seq: Seq,
-    /// The tables, by namespace and name.
+    /// The tables, ordered by namespace and name.
     pub tables: Vec<TableReport>,
-    /// Files of moves that were not committed: they do no harm, and are removed when the database is opened.
+    /// Files of moves that were not committed. They do no harm; opening the database removes them.
     pub orphans: Vec<String>,
-    /// What is wrong, each with the name of its object.
+    /// The problems, each with the name of its object.
     pub problems: Vec<String>,
-    /// Problems beyond those.
+    /// The number of problems that are not listed.
     pub more_problems: u64,
 }
 
 impl CheckReport {
-    /// Whether nothing is wrong.
+    /// Returns whether no problem was found.
     pub fn is_sound(&self) -> bool {
         self.problems.is_empty()
     }
 }
 
-/// What a table has.
+/// The counts of one table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TableReport {
-    /// Its name with its namespace.
+    /// The qualified name.
     pub name: String,
     /// Rows in the store.
     pub hot: u64,
@@ -71,7 +71,7 @@ pub struct TableReport {
     pub gone: u64,
     /// Segments.
     pub segments: u64,
-    /// Their bytes.
+    /// The segments' bytes.
     pub bytes: u64,
 }
 
@@ -82,7 +82,7 @@ impl fmt::Display for TableReport {
     }
 }
 
-/// Problems as they are found.
+/// Collects problems.
 #[derive(Debug, Default)]
 struct Problems {
     told: Vec<String>,
@@ -98,7 +98,7 @@ impl Problems {
         }
     }
 
-    /// Notes a failure of reading `what`, which names the object where the error does not.
+    /// Notes that reading `what` failed; `what` names the object if the error does not.
     fn note_error(&mut self, what: &str, error: &Error) {
         self.note(format!("{what}: {}", error.message()));
     }
@@ -107,8 +107,8 @@ impl Problems {
 /// Checks the database in `data_dir`, which no process may have open.
 ///
 /// # Errors
-/// 42704 when there is no database, 55000 when a process has it open or its format is newer, XX001 when the store cannot be opened or
-/// its state not be read, so that nothing can be said of the rest.
+/// 42704 when there is no database, 55000 when a process has it open or its format is newer, XX001 when the
+/// store cannot be opened or its state cannot be read, so that nothing else can be checked.
 pub async fn check(data_dir: &Path) -> Result<CheckReport> {
     let path = data_dir.to_owned();
     let (snapshot, database, synced) = blocking(move || open(&path)).await?;
@@ -144,14 +144,14 @@ pub async fn check(data_dir: &Path) -> Result<CheckReport> {
     })
 }
 
-/// Opens the store for reading. Gives also which database it is, and the last commit that was known to be on disk.
+/// Opens the store read-only. Also returns the database's id and the last commit known to be on disk.
 fn open(path: &Path) -> Result<(Arc<Snapshot>, DatabaseId, Option<Seq>)> {
     let directory = Arc::new(DataDirectory::open_existing(path)?);
     let synced = directory.synced_seq().map(|(_, seq)| seq);
     let segments = directory.segments_path();
     let storage = RocksStorage::open_read_only(directory, StorageOptions::default())?.snapshot();
     let state = commit::inspect(&*storage)?;
-    // A missing folder is not made: each of its segments is a problem.
+    // A missing folder is not created: each of its segments is a problem.
     let store = match segments.is_dir() {
         true => SegmentStore::in_folder(&segments, CACHE_BYTES)?,
         false => SegmentStore::in_memory(CACHE_BYTES),
@@ -172,7 +172,7 @@ fn open(path: &Path) -> Result<(Arc<Snapshot>, DatabaseId, Option<Seq>)> {
     Ok((Arc::new(snapshot), state.database, synced))
 }
 
-/// What lies in the storages without a segment. A storage that cannot be asked is a problem.
+/// Lists objects in the storages that belong to no segment. A storage that cannot be listed is a problem.
 async fn orphans(snapshot: &Snapshot, problems: &mut Problems) -> Vec<String> {
     let store = snapshot.cold.store();
     let mut known: HashSet<String> =

@@ -1,4 +1,4 @@
-//! One segment: its bytes, its rows, and its keys in their order.
+//! Checks one segment: its bytes, its rows, and its keys in order.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use crate::schema_registry::TableSchemas;
 /// Reads every byte and every row of a segment.
 ///
 /// # Errors
-/// XX001 for the first thing that is wrong, 58030 when it cannot be read.
+/// XX001 for the first problem, 58030 when the segment cannot be read.
 pub(super) async fn read_all(
     snapshot: &Snapshot,
     schemas: &TableSchemas,
@@ -49,23 +49,23 @@ fn wrong(segment: &Segment, why: &str) -> Error {
     Error::corruption(format!("segment \"{}\" is damaged: {why}", segment.path))
 }
 
-/// The keys of a segment's live rows, in order. On their way all its keys are checked.
+/// Iterates over the keys of a segment's live rows, in order, and checks all keys of the segment.
 pub(super) struct LiveKeys {
     pub(super) segment: Arc<Segment>,
     keys: BoxStream<'static, Result<Vec<Bytes>>>,
     filter: Arc<Sbbf>,
-    /// The positions that are gone, ascending.
+    /// The positions of overwritten and deleted rows, ascending.
     gone: Vec<u32>,
     /// The position of the next key.
     position: u32,
     last: Option<Bytes>,
-    /// One problem of a kind is enough.
+    /// Whether a problem was noted; one per segment is enough.
     noted: bool,
 }
 
 impl LiveKeys {
     /// # Errors
-    /// XX001 when footer or filter are damaged, 58030 when the segment cannot be read.
+    /// XX001 when the footer or the filter is damaged, 58030 when the segment cannot be read.
     pub(super) async fn open(
         snapshot: &Snapshot,
         layout: &SegmentKeys,
@@ -83,7 +83,7 @@ impl LiveKeys {
         Ok(Self { segment, keys, filter, gone, position: 0, last: None, noted: false })
     }
 
-    /// The next keys with their positions; `None` at the end.
+    /// Returns the next live keys with their positions; `None` at the end.
     ///
     /// # Errors
     /// As [`LiveKeys::open`].

@@ -1,4 +1,4 @@
-//! What the store says besides rows: catalog, change log, segments; and that it says nothing else.
+//! Checks the store besides its rows: catalog, change log, segment entries, and that nothing else is there.
 
 use std::ops::ControlFlow;
 
@@ -16,13 +16,13 @@ use crate::storage::rows::row_seq;
 use crate::storage::{Direction, KeyRange, Partition, StorageSnapshot, after_prefix};
 use crate::tables::images;
 
-/// Headers of the change log read at once.
+/// Headers of the change log that are read at once.
 const HEADERS: usize = 1_024;
 
-/// Notes what is wrong. It blocks.
+/// Notes problems. It blocks.
 ///
 /// # Errors
-/// What keeps the rest from being read.
+/// Errors that prevent reading the rest.
 pub(super) fn check(
     snapshot: &Snapshot,
     database: DatabaseId,
@@ -49,7 +49,7 @@ pub(super) fn check(
     Ok(())
 }
 
-/// Rows and segments are those of tables that exist.
+/// Checks that all rows and segments belong to tables that exist.
 fn check_tables(snapshot: &Snapshot, problems: &mut Problems) {
     let is_gone = |table: TableId| snapshot.catalog.table_by_id(table).is_none();
     for segment in snapshot.cold.all_segments().filter(|segment| is_gone(segment.table)) {
@@ -99,7 +99,7 @@ fn note_unknown(partition: &str, unknown: Result<u64>, problems: &mut Problems) 
     }
 }
 
-/// Every commit above the floor is there, once, with all its parts and no others.
+/// Checks that each commit above the floor exists once, with all its parts, and nothing else.
 fn check_log(
     snapshot: &Snapshot,
     database: DatabaseId,
@@ -144,7 +144,7 @@ fn check_log(
     Ok(())
 }
 
-/// The images of a commit are rows of their tables, and those it wrote are its own.
+/// Checks that a commit's row images are rows of their tables, and that the rows it wrote have its seq.
 fn check_record(
     snapshot: &Snapshot,
     registry: &SchemaRegistry,

@@ -1,4 +1,4 @@
-//! The rows of a table, hot and cold, in the order of their keys: each is one of the table's, and has one live place.
+//! Checks the hot and cold rows of a table, in key order: each fits the table, and each key has one live row.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -20,10 +20,10 @@ use crate::storage::{Direction, KeyRange, Partition, blocking};
 use crate::tables::flush::{CHUNK_BYTES_MAX, CHUNK_ROWS, gone_of};
 use crate::tables::images;
 
-/// The bytes of a hidden key behind table and scope.
+/// The bytes of a hidden key after table and scope.
 const HIDDEN_KEY_BYTES: usize = 12;
 
-/// Notes what is wrong with the rows of a table, and counts them.
+/// Notes problems of a table's rows, and counts the rows.
 pub(super) async fn check(
     snapshot: &Arc<Snapshot>,
     schemas: &Arc<TableSchemas>,
@@ -52,7 +52,7 @@ pub(super) async fn check(
     report
 }
 
-/// The segments that can be read.
+/// Opens the segments that can be read.
 async fn cold_inputs(
     snapshot: &Arc<Snapshot>,
     schemas: &Arc<TableSchemas>,
@@ -77,7 +77,7 @@ async fn cold_inputs(
     Ok(inputs)
 }
 
-/// Live rows of one place, in the order of their keys.
+/// The live rows of one segment or of the store, in key order.
 struct Input {
     source: Source,
     ready: VecDeque<(Bytes, u32)>,
@@ -118,7 +118,7 @@ async fn merge(table: &str, mut inputs: Vec<Input>, report: &mut TableReport, pr
 }
 
 impl Input {
-    /// Where a row of it is, for people.
+    /// Describes where a row is, for people.
     fn place(&self, position: u32) -> String {
         match &self.source {
             Source::Hot { .. } => "hot".to_owned(),
@@ -158,11 +158,11 @@ impl Input {
     }
 }
 
-/// Some stored rows.
+/// A range of stored rows.
 struct HotChunk {
-    /// The keys of those that are not in segments by now.
+    /// The keys of rows that have not been flushed to segments.
     live: Vec<(Bytes, u32)>,
-    /// Whether they are what they should be.
+    /// Whether the rows are valid.
     checked: Result<()>,
     rest: Option<KeyRange>,
 }
@@ -196,7 +196,7 @@ fn read_hot(snapshot: &Snapshot, schemas: &Arc<TableSchemas>, range: KeyRange) -
     Ok(HotChunk { live, checked, rest })
 }
 
-/// The key of each row is the one its columns make.
+/// Checks that the stored key of each row is the one that its columns encode to.
 fn check_keys(definition: &TableDefinition, stored: &[(Bytes, Bytes)], rows: &RecordBatch) -> Result<()> {
     let scopes: Vec<ScopeId> = stored
         .iter()

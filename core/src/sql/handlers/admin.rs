@@ -11,7 +11,7 @@ pub(in crate::sql) fn use_namespace(session: &Session, namespace: &str) -> Resul
     Ok(Outcome::Affected(Affected { rows: 0, seq: session.ctx().committer.seq() }))
 }
 
-/// Everybody ends their own live queries, administrators everybody's. Those of others do not exist for the rest.
+/// Ends a live query. Users end their own, administrators any; to other users it does not exist.
 pub(in crate::sql) async fn kill_live_query(session: &Session, id: &str) -> Result<Outcome> {
     let execution = session.begin()?;
     let unknown = || {
@@ -27,7 +27,7 @@ pub(in crate::sql) async fn kill_live_query(session: &Session, id: &str) -> Resu
     let owner = live_queries.owner(number).ok_or_else(unknown)?;
     if owner != execution.principal.user_id && !execution.principal.may_administer() {
         let refused = Error::permission_denied(format!("permission denied to kill live query \"{id}\""));
-        // The attempt is written down, but does not tell whether the live query exists.
+        // The audit log records the attempt; the error does not reveal that the live query exists.
         denied(&execution, "KILL LIVE QUERY", id, refused).await;
         return Err(unknown());
     }

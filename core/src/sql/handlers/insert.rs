@@ -1,7 +1,7 @@
 //! INSERT, and appends of batches.
 //!
-//! The rows to insert are a query, planned like any other; what comes out is cast to the columns' types, columns that are left
-//! out get their defaults row by row, and the rows become one commit.
+//! The rows to insert are planned like any query, then cast to the columns' types. Omitted columns get their
+//! defaults row by row, and all rows become one commit.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -30,15 +30,15 @@ use crate::sql::typing::type_placeholders;
 use crate::tables::cast_column;
 use crate::types::ColumnType;
 
-/// Where the rows go.
+/// The target table of an INSERT, and the sources of its columns.
 pub(in crate::sql) struct Target {
     pub(in crate::sql) schemas: Arc<TableSchemas>,
-    /// For each column of the table, its place among the rows' columns; `None` where the default stands in.
+    /// The position of each table column among the rows' columns; `None` for its default.
     sources: Vec<Option<usize>>,
 }
 
 impl Target {
-    /// A target whose rows have `columns` (or, when empty, the table's first columns), in that order.
+    /// Returns a target for rows with `columns` in that order; when empty, with the table's first columns.
     pub(in crate::sql) fn new(
         schemas: Arc<TableSchemas>,
         columns: &[String],
@@ -82,7 +82,7 @@ impl Target {
         Ok(Self { schemas, sources })
     }
 
-    /// The table's columns in the order of the rows' columns.
+    /// Returns the table's columns in the order of the rows' columns.
     pub(in crate::sql) fn columns(&self) -> Vec<&ColumnDefinition> {
         let mut placed: Vec<_> = self
             .sources
@@ -94,7 +94,7 @@ impl Target {
         placed.into_iter().map(|(_, column)| column).collect()
     }
 
-    /// Rows as the table's visible schema has them.
+    /// Returns the rows in the table's visible schema.
     pub(super) fn complete(&self, execution: &Execution, batch: &RecordBatch) -> Result<RecordBatch> {
         let columns = self
             .sources
@@ -109,7 +109,7 @@ impl Target {
     }
 }
 
-/// A batch with the visible schema's columns, in which NULLs are not refused yet: that is the row writer's, which names them.
+/// Returns a batch of the visible schema, all nullable: the row writer refuses NULLs and names the column.
 fn unchecked(schemas: &TableSchemas, columns: Vec<ArrayRef>, rows: usize) -> Result<RecordBatch> {
     let fields: Vec<_> =
         schemas.visible.fields().iter().map(|field| Field::clone(field).with_nullable(true)).collect();
@@ -130,7 +130,7 @@ fn column_position(definition: &TableDefinition, name: &str) -> Result<usize> {
     })
 }
 
-/// What a column that is left out holds.
+/// Returns the values of an omitted column.
 pub(in crate::sql) fn default_column(
     execution: &Execution,
     column: &ColumnDefinition,
@@ -147,7 +147,7 @@ pub(in crate::sql) fn default_column(
             let now = TimestampMicrosecondArray::from_value(execution.now_us, rows);
             let now: ArrayRef = Arc::new(now.with_timezone("UTC"));
             match column.ty.arrow() {
-                // The instant itself, not its reading in some zone.
+                // Keeps the instant itself, not its local time in some zone.
                 plain @ DataType::Timestamp(_, None) => {
                     cast(&now, &DataType::Int64).and_then(|now| cast(&now, &plain))?
                 }
@@ -214,7 +214,7 @@ fn fields(target: &Target, ty: impl Fn(ColumnType) -> DataType) -> Vec<FieldRef>
     columns.map(|column| Arc::new(Field::new(&*column.name, ty(column.ty), true))).collect()
 }
 
-/// The type a parameter for a column is taken in; the row's cast does the rest.
+/// Returns the type that a parameter for a column is bound in; the row's cast does the rest.
 pub(in crate::sql) fn parameter_type(ty: ColumnType) -> DataType {
     match ty {
         ColumnType::Uuid => DataType::Utf8,
@@ -222,7 +222,7 @@ pub(in crate::sql) fn parameter_type(ty: ColumnType) -> DataType {
     }
 }
 
-/// VALUES are planned as the columns' types, so that `('1'), (2)` fit the same column.
+/// Plans VALUES in the columns' types, so that `('1'), (2)` fit the same column.
 fn plan_values(
     execution: &Execution,
     target: &Target,
@@ -253,7 +253,7 @@ fn plan_values(
             }
         }
     }
-    // Text for these is read by the row's cast, which knows their notation.
+    // The row's cast parses text for these types, because it knows their notation.
     let ty = |column: &ColumnDefinition, only_text: bool| match column.ty {
         ColumnType::Uuid => DataType::Utf8,
         ColumnType::Bytes | ColumnType::Embedding(_) if only_text => DataType::Utf8,
@@ -276,7 +276,7 @@ fn is_cast(value: &ast::Expr) -> bool {
     }
 }
 
-/// A value of a UUID is planned as its text, as a literal is.
+/// Casts a UUID to text: its column is planned as text, like a literal.
 fn as_text(value: ast::Expr) -> ast::Expr {
     ast::Expr::Cast {
         kind: ast::CastKind::Cast,
@@ -303,7 +303,7 @@ fn placeholder_index(value: &ast::Expr) -> Option<usize> {
     name.strip_prefix('$')?.parse::<usize>().ok()?.checked_sub(1)
 }
 
-/// What DEFAULT stands for among values.
+/// Returns the expression that DEFAULT stands for.
 pub(in crate::sql) fn default_expression(column: &ColumnDefinition) -> Result<ast::Expr> {
     let text = match &column.default {
         None => return Ok(ast::Expr::value(ast::Value::Null)),
@@ -321,7 +321,7 @@ fn values_query(rows: Vec<Vec<ast::Expr>>) -> ast::Query {
     crate::sql::cursor::query(ast::SetExpr::Values(values))
 }
 
-/// Inserts, once for each row of parameters, in one commit.
+/// Runs an INSERT once per row of parameters, in one commit.
 pub(in crate::sql) async fn insert(
     session: &Session,
     statement: &ast::Insert,
@@ -340,13 +340,13 @@ pub(in crate::sql) async fn insert(
     }
 }
 
-/// Whether rows can be appended to a table: it exists, and the principal may write it.
+/// Checks that rows can be appended to a table: it exists, and the principal may write it.
 pub(in crate::sql) fn check_append(session: &Session, namespace: Option<&str>, table: &str) -> Result<()> {
     let name = QualifiedName { namespace: namespace.map(str::to_owned), name: table.to_owned() };
     session.begin()?.writable(&name).map(|_| ())
 }
 
-/// Appends batches whose columns are matched by name.
+/// Appends batches, whose columns are matched by name.
 pub(in crate::sql) async fn append(
     session: &Session,
     namespace: Option<&str>,

@@ -1,6 +1,6 @@
-//! What each statement does: plain functions over a session, a file for each family.
+//! What each statement does: plain functions over a session, one file per family.
 //!
-//! Invariant: whatever a statement changes is one commit, and its audit row is part of it.
+//! Invariant: all changes of a statement are one commit, and its audit row is part of it.
 
 pub(super) mod admin;
 pub(super) mod insert;
@@ -32,9 +32,10 @@ use crate::ids::UserId;
 use crate::system_tables::audit::{self, AuditEntry};
 use crate::tables::flush::Files;
 
-/// A statement that is run again, on a fresh snapshot, when another commit came first.
+/// Runs a statement again, on a fresh snapshot, when another commit came first.
 ///
-/// Who has lost once waits a while for the others who have over the same table: they would only make each other plan in vain.
+/// After its first conflict a statement queues behind other retrying writers of that table: together they
+/// would only invalidate each other's plans.
 pub(super) struct Attempts<'a> {
     session: &'a Session,
     left: usize,
@@ -46,7 +47,7 @@ impl<'a> Attempts<'a> {
         Self { session, left: session.ctx().config.conflict_retries_max, turn: None }
     }
 
-    /// Commits; `None` means that the statement is to be planned again.
+    /// Commits; `None` means that the statement must be planned again.
     pub(super) async fn commit(&mut self, set: WriteSet, rows: u64) -> Result<Option<Affected>> {
         let first = set.tables.first();
         failpoint::planned(|| first.map(|table| table.table.qualified_name()).unwrap_or_default());
@@ -63,8 +64,9 @@ impl<'a> Attempts<'a> {
         }
     }
 
-    /// Commits a large INSERT, the objects of whose segments are `files`. When its table's segments have changed it is tried again as
-    /// it is: its keys are then looked for anew. `None` means that the statement is to be planned again.
+    /// Commits a large INSERT with the objects `files`. After a conflict the set is tried again, its keys
+    /// checked anew, while the table's definition is unchanged. `None` means that the statement must be
+    /// planned again.
     pub(super) async fn commit_large(
         &mut self,
         insert: LargeInsert,
@@ -76,7 +78,7 @@ impl<'a> Attempts<'a> {
         let committer = Arc::clone(&self.session.ctx().committer);
         let mut left = self.left;
         let files = files.keep();
-        // It goes on when nobody waits any more: the objects are not to be removed while a commit may name them.
+        // The task outlives a caller that stops waiting: no object may be removed while a commit may name it.
         let committed = tokio::spawn(async move {
             loop {
                 let outcome = committer.commit(set.clone()).await;
@@ -100,7 +102,7 @@ impl<'a> Attempts<'a> {
         }
     }
 
-    /// Whether an error only means that another commit came first, and there are attempts left.
+    /// Uses up an attempt after a conflict; returns any other error, or the conflict when none is left.
     fn lost(&mut self, error: Error) -> Result<()> {
         if error.kind() != ErrorKind::Conflict || self.left == 0 {
             return Err(error);
@@ -111,7 +113,7 @@ impl<'a> Attempts<'a> {
     }
 }
 
-/// The audit row of what the statement does.
+/// Returns the audit row of a statement's action.
 pub(super) fn audit_row(
     execution: &Execution,
     action: &str,
@@ -124,7 +126,8 @@ pub(super) fn audit_row(
     audit::write(&entry, &execution.snapshot, &ctx.schema_registry, &ctx.node_id, execution.now_us)
 }
 
-/// Writes down that a statement was refused, then gives its error back. What cannot be written down is refused all the same.
+/// Writes an audit row for a refused statement and returns the refusal, or the failure to write the row.
+/// Other errors are returned as they are.
 pub(super) async fn denied(execution: &Execution, action: &str, target: &str, error: Error) -> Error {
     if error.kind() != ErrorKind::PermissionDenied {
         return error;
@@ -135,7 +138,7 @@ pub(super) async fn denied(execution: &Execution, action: &str, target: &str, er
     }
 }
 
-/// Commits an audit row by itself, anew when rows of the audit log became cold meanwhile.
+/// Commits an audit row by itself; retries when a flush of the audit log came first.
 pub(super) async fn write_down(
     execution: &Execution,
     action: &str,
@@ -152,7 +155,7 @@ pub(super) async fn write_down(
     }
 }
 
-/// The result of a statement that found nothing to do.
+/// Returns the result of a statement that had nothing to do.
 pub(super) fn nothing_to_do(execution: &Execution) -> Outcome {
     Outcome::Affected(Affected { rows: 0, seq: execution.snapshot.seq })
 }

@@ -1,9 +1,9 @@
-//! Rows on their way into a table, in pieces small enough that a statement's limits can be held to.
+//! Cuts rows on their way into a table into pieces, small enough to enforce a statement's limits.
 //!
-//! A batch may be far larger in the table's types than as it came: a column that is left out, NULLs and dictionaries take next to
-//! nothing, an EMBEDDING takes its whole width. So no batch is completed whole; what has been written is counted after each piece.
+//! A batch may be far larger in the table's types than as input: an omitted column, NULLs and dictionaries
+//! take almost nothing, an EMBEDDING its whole width. So pieces are completed and counted one by one.
 //!
-//! Invariant: a piece has at most about [`PIECE_BYTES`] before and after its columns take the table's types, or it is one row.
+//! Invariant: before and after it is completed, a piece has at most about [`PIECE_BYTES`], or one row.
 
 use datafusion::arrow::array::RecordBatch;
 
@@ -13,38 +13,38 @@ use crate::schema_registry::{ColumnDefault, ColumnDefinition, TableDefinition};
 use crate::tables::batch_value_bytes;
 use crate::types::ColumnType;
 
-/// What a piece aims at.
+/// The target size of a piece.
 const PIECE_BYTES: usize = 16 << 20;
-/// How much longer than its value a text may be: that of BYTES is twice as long, that of an EMBEDDING about four times.
+/// How many times longer than its value a text may be: BYTES twice, an EMBEDDING about four times.
 const TEXT_FACTOR: usize = 4;
-/// What every type but EMBEDDING has at least room in: a DECIMAL has 16 bytes, a generated text 26.
+/// The assumed size of a value of any type but EMBEDDING: a DECIMAL has 16 bytes, a ULID 26.
 const COLUMN_BYTES: usize = 32;
 
-/// How rows are cut.
+/// The limits of a piece.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::sql) struct Pieces {
     rows_max: usize,
-    /// A row beyond this fits no table.
+    /// A larger row fits no table.
     row_bytes_max: usize,
 }
 
 impl Pieces {
-    /// The pieces in which rows of a table are completed: of fewer rows where its columns are wide.
+    /// Returns the pieces for rows of a table: fewer rows where its columns are wide.
     pub(in crate::sql) fn of(definition: &TableDefinition, config: &Config) -> Self {
         let row_bytes = definition.columns.iter().map(completed_bytes).fold(0, usize::saturating_add);
         let rows_max = (PIECE_BYTES / row_bytes.max(1)).clamp(1, config.batch_rows.max(1));
         Self { rows_max, row_bytes_max: config.row_bytes_max.saturating_mul(TEXT_FACTOR) }
     }
 
-    /// The most rows of a piece.
+    /// Returns the most rows of a piece.
     pub(in crate::sql) fn rows_max(self) -> usize {
         self.rows_max
     }
 
-    /// Hands over the rows of `batch`, piece by piece; a batch of no rows is one piece.
+    /// Passes the rows of `batch` to `take`, piece by piece; a batch of no rows is one piece.
     ///
     /// # Errors
-    /// 54000 for a row that is too large for any table, and the first failure of `take`.
+    /// 54000 for a row that is too large for any table, and the first error of `take`.
     pub(in crate::sql) fn each(
         self,
         batch: &RecordBatch,
@@ -77,7 +77,7 @@ impl Pieces {
     }
 }
 
-/// About how many bytes a value of the column takes as an array, whether it is given or left out.
+/// Estimates the bytes of a value of the column in an array, whether it is given or omitted.
 fn completed_bytes(column: &ColumnDefinition) -> usize {
     let bytes = match column.ty {
         ColumnType::Embedding(dimensions) => usize::from(dimensions) * size_of::<f32>(),

@@ -21,7 +21,7 @@ pub(in crate::sql) async fn select(
     Ok(Outcome::Rows(planned.rows(&execution, params).await?))
 }
 
-/// The plan of a query; for administrators, since it shows how rows are stored.
+/// Returns the plan of a query. It needs the role dba, because a plan shows how rows are stored.
 pub(in crate::sql) async fn explain(
     session: &Session,
     explain: &ast::Statement,

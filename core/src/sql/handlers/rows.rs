@@ -1,8 +1,8 @@
-//! The rows one statement writes to one table: held to its limits, and committed as rows or, when they are many, as segments.
+//! The rows that one statement writes to one table, within its limits: committed as rows or as segments.
 //!
-//! Rows to insert are kept as columns until it is known which of the two they become; what cannot be segments is encoded at once.
+//! Inserted rows stay columnar until their bytes decide which; all other rows are encoded at once.
 //!
-//! Invariant: what is kept or encoded is within the limits of a statement, or the statement has failed.
+//! Invariant: the kept and the encoded rows are within a statement's limits, or the statement has failed.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -23,25 +23,25 @@ use crate::tables::flush::Files;
 use crate::tables::large_insert::{NewRows, write_segments};
 use crate::tables::{RowLimits, RowWriter, batch_value_bytes, value_bytes};
 
-/// A batch is encoded at once when NULLs take more of its bytes than all but one in so many: in rows they take next to nothing. Such
-/// an INSERT is never segments.
+/// A batch is encoded at once when NULL slots exceed `1 - 1/SPARSE_FACTOR` (3/4) of its bytes: encoded they
+/// take almost nothing. Such an INSERT never becomes segments.
 const SPARSE_FACTOR: usize = 4;
 
-/// The encoder of a table's rows.
+/// Returns the encoder of a table's rows.
 pub(in crate::sql) fn writer(execution: &Execution, schemas: &Arc<TableSchemas>) -> Result<RowWriter> {
     RowWriter::new(Arc::clone(schemas), RowLimits { row_bytes_max: execution.ctx().config.row_bytes_max })
 }
 
-/// The changes of one statement to one table, held to the statement's limits.
+/// The changes of one statement to one table, within the statement's limits.
 pub(in crate::sql) struct Rows<'a> {
     execution: &'a Execution,
     schemas: Arc<TableSchemas>,
     writer: Arc<RowWriter>,
     writes: Vec<RowWrite>,
-    /// Rows to insert that are not encoded yet.
+    /// Inserted rows that are not encoded yet.
     inserted: Vec<RecordBatch>,
     inserted_bytes: usize,
-    /// Whether they may still be segments at once.
+    /// Whether they may still become segments.
     can_be_large: bool,
     affected: u64,
     rows: usize,
@@ -77,7 +77,7 @@ impl<'a> Rows<'a> {
         }
     }
 
-    /// Counts rows before anything is made of them.
+    /// Counts rows before they are processed, and checks the limits.
     fn count(&mut self, rows: usize) -> Result<()> {
         self.rows = self.rows.saturating_add(rows);
         self.affected = self.affected.saturating_add(rows as u64);
@@ -112,12 +112,12 @@ impl<'a> Rows<'a> {
         )))
     }
 
-    /// How rows for the table are cut before they are completed.
+    /// Returns the pieces that rows for the table are cut into before they are completed.
     pub(in crate::sql) fn pieces(&self) -> Pieces {
         Pieces::of(&self.schemas.definition, &self.execution.ctx().config)
     }
 
-    /// Rows in the target's columns, however many.
+    /// Adds rows in the target's columns, however many.
     pub(in crate::sql) fn insert(&mut self, target: &Target, batch: &RecordBatch) -> Result<()> {
         self.pieces().each(batch, |piece| {
             self.count(piece.num_rows())?;
@@ -131,7 +131,7 @@ impl<'a> Rows<'a> {
             self.inserted_bytes = self.inserted_bytes.saturating_add(bytes);
             self.hold(completed)?;
             if self.check_limits().is_err() {
-                // As rows they may be smaller.
+                // Encoded as rows they may be smaller.
                 self.can_be_large = false;
                 self.encode()?;
             }
@@ -139,9 +139,9 @@ impl<'a> Rows<'a> {
         })
     }
 
-    /// Keeps rows until it is known whether they are to be segments. Small batches are put together: each has a price of its own.
+    /// Keeps rows until their form is known. Small batches are concatenated: each has a fixed cost.
     fn hold(&mut self, batch: RecordBatch) -> Result<()> {
-        /// Fewer rows are put together with others.
+        /// Smaller batches are concatenated.
         const ROWS_MIN: usize = 1_024;
         let small = self.inserted.iter().rev().take_while(|held| held.num_rows() < ROWS_MIN).count();
         let begin = self.inserted.len() - small;
@@ -155,7 +155,7 @@ impl<'a> Rows<'a> {
         Ok(())
     }
 
-    /// Encodes the rows that are held.
+    /// Encodes the kept rows.
     fn encode(&mut self) -> Result<()> {
         self.inserted_bytes = 0;
         std::mem::take(&mut self.inserted).iter().try_for_each(|batch| self.encode_batch(batch))
@@ -167,12 +167,12 @@ impl<'a> Rows<'a> {
         self.take(writes)
     }
 
-    /// Whether the rows are to be segments at once.
+    /// Whether the rows become segments.
     fn are_large(&self) -> bool {
         self.can_be_large && self.inserted_bytes >= self.execution.ctx().config.large_insert_bytes
     }
 
-    /// Writes the rows as segments; `None` when their storage does not take them.
+    /// Writes the rows as segments; `None` when their storage is unavailable.
     async fn segments(&mut self) -> Result<Option<(LargeInsert, Files)>> {
         let ctx = self.execution.ctx();
         let scope = self.schemas.definition.scope_for(self.execution.principal.user_id);
@@ -190,7 +190,7 @@ impl<'a> Rows<'a> {
                 Ok(Some((insert, files)))
             }
             Err(error) if error.kind() == ErrorKind::Unavailable => {
-                // Others may have used up the room meanwhile: as rows it would be used up in the middle of the store's work.
+                // Others may have used up the room by now; writing rows would then fail midway in the store.
                 ctx.committer.check_room_for(bytes)?;
                 let table = self.schemas.definition.qualified_name();
                 warn!(table, %error, "a large insert could not be written as segments and is written as rows");
@@ -200,7 +200,7 @@ impl<'a> Rows<'a> {
         }
     }
 
-    /// Rows as they are stored, and as they shall be.
+    /// Adds updates: the stored rows and the new rows.
     pub(in crate::sql) fn update(&mut self, before: &RecordBatch, after: &RecordBatch) -> Result<()> {
         self.count(before.num_rows())?;
         let scope = self.schemas.definition.scope_for(self.execution.principal.user_id);
@@ -208,14 +208,14 @@ impl<'a> Rows<'a> {
         self.take(writes)
     }
 
-    /// Rows as they are stored.
+    /// Adds deletes of stored rows.
     pub(in crate::sql) fn delete(&mut self, before: &RecordBatch) -> Result<()> {
         self.count(before.num_rows())?;
         let writes = self.writer.deletes(before)?;
         self.take(writes)
     }
 
-    /// Refuses several rows of parameters that change the same row: each was planned on the row as it was before.
+    /// Refuses rows of parameters that change the same row: each was planned on the row's old state.
     pub(in crate::sql) fn check_distinct(&self) -> Result<()> {
         let mut seen = HashSet::with_capacity(self.writes.len());
         let changed = self.writes.iter().filter_map(|write| match write {
@@ -232,7 +232,7 @@ impl<'a> Rows<'a> {
         Ok(())
     }
 
-    /// `None` means that the statement is to be planned again.
+    /// Commits the changes; `None` means that the statement must be planned again.
     pub(in crate::sql) async fn commit(mut self, attempts: &mut Attempts<'_>) -> Result<Option<Affected>> {
         if self.are_large()
             && let Some((insert, files)) = self.segments().await?
@@ -246,7 +246,7 @@ impl<'a> Rows<'a> {
         let scope = definition.scope_for(self.execution.principal.user_id);
         let mut set = self.execution.write_set();
         set.durability = definition.options.durability;
-        // Keys move among the rows of all batches: what leaves a key comes before what takes it.
+        // Keys may move between rows of different batches: deletes come before writes that take their keys.
         let (mut rows, mut others): (Vec<_>, Vec<_>) =
             self.writes.into_iter().partition(|write| matches!(write, RowWrite::Delete { .. }));
         rows.append(&mut others);
@@ -255,7 +255,7 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// Whether rows of a table can be segments at once: they are flushed some day, and to where that takes no time.
+/// Whether rows of a table can become segments at once: it is flushed, and its storage answers without delay.
 fn can_be_large(execution: &Execution, table: &TableDefinition) -> bool {
     let storage = execution.snapshot.cold.store().storage(&table.options.storage_id);
     matches!(table.kind, TableKind::User | TableKind::Shared)
@@ -263,7 +263,7 @@ fn can_be_large(execution: &Execution, table: &TableDefinition) -> bool {
         && storage.is_ok_and(|storage| storage.is_near())
 }
 
-/// Whether most of the `bytes` of a batch are the room of NULLs.
+/// Whether NULL slots take most of the `bytes` of a batch.
 fn is_sparse(batch: &RecordBatch, bytes: usize) -> bool {
     let with_nulls = batch.columns().iter().filter(|column| column.null_count() > 0);
     let nulls: usize =

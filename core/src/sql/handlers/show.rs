@@ -39,7 +39,7 @@ static DESCRIBE: LazyLock<SchemaRef> = LazyLock::new(|| {
     ]))
 });
 
-/// What SHOW reads, where it is a query of a system table.
+/// Returns the query that SHOW runs, where it reads a system table.
 fn query(show: &Show) -> Option<&'static str> {
     match show {
         Show::Users => Some("SELECT * FROM system.users ORDER BY username"),
@@ -55,7 +55,7 @@ fn parsed(sql: &str) -> Result<ast::Query> {
     cursor::written_query(sql)
 }
 
-/// The schema of what SHOW shows.
+/// Returns the schema of SHOW.
 pub(in crate::sql) fn schema(execution: &Execution, show: &Show) -> Result<ResultSchema> {
     if let Some(sql) = query(show) {
         return planner::query_schema(execution, &parsed(sql)?);
@@ -106,7 +106,7 @@ fn tables(execution: &Execution, namespace: Option<&str>) -> Result<Vec<ArrayRef
     ])
 }
 
-/// The schema of DESCRIBE.
+/// Returns the schema of DESCRIBE.
 pub(in crate::sql) fn describe_schema() -> SchemaRef {
     Arc::clone(&DESCRIBE)
 }
@@ -136,7 +136,7 @@ pub(in crate::sql) fn describe(session: &Session, table: &QualifiedName) -> Resu
     rows(execution.snapshot.seq, &DESCRIBE, arrays)
 }
 
-/// Rows that were made, as of commit `seq`.
+/// Returns these columns as a result, as of commit `seq`.
 pub(in crate::sql) fn rows(seq: Seq, schema: &SchemaRef, columns: Vec<ArrayRef>) -> Result<Outcome> {
     let batch = RecordBatch::try_new(Arc::clone(schema), columns)?;
     let schema = ResultSchema { schema: Arc::clone(schema), ipc: None };

@@ -1,6 +1,6 @@
 //! FLUSH, STORAGE COMPACT, BACKUP DATABASE, SHOW MANIFEST and KILL JOB.
 //!
-//! Invariant: how many rows a USER table has is told to nobody who may not see all of them.
+//! Invariant: only the roles service, dba and system see row counts of a table's segments.
 
 use std::sync::{Arc, LazyLock};
 
@@ -46,17 +46,17 @@ static MANIFEST: LazyLock<SchemaRef> = LazyLock::new(|| {
     ]))
 });
 
-/// The schema of FLUSH and COMPACT: a row for each job.
+/// Returns the schema of FLUSH and COMPACT: one row per job.
 pub(in crate::sql) fn jobs_schema() -> SchemaRef {
     Arc::clone(&JOBS)
 }
 
-/// The schema of BACKUP DATABASE: a row for its job.
+/// Returns the schema of BACKUP DATABASE: one row for its job.
 pub(in crate::sql) fn backup_schema() -> SchemaRef {
     Arc::clone(&BACKUP)
 }
 
-/// The schema of SHOW MANIFEST: a row for each segment.
+/// Returns the schema of SHOW MANIFEST: one row per segment.
 pub(in crate::sql) fn manifest_schema() -> SchemaRef {
     Arc::clone(&MANIFEST)
 }
@@ -89,7 +89,7 @@ pub(in crate::sql) async fn move_rows(
     rows(session.ctx().committer.seq(), &JOBS, columns)
 }
 
-/// Begins a backup. Who may administer may: it has the rows of all users.
+/// Starts a backup. It needs the role dba, because a backup has the rows of all users.
 pub(in crate::sql) async fn back_up(session: &Session, url: &BackupUrl) -> Result<Outcome> {
     const ACTION: &str = "BACKUP DATABASE";
     let execution = session.begin()?;

@@ -1,6 +1,6 @@
 //! CREATE STORAGE, ALTER STORAGE, DROP STORAGE and STORAGE CHECK.
 //!
-//! Invariant: a statement gives the place of credentials, never credentials.
+//! Invariant: a statement names the place of credentials, never the credentials.
 
 use std::sync::{Arc, LazyLock};
 
@@ -27,7 +27,7 @@ static CHECK: LazyLock<SchemaRef> = LazyLock::new(|| {
     ]))
 });
 
-/// The schema of STORAGE CHECK: one row.
+/// Returns the schema of STORAGE CHECK: one row.
 pub(in crate::sql) fn check_schema() -> SchemaRef {
     Arc::clone(&CHECK)
 }
@@ -163,7 +163,7 @@ pub(in crate::sql) async fn check(session: &Session, name: &str) -> Result<Outco
     rows(session.ctx().committer.seq(), &CHECK, columns)
 }
 
-/// Puts options into a record and sees that they fit together.
+/// Sets options of a record, and checks that they fit together.
 fn set_options(record: &mut StorageRecord, options: &StorageOptions) -> Result<()> {
     let is_local = record.base_directory.is_empty();
     for (name, value) in options {
@@ -198,7 +198,7 @@ fn set_options(record: &mut StorageRecord, options: &StorageOptions) -> Result<(
     Ok(())
 }
 
-/// A prefix of variables: `None` for the empty one.
+/// Parses the prefix of environment variables; `None` for an empty one.
 fn credentials(prefix: &str) -> Result<Option<String>> {
     if !prefix.chars().all(|char| char.is_ascii_uppercase() || char.is_ascii_digit() || char == '_') {
         return Err(Error::invalid("CREDENTIALS is not the prefix of an environment variable").hint(
@@ -212,7 +212,7 @@ fn may_manage(execution: &Execution, name: &str) -> Result<()> {
     execution.principal.require(Role::Dba, format!("manage storage \"{name}\""))
 }
 
-/// The storage of that id.
+/// Returns the storage of that id.
 ///
 /// # Errors
 /// 42704 when there is none.

@@ -1,4 +1,4 @@
-//! Live queries: `SUBSCRIBE TO` and the embedding call.
+//! Live queries, started by `SUBSCRIBE TO` or by an embedding call.
 
 use datafusion::common::ScalarValue;
 use datafusion::sql::sqlparser::ast;

@@ -119,7 +119,7 @@ pub(in crate::sql) async fn alter(session: &Session, statement: &AlterTable) -> 
     }
 }
 
-/// Options of a table concern everybody who uses it, so a user changes only those of tables they made themselves.
+/// Options affect all users of a table, so a principal with the role user may alter only tables it created.
 fn may_alter(execution: &Execution, table: &TableDefinition) -> Result<()> {
     let principal = &execution.principal;
     let refused = || {

@@ -1,5 +1,5 @@
-//! UPDATE and DELETE: a query over the table with what a write needs of each row, then a commit that fails when any of these
-//! rows has changed meanwhile; then the statement is run again.
+//! UPDATE and DELETE: a query reads the columns that a write needs of each row, then a commit changes the
+//! rows. When another commit has changed one of them, the commit fails and the statement runs again.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -23,10 +23,10 @@ use crate::sql::session::Session;
 use crate::sql::typing::type_placeholders;
 use crate::tables::cast_column;
 
-/// What a write needs of a stored row.
+/// The columns of a stored row that a write needs.
 const STORED: [&str; 4] = [COLUMN_SEQ, COLUMN_KEY, COLUMN_VALUE, COLUMN_PLACE];
 
-/// Plans the rows an UPDATE changes: their new values in the table's columns, and what the write needs.
+/// Plans an UPDATE: the new values of the table's columns, and the columns in [`STORED`].
 pub(in crate::sql) fn plan_update(
     execution: &Execution,
     update: &ast::Update,
@@ -76,7 +76,7 @@ pub(in crate::sql) fn plan_update(
     Ok((schemas, type_placeholders(planned, &fields)?))
 }
 
-/// Plans the rows a DELETE removes: what the write needs of them.
+/// Plans a DELETE: the columns in [`STORED`] of the rows to remove.
 pub(in crate::sql) fn plan_delete(
     execution: &Execution,
     delete: &ast::Delete,
@@ -123,7 +123,7 @@ fn plan(
     planner::plan(execution, ast::Statement::Query(Box::new(query)), view, &mut PlannerContext::new())
 }
 
-/// Updates, once for each row of parameters, in one commit.
+/// Runs an UPDATE once per row of parameters, in one commit.
 pub(in crate::sql) async fn update(
     session: &Session,
     statement: &ast::Update,
@@ -150,7 +150,7 @@ pub(in crate::sql) async fn update(
     }
 }
 
-/// Deletes, once for each row of parameters, in one commit.
+/// Runs a DELETE once per row of parameters, in one commit.
 pub(in crate::sql) async fn delete(
     session: &Session,
     statement: &ast::Delete,
@@ -172,7 +172,7 @@ pub(in crate::sql) async fn delete(
     }
 }
 
-/// What is stored, and what shall be.
+/// Splits a planned batch into the stored rows and the new rows.
 fn split(schemas: &TableSchemas, batch: &RecordBatch) -> Result<(RecordBatch, RecordBatch)> {
     let columns = &schemas.definition.columns;
     let width = columns.len();

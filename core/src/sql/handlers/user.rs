@@ -1,7 +1,7 @@
 //! CREATE USER, ALTER USER and DROP USER.
 //!
-//! Invariants: nobody gives or takes a role above their own; a password stands in no audit row; a changed password or role
-//! raises the generation, which voids the user's tokens.
+//! Invariants: nobody grants or revokes a role above their own; no audit row has a password; a changed
+//! password or role raises the generation, which voids the user's tokens.
 
 use std::sync::Arc;
 
@@ -150,7 +150,7 @@ fn may_manage(execution: &Execution, role: Role, action: &str) -> Result<()> {
     execution.principal.require(role, format_args!("{action} of role {role}"))
 }
 
-/// Everybody may change their own password; the rest is for administrators.
+/// Users may change their own password; everything else needs an administrator.
 fn may_alter(execution: &Execution, name: &str, change: &UserChange) -> Result<()> {
     let is_self = *execution.principal.username == *name;
     if is_self && matches!(change, UserChange::Password(_)) {

@@ -1,4 +1,4 @@
-//! FROM: which columns its tables, subqueries and functions have, and what joins make of them.
+//! Resolves FROM: the columns of its tables, subqueries and functions, and of their joins.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::failpoint::is_planted;
 use crate::sql::cursor::{self, fold};
 
-/// Functions whose rows have one column, and what the planner calls it.
+/// Table functions with one column, and the planner's name for it.
 const VALUE_FUNCTIONS: [&str; 2] = ["generate_series", "range"];
 const VALUE: &str = "value";
 
@@ -61,7 +61,7 @@ impl Resolver<'_> {
             TableFactor::NestedJoin { table_with_joins, alias } => match alias.take() {
                 None => self.from(table_with_joins, level)?,
                 Some(alias) => {
-                    // Under one name it has the columns that * has.
+                    // Under its alias a join has the columns of `*`.
                     let all = vec![SelectItem::Wildcard(ast::WildcardAdditionalOptions::default())];
                     let from = TableWithJoins::clone(table_with_joins);
                     let subquery = Box::new(cursor::select(all, from, None));
@@ -75,7 +75,7 @@ impl Resolver<'_> {
         Ok(())
     }
 
-    /// A common table expression, or a table of the database.
+    /// Resolves a common table expression or a table of the database.
     fn table(
         &mut self,
         name: &mut ObjectName,
@@ -108,7 +108,7 @@ impl Resolver<'_> {
         })
     }
 
-    /// Gives a source another name if its own is a column of a query within.
+    /// Gives a source an internal name if an inner query has a column of the same name.
     fn apart(&mut self, mut source: Source, alias: &mut Option<TableAlias>) -> Source {
         let name = source.qualifier.last().map(fold).unwrap_or_default();
         if self.hidden.contains(&name) {
@@ -131,7 +131,7 @@ impl Resolver<'_> {
         Ok(())
     }
 
-    /// One array is a column with the name of the alias.
+    /// Without a column list, the column of an array is named like the alias.
     fn unnest(&mut self, alias: &mut Option<TableAlias>, width: usize) -> Source {
         let alias = alias.get_or_insert_with(|| alias_named("unnest"));
         let name: Arc<str> = Arc::from(fold(&alias.name));
@@ -147,7 +147,7 @@ impl Resolver<'_> {
         Source::new(vec![alias.name.clone()], Some(columns))
     }
 
-    /// Joins what is shown from `right` on to what is shown from `left` on.
+    /// Joins the parts of `shown` from `right` on to those from `left` on.
     fn join(
         &mut self,
         operator: &mut JoinOperator,
@@ -213,13 +213,13 @@ fn function(name: &ObjectName, alias: &mut Option<TableAlias>) -> Source {
     Source { is_value, ..Source::new(vec![alias.name.clone()], columns) }
 }
 
-/// Which side's values a column of USING has.
+/// The side that a column of USING takes its values from.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Left,
     Right,
     Full,
-    /// A semi join: the other side has no columns.
+    /// A semi or anti join: the other side has no columns.
     OnlyLeft,
     OnlyRight,
 }
@@ -275,7 +275,7 @@ fn using_name(name: &ObjectName) -> Result<Arc<str>> {
     }
 }
 
-/// The two sides of a join, and the columns they have in common.
+/// The two sides of a join, and their common columns.
 struct Sides {
     lefts: Vec<Shown>,
     rights: Vec<Shown>,
@@ -283,7 +283,7 @@ struct Sides {
 }
 
 impl Sides {
-    /// The names that both sides of a NATURAL join have, in the order of the left one; `None` where a side is not known.
+    /// Returns the common names of a NATURAL join, in left order; `None` where a side is not known.
     fn common_names(&self, level: &Level<'_>) -> Option<Vec<Arc<str>>> {
         level.columns(&self.rights)?;
         let mut names: Vec<Arc<str>> = Vec::new();
@@ -297,7 +297,7 @@ impl Sides {
         Some(names)
     }
 
-    /// Takes the columns out of both sides, and gives the condition of the join; `None` where a side is not known.
+    /// Moves the columns out of both sides, and returns the join condition; `None` where a side is not known.
     fn merge(&mut self, level: &Level<'_>, names: &[Arc<str>], kind: Kind) -> Result<Option<Expr>> {
         let mut merged = Vec::with_capacity(names.len());
         let mut conditions = Vec::with_capacity(names.len());
@@ -327,7 +327,7 @@ impl Sides {
     }
 }
 
-/// A column of USING on one side; `None` where that is not known.
+/// Returns a column of USING on one side; `None` where the side is not known.
 fn in_using(level: &Level<'_>, name: &str, side: &[Shown], which: &str) -> Result<Option<Expr>> {
     match level.reference_in(name, side)? {
         Some(expr) => Ok(Some(expr)),

@@ -1,4 +1,4 @@
-//! The columns that can be named at a place of a query.
+//! The columns that can be named at a place in a query.
 
 use std::cell::OnceCell;
 use std::collections::HashMap;
@@ -14,9 +14,9 @@ use crate::sql::cursor::fold;
 #[derive(Clone, Debug)]
 pub(super) struct Output {
     pub(super) name: Arc<str>,
-    /// What the planner calls it, where that is something else.
+    /// The planner's name, where it differs.
     pub(super) internal: Option<Arc<str>>,
-    /// Another column before it has the same name and is the same.
+    /// An earlier column has the same name and the same expression.
     pub(super) is_repeated: bool,
 }
 
@@ -33,27 +33,27 @@ impl Output {
 /// A common table expression.
 pub(super) struct Cte {
     pub(super) name: Arc<str>,
-    /// What the planner calls it.
+    /// The planner's name.
     pub(super) internal: Arc<str>,
     pub(super) columns: Option<Vec<Output>>,
 }
 
 /// A table, subquery or function of a FROM clause.
 pub(super) struct Source {
-    /// What its columns can be qualified with.
+    /// The qualifier of its columns.
     pub(super) qualifier: Vec<Ident>,
-    /// What the planner calls it, where that is something else.
+    /// The planner's name, where it differs.
     pub(super) internal: Option<Ident>,
     /// `None` where they are not known.
     pub(super) columns: Option<Vec<Output>>,
-    /// The planner knows more columns of it, which no wildcard shows.
+    /// The planner's table has more columns, which no wildcard shows.
     pub(super) has_hidden: bool,
-    /// A function with one column, which can be named by the function's alias too.
+    /// A function with one column, which the function's alias can name too.
     pub(super) is_value: bool,
     pub(super) by_name: OnceCell<HashMap<Arc<str>, Position>>,
 }
 
-/// Where a column of a name stands.
+/// The position of a column name.
 #[derive(Clone, Copy)]
 pub(super) enum Position {
     At(usize),
@@ -91,14 +91,14 @@ impl Source {
         self.columns.as_ref()?.get(position)
     }
 
-    /// A column with its table, as the planner knows it.
+    /// Returns a column with its table, as the planner knows it.
     pub(super) fn reference(&self, column: &Output) -> Expr {
         let mut parts = self.planned_qualifier();
         parts.push(Ident::with_quote('"', &**column.reference()));
         Expr::CompoundIdentifier(parts)
     }
 
-    /// What the planner's columns of it are qualified with.
+    /// Returns the qualifier of the planner's columns.
     pub(super) fn planned_qualifier(&self) -> Vec<Ident> {
         self.internal.as_ref().map_or_else(|| self.qualifier.clone(), |internal| vec![internal.clone()])
     }
@@ -111,7 +111,7 @@ impl Source {
     }
 }
 
-/// A part of what `*` shows.
+/// A part of the columns that `*` shows.
 #[derive(Clone)]
 pub(super) enum Shown {
     /// A column of USING.
@@ -120,7 +120,7 @@ pub(super) enum Shown {
     Columns { source: usize, without: Vec<Arc<str>> },
 }
 
-/// What a bare name means.
+/// The meaning of a bare name.
 pub(super) enum Found {
     Nothing,
     /// One column, which the planner finds by that name.
@@ -128,17 +128,17 @@ pub(super) enum Found {
     /// One column, which the planner finds by this expression.
     As(Box<Expr>),
     Twice,
-    /// Perhaps a column of a source whose columns are not known.
+    /// Possibly a column of a source whose columns are not known.
     Unknown,
 }
 
-/// A query or a SELECT, within others.
+/// A query or a SELECT, inside its outer levels.
 pub(super) struct Level<'o> {
     pub(super) outer: Option<&'o Level<'o>>,
     pub(super) ctes: Vec<Cte>,
     pub(super) sources: Vec<Source>,
     pub(super) shown: Vec<Shown>,
-    /// In ON only the tables of the join can be named: those from here on.
+    /// The index in `shown` from which parts can be named: in ON only those of the join can be.
     pub(super) shown_from: usize,
 }
 
@@ -155,7 +155,7 @@ impl<'o> Level<'o> {
             .or_else(|| self.outer.and_then(|outer| outer.cte(name)))
     }
 
-    /// What a bare name means here, or further out.
+    /// Returns the meaning of a bare name, here or in an outer level.
     pub(super) fn find(&self, name: &str) -> Found {
         let mut level = Some(self);
         while let Some(at) = level {
@@ -183,7 +183,7 @@ impl<'o> Level<'o> {
         }
     }
 
-    /// What a bare name means among some of what is shown.
+    /// Returns the meaning of a bare name among the parts in `shown`.
     pub(super) fn find_in(&self, name: &str, shown: &[Shown]) -> Found {
         let mut found = Found::Nothing;
         let mut is_unknown = false;
@@ -214,7 +214,7 @@ impl<'o> Level<'o> {
         if matches!(found, Found::Nothing) && is_unknown { Found::Unknown } else { found }
     }
 
-    /// The expression behind a name among some of what is shown: `None` for no column, `Err` for several.
+    /// Returns the expression behind a name in `shown`: `None` for no column, 42702 for several.
     pub(super) fn reference_in(&self, name: &str, shown: &[Shown]) -> Result<Option<Expr>> {
         match self.find_in(name, shown) {
             Found::As(expr) => Ok(Some(*expr)),
@@ -233,8 +233,8 @@ impl<'o> Level<'o> {
         }
     }
 
-    /// Gives a qualified column the name the planner has for it. Gives the name of its table if the planner would find a column of that name
-    /// in front of it.
+    /// Gives a qualified column the planner's name. Returns the name of its table if the planner would find
+    /// an inner column of that name first.
     pub(super) fn qualify(&self, parts: &mut Vec<Ident>) -> Result<Option<String>> {
         let Some((column, qualifier)) = parts.split_last() else { return Ok(None) };
         let Some(first) = qualifier.first().map(fold) else { return Ok(None) };
@@ -268,7 +268,7 @@ impl<'o> Level<'o> {
         Ok(None)
     }
 
-    /// The columns of what `*` shows, each with its expression; `None` where one is not known.
+    /// Returns the columns of the parts in `shown`, each with its expression; `None` where one is not known.
     pub(super) fn columns(&self, shown: &[Shown]) -> Option<Vec<(Output, Expr)>> {
         let mut columns = Vec::new();
         for part in shown {

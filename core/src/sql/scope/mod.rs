@@ -1,27 +1,27 @@
-//! What the names of columns in a query mean, decided as PostgreSQL does before the planner reads it.
+//! Resolves the names of columns in a query as PostgreSQL does, before the planner reads it.
 //!
-//! | thing | DataFusion 55 | here |
+//! | case | DataFusion 55 | here |
 //! |---|---|---|
-//! | a column of USING or NATURAL | that of the first table | of both, as the join says |
+//! | a column of USING or NATURAL | the first table's | from the left, the right or both, by join type |
 //! | `*` over USING | in the tables' order | the joined columns first |
-//! | two result columns of one name | refused | allowed; who names one of them names two |
+//! | two result columns of one name | refused | allowed; a reference to the name is ambiguous |
 //! | an alias that is also a column, in HAVING and in an expression of ORDER BY | the alias | the column |
-//! | a column that is called like a function without parentheses (`user`) | the function | the column |
+//! | a column named like a function without parentheses (`user`) | the function | the column |
 //! | a common table expression that hides another | refused | allowed |
-//! | `t.id` of a table outside, in a query over a column `t` | a field of the column | the table's column |
+//! | `t.id` of an outer table, in a query over a column `t` | a field of the column | the table's column |
 //!
-//! Columns without an alias get PostgreSQL's names (`count`, `?column?`). Where the planner could not tell two columns apart, it is given
-//! other names, which end with a space as no column of a table does; [`Renamed`] has the right ones for the result.
+//! Columns without an alias get PostgreSQL's names (`count`, `?column?`). Where the planner could not tell
+//! two columns apart, they get internal names, which end with a space as no table column's name does;
+//! [`Renamed`] maps them to the names in the result.
 //!
-//! A statement that names `_seq`, and one that writes, is planned over tables that show more than their columns; so its wildcards are
-//! written out.
+//! A statement that names `_seq` or writes sees tables with hidden columns, so its wildcards are written out.
 //!
-//! | file | its one job |
+//! | file | job |
 //! |---|---|
 //! | `level` | the columns that can be named at a place |
 //! | `from` | FROM: tables, subqueries, joins |
-//! | `select` | the select list and the clauses behind it |
-//! | `naming` | what an expression without an alias is called |
+//! | `select` | the select list and the clauses after it |
+//! | `naming` | names of expressions without an alias |
 
 mod from;
 mod level;
@@ -45,14 +45,14 @@ use super::workarounds::syntax::call;
 use super::workarounds::{FIRST_PART, NEXT_PART};
 use crate::error::{Error, ErrorKind, Result, SqlState};
 
-/// The right names of result columns that the planner was given others for.
+/// The names of result columns, by the internal names that the planner was given.
 pub(crate) type Renamed = HashMap<String, String>;
 
 /// Resolves the names in a query, or in an EXPLAIN of one.
 ///
 /// # Errors
-/// 42702 for a name that means two columns, 42703 for a column of USING that is not there, 42809 for DISTINCT, FILTER or OVER behind a
-/// function that is no aggregate, and those of the tables that are named.
+/// 42702 for an ambiguous name, 42703 for a missing column of USING, 42809 for DISTINCT, FILTER or OVER on a
+/// function that is no aggregate, and the errors of the tables that are named.
 pub(crate) fn resolve(statement: &mut ast::Statement, names: &Names<'_>, view: View) -> Result<Renamed> {
     let mut hidden = HashSet::new();
     loop {
@@ -74,7 +74,7 @@ pub(crate) fn resolve(statement: &mut ast::Statement, names: &Names<'_>, view: V
             *statement = resolved;
             return Ok(resolver.renamed);
         }
-        // Each round has more of them, of the tables that the statement has.
+        // This ends: each round adds names, and all are names of the statement's tables.
         hidden = resolver.hidden;
     }
 }
@@ -83,16 +83,16 @@ struct Resolver<'a> {
     names: &'a Names<'a>,
     view: View,
     renamed: Renamed,
-    /// Names of tables that are also columns of a query within, where the planner would take `t.id` for a field of the column `t`. Such a
-    /// table gets another name.
+    /// Names of tables that are also columns of an inner query, where the planner would read `t.id` as a
+    /// field of the column `t`. Such a table gets an internal name.
     hidden: HashSet<String>,
 }
 
-/// The columns of a query, `None` where they are not known.
+/// The columns of a query; `None` where they are not known.
 type Outputs = Option<Vec<Output>>;
 
 impl Resolver<'_> {
-    /// A name that nobody else has, for a column that is called `name`.
+    /// Returns a unique internal name for a column or table called `name`.
     fn other_name(&mut self, name: &str) -> Arc<str> {
         let other = format!("{name}#{} ", self.renamed.len() + 1);
         self.renamed.insert(other.clone(), name.to_owned());
@@ -155,7 +155,7 @@ impl Resolver<'_> {
         if let (true, SetExpr::SetOperation { op: SetOperator::Union, left, right, .. }) =
             (is_recursive, &mut *cte.query.body)
         {
-            // The first part has the columns that the second reads.
+            // The recursive part reads the columns of the first part.
             let outputs = self.set_expr(left, level)?;
             let is_read = reads(right, &name);
             if is_read {
@@ -204,7 +204,7 @@ impl Resolver<'_> {
         self.in_clause(expr, level, &[])
     }
 
-    /// The same in a clause where `outputs` can be named too, when no column of a table is called so.
+    /// Does the same in a clause that can also name `outputs`; a table's column of the same name comes first.
     fn in_clause(&mut self, expr: &mut Expr, level: &Level<'_>, outputs: &[Output]) -> Result<()> {
         let mut visitor = InExpression { resolver: self, level, outputs, queries: Vec::new() };
         match expr.visit(&mut visitor) {
@@ -218,14 +218,14 @@ impl Resolver<'_> {
     }
 }
 
-/// The columns as an alias with columns names them.
+/// Returns the columns under the names of an alias with a column list.
 fn aliased(outputs: Outputs, alias: &ast::TableAlias) -> Outputs {
     if alias.columns.is_empty() {
         return outputs;
     }
     let mut columns: Vec<Output> =
         alias.columns.iter().map(|column| Output::plain(fold(&column.name))).collect();
-    // Of more columns than names the rest keep theirs.
+    // Columns beyond the list keep their names.
     columns.extend(outputs?.into_iter().skip(columns.len()));
     Some(columns)
 }
@@ -239,12 +239,12 @@ fn ambiguous(name: &str) -> Error {
         .hint("qualify it with its table")
 }
 
-/// Goes through one expression, and hands its subqueries over to the resolver.
+/// Visits one expression, and hands its subqueries to the resolver.
 struct InExpression<'v, 'a, 'l> {
     resolver: &'v mut Resolver<'a>,
     level: &'v Level<'l>,
     outputs: &'v [Output],
-    /// Subqueries that were resolved, while an empty one stands in their place.
+    /// Resolved subqueries; an empty query stands in place of each.
     queries: Vec<Query>,
 }
 
@@ -264,7 +264,7 @@ impl InExpression<'_, '_, '_> {
                     }
                 }
             }
-            // The planner knows no columns from outside in it.
+            // In an array literal the planner knows no outer columns.
             Expr::Array(array) if self.level.outer.is_some() && array.elem.iter().any(names_column) => {
                 *expr = call("make_array", std::mem::take(&mut array.elem));
             }
@@ -307,7 +307,7 @@ impl InExpression<'_, '_, '_> {
     }
 }
 
-/// Whether a query names a table, as the recursive part does its own.
+/// Whether a query reads `table`, as a recursive part reads its own query.
 fn reads(body: &SetExpr, table: &str) -> bool {
     let found = ast::visit_relations(body, |name| match name.0.as_slice() {
         [only] if only.as_ident().is_some_and(|ident| fold(ident) == table) => ControlFlow::Break(()),
@@ -316,7 +316,7 @@ fn reads(body: &SetExpr, table: &str) -> bool {
     found.is_break()
 }
 
-/// Whether a column is named anywhere in an expression.
+/// Whether an expression names a column.
 fn names_column(expr: &Expr) -> bool {
     let found = ast::visit_expressions(expr, |part| match part {
         Expr::Identifier(_) | Expr::CompoundIdentifier(_) => ControlFlow::Break(()),
@@ -325,7 +325,7 @@ fn names_column(expr: &Expr) -> bool {
     found.is_break()
 }
 
-/// What only aggregates and window functions take.
+/// Returns a clause of the call that only aggregates and window functions take.
 fn aggregate_clause(function: &ast::Function) -> Option<&'static str> {
     let FunctionArguments::List(list) = &function.args else { return None };
     if list.duplicate_treatment.is_some() {
@@ -349,7 +349,7 @@ impl VisitorMut for InExpression<'_, '_, '_> {
     fn pre_visit_query(&mut self, query: &mut Query) -> ControlFlow<Error> {
         match self.resolver.query(query, Some(self.level)) {
             Ok(_) => {
-                // Nothing within is an expression of this level.
+                // No expression inside the subquery belongs to this level.
                 let empty = super::cursor::query(SetExpr::Values(ast::Values {
                     explicit_row: false,
                     value_keyword: false,

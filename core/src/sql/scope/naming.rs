@@ -1,5 +1,5 @@
-//! What PostgreSQL calls a result column without an alias: <https://www.postgresql.org/docs/15/queries-select-lists.html>, and for the
-//! details `FigureColname` of its parser.
+//! PostgreSQL's names for result columns without an alias; the details are in `FigureColname` of its parser:
+//! <https://www.postgresql.org/docs/15/queries-select-lists.html>.
 
 use datafusion::sql::sqlparser::ast::{
     DataType, Expr, Function, ObjectName, Query, SelectItem, SetExpr, TrimWhereField,
@@ -7,13 +7,13 @@ use datafusion::sql::sqlparser::ast::{
 
 use crate::sql::cursor::fold;
 
-/// The name of what has none.
+/// The name of an expression that suggests none.
 const UNNAMED: &str = "?column?";
 
 /// Functions that stand for an operator.
 const OPERATORS: [&str; 3] = ["any_of", "all_of", "like_pattern"];
 
-/// The name of the column of an expression.
+/// Returns the column name of an expression.
 pub(super) fn of(expr: &Expr) -> String {
     match figured(expr) {
         Some((name, _)) => name,
@@ -21,7 +21,7 @@ pub(super) fn of(expr: &Expr) -> String {
     }
 }
 
-/// How much a name says: that of a type or a CASE gives way to that of a column or a function within.
+/// The strength of a name: a column or function inside overrides the name of a type or a CASE.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Strength {
     Weak,
@@ -78,7 +78,7 @@ fn last(name: &ObjectName) -> Option<String> {
     name.0.last().and_then(|part| part.as_ident()).map(fold)
 }
 
-/// That of its first column.
+/// Returns the name of the query's first column.
 fn of_query(query: &Query) -> Option<(String, Strength)> {
     let SetExpr::Select(select) = &*query.body else { return None };
     match select.projection.first()? {
@@ -88,7 +88,7 @@ fn of_query(query: &Query) -> Option<(String, Strength)> {
     }
 }
 
-/// PostgreSQL's own name of a type.
+/// Returns PostgreSQL's internal name of a type.
 fn of_type(ty: &DataType) -> String {
     let name = match ty {
         DataType::SmallInt(_) | DataType::Int2(_) => "int2",

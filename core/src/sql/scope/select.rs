@@ -1,4 +1,4 @@
-//! The select list and the clauses behind it.
+//! Resolves the select list and the clauses after it.
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -21,7 +21,7 @@ struct Item {
     name: Arc<str>,
 }
 
-/// The select list: columns, or what only the planner can write out.
+/// A part of the select list: a column, or an item that only the planner can expand.
 enum Part {
     Item(Box<Item>),
     Wildcard(Box<SelectItem>),
@@ -38,7 +38,7 @@ impl Part {
 }
 
 impl Resolver<'_> {
-    /// Resolves a SELECT, and the ORDER BY behind it.
+    /// Resolves a SELECT and its ORDER BY.
     pub(super) fn select(
         &mut self,
         select: &mut Select,
@@ -78,7 +78,7 @@ impl Resolver<'_> {
             _ => &mut [],
         };
         for expr in on.iter_mut().chain(sorts.iter_mut().map(|sort| &mut sort.expr)) {
-            // A name alone is that of a result column first, one in an expression is that of a table's.
+            // A bare name means a result column first; inside an expression it means a table's column first.
             match output_named(expr, known)? {
                 Some(internal) => *expr = quoted(&internal),
                 None => self.in_clause(expr, &level, known)?,
@@ -90,7 +90,7 @@ impl Resolver<'_> {
         Ok(outputs)
     }
 
-    /// The select list with its wildcards written out where that makes a difference.
+    /// Returns the select list, with its wildcards written out where that makes a difference.
     fn parts(&mut self, projection: Vec<SelectItem>, level: &Level<'_>) -> Result<Vec<Part>> {
         let mut parts = Vec::with_capacity(projection.len());
         for item in projection {
@@ -154,7 +154,7 @@ impl Resolver<'_> {
         Ok(parts)
     }
 
-    /// Gives each column a name that the planner can tell from the others.
+    /// Gives each column a name that is unique for the planner.
     fn list(
         &mut self,
         parts: Vec<Part>,
@@ -162,7 +162,7 @@ impl Resolver<'_> {
         names_outputs: bool,
         projection: &mut Vec<SelectItem>,
     ) -> Outputs {
-        // What the columns of each name are.
+        // The expressions of the columns of each name.
         let mut taken: HashMap<Arc<str>, Vec<Expr>> = HashMap::with_capacity(parts.len());
         let mut outputs = Some(Vec::with_capacity(parts.len()));
         for part in parts {
@@ -176,7 +176,7 @@ impl Resolver<'_> {
             };
             let own_name = column_name(&expr);
             let is_column = own_name.as_deref() == Some(&*name);
-            // Behind the list the planner would take the alias for the column, or be in doubt.
+            // In the clauses after the list the planner would confuse the alias with the table's column.
             let hides_column =
                 names_outputs && !is_column && !matches!(level.find_here(&name), Found::Nothing);
             let same_name = taken.entry(Arc::clone(&name)).or_default();
@@ -199,7 +199,7 @@ impl Resolver<'_> {
     }
 }
 
-/// Puts a function around each column of a resolved query, which keeps its name.
+/// Wraps each column of a resolved query in a function; the column keeps its name.
 pub(super) fn wrap_columns(body: &mut SetExpr, function: &str) {
     match body {
         SetExpr::Select(select) if !matches!(select.distinct, Some(Distinct::On(_))) => {
@@ -217,7 +217,7 @@ pub(super) fn wrap_columns(body: &mut SetExpr, function: &str) {
                 }
             }
         }
-        // An order names columns as they are.
+        // A query with ORDER BY stays as it is: its order names the unwrapped columns.
         SetExpr::Query(query) if query.order_by.is_none() => wrap_columns(&mut query.body, function),
         SetExpr::SetOperation { left, right, .. } => {
             crate::sql::stack::deep(|| {
@@ -234,12 +234,12 @@ pub(super) fn wrap_columns(body: &mut SetExpr, function: &str) {
     }
 }
 
-/// Rows of an array, which cannot stand within a function.
+/// Whether the expression is UNNEST, which cannot be an argument of a function.
 fn is_unnest(expr: &Expr) -> bool {
     matches!(expr, Expr::Function(function) if function.name.to_string().eq_ignore_ascii_case("unnest"))
 }
 
-/// The name the planner gives a column that is one of a table's.
+/// Returns the planner's name for an expression that is a table's column.
 fn column_name(expr: &Expr) -> Option<String> {
     match expr {
         Expr::Identifier(ident) => Some(fold(ident)),
@@ -248,7 +248,7 @@ fn column_name(expr: &Expr) -> Option<String> {
     }
 }
 
-/// A column with its table, however it was written; any other expression as it is.
+/// Qualifies a column with its table, however it was written; returns any other expression as it is.
 fn qualified(expr: &Expr, level: &Level<'_>) -> Expr {
     let reference = match expr {
         Expr::Identifier(ident) => level.reference_in(&fold(ident), &level.shown).ok().flatten(),
@@ -262,7 +262,7 @@ fn qualified(expr: &Expr, level: &Level<'_>) -> Expr {
     }
 }
 
-/// The name of the column of the select list that is this expression: rows that are distinct have no others.
+/// Returns the name of the select list's column that is this expression: DISTINCT leaves no other columns.
 fn listed(expr: &Expr, projection: &[SelectItem], level: &Level<'_>) -> Option<Ident> {
     if matches!(expr, Expr::Identifier(_) | Expr::Value(_)) {
         return None;
@@ -286,10 +286,10 @@ fn items(columns: Vec<(Output, Expr)>) -> impl Iterator<Item = Part> {
     columns.into_iter().map(|(column, expr)| Part::item(expr, column.name))
 }
 
-/// The result column that an expression names, if it is a name alone.
+/// Returns the result column that an expression names, if the expression is a bare name.
 ///
 /// # Errors
-/// 42702 when it names two.
+/// 42702 when the name is ambiguous.
 pub(super) fn output_named(expr: &Expr, outputs: &[Output]) -> Result<Option<Arc<str>>> {
     let Expr::Identifier(ident) = expr else { return Ok(None) };
     let name = fold(ident);
@@ -301,7 +301,7 @@ pub(super) fn output_named(expr: &Expr, outputs: &[Output]) -> Result<Option<Arc
     }
 }
 
-/// `*` of one source whose columns only the planner knows.
+/// Returns `*` of one source whose columns only the planner knows.
 fn all_of(part: &Shown, level: &Level<'_>) -> Result<SelectItem> {
     let qualifier = match part {
         Shown::Columns { source, .. } => level.sources.get(*source).map(Source::planned_qualifier),
@@ -319,7 +319,7 @@ fn all_of(part: &Shown, level: &Level<'_>) -> Result<SelectItem> {
     }
 }
 
-/// `* EXCEPT (...)` and its relatives are left to the planner.
+/// Whether a wildcard has no clause such as EXCEPT, which only the planner expands.
 fn is_plain(options: &WildcardAdditionalOptions) -> bool {
     options.opt_ilike.is_none()
         && options.opt_exclude.is_none()

@@ -1,11 +1,12 @@
-//! What is constant or equal in an input need not be so behind a node that puts NULLs into its rows.
+//! Constant or equal columns of an input need not stay so above a node that adds NULLs.
 //!
-//! DataFusion takes over what it knows of both sides of an outer join: in `t LEFT JOIN (SELECT * FROM s WHERE k = 2) x` it takes `x.k` for 2
-//! also where there is no `x`, leaves it out of a sort, and rows come in any order, with windows and DISTINCT ON that are wrong by it. So it
-//! does of the columns that only some of several grouping sets have.
+//! DataFusion takes over what it knows about both inputs of an outer join. For
+//! `t LEFT JOIN (SELECT * FROM s WHERE k = 2) x` it assumes that `x.k` is 2 even in rows without a match, and
+//! drops it from a sort. Rows then come in any order, and windows and DISTINCT ON are wrong. The same goes
+//! for columns that only some grouping sets have.
 //!
-//! Invariant: no join sees a constant in an input for which it may put NULLs, and no aggregation of several grouping sets sees anything
-//! that is known of its input.
+//! Invariant: a join sees no constants of an input to which it may add NULLs, and an aggregation with several
+//! grouping sets sees no properties of its input.
 
 use std::fmt;
 use std::sync::Arc;
@@ -26,7 +27,7 @@ use datafusion::physical_plan::{
 
 use crate::error::Error;
 
-/// Comes before the rules that leave out sorts.
+/// Runs before the rules that remove sorts.
 #[derive(Debug)]
 pub(super) struct AddedNulls;
 
@@ -57,7 +58,7 @@ impl PhysicalOptimizerRule for AddedNulls {
     }
 }
 
-/// Of which inputs the node may take nothing over.
+/// Which inputs of the node must hide their properties.
 fn hides(node: &Arc<dyn ExecutionPlan>) -> [bool; 2] {
     if let Some(aggregate) = node.downcast_ref::<AggregateExec>() {
         return [aggregate.group_expr().has_grouping_set(), false];
@@ -81,7 +82,7 @@ fn join_type(plan: &Arc<dyn ExecutionPlan>) -> Option<JoinType> {
     hash.or_else(merge).or_else(nested)
 }
 
-/// The rows of its input. Its properties say nothing of their order and values.
+/// Passes its input's rows through; its properties say nothing about order or values.
 #[derive(Debug)]
 struct NullableExec {
     input: Arc<dyn ExecutionPlan>,
@@ -134,7 +135,7 @@ impl ExecutionPlan for NullableExec {
         Ok(TreeNodeRecursion::Continue)
     }
 
-    /// Nobody may sort the input instead of the output, which says nothing of an order.
+    /// No rule may replace a sort of the output by a sort of the input: the output claims no order.
     fn maintains_input_order(&self) -> Vec<bool> {
         vec![false]
     }

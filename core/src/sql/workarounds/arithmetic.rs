@@ -1,9 +1,9 @@
-//! Arithmetic that is checked, and quotients of decimals that are rounded.
+//! Checked arithmetic, and rounded quotients of decimals.
 //!
 //! | operation | DataFusion 55 | here |
 //! |---|---|---|
-//! | `+`, `-`, `*` and the sign of integers | wrap around | 22003 |
-//! | `DECIMAL / DECIMAL`, `DECIMAL / INTEGER` | four digits more than the dividend, cut off | 16 digits behind the point, rounded |
+//! | `+`, `-`, `*` and negation of integers | wraps around | 22003 |
+//! | `DECIMAL / DECIMAL`, `DECIMAL / INTEGER` | dividend's scale + 4, truncated | scale 16 or more, rounded |
 //! | `*` of decimals beyond 38 digits | a number of 39 digits | 22003 |
 //! | a float divided by zero | infinity | 22012 |
 
@@ -27,7 +27,7 @@ use super::walk::type_of;
 use crate::casts::{cast, divide, is_decimal, out_of_range};
 use crate::error::{Error, ErrorKind, SqlState};
 
-/// Puts quotients of decimals in the place of DataFusion's. Runs before type coercion, since their type is another.
+/// Replaces quotients of decimals. Runs before type coercion, because the result type changes.
 pub(super) fn quotients(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
     let Expr::BinaryExpr(BinaryExpr { left, op: Operator::Divide, right }) = expr else {
         return Ok(Transformed::no(expr));
@@ -43,7 +43,7 @@ pub(super) fn quotients(expr: Expr, schema: &DFSchema) -> Result<Transformed<Exp
     Ok(Transformed::yes(call(Operation::Quotient, vec![*left, *right])))
 }
 
-/// Puts checked operations in the place of DataFusion's. Runs after type coercion: the types stay.
+/// Replaces operations by checked ones. Runs after type coercion; the types stay the same.
 pub(super) fn checked(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
     match expr {
         Expr::BinaryExpr(BinaryExpr { left, op, right }) => {
@@ -72,7 +72,7 @@ pub(super) fn checked(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>
     }
 }
 
-/// The digits that the result of an operation on decimals can have.
+/// The checked operation for an operator on decimals, and the precision that its result can need.
 fn digits_needed(
     op: Operator,
     left: Option<&DataType>,
@@ -111,12 +111,12 @@ enum Operation {
     FloatRemainder,
 }
 
-/// Whether a function is one of these operations, which fail for what has no value.
+/// Returns whether a function is one of these operations, which fail if there is no result.
 pub(super) fn is_checked(function: &ScalarUDF) -> bool {
     function.inner().is::<Arithmetic>()
 }
 
-/// Whether its result is a float.
+/// Returns whether a function is one of these operations and its result is a float.
 pub(super) fn is_of_floats(function: &ScalarUDF) -> bool {
     let arithmetic = function.inner().downcast_ref::<Arithmetic>();
     arithmetic.is_some_and(|arithmetic| {
@@ -179,7 +179,7 @@ impl Arithmetic {
     }
 }
 
-/// Whether a number is divided by zero: neither NULL nor NaN is.
+/// Whether some row divides a number by zero; NULL and NaN divided by zero do not count.
 fn is_divided_by_zero<T>(dividend: &ArrayRef, divisor: &ArrayRef) -> bool
 where
     T: ArrowPrimitiveType,
@@ -218,7 +218,7 @@ fn division_by_zero() -> Error {
     Error::new(ErrorKind::InvalidArgument, SqlState::DIVISION_BY_ZERO, "division by zero")
 }
 
-/// A decimal that holds every number of a type.
+/// The decimal type that holds every value of an exact numeric type.
 fn as_decimal(ty: &DataType) -> DataType {
     match ty {
         DataType::Int8 | DataType::UInt8 => DataType::Decimal128(3, 0),
@@ -285,7 +285,7 @@ impl ScalarUDFImpl for Arithmetic {
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
         let is_constant = args.args.iter().all(|value| matches!(value, ColumnarValue::Scalar(_)));
         let mut arrays = ColumnarValue::values_to_arrays(&args.args)?;
-        // The optimizer tries conditions with NULL, of no type, in the place of a column.
+        // The optimizer tests conditions with an untyped NULL in place of a column.
         if arrays.iter().any(|array| *array.data_type() == DataType::Null) {
             return Ok(ColumnarValue::Scalar(ScalarValue::try_from(args.return_field.data_type())?));
         }

@@ -1,11 +1,12 @@
-//! A hash join that filters its probe side by what its build side has waits until every partition has said that it read the build side.
+//! Removes the filters of hash joins that could wait forever.
 //!
-//! A partition that nobody asks for rows never says it. That happens below a join whose partitions each have a build side of their own:
-//! one that is empty ends its partition without a look at the other side, and the other partitions wait for ever. DataFusion has an
-//! answer to it only for joins whose own build side is partitioned too (apache/datafusion#21625, #21666). Where it has none the join goes
-//! without the filter.
+//! A hash join that filters its probe side by its build side waits until every partition has reported that it
+//! read the build side. A partition that is never polled never reports. This happens below a join whose
+//! partitions each have their own build side: a partition with an empty build side ends without polling its
+//! probe side, and the other partitions wait forever. DataFusion solves this only for joins whose own build
+//! side is partitioned too (apache/datafusion#21625, #21666). Other joins run without the filter.
 //!
-//! Invariant: a join with a shared build side and a filter made of it is asked for rows in all its partitions or in none.
+//! Invariant: a join with a shared build side and a filter made from it is polled in all partitions or none.
 
 use std::sync::Arc;
 
@@ -19,7 +20,7 @@ use datafusion::physical_plan::repartition::RepartitionExec;
 use datafusion::physical_plan::sorts::sort_preserving_merge::SortPreservingMergeExec;
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
 
-/// Comes after the rule that makes the filters.
+/// Runs after the rule that makes the filters.
 #[derive(Debug)]
 pub(super) struct BuildReports;
 
@@ -37,7 +38,7 @@ impl PhysicalOptimizerRule for BuildReports {
     }
 }
 
-/// `may_skip` says that some partitions of the plan may never be asked for rows while others are.
+/// Removes such filters. `may_skip`: some partitions of the plan may never be polled while others are.
 fn without_lone_waits(plan: Arc<dyn ExecutionPlan>, may_skip: bool) -> Result<Arc<dyn ExecutionPlan>> {
     let mut children = Vec::new();
     for (side, child) in plan.children().into_iter().enumerate() {
@@ -57,7 +58,7 @@ fn waits(join: &HashJoinExec) -> bool {
 }
 
 fn may_skip_child(plan: &Arc<dyn ExecutionPlan>, side: usize, may_skip: bool) -> bool {
-    // Each of these asks for all partitions, in tasks of their own.
+    // Each of these polls all its input partitions, in separate tasks.
     let is_exchange = plan.is::<RepartitionExec>()
         || plan.is::<CoalescePartitionsExec>()
         || plan.is::<SortPreservingMergeExec>();

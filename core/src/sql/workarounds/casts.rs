@@ -1,8 +1,8 @@
-//! CAST as PostgreSQL means it, see [`crate::casts`].
+//! CAST with PostgreSQL's semantics, see [`crate::casts`].
 //!
-//! DataFusion's CAST is Arrow's: it truncates, writes and reads times in another way, and reads `\x61` as four characters. Where the two
-//! differ a function takes its place. What is left keeps the order of values, so that bounds of segments can be compared through it;
-//! DataFusion does so for every CAST, also for one from a timestamp to the time of the day.
+//! DataFusion's CAST is Arrow's: it truncates, uses other formats for times, and reads `\x61` as four
+//! characters. A function replaces every CAST that differs. The other CASTs keep the order of values, so
+//! segment bounds can be compared through them. DataFusion does that for every CAST, even timestamp to time.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use super::walk::type_of;
 use crate::casts::{cast, is_plain, try_cast};
 use crate::error::Error;
 
-/// Puts a function in the place of every CAST that means another thing in Arrow. Runs after type coercion, which makes casts.
+/// Replaces every CAST that Arrow performs differently. Runs after type coercion, which adds casts.
 pub(super) fn replace(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
     let (inner, field, is_try) = match expr {
         Expr::Cast(Cast { expr, field }) => (expr, field, false),
@@ -35,7 +35,7 @@ pub(super) fn replace(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>
     }))
 }
 
-/// `expr` as a value of type `to`, before casts are replaced.
+/// Casts `expr` to type `to`; for rewrites that run before casts are replaced.
 pub(super) fn cast_to(expr: Expr, to: DataType) -> Expr {
     Expr::Cast(Cast::new(Box::new(expr), to))
 }
@@ -46,14 +46,14 @@ fn call(expr: Expr, field: FieldRef, is_try: bool) -> Expr {
     Expr::ScalarFunction(ScalarFunction { func, args: vec![expr] })
 }
 
-/// Whether a function is a cast that fails for values it cannot keep.
+/// Returns whether a function is a CAST, which fails for a value that its type cannot hold.
 pub(super) fn is_checked(function: &ScalarUDF) -> bool {
     function.inner().downcast_ref::<CastFunction>().is_some_and(|cast| !cast.is_try)
 }
 
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct CastFunction {
-    /// The type, and what the cast says of it.
+    /// The target type and its metadata.
     field: FieldRef,
     is_try: bool,
     signature: Signature,

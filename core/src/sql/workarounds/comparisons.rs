@@ -1,7 +1,7 @@
-//! Comparisons of types that PostgreSQL has no operator for, refused before type coercion finds one.
+//! Refuses comparisons of types without an operator in PostgreSQL, before type coercion finds one.
 //!
-//! DataFusion compares a number with a text as texts, fails with an internal error for BYTES beside a number within BETWEEN, and answers
-//! with whatever else a cast makes of the rest. A literal text, and NULL, has no type of its own: it takes that of the other side.
+//! DataFusion compares a number with text as text, fails with an internal error for BYTES beside a number in
+//! BETWEEN, and else returns whatever a cast yields. A string literal or NULL takes the other side's type.
 
 use datafusion::arrow::datatypes::DataType;
 use datafusion::common::tree_node::Transformed;
@@ -18,7 +18,7 @@ use super::walk::type_of;
 use crate::casts::{UUID, is_decimal, is_text};
 use crate::error::{Error, ErrorKind, SqlState};
 
-/// Types with operators between all of them.
+/// Types that have operators with one another.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Family {
     Boolean,
@@ -27,12 +27,12 @@ enum Family {
     Bytes,
     /// Dates and both kinds of timestamps.
     Date,
-    /// Times of the day are intervals since midnight.
+    /// Intervals, and times of day, which are intervals since midnight.
     Interval,
     Uuid,
 }
 
-/// The family of a type; `None` for lists and the like, which are not judged here.
+/// The family of a type; `None` for lists and other types that are not checked here.
 fn family(ty: &DataType) -> Option<Family> {
     Some(match ty {
         DataType::Boolean => Family::Boolean,
@@ -48,7 +48,7 @@ fn family(ty: &DataType) -> Option<Family> {
     })
 }
 
-/// The type as SQL spells it.
+/// Returns the SQL name of a type.
 pub(super) fn sql_name(ty: &DataType) -> &'static str {
     match ty {
         DataType::Boolean => "BOOLEAN",
@@ -69,8 +69,8 @@ pub(super) fn sql_name(ty: &DataType) -> &'static str {
     }
 }
 
-/// Refuses comparisons of types that have none. It does so where an operator is planned, because the type of a select list's column is asked
-/// for right then, and the planner's own error does not name the types.
+/// Refuses comparisons without an operator while an operator is planned: the planner asks for the type of a
+/// select list's column right then, and its own error does not name the types.
 #[derive(Debug)]
 pub(super) struct Operators;
 
@@ -106,7 +106,7 @@ impl ExprPlanner for Operators {
         Ok(PlannerResult::Original(exprs))
     }
 
-    /// An array has nothing in front of its first element; DataFusion counts from the end there.
+    /// Returns NULL for subscripts below 1; DataFusion counts from the end there.
     fn plan_field_access(
         &self,
         expr: RawFieldAccessExpr,
@@ -126,10 +126,10 @@ impl ExprPlanner for Operators {
     }
 }
 
-/// Refuses an expression that compares what cannot be compared.
+/// Refuses an expression that compares types without an operator.
 ///
 /// # Errors
-/// 42883 with the operator and both types; 0A000 for LIKE over BYTES, which PostgreSQL has.
+/// 42883 with the operator and both types; 0A000 for LIKE over BYTES, which PostgreSQL supports.
 pub(super) fn check(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
     let type_of = |expr: &Expr| known_type(expr, schema);
     match &expr {
@@ -179,7 +179,7 @@ pub(super) fn check(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> 
     Ok(Transformed::no(expr))
 }
 
-/// DataFusion matches the text of bytes.
+/// Refuses LIKE over BYTES; DataFusion would match the text form of the bytes.
 fn refuse_bytes(like: &Like, schema: &DFSchema) -> Result<()> {
     let is_bytes = |part: &Expr| type_of(part, schema) == Some(DataType::Binary);
     if !is_bytes(&like.expr) && !is_bytes(&like.pattern) {
@@ -196,7 +196,7 @@ fn refuse_bytes(like: &Like, schema: &DFSchema) -> Result<()> {
 /// As [`check`].
 pub(super) fn check_keys(node: &LogicalPlan) -> Result<()> {
     let LogicalPlan::Join(join) = node else { return Ok(()) };
-    // INTERSECT and EXCEPT bring their columns to one type, as UNION does.
+    // INTERSECT and EXCEPT cast their columns to a common type, as UNION does.
     if is_set_operation(join) {
         return Ok(());
     }
@@ -209,12 +209,12 @@ fn first_column(subquery: &Subquery) -> Option<DataType> {
     subquery.subquery.schema().fields().first().map(|field| field.data_type().clone())
 }
 
-/// The type of an expression; `None` while it has none, and where it takes that of what it meets.
+/// The type of an expression; `None` if it has none yet, or takes the type of the other side.
 fn known_type(expr: &Expr, schema: &DFSchema) -> Option<DataType> {
     if takes_any_type(expr) { None } else { type_of(expr, schema) }
 }
 
-/// Whether an expression is a literal text, or a choice of which one is.
+/// Whether an expression is a string literal or NULL, or a choice that includes one.
 fn takes_any_type(expr: &Expr) -> bool {
     match expr {
         Expr::Literal(value, _) => value.is_null() || is_text(&value.data_type()),

@@ -1,10 +1,10 @@
 //! Grouping sets of computed expressions.
 //!
-//! DataFusion names a group after its expression and finds it again by the expression, so it loses one that a rewrite gives another name
-//! or another form: a cast, a function, a comparison with a literal. It also takes a constant among grouping sets for a constant of the
-//! result, and leaves it out of ORDER BY.
+//! DataFusion names a group after its expression and finds it again by the expression. It loses a group if a
+//! rewrite changes the name or the form: a cast, a function, a comparison with a literal. It also treats a
+//! constant among grouping sets as a constant of the result, and drops it from ORDER BY.
 //!
-//! Invariant: grouping sets have columns only; what is computed is computed below them.
+//! Invariant: grouping sets contain only columns; expressions are computed below them.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use datafusion::logical_expr::expr_rewriter::NamePreserver;
 use datafusion::logical_expr::utils::grouping_set_to_exprlist;
 use datafusion::logical_expr::{Aggregate, Expr, LogicalPlan, Projection};
 
-/// Moves what grouping sets compute into a projection below them. Columns keep their names.
+/// Moves the expressions of grouping sets into a projection below them. Columns keep their names.
 pub(super) fn below_sets(plan: LogicalPlan) -> Result<Transformed<LogicalPlan>> {
     let LogicalPlan::Aggregate(aggregate) = plan else { return Ok(Transformed::no(plan)) };
     if !matches!(aggregate.group_expr.as_slice(), [Expr::GroupingSet(_)]) {

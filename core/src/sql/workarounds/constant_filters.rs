@@ -1,7 +1,7 @@
-//! Conditions that name no column, above an aggregation or a window.
+//! Conditions without columns, above an aggregation or a window.
 //!
-//! DataFusion pushes them down, because all their columns are among those of the groups. But an aggregation of no rows can have a row,
-//! and a condition with `random()` is one of the groups, not of the rows in them.
+//! DataFusion pushes them down, because all their columns are group columns. But an aggregation of no rows
+//! can have a row, and a condition with `random()` applies to the groups, not to the rows in them.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use datafusion::logical_expr::{Expr, Filter, LogicalPlan};
 use datafusion::optimizer::optimizer::ApplyOrder;
 use datafusion::optimizer::{OptimizerConfig, OptimizerRule};
 
-/// DataFusion's rule that pushes filters down, without these.
+/// DataFusion's filter pushdown rule, without these conditions.
 #[derive(Debug)]
 pub(super) struct GuardedPushDown(pub(super) Arc<dyn OptimizerRule + Send + Sync>);
 
@@ -26,7 +26,7 @@ impl OptimizerRule for GuardedPushDown {
     }
 
     fn rewrite(&self, plan: LogicalPlan, config: &dyn OptimizerConfig) -> Result<Transformed<LogicalPlan>> {
-        // One filter above another is one, before DataFusion makes one of them.
+        // Merge stacked filters now, before DataFusion merges them.
         let plan = match plan {
             LogicalPlan::Filter(filter) => LogicalPlan::Filter(merged(filter)?),
             other => other,

@@ -1,8 +1,8 @@
-//! Arithmetic of dates, which is arithmetic of days.
+//! Date arithmetic, computed in days.
 //!
-//! DataFusion makes an interval of a number of days, which ends at 292 years, and takes the difference of two dates for a duration where it
-//! estimates what a filter keeps: `WHERE d - DATE '2024-01-01' > 5` is an internal error over large tables. The sum of a date and a time has
-//! nanoseconds, which no column has, and is an internal error where a window sorts by it.
+//! DataFusion turns days into an interval, which ends at 292 years. To estimate a filter's selectivity it
+//! takes the difference of dates for a duration: `WHERE d - DATE '2024-01-01' > 5` is an internal error over
+//! large tables. DATE + TIME has nanoseconds, which no column has; windows cannot sort by them.
 
 use datafusion::arrow::datatypes::{DataType, TimeUnit};
 use datafusion::common::tree_node::Transformed;

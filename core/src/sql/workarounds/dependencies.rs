@@ -1,9 +1,9 @@
-//! Which columns determine others.
+//! Functional dependencies: which columns determine others.
 //!
-//! DataFusion keeps with a plan that a key determines the other columns. It says so also of a group's columns where a join has repeated the
-//! key: of `GROUP BY c.id, a.s` over `c JOIN a` it takes `c.id` to determine `a.s`, and leaves `a.s` out of the groups when they are
-//! grouped again, as for `count(DISTINCT x)`, and out of ORDER BY. Names in a SELECT are resolved by it, which is right; the rules that take columns and joins
-//! away by it are not told.
+//! DataFusion records in a plan that a key determines the other columns. It keeps this for the columns of a
+//! group even if a join has repeated the key: for `GROUP BY c.id, a.s` over `c JOIN a` it assumes that `c.id`
+//! determines `a.s`. It then drops `a.s` when it groups again, as for `count(DISTINCT x)`, and from ORDER BY.
+//! Resolving names in a SELECT by dependencies is right; rules that remove columns and joins do not see them.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use datafusion::logical_expr::LogicalPlan;
 use datafusion::optimizer::optimizer::ApplyOrder;
 use datafusion::optimizer::{OptimizerConfig, OptimizerRule};
 
-/// A rule that sees no dependencies between columns.
+/// Hides functional dependencies from a rule.
 #[derive(Debug)]
 pub(super) struct WithoutDependencies(pub(super) Arc<dyn OptimizerRule + Send + Sync>);
 
@@ -49,7 +49,7 @@ impl OptimizerRule for WithoutDependencies {
     }
 }
 
-/// Whether a rule asks at this node what the columns of its inputs determine, and is told something.
+/// Whether a rule reads the functional dependencies of this node's inputs, and there are any.
 fn asks(plan: &LogicalPlan) -> bool {
     let is_asked = matches!(
         plan,
@@ -58,7 +58,7 @@ fn asks(plan: &LogicalPlan) -> bool {
     is_asked && plan.inputs().iter().any(|input| !input.schema().functional_dependencies().is_empty())
 }
 
-/// The plan without what its columns determine, as far as one of its own schemas says it.
+/// The plan without the functional dependencies in its own schema, if it has one.
 fn forgetful(plan: LogicalPlan) -> LogicalPlan {
     match plan {
         LogicalPlan::Projection(mut node) => {

@@ -1,8 +1,8 @@
-//! Conditions with the literal on the left, turned round before filters are pushed down.
+//! Moves literals to the right side of conditions before filter pushdown.
 //!
-//! DataFusion takes two equalities on one column for contradictory unless they are written alike: `x = 1 AND 1 = x` is false to it.
-//! Its simplifier turns most of them round, but not where the literal is only found to be one in the same pass, as in
-//! `lower('A') = x`.
+//! DataFusion considers two equalities on one column contradictory unless they are written alike: it takes
+//! `x = 1 AND 1 = x` for false. Its simplifier swaps most of them, but not if the same pass first folds the
+//! left side to a literal, as in `lower('A') = x`.
 
 use datafusion::common::Result;
 use datafusion::common::tree_node::{Transformed, TreeNode};
@@ -13,7 +13,7 @@ use datafusion::optimizer::{OptimizerConfig, OptimizerRule};
 
 use crate::failpoint::is_planted;
 
-/// Runs directly before filters are pushed down.
+/// Runs directly before filter pushdown.
 #[derive(Debug)]
 pub(super) struct EqualitiesRule;
 

@@ -1,7 +1,7 @@
-//! Aggregates that are answered by what is known of the rows.
+//! Aggregates that are answered from statistics.
 //!
-//! DataFusion looks for an aggregate whose value is known below one that has a FILTER, and goes too far: of
-//! `SELECT max(a) FILTER (WHERE ...) FROM (SELECT min(n) AS a FROM t) q` it takes the inner one.
+//! DataFusion searches for an aggregate whose value is known, and searches too deep below one with a FILTER:
+//! for `SELECT max(a) FILTER (WHERE ...) FROM (SELECT min(n) AS a FROM t) q` it takes the inner aggregate.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use datafusion::physical_optimizer::PhysicalOptimizerRule;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::aggregates::AggregateExec;
 
-/// The rule, for plans without a FILTER.
+/// Runs the rule only on plans without a FILTER.
 #[derive(Debug)]
 pub(super) struct UnfilteredStatistics(pub(super) Arc<dyn PhysicalOptimizerRule + Send + Sync>);
 

@@ -1,8 +1,8 @@
 //! One zero and one NaN.
 //!
-//! -0.0 is 0.0 and every NaN is the same, as in PostgreSQL. Columns hold only the one of them; what is computed can be the other, which
-//! DataFusion takes for another value wherever it compares bits: in sorts, windows, groups, joins, lists, `nullif` and CASE. The NaN that a
-//! processor makes of `Infinity - Infinity` has a sign, and is less than all numbers.
+//! -0.0 is 0.0 and every NaN is the same, as in PostgreSQL. Columns hold only the canonical ones; computed
+//! values can have other bits, which DataFusion compares in sorts, windows, groups, joins, lists, `nullif`
+//! and CASE. The NaN that a processor computes for `Infinity - Infinity` has a sign and is below all numbers.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use super::walk::type_of;
 use super::{arithmetic, casts};
 use crate::casts::is_text;
 
-/// Makes the zero and the NaN of a computed float those that columns hold.
+/// Replaces the zero and the NaN of a computed float by those that columns hold.
 pub(super) fn canonical(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
     let is_computed = match &expr {
         Expr::Literal(ScalarValue::Float64(Some(value)), _) => one_f64(*value).to_bits() != value.to_bits(),
@@ -47,7 +47,7 @@ pub(super) fn canonical(expr: Expr, schema: &DFSchema) -> Result<Transformed<Exp
         Expr::Literal(ScalarValue::Float32(value), metadata) => {
             Expr::Literal(ScalarValue::Float32(value.map(one_f32)), metadata)
         }
-        // Within a sum or a product it makes no difference which zero or NaN it is.
+        // Inside arithmetic it does not matter which zero or NaN an operand is.
         Expr::BinaryExpr(BinaryExpr { left, op, right }) => {
             let (left, right) = (Box::new(computed(*left)), Box::new(computed(*right)));
             call(Expr::BinaryExpr(BinaryExpr { left, op, right }))
@@ -111,7 +111,7 @@ impl ScalarUDFImpl for Canonical {
             DataType::Float64 => {
                 Arc::new(values.as_primitive::<Float64Type>().unary::<_, Float64Type>(one_f64))
             }
-            // The optimizer tries conditions with NULL, of no type, in the place of a column.
+            // The optimizer tests conditions with an untyped NULL in place of a column.
             _ => Arc::clone(values),
         };
         if matches!(args.args.as_slice(), [ColumnarValue::Scalar(_)]) && canonical.len() == 1 {

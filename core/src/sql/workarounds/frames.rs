@@ -1,13 +1,13 @@
-//! Frames of windows.
+//! Window frames.
 //!
-//! What DataFusion does with a RANGE frame, and what is done here:
+//! RANGE frames that DataFusion computes wrongly:
 //!
 //! | DataFusion | here |
 //! |---|---|
-//! | `UNBOUNDED PRECEDING` to `CURRENT ROW` wants an order to which a distance can be added | a GROUPS frame, which has the same rows |
-//! | a negative distance counts fewer than no rows | 22013 |
-//! | an order by TIME is an internal error | the order is a TIMESTAMP |
-//! | a distance is cut to the digits of the order, and one that leads out of its type takes the NULLs in | the order is a DECIMAL |
+//! | `UNBOUNDED PRECEDING` to `CURRENT ROW` needs a sort key with addition | a GROUPS frame, same rows |
+//! | a negative distance selects fewer than no rows | 22013 |
+//! | a sort by TIME is an internal error | sorts by a TIMESTAMP |
+//! | a distance is cut to the sort key's scale, or overflows and includes NULLs | sorts by a DECIMAL |
 
 use datafusion::arrow::datatypes::{DataType, TimeUnit};
 use datafusion::common::tree_node::Transformed;
@@ -18,7 +18,7 @@ use super::casts::cast_to;
 use super::walk::type_of;
 use crate::error::{Error, ErrorKind, SqlState};
 
-/// Gives window functions frames that DataFusion computes. Runs before type coercion, which reads the distances.
+/// Corrects frames that DataFusion cannot compute. Runs before type coercion, which reads the distances.
 pub(super) fn correct(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
     let Expr::WindowFunction(mut call) = expr else { return Ok(Transformed::no(expr)) };
     let frame = &call.params.window_frame;
@@ -70,7 +70,7 @@ pub(super) fn correct(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>
     Ok(Transformed::yes(Expr::WindowFunction(call)))
 }
 
-/// Whether a frame begins and ends with peers of the row or at the ends of the partition.
+/// Whether both bounds are peers of the row or ends of the partition.
 fn adds_nothing(start: &WindowFrameBound, end: &WindowFrameBound) -> bool {
     [start, end].into_iter().all(|bound| match bound {
         WindowFrameBound::CurrentRow => true,
@@ -78,7 +78,7 @@ fn adds_nothing(start: &WindowFrameBound, end: &WindowFrameBound) -> bool {
     })
 }
 
-/// The digits behind the point with which an exact number and the distances of a frame can be added; `None` where nothing is added to one.
+/// The scale that an exact numeric sort key and its frame's distances need; `None` if nothing is added.
 fn scale_needed(frame: &WindowFrame, order: Option<DataType>) -> Option<i8> {
     let own = match order? {
         DataType::Decimal128(_, scale) => scale,
@@ -92,7 +92,7 @@ fn scale_needed(frame: &WindowFrame, order: Option<DataType>) -> Option<i8> {
     scales.max().map(|scale| scale.max(own))
 }
 
-/// The digits behind the point of a distance that is a number.
+/// The scale of a numeric distance.
 fn scale_of(distance: &ScalarValue) -> Option<i8> {
     match distance {
         distance if distance.is_null() => None,

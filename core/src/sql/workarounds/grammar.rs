@@ -1,4 +1,4 @@
-//! Where sqlparser reads operators otherwise than PostgreSQL does.
+//! Operators that sqlparser reads differently from PostgreSQL.
 //!
 //! | SQL | sqlparser 0.62 | here |
 //! |---|---|---|
@@ -10,7 +10,7 @@
 //! | `interval + 1` | an interval | the column |
 //! | `a ISNULL` | an alias, or an error | IS NULL |
 //!
-//! The order is that of <https://www.postgresql.org/docs/15/sql-syntax-lexical.html#SQL-PRECEDENCE>.
+//! Precedence follows <https://www.postgresql.org/docs/15/sql-syntax-lexical.html#SQL-PRECEDENCE>.
 
 use datafusion::sql::sqlparser::ast::{Expr, TrimWhereField, UnaryOperator};
 use datafusion::sql::sqlparser::dialect::{Dialect, PostgreSqlDialect, Precedence};
@@ -18,12 +18,13 @@ use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::parser::{Parser, ParserError};
 use datafusion::sql::sqlparser::tokenizer::Token;
 
-/// The precedence of COLLATE in sqlparser's PostgreSQL dialect: a sign binds closer, a subscript, a cast and a period do not.
+/// The precedence of COLLATE in sqlparser's PostgreSQL dialect. A sign binds tighter than COLLATE, but looser
+/// than a subscript, a cast and a period.
 const COLLATE: u8 = 120;
 
 type Parsed = Result<Expr, ParserError>;
 
-/// An expression that begins here, if it is one of the corrected ones.
+/// Parses an expression that begins here, if it is one of the corrected ones.
 pub(in crate::sql) fn prefix(parser: &mut Parser<'_>) -> Option<Parsed> {
     match &parser.peek_token_ref().token {
         Token::Minus => Some(sign(parser, UnaryOperator::Minus)),
@@ -39,7 +40,7 @@ pub(in crate::sql) fn prefix(parser: &mut Parser<'_>) -> Option<Parsed> {
     }
 }
 
-/// Whether INTERVAL is a name: no value follows.
+/// Whether INTERVAL is a column name, because no value follows.
 fn is_column(parser: &Parser<'_>) -> bool {
     matches!(
         parser.peek_nth_token_ref(1).token,
@@ -97,7 +98,7 @@ fn trim(parser: &mut Parser<'_>, side: TrimWhereField) -> Parsed {
     Ok(Expr::Trim { expr: Box::new(expr), trim_where: Some(side), trim_what: None, trim_characters: None })
 }
 
-/// What follows `left` with an operator of that precedence, if it is one of the corrected ones.
+/// Parses an operator of that precedence after `left`, if it is one of the corrected ones.
 pub(in crate::sql) fn infix(parser: &mut Parser<'_>, left: &Expr, precedence: u8) -> Option<Parsed> {
     if is_isnull(parser) {
         parser.next_token();
@@ -121,13 +122,13 @@ pub(in crate::sql) fn infix(parser: &mut Parser<'_>, left: &Expr, precedence: u8
     }))
 }
 
-/// Whether ISNULL comes next, which is no name unless it is quoted.
+/// Whether ISNULL comes next; unquoted, it is never a name.
 fn is_isnull(parser: &Parser<'_>) -> bool {
     matches!(&parser.peek_token_ref().token,
         Token::Word(word) if word.quote_style.is_none() && word.value.eq_ignore_ascii_case("isnull"))
 }
 
-/// The precedence of the operator that comes next, where it is corrected.
+/// Returns the precedence of the next operator, if it is one of the corrected ones.
 pub(in crate::sql) fn precedence(parser: &Parser<'_>) -> Option<u8> {
     if is_isnull(parser) {
         return Some(PostgreSqlDialect {}.prec_value(Precedence::Is));

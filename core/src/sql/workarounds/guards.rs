@@ -1,10 +1,11 @@
-//! Conditions that can fail are looked at last, and only where the others beside them do not decide.
+//! Evaluates conditions that can fail last, and only where the others beside them do not decide.
 //!
-//! DataFusion computes both sides of an AND for every row of a batch, unless the first leaves few of them, and it makes an AND of a CASE
-//! with boolean branches. So `n <> 0 AND 100 / n > 5` divides by zero, as does `CASE WHEN n <> 0 THEN 100 / n > 5 ELSE false END`.
-//! PostgreSQL promises no order either, but looks at conditions from the left to the right and stops where one decides.
+//! DataFusion computes both sides of an AND for every row of a batch, unless the first keeps few of them, and
+//! turns a CASE with boolean branches into an AND. So `n <> 0 AND 100 / n > 5` divides by zero, as does
+//! `CASE WHEN n <> 0 THEN 100 / n > 5 ELSE false END`. PostgreSQL promises no order either, but evaluates
+//! conditions from left to right and stops where one decides.
 //!
-//! Runs once, on a plan that is optimised: each condition that cannot fail stays by itself, so that keys and segments are found by it.
+//! Runs once, on an optimised plan. Conditions that cannot fail stay separate for key lookups and pruning.
 
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::common::{DFSchema, Result};
@@ -15,7 +16,7 @@ use datafusion::logical_expr::{Expr, Filter, LogicalPlan, Operator, lit, when};
 
 use super::walk::type_of;
 
-/// Rewrites the conditions of a plan.
+/// Guards the conditions of a plan.
 pub(crate) fn guard(plan: LogicalPlan) -> Result<LogicalPlan> {
     let rewritten = plan.transform_up_with_subqueries(|node| match node {
         LogicalPlan::Filter(Filter { predicate, input, .. }) => {
@@ -50,8 +51,8 @@ pub(crate) fn guard(plan: LogicalPlan) -> Result<LogicalPlan> {
     Ok(rewritten?.data)
 }
 
-/// `column = expression of columns`. Behind such a filter DataFusion takes both for one value, and writes the expression for the column where
-/// rows are sorted, also into the expression itself.
+/// Whether a condition is `column = expression of columns`. Behind such a filter DataFusion takes both for
+/// one value and replaces the column by the expression in sort keys, even inside the expression itself.
 fn is_computed_equality(condition: &Expr, schema: &DFSchema) -> bool {
     let Expr::BinaryExpr(BinaryExpr { left, op: Operator::Eq, right }) = condition else { return false };
     let is_computed = |expr: &Expr| !matches!(expr, Expr::Column(_)) && !expr.column_refs().is_empty();
@@ -64,7 +65,7 @@ fn is_computed_equality(condition: &Expr, schema: &DFSchema) -> bool {
     }
 }
 
-/// A computed equality as two conditions that say the same.
+/// Rewrites a computed equality as two equivalent inequalities.
 fn as_inequalities(condition: Expr, schema: &DFSchema) -> Expr {
     if !is_computed_equality(&condition, schema) {
         return condition;
@@ -77,13 +78,13 @@ fn as_inequalities(condition: Expr, schema: &DFSchema) -> Expr {
     }
 }
 
-/// The same for the condition of one filter.
+/// Guards the condition of a single filter.
 pub(crate) fn guard_condition(condition: Expr) -> crate::error::Result<Expr> {
     let (conditions, _) = guard_conditions(split_conjunction_owned(condition))?;
     Ok(conjunction(conditions).unwrap_or_else(|| lit(true)))
 }
 
-/// The conditions of a filter, for which NULL is as false.
+/// Guards the conditions of a filter, where NULL counts as false; returns whether anything changed.
 fn guard_conditions(conditions: Vec<Expr>) -> Result<(Vec<Expr>, bool)> {
     let mut is_changed = false;
     let conditions = conditions
@@ -115,7 +116,7 @@ fn guard_conditions(conditions: Vec<Expr>) -> Result<(Vec<Expr>, bool)> {
     Ok((safe, true))
 }
 
-/// An aggregate's arguments are computed where its FILTER holds: DataFusion computes them for every row of a batch.
+/// Computes an aggregate's arguments only where its FILTER holds; DataFusion computes them for every row.
 pub(super) fn guard_arguments(mut expr: Expr, _: &DFSchema) -> Result<Transformed<Expr>> {
     let (args, sorts, filter) = match &mut expr {
         Expr::AggregateFunction(call) => {
@@ -127,7 +128,7 @@ pub(super) fn guard_arguments(mut expr: Expr, _: &DFSchema) -> Result<Transforme
     let Some(filter) = filter else { return Ok(Transformed::no(expr)) };
     let mut is_changed = false;
     for part in args.iter_mut().chain(sorts.iter_mut().map(|sort| &mut sort.expr)) {
-        // A constant is an argument of the function itself, such as the fraction of a percentile.
+        // A constant is a parameter of the function itself, such as the fraction of a percentile.
         if can_fail(part)? && (!part.column_refs().is_empty() || part.contains_outer()) {
             *part = when(Expr::clone(filter), std::mem::take(part)).end()?;
             is_changed = true;
@@ -136,7 +137,7 @@ pub(super) fn guard_arguments(mut expr: Expr, _: &DFSchema) -> Result<Transforme
     Ok(Transformed::new_transformed(expr, is_changed))
 }
 
-/// ANDs and ORs anywhere in an expression, where NULL is not false.
+/// Guards ANDs and ORs anywhere in an expression, where NULL is not false.
 fn guard_expression(expr: Expr) -> Result<Transformed<Expr>> {
     if !can_fail(&expr)? {
         return Ok(Transformed::no(expr));
@@ -170,7 +171,7 @@ fn guard_expression(expr: Expr) -> Result<Transformed<Expr>> {
     })
 }
 
-/// A guard names its condition twice, so conditions in one another would grow to 2^depth parts: of more than these none is written twice.
+/// Conditions with more parts get no guard: a guard repeats its condition; nested ones grow to 2^depth parts.
 const PARTS_DOUBLED_MAX: usize = 1_000;
 
 fn is_large(expr: &Expr) -> Result<bool> {
@@ -182,7 +183,7 @@ fn is_large(expr: &Expr) -> Result<bool> {
     Ok(parts > PARTS_DOUBLED_MAX)
 }
 
-/// The parts of a chain of one operator, from the left.
+/// The operands of a chain of one operator, from the left.
 fn split(expr: Expr, op: Operator) -> Vec<Expr> {
     match expr {
         Expr::BinaryExpr(BinaryExpr { left, op: own, right }) if own == op => {
@@ -194,7 +195,7 @@ fn split(expr: Expr, op: Operator) -> Vec<Expr> {
     }
 }
 
-/// Those that cannot fail, and those that can.
+/// Separates conditions that cannot fail from those that can.
 fn parted(conditions: Vec<Expr>) -> Result<(Vec<Expr>, Vec<Expr>)> {
     let (mut safe, mut risky) = (Vec::new(), Vec::new());
     for condition in conditions {
@@ -203,7 +204,7 @@ fn parted(conditions: Vec<Expr>) -> Result<(Vec<Expr>, Vec<Expr>)> {
     Ok((safe, risky))
 }
 
-/// Functions that have a value for all arguments of their types.
+/// Functions that return a value for all arguments of their types; sorted for binary search.
 const TOTAL: [&str; 88] = [
     "acos",
     "acosh",
@@ -295,7 +296,7 @@ const TOTAL: [&str; 88] = [
     "version",
 ];
 
-/// Whether some row can make an expression an error. A CASE is taken for its own guard.
+/// Whether an expression can fail for some row. A CASE counts as its own guard.
 fn can_fail(expr: &Expr) -> Result<bool> {
     let mut can_fail = false;
     expr.apply(|part| {

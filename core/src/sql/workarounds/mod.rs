@@ -1,17 +1,21 @@
-//! What DataFusion and sqlparser get wrong, set right or refused, each thing in one place.
+//! Workarounds: corrects or refuses what DataFusion and sqlparser get wrong, each fault in one place.
 //!
 //! | step of a statement | files |
 //! |---|---|
-//! | reading the text | `grammar`, `syntax` |
-//! | the plan, before types are made equal | `comparisons`, `days`, `numbers`, `arithmetic` (quotients), `aggregates`, `functions`, `frames`, `computed_groups`, `recursion` |
-//! | the plan, after that | `casts`, `arithmetic` (overflow), `regex`, `regex_syntax`, `floats`, `sorts`, `multisets`, `offsets`, `subqueries` |
-//! | optimising the plan | `simplification`, `equalities`, `dependencies`, `same_types`, `constant_filters`, `null_equality`, and at its end `guards` |
-//! | the physical plan | `added_nulls`, `filtered_statistics`, `projections`, `pushdown`, `scan_equalities`, `build_reports`, `requirements` |
+//! | parsing | `grammar`, `syntax` |
+//! | plan before type coercion | `comparisons`, `days`, `numbers`, `arithmetic` (quotients), `aggregates` |
+//! | | `functions`, `frames`, `computed_groups`, `recursion`, `multisets`, `sorts` (aggregates) |
+//! | plan after type coercion | `casts`, `arithmetic` (overflow), `regex`, `regex_syntax`, `floats` |
+//! | | `sorts` (DISTINCT ON), `offsets`, `subqueries` |
+//! | logical optimizer | `simplification`, `equalities`, `dependencies`, `same_types` |
+//! | | `constant_filters`, `null_equality`, and at its end `guards` |
+//! | physical optimizer | `added_nulls`, `filtered_statistics`, `projections`, `pushdown` |
+//! | | `scan_equalities`, `build_reports`, `requirements` |
 //!
-//! docs/sql-correctness.md has a line for each with its upstream issue; `tests/it/workarounds.rs` asks DataFusion alone and fails when its
-//! answer has become right, so that the work-around can go.
+//! docs/sql-correctness.md lists each workaround with its upstream issue. `tests/it/workarounds.rs` runs
+//! DataFusion alone and fails once its answer is right, so that the workaround can go.
 //!
-//! Invariant: a rule here changes what a plan gives only where DataFusion's own plan gives a wrong answer.
+//! Invariant: a rule here changes the result of a plan only where DataFusion's own plan gives a wrong one.
 
 mod added_nulls;
 mod aggregates;
@@ -79,21 +83,21 @@ pub(crate) use self::recursion::{FIRST_PART, NEXT_PART};
 pub(crate) use self::simplification::simplify;
 use crate::failpoint::is_planted;
 
-/// Settings under which DataFusion is right more often.
+/// Sets options under which DataFusion gives fewer wrong answers.
 pub(super) fn configure(config: &mut SessionConfig) {
     let options = config.options_mut();
-    // 4.07 is the decimal, not the double next to it.
+    // Read 4.07 as a decimal, not as the nearest double.
     options.sql_parser.parse_float_as_decimal = true;
-    // now() and to_timestamp() are instants.
+    // Makes now() and to_timestamp() return TIMESTAMPTZ.
     options.execution.time_zone = Some("UTC".to_owned());
-    // The logical plan is right about what can be NULL, the physical one is too careful, and the check takes that for a fault.
+    // The logical plan's nullability is right; the physical plan's is too cautious and fails this check.
     options.execution.skip_physical_aggregate_schema_check = true;
 }
 
-/// The state for the physical plan of an optimised one.
+/// Returns the session state for making a physical plan from an optimised plan.
 ///
-/// Below UNION a sort leaves out columns that are constant in each input, but not the same in all of them. A merge above is given all of
-/// them again; the limit that the inputs share is not.
+/// Below UNION, sorts drop columns that are constant in each input but differ between inputs. A merge above
+/// gets these columns back; the LIMIT that the inputs share does not. So a UNION disables split sorts.
 pub(super) fn state_for(plan: &LogicalPlan, state: &SessionState) -> SessionState {
     let mut state = state.clone();
     let (mut has_union, mut has_float_groups) = (false, false);
@@ -105,7 +109,7 @@ pub(super) fn state_for(plan: &LogicalPlan, state: &SessionState) -> SessionStat
     if has_union && !is_planted("union_shares_its_limit") {
         state.config_mut().options_mut().optimizer.repartition_sorts = false;
     }
-    // The queue that keeps the first groups in order alone does not find NaN again, and can end in a panic.
+    // The top-k aggregation queue does not find NaN again, and can panic.
     if has_float_groups {
         state.config_mut().options_mut().optimizer.enable_topk_aggregation = false;
     }
@@ -116,22 +120,22 @@ fn has_float(plan: &LogicalPlan) -> bool {
     plan.schema().fields().iter().any(|field| field.data_type().is_floating())
 }
 
-/// Functions that take the place of DataFusion's of the same name.
+/// Returns the functions to register: replacements for DataFusion's, and helpers that rewrites call.
 pub(super) fn functions() -> Vec<Arc<ScalarUDF>> {
     functions::all().into_iter().chain(recursion::functions()).collect()
 }
 
-/// Planners of operators, to be asked before DataFusion's.
+/// Returns the operator planners, which run before DataFusion's.
 pub(super) fn operators() -> Vec<Arc<dyn ExprPlanner>> {
     vec![Arc::new(comparisons::Operators)]
 }
 
-/// Rewrites that come before type coercion, because they decide which types meet.
+/// Returns the rewrites that run before type coercion, because they decide which types meet.
 pub(super) fn before_coercion() -> Arc<dyn AnalyzerRule + Send + Sync> {
     Arc::new(BeforeCoercion)
 }
 
-/// Rewrites that come after type coercion, because they need to see the casts it makes.
+/// Returns the rewrites that run after type coercion, because they need the casts that it adds.
 pub(super) fn after_coercion() -> Arc<dyn AnalyzerRule + Send + Sync> {
     Arc::new(AfterCoercion)
 }
@@ -178,7 +182,7 @@ impl AnalyzerRule for BeforeCoercion {
             })?
             .data;
         let plan = numbers::unify_sets(rewrite_expressions(plan, &REWRITES)?)?;
-        // What stands above a union, and in subqueries names its columns, has their types.
+        // Nodes above a union, and subqueries that name its columns, take over its new types.
         if plan.exists(|node| Ok(matches!(node, LogicalPlan::Union(_))))? {
             return rewrite_expressions(plan, &[]);
         }
@@ -213,7 +217,7 @@ impl AnalyzerRule for AfterCoercion {
     }
 }
 
-/// DataFusion's rules for logical plans, with ours among them.
+/// Returns DataFusion's logical optimizer rules, with our rules among them.
 pub(super) fn optimizer_rules() -> Vec<Arc<dyn OptimizerRule + Send + Sync>> {
     let mut rules = Vec::new();
     for rule in Optimizer::new().rules {
@@ -237,7 +241,7 @@ pub(super) fn optimizer_rules() -> Vec<Arc<dyn OptimizerRule + Send + Sync>> {
     rules
 }
 
-/// DataFusion's rules for physical plans, guarded.
+/// Returns the given physical optimizer rules with guards, and our rules among them.
 pub(super) fn physical_rules(
     rules: Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>>,
 ) -> Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>> {

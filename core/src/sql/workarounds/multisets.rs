@@ -1,7 +1,7 @@
-//! INTERSECT ALL and EXCEPT ALL: a row that comes m times on the left and n times on the right comes min(m, n) and m - n times.
+//! INTERSECT ALL keeps min(m, n) of m left and n right rows that are equal; EXCEPT ALL keeps max(m - n, 0).
 //!
-//! DataFusion makes semi joins and anti joins of them, which keep all m or none. With equal rows numbered from 1 on both sides, and the
-//! number as a further column, they are right.
+//! DataFusion plans them as semi joins and anti joins, which keep all m or none. The joins are right once
+//! equal rows are numbered from 1 on both sides and the number is a further key.
 
 use std::sync::Arc;
 
@@ -11,13 +11,13 @@ use datafusion::functions_window::row_number::row_number_udwf;
 use datafusion::logical_expr::expr::WindowFunction;
 use datafusion::logical_expr::{Distinct, Expr, Join, LogicalPlan, LogicalPlanBuilder, WindowFrame};
 
-/// The number of a row among those equal to it, on each side.
+/// Columns with the number of a row among its equals, on each side.
 const NUMBERS: [&str; 2] = ["__number_of_left_row", "__number_of_right_row"];
 
-/// Corrects a set operation. Runs before anything else makes joins of this kind.
+/// Corrects a set operation. Runs before other rewrites make joins of this kind.
 pub(super) fn count_rows(plan: LogicalPlan) -> Result<Transformed<LogicalPlan>> {
     let LogicalPlan::Join(join) = plan else { return Ok(Transformed::no(plan)) };
-    // Without ALL the left side has each row once.
+    // Without ALL, the left side is distinct.
     if !is_set_operation(&join) || matches!(*join.left, LogicalPlan::Distinct(Distinct::All(_))) {
         return Ok(Transformed::no(LogicalPlan::Join(join)));
     }
@@ -40,7 +40,7 @@ pub(super) fn count_rows(plan: LogicalPlan) -> Result<Transformed<LogicalPlan>> 
     Ok(Transformed::yes(plan))
 }
 
-/// Whether a join is INTERSECT or EXCEPT. No other is planned as one of this kind.
+/// Returns whether a join is INTERSECT or EXCEPT. The planner makes no other joins of this kind.
 pub(super) fn is_set_operation(join: &Join) -> bool {
     join.null_equality == NullEquality::NullEqualsNull
         && matches!(join.join_type, JoinType::LeftSemi | JoinType::LeftAnti)

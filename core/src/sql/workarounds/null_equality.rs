@@ -1,7 +1,7 @@
-//! Joins whose keys are equal when both are NULL (IS NOT DISTINCT FROM, INTERSECT, what subqueries become), kept apart from others.
+//! Keeps joins with null-safe keys (IS NOT DISTINCT FROM, INTERSECT, rewritten subqueries) apart from others.
 //!
-//! DataFusion has one setting for all keys of a join, and two of its rules forget that: one takes `a = b` of the condition for a further
-//! key, the other takes inner joins apart and puts their keys together again under the setting of one of them.
+//! DataFusion has one setting for all keys of a join, and two of its rules ignore it: one makes `a = b` in
+//! the condition a further key; the other takes inner joins apart and puts all their keys under one setting.
 
 use std::sync::Arc;
 
@@ -13,11 +13,11 @@ use datafusion::optimizer::{OptimizerConfig, OptimizerRule};
 
 type Rule = Arc<dyn OptimizerRule + Send + Sync>;
 
-/// The rule that finds keys in conditions, without joins that have keys of the other kind.
+/// Runs the rule that finds keys in conditions, except on joins with null-safe keys.
 #[derive(Debug)]
 pub(super) struct GuardedKeys(pub(super) Rule);
 
-/// The rule that orders inner joins anew, without plans that have both kinds.
+/// Runs the rule that reorders inner joins, except on plans with null-safe keys.
 #[derive(Debug)]
 pub(super) struct GuardedOrder(pub(super) Rule);
 

@@ -1,17 +1,17 @@
-//! Which type two values are compared and put together in. Runs before type coercion, which then finds them equal already.
+//! Chooses the type in which values are compared or combined. Runs before type coercion.
 //!
 //! | pair | DataFusion 55 | PostgreSQL and here |
 //! |---|---|---|
-//! | float and decimal | `DECIMAL(30,15)`, in which few floats have their value | DOUBLE |
+//! | float and decimal | `DECIMAL(30,15)`, which holds few floats exactly | DOUBLE |
 //! | REAL and an integer | REAL, which holds integers up to 2^24 | DOUBLE |
 //! | a literal above 2^63-1 and anything | an unsigned type, which no column has | `DECIMAL(20,0)` |
-//! | BOOLEAN and a literal text | an error | BOOLEAN |
+//! | BOOLEAN and a string literal | an error | BOOLEAN |
 //! | BYTES and text | text | BYTES |
 //! | UUID and text | an error | UUID |
-//! | REAL in a list of several constants, in CASE or UNION, and a decimal | DOUBLE | REAL |
-//! | dates, times, intervals, numbers and a literal text, in CASE or coalesce | text, or an error | the other type |
-//! | what `lag` gives and its default | that of the first | common to both |
-//! | DATE and an interval with a time of the day | DATE, hours are cut off | TIMESTAMP |
+//! | REAL and a decimal, in a constant list, CASE or UNION | DOUBLE | REAL |
+//! | date, time, interval or number and string literal, in CASE or coalesce | text, or an error | the other |
+//! | the value and the default of `lag` | the value's type | a common type |
+//! | DATE and an interval with a time of day | DATE, hours are cut off | TIMESTAMP |
 
 use std::mem::take;
 use std::sync::Arc;
@@ -31,10 +31,10 @@ use super::functions::{INTERVAL, is_span};
 use super::walk::type_of;
 use crate::casts::{UUID, cast, is_decimal, is_text};
 
-/// Functions whose arguments are brought to one type.
+/// Functions whose arguments are cast to one type.
 pub(super) const UNIFORM: [&str; 6] = ["coalesce", "nullif", "nvl", "greatest", "least", "make_array"];
 
-/// Brings the parts of one expression to types that mean the same to DataFusion and to PostgreSQL.
+/// Casts the parts of an expression to types that mean the same in DataFusion and in PostgreSQL.
 pub(super) fn unify(mut expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
     let is_changed = match &mut expr {
         Expr::Literal(value, _) => match value {
@@ -56,7 +56,7 @@ pub(super) fn unify(mut expr: Expr, schema: &DFSchema) -> Result<Transformed<Exp
             Reals::Widened,
         )?,
         Expr::InList(list) => {
-            // Several constants are an array: they have one type, also the value's, and are then compared with it.
+            // Constants form an array. They and the value decide its type; then it is compared.
             let is_array = list.list.len() > 1 && list.list.iter().all(|item| item.column_refs().is_empty());
             let mut value = Expr::clone(&list.expr);
             let mut is_changed = false;
@@ -102,7 +102,7 @@ pub(super) fn unify(mut expr: Expr, schema: &DFSchema) -> Result<Transformed<Exp
     Ok(Transformed::new_transformed(expr, is_changed))
 }
 
-/// `nullif` compares its arguments in a common type and gives the first one in its own.
+/// `nullif` compares its arguments in a common type and returns the first one in its own type.
 fn unify_nullif(mut call: ScalarFunction, schema: &DFSchema) -> Result<Transformed<Expr>> {
     let type_of_first = |call: &ScalarFunction| call.args.first().and_then(|arg| type_of(arg, schema));
     let first = type_of_first(&call);
@@ -115,7 +115,7 @@ fn unify_nullif(mut call: ScalarFunction, schema: &DFSchema) -> Result<Transform
     })
 }
 
-/// Makes a date a timestamp if an interval that is added to it has a time of the day, as far as one can tell.
+/// Casts a date to a timestamp unless the interval added to it is known to have whole days.
 fn date_to_timestamp(date: &mut Expr, interval: &Expr, schema: &DFSchema) -> bool {
     let is_interval = |ty: DataType| is_span(&ty) && !is_whole_days(interval);
     let is_moved =
@@ -126,7 +126,7 @@ fn date_to_timestamp(date: &mut Expr, interval: &Expr, schema: &DFSchema) -> boo
     is_moved
 }
 
-/// Whether an interval is written down and has no time of the day.
+/// Whether an interval is a literal, or a sum of literals, without a time of day.
 fn is_whole_days(interval: &Expr) -> bool {
     match interval {
         Expr::Literal(ScalarValue::IntervalMonthDayNano(value), _) => {
@@ -143,7 +143,7 @@ fn is_whole_days(interval: &Expr) -> bool {
     }
 }
 
-/// `lag(value, distance, default)`: value and default have one type, and at an unknown distance is NULL.
+/// Gives the value and default of `lag(value, distance, default)` one type; a NULL distance gives NULL.
 fn unify_neighbour(args: &mut Vec<Expr>, schema: &DFSchema) -> Result<bool> {
     if let [value, Expr::Literal(distance, _), ..] = args.as_slice()
         && distance.is_null()
@@ -156,7 +156,7 @@ fn unify_neighbour(args: &mut Vec<Expr>, schema: &DFSchema) -> Result<bool> {
     Ok(unify_parts(&mut [&mut *value, &mut *default], schema, Reals::Kept)? | widen(value, default, schema))
 }
 
-/// Brings two values to the type that has those of both.
+/// Casts two values to the type that holds both.
 fn widen(one: &mut Expr, other: &mut Expr, schema: &DFSchema) -> bool {
     let (Some(left), Some(right)) = (type_of(one, schema), type_of(other, schema)) else { return false };
     let Some(common) = type_union_coercion(&left, &right).filter(|_| left != right) else { return false };
@@ -168,21 +168,21 @@ fn widen(one: &mut Expr, other: &mut Expr, schema: &DFSchema) -> bool {
     true
 }
 
-/// The same for the elements of an array, when they are planned: the planner has no common type for some.
+/// Gives the elements of an array one type while they are planned; the planner has no common type for some.
 pub(super) fn unify_elements(elements: &mut [Expr], schema: &DFSchema) -> Result<()> {
     unify_parts(&mut elements.iter_mut().collect::<Vec<_>>(), schema, Reals::Kept).map(|_| ())
 }
 
-/// What becomes of REAL beside another number.
+/// How REAL combines with other numbers.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Reals {
     /// Other numbers become REAL, as in UNION and CASE.
     Kept,
-    /// To DOUBLE, as for a comparison.
+    /// REAL becomes DOUBLE, as in a comparison.
     Widened,
 }
 
-/// Brings expressions that meet to one kind of type; says whether anything was changed.
+/// Casts expressions to compatible types; returns whether anything changed.
 fn unify_parts(parts: &mut [&mut Expr], schema: &DFSchema, reals: Reals) -> Result<bool> {
     let types: Vec<Option<DataType>> = parts.iter().map(|part| type_of(part, schema)).collect();
     let has = |is: fn(&DataType) -> bool| types.iter().flatten().any(is);
@@ -205,7 +205,7 @@ fn unify_parts(parts: &mut [&mut Expr], schema: &DFSchema, reals: Reals) -> Resu
     } else if reals == Reals::Kept && has_real && !has(|ty| *ty == DataType::Float64) {
         each(&|_, ty| ty.is_integer(), &DataType::Float32)?;
     }
-    // With a date the planner would compare in nanoseconds, which reach from 1678 to 2261.
+    // Beside a date the planner would compare in nanoseconds, which reach from 1678 to 2261.
     if let Some(timestamp) = types.iter().flatten().find(|ty| matches!(ty, DataType::Timestamp(..))) {
         each(&|_, ty| *ty == DataType::Date32, timestamp)?;
     }
@@ -220,13 +220,13 @@ fn unify_parts(parts: &mut [&mut Expr], schema: &DFSchema, reals: Reals) -> Resu
     Ok(is_changed)
 }
 
-/// The type that literal texts take from the values beside them, where the planner would give them none or another: in a comparison it knows
-/// dates and whole numbers.
+/// The type that string literals take from the values beside them, if the planner would choose none or
+/// another. In a comparison it handles dates and integers.
 fn type_for_literals(types: &[Option<DataType>], reals: Reals) -> Option<DataType> {
     let others = types.iter().flatten().filter(|ty| !is_text(ty) && **ty != DataType::Null);
     let first = others.clone().next()?;
     let is_one = others.clone().all(|ty| ty == first);
-    // In a comparison the planner would take nanoseconds for it, which reach from 1678 to 2261.
+    // In a comparison the planner would choose nanoseconds, which reach from 1678 to 2261.
     let is_day_or_timestamp = |ty: &DataType| matches!(ty, DataType::Timestamp(..) | DataType::Date32);
     if !is_one && others.clone().all(is_day_or_timestamp) || matches!(first, DataType::Timestamp(..)) {
         let with_zone = others.clone().find(|ty| matches!(ty, DataType::Timestamp(_, Some(_))));
@@ -245,7 +245,7 @@ fn type_for_literals(types: &[Option<DataType>], reals: Reals) -> Option<DataTyp
     }
 }
 
-/// Gives a literal text beside a BOOLEAN, BYTES, UUID or an interval its value; the planner has no common type for some of these.
+/// Gives a string literal beside BOOLEAN, BYTES, UUID or an interval that type; the planner fails for some.
 pub(super) fn type_literal(left: &mut Expr, right: &mut Expr, schema: &DFSchema) -> Result<()> {
     each_literal(left, right, schema, |_, other| match other {
         DataType::Boolean | DataType::Binary => Some(other.clone()),
@@ -255,8 +255,8 @@ pub(super) fn type_literal(left: &mut Expr, right: &mut Expr, schema: &DFSchema)
     })
 }
 
-/// The same for operators that are no comparisons: beside `||` and bytes a literal is bytes, beside `+` and a time an interval, and in
-/// arithmetic with a number a number.
+/// Types a string literal beside other operators: BYTES beside `||` and BYTES, an interval beside `+` and a
+/// time, a number beside a number in arithmetic.
 pub(super) fn type_operand(
     op: &BinaryOperator,
     left: &mut Expr,
@@ -264,7 +264,7 @@ pub(super) fn type_operand(
     schema: &DFSchema,
 ) -> Result<()> {
     if matches!(op, BinaryOperator::Plus | BinaryOperator::Minus) {
-        // Right now, because what the sum stands in asks for its type.
+        // Now, because the enclosing expression asks for the sum's type.
         let _ = date_to_timestamp(left, right, schema) || date_to_timestamp(right, left, schema);
     }
     each_literal(left, right, schema, |side, other| match (op, side, other) {
@@ -284,7 +284,7 @@ pub(super) fn type_operand(
     })
 }
 
-/// Which operand of an operator.
+/// The side of an operand.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Side {
     Left,
@@ -309,8 +309,8 @@ fn each_literal(
     Ok(())
 }
 
-/// A literal as the value it has in the other type, anything else in a cast. A text becomes a decimal of the digits it has, as if it stood
-/// without quotes, and a timestamp in microseconds.
+/// Converts a literal to its value in the other type, and casts anything else. Text becomes a decimal with
+/// the digits that it has, as if unquoted, and a timestamp in microseconds.
 fn converted(expr: Expr, to: &DataType) -> Result<Expr> {
     let exact = match (&expr, to) {
         (Expr::Literal(value, _), DataType::Decimal128(..)) => {
@@ -331,7 +331,7 @@ fn converted(expr: Expr, to: &DataType) -> Result<Expr> {
     }
 }
 
-/// The type that a number has by its digits; `None` where it is none, or has too many.
+/// The decimal type that the digits of a number need; `None` if malformed or over 38 digits.
 fn decimal_of(text: &str) -> Option<DataType> {
     let (digits, exponent) = text.trim().split_once(['e', 'E']).unwrap_or((text.trim(), "0"));
     let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
@@ -357,7 +357,7 @@ fn unify_with_subquery(expr: &mut Box<Expr>, subquery: &mut Subquery, schema: &D
     Ok(true)
 }
 
-/// The type two columns are brought to here; `None` where DataFusion's choice is right.
+/// The type to cast two columns to; `None` if DataFusion's choice is right.
 fn common_type(one: &DataType, other: &DataType) -> Option<DataType> {
     let pair = [one, other];
     let has = |is: fn(&DataType) -> bool| pair.iter().any(|ty| is(ty));
@@ -374,7 +374,7 @@ fn common_type(one: &DataType, other: &DataType) -> Option<DataType> {
     }
 }
 
-/// `plan` with one column in another type.
+/// Casts one column of `plan`.
 fn cast_column(plan: &LogicalPlan, position: usize, to: &DataType) -> Result<LogicalPlan> {
     let columns =
         plan.schema().columns().into_iter().enumerate().map(|(place, column)| {
@@ -383,13 +383,13 @@ fn cast_column(plan: &LogicalPlan, position: usize, to: &DataType) -> Result<Log
     LogicalPlanBuilder::from(plan.clone()).project(columns)?.build()
 }
 
-/// A column in another type, under its own name.
+/// Casts a column; it keeps its qualified name.
 fn cast_as(column: Column, to: &DataType) -> Expr {
     let (relation, name) = (column.relation.clone(), column.name.clone());
     cast_to(Expr::Column(column), to.clone()).alias_qualified(relation, name)
 }
 
-/// The same for the columns of VALUES, which the planner has cast already: a column of floats and decimals holds floats.
+/// Makes VALUES columns of floats and decimals floats; the planner has already cast them to decimals.
 pub(super) fn unify_values(plan: LogicalPlan) -> Result<Transformed<LogicalPlan>> {
     let LogicalPlan::Values(values) = &plan else { return Ok(Transformed::no(plan)) };
     let empty = DFSchema::empty();
@@ -426,7 +426,7 @@ pub(super) fn unify_values(plan: LogicalPlan) -> Result<Transformed<LogicalPlan>
     LogicalPlanBuilder::values(rows)?.build().map(Transformed::yes)
 }
 
-/// The same for the columns of set operations, which meet by position: UNION has them in its inputs, INTERSECT and EXCEPT are joins.
+/// Unifies the columns of a UNION by position, and the keys of joins: INTERSECT and EXCEPT are joins.
 pub(super) fn unify_sets(plan: LogicalPlan) -> Result<LogicalPlan> {
     plan.transform_up_with_subqueries(|node| match node {
         LogicalPlan::Union(union) => unify_union(union),
@@ -466,7 +466,7 @@ fn unify_union(union: Union) -> Result<Transformed<LogicalPlan>> {
     Ok(Transformed::no(LogicalPlan::Union(union)))
 }
 
-/// The type of a union's column, where its inputs have different numbers, or dates and timestamps. What stands above is planned with it.
+/// The type of a union's column if its inputs mix numbers, or dates and timestamps. Nodes above expect it.
 fn common_of_union(types: &[DataType]) -> Option<DataType> {
     let is_one = types.windows(2).all(|pair| pair.first() == pair.last());
     let all = |is: fn(&DataType) -> bool| types.iter().all(is);
@@ -492,7 +492,7 @@ fn common_of_union(types: &[DataType]) -> Option<DataType> {
     None
 }
 
-/// Gives the literal texts of a union's column the type of the dates and times beside them.
+/// Gives string literals in a union's column the type of the dates and times beside them.
 fn type_texts(inputs: &mut [Arc<LogicalPlan>], position: usize) -> Result<bool> {
     let literal = |input: &LogicalPlan| match input {
         LogicalPlan::Projection(projection) => match projection.expr.get(position).map(unaliased) {

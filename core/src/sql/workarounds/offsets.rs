@@ -1,6 +1,6 @@
-//! `ORDER BY ... OFFSET n` without LIMIT, whose sort DataFusion takes away where nobody above asks for the order.
+//! `ORDER BY ... OFFSET n` without LIMIT: DataFusion removes the sort if no node above needs the order.
 //!
-//! It becomes a condition on the number of the row in that order, which is part of the result and cannot get lost.
+//! The OFFSET becomes a condition on the row number in that order, which the optimizer cannot drop.
 
 use std::sync::Arc;
 
@@ -32,7 +32,7 @@ pub(super) fn keep_sorts(plan: LogicalPlan) -> Result<LogicalPlan> {
     .map(|rewritten| rewritten.data)
 }
 
-/// `None` when the rows are not sorted right below.
+/// `None` if the rows are not sorted directly below.
 fn numbered(limit: &Limit, skip: usize) -> Result<Option<LogicalPlan>> {
     match &*limit.input {
         LogicalPlan::Sort(sort) if sort.fetch.is_none() => rows_after(sort, skip).map(Some),
@@ -48,7 +48,7 @@ fn numbered(limit: &Limit, skip: usize) -> Result<Option<LogicalPlan>> {
     }
 }
 
-/// DISTINCT ON is in the order of what it is distinct on, which need not be in its result.
+/// DISTINCT ON returns rows in the order of its ON expressions, which need not be in its result.
 fn first_rows_after(distinct: &DistinctOn, skip: usize) -> Result<Option<LogicalPlan>> {
     let Some(sorts) = &distinct.sort_expr else { return Ok(None) };
     let key = |number: usize| format!("__on{number}");

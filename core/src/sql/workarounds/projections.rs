@@ -1,7 +1,7 @@
 //! A projection that computes stays above a filter.
 //!
-//! DataFusion moves one that has fewer columns than it reads below the filter, and then `SELECT b, a / b FROM t WHERE b <> 0` divides
-//! by zero. Columns alone may go down: that spares the filter the others.
+//! DataFusion moves a projection with fewer columns than it reads below the filter. Then
+//! `SELECT b, a / b FROM t WHERE b <> 0` divides by zero. Plain columns may move: the filter carries fewer.
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, Phy
 
 use crate::error::Error;
 
-/// The rule that moves projections, in a plan whose filters are fenced meanwhile.
+/// Runs the projection pushdown rule with a fence above each filter.
 #[derive(Debug)]
 pub(super) struct FencedProjections(pub(super) Arc<dyn PhysicalOptimizerRule + Send + Sync>);
 
@@ -108,7 +108,7 @@ impl ExecutionPlan for Fence {
         if projection.expr().iter().all(|column| column.expr.is::<Column>()) {
             return filter.try_swapping_with_projection(projection);
         }
-        // What the projection does not read leaves the filter.
+        // Columns that the projection does not read leave the filter.
         try_embed_projection(projection, filter)
     }
 

@@ -1,11 +1,11 @@
-//! Filters are pushed down a physical plan by the names of columns, not by their places.
+//! DataFusion pushes filters down a physical plan by column name, not by position.
 //!
-//! Where a node has two columns of one name, as a join of two tables with `id` has, DataFusion's two rules that push filters down take
-//! the first of them: rows are lost, also by the filters a join makes of its keys while it runs
+//! In a node with two columns of one name, such as a join of two tables with `id`, its two pushdown rules
+//! take the first one. Rows are lost, also by the filters that a join makes from its keys at run time
 //! (apache/datafusion#25244, #21246, #25296).
 //!
-//! Invariant: within one run of a rule no filter passes a node in which a name means two columns. Not to push a filter down is always
-//! allowed, so each part of a plan above such a node is left to a run of its own.
+//! Invariant: within one run of a rule, no filter passes a node in which a name means two columns. A filter
+//! need not be pushed down, so each part of a plan above such a node gets its own run.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -23,12 +23,12 @@ use datafusion::physical_plan::{ExecutionPlan, PhysicalExpr};
 
 use crate::failpoint::is_planted;
 
-/// DataFusion's rules of these names run where they are right.
+/// DataFusion's rules that run only where they are right.
 const GUARDED: [&str; 2] = ["FilterPushdown", "FilterPushdown(Post)"];
 
 type Rule = Arc<dyn PhysicalOptimizerRule + Send + Sync>;
 
-/// The rules, with a guard around those that go by name.
+/// Guards the rules that push filters down by name.
 pub(super) fn guarded(rules: Vec<Rule>) -> Vec<Rule> {
     let guard = |rule: Rule| -> Rule {
         if GUARDED.contains(&rule.name()) { Arc::new(GuardedPushdown(rule)) } else { rule }
@@ -60,23 +60,23 @@ impl PhysicalOptimizerRule for GuardedPushdown {
     }
 }
 
-/// A part of a plan that was seen.
+/// A visited part of a plan.
 struct Seen {
     plan: Arc<dyn ExecutionPlan>,
-    /// Whether a filter may pass all of it.
+    /// Whether a filter may pass through all of it.
     is_clean: bool,
-    /// Whether the rule still has to run, from here or from above.
+    /// Whether the rule must still run, from here or from above.
     is_due: bool,
 }
 
 impl GuardedPushdown {
-    /// Runs the rule on the largest parts of the plan that no filter of them can pass wrongly.
+    /// Runs the rule on the largest parts of the plan through which all filters may pass.
     fn run(&self, plan: Arc<dyn ExecutionPlan>, config: &ConfigOptions) -> Result<Seen> {
         let seen = self.visit(plan, config)?;
         self.finish(seen, config)
     }
 
-    /// A node under which all is clean is left to the run that its parents are part of.
+    /// Leaves a node with only clean inputs to the run of its parents.
     fn visit(&self, plan: Arc<dyn ExecutionPlan>, config: &ConfigOptions) -> Result<Seen> {
         let children: Vec<Seen> = plan
             .children()
@@ -109,7 +109,7 @@ fn has_unique_names(schema: &Schema) -> bool {
     schema.fields().iter().all(|field| names.insert(field.name()))
 }
 
-/// Whether filters that come to this node, or are made here, find the right columns below it.
+/// Whether filters that reach this node, or start here, find the right columns below it.
 fn passes_own(plan: &Arc<dyn ExecutionPlan>) -> bool {
     if let Some(join) = plan.downcast_ref::<HashJoinExec>() {
         return keys_are_told_apart(join);
@@ -128,7 +128,7 @@ fn passes_own(plan: &Arc<dyn ExecutionPlan>) -> bool {
     true
 }
 
-/// A semi join takes filters on its keys to the other side too, and looks there for the name of its own side.
+/// A semi join also pushes filters on its keys to the other side, and looks there for its own side's name.
 fn keys_are_told_apart(join: &HashJoinExec) -> bool {
     let (left, right) = (join.left().schema(), join.right().schema());
     let name =
@@ -145,7 +145,7 @@ fn keys_are_told_apart(join: &HashJoinExec) -> bool {
     })
 }
 
-/// A group's name below the aggregation is its own column, or nobody's.
+/// Whether each group's name below the aggregation is its own column, or no column.
 fn groups_keep_names(aggregate: &AggregateExec) -> bool {
     let below = aggregate.input().schema();
     aggregate.group_expr().expr().iter().all(|(expr, name)| {

@@ -1,8 +1,9 @@
-//! The types of the columns of WITH RECURSIVE.
+//! The column types of WITH RECURSIVE.
 //!
-//! DataFusion gives every column the type it has in the first part, and rounds what the recursive part computes to it: of
-//! `SELECT 100.0 UNION ALL SELECT f * 1.05 FROM r` all digits but one are lost. PostgreSQL's NUMERIC keeps them. Here a DECIMAL has
-//! [`AVERAGE_SCALE`] digits behind the point, and what would lose its fraction is refused, as in PostgreSQL.
+//! DataFusion gives every column the type of the first part, and rounds the recursive part to it:
+//! `SELECT 100.0 UNION ALL SELECT f * 1.05 FROM r` keeps one decimal place. PostgreSQL's NUMERIC keeps all
+//! digits. Here a DECIMAL has a scale of at least [`AVERAGE_SCALE`]. A value that would lose its fraction is
+//! refused, as in PostgreSQL.
 
 use std::sync::Arc;
 
@@ -23,8 +24,8 @@ use crate::error::{Error, ErrorKind, SqlState};
 
 /// The function around each column of the first part, which gives decimals more digits.
 pub(crate) const FIRST_PART: &str = "first_part";
-/// The function around each column of the recursive part: by it [`check`] knows the planner's cast, which is outside, from one that was
-/// written.
+/// The function around each column of the recursive part. The planner's cast is outside it, a written one
+/// inside; so [`check`] tells them apart.
 pub(crate) const NEXT_PART: &str = "next_part";
 
 pub(super) fn functions() -> [Arc<ScalarUDF>; 2] {
@@ -34,7 +35,7 @@ pub(super) fn functions() -> [Arc<ScalarUDF>; 2] {
     })
 }
 
-/// Refuses a recursive part whose values the first part's types do not hold.
+/// Refuses a recursive part whose values the types of the first part do not hold.
 ///
 /// # Errors
 /// 42804 with the column and both types.
@@ -60,7 +61,7 @@ pub(super) fn check(node: &LogicalPlan) -> Result<()> {
     Ok(())
 }
 
-/// Whether a value of one type loses a part of it in the other, and nobody is told.
+/// Whether a cast silently loses part of a value.
 fn loses(from: &DataType, to: &DataType) -> bool {
     match (from, to) {
         (DataType::Decimal128(_, 0), to) if to.is_integer() => false,
@@ -92,9 +93,9 @@ impl ScalarUDFImpl for PartOfRecursion {
             [DataType::Decimal128(_, scale)] if self.name == FIRST_PART => {
                 DataType::Decimal128(DIGITS, AVERAGE_SCALE.max(*scale))
             }
-            // NULL alone is a text.
+            // An untyped NULL becomes text.
             [DataType::Null] if self.name == FIRST_PART => DataType::Utf8,
-            // What it becomes later, the recursive part has to read now.
+            // It becomes this type later; the recursive part must read it now.
             [DataType::Timestamp(TimeUnit::Nanosecond, zone)] if self.name == FIRST_PART => {
                 DataType::Timestamp(TimeUnit::Microsecond, zone.clone())
             }

@@ -1,16 +1,16 @@
-//! Regular expressions with PostgreSQL's meaning and its errors, on the crate `regex`.
+//! Regular expressions with PostgreSQL's semantics and errors, on the crate `regex`.
 //!
 //! | | DataFusion 55 | here |
 //! |---|---|---|
-//! | a pattern that cannot be read | an internal error | 2201B |
+//! | a malformed pattern | an internal error | 2201B |
 //! | look-around, back references | an internal error | 0A000 |
-//! | `.` and a line break | do not match | match, unless flag `n` |
+//! | `.` and a line break | do not match | match, unless flag `n`, `m` or `p` |
 //! | `s ~ '.*'` of NULL | false | NULL |
-//! | a group without a match in `regexp_match` | left out | NULL |
+//! | an unmatched group in `regexp_match` | left out | NULL |
 //! | `$1` in a replacement | a group | two characters; a group is `\1` |
 //! | `SIMILAR TO` | any regular expression, anywhere in the text | SQL's pattern, for the whole text |
 //!
-//! Of alternatives the first one that matches is taken, not the longest.
+//! Of several alternatives the first match counts, not the longest.
 
 use std::borrow::Cow;
 use std::sync::{Arc, LazyLock};
@@ -33,14 +33,14 @@ use regex::{Regex, RegexBuilder};
 use super::regex_syntax::{similar, translated};
 use crate::error::{Error, ErrorKind, SqlState};
 
-/// Patterns that are kept compiled.
+/// Maximum number of cached patterns.
 const COMPILED_MAX: usize = 256;
-/// What a compiled pattern may take.
+/// Maximum size of a compiled pattern, in bytes.
 const COMPILED_BYTES_MAX: usize = 1 << 20;
 
 static COMPILED: LazyLock<Cache<(String, String), Arc<Regex>>> = LazyLock::new(|| Cache::new(COMPILED_MAX));
 
-/// Puts functions in the place of `~`, its relatives and SIMILAR TO. Runs after type coercion: both sides are texts.
+/// Replaces `~`, its variants and SIMILAR TO by functions. Runs after type coercion: both sides are text.
 pub(super) fn replace(expr: Expr, _: &DFSchema) -> Result<Transformed<Expr>> {
     match expr {
         Expr::BinaryExpr(BinaryExpr { left, op, right }) => {
@@ -67,7 +67,7 @@ pub(super) fn replace(expr: Expr, _: &DFSchema) -> Result<Transformed<Expr>> {
     }
 }
 
-/// The functions that take the place of DataFusion's.
+/// Returns the functions that replace DataFusion's.
 pub(super) fn functions() -> Vec<Arc<ScalarUDF>> {
     [
         Operation::Like,
@@ -91,8 +91,8 @@ fn call(operation: Operation, args: Vec<Expr>) -> Expr {
     Expr::ScalarFunction(ScalarFunction { func: function(operation), args })
 }
 
-/// A pattern ready to be used. Flags: `i` in any case, `n`, `m`, `p` line breaks count, `x` with comments, `q` not a pattern; `c`, `s`, `g`
-/// say what is so anyway, or what the caller looks at.
+/// Returns the compiled pattern, cached. Flags: `i` ignores case; `n`, `m` and `p` make line breaks special;
+/// `x` allows comments; `q` takes the pattern literally. `c` and `s` are the default; the caller reads `g`.
 fn compiled(pattern: &str, flags: &str) -> crate::error::Result<Arc<Regex>> {
     COMPILED
         .get_or_insert_with(&(pattern.to_owned(), flags.to_owned()), || compile(pattern, flags).map(Arc::new))
@@ -151,7 +151,7 @@ enum Operation {
     Substring,
 }
 
-/// What the arguments of a function are.
+/// The kind of an argument.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Argument {
     Text,
@@ -159,7 +159,7 @@ enum Argument {
 }
 
 impl Operation {
-    /// The arguments a call with `types` has; `None` when there is no such call.
+    /// The arguments of a call with `types`; `None` if there is no such call.
     fn arguments(self, types: &[DataType]) -> Option<Vec<Argument>> {
         use Argument::{Number, Text};
         let is_number = |place: usize| types.get(place).is_some_and(DataType::is_numeric);
@@ -284,7 +284,7 @@ impl Columns {
         self.0.len()
     }
 
-    /// `None` for NULL and for an argument that was left out.
+    /// `None` for NULL and for an omitted argument.
     fn text(&self, place: usize, row: usize) -> Option<&str> {
         let column = self.0.get(place)?;
         let row = if column.is_constant { 0 } else { row };
@@ -299,12 +299,12 @@ impl Columns {
         numbers.is_valid(row).then(|| numbers.value(row))
     }
 
-    /// Whether an argument that was given is NULL.
+    /// Whether any argument of the call is NULL.
     fn has_null(&self, row: usize) -> bool {
         self.0.iter().any(|column| column.array.is_null(if column.is_constant { 0 } else { row }))
     }
 
-    /// A number that is at least `least`, or `default` where it was left out.
+    /// A number that is at least `least`, or `default` if omitted.
     fn count(&self, place: usize, row: usize, default: usize, least: usize) -> crate::error::Result<usize> {
         let Some(number) = self.number(place, row) else { return Ok(default) };
         usize::try_from(number).ok().filter(|number| *number >= least).ok_or_else(|| {
@@ -313,7 +313,7 @@ impl Columns {
         })
     }
 
-    /// Where the character of the argument at `place`, counted from 1, begins.
+    /// The byte at which matching starts; the argument at `place` counts characters from 1.
     fn start(&self, place: usize, row: usize, text: &str) -> crate::error::Result<usize> {
         let start = self.count(place, row, 1, 1)?;
         Ok(text.char_indices().nth(start - 1).map_or(text.len(), |(byte, _)| byte))
@@ -447,7 +447,7 @@ impl RegexFunction {
     }
 }
 
-/// One boolean a row; NULL where an argument is.
+/// One boolean per row; NULL if an argument is NULL.
 fn booleans(
     columns: &Columns,
     rows: usize,
@@ -465,7 +465,7 @@ fn booleans(
     Ok(builder.finish())
 }
 
-/// `text` with the match number `wanted` behind the byte `start` replaced, or all of them.
+/// Replaces match number `wanted` after byte `start` of `text`, or all matches for `None`.
 fn replace_in(text: &str, regex: &Regex, replacement: &str, start: usize, wanted: Option<usize>) -> String {
     let (before, rest) = text.split_at_checked(start).unwrap_or((text, ""));
     let mut result = String::from(before);

@@ -1,4 +1,4 @@
-//! Patterns of PostgreSQL in the syntax of the crate `regex`.
+//! Translates PostgreSQL's patterns to the syntax of the crate `regex`.
 
 use std::borrow::Cow;
 use std::iter::Peekable;
@@ -6,7 +6,7 @@ use std::str::Chars;
 
 use crate::error::{Error, Result};
 
-/// PostgreSQL's escapes that the crate writes in another way; what it does not have is refused by name.
+/// Translates escapes that the crate writes differently, and refuses by name what the crate lacks.
 pub(super) fn translated(pattern: &str) -> Result<Cow<'_, str>> {
     for around in ["(?=", "(?!", "(?<=", "(?<!"] {
         if pattern.contains(around) {
@@ -46,11 +46,11 @@ pub(super) fn translated(pattern: &str) -> Result<Cow<'_, str>> {
     Ok(Cow::Owned(translated))
 }
 
-/// The rest of a bracket expression. The crate nests them and has operations of sets in them (`[a&&b]`), which PostgreSQL has not.
+/// Translates the rest of a bracket expression. Only the crate nests them and has set operations (`[a&&b]`).
 fn bracket(chars: &mut Peekable<Chars<'_>>, translated: &mut String) -> Result<()> {
     translated.push('[');
     translated.extend(chars.next_if_eq(&'^'));
-    // Here it does not end the expression.
+    // A leading bracket does not end the expression.
     if chars.next_if_eq(&']').is_some() {
         translated.push_str("\\]");
     }
@@ -84,7 +84,7 @@ fn bracket(chars: &mut Peekable<Chars<'_>>, translated: &mut String) -> Result<(
     Ok(())
 }
 
-/// A pattern of SIMILAR TO as a regular expression for the whole text.
+/// Translates a SIMILAR TO pattern to a regular expression for the whole text.
 pub(super) fn similar(pattern: &str, escape: Option<char>) -> String {
     let mut regex = String::from("^(?:");
     let mut chars = pattern.chars();

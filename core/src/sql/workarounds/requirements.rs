@@ -1,7 +1,9 @@
-//! Rules that move projections can take from a node above the order or distribution it needs, after the rule that sees to it has run.
+//! Projection pushdown can break the order or distribution that a node above needs, after the rule that
+//! ensures them has run.
 //!
-//! A union that gets a projection pushed below it no longer knows that two of its columns are the same, so a window above that sorts by
-//! both is without its order, and DataFusion's last check refuses the plan. Then what is missing is put in once more.
+//! A union with a projection pushed below it no longer knows that two of its columns are equal. A window
+//! above that sorts by both loses its order, and DataFusion's last check refuses the plan. So the missing
+//! requirement is enforced once more.
 
 use std::sync::Arc;
 
@@ -16,8 +18,8 @@ use datafusion::physical_plan::execution_plan::replace_children_if_necessary;
 use datafusion::physical_plan::sorts::sort::SortExec;
 use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
 
-/// DISTINCT below a LIMIT that is not sorted stops at enough groups. Where its input has got an order since, DataFusion would look for the
-/// first groups of an order that nobody has said, and fail.
+/// DISTINCT below an unsorted LIMIT stops after enough groups. If its input has an order by now, DataFusion
+/// would look for the first groups of an unspecified order, and fail. So the limit is dropped.
 fn without_lost_limit(node: Arc<dyn ExecutionPlan>) -> Result<Transformed<Arc<dyn ExecutionPlan>>> {
     let Some(aggregate) = node.downcast_ref::<AggregateExec>() else { return Ok(Transformed::no(node)) };
     let is_lost = aggregate.limit_options().is_some_and(|limit| limit.descending.is_none())
@@ -29,7 +31,7 @@ fn without_lost_limit(node: Arc<dyn ExecutionPlan>) -> Result<Transformed<Arc<dy
     Ok(Transformed::yes(Arc::new(aggregate.with_new_limit_options(None))))
 }
 
-/// Sorts the inputs of a node that are not in the order it needs: `EnsureRequirements` leaves a merge above them as it is.
+/// Sorts inputs without the order that a node needs; `EnsureRequirements` leaves a merge above them as it is.
 fn with_orders(node: Arc<dyn ExecutionPlan>) -> Result<Transformed<Arc<dyn ExecutionPlan>>> {
     let mut is_changed = false;
     let mut children = Vec::new();
@@ -50,7 +52,7 @@ fn with_orders(node: Arc<dyn ExecutionPlan>) -> Result<Transformed<Arc<dyn Execu
     replace_children_if_necessary(node, children).map(Transformed::yes)
 }
 
-/// DataFusion's check `SanityCheckPlan`, which mends before it refuses.
+/// DataFusion's check `SanityCheckPlan`, which repairs a plan before it refuses it.
 #[derive(Debug)]
 pub(super) struct MendingCheck(pub(super) Arc<dyn PhysicalOptimizerRule + Send + Sync>);
 
@@ -65,7 +67,7 @@ impl PhysicalOptimizerRule for MendingCheck {
             return Ok(checked);
         }
         let mended = EnsureRequirements::new().optimize(plan, config)?.transform_up(with_orders)?.data;
-        // A plan that cannot be run is no mistake of who asks.
+        // An invalid plan is not the client's mistake.
         self.0.optimize(mended, config).map_err(|error| DataFusionError::Internal(error.to_string()))
     }
 

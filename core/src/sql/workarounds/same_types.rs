@@ -1,7 +1,7 @@
-//! A sum of sums has more digits than the sum.
+//! A sum of sums has a wider type than the sum.
 //!
-//! DataFusion groups `sum(m), count(DISTINCT c)` twice, and adds up sums of decimals, whose type is wider; conditions above are left with the
-//! narrower one.
+//! DataFusion groups `sum(m), count(DISTINCT c)` twice and sums the sums of decimals, whose type is wider;
+//! conditions above keep the narrower type.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use datafusion::logical_expr::LogicalPlan;
 use datafusion::optimizer::optimizer::ApplyOrder;
 use datafusion::optimizer::{OptimizerConfig, OptimizerRule};
 
-/// A rule of aggregations that is followed only where the columns keep their types.
+/// Applies an aggregation rule only if the columns keep their types.
 #[derive(Debug)]
 pub(super) struct SameTypes(pub(super) Arc<dyn OptimizerRule + Send + Sync>);
 

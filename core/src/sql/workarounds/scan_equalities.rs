@@ -1,8 +1,8 @@
-//! A scan that is given `expression = literal` to leave out row groups takes the literal for that expression wherever it stands.
+//! A scan that prunes row groups by `expression = literal` declares both equal everywhere above it.
 //!
-//! The keys of a sort above have the expression in the place of equal literals then, a window that asks for the order as it was written
-//! does not find it, and the plan is refused. DataFusion keeps filters from doing so, but not scans. As two inequalities the condition
-//! leaves out the same row groups and makes nothing equal.
+//! The sort keys above then have the expression in place of equal literals. A window that needs the order as
+//! written does not find it, and the plan is refused. DataFusion prevents this for filters, but not for
+//! scans. Two inequalities prune the same row groups and make nothing equal.
 //!
 //! Invariant: an equality in the filter of a scan has a column on one side.
 
@@ -19,7 +19,7 @@ use datafusion::physical_expr::{conjunction, split_conjunction};
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
 use datafusion::physical_plan::{ExecutionPlan, PhysicalExpr};
 
-/// Comes after filters are pushed down, and before sorts are made.
+/// Runs after filter pushdown, and before sorts are added.
 #[derive(Debug)]
 pub(super) struct ScanEqualities;
 

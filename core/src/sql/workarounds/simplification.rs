@@ -1,13 +1,13 @@
-//! DataFusion's simplifier joins conditions on one expression without thinking of NULL.
+//! DataFusion's simplifier combines conditions on one expression and ignores NULL.
 //!
-//! | condition, `x` NULL | simplified to | is |
+//! | condition, `x` NULL | simplified to | correct |
 //! |---|---|---|
 //! | `x NOT IN (1) OR x NOT IN (2)` | true | NULL |
 //! | `x IN (1) AND x IN (2)`, `x IN (1) AND x NOT IN (1)` | false | NULL |
 //! | `x # x`, `x # (x # y)` | 0, `y` | NULL |
 //!
-//! So the simplifier is shown different expressions where there is one: each repetition stands in a function that gives back its
-//! argument. Afterwards the functions are taken away again, so that key ranges and the pruning of segments see plain columns.
+//! So a function that returns its argument wraps each repetition of an expression, and the simplifier sees
+//! different ones. Afterwards the functions are removed: key ranges and segment pruning need plain columns.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -31,7 +31,7 @@ use crate::failpoint::is_planted;
 
 type Rule = Arc<dyn OptimizerRule + Send + Sync>;
 
-/// DataFusion's rule, shown shielded expressions.
+/// Runs DataFusion's rule on shielded expressions.
 #[derive(Debug)]
 pub(super) struct ShieldedSimplification(pub(super) Rule);
 
@@ -59,10 +59,10 @@ impl OptimizerRule for ShieldedSimplification {
     }
 }
 
-/// Folds what is constant in an expression over the columns of a schema.
+/// Folds constants in an expression over the columns of a schema.
 ///
 /// # Errors
-/// Whatever a constant's value is an error for.
+/// The error of a constant part that fails.
 pub(crate) fn simplify(expr: Expr, schema: &DFSchemaRef, state: &SessionState) -> crate::error::Result<Expr> {
     let context = SimplifyContext::builder()
         .with_schema(Arc::clone(schema))
@@ -102,7 +102,7 @@ fn needs_shield(expr: &Expr) -> Result<bool> {
     })
 }
 
-/// Takes the functions away again.
+/// Removes the functions again.
 fn unshield(expr: Expr) -> Result<Transformed<Expr>> {
     expr.transform_up(|expr| match expr {
         Expr::ScalarFunction(ScalarFunction { func, mut args }) if func.inner().is::<Same>() => {
@@ -123,7 +123,7 @@ fn same(expr: Expr, number: usize) -> Expr {
     ))
 }
 
-/// Gives back its argument; two with different numbers are different.
+/// Returns its argument; calls with different numbers are different.
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct Same {
     number: usize,

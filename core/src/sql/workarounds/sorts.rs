@@ -1,4 +1,4 @@
-//! ORDER BY within aggregates and DISTINCT ON, each expression once: `first_value()` panics at the second.
+//! Removes repeated ORDER BY expressions in aggregates and DISTINCT ON, at which `first_value()` panics.
 
 use std::collections::HashSet;
 
@@ -7,7 +7,7 @@ use datafusion::common::{DFSchema, Result};
 use datafusion::logical_expr::expr::Sort;
 use datafusion::logical_expr::{Distinct, Expr, LogicalPlan};
 
-/// Drops what a list has already; says whether it had something twice.
+/// Removes repeated items from a list; returns whether there were any.
 fn without_doubles<T>(list: &mut Vec<T>, expr: impl Fn(&T) -> &Expr) -> bool {
     let mut seen = HashSet::new();
     let before = list.len();
@@ -19,14 +19,14 @@ fn sorted_by(sort: &Sort) -> &Expr {
     &sort.expr
 }
 
-/// ORDER BY of an aggregate.
+/// Corrects ORDER BY of an aggregate.
 pub(super) fn of_aggregate(expr: Expr, _: &DFSchema) -> Result<Transformed<Expr>> {
     let Expr::AggregateFunction(mut call) = expr else { return Ok(Transformed::no(expr)) };
     let is_changed = without_doubles(&mut call.params.order_by, sorted_by);
     Ok(Transformed::new_transformed(Expr::AggregateFunction(call), is_changed))
 }
 
-/// ORDER BY of DISTINCT ON.
+/// Corrects DISTINCT ON and its ORDER BY.
 pub(super) fn of_distinct_on(plan: LogicalPlan) -> Transformed<LogicalPlan> {
     let LogicalPlan::Distinct(Distinct::On(mut on)) = plan else { return Transformed::no(plan) };
     let mut is_changed = without_doubles(&mut on.on_expr, |expr| expr);

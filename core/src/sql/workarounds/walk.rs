@@ -11,10 +11,10 @@ use datafusion::logical_expr::{Expr, ExprSchemable, LogicalPlan, Subquery};
 use super::arithmetic;
 use crate::sql::stack::deep;
 
-/// A rewrite of one expression whose parts are rewritten already; the schema has the columns it can name.
+/// A rewrite of one expression whose parts are already rewritten; `schema` has the columns it can reference.
 pub(super) type Rewrite = fn(Expr, &DFSchema) -> Result<Transformed<Expr>>;
 
-/// Applies the rewrites, in their order, to every expression of a plan, from the inside to the outside. Columns keep their names.
+/// Applies the rewrites, in order, to every expression of a plan, innermost first. Columns keep their names.
 pub(super) fn rewrite_expressions(plan: LogicalPlan, rewrites: &[Rewrite]) -> Result<LogicalPlan> {
     walk(plan, &[], rewrites)
 }
@@ -65,7 +65,7 @@ fn walk(plan: LogicalPlan, outer: &[Arc<DFSchema>], rewrites: &[Rewrite]) -> Res
     })
 }
 
-/// The columns a node's expressions can name.
+/// Returns the columns that a node's expressions can reference.
 pub(super) fn schema_of_inputs(plan: &LogicalPlan) -> Result<DFSchema> {
     let mut schema = DFSchema::empty();
     for input in plan.inputs() {
@@ -77,9 +77,9 @@ pub(super) fn schema_of_inputs(plan: &LogicalPlan) -> Result<DFSchema> {
     Ok(schema)
 }
 
-/// The type of an expression, where it has one yet.
+/// Returns the type of an expression, if it has one yet.
 pub(super) fn type_of(expr: &Expr, schema: &DFSchema) -> Option<DataType> {
-    // The planner would write out the name of each operand first, of a long chain again and again.
+    // The planner would first write out each operand's name, again and again in a long chain.
     if let Expr::ScalarFunction(call) = expr
         && arithmetic::is_checked(&call.func)
     {

@@ -1,4 +1,4 @@
-//! Keys: order, round trips, damaged bytes, and the frozen bytes themselves.
+//! Tests of keys: order, round trips, damaged bytes, and the frozen bytes themselves.
 
 use std::cmp::Ordering;
 
@@ -10,7 +10,7 @@ use crate::storage::arbitrary;
 const TABLE: TableId = TableId(1000);
 const SCOPE: ScopeId = ScopeId(7);
 
-/// The order of SQL: NULL last, -0.0 = 0.0, one NaN behind infinity, texts by bytes.
+/// The order of SQL: NULL last, -0.0 = 0.0, one NaN after infinity, texts by bytes.
 fn compare(left: &ScalarValue, right: &ScalarValue) -> Ordering {
     match (left.is_null(), right.is_null()) {
         (true, true) => return Ordering::Equal,

@@ -1,4 +1,4 @@
-//! Rows: round trips of every type, older layouts, damaged bytes, and the frozen bytes themselves.
+//! Tests of rows: round trips of every type, older layouts, damaged bytes, and the frozen bytes themselves.
 
 use arrow::array::Array;
 use datafusion::common::ScalarValue;
@@ -82,7 +82,7 @@ proptest! {
     }
 }
 
-/// The values of an array, with floats as bits, so that NaN equals itself.
+/// Returns the values of an array, with floats as bits, so that NaN equals itself.
 fn bits(array: &ArrayRef) -> Vec<String> {
     (0..array.len())
         .map(|row| match ScalarValue::try_from_array(array, row).unwrap() {

@@ -1,5 +1,5 @@
-//! DataFusion's own corpus: the `.slt` files of the version that we are built with. Its answers are DataFusion's; where PostgreSQL has
-//! another one, a reason says so.
+//! DataFusion's own corpus: the `.slt` files of the version that we build with. Its answers are DataFusion's;
+//! where PostgreSQL answers differently, a rule says so.
 
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,7 @@ use super::{Corpus, Part, Wanted, home, is_same_hash};
 use crate::guard::{Report, Run};
 
 const REASONS: &str = include_str!("datafusion.toml");
-/// Numbers are compared to ten digits, below one to twelve places.
+/// Numbers are compared to ten digits; below 0.01, to twelve decimal places.
 const DIGITS_LOST: f64 = 1e-10;
 /// Rows that a failure shows.
 const ROWS_SHOWN_MAX: usize = 30;
@@ -33,7 +33,7 @@ pub(crate) async fn guard(run: Run) -> Report {
     Corpus::new(run, REASONS, "datafusion", compare, Box::new(load)).await.play(parts).await
 }
 
-/// Where cargo has laid the sources of the crate.
+/// Returns the folder in which cargo unpacked the crate's sources.
 fn folder() -> Option<PathBuf> {
     let cargo = std::env::var_os("CARGO_HOME").map_or_else(|| home(".cargo"), PathBuf::from);
     let registries = cargo.join("registry/src");
@@ -53,13 +53,13 @@ fn collect(root: &Path, folder: &Path, files: &mut Vec<String>) {
     }
 }
 
-/// The text of a file, with that of the files it names instead of their names.
+/// Returns the text of a file with its includes expanded.
 fn with_includes(path: &Path) -> String {
     let text = std::fs::read_to_string(path).unwrap();
     let mut whole = String::with_capacity(text.len());
     for line in text.lines() {
         match line.strip_prefix("include ") {
-            // A pattern names the files of TPC-H, which need tables that are not here.
+            // A pattern names the files of TPC-H, whose tables we do not have.
             Some(name) if !name.contains('*') => {
                 whole.push_str(&with_includes(&path.parent().unwrap().join(name.trim())));
             }
@@ -76,7 +76,7 @@ fn compare(wanted: &Wanted<'_>, batches: &[RecordBatch]) -> Result<(), String> {
     let words = |line: &str| line.split_whitespace().map(word).collect::<Vec<_>>();
     let mut found: Vec<Vec<String>> = rows.iter().map(|row| words(&row.join(" "))).collect();
     let mut right: Vec<Vec<String>> = wanted.expected.lines().map(words).collect();
-    // Rows without an order come in any, and of more than a LIMIT any of them.
+    // Without ORDER BY rows come in any order, and LIMIT may keep any of them.
     let clauses = outer_clauses(wanted.sql);
     let is_ordered = clauses.contains("order by");
     if !is_ordered && clauses.contains("limit") && found.len() == right.len() {
@@ -104,7 +104,7 @@ fn compare(wanted: &Wanted<'_>, batches: &[RecordBatch]) -> Result<(), String> {
     Err(format!("right is {}\nwhat came is {}", text(&right), text(&found)))
 }
 
-/// A query without what stands in parentheses, in lower case.
+/// Returns a query in lower case, without everything in parentheses.
 fn outer_clauses(sql: &str) -> String {
     let mut depth = 0;
     let is_outer = |letter: &char| {
@@ -114,7 +114,7 @@ fn outer_clauses(sql: &str) -> String {
     sql.chars().filter(is_outer).collect::<String>().to_lowercase()
 }
 
-/// Whole numbers are the same to the last digit, others in any notation and up to the digits that DataFusion's corpus has of them.
+/// Compares integers exactly, other numbers in any notation and up to the digits that the corpus has.
 fn is_same_word(found: &str, right: &str) -> bool {
     let is_whole = |word: &str| word.parse::<i128>().is_ok();
     if found == right || (is_whole(found) && is_whole(right)) {

@@ -1,5 +1,6 @@
-//! Two corpora of queries with their answers: SQLite's and DataFusion's. Each file is played in a namespace of its own, over hot or over
-//! flushed tables; every record is answered as it says, or is left out for a reason that a file beside this one gives.
+//! Two corpora of queries with answers: SQLite's and DataFusion's. Each file runs in its own namespace, over
+//! hot or flushed tables. Each record must be answered as it says, or is skipped for a reason in a TOML file
+//! beside this one.
 
 pub(crate) mod datafusion;
 mod play;
@@ -23,17 +24,17 @@ use play::Play;
 use records::Sort;
 use rules::Rules;
 
-/// Files that are played at the same time.
+/// Files that run at the same time.
 const PLAYERS: usize = 2;
-/// How often a long run says how far it is.
+/// How often a long run reports its progress.
 const PROGRESS: Duration = Duration::from_secs(60);
-/// From this share on, every reason must be met by a record.
+/// From this percentage on, each reason must match a record.
 const PERCENT_OF_ALL_REASONS: u64 = 20;
 
-/// Whether an answer is the expected one, and if not, why.
+/// Compares an answer with the expected one. The error says how they differ.
 type Compare = fn(&Wanted<'_>, &[RecordBatch]) -> Result<(), String>;
 
-/// What a query shall answer.
+/// The expected answer of a query.
 struct Wanted<'a> {
     sql: &'a str,
     types: &'a str,
@@ -41,7 +42,7 @@ struct Wanted<'a> {
     expected: &'a str,
 }
 
-/// One file, played once.
+/// One run of one file.
 #[derive(Clone)]
 struct Part {
     file: String,
@@ -54,25 +55,25 @@ struct Part {
 struct Corpus {
     run: Run,
     rules: Rules,
-    /// By this name the files know us.
+    /// The engine name under which we read the files.
     engine: &'static str,
     compare: Compare,
-    /// The text of a file.
+    /// Reads the text of a file.
     load: Box<dyn Fn(&str) -> String + Send + Sync>,
     database: Database,
     report: Mutex<Report>,
     next: AtomicUsize,
-    /// The parts that are being played.
+    /// The parts that are running.
     playing: Mutex<[usize; PLAYERS]>,
     said_at: Mutex<Instant>,
 }
 
-/// A folder of the user's home.
+/// Returns a folder in the user's home.
 fn home(folder: &str) -> PathBuf {
     PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(folder)
 }
 
-/// Whether the values have the hash that is expected; `None` where the values themselves are.
+/// Returns whether the values have the expected hash; `None` if the record lists the values themselves.
 fn is_same_hash(expected: &str, values: &[String]) -> Option<bool> {
     let (count, hash) = expected.trim_end().split_once(" values hashing to ")?;
     let mut digest = Md5::new();
@@ -107,7 +108,7 @@ impl Corpus {
         }
     }
 
-    /// Plays the parts, from the one on that the run says.
+    /// Runs the parts, from the first one that the run asks for.
     async fn play(self, parts: Vec<Part>) -> Report {
         let corpus = Arc::new(self);
         let parts = Arc::new(parts);

@@ -1,4 +1,4 @@
-//! One file of a corpus, played from its first record to its last.
+//! Runs one file of a corpus, from its first record to its last.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, LazyLock};
@@ -16,33 +16,33 @@ use super::{Corpus, Part, Wanted};
 use crate::cells::{Failure, joined, lines};
 use crate::watch::Watch;
 
-/// Rows that are inserted at once, where a file inserts them one by one.
+/// Rows that are inserted at once where a file inserts them one by one.
 const ROWS_AT_ONCE_MAX: usize = 500;
-/// Statements that a failure shows in front of its query.
+/// Statements that a failure shows before its query.
 const STATEMENTS_SHOWN_MAX: usize = 60;
 
-/// The table or view that a statement makes.
+/// Captures the table or view that a statement creates.
 static MADE: LazyLock<Regex> = LazyLock::new(|| {
     Regex::new(r#"(?is)^\s*create\s[^(]*?\b(?:table|view)\s+(?:if\s+not\s+exists\s+)?([\w."]+)"#).unwrap()
 });
-/// The one that it changes.
+/// Captures the table that a statement changes.
 static CHANGED: LazyLock<Regex> = LazyLock::new(|| {
     Regex::new(r#"(?is)^\s*(?:select\s+\*\s+into|insert\s+(?:or\s+\w+\s+)?into|replace\s+into|update|delete\s+from|truncate\s+table|copy|drop\s+(?:table|view)(?:\s+if\s+exists)?)\s+([\w."]+)"#)
         .unwrap()
 });
 static DROPPED: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"(?is)^\s*drop\s+(?:table|view)\b").unwrap());
-/// A table that is made of a query, which we have not: its name, its columns if they are said, and the query.
+/// Captures the parts of CREATE TABLE AS, which we do not have: name, columns if given, query.
 static MADE_OF_QUERY: LazyLock<Regex> = LazyLock::new(|| {
     Regex::new(
         r"(?is)^\s*create\s+(or\s+replace\s+)?table\s+(?:if\s+not\s+exists\s+)?([\w.]+)\s*(\(.*?\))?\s*as\s*((?:select|with|values|\().*)$",
     )
     .unwrap()
 });
-/// One row that is inserted.
+/// Captures the parts of an INSERT of one row.
 static INSERT: LazyLock<Regex> =
     LazyLock::new(|| Regex::new(r"^(INSERT INTO \w+ VALUES) ?(\([^\n]*\))$").unwrap());
 
-/// Why a table is not there, or not as it should be: for a reason of the file, or because a record has failed.
+/// Why a table is missing or wrong: a reason of the rules, or `None` if a record failed.
 type Lack = Option<usize>;
 
 pub(super) struct Play<'a> {
@@ -54,9 +54,9 @@ pub(super) struct Play<'a> {
     namespace: String,
     session: Arc<Session>,
     lacking: HashMap<String, Lack>,
-    /// The head of an INSERT, and rows that are still to be inserted.
+    /// The head of an INSERT, and rows that wait to be inserted with it.
     inserts: Option<(String, Vec<String>)>,
-    /// Rows are hot that shall be flushed.
+    /// Whether hot rows have to be flushed.
     is_hot: bool,
 }
 
@@ -114,7 +114,7 @@ impl<'a> Play<'a> {
         }
         if let Some(lack) = self.lack(&sql) {
             if DROPPED.is_match(&sql) {
-                // What is there of it goes, so that it can be made again.
+                // Drop what exists of it, so that it can be created again.
                 let _ = self.ask(&sql).await;
             }
             return self.leave_out(&sql, lack);
@@ -168,7 +168,7 @@ impl<'a> Play<'a> {
         joined(tokio::spawn(async move { crate::ours::rows(&session, &sql, ().into()).await })).await
     }
 
-    /// We fail where an answer or an error is expected.
+    /// Handles our failure where an answer or an error is expected.
     fn failed(&mut self, record: &Record<'_>, sql: &str, failure: &Failure) {
         if let Some(reason) = self.corpus.rules.failed(&self.part.file, sql, failure) {
             self.leave_out(sql, Some(reason));
@@ -179,7 +179,7 @@ impl<'a> Play<'a> {
         }
     }
 
-    /// Counts a record that is not judged, and what stands on it.
+    /// Counts a skipped record and marks what depends on it.
     fn leave_out(&mut self, sql: &str, lack: Lack) {
         if let Some(reason) = lack {
             self.corpus.rules.count(reason);
@@ -188,7 +188,7 @@ impl<'a> Play<'a> {
         self.lose(sql, lack);
     }
 
-    /// What a statement should have made or changed is not as it should be; what it should have dropped is gone.
+    /// Marks what a statement should have created or changed as wrong; forgets what it should have dropped.
     fn lose(&mut self, sql: &str, lack: Lack) {
         if DROPPED.is_match(sql) {
             self.lacking.retain(|name, _| !words(sql).any(|word| word == *name));
@@ -197,7 +197,7 @@ impl<'a> Play<'a> {
         }
     }
 
-    /// Why something is not as it should be that the statement needs.
+    /// Returns why a table that the statement needs is missing or wrong.
     fn lack(&mut self, sql: &str) -> Option<Lack> {
         if self.lacking.is_empty() {
             return None;
@@ -208,7 +208,7 @@ impl<'a> Play<'a> {
         words(sql).find_map(|word| self.lacking.get(&word).copied())
     }
 
-    /// Keeps a row to insert it with others.
+    /// Keeps a row, to insert it together with others.
     async fn put_off(&mut self, record: &Record<'_>, head: &str, row: &str) {
         let is_next = |(kept, rows): &(String, Vec<String>)| kept == head && rows.len() < ROWS_AT_ONCE_MAX;
         if !self.inserts.as_ref().is_some_and(is_next) {
@@ -239,7 +239,7 @@ impl<'a> Play<'a> {
         self.is_hot = false;
     }
 
-    /// Makes a table of the columns of a query, or those that are said, and inserts its rows.
+    /// Creates a table with the given columns, or those of a query, and inserts the query's rows.
     async fn make_of_query(
         &self,
         table: &str,
@@ -279,7 +279,7 @@ impl<'a> Play<'a> {
         report.say_failures();
     }
 
-    /// The statements in front of a record that are about the tables it names.
+    /// Returns the statements before a record that concern the tables it names.
     fn script(&self, failed: &Record<'_>, sql: &str) -> String {
         let names: HashSet<String> = words(sql).collect();
         let statements: Vec<String> = Records::new(self.text, self.corpus.engine)
@@ -298,12 +298,12 @@ impl<'a> Play<'a> {
     }
 }
 
-/// The last part of a name, as it is kept.
+/// Returns the last part of a name, in the form of the keys of `lacking`.
 fn name(written: &str) -> String {
     written.rsplit('.').next().unwrap_or_default().trim_matches('"').to_lowercase()
 }
 
-/// The words of a statement, in lower case.
+/// Returns the words of a statement, in lower case.
 fn words(sql: &str) -> impl Iterator<Item = String> {
     sql.split(|letter: char| !letter.is_alphanumeric() && letter != '_')
         .filter(|word| !word.is_empty())

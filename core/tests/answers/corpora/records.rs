@@ -1,6 +1,6 @@
-//! The text of a test file as records. Both corpora are written for sqllogictest, each with words of its own; this reads both.
+//! Splits the text of a test file into records. It reads the sqllogictest dialects of both corpora.
 
-/// How the rows of an answer are put in order before they are compared.
+/// How the rows of an answer are sorted before they are compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Sort {
     No,
@@ -11,23 +11,23 @@ pub(crate) enum Sort {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Kind<'a> {
     Statement,
-    /// `types` has a letter for each column, `expected` the lines below the dashes.
+    /// `types` has one letter per column; `expected` has the lines below the dashes.
     Query {
         types: &'a str,
         sort: Sort,
         expected: &'a str,
     },
-    /// A statement or a query that is refused.
+    /// A statement or query that must be refused.
     Refused,
 }
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Record<'a> {
-    /// The line of the file that it begins at.
+    /// The line at which the record begins.
     pub(crate) line: usize,
     pub(crate) kind: Kind<'a>,
     pub(crate) sql: &'a str,
-    /// Whether it is for the engine that is asked.
+    /// Whether the record is meant for the engine that is asked.
     pub(crate) is_ours: bool,
 }
 
@@ -53,7 +53,7 @@ impl<'a> Records<'a> {
         Some(line)
     }
 
-    /// The lines down to an empty one or to the dashes, and whether it were the dashes.
+    /// Returns the lines up to an empty line or the dashes, and whether dashes ended them.
     fn block(&mut self) -> (&'a str, bool) {
         let all = self.rest;
         let mut length = 0;

@@ -1,4 +1,4 @@
-//! What of a corpus is left out, and where an answer differs and shall: each with a reason.
+//! The rules of a corpus: reasons to skip or rewrite a record, and answers that differ on purpose.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,13 +21,13 @@ struct Contents {
 #[serde(deny_unknown_fields)]
 struct SkipEntry {
     reason: String,
-    /// What the name of the file has in it.
+    /// A pattern of the file's name.
     file: Option<String>,
-    /// What the statement has in it.
+    /// A pattern of the statement.
     sql: Option<String>,
-    /// What our error says. It counts only after we have failed with it, and never for an internal error.
+    /// A pattern of our error. The rule applies only after we failed with it, and never to an internal error.
     error: Option<String>,
-    /// It counts only after our answer was another one.
+    /// The rule applies only after our answer differed.
     #[serde(default)]
     differs: bool,
 }
@@ -36,13 +36,13 @@ struct SkipEntry {
 #[serde(deny_unknown_fields)]
 struct RewriteEntry {
     reason: String,
-    /// Only in statements that have this in them.
+    /// The rule applies only to statements that match this pattern.
     within: Option<String>,
     sql: String,
     with: String,
 }
 
-/// When a reason counts.
+/// When a rule applies.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum When {
     Before,
@@ -67,14 +67,14 @@ struct Rewrite {
     used: AtomicU64,
 }
 
-/// The reasons of one corpus.
+/// The rules of one corpus.
 pub(crate) struct Rules {
     skips: Vec<Skip>,
     rewrites: Vec<Rewrite>,
 }
 
 impl Rules {
-    /// Reads the file with the reasons.
+    /// Reads the file with the rules.
     pub(crate) fn new(contents: &str) -> Self {
         let contents: Contents = toml::from_str(contents).expect("a file of reasons");
         let regex = |text: String| Regex::new(&text).expect("a regular expression");
@@ -107,12 +107,12 @@ impl Rules {
         })
     }
 
-    /// Why a record is not tried.
+    /// Returns the reason to skip a record without asking it.
     pub(crate) fn before(&self, file: &str, sql: &str) -> Option<usize> {
         self.find(When::Before, file, sql, "")
     }
 
-    /// Why it may fail this way.
+    /// Returns the reason for which a record may fail this way.
     pub(crate) fn failed(&self, file: &str, sql: &str, failure: &Failure) -> Option<usize> {
         if failure.is_internal() {
             return None;
@@ -120,17 +120,17 @@ impl Rules {
         self.find(When::Failed, file, sql, &failure.to_string())
     }
 
-    /// Why its answer may be another one.
+    /// Returns the reason for which an answer may differ.
     pub(crate) fn different(&self, file: &str, sql: &str) -> Option<usize> {
         self.find(When::Different, file, sql, "")
     }
 
-    /// Says that a record was left out, for a reason that was found.
+    /// Counts a record that was skipped for a reason.
     pub(crate) fn count(&self, place: usize) {
         self.skips[place].used.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The statement as it is asked of us.
+    /// Returns the statement with all rewrites applied.
     pub(crate) fn rewritten(&self, sql: &str) -> String {
         let mut sql = sql.to_owned();
         for rewrite in &self.rewrites {
@@ -144,7 +144,7 @@ impl Rules {
         sql
     }
 
-    /// How many records each reason was met by.
+    /// Returns how many records each reason matched.
     pub(crate) fn counts(&self) -> BTreeMap<String, u64> {
         let mut counts: BTreeMap<String, u64> = BTreeMap::new();
         for skip in &self.skips {

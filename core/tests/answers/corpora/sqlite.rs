@@ -1,5 +1,5 @@
-//! SQLite's sqllogictest corpus: seven million records whose answers SQLite, PostgreSQL, MySQL and others agree on. It is asked as
-//! PostgreSQL would be.
+//! SQLite's sqllogictest corpus: seven million records on whose answers SQLite, PostgreSQL, MySQL and others
+//! agree. We read it as PostgreSQL would.
 
 use std::fs::File;
 
@@ -17,12 +17,12 @@ use super::records::Sort;
 use super::{Corpus, Part, Wanted, home, is_same_hash};
 use crate::guard::{Report, Run};
 
-/// Below the local repository of Maven.
+/// The path below Maven's local repository.
 const ARCHIVE: &str = "net/hydromatic/sql-logic-test/0.3/sql-logic-test-0.3.jar";
 const REASONS: &str = include_str!("sqlite.toml");
-/// At least this share of a file's queries is asked: the tables of a file cost as much as many queries.
+/// The least share of a file's queries that is asked: the file's tables cost as much as many queries.
 const SHARE_OF_FILE_MIN: f64 = 0.1;
-/// From this share on, each file is played over hot and over flushed tables; below, over one of both.
+/// From this percentage on, each file runs over hot and over flushed tables; below it, over one of the two.
 const PERCENT_OF_BOTH_COPIES: u64 = 20;
 /// Values that a failure shows.
 const VALUES_SHOWN_MAX: usize = 20;
@@ -45,7 +45,7 @@ pub(crate) async fn guard(run: Run) -> Report {
     Corpus::new(run, REASONS, "postgresql", compare, Box::new(load)).await.play(parts).await
 }
 
-/// The files that are played, in an order by seed.
+/// Returns the files to run, in an order that the seed decides.
 fn parts(run: &Run, mut files: Vec<String>) -> Vec<Part> {
     let percent = f64::from(u32::try_from(run.percent).unwrap()) / 100.0;
     let share = percent.max(SHARE_OF_FILE_MIN);
@@ -97,18 +97,18 @@ fn compare(wanted: &Wanted<'_>, batches: &[RecordBatch]) -> Result<(), String> {
     Err(format!("right is {right:?}\n{} values came, {shown:?}", values.len()))
 }
 
-/// The values of a column, written as the corpus writes them: `I` without its fraction, `R` with three digits, else as text.
+/// Formats a column like the corpus: `I` without fraction, `R` with three digits, others as text.
 fn column_cells(array: &ArrayRef, ty: char) -> Vec<String> {
     let is_number = array.data_type().is_numeric() || *array.data_type() == DataType::Boolean;
     let value: Box<dyn Fn(usize) -> String> = match ty {
         'I' if is_number => {
-            // A decimal is rounded by a cast to an integer, not cut off.
+            // A cast of a decimal to an integer rounds, but the corpus truncates.
             let is_whole = array.data_type().is_integer() || *array.data_type() == DataType::Boolean;
             let floats = cast(array, &DataType::Float64).unwrap();
             let wholes = cast(array, &DataType::Int64).unwrap();
             Box::new(move |row| match is_whole {
                 true => wholes.as_primitive::<Int64Type>().value(row).to_string(),
-                // Nor is there a zero with a sign.
+                // The corpus has no signed zero.
                 false => format!("{:.0}", floats.as_primitive::<Float64Type>().value(row).trunc() + 0.0),
             })
         }
@@ -121,7 +121,7 @@ fn column_cells(array: &ArrayRef, ty: char) -> Vec<String> {
             let formatter = ArrayFormatter::try_new(array, &options).unwrap();
             let texts: Vec<String> = (0..array.len()).map(|row| formatter.value(row).to_string()).collect();
             Box::new(move |row| match (ty, texts[row].as_str()) {
-                // No text of the corpus begins with a digit.
+                // No text in the corpus begins with a digit.
                 ('I', _) => "0".to_owned(),
                 ('R', _) => "0.000".to_owned(),
                 (_, "") => "(empty)".to_owned(),

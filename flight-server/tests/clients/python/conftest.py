@@ -1,4 +1,4 @@
-"""Fixtures: one server for the whole run, a namespace for each test, connections that are closed again."""
+"""Fixtures: one server for the whole run, a namespace per test, and connections that are closed again."""
 
 import itertools
 import re
@@ -18,7 +18,7 @@ def pytest_addoption(parser):
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory, pytestconfig):
-    """The server all tests share. Errors in its log fail the run, whichever test caused them."""
+    """The server that all tests share. Errors in its log fail the run, whichever test caused them."""
     extra_args = FLUSHED if pytestconfig.getoption("flushed") else ()
     running = Server(tmp_path_factory.mktemp("server") / "data", extra_args=extra_args).start()
     yield running
@@ -28,7 +28,7 @@ def server(tmp_path_factory, pytestconfig):
 
 @pytest.fixture
 def own_server(tmp_path):
-    """A server that a test may stop, kill and start again."""
+    """A server that a test may stop, kill and restart."""
     running = Server(tmp_path / "data", node_id="node-7").start()
     yield running
     if running.alive():
@@ -41,20 +41,20 @@ TIMEOUTS = {f"adbc.flight.sql.rpc.timeout_seconds.{call}": "60" for call in ("fe
 
 
 def connect(server, user="root", password=ROOT_PASSWORD):
-    """An ADBC connection; autocommit, as the server has no client-side transactions to offer."""
+    """Opens an ADBC connection with autocommit, because the server has no client-side transactions."""
     return adbc_driver_flightsql.dbapi.connect(
         server.url, db_kwargs={"username": user, "password": password, **TIMEOUTS}, autocommit=True)
 
 
 def execute(connection, sql, parameters=None):
-    """Runs one statement on a cursor of its own and returns its rows as an Arrow table."""
+    """Runs one statement on its own cursor and returns its rows as an Arrow table."""
     with connection.cursor() as cursor:
         cursor.execute(sql, parameters)
         return cursor.fetch_arrow_table()
 
 
 def flush(connection):
-    """Has all rows flushed and waits until it is done."""
+    """Flushes all rows and waits for the jobs."""
     execute(connection, "FLUSH ALL TABLES")
     unfinished = "SELECT 1 AS one FROM system.jobs WHERE job_type = 'flush' AND status IN ('queued', 'running', 'retrying')"
     while execute(connection, unfinished).num_rows:
@@ -72,7 +72,7 @@ def db(server):
 
 @pytest.fixture
 def namespace(server, request):
-    """A namespace named after the test, its cases told apart by a number."""
+    """A namespace named after the test, with a number that separates its cases."""
     name = re.sub(r"[^a-z0-9]+", "_", request.node.name.lower())[:50].strip("_") + f"_{next(_numbers)}"
     with connect(server) as connection:
         execute(connection, f"CREATE NAMESPACE {name}")
@@ -81,7 +81,7 @@ def namespace(server, request):
 
 @pytest.fixture
 def new_user(server):
-    """Makes users of role `user` with a name and password of their own; returns (name, password)."""
+    """Creates users of role `user` with a unique name; returns (name, password)."""
 
     def make(role="user"):
         name, password = f"guest{next(_numbers)}", "a long enough secret"

@@ -1,7 +1,7 @@
-"""Flight SQL without a Flight SQL library: the protobuf messages by hand, sent through plain pyarrow.flight.
+"""Flight SQL without a Flight SQL library: hand-written protobuf messages, sent through plain pyarrow.flight.
 
-Only what the tests need: strings, bytes and varints as (field number, value) pairs, and a reader that gives the
-fields back as a dictionary of lists.
+Contains only what the tests need: strings, bytes and varints as (field number, value) pairs, and a reader
+that returns the fields as a dictionary of lists.
 """
 
 import base64
@@ -22,7 +22,7 @@ def varint(number):
 
 
 def message(*fields):
-    """Encodes (number, value) pairs: int and bool as varint, str, bytes and nested messages with their length."""
+    """Encodes (number, value) pairs: int and bool as varint; str, bytes, messages with their length."""
     out = b""
     for number, value in fields:
         if isinstance(value, int):
@@ -62,12 +62,12 @@ def fields(raw):
 
 
 def wrap(name, *pairs):
-    """google.protobuf.Any around a Flight SQL message, as every command and action body is sent."""
+    """Wraps a Flight SQL message in google.protobuf.Any, the form of every command and action body."""
     return message((1, TYPE_PREFIX + name), (2, message(*pairs)))
 
 
 def unwrap(raw):
-    """The fields inside an Any."""
+    """Returns the fields inside an Any."""
     return fields(fields(raw)[2][0])
 
 
@@ -101,7 +101,7 @@ class Client:
         return self.client.get_schema(descriptor(name, *pairs), self.options).schema
 
     def read(self, info):
-        """All rows of one FlightInfo: one endpoint, same connection, the schema that was announced."""
+        """Returns all rows of one FlightInfo: one endpoint, same connection, the announced schema."""
         assert len(info.endpoints) == 1
         table = self.client.do_get(info.endpoints[0].ticket, self.options).read_all()
         assert table.schema.equals(info.schema), f"announced {info.schema}, sent {table.schema}"
@@ -117,7 +117,7 @@ class Client:
         return [result.body.to_pybytes() for result in self.client.do_action(flight.Action(name, body), self.options)]
 
     def prepare(self, sql):
-        """(handle, dataset schema or None, parameter schema or None)"""
+        """Returns (handle, dataset schema or None, parameter schema or None)."""
         (body,) = self.action("CreatePreparedStatement", wrap("ActionCreatePreparedStatementRequest", (1, sql)))
         result = unwrap(body)
         schemas = [pa.ipc.read_schema(pa.py_buffer(result[number][0])) if result.get(number, [b""])[0] else None
@@ -128,7 +128,7 @@ class Client:
         return self.action("ClosePreparedStatement", wrap("ActionClosePreparedStatementRequest", (1, handle)))
 
     def put(self, name, *pairs, batches, schema):
-        """DoPut of some batches; returns the fields of the one PutResult, read after all data is sent."""
+        """Sends batches with DoPut; returns the fields of the only PutResult, read after all data is sent."""
         writer, reader = self.client.do_put(descriptor(name, *pairs), schema, self.options)
         for batch in batches:
             writer.write_batch(batch)
@@ -138,7 +138,7 @@ class Client:
         return fields(result.to_pybytes()) if result is not None else {}
 
     def update(self, sql):
-        """An ad hoc update; returns the number of rows."""
+        """Runs an ad hoc update; returns the number of rows."""
         result = self.put("CommandStatementUpdate", (1, sql), batches=[], schema=pa.schema([]))
         return result.get(1, [0])[0]
 

@@ -32,7 +32,7 @@ pb, pb_grpc = _generate()
 
 
 class Live:
-    """One subscription. `rows` is the result of folding every frame up to `complete_through`."""
+    """One subscription. `rows` is the fold of every frame up to `complete_through`."""
 
     def __init__(self, server, sql, user="root", password=None, metadata=None, **request):
         self.channel = grpc.insecure_channel(server.target)
@@ -45,7 +45,7 @@ class Live:
         self.seq = 0
         self.token = b""
         self.started = self.reset = self.closed = None
-        self.open_rows = None  # rows of a snapshot that has not ended
+        self.open_rows = None  # rows of an unfinished snapshot
         self.frontiers = []
 
     def __enter__(self):
@@ -56,7 +56,7 @@ class Live:
         self.channel.close()
 
     def read(self):
-        """Takes one frame; the gRPC deadline bounds the wait."""
+        """Reads one frame; the gRPC deadline limits the wait."""
         frame = next(self.call)
         body = frame.WhichOneof("body")
         getattr(self, "_" + body)(getattr(frame, body))
@@ -68,7 +68,7 @@ class Live:
         return frame
 
     def until(self, condition):
-        """Reads until the condition holds for this object; a frame is applied as a whole."""
+        """Reads until the condition holds for this object; each frame is applied as a whole."""
         while not condition(self):
             self.read()
         return self

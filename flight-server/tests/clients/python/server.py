@@ -1,11 +1,12 @@
-"""Starts and stops a real `kalamdb serve` on a data directory and a port of its own.
+"""Starts and stops a real `kalamdb serve` on its own data directory and port.
 
 The test fixtures import `Server`. As a program it runs one command against a fresh server:
 
     python server.py [--flushed] -- COMMAND ARG...
 
-The command finds the server by KALAMDB_URL, KALAMDB_HOST, KALAMDB_PORT and KALAMDB_PASSWORD. The exit code is the
-command's, or 1 when the server logged an error or did not stop cleanly. With --flushed the server flushes every row at once.
+The command finds the server through KALAMDB_URL, KALAMDB_HOST, KALAMDB_PORT and KALAMDB_PASSWORD. The exit
+code is the command's, or 1 when the server logged an error or did not stop cleanly. With --flushed the server
+flushes every row at once.
 """
 
 import os
@@ -22,8 +23,8 @@ ROOT_PASSWORD = "correct horse battery"
 READY = re.compile(r"listening on (\S+):(\d+)")
 STARTED_WITHIN_S = 60
 STOPPED_WITHIN_S = 30
-# A healthy server logs none of these, whatever its clients send. Panics inside the arrow crates are the exception: malformed
-# IPC messages cause them, and the server catches them and answers INVALID_ARGUMENT.
+# A healthy server logs none of these, whatever its clients send. The exception is panics inside the arrow
+# crates: malformed IPC messages cause them, and the server catches them and answers INVALID_ARGUMENT.
 UNEXPECTED = re.compile(r'\bERROR\b|"level":"ERROR"|panicked at (?!\S*/arrow-)|stack overflow')
 
 # Settings of a server whose rows become cold as soon as they are written.
@@ -31,7 +32,7 @@ FLUSHED = ("--set", "flush_policy=rows:1", "--set", "flush_check_interval_ms=1")
 
 
 def binary() -> pathlib.Path:
-    """The server under test: KALAMDB_BIN, else the dev build in cargo's target directory."""
+    """Returns the server under test: KALAMDB_BIN, or else the dev build in cargo's target directory."""
     named = os.environ.get("KALAMDB_BIN")
     if named:
         return pathlib.Path(named)
@@ -40,7 +41,7 @@ def binary() -> pathlib.Path:
 
 
 class Server:
-    """One server process; `start` and `stop` may be called again and again on the same data directory."""
+    """One server process; `start` and `stop` may be repeated on the same data directory."""
 
     def __init__(self, data_dir, node_id="node-1", extra_args=(), extra_env=None):
         self.data_dir = pathlib.Path(data_dir)
@@ -60,7 +61,7 @@ class Server:
         return f"{self.host}:{self.port}"
 
     def start(self):
-        # Settings of the caller's own environment must not leak into the server under test.
+        # The caller's own settings must not reach the server under test.
         env = {name: value for name, value in os.environ.items() if not name.startswith("KALAMDB_")}
         env["KALAMDB_ROOT_PASSWORD"] = ROOT_PASSWORD
         env.update(self.extra_env)
@@ -85,17 +86,17 @@ class Server:
             if found and pipe is self.process.stdout:
                 self.host, self.port = found.group(1), int(found.group(2))
                 self.ready.set()
-        # End of output before the ready line means the process is gone: wake the waiter.
+        # The output ended without the ready line: the process is gone, so wake the waiter.
         self.ready.set()
 
     def stop(self):
-        """Asks the server to drain, waits for it and fails unless it left with exit code 0."""
+        """Asks the server to drain and waits for it; fails unless the exit code is 0."""
         self.process.send_signal(signal.SIGTERM)
         code = self._wait()
         assert code == 0, f"the server left with {code}:\n" + "\n".join(self.log[-40:])
 
     def kill(self):
-        """Ends the server the hard way, as a power cut would."""
+        """Kills the server without a shutdown, like a power loss."""
         self.process.kill()
         self._wait()
 
@@ -118,7 +119,7 @@ class Server:
         return self.process.poll() is None
 
     def unexpected(self):
-        """Log lines that no test may cause."""
+        """Returns log lines that no test may cause."""
         return [line for line in self.log if UNEXPECTED.search(line)]
 
 

@@ -17,7 +17,7 @@ UTC = dt.timezone.utc
 
 ID = uuid.UUID("018f3d9a-7c1e-7b3a-9f2d-0123456789ab")
 
-# SQL type, values to bind, and the Arrow type the column must come back with. A UUID is bound as text, comes back as bytes.
+# SQL type, values to bind, and the column's expected Arrow type. A UUID is bound as text and read as bytes.
 TYPES = {
     "boolean": ("BOOLEAN", [True, False], pa.bool_()),
     "smallint": ("SMALLINT", [-32768, 32767], pa.int16()),
@@ -59,7 +59,7 @@ def test_execute_returns_rows(db, notes):
 
 
 def test_several_rows_bound_to_one_execution_are_one_commit(db, notes):
-    """`execute` of an update goes by the query path, `executemany` by the update path; both take many rows."""
+    """`execute` of an update uses the query path, `executemany` the update path; both accept many rows."""
     insert = f"INSERT INTO {notes} (id, author) VALUES (?, ?)"
     rows = pa.record_batch({"0": pa.array(range(10, 60), pa.int64()), "1": [f"author {id}" for id in range(10, 60)]})
     with db.cursor() as cursor:
@@ -192,7 +192,7 @@ def test_ingest_into_an_unknown_table_or_column_names_it(db, namespace, notes):
 
 
 def objects(db, namespace, depth, **filters):
-    """get_objects as {schema: {table: ...}} of the one catalog."""
+    """Returns get_objects as {schema: {table: ...}} of the only catalog."""
     catalogs = db.adbc_get_objects(depth=depth, catalog_filter="kalam", **filters).read_all().to_pylist()
     assert [catalog["catalog_name"] for catalog in catalogs] == ["kalam"]
     return catalogs[0]["catalog_db_schemas"]

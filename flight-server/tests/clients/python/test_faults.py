@@ -1,4 +1,4 @@
-"""Bad input of every kind: each gets a clear error, and the server and its other clients go on."""
+"""Bad input of every kind: each gets a clear error, and the server and its other clients continue."""
 
 import re
 
@@ -15,7 +15,7 @@ from server import ROOT_PASSWORD
 
 @pytest.fixture(autouse=True)
 def others_are_undisturbed(server):
-    """Whatever a test here does, a bystander's open connection answers afterwards and the process is the same."""
+    """After each test a bystander's open connection still answers, and the process is the same."""
     process = server.process.pid
     with connect(server) as bystander:
         execute(bystander, "SELECT 1")
@@ -37,7 +37,7 @@ def table(db, namespace):
     return f"{namespace}.t"
 
 
-# SQL and what the message must contain: the SQLSTATE (or its class) and the object's name.
+# SQL, and a pattern for the message: the SQLSTATE (or its class) and the object's name.
 STATEMENTS = [
     ("", r"\[42601\]"),
     (";", r"\[42601\]"),
@@ -137,7 +137,7 @@ def test_a_missing_or_forged_credential_is_refused_on_every_call(server, header)
         lambda: list(client.list_actions(options)),
     ]
     for call in calls:
-        # pyarrow raises a plain OSError where the answer is a stream, and keeps the code in its text.
+        # pyarrow raises a plain OSError for streamed answers and keeps the code in its text.
         with pytest.raises((flight.FlightUnauthenticatedError, OSError), match=r"(?i)unauthenticated.*\[28000\]"):
             call()
     client.close()
@@ -209,7 +209,7 @@ def test_a_path_descriptor_is_refused(client):
 
 
 def raw_do_put(server, token, frames):
-    """DoPut with FlightData frames written by hand, (descriptor, data_header, data_body) each."""
+    """Sends hand-written FlightData frames with DoPut, each as (descriptor, data_header, data_body)."""
     encoded = []
     for descriptor, header, body in frames:
         parts = []
@@ -228,7 +228,7 @@ def ingest_command(namespace, table):
 
 
 def frames_of(table):
-    """(header, body) of the schema and of each batch, as Arrow writes them."""
+    """Returns (header, body) of the schema and of each batch, as Arrow writes them."""
     stream = pa.BufferOutputStream()
     with pa.ipc.new_stream(stream, table.schema) as writer:
         writer.write_table(table)
@@ -270,8 +270,8 @@ def test_malformed_ipc_is_refused(client, server, db, namespace, table):
             assert error.code() in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND,
                                     grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.RESOURCE_EXHAUSTED), (name, error)
             continue
-        # Damage in padding may be accepted, but then only as the rows it says, never as rows of its own. A message of
-        # zeros reads as one without Arrow data.
+        # Damage in padding may be accepted, but then only with the original rows, never with others. A
+        # message of zeros decodes as one without Arrow data.
         assert "flipped" in name or name == "zeroed schema", f"{name} was accepted"
     assert execute(db, f"SELECT count(*) AS n FROM {table} WHERE id <> 1 AND id <> 70").to_pylist() == [{"n": 0}]
     execute(db, f"DELETE FROM {table} WHERE id = 70")

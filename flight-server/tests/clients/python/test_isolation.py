@@ -1,4 +1,4 @@
-"""USER tables: one name, one statement, and each user sees their own rows, in queries and in live queries."""
+"""USER tables: the same statement on the same name returns each user's own rows, also in live queries."""
 
 import adbc_driver_manager.dbapi as dbapi
 import pytest
@@ -87,7 +87,7 @@ def test_a_token_of_another_user_gives_nothing_of_theirs(server, notes, new_user
     with Live(server, sql, *bob, resume_token=token) as for_bob:
         try:
             for_bob.snapshot()
-        except Exception as error:  # refused outright is as good as a reset
+        except Exception as error:  # an error is as good as a reset
             assert "canary" not in str(error)
         assert for_bob.rows == {} and for_bob.changes == []
 
@@ -115,7 +115,7 @@ def test_a_user_dropped_and_created_again_sees_nothing_old(server, db, notes, ne
             assert query.rows == {} and query.changes == []
         execute(second, f"INSERT INTO {notes} VALUES (1, 'new')")
         assert bodies(second, notes) == ["new"]
-    with pytest.raises(dbapi.Error):  # the old connection's token is dead, the name notwithstanding
+    with pytest.raises(dbapi.Error):  # the old connection's token is invalid, although the name exists
         execute(first, f"SELECT * FROM {notes}")
 
 

@@ -1,4 +1,4 @@
-"""Live queries from grpcio with stubs generated from the .proto file, without a line of our own client code."""
+"""Live queries from grpcio with stubs generated from the .proto file, without any client code of KalamDB."""
 
 import grpc
 import pyarrow as pa
@@ -62,7 +62,7 @@ def test_a_parameter_that_is_no_integer_is_not_rounded(server, db, table, value,
         assert sorted(query.rows) == [(number,) for number in ids]
         execute(db, f"INSERT INTO {table} VALUES (8, 'open', 1), (9, 'open', 2)")
         execute(db, f"DELETE FROM {table} WHERE id = 2")
-        # Flushes are commits as well: the number alone does not say that both writes have come.
+        # Flushes are commits, too: the seq alone does not show that both writes have arrived.
         expected = [(9,)] if ids else []
         query.until(lambda q: q.seq >= q.started.snapshot_seq + 2 and sorted(q.rows) == expected)
 
@@ -135,7 +135,7 @@ def test_a_token_survives_kill_9(own_server):
 
 @pytest.mark.parametrize("spoil", ["other query", "flipped", "garbage"])
 def test_a_token_that_does_not_fit_resets_or_is_refused(server, db, table, spoil):
-    """Never silently the wrong data: a fresh snapshot after an announced RESET, or an error."""
+    """The data is never silently wrong: a new snapshot after an announced RESET, or an error."""
     sql = f"SELECT id FROM {table}"
     with live(server, sql) as query:
         query.snapshot()
@@ -271,5 +271,5 @@ def test_a_large_snapshot_comes_in_frames_under_the_default_limit(server, db, na
     with db.cursor() as cursor:
         cursor.adbc_ingest("big", pa.table({"id": pa.array(range(6000), pa.int64()), "payload": ["x" * 2000] * 6000}),
                            mode="append", db_schema_name=namespace)
-    with live(server, f"SELECT * FROM {namespace}.big") as query:  # grpcio takes 4 MiB a message, no more
+    with live(server, f"SELECT * FROM {namespace}.big") as query:  # grpcio accepts at most 4 MiB per message
         assert len(query.snapshot().rows) == 6000

@@ -1,4 +1,4 @@
-"""The node's name is set once and stands in every log line, job and audit row, also after a restart."""
+"""The node's name is set once and appears in every log line, job and audit row, also after a restart."""
 
 import re
 
@@ -24,7 +24,7 @@ def test_one_node_id_everywhere(own_server):
     own_server.restart()
     work(2)
     own_server.stop()
-    # What the command prints for people on standard output is no log: a log line begins with its time.
+    # Text for people on standard output is not a log line: a log line begins with its time.
     log = [line for line in own_server.log if re.match(r'^(\{|\S*\d{4}-\d\d-\d\dT)', line)]
     assert len(log) >= 4
     for line in log:

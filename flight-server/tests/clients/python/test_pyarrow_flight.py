@@ -1,4 +1,4 @@
-"""Flight SQL as any gRPC-speaking program sees it: commands built by hand, sent with pyarrow.flight alone."""
+"""Flight SQL as any gRPC program sees it: hand-built commands, sent only with pyarrow.flight."""
 
 import re
 
@@ -11,7 +11,7 @@ from flight_sql import Client, descriptor, fields, message, unwrap, wrap
 from server import ROOT_PASSWORD
 
 
-# TableDefinitionOptions of an ingest: fail if the table is missing, append if it is there.
+# TableDefinitionOptions of an ingest: fail if the table is missing, append if it exists.
 APPEND = message((1, 2), (2, 2))
 
 
@@ -88,7 +88,7 @@ def test_prepared_query_with_parameters(client, table):
         rows = client.rows("CommandPreparedStatementQuery", (1, handle))
         assert sorted(rows.column("id").to_pylist()) == expected
     client.close_prepared(handle)
-    client.close_prepared(handle)  # closing twice is no error
+    client.close_prepared(handle)  # closing twice is not an error
     with pytest.raises((flight.FlightError, KeyError, pa.ArrowException)):
         client.rows("CommandPreparedStatementQuery", (1, handle))
 
@@ -194,7 +194,7 @@ def sql_info(client, *codes):
 def test_sql_info_is_complete(client):
     every = sql_info(client)
     assert every[0] == "KalamDB" and every[3] is False and every[4] is True
-    # A JDBC driver fails on any of the codes of DatabaseMetaData that is missing.
+    # A JDBC driver fails if any code of DatabaseMetaData is missing.
     assert set(range(500, 577)) <= set(every)
     assert sql_info(client, 0, 3) == {0: "KalamDB", 3: False}
 
@@ -255,7 +255,7 @@ def test_information_schema_lists_the_columns(client, namespace, table):
 
 
 def test_an_expression_without_fields_in_its_answer_still_counts(client, table):
-    """DDL through GetFlightInfo answers with a stream that can be read to its end."""
+    """DDL through GetFlightInfo returns a stream that can be read to its end."""
     info = client.client.get_flight_info(descriptor("CommandStatementQuery", (1, f"DROP TABLE {table}")), client.options)
     client.client.do_get(info.endpoints[0].ticket, client.options).read_all()
     with pytest.raises((flight.FlightError, KeyError), match="42P01"):

@@ -19,7 +19,7 @@ _spec.loader.exec_module(read_segments)
 
 
 def wait_until_published(connection, folder):
-    """Until the newest manifest lists the live segments: it is published after the flush, by itself."""
+    """Waits until the newest manifest lists the live segments; it is published after the flush."""
     live = {segment["path"] for segment in execute(connection, "SHOW MANIFEST FOR notes").to_pylist()}
     while True:
         newest = max(folder.glob("manifest-*.json"), default=None)
@@ -29,7 +29,7 @@ def wait_until_published(connection, folder):
 
 
 def segments(server, connection, table):
-    """The files of a table, as SHOW MANIFEST names them."""
+    """Returns the files of a table, as SHOW MANIFEST names them."""
     manifest = execute(connection, f"SHOW MANIFEST FOR {table}").to_pylist()
     return [server.data_dir / "segments" / segment["path"] for segment in manifest]
 

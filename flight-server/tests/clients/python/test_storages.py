@@ -1,4 +1,4 @@
-"""Segments in an S3 bucket, against a real S3 server: SeaweedFS."""
+"""Segments in an S3 bucket, tested against a real S3 server: SeaweedFS."""
 
 import collections
 import contextlib
@@ -25,7 +25,7 @@ CREDENTIALS = {"ARCHIVE_AWS_ACCESS_KEY_ID": KEY, "ARCHIVE_AWS_SECRET_ACCESS_KEY"
 
 
 def free_port():
-    """A port below 55,000: SeaweedFS also listens 10,000 above each of its ports."""
+    """Returns a port below 55,000, because SeaweedFS also listens 10,000 above each of its ports."""
     while True:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -62,7 +62,7 @@ class SeaweedFs:
         return self
 
     def wait_until_ready(self):
-        """Until a file can be stored: the parts of the server come up one after the other."""
+        """Waits until a file can be stored: the parts of the server start one after the other."""
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             assert self.process.poll() is None, (self.folder / "log").read_text()[-2_000:]
@@ -84,7 +84,7 @@ class SeaweedFs:
 
 
 class FaultyProxy:
-    """Hands bytes on to a server, but for the connections it has a fault for."""
+    """Forwards bytes to a server, except on connections that get a fault."""
 
     def __init__(self, port):
         self.target = port
@@ -98,7 +98,7 @@ class FaultyProxy:
         return f"http://127.0.0.1:{self.listener.getsockname()[1]}"
 
     def fail(self, fault, connections):
-        """The next connections have the fault; those that are open end, so that there are some."""
+        """Gives the next connections the fault; closes the open ones, so that new connections follow."""
         self.faults.extend([fault] * connections)
         for connection in list(self.open):
             connection.close()
@@ -127,7 +127,7 @@ class FaultyProxy:
         self.pump(server, client, 300 if fault == "truncated" else None)
 
     def pump(self, source, sink, bytes_max):
-        """Until one of them ends, or only so many bytes."""
+        """Forwards until one side ends, or up to `bytes_max` bytes."""
         try:
             while (bytes_max is None or bytes_max > 0) and (data := source.recv(65_536)):
                 data = data if bytes_max is None else data[:bytes_max]
@@ -151,7 +151,7 @@ def seaweedfs(tmp_path_factory):
 
 @pytest.fixture
 def s3_server(seaweedfs, tmp_path):
-    """A server with a storage `archive` in the bucket."""
+    """A server with the storage `archive` in the bucket."""
     running = Server(tmp_path / "data", extra_env=CREDENTIALS).start()
     with connect(running) as connection:
         execute(connection, f"""CREATE STORAGE archive WITH (URL = 's3://{BUCKET}/{tmp_path.name}', CREDENTIALS = 'ARCHIVE',
@@ -186,7 +186,7 @@ def test_rows_in_a_bucket_are_rows(s3_server):
         execute(connection, "UPDATE t SET body = 'changed' WHERE id < 10")
         execute(connection, "INSERT INTO t VALUES (0, 'new')")
         after = sums(connection)
-    # A server that starts again reads the same rows, and merges them into a new object.
+    # After a restart the server reads the same rows, and compacts them into a new object.
     s3_server.kill()
     s3_server.start()
     with connect(s3_server) as connection:
@@ -207,7 +207,7 @@ def test_a_storage_that_dies_in_the_middle_of_a_flush_loses_nothing(s3_server, s
         before = sums(connection)
         execute(connection, "FLUSH TABLE t")
         seaweedfs.kill()
-        # Nothing depends on the storage as long as rows are hot: reads and writes go on.
+        # While rows are hot, nothing depends on the storage: reads and writes continue.
         assert sums(connection) == before
         execute(connection, "INSERT INTO t VALUES (0, 'while it was away')")
         job = "SELECT status, error_message FROM system.jobs WHERE job_type = 'flush'"
@@ -242,7 +242,7 @@ def test_a_faulty_storage_gives_the_right_rows_or_an_error(seaweedfs, tmp_path, 
                 ENDPOINT = '{proxy.endpoint}', REGION = 'us-east-1', ALLOW_HTTP = 'true')""")
             fill(connection, rows=100_000)
             before = sums(connection)
-            # A flush gets its segment there in the end, by the client's retries or the job's.
+            # The flush succeeds in the end, through retries of the client or of the job.
             proxy.fail(fault, connections=5)
             execute(connection, "FLUSH TABLE t")
             job = "SELECT status, error_message FROM system.jobs WHERE job_type = 'flush' AND completed_at IS NULL"

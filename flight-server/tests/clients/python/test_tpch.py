@@ -1,9 +1,8 @@
-"""TPC-H at scale factor 0.01: ingested over Flight, all 22 queries equal to the published answers, hot and flushed.
+"""TPC-H at scale factor 0.01, ingested over Flight: 22 queries give the published answers, hot and flushed.
 
-DuckDB's tpch extension, which comes as a Python package, makes the data and knows the queries and the answers. A
-number is right when it is within 1e-6 of the answer, absolutely, or within 1e-9 of it, relatively: AVG and division of
-DECIMAL(15, 2) keep six decimal places here, while the answers were printed from doubles. Everything else is compared
-exactly, in the order of the query's ORDER BY.
+DuckDB's tpch extension, installed as a Python package, generates the data and knows the queries and the
+answers. A number is right when it is within 1e-6 of the answer, absolutely, or within 1e-9, relatively,
+because the answers were printed from doubles. Everything else is compared exactly, in the order of ORDER BY.
 """
 
 import pathlib
@@ -23,7 +22,7 @@ KEYS = {"region": "r_regionkey", "nation": "n_nationkey", "supplier": "s_suppkey
 
 @pytest.fixture(scope="module")
 def corpus():
-    """The generator with its data, and {number: (query, answer)}."""
+    """Returns the generator with its data, and {number: (query, answer)}."""
     (extension,) = [path for base in duckdb_ext.__path__ for path in pathlib.Path(base).rglob("tpch.duckdb_extension")]
     generator = duckdb.connect()
     generator.execute(f"LOAD '{extension}'")
@@ -37,7 +36,7 @@ def corpus():
 
 @pytest.fixture(scope="module", params=["hot", "cold"])
 def loaded(server, corpus, request):
-    """A connection to a server that holds the data in namespace `public`, where a session starts."""
+    """Returns a connection to a server with the data in namespace `public`, where a session starts."""
     generator, _ = corpus
     with connect(server) as connection:
         for table, key in KEYS.items():
@@ -63,7 +62,7 @@ def is_number(text):
 
 
 def equal(ours, answer):
-    """Compares one value with its printed form."""
+    """Compares a value with its printed form."""
     if ours is None:
         return answer in ("", "NULL")
     if isinstance(ours, str) or not is_number(answer):

@@ -1,8 +1,9 @@
-//! DataFusion's own aggregates, with something about them put right.
+//! DataFusion's own aggregates, each with one behaviour corrected.
 //!
-//! - Those of floats, and those that rows cannot leave, are computed anew for each frame that rows leave.
-//! - `string_agg` with ORDER BY, and any of them with DISTINCT and ORDER BY, sort what they were given themselves. DataFusion takes that for
-//!   an order their input must have: two of different orders are refused, and of two opposite ones with DISTINCT both get the first.
+//! - Float aggregates, and aggregates without retraction, recompute each frame that rows leave.
+//! - `string_agg` with ORDER BY, and `array_agg` with DISTINCT and ORDER BY, sort their rows themselves.
+//!   DataFusion makes the order a requirement on the input instead: it refuses two different orders, and
+//!   gives two opposite ones with DISTINCT the first order.
 
 use std::sync::Arc;
 
@@ -15,7 +16,7 @@ use datafusion::logical_expr::{Accumulator, AggregateUDF, AggregateUDFImpl, Grou
 
 use super::frames::Frame;
 
-/// Functions that are computed with doubles.
+/// Aggregates that DataFusion computes in doubles.
 const OF_DOUBLES: [&str; 16] = [
     "avg",
     "corr",
@@ -35,25 +36,25 @@ const OF_DOUBLES: [&str; 16] = [
     "var_pop",
 ];
 
-/// Functions that rows cannot leave again.
+/// Aggregates without retraction: rows cannot leave them again.
 const OF_ALL_ROWS: [&str; 7] =
     ["array_agg", "bit_and", "bit_or", "bit_xor", "bool_and", "bool_or", "string_agg"];
 
-/// The function with frames that are computed each by itself; `None` where rows can leave and nothing is lost.
+/// Returns the function with each frame computed by itself; `None` if its own retraction is exact.
 pub(super) fn by_frame(func: &Arc<AggregateUDF>, argument: &DataType) -> Option<AggregateUDF> {
     let is_of_floats = OF_DOUBLES.contains(&func.name()) && argument.is_numeric()
         || func.name() == "sum" && argument.is_floating();
     adapted(func, Order::Any).filter(|_| is_of_floats || OF_ALL_ROWS.contains(&func.name()))
 }
 
-/// The function of a call whose rows need not come in its order; `None` for any other call.
+/// Returns the function of a call that sorts its rows itself; `None` for any other call.
 pub(super) fn sorting(call: &AggregateFunction) -> Option<AggregateUDF> {
     let sorts_itself = match call.func.name() {
         "string_agg" => true,
         "array_agg" => call.params.distinct,
         _ => false,
     };
-    // With DISTINCT the order is that of the values.
+    // With DISTINCT, the order is that of the values.
     let order = if call.params.distinct { Order::Any } else { Order::Own };
     adapted(&call.func, order).filter(|_| sorts_itself && !call.params.order_by.is_empty())
 }
@@ -65,11 +66,11 @@ fn adapted(func: &Arc<AggregateUDF>, order: Order) -> Option<AggregateUDF> {
     Some(AggregateUDF::new_from_impl(Adapted { inner: Arc::clone(func), order }))
 }
 
-/// Which order of rows a function wants.
+/// The input order that a function wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Order {
     Any,
-    /// The order of its ORDER BY. The function sorts rows that come in another one.
+    /// The order of its ORDER BY; the function sorts rows that arrive in another order.
     Own,
 }
 
@@ -124,7 +125,7 @@ impl AggregateUDFImpl for Adapted {
         Ok(Box::new(Frame::new(Arc::clone(&self.inner), args)))
     }
 
-    /// The rows may have the order already, and are sorted all the same.
+    /// Ignores that the rows may already be in order; the function sorts them anyway.
     fn with_beneficial_ordering(self: Arc<Self>, _: bool) -> Result<Option<Arc<dyn AggregateUDFImpl>>> {
         Ok(Some(self))
     }

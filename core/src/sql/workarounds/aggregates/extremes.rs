@@ -1,4 +1,4 @@
-//! Minima and maxima of floats, in windows and of all rows, and of groups.
+//! `min` and `max` of floats: in windows, over all rows, and over groups.
 
 use std::collections::VecDeque;
 use std::fmt::Debug;
@@ -13,7 +13,7 @@ use datafusion_functions_aggregate_common::aggregate::groups_accumulator::prim_o
 
 use super::{Kind, Rows};
 
-/// Floats in the order of SQL, where NaN is the greatest.
+/// Floats in SQL's order, where NaN is the greatest.
 pub(super) trait Float: Copy + PartialOrd + Debug {
     fn is_nan(self) -> bool;
 
@@ -35,7 +35,7 @@ impl Float for f64 {
     }
 }
 
-/// Extremes of groups. `least` is what every float is at least, NaN what every float is at most.
+/// Returns extremes of groups. Maxima start from `least` (-infinity), minima from `greatest` (NaN).
 pub(super) fn extremes<T>(kind: Kind, least: T::Native, greatest: T::Native) -> Box<dyn GroupsAccumulator>
 where
     T: ArrowPrimitiveType + Send,
@@ -59,14 +59,14 @@ where
     Box::new(PrimitiveGroupsAccumulator::<T, _>::new(&T::DATA_TYPE, take).with_starting_value(least))
 }
 
-/// The extreme of the rows that came and did not leave: those are kept that can still become it.
+/// The extreme of the rows that entered and did not leave. Keeps only rows that can still become it.
 #[derive(Debug)]
 pub(super) struct Extreme<T: ArrowPrimitiveType> {
     kind: Kind,
     rows: Rows,
-    /// Numbers of rows that came, and their values, the extreme first.
+    /// Row numbers and values, the extreme first.
     candidates: VecDeque<(u64, T::Native)>,
-    /// Rows that came and rows that went, without those of NULL.
+    /// Numbers of non-NULL rows that entered and left.
     came: u64,
     went: u64,
     of: PhantomData<fn(T)>,
@@ -89,7 +89,7 @@ where
         while self.candidates.back().is_some_and(|(_, last)| is_beaten(*last)) {
             self.candidates.pop_back();
         }
-        // A row behind a better one counts only if that one can leave before it.
+        // A row after a better one matters only if the better one can leave first.
         if self.rows == Rows::Leave || self.candidates.is_empty() {
             self.candidates.push_back((self.came, value));
         }

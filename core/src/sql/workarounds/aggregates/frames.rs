@@ -1,5 +1,5 @@
-//! Aggregates of floats over frames that rows leave. DataFusion takes away from a sum what leaves the frame, which leaves rounding errors
-//! behind, and NaN for ever; so the rows of a frame are kept, and each frame is computed by itself, as PostgreSQL does.
+//! Aggregates over frames that rows leave. DataFusion subtracts from a float sum what leaves the frame; this
+//! leaves rounding errors, and NaN forever. Here, as in PostgreSQL, a frame is computed from its rows.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use datafusion::physical_plan::PhysicalExpr;
 
 use crate::error::Error;
 
-/// The rows of a frame, and what it takes to compute the function over them.
+/// The rows of a frame, and what is needed to compute the function over them.
 #[derive(Debug)]
 pub(super) struct Frame {
     func: Arc<AggregateUDF>,
@@ -24,7 +24,7 @@ pub(super) struct Frame {
     name: String,
     exprs: Vec<Arc<dyn PhysicalExpr>>,
     expr_fields: Vec<FieldRef>,
-    /// Arguments of consecutive rows.
+    /// Batches of arguments of consecutive rows.
     rows: VecDeque<Vec<ArrayRef>>,
 }
 

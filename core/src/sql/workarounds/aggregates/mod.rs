@@ -1,14 +1,14 @@
-//! Aggregates that keep what they are given: sums that do not wrap, averages of decimals that are rounded, and extremes that know NaN.
+//! Corrected aggregates: sums that do not wrap, rounded averages of decimals, and extremes that order NaN.
 //!
 //! | function | DataFusion 55 | here |
 //! |---|---|---|
 //! | `sum(BIGINT)`, `sum(DECIMAL)` of more than 28 digits | wraps around | 22003 |
-//! | `avg(DECIMAL)` | four digits more than the column, cut off | 16 digits behind the point, rounded |
-//! | `min`, `max` of floats in groups | NaN counts or not, by the order of rows | NaN is the greatest |
-//! | `percentile_cont` | the place between two values has six digits | as many as a DOUBLE |
-//! | `sum`, `avg` and their kin of floats over a frame that moves | what leaves is subtracted | each frame by itself |
+//! | `avg(DECIMAL)` | column's scale + 4, truncated | scale 16 or more, rounded |
+//! | `min`, `max` of floats in groups | NaN counts or not, by row order | NaN is the greatest |
+//! | `percentile_cont` | the weight between two values has six digits | as many as a DOUBLE |
+//! | `sum`, `avg` and similar of floats over a moving frame | leaving rows are subtracted | recomputed |
 //!
-//! Each takes the place of DataFusion's function of that name for these types alone.
+//! Each replaces DataFusion's function of that name for these types only.
 
 mod adapted;
 mod extremes;
@@ -36,14 +36,14 @@ use self::totals::{DistinctTotal, GroupAverages, GroupSums, Total, sum_type};
 use super::walk::type_of;
 use crate::error::Error;
 
-/// The digits of a decimal.
+/// Maximum precision of a DECIMAL.
 pub(super) const DIGITS: u8 = 38;
-/// Sums of decimals of so many digits stay within a decimal for as many rows as there can be.
+/// Decimals of up to this precision need no checked sum: 10^10 of them fit 38 digits.
 const SAFE_DIGITS: u8 = 28;
-/// Digits of an average behind the point, as PostgreSQL has them for numbers about one.
+/// Minimum scale of averages and quotients; PostgreSQL's for numbers around 1.
 pub(super) const AVERAGE_SCALE: i8 = 16;
 
-/// Puts the functions in the place of DataFusion's.
+/// Replaces DataFusion's aggregates by the corrected ones.
 pub(super) fn replace(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
     match expr {
         Expr::AggregateFunction(call) => {
@@ -180,7 +180,7 @@ impl AggregateUDFImpl for Exact {
     }
 }
 
-/// Whether rows leave a window again.
+/// Whether rows can leave a window frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Rows {
     Stay,

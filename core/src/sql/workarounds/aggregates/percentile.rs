@@ -1,4 +1,4 @@
-//! `percentile_cont(fraction) WITHIN GROUP (ORDER BY x)`. DataFusion's cuts the place between two values to six digits.
+//! `percentile_cont(fraction) WITHIN GROUP (ORDER BY x)`: DataFusion interpolates with only six digits.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use datafusion::physical_expr::expressions::Literal;
 use super::frames::Frame;
 use crate::casts::cast;
 
-/// The function in the place of DataFusion's; `None` for any other call.
+/// Returns the replacement for a `percentile_cont` call; `None` for any other call.
 pub(super) fn percentile(call: &AggregateFunction) -> Option<AggregateUDF> {
     let is_percentile = call.func.name() == "percentile_cont" && !call.func.inner().is::<Percentile>();
     is_percentile.then(|| AggregateUDF::new_from_impl(Percentile { inner: Arc::clone(&call.func) }))
@@ -63,7 +63,7 @@ impl AggregateUDFImpl for Percentile {
             Some(ScalarValue::Float64(None)) => {
                 Ok(Box::new(Values { fraction: f64::NAN, is_descending, is_distinct, values: Vec::new() }))
             }
-            // It says what is wrong.
+            // DataFusion's function returns the error.
             _ => self.inner.accumulator(args),
         }
     }
@@ -76,7 +76,7 @@ impl AggregateUDFImpl for Percentile {
 
 #[derive(Debug)]
 struct Values {
-    /// From 0 to 1; NaN for NULL, of which the result is NULL.
+    /// From 0 to 1; NaN for NULL, which makes the result NULL.
     fraction: f64,
     is_descending: bool,
     is_distinct: bool,
@@ -122,7 +122,7 @@ impl Accumulator for Values {
 }
 
 impl Values {
-    /// Between the two sorted values next to the fraction, by its distance from them.
+    /// Interpolates between the two sorted values around the fraction's position.
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_precision_loss,

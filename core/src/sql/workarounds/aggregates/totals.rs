@@ -1,4 +1,4 @@
-//! Sums and averages, in windows and of all rows, and of groups.
+//! `sum` and `avg`: in windows, over all rows, and over groups.
 
 use std::collections::HashSet;
 use std::mem::size_of_val;
@@ -22,7 +22,7 @@ pub(super) fn sum_type(input: &DataType) -> DataType {
     DataType::Decimal128(DIGITS, scale_of(input))
 }
 
-/// The values of BIGINTs or DECIMALs as whole numbers of their last digit.
+/// The unscaled integers of a BIGINT or DECIMAL column.
 fn units(array: &ArrayRef) -> Box<dyn Iterator<Item = Option<i128>> + '_> {
     match array.as_primitive_opt::<Int64Type>() {
         Some(whole) => Box::new(whole.iter().map(|value| value.map(i128::from))),
@@ -30,7 +30,7 @@ fn units(array: &ArrayRef) -> Box<dyn Iterator<Item = Option<i128>> + '_> {
     }
 }
 
-/// Sum and count of a column, of which rows can be taken back. No sum of fewer than 2^128 rows overflows it.
+/// Sum and count of a column, with retraction. Fewer than 2^128 rows cannot overflow the sum.
 #[derive(Debug)]
 pub(super) struct Total {
     sum: i256,
@@ -49,7 +49,7 @@ impl Total {
         self.sum.to_i128()
     }
 
-    /// As a value of `ty`, NULL where there were no rows.
+    /// The sum as a value of `ty`; NULL without rows.
     fn sum_as(&self, ty: &DataType) -> Result<ScalarValue> {
         if self.count == 0 {
             return ScalarValue::try_from(ty);
@@ -58,7 +58,7 @@ impl Total {
     }
 }
 
-/// Whole numbers of the last digit as a value of `ty`.
+/// Returns an unscaled integer as a value of `ty`, or 22003 if it does not fit.
 fn decimal_or_whole(units: i128, ty: &DataType) -> Result<ScalarValue> {
     match ty {
         DataType::Decimal128(digits, scale) if units.unsigned_abs() < 10_u128.pow(u32::from(*digits)) => {
@@ -130,12 +130,12 @@ impl Accumulator for Total {
     }
 }
 
-/// The rounded quotient in units of 10^-`to`.
+/// The average in units of 10^-`to`, rounded; `from` is the scale of the sum.
 fn average(sum: i128, count: i64, from: i8, to: i8) -> Option<i128> {
     divide((sum, from), (i128::from(count), 0), to)
 }
 
-/// The same of each value once.
+/// Sum and average of distinct values.
 #[derive(Debug)]
 pub(super) struct DistinctTotal {
     total: Total,
@@ -182,10 +182,10 @@ impl Accumulator for DistinctTotal {
     }
 }
 
-/// Sums of groups, which have 38 digits until they are given: whether the result fits does not depend on the order of the rows.
+/// Sums of groups. They keep 38 digits until the end, so row order does not decide whether a result fits.
 pub(super) struct GroupSums {
     inner: Box<dyn GroupsAccumulator>,
-    /// Set once a sum had more digits.
+    /// Set once a sum exceeded 38 digits.
     overflowed: Arc<AtomicBool>,
     state: DataType,
     result: DataType,
@@ -209,7 +209,7 @@ impl GroupSums {
         if self.overflowed.load(Ordering::Relaxed) { Err(out_of_range(&self.result).into()) } else { Ok(()) }
     }
 
-    /// Values of the column in the type of the sums.
+    /// The column's values in the type of the sums.
     fn summands(&self, values: &[ArrayRef]) -> Result<[ArrayRef; 1]> {
         let values = values.first().ok_or_else(|| unexpected("sum"))?;
         let decimals = match values.as_primitive_opt::<Int64Type>() {
@@ -268,7 +268,7 @@ impl GroupsAccumulator for GroupSums {
     }
 }
 
-/// Decimals with the digits of `ty`, of the same scale.
+/// Gives decimals the precision of `ty`, which has the same scale.
 fn with_type(array: ArrayRef, ty: &DataType) -> Result<ArrayRef> {
     match (array.as_primitive_opt::<Decimal128Type>(), ty) {
         (Some(decimals), DataType::Decimal128(digits, scale)) => {
@@ -283,11 +283,11 @@ pub(super) struct GroupAverages {
     sums: GroupSums,
     counts: Box<dyn GroupsAccumulator>,
     result: DataType,
-    /// Of the column.
+    /// The scale of the column.
     scale: i8,
 }
 
-/// One for each value, NULL for NULL.
+/// 1 for each value, NULL for NULL.
 fn ones(values: &ArrayRef) -> ArrayRef {
     Arc::new(Int64Array::new(vec![1; values.len()].into(), values.nulls().cloned()))
 }

@@ -1,7 +1,7 @@
-//! `x op ANY (array)` and `x op ALL (array)` with their NULLs: DataFusion has some of them, as a search that knows no NULL.
+//! `x op ANY (array)` and `x op ALL (array)` with NULLs; DataFusion plans some as a search that ignores NULL.
 //!
-//! `any_of(op, x, array)` is true where `x op e` is for an element, else NULL where that is NULL for one, else false. `all_of` is false
-//! where it is false for one, else NULL, else true.
+//! `any_of(op, x, array)` is true if `x op e` is true for an element `e`, else NULL if it is NULL for one,
+//! else false. `all_of` is false if it is false for an element, else NULL if it is NULL for one, else true.
 
 use std::sync::Arc;
 
@@ -97,7 +97,7 @@ fn argument_types(types: &[DataType]) -> Result<Vec<DataType>> {
 impl Quantified {
     fn compare(&self, op: &str, values: &ArrayRef, lists: &ArrayRef) -> crate::error::Result<BooleanArray> {
         let lists = lists.as_list::<i32>();
-        // Each value as often as its list has elements.
+        // Repeat each value for every element of its list.
         let mut rows = Vec::new();
         let mut elements = Vec::new();
         for row in 0..lists.len() {

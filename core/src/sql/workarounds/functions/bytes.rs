@@ -1,4 +1,4 @@
-//! Functions of texts that are given bytes: DataFusion hands them the text of the bytes, `\x61`.
+//! Text functions that are given BYTES: DataFusion passes them the text form of the bytes, `\x61`.
 
 use std::sync::Arc;
 
@@ -17,13 +17,13 @@ use super::super::walk::type_of;
 use crate::casts::is_text;
 use crate::error::{Error, ErrorKind, SqlState};
 
-/// Functions that write the text of any value.
+/// Functions that write any value as text.
 const TAKE_ANYTHING: [&str; 2] = ["concat", "concat_ws"];
 
-/// Refuses a call that would be given the text of bytes.
+/// Refuses a call that would receive the text form of bytes.
 ///
 /// # Errors
-/// 42883 with the function; 0A000 for `string_agg`, which PostgreSQL has.
+/// 42883 with the function's name; 0A000 for `string_agg`, which PostgreSQL supports.
 pub(in crate::sql::workarounds) fn refuse(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
     if let Expr::AggregateFunction(call) = &expr
         && call.func.name() == "string_agg"
@@ -54,13 +54,13 @@ pub(in crate::sql::workarounds) fn refuse(expr: Expr, schema: &DFSchema) -> Resu
     Ok(Transformed::no(expr))
 }
 
-/// The types that a function casts its arguments to.
+/// Returns the types to which a function casts its arguments.
 pub(super) fn taken_types(function: &ScalarUDF, types: &[DataType]) -> Result<Vec<DataType>> {
     let fields: Vec<FieldRef> = types.iter().map(|ty| Arc::new(Field::new("", ty.clone(), true))).collect();
     Ok(fields_with_udf(&fields, function)?.iter().map(|field| field.data_type().clone()).collect())
 }
 
-/// The lengths of texts, which are those of bytes too.
+/// Returns the length functions of text, which also accept BYTES.
 pub(super) fn lengths() -> impl Iterator<Item = Arc<ScalarUDF>> {
     let texts = [
         unicode_functions::character_length(),

@@ -1,4 +1,4 @@
-//! Fields of times that DataFusion's `date_part` has not, or has without their fraction.
+//! Fields of times that DataFusion's `date_part` lacks, or returns without their fraction.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ use crate::error::Error;
 
 const MINUTE_US: i64 = 60_000_000;
 
-/// Puts the function in the place of `date_part` for these fields, and for all of intervals.
+/// Replaces `date_part` for these fields, and for all fields of intervals.
 pub(crate) fn replace(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
     let Expr::ScalarFunction(call) = expr else { return Ok(Transformed::no(expr)) };
     let own = match (call.func.name(), call.args.as_slice()) {
@@ -45,9 +45,9 @@ fn function(part: Part) -> ScalarUDF {
 enum Part {
     /// With its fraction.
     Second,
-    /// Seconds included, with their fraction.
+    /// Includes the seconds and their fraction.
     Millisecond,
-    /// Seconds included.
+    /// Includes the seconds.
     Microsecond,
     Decade,
     Century,
@@ -128,7 +128,7 @@ fn years(times: &ArrayRef, of: impl Fn(i64) -> i64) -> crate::error::Result<Arra
     Ok(Arc::new(years.map(|year| year.map(|year| of(i64::from(year)))).collect::<Int64Array>()))
 }
 
-/// Microseconds of the minute.
+/// Microseconds since the start of the minute.
 fn of_minute(times: &ArrayRef) -> crate::error::Result<Int64Array> {
     let micros = match times.data_type() {
         DataType::Time32(_) | DataType::Time64(_) => cast(times, &DataType::Time64(TimeUnit::Microsecond))?,

@@ -1,5 +1,5 @@
-//! `array_remove(array, element)`: every element that is equal, or NULL as the element is. DataFusion's takes the first, and gives NULL
-//! for NULL.
+//! `array_remove(array, element)` removes every equal element, or every NULL if the element is NULL.
+//! DataFusion's removes only the first, and returns NULL for a NULL element.
 
 use std::sync::Arc;
 
@@ -25,9 +25,9 @@ pub(super) fn remove() -> ScalarUDF {
 
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct Remove {
-    /// What knows the types.
+    /// DataFusion's `array_remove`, which determines the types.
     first: Arc<ScalarUDF>,
-    /// For lists that are not compared here.
+    /// DataFusion's `array_remove_all`, for lists that are not compared here.
     all: Arc<ScalarUDF>,
     signature: Signature,
 }
@@ -85,7 +85,7 @@ impl ScalarUDFImpl for Remove {
     }
 }
 
-/// The lists without the elements that are not distinct from the one beside them.
+/// Removes from each list the elements that are not distinct from its row of `elements`.
 fn without(lists: &ListArray, elements: &ArrayRef) -> crate::error::Result<ListArray> {
     let offsets = lists.value_offsets();
     let (first, last) = (offsets.first().copied().unwrap_or(0), offsets.last().copied().unwrap_or(0));

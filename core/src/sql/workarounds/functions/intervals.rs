@@ -1,4 +1,4 @@
-//! Intervals compared as PostgreSQL does: a month is 30 days and a day is 24 hours. Arrow compares months first, then days, then the rest.
+//! Compares intervals as PostgreSQL does: a month has 30 days, a day 24 hours. Arrow compares months first.
 
 use std::sync::Arc;
 
@@ -23,13 +23,13 @@ use crate::error::Error;
 
 const DAY_NS: i128 = 86_400_000_000_000;
 
-/// The type of intervals.
+/// The Arrow type of INTERVAL.
 pub(in crate::sql::workarounds) const INTERVAL: DataType = DataType::Interval(IntervalUnit::MonthDayNano);
 
-/// Compares intervals by their length. Runs after type coercion: all that is compared are intervals.
+/// Compares intervals by length. Runs after type coercion, so that both sides are intervals.
 ///
 /// # Errors
-/// 0A000 where an interval itself is taken for the value of several.
+/// 0A000 for `min`, `max`, DISTINCT aggregates, and `greatest` or `least` of more than two intervals.
 pub(crate) fn compare(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
     let is_interval = |expr: &Expr| type_of(expr, schema) == Some(INTERVAL);
     let length = |expr: Expr| length(expr, schema);
@@ -86,7 +86,7 @@ pub(crate) fn compare(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>
     })
 }
 
-/// `nullif`, and the first of two that `greatest` and `least` compare.
+/// Rewrites `nullif`, `greatest` and `least` of two intervals to a CASE over their lengths.
 fn choose(mut call: ScalarFunction, schema: &DFSchema) -> Result<Transformed<Expr>> {
     let op = match call.func.name() {
         "nullif" => Operator::NotEq,
@@ -100,7 +100,7 @@ fn choose(mut call: ScalarFunction, schema: &DFSchema) -> Result<Transformed<Exp
             .into());
     };
     let compared = binary_expr(length(first.clone(), schema), op, length(second.clone(), schema));
-    // NULL beside a value: nullif gives the first, greatest and least the one that is there.
+    // Beside a NULL, nullif returns the first argument; greatest and least return the one that is not NULL.
     let keeps_first = compared.or(second.clone().is_null());
     let other =
         if op == Operator::NotEq { Expr::Literal(ScalarValue::try_from(&INTERVAL)?, None) } else { second };
@@ -123,7 +123,7 @@ fn refused(what: &str) -> Error {
     Error::unsupported(what).hint("take their length, extract(epoch FROM ...)")
 }
 
-/// A subquery with the length of its one column.
+/// A subquery that returns the length of its one column.
 fn lengths(subquery: Subquery) -> Result<Subquery> {
     let plan = &subquery.subquery;
     let columns: Vec<Expr> = plan.schema().columns().into_iter().map(Expr::Column).collect();
@@ -132,10 +132,10 @@ fn lengths(subquery: Subquery) -> Result<Subquery> {
     Ok(subquery.with_plan(Arc::new(plan)))
 }
 
-/// The same for ORDER BY.
+/// Sorts intervals by length.
 ///
 /// # Errors
-/// 0A000 for a node that takes equal intervals for different groups.
+/// 0A000 for a node that would put equal intervals into different groups.
 pub(crate) fn order(node: LogicalPlan) -> Result<Transformed<LogicalPlan>> {
     let has_intervals =
         |plan: &LogicalPlan| plan.schema().fields().iter().any(|field| *field.data_type() == INTERVAL);
@@ -170,7 +170,7 @@ pub(crate) fn order(node: LogicalPlan) -> Result<Transformed<LogicalPlan>> {
 }
 
 fn length(expr: Expr, schema: &DFSchema) -> Expr {
-    // The difference of two timestamps can be longer than an interval reaches in nanoseconds.
+    // A difference of timestamps can exceed the nanoseconds of an interval, so it is not cast to one.
     let expr = match expr {
         Expr::Cast(cast) if matches!(type_of(&cast.expr, schema), Some(DataType::Duration(_))) => *cast.expr,
         other => other,
@@ -180,7 +180,7 @@ fn length(expr: Expr, schema: &DFSchema) -> Expr {
     Expr::ScalarFunction(ScalarFunction { func, args: vec![expr] })
 }
 
-/// The lengths of intervals, or of differences, in nanoseconds.
+/// Returns the lengths of intervals or timestamp differences, in nanoseconds.
 pub(super) fn lengths_of(values: &ArrayRef) -> crate::error::Result<Decimal128Array> {
     let lengths: Decimal128Array = match values.data_type() {
         DataType::Duration(_) => {

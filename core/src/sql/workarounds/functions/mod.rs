@@ -1,7 +1,7 @@
-//! Scalar functions that take the place of DataFusion's of the same name, and those that rewrites call.
+//! Scalar functions that replace DataFusion's of the same name, and functions that rewrites call.
 //!
-//! DataFusion writes an error of `coerce_types` into a text of its own and passes that of `return_type` on, so what a function
-//! cannot take is refused in the latter.
+//! DataFusion rewords an error of `coerce_types` but passes on one of `return_type`, so functions refuse
+//! their arguments in `return_type`.
 
 mod arrays;
 mod bytes;
@@ -62,17 +62,17 @@ static FUNCTIONS: LazyLock<HashMap<String, Arc<ScalarUDF>>> = LazyLock::new(|| {
         }
     }
     functions.insert("array_remove".to_owned(), Arc::new(elements::remove()));
-    // Of an element that comes more than once DataFusion's function of this name takes the first.
+    // DataFusion's `array_replace` replaces only the first occurrence.
     functions.insert("array_replace".to_owned(), array_replace_all_udf());
     functions
 });
 
-/// The functions, to be registered.
+/// Returns the functions to register.
 pub(super) fn all() -> Vec<Arc<ScalarUDF>> {
     FUNCTIONS.values().map(Arc::clone).chain(uniform::all()).collect()
 }
 
-/// Functions of times whose format DataFusion reads in a language of its own.
+/// Time functions whose format argument has a syntax of DataFusion's own.
 const WITH_FORMAT: [&str; 9] = [
     "to_timestamp",
     "to_timestamp_seconds",
@@ -85,10 +85,10 @@ const WITH_FORMAT: [&str; 9] = [
     "to_unixtime",
 ];
 
-/// Refuses them with one.
+/// Refuses these functions with a format.
 ///
 /// # Errors
-/// 0A000 with the way round.
+/// 0A000 with an alternative as the hint.
 pub(super) fn refuse_formats(expr: Expr, _: &DFSchema) -> Result<Transformed<Expr>> {
     match &expr {
         Expr::ScalarFunction(call) if call.args.len() > 1 && WITH_FORMAT.contains(&call.func.name()) => {
@@ -100,8 +100,8 @@ pub(super) fn refuse_formats(expr: Expr, _: &DFSchema) -> Result<Transformed<Exp
     }
 }
 
-/// `coalesce(coalesce(a, b), c)` is `coalesce(a, b, c)`: the optimizer writes each argument twice, so at depth n an argument is
-/// written 2^n times.
+/// Flattens `coalesce(coalesce(a, b), c)` to `coalesce(a, b, c)`: the optimizer writes each argument twice,
+/// so that an argument at depth n would be written 2^n times.
 pub(super) fn flat_coalesce(expr: Expr, _: &DFSchema) -> Result<Transformed<Expr>> {
     let Expr::ScalarFunction(mut call) = expr else { return Ok(Transformed::no(expr)) };
     let is_coalesce =
@@ -117,7 +117,7 @@ pub(super) fn flat_coalesce(expr: Expr, _: &DFSchema) -> Result<Transformed<Expr
     Ok(Transformed::new_transformed(Expr::ScalarFunction(call), is_nested))
 }
 
-/// CURRENT_TIME is a TIME, to the microsecond as all of them.
+/// Casts CURRENT_TIME to a TIME in microseconds, like every TIME.
 pub(super) fn correct_current_time(expr: Expr, _: &DFSchema) -> Result<Transformed<Expr>> {
     match expr {
         Expr::ScalarFunction(call) if call.func.name() == "current_time" => {
@@ -128,7 +128,7 @@ pub(super) fn correct_current_time(expr: Expr, _: &DFSchema) -> Result<Transform
     }
 }
 
-/// PostgreSQL writes `t` and `f` where it puts values of any type together.
+/// Writes booleans in `concat` and `concat_ws` as `t` and `f`, as PostgreSQL does.
 pub(super) fn short_booleans(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
     let Expr::ScalarFunction(mut call) = expr else { return Ok(Transformed::no(expr)) };
     let mut is_changed = false;
@@ -144,7 +144,7 @@ pub(super) fn short_booleans(expr: Expr, schema: &DFSchema) -> Result<Transforme
     Ok(Transformed::new_transformed(Expr::ScalarFunction(call), is_changed))
 }
 
-/// The elements that are written by `array_to_string` are the texts that a cast gives, but for booleans.
+/// Casts the elements of `array_to_string` to text; booleans become `t` and `f`.
 pub(super) fn element_texts(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
     let Expr::ScalarFunction(mut call) = expr else { return Ok(Transformed::no(expr)) };
     let list = call.args.first().filter(|_| call.func.name() == "array_to_string");
@@ -168,7 +168,7 @@ pub(super) fn element_texts(expr: Expr, schema: &DFSchema) -> Result<Transformed
     Ok(Transformed::yes(Expr::ScalarFunction(call)))
 }
 
-/// No text is shorter than 0 characters; `lpad` and `rpad` would end in a panic.
+/// Raises negative lengths of `lpad` and `rpad` to 0; DataFusion's functions would panic.
 pub(super) fn correct_padding(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
     let Expr::ScalarFunction(mut call) = expr else { return Ok(Transformed::no(expr)) };
     let is_padding = matches!(call.func.name(), "lpad" | "rpad");
@@ -183,7 +183,7 @@ pub(super) fn correct_padding(expr: Expr, schema: &DFSchema) -> Result<Transform
     Ok(Transformed::new_transformed(Expr::ScalarFunction(call), is_changed))
 }
 
-/// The digits of a number of 32 bits are those of 32 bits.
+/// Limits the digits of `to_hex` to 32 bits for numbers of at most 32 bits.
 pub(super) fn correct_hexadecimal(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
     let Expr::ScalarFunction(mut call) = expr else { return Ok(Transformed::no(expr)) };
     let is_short =
@@ -197,7 +197,7 @@ pub(super) fn correct_hexadecimal(expr: Expr, schema: &DFSchema) -> Result<Trans
     Ok(Transformed::new_transformed(Expr::ScalarFunction(call), is_changed))
 }
 
-/// Puts the functions where the planner calls DataFusion's by itself, as for EXTRACT, and gives units of `date_trunc` their usual name.
+/// Replaces functions that the planner calls itself, as for EXTRACT, and normalizes units of `date_trunc`.
 pub(super) fn replace(expr: Expr, _: &DFSchema) -> Result<Transformed<Expr>> {
     let Expr::ScalarFunction(mut call) = expr else { return Ok(Transformed::no(expr)) };
     let mut is_changed = false;

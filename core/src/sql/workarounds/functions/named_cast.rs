@@ -1,4 +1,4 @@
-//! `named_cast(value, 'type')` is its first argument: a cast that keeps the type in its name until the plan is made.
+//! `named_cast(value, 'type')` returns `value`; its column name keeps the type of a cast during planning.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! `LIKE pattern ESCAPE character`: the pattern with a backslash in the character's place, the only one DataFusion knows.
+//! `LIKE pattern ESCAPE character`: makes the escape a backslash, the only one that DataFusion knows.
 
 use std::sync::Arc;
 

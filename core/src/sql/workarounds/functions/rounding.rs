@@ -1,5 +1,5 @@
-//! `round()`, `trunc()`, `ceil()` and `floor()` of decimals. DataFusion's have another type before and after constants are folded, or no
-//! room for the result.
+//! `round()`, `trunc()`, `ceil()` and `floor()` of decimals. DataFusion's change their type when constants
+//! are folded, or have no room for the result.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ use crate::sql::workarounds::walk::type_of;
 
 const DIGITS_MAX: i16 = 38;
 
-/// Puts ours in the place of DataFusion's. Runs before type coercion, since the type is another.
+/// Replaces DataFusion's functions. Runs before type coercion, because the result type changes.
 pub(crate) fn replace(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
     let Expr::ScalarFunction(call) = expr else { return Ok(Transformed::no(expr)) };
     let is_ours = call.func.inner().is::<Rounding>();
@@ -48,10 +48,10 @@ fn whole(expr: &Expr) -> Option<i16> {
     }
 }
 
-/// Where the digits go that are left out.
+/// How digits are dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Direction {
-    /// To the nearest number, a half away from zero.
+    /// To the nearest number, half away from zero.
     Nearest,
     TowardsZero,
     Up,
@@ -72,14 +72,14 @@ impl Direction {
 
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct Rounding {
-    /// How many digits stay behind the point, where the text says it.
+    /// How many decimal places to keep, if it is a literal.
     digits: Option<i16>,
     direction: Direction,
     signature: Signature,
 }
 
 impl Rounding {
-    /// The digits of the result, and how many of them are behind the point.
+    /// The precision and scale of the result.
     fn result(&self, digits: u8, scale: i8) -> (u8, i8) {
         let (digits, scale) = (i16::from(digits), i16::from(scale));
         let kept = self.digits.map_or(scale, |kept| kept.max(0));

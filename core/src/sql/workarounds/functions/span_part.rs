@@ -1,5 +1,5 @@
-//! Fields of intervals, and of the differences of timestamps, which are days and a time of the day as in PostgreSQL. DataFusion counts
-//! such a difference in each field anew, and its years have 360 days.
+//! Fields of intervals and of timestamp differences, which are days and a time of day as in PostgreSQL.
+//! DataFusion converts the whole difference to each field's unit, and its years have 360 days.
 
 use std::sync::Arc;
 
@@ -19,12 +19,12 @@ const DAY_US: i64 = 86_400_000_000;
 const HOUR_US: i64 = 3_600_000_000;
 const MINUTE_US: i64 = 60_000_000;
 
-/// Whether a type is that of intervals.
+/// Returns whether a type is an interval or a timestamp difference.
 pub(in crate::sql::workarounds) fn is_span(ty: &DataType) -> bool {
     matches!(ty, DataType::Interval(_) | DataType::Duration(_))
 }
 
-/// The function for one field, by the field's name; `None` for a field that intervals do not have.
+/// Returns the function for a field; `None` for a field that intervals do not have.
 pub(super) fn function(name: &str) -> Option<ScalarUDF> {
     let field = Field::named(name)?;
     Some(ScalarUDF::new_from_impl(SpanFunction {
@@ -46,9 +46,9 @@ enum Field {
     Minute,
     /// With its fraction.
     Second,
-    /// Seconds included, with their fraction.
+    /// Includes the seconds and their fraction.
     Millisecond,
-    /// Seconds included.
+    /// Includes the seconds.
     Microsecond,
     /// Seconds of the whole interval: a year has 365.25 days, a month 30.
     Epoch,
@@ -78,7 +78,7 @@ impl Field {
         matches!(self, Self::Second | Self::Millisecond | Self::Epoch)
     }
 
-    /// A field that is a whole number.
+    /// The value of an integer field.
     fn whole(self, span: Span) -> i64 {
         match self {
             Self::Millennium => span.months / 12_000,
@@ -94,7 +94,7 @@ impl Field {
         }
     }
 
-    /// A field that has a fraction.
+    /// The value of a field with a fraction.
     #[expect(clippy::cast_precision_loss, reason = "the result is a double")]
     fn real(self, span: Span) -> f64 {
         match self {
@@ -108,7 +108,7 @@ impl Field {
     }
 }
 
-/// An interval; microseconds are those beside the days.
+/// An interval; `micros` excludes months and days.
 #[derive(Clone, Copy)]
 struct Span {
     months: i64,
@@ -130,7 +130,7 @@ impl Span {
     }
 }
 
-/// The differences of timestamps in microseconds.
+/// Returns timestamp differences in microseconds.
 pub(super) fn difference_us(values: &ArrayRef) -> crate::error::Result<Int64Array> {
     let micros = cast(&cast(values, &DataType::Duration(TimeUnit::Microsecond))?, &DataType::Int64)?;
     Ok(micros.as_primitive::<Int64Type>().clone())

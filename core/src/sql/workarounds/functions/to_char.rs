@@ -1,7 +1,7 @@
 //! `to_char(time, format)` with PostgreSQL's format words. A format with `%` is strftime's, as in DataFusion.
 //!
-//! The words are those of <https://www.postgresql.org/docs/15/functions-formatting.html>, table 9.27, but for time zones; prefix `FM`
-//! and suffix `TH` are there, and text in double quotes stands for itself.
+//! The words are those of <https://www.postgresql.org/docs/15/functions-formatting.html>, table 9.27, except
+//! time zones and eras. Prefix `FM` and suffix `TH` are supported; text in double quotes is copied.
 
 use std::sync::Arc;
 
@@ -115,20 +115,20 @@ fn argument_types(types: &[DataType]) -> crate::error::Result<Vec<DataType>> {
     }
 }
 
-/// A word of a format and what it stands for.
+/// A format word and how to write it for a time.
 type Word = (&'static str, fn(&NaiveDateTime) -> Written);
 
-/// What a word is written as.
+/// The value of a word.
 enum Written {
-    /// A number with at least so many digits.
+    /// A number and its minimum number of digits.
     Number(i64, usize),
-    /// A text, padded to so many characters.
+    /// Text and the width to which it is padded.
     Text(String, usize),
 }
 
 use Written::{Number, Text};
 
-/// Longer words before those they begin with.
+/// Longer words stand before their own prefixes.
 const WORDS: [Word; 49] = [
     ("HH24", |time| Number(time.hour().into(), 2)),
     ("HH12", |time| Number(time.hour12().1.into(), 2)),
@@ -184,7 +184,7 @@ const WORDS: [Word; 49] = [
     ("rm", |time| Text(numeral(time).to_lowercase(), 4)),
 ];
 
-/// Words of one or two letters that other words begin with.
+/// Words of one or two letters, after the longer words that begin with them.
 const SHORT_WORDS: [Word; 9] = [
     ("ID", |time| Number(time.weekday().number_from_monday().into(), 1)),
     ("IW", |time| Number(time.iso_week().week().into(), 2)),
@@ -262,7 +262,7 @@ fn formatted(time: &NaiveDateTime, format: &str) -> crate::error::Result<String>
     Ok(written)
 }
 
-/// The word a format begins with, and what follows it. Words of numbers are read in any case.
+/// Splits off the word that a format begins with. Numeric words are read in any case.
 fn word<'a>(time: &NaiveDateTime, format: &'a str) -> Option<(Written, &'a str)> {
     let words = || WORDS.iter().chain(&SHORT_WORDS);
     let exact = words().find(|(name, _)| format.starts_with(name));

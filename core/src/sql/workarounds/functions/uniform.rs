@@ -1,5 +1,5 @@
-//! `coalesce` and its relatives of a value and a literal text. The planner asks for the types of a select list at once, before the text is
-//! given the type of the value, and has no common type for some of them.
+//! `coalesce` and similar functions of a value and a string literal. The planner asks for a select list's
+//! types at once, before the literal has the type of the value, and has no common type for some pairs.
 
 use std::sync::{Arc, LazyLock};
 
@@ -24,12 +24,12 @@ static FUNCTIONS: LazyLock<Vec<Arc<ScalarUDF>>> = LazyLock::new(|| {
         .collect()
 });
 
-/// The functions, to be registered.
+/// Returns the functions to register.
 pub(super) fn all() -> impl Iterator<Item = Arc<ScalarUDF>> {
     FUNCTIONS.iter().map(Arc::clone)
 }
 
-/// Puts DataFusion's functions back once literal texts have their types.
+/// Restores DataFusion's functions once string literals have their types.
 pub(in crate::sql::workarounds) fn restore(expr: Expr, _: &DFSchema) -> Result<Transformed<Expr>> {
     let Expr::ScalarFunction(mut call) = expr else { return Ok(Transformed::no(expr)) };
     let inner = call.func.inner().downcast_ref::<Uniform>().map(|uniform| Arc::clone(&uniform.inner));
@@ -84,7 +84,7 @@ impl ScalarUDFImpl for Uniform {
     }
 }
 
-/// The types with that of the first value that is no text in the place of texts.
+/// Replaces text types by the first type that is neither text nor NULL.
 fn without_texts(types: &[DataType]) -> Vec<DataType> {
     let value = types.iter().find(|ty| !is_text(ty) && **ty != DataType::Null);
     let own = |ty: &DataType| value.filter(|_| is_text(ty)).unwrap_or(ty).clone();

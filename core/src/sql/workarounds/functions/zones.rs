@@ -1,6 +1,6 @@
-//! `x AT TIME ZONE zone`, which is `timezone(zone, x)`: an instant as the reading of a clock there, or such a reading as an instant.
+//! `x AT TIME ZONE zone`, which is `timezone(zone, x)`: an instant as wall-clock time there, or the reverse.
 //!
-//! DataFusion makes a cast of it, which gives an instant another zone to be shown in, and knows no readings in gaps.
+//! DataFusion makes it a cast, which changes only the displayed zone of an instant and fails in DST gaps.
 
 use std::sync::Arc;
 
@@ -72,7 +72,7 @@ impl ScalarUDFImpl for TimeZoneFunction {
 fn timezone_types(types: &[DataType]) -> crate::error::Result<Vec<DataType>> {
     match types {
         [_, DataType::Timestamp(_, None)] => Ok(vec![DataType::Utf8, reading()]),
-        // A date is an instant, its midnight.
+        // A date means the instant of its midnight.
         [_, DataType::Timestamp(_, Some(_)) | DataType::Date32 | DataType::Utf8 | DataType::Null] => {
             Ok(vec![DataType::Utf8, instant()])
         }
@@ -118,7 +118,7 @@ fn unknown_zone(name: &str) -> Error {
         .hint("zones have names such as Europe/Berlin, or offsets such as +02:00")
 }
 
-/// `from_unixtime(seconds)` as the instant it is.
+/// `from_unixtime(seconds)` as a TIMESTAMPTZ.
 pub(super) fn from_unixtime() -> ScalarUDF {
     ScalarUDF::new_from_impl(FromUnixTime { inner: datafusion_from_unixtime() })
 }

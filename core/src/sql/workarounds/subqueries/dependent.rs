@@ -1,10 +1,10 @@
 //! A correlated subquery as a plan without correlation: its rows for all values of the outer columns at once.
 //!
-//! The *domain* is the set of those values, once each. It takes the place of the outer columns at the bottom of the plan and is carried
-//! to the top: each operator does for every value of the domain what the subquery does for one (Neumann and Kemper, "Unnesting
-//! Arbitrary Queries", BTW 2015).
+//! The *domain* is the set of distinct values of the outer columns. It replaces the outer columns at the
+//! bottom of the plan and is carried to the top: each operator does for every value of the domain what the
+//! subquery does for one (Neumann and Kemper, "Unnesting Arbitrary Queries", BTW 2015).
 //!
-//! Invariant: for each value in the domain, the rows of the result with that value are those of the subquery with it.
+//! Invariant: for each value in the domain, the result rows with that value are the subquery's rows for it.
 
 use std::sync::Arc;
 
@@ -28,9 +28,9 @@ use crate::error::Error;
 
 /// The values of the outer columns of a subquery.
 pub(super) struct Domain {
-    /// One row a value; its columns are `names`, without a qualifier.
+    /// One row per value; its columns are `names`, unqualified.
     pub(super) plan: LogicalPlan,
-    /// The outer columns, and the names they have in the domain, which nothing else has.
+    /// The outer columns, and their unique names in the domain.
     pub(super) columns: Vec<(Column, String)>,
 }
 
@@ -47,10 +47,10 @@ impl Domain {
         self.names().map(named).collect()
     }
 
-    /// The plan of a subquery with the domain's columns beside its own.
+    /// Returns the plan of a subquery with the domain's columns beside its own.
     ///
     /// # Errors
-    /// 0A000 for a correlated part that this cannot be done with.
+    /// 0A000 for a correlated part that cannot be rewritten.
     pub(super) fn spread(&self, plan: &LogicalPlan) -> Result<LogicalPlan> {
         crate::sql::stack::deep(|| self.spread_over(plan))
     }
@@ -78,7 +78,7 @@ impl Domain {
             LogicalPlan::Aggregate(aggregate) => self.spread_aggregate(aggregate),
             LogicalPlan::Join(join) => self.spread_join(join),
             LogicalPlan::Limit(limit) => self.spread_limit(limit),
-            // Only a limit asks for the order, and looks for it below itself.
+            // Only a limit needs the order, and it looks for the sort itself.
             LogicalPlan::Sort(sort) if sort.fetch.is_none() => self.spread(&sort.input),
             LogicalPlan::Distinct(Distinct::All(input)) => {
                 let input = self.spread(input)?;
@@ -93,12 +93,12 @@ impl Domain {
         }
     }
 
-    /// The expression of a node over `input`, which has the domain's columns.
+    /// Replaces outer columns in a node's expression by the domain's columns, which `input` has.
     fn bound(&self, expr: Expr, input: &LogicalPlan) -> Result<Expr> {
         bind(expr, &self.bindings(), input.schema())
     }
 
-    /// The same, under the names they had.
+    /// Binds expressions; they keep their names.
     fn all_bound_named(&self, exprs: &[Expr], input: &LogicalPlan) -> Result<Vec<Expr>> {
         exprs.iter().map(|expr| renamed(expr, self.bound(expr.clone(), input)?)).collect()
     }
@@ -119,7 +119,7 @@ impl Domain {
         self.with_empty_groups(aggregate, grouped)
     }
 
-    /// An aggregation without GROUP BY has a row also where there is nothing to aggregate.
+    /// Adds the row that an aggregation without GROUP BY returns for a value without rows.
     fn with_empty_groups(&self, aggregate: &Aggregate, grouped: LogicalPlan) -> Result<LogicalPlan> {
         const FOUND: &str = "__found";
         let other = |name: &str| format!("{name}_of_group");
@@ -146,7 +146,7 @@ impl Domain {
         LogicalPlanBuilder::from(joined).project(results)?.build()
     }
 
-    /// The left side has the values, and the subquery names them there.
+    /// The left side carries the domain; the subquery references it there.
     fn spread_lateral(
         &self,
         original: &Join,
@@ -179,7 +179,7 @@ impl Domain {
             }
             JoinType::Full => (true, true),
         };
-        // The side whose rows are kept needs its value; where no side is correlated the condition is.
+        // A preserved side needs the domain. If only the condition is correlated, the left side gets it.
         let spread_left = left || keeps_left || !right && !keeps_right;
         let spread_right = right || keeps_right;
         let left =
@@ -244,7 +244,7 @@ impl Domain {
         LogicalPlanBuilder::from(joined).project(exprs)?.build()
     }
 
-    /// The rows of each value are numbered in their order.
+    /// Numbers the rows of each value in their order, and keeps those that LIMIT and OFFSET select.
     fn spread_limit(&self, limit: &Limit) -> Result<LogicalPlan> {
         const NUMBER: &str = "__row_of_value";
         let (SkipType::Literal(skip), FetchType::Literal(fetch)) =
@@ -255,7 +255,7 @@ impl Domain {
         if let LogicalPlan::Projection(projection) = &*limit.input
             && matches!(*projection.input, LogicalPlan::Sort(_))
         {
-            // The projection may have taken away what the rows are sorted by.
+            // The projection may have dropped the sort columns.
             let inner = Limit { input: Arc::clone(&projection.input), ..limit.clone() };
             let mut outer = projection.clone();
             outer.input = Arc::new(LogicalPlan::Limit(inner));
@@ -268,7 +268,7 @@ impl Domain {
         };
         let input = self.spread(rows)?;
         let columns: Vec<Expr> = input.schema().columns().into_iter().map(Expr::Column).collect();
-        // What is computed to sort by is a column first: a window finds its order only by columns.
+        // Computed sort keys become columns first: a window finds its order only by columns.
         let mut shown = columns.clone();
         let mut by = Vec::with_capacity(order.len());
         for (position, sort) in order.into_iter().enumerate() {
@@ -335,7 +335,7 @@ impl Domain {
             })
             .collect::<Result<Vec<_>>>()?;
         let spread = Union::try_new_with_loose_types(inputs)?;
-        // The columns of the union have no qualifier, whatever its inputs' have.
+        // The union's columns are unqualified, even if its inputs' are not.
         Ok(LogicalPlan::Union(spread))
     }
 
@@ -360,7 +360,7 @@ impl Domain {
     }
 }
 
-/// The order of the rows of a DISTINCT ON, over its own columns.
+/// The order of the rows of a DISTINCT ON, over its output columns.
 fn order_of(distinct: &DistinctOn) -> Result<Vec<SortExpr>> {
     let columns = distinct.schema.columns();
     let shown = |sort: &SortExpr| {
@@ -377,17 +377,17 @@ fn order_of(distinct: &DistinctOn) -> Result<Vec<SortExpr>> {
     })
 }
 
-/// Whether a plan names columns of the query around it.
+/// Returns whether a plan references columns of the enclosing query.
 pub(super) fn is_correlated(plan: &LogicalPlan) -> Result<bool> {
     Ok(!outer_columns(plan)?.is_empty())
 }
 
-/// A column that has its name alone.
+/// Returns an unqualified column.
 pub(super) fn named(name: &str) -> Expr {
     Expr::Column(Column::new_unqualified(name))
 }
 
-/// `new` under the name of `old`.
+/// Gives `new` the name of `old`.
 pub(super) fn renamed(old: &Expr, new: Expr) -> Result<Expr> {
     let (relation, name) = old.qualified_name();
     if new.qualified_name() == (relation.clone(), name.clone()) {
@@ -396,7 +396,7 @@ pub(super) fn renamed(old: &Expr, new: Expr) -> Result<Expr> {
     Ok(new.alias_qualified(relation, name))
 }
 
-/// What an aggregate of type `ty` is of no rows, where that is not NULL.
+/// Returns the value of an aggregate of type `ty` over no rows; `None` if that is NULL.
 pub(super) fn default_of(expr: &Expr, ty: &DataType) -> Option<Expr> {
     match expr {
         Expr::Alias(Alias { expr, .. }) => default_of(expr, ty),
@@ -408,7 +408,7 @@ pub(super) fn default_of(expr: &Expr, ty: &DataType) -> Option<Expr> {
     }
 }
 
-/// A join with its conditions.
+/// Builds a join from its parts.
 pub(super) fn join(
     left: LogicalPlan,
     right: LogicalPlan,
@@ -431,7 +431,7 @@ pub(super) fn join(
     Ok(LogicalPlan::Join(join))
 }
 
-/// VALUES as a UNION ALL of its rows, for rows that are not constant.
+/// Rewrites VALUES as a UNION ALL of its rows, for rows that are not constant.
 pub(super) fn values_as_union(values: &Values) -> Result<LogicalPlan> {
     let names: Vec<String> = values.schema.fields().iter().map(|field| field.name().clone()).collect();
     let inputs = values

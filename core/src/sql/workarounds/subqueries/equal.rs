@@ -1,5 +1,5 @@
-//! Subqueries that are one aggregation of rows equal to the outer columns: the common kind, and a LEFT JOIN with the groups of the
-//! inner rows, with no need of the outer ones.
+//! Subqueries that aggregate rows with expressions equal to the outer columns. This common kind becomes a
+//! LEFT JOIN with the groups of the inner rows and needs no domain.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,18 +14,18 @@ use datafusion::logical_expr::{
 use super::dependent::{default_of, is_correlated, named};
 use super::outer::{Bindings, bind, has_subquery, outer_columns};
 
-/// Outer columns, with what they are equal to.
+/// Outer columns, and the expressions that they equal.
 type Keys = Vec<(Column, Expr)>;
 
-/// A subquery that is one aggregation, of rows that are equal to the outer columns in some expression.
+/// A subquery that is one aggregation over rows in which some expressions equal the outer columns.
 pub(super) struct EqualAggregate {
     pub(super) rows: LogicalPlan,
-    /// The outer columns with the expressions over `rows` they are equal to.
+    /// The outer columns, and the expressions over `rows` that they equal.
     pub(super) keys: Keys,
     pub(super) aggregates: Vec<Expr>,
-    /// Over the columns of the aggregation.
+    /// The subquery's value, over the columns of the aggregation.
     pub(super) value: Expr,
-    /// What the subquery is where there are no rows, unless that is NULL.
+    /// The subquery's value without rows; `None` if that is NULL.
     pub(super) value_of_none: Option<Expr>,
 }
 
@@ -95,8 +95,8 @@ impl EqualAggregate {
     }
 }
 
-/// The rows below an aggregation without their correlation, and what the outer columns are equal to; `None` where they are bound in
-/// another way.
+/// Removes the correlation from the rows below an aggregation; returns them and what the outer columns equal.
+/// `None` for any other correlation.
 fn equal_rows(plan: &LogicalPlan) -> Result<Option<(LogicalPlan, Keys)>> {
     let wanted = outer_columns(plan)?;
     match plan {
@@ -163,7 +163,7 @@ fn equal_rows(plan: &LogicalPlan) -> Result<Option<(LogicalPlan, Keys)>> {
     }
 }
 
-/// `inner = outer` or `outer = inner`, where the outer side is a column alone and the inner one has none.
+/// Splits `inner = outer` or `outer = inner`: the outer side is one outer column, the inner side has none.
 fn equality(condition: &Expr) -> Option<(Column, Expr)> {
     let Expr::BinaryExpr(binary) = condition else { return None };
     if binary.op != Operator::Eq {
@@ -180,7 +180,7 @@ fn equality(condition: &Expr) -> Option<(Column, Expr)> {
     pair(&binary.left, &binary.right).or_else(|| pair(&binary.right, &binary.left))
 }
 
-/// An expression over the columns of a projection as one over those below it.
+/// Rewrites an expression over a projection's columns as one over its input's columns.
 fn through(expr: Expr, projection: &Projection) -> Result<Expr> {
     let exprs = projection.expr.iter().cloned().map(Expr::unalias);
     replaced(expr, &projection.schema.columns().into_iter().zip(exprs).collect())

@@ -1,5 +1,5 @@
-//! An aggregation by several grouping sets as one aggregation for each of them, for correlated subqueries: an empty set has a row for
-//! each value of the outer columns, the others have not.
+//! An aggregation by several grouping sets as one aggregation per set, for correlated subqueries: an empty
+//! set has a row for each value of the outer columns, the others do not.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use datafusion::logical_expr::{
 use super::dependent::named;
 use crate::error::Error;
 
-/// The same rows and columns as a UNION ALL.
+/// Returns a UNION ALL with the same rows and columns.
 pub(super) fn as_union(aggregate: &Aggregate) -> Result<LogicalPlan> {
     let [Expr::GroupingSet(sets)] = aggregate.group_expr.as_slice() else {
         return Err(Error::unsupported("a correlated subquery with several grouping sets").into());
@@ -37,12 +37,12 @@ fn name_of(place: usize) -> String {
     format!("__grouped_{place}")
 }
 
-/// The aggregation by one set, with NULL for what is in the others alone.
+/// The aggregation by one set, with NULL for columns that only other sets have.
 fn branch(aggregate: &Aggregate, grouped: &[Expr], set: &[Expr]) -> Result<LogicalPlan> {
     let input = &aggregate.input;
     let mut aggregates = aggregate.aggr_expr.clone();
     if set.is_empty() && aggregates.is_empty() {
-        // Of nothing there is no aggregation, though it has a row.
+        // An aggregation must compute something: with count(1) it returns its row.
         aggregates.push(count(lit(1_i64)));
     }
     let one = Aggregate::try_new(Arc::clone(input), set.to_vec(), aggregates)?;
@@ -53,7 +53,7 @@ fn branch(aggregate: &Aggregate, grouped: &[Expr], set: &[Expr]) -> Result<Logic
             None => lit(ScalarValue::try_from(&expr.get_type(input.schema())?)?),
         });
     }
-    // A bit is set for what the set does not have, the last one for the last.
+    // A bit is set for each column that the set lacks; the last column has the lowest bit.
     let bits = grouped.iter().fold(0_u64, |bits, expr| (bits << 1) | u64::from(!set.contains(expr)));
     exprs.push(cast(lit(bits), aggregate.schema.field(grouped.len()).data_type().clone()));
     exprs.extend((0..aggregate.aggr_expr.len()).map(|place| column(&one, set.len() + place)));

@@ -1,9 +1,9 @@
 //! `FROM t, LATERAL (SELECT ... WHERE q.id = t.id)`.
 //!
-//! DataFusion takes conditions that name outer columns up through windows and outer joins, which then see other rows, finds names ambiguous
-//! that are not, and has no LATERAL with LIMIT or with outer columns in its select list.
+//! DataFusion pulls conditions on outer columns up through windows and outer joins, which then see other
+//! rows, reports unique names as ambiguous, and lacks LATERAL with LIMIT or outer columns in its select list.
 //!
-//! Invariant: after the rewrite a row of the left side meets the rows that the subquery has for its values.
+//! Invariant: after the rewrite, a left row meets the rows that the subquery returns for its values.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use super::{Input, Rewriter, with_columns};
 use crate::error::Error;
 
 impl Rewriter {
-    /// The rows of the subquery for all values of the outer columns, joined to those of the left side.
+    /// Joins the rows of the subquery, for all values of the outer columns, to the rows of the left side.
     pub(super) fn lateral(
         &mut self,
         node: Join,

@@ -1,12 +1,12 @@
-//! `x IN (SELECT y ...)`, `x op ANY (...)` and `x op ALL (...)` with all three of their values.
+//! `x IN (SELECT y ...)`, `x op ANY (...)` and `x op ALL (...)` with three-valued logic.
 //!
-//! The *state* of a subquery says what NULL makes of the answer: 0 where it has no rows, 2 where a `y` is NULL, else 1.
+//! The *state* of a subquery tells how NULL affects the answer: 0 without rows, 2 if a `y` is NULL, else 1.
 //!
 //! | | true | NULL | false |
 //! |---|---|---|---|
 //! | `x IN` | a row has `y = x` | state 2, or `x` is NULL and state 1 | else |
 //! | `x > ANY` | `x > min(y)` | as above | else |
-//! | `x > ALL` | state 0, or `x > max(y)` and state 1 | not false, and state 2 or `x` NULL | `x > max(y)` is false |
+//! | `x > ALL` | state 0, or `x > max(y)` and state 1 | not false, and state 2 or `x` NULL | `x <= max(y)` |
 
 use std::sync::Arc;
 
@@ -30,7 +30,7 @@ const WITHOUT_NULL: i64 = 1;
 const WITH_NULL: i64 = 2;
 
 impl Rewriter {
-    /// `expr IN (subquery)` as a condition, which NULL does not fulfil.
+    /// Rewrites `expr IN (subquery)` as a condition, where NULL counts as false.
     pub(super) fn in_condition(&mut self, expr: Expr, subquery: Subquery, input: &mut Input) -> Result<Expr> {
         let plan = without_order(&subquery.subquery);
         let is_constant = expr.column_refs().is_empty();
@@ -45,7 +45,7 @@ impl Rewriter {
         self.matches(&expr, &plan, input)
     }
 
-    /// Keeps the rows of the node that are in an uncorrelated subquery, or those that are not; gives a condition that is true.
+    /// Semi joins or anti joins the node's rows to an uncorrelated subquery; returns a true condition.
     fn join_equal(
         &mut self,
         expr: Expr,
@@ -63,7 +63,7 @@ impl Rewriter {
         Ok(lit(true))
     }
 
-    /// `expr NOT IN (subquery)` as a condition.
+    /// Rewrites `expr NOT IN (subquery)` as a condition.
     pub(super) fn not_in_condition(
         &mut self,
         expr: Expr,
@@ -99,7 +99,7 @@ impl Rewriter {
         })
     }
 
-    /// `expr IN (subquery)` with its NULL.
+    /// Rewrites `expr IN (subquery)` as an expression that can be NULL.
     pub(super) fn in_value(&mut self, expr: Expr, subquery: &Subquery, input: &mut Input) -> Result<Expr> {
         let plan = without_order(&subquery.subquery);
         refuse_volatile(&plan)?;
@@ -116,7 +116,7 @@ impl Rewriter {
         Ok(!expr.nullable(input.plan.schema())? && !plan.schema().field(0).is_nullable())
     }
 
-    /// Whether a row of the subquery is equal to `expr`; false where that is unknown.
+    /// Whether a row of the subquery equals `expr`; false if that is unknown.
     fn matches(&mut self, expr: &Expr, plan: &LogicalPlan, input: &mut Input) -> Result<Expr> {
         let outer = as_outer(expr.clone(), input.plan.schema())?;
         let equal = Filter::try_new(first_column(plan).eq(outer), Arc::new(plan.clone()))?;
@@ -127,7 +127,7 @@ impl Rewriter {
         exists
     }
 
-    /// The state of a subquery.
+    /// The state of a subquery, as the file's head defines it.
     fn state(&mut self, plan: &LogicalPlan, input: &mut Input) -> Result<Expr> {
         let (all, known) = (self.name("all"), self.name("known"));
         let aggregates = vec![
@@ -145,7 +145,7 @@ impl Rewriter {
         self.scalar_of(&plan, input)
     }
 
-    /// `expr op ANY (subquery)` and `expr op ALL (subquery)`.
+    /// Rewrites `expr op ANY (subquery)` and `expr op ALL (subquery)`.
     pub(super) fn set_comparison(&mut self, comparison: SetComparison, input: &mut Input) -> Result<Expr> {
         let SetComparison { expr, subquery, op, quantifier } = comparison;
         let is_any = quantifier == SetQuantifier::Any;
@@ -159,7 +159,7 @@ impl Rewriter {
         let plan = without_order(&subquery.subquery);
         refuse_volatile(&plan)?;
         let (op, negated, is_any) = match op {
-            // Unequal to one of them is not equal to all of them.
+            // `<> ANY` is NOT (`= ALL`).
             Operator::NotEq => (Operator::Eq, true, false),
             op => (op, false, is_any),
         };
@@ -209,7 +209,7 @@ fn aggregate(function: Arc<AggregateUDF>, arg: Expr) -> Expr {
     Expr::AggregateFunction(AggregateFunction::new_udf(function, vec![arg], false, None, Vec::new(), None))
 }
 
-/// Whether NULL keeps a comparison without a match from being false.
+/// Whether a comparison without a match is NULL instead of false.
 fn is_unknown(expr: &Expr, state: &Expr) -> Expr {
     let without_value = expr.clone().is_null().and(state.clone().not_eq(lit(EMPTY)));
     state.clone().eq(lit(WITH_NULL)).or(without_value)
@@ -224,7 +224,7 @@ fn first_column(plan: &LogicalPlan) -> Expr {
     Expr::Column(Column::from((relation, field)))
 }
 
-/// Neither the order of the rows nor their number matters.
+/// Drops sorts and DISTINCT: neither order nor duplicates matter.
 fn without_order(plan: &LogicalPlan) -> LogicalPlan {
     match plan {
         LogicalPlan::Sort(sort) if sort.fetch.is_none() => without_order(&sort.input),

@@ -1,17 +1,18 @@
-//! Subqueries, where DataFusion's ways to make joins of them are wrong or end.
+//! Subqueries for which DataFusion's own decorrelation is wrong or missing.
 //!
 //! | subquery | DataFusion 55 | here |
 //! |---|---|---|
-//! | `NOT IN`, and `IN` whose NULL is looked at | two-valued, or of one key alone | as [`membership`] says |
+//! | `NOT IN`, and `IN` whose NULL matters | two-valued, or for one key only | see [`membership`] |
 //! | `EXISTS` over an aggregate, with OFFSET, below CASE or in the select list | wrong or refused | a count |
-//! | a scalar one with HAVING, LIMIT, several rows, or correlated by inequality or over two levels | wrong or refused | [`dependent`] |
-//! | in ORDER BY, JOIN ON, VALUES | refused | below the node |
-//! | LATERAL | wrong with a window or an outer join within, or refused | [`lateral`] |
+//! | scalar, with HAVING, LIMIT or several rows | wrong or refused | [`dependent`] |
+//! | scalar, correlated by inequality or over two levels | wrong or refused | [`dependent`] |
+//! | in ORDER BY, JOIN ON, VALUES | refused | computed below the node |
+//! | LATERAL | wrong with a window or an outer join inside, or refused | [`lateral`] |
 //!
-//! Left to DataFusion are uncorrelated scalar subqueries, and `EXISTS`, `NOT EXISTS` and `IN` as a condition of WHERE over a plain
-//! SELECT, whatever it is correlated by: these are semi joins and anti joins.
+//! DataFusion keeps uncorrelated scalar subqueries, and `EXISTS`, `NOT EXISTS` and `IN` as conditions of
+//! WHERE over a plain SELECT, whatever correlates it: they become semi joins and anti joins.
 //!
-//! Invariant: after the rewrite a correlated subquery stands only where DataFusion is right about it.
+//! Invariant: after the rewrite, a correlated subquery stands only where DataFusion handles it correctly.
 
 mod dependent;
 mod equal;
@@ -46,7 +47,7 @@ use crate::error::Error;
 use crate::failpoint::is_planted;
 use crate::sql::complexity::Copies;
 
-/// Rewrites a plan whose types are equal already.
+/// Decorrelates the subqueries of a plan after type coercion.
 pub(super) fn decorrelate(plan: LogicalPlan) -> Result<LogicalPlan> {
     if is_planted("subqueries_as_datafusion_has_them") {
         return Ok(plan);
@@ -56,14 +57,14 @@ pub(super) fn decorrelate(plan: LogicalPlan) -> Result<LogicalPlan> {
 
 #[derive(Default)]
 struct Rewriter {
-    /// Of the names given so far, so that none is given twice.
+    /// How many names were given so far; makes names unique.
     names: usize,
     copies: Copies,
 }
 
-/// The input of a node, and what its subqueries have added to it.
+/// The input of a node, before and after its subqueries add columns.
 struct Input {
-    /// As it was.
+    /// Without added columns.
     original: LogicalPlan,
     /// With the columns that stand for subqueries.
     plan: LogicalPlan,
@@ -77,7 +78,7 @@ impl Rewriter {
 
     fn plan(&mut self, plan: LogicalPlan) -> Result<LogicalPlan> {
         crate::sql::stack::deep(|| {
-            // A LATERAL that names nothing on its left.
+            // A LATERAL that references nothing on its left.
             if let LogicalPlan::Subquery(subquery) = plan {
                 return self.plan(Arc::unwrap_or_clone(subquery.subquery));
             }
@@ -118,7 +119,7 @@ impl Rewriter {
         with_columns(plan, columns)
     }
 
-    /// Whatever has one input and expressions over it.
+    /// Rewrites any node with one input and expressions over it.
     fn other_node(&mut self, node: LogicalPlan) -> Result<LogicalPlan> {
         let columns = node.schema().columns();
         let Some(original) = node.inputs().first().map(|input| LogicalPlan::clone(input)) else {
@@ -162,7 +163,7 @@ impl Rewriter {
         Ok(LogicalPlan::Distinct(Distinct::On(distinct)))
     }
 
-    /// A condition of an inner join is one of WHERE; of an outer join it must belong to one side.
+    /// Subquery conditions of an inner join become a filter; those of an outer join must belong to one side.
     fn join_node(&mut self, node: Join) -> Result<LogicalPlan> {
         let (with, without): (Vec<Expr>, Vec<Expr>) =
             split_conjunction_owned(node.filter.unwrap_or_else(|| lit(true)))
@@ -195,7 +196,7 @@ impl Rewriter {
         with_columns(joined, columns)
     }
 
-    /// A condition of WHERE, of which only counts whether it is true.
+    /// Rewrites a condition of WHERE, where NULL counts as false.
     fn condition(&mut self, condition: Expr, input: &mut Input) -> Result<Expr> {
         let (condition, negated) = match condition {
             Expr::Not(inner) if matches!(*inner, Expr::Exists(_) | Expr::InSubquery(_)) => (*inner, true),
@@ -231,7 +232,7 @@ impl Rewriter {
         }
     }
 
-    /// An expression with columns in the place of its subqueries, and all its values right, NULL too.
+    /// Replaces the subqueries of an expression by columns; every value is exact, NULL included.
     fn value(&mut self, expr: Expr, input: &mut Input) -> Result<Expr> {
         if !has_subquery(&expr)? {
             return Ok(expr);
@@ -281,7 +282,7 @@ impl Rewriter {
         self.scalar_of(&subquery.subquery, input)
     }
 
-    /// The one value of a subquery; NULL where it has no row.
+    /// The value of a scalar subquery; NULL if it has no row.
     fn scalar_of(&mut self, plan: &LogicalPlan, input: &mut Input) -> Result<Expr> {
         let outer = outer_columns(plan)?;
         if outer.is_empty() {
@@ -303,7 +304,7 @@ impl Rewriter {
         self.join_spread(plan, &domain, spread, input)
     }
 
-    /// The value of a subquery that should have one row, found to have more where the value is used.
+    /// The value of a subquery that should have one row; using it fails if there are more.
     fn single_value(&mut self, subquery: LogicalPlan, input: &mut Input) -> Result<Expr> {
         let (value_name, rows_name) = (self.name("value"), self.name("rows"));
         let aggregates = single_row::value_and_rows(&subquery, &value_name, &rows_name);
@@ -313,7 +314,7 @@ impl Rewriter {
         Ok(single_row::checked(named(&value_name), named(&rows_name)))
     }
 
-    /// The values of outer columns.
+    /// The domain of outer columns.
     fn domain(&mut self, outer: &[outer::OuterColumn], input: &Input) -> Result<Domain> {
         let schema = input.original.schema();
         if let Some(unknown) = outer.iter().find(|outer| !has_column(schema, &outer.column)) {
@@ -333,7 +334,7 @@ impl Rewriter {
         Ok(Domain { plan, columns })
     }
 
-    /// Joins the rows of a subquery to those of its node, one at most to each.
+    /// Joins the rows of a subquery to the node's rows, at most one to each.
     fn join_spread(
         &mut self,
         plan: &LogicalPlan,
@@ -361,7 +362,7 @@ impl Rewriter {
         Ok(if is_single { value } else { single_row::checked(value, named(&rows_name)) })
     }
 
-    /// An aggregation for each value that its rows are equal to: a LEFT JOIN with its groups.
+    /// Replaces an aggregation over rows equal to the outer columns by a LEFT JOIN with its groups.
     fn equal_aggregate(&mut self, shape: &EqualAggregate, input: &mut Input) -> Result<Expr> {
         let (value_name, found_name) = (self.name("value"), self.name("found"));
         let keys: Vec<(Column, Expr, String)> =
@@ -384,7 +385,7 @@ impl Rewriter {
     }
 }
 
-/// Refuses an aggregate of outer columns alone, which in SQL is one of the query around.
+/// Refuses an aggregate of outer columns only, which in SQL belongs to the enclosing query.
 ///
 /// # Errors
 /// 0A000.
@@ -401,14 +402,14 @@ pub(super) fn refuse_outer_aggregates(expr: Expr, _: &DFSchema) -> Result<Transf
     Ok(Transformed::no(expr))
 }
 
-/// What is known of a subquery whose rows are not looked at.
+/// What is known about whether a subquery has rows.
 enum Existence {
     Known(bool),
-    /// It exists as this does.
+    /// Rows exist if this plan has rows.
     Of(LogicalPlan),
 }
 
-/// Takes away what does not matter to the existence of rows.
+/// Removes operators that do not affect whether rows exist.
 fn existence(plan: &LogicalPlan) -> Result<Existence> {
     match plan {
         LogicalPlan::Sort(sort) => match sort.fetch {
@@ -436,7 +437,7 @@ fn has_unnest(expr: &Expr) -> bool {
     expr.exists(|part| Ok(matches!(part, Expr::Unnest(_)))).unwrap_or(true)
 }
 
-/// Whether a plan has one row, whatever its tables have.
+/// Whether a plan returns exactly one row, whatever its tables contain.
 fn has_one_row(plan: &LogicalPlan) -> bool {
     match plan {
         LogicalPlan::Aggregate(aggregate) => aggregate.group_expr.is_empty(),
@@ -451,7 +452,7 @@ fn has_one_row(plan: &LogicalPlan) -> bool {
     }
 }
 
-/// Whether a subquery is a plain SELECT with outer columns in WHERE alone, so that it is one join with the node's rows.
+/// Whether a subquery is a plain SELECT with outer columns only in WHERE, so that one join replaces it.
 fn is_plain_correlation(plan: &LogicalPlan, outer: &LogicalPlan) -> Result<bool> {
     let mut below = plan;
     while let LogicalPlan::Projection(Projection { input, expr, .. }) = below {
@@ -470,7 +471,7 @@ fn is_plain_correlation(plan: &LogicalPlan, outer: &LogicalPlan) -> Result<bool>
                 is_plain &= !expr.contains_outer();
             }
             if let Some(subquery) = subquery_of(part) {
-                // A subquery within may name the columns of this one, and no others.
+                // A nested subquery may reference only columns of this one.
                 let inner = outer_columns(&subquery.subquery)?;
                 is_plain &= inner.iter().all(|inner| has_column(schema, &inner.column));
             }
@@ -502,7 +503,7 @@ fn has_any_subquery(plan: &LogicalPlan) -> Result<bool> {
     Ok(found)
 }
 
-/// Whether a condition names only columns of `plan`, in its subqueries too.
+/// Whether a condition references only columns of `plan`, also in its subqueries.
 fn names_only(condition: &Expr, plan: &LogicalPlan) -> Result<bool> {
     let schema = plan.schema();
     let mut is_own = condition.column_refs().into_iter().all(|column| has_column(schema, column));
@@ -516,7 +517,7 @@ fn names_only(condition: &Expr, plan: &LogicalPlan) -> Result<bool> {
     Ok(is_own)
 }
 
-/// `plan` with these columns and no others.
+/// Projects `plan` to these columns.
 fn with_columns(plan: LogicalPlan, columns: Vec<Column>) -> Result<LogicalPlan> {
     if plan.schema().fields().len() == columns.len() {
         return Ok(plan);
@@ -524,7 +525,7 @@ fn with_columns(plan: LogicalPlan, columns: Vec<Column>) -> Result<LogicalPlan> 
     LogicalPlanBuilder::from(plan).project(columns.into_iter().map(Expr::Column))?.build()
 }
 
-/// The input of a sort with the columns that a subquery in ORDER BY names and the select list does not.
+/// Adds to a sort's input the columns that a subquery in ORDER BY references and the select list lacks.
 fn with_missing_columns(node: &LogicalPlan, input: LogicalPlan) -> Result<LogicalPlan> {
     let (LogicalPlan::Sort(sort), LogicalPlan::Projection(projection)) = (node, &input) else {
         return Ok(input);
@@ -550,7 +551,7 @@ fn with_missing_columns(node: &LogicalPlan, input: LogicalPlan) -> Result<Logica
     LogicalPlanBuilder::from(LogicalPlan::clone(&projection.input)).project(exprs)?.build()
 }
 
-/// The rows that a step of WITH RECURSIVE begins with are given once.
+/// Refuses to read the input of a recursive step twice; it can be read only once.
 fn refuse_recursion(plan: &LogicalPlan) -> Result<()> {
     let is_step = |node: &LogicalPlan| match node {
         LogicalPlan::TableScan(scan) => {
@@ -566,7 +567,7 @@ fn refuse_recursion(plan: &LogicalPlan) -> Result<()> {
     Ok(())
 }
 
-/// What is computed twice must be the same both times.
+/// Refuses volatile functions in a plan that is computed twice: both results must be the same.
 fn refuse_volatile(plan: &LogicalPlan) -> Result<()> {
     let mut is_volatile = false;
     plan.apply_with_subqueries(|node| {

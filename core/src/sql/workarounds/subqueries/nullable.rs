@@ -1,5 +1,5 @@
-//! A scalar subquery is NULL where it has no row, also if its column is NOT NULL; DataFusion takes it for NOT NULL then, and `IS NULL` of
-//! it for false.
+//! A scalar subquery without a row is NULL, even if its column is NOT NULL. DataFusion assumes NOT NULL then,
+//! and folds `IS NULL` to false.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use datafusion::logical_expr::{
 use super::has_one_row;
 use crate::error::Error;
 
-/// Marks the scalar subqueries that become columns of a node as what they are.
+/// Marks the scalar subqueries that become columns of a node as nullable.
 pub(in crate::sql::workarounds) fn may_be_null(node: LogicalPlan) -> Result<Transformed<LogicalPlan>> {
     if !matches!(node, LogicalPlan::Projection(_) | LogicalPlan::Aggregate(_) | LogicalPlan::Window(_)) {
         return Ok(Transformed::no(node));
@@ -43,7 +43,7 @@ fn call(expr: Expr) -> Expr {
     Expr::ScalarFunction(ScalarFunction { func, args: vec![expr] })
 }
 
-/// Gives its argument.
+/// Returns its argument, as nullable.
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct MayBeNull {
     signature: Signature,

@@ -1,4 +1,4 @@
-//! The columns a subquery takes from the query around it.
+//! The columns that a subquery takes from the enclosing query.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,20 +11,20 @@ use datafusion::logical_expr::{Expr, Join, LogicalPlan, Subquery};
 
 use super::super::walk::schema_of_inputs;
 
-/// A column of the query around, and what it is.
+/// A column of the enclosing query, and its field.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct OuterColumn {
     pub(super) column: Column,
     pub(super) field: FieldRef,
 }
 
-/// The columns that a plan, or a subquery in it, names and no part of the plan has, each once.
+/// Returns the columns that a plan or its subqueries reference and no part of the plan has, each once.
 pub(super) fn outer_columns(plan: &LogicalPlan) -> Result<Vec<OuterColumn>> {
     let mut found = Vec::new();
     plan.apply(|node| {
         let join = if let LogicalPlan::Join(join) = node { Some(join) } else { None };
         if let Some(join) = join {
-            // The right side may name columns of the left one, as LATERAL does.
+            // The right side may reference columns of the left side, as LATERAL does.
             let within = outer_columns(&join.right)?.into_iter();
             within
                 .filter(|inner| !has_column(join.left.schema(), &inner.column))
@@ -55,7 +55,7 @@ pub(super) fn outer_columns(plan: &LogicalPlan) -> Result<Vec<OuterColumn>> {
     Ok(found)
 }
 
-/// The right side of a join that names columns of its left side, as LATERAL does, and its alias.
+/// Returns a join's right side and alias, if it references columns of the left side, as LATERAL does.
 pub(super) fn lateral_side(join: &Join) -> Result<Option<(&LogicalPlan, Option<&TableReference>)>> {
     let (plan, alias) = match &*join.right {
         LogicalPlan::Subquery(subquery) => (&*subquery.subquery, None),
@@ -79,7 +79,7 @@ pub(super) fn has_column(schema: &DFSchema, column: &Column) -> bool {
     schema.maybe_index_of_column(column).is_some()
 }
 
-/// The subquery that an expression is made of.
+/// Returns the subquery that an expression node itself contains, if any.
 pub(super) fn subquery_of(expr: &Expr) -> Option<&Subquery> {
     match expr {
         Expr::Exists(Exists { subquery, .. })
@@ -90,15 +90,15 @@ pub(super) fn subquery_of(expr: &Expr) -> Option<&Subquery> {
     }
 }
 
-/// Whether there is a subquery in an expression.
+/// Returns whether an expression contains a subquery.
 pub(super) fn has_subquery(expr: &Expr) -> Result<bool> {
     expr.exists(|part| Ok(subquery_of(part).is_some()))
 }
 
-/// What stands for outer columns, as expressions over the columns of a node.
+/// Replacements of outer columns: expressions over the columns of a node.
 pub(super) type Bindings = HashMap<Column, Expr>;
 
-/// `expr` of a node whose inputs have `schema`, with outer columns replaced, in subqueries too.
+/// Replaces outer columns in `expr` of a node whose inputs have `schema`, also in subqueries.
 pub(super) fn bind(expr: Expr, bindings: &Bindings, schema: &DFSchema) -> Result<Expr> {
     let bound = expr.transform_up(|part| match &part {
         Expr::OuterReferenceColumn(_, column) => match bindings.get(column) {
@@ -116,7 +116,7 @@ pub(super) fn bind(expr: Expr, bindings: &Bindings, schema: &DFSchema) -> Result
     Ok(bound.data)
 }
 
-/// A subquery in a node whose inputs have `schema`: what it names of the node's own columns stays.
+/// Replaces outer columns in a subquery of a node; columns of `schema`, the node's inputs, stay.
 pub(super) fn bind_within(plan: &LogicalPlan, bindings: &Bindings, schema: &DFSchema) -> Result<LogicalPlan> {
     let mut inner = Bindings::new();
     for (column, value) in bindings.iter().filter(|(column, _)| !has_column(schema, column)) {
@@ -133,7 +133,7 @@ pub(super) fn bind_within(plan: &LogicalPlan, bindings: &Bindings, schema: &DFSc
     Ok(bound.data)
 }
 
-/// An expression over the columns of a node as a subquery of the node names it.
+/// Rewrites an expression over a node's columns for use in a subquery of the node.
 pub(super) fn as_outer(expr: Expr, schema: &DFSchema) -> Result<Expr> {
     let outer = expr.transform_up(|part| match part {
         Expr::Column(column) => {
@@ -146,7 +146,7 @@ pub(super) fn as_outer(expr: Expr, schema: &DFSchema) -> Result<Expr> {
     Ok(outer.data)
 }
 
-/// The expression with another plan as its subquery.
+/// Replaces the plan of an expression's subquery.
 pub(super) fn with_plan(expr: Expr, plan: LogicalPlan) -> Result<Expr> {
     let replaced = |subquery: &Subquery| {
         let outer_ref_columns = plan.all_out_ref_exprs();

@@ -1,4 +1,4 @@
-//! The check that a scalar subquery has one row, made where its value is used: a CASE may not use it.
+//! Checks that a scalar subquery has at most one row, only where its value is used: a CASE can skip it.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use datafusion::logical_expr::{
 
 use crate::error::{Error, ErrorKind, SqlState};
 
-/// The aggregates of the rows of a plan: the first one's value, and how many there are.
+/// Returns aggregates over a plan's rows: the value of the first one, and the number of rows.
 pub(super) fn value_and_rows(plan: &LogicalPlan, value_name: &str, rows_name: &str) -> Vec<Expr> {
     let (relation, field) = plan.schema().qualified_field(0);
     let value = Expr::Column(Column::from((relation, field)));
@@ -28,7 +28,7 @@ pub(super) fn value_and_rows(plan: &LogicalPlan, value_name: &str, rows_name: &s
     ]
 }
 
-/// `value`, or 21000 where it came of more than one row.
+/// Returns `value`, or 21000 if it comes from more than one row.
 pub(super) fn checked(value: Expr, rows: Expr) -> Expr {
     let signature = Signature::any(2, Volatility::Immutable);
     let func = Arc::new(ScalarUDF::new_from_impl(SingleRow { signature }));
@@ -58,7 +58,7 @@ impl ScalarUDFImpl for SingleRow {
             return Err(Error::internal("single_row() has a value and a number").into());
         };
         let counts = rows.to_array(args.number_rows)?;
-        // Of no rows there is no number, not even a NULL of its type.
+        // Without rows the count has no value and no type.
         let is_several = |counts: &Int64Array| counts.iter().flatten().any(|rows| rows > 1);
         if counts.as_primitive_opt::<Int64Type>().is_some_and(is_several) {
             return Err(Error::new(

@@ -1,8 +1,8 @@
-//! Casts beside what they cast. The planner gives both one name, and wants the columns of a node to have different ones: `sum(v)` beside
-//! `sum(CAST(v AS BIGINT))`.
+//! Casts beside their operand. The planner gives both one name, but the columns of a node must have different
+//! names: `sum(v)` beside `sum(CAST(v AS BIGINT))`.
 //!
-//! Where two calls or grouped expressions of a SELECT differ in casts alone, its casts stand in a function that gives back its first
-//! argument and carries the type in its name.
+//! If two calls or grouped expressions of a SELECT differ only in casts, a function wraps each cast of the
+//! SELECT. It returns its first argument and carries the type in its name.
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -15,7 +15,7 @@ use datafusion::sql::sqlparser::ast::{
 use super::super::functions::NAMED_CAST;
 use super::{call, taken, text};
 
-/// Names the casts of a SELECT apart.
+/// Gives the casts of a SELECT different names, if needed.
 pub(super) fn name_apart(select: &mut Select, order_by: Option<&mut OrderBy>) {
     let mut found = Found { depth: 0, has_casts: false, calls: Vec::new() };
     for_each(select, order_by.as_deref(), |expr| {
@@ -39,7 +39,7 @@ pub(super) fn name_apart(select: &mut Select, order_by: Option<&mut OrderBy>) {
     }
 }
 
-/// The same for each SELECT of a set operation.
+/// Does the same for each SELECT of a set operation.
 pub(super) fn name_apart_within(body: &mut SetExpr) {
     match body {
         SetExpr::Select(select) => name_apart(select, None),
@@ -51,7 +51,7 @@ pub(super) fn name_apart_within(body: &mut SetExpr) {
     }
 }
 
-/// What a part of GROUP BY groups by.
+/// The expressions by which a part of GROUP BY groups.
 fn grouped(part: &Expr) -> Vec<Expr> {
     match part {
         Expr::Rollup(sets) | Expr::Cube(sets) | Expr::GroupingSets(sets) => sets.concat(),
@@ -59,7 +59,7 @@ fn grouped(part: &Expr) -> Vec<Expr> {
     }
 }
 
-/// Calls, and whether there are casts, outside subqueries.
+/// The calls outside subqueries, and whether there are casts.
 struct Found {
     depth: usize,
     has_casts: bool,
@@ -135,7 +135,7 @@ fn without_casts(expr: &Expr) -> String {
     bare.to_string()
 }
 
-/// The expressions of a SELECT that come after WHERE.
+/// Visits the expressions of a SELECT that are computed after WHERE.
 fn for_each(select: &Select, order_by: Option<&OrderBy>, mut visit: impl FnMut(&Expr)) {
     for item in &select.projection {
         if let SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } = item {

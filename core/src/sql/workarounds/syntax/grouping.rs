@@ -1,7 +1,7 @@
 //! GROUP BY as the planner understands it.
 //!
-//! Not so by itself: HAVING without aggregates, rows, which it takes for structs, places of columns and ROLLUP in grouping sets, and sets
-//! with one expression twice, for which it wants two columns of one name.
+//! The planner misreads or refuses HAVING without aggregates, rows (it takes them for structs), positions and
+//! ROLLUP in grouping sets, and a set that repeats an expression (it wants two columns of one name).
 
 use datafusion::sql::sqlparser::ast::{
     BinaryOperator, Expr, FunctionArg, FunctionArgExpr, FunctionArguments, GroupByExpr, Select, SelectItem,
@@ -10,7 +10,7 @@ use datafusion::sql::sqlparser::ast::{
 
 use super::{call, nested, number, taken};
 
-/// HAVING without GROUP BY makes one group of all rows, also where nothing is aggregated.
+/// HAVING without GROUP BY makes one group of all rows, even without an aggregate.
 pub(super) fn of_having(select: &mut Select) {
     let is_grouped = !matches!(&select.group_by, GroupByExpr::Expressions(parts, modifiers) if parts.is_empty() && modifiers.is_empty());
     if is_grouped {
@@ -31,7 +31,7 @@ pub(super) fn of_having(select: &mut Select) {
     }
 }
 
-/// A whole number in a grouping set is the place of a column of the select list, as elsewhere in GROUP BY.
+/// An integer in a grouping set is a position in the select list, as elsewhere in GROUP BY.
 pub(super) fn of_positions(select: &mut Select) {
     let GroupByExpr::Expressions(parts, _) = &mut select.group_by else { return };
     let column = |number: &Expr| {
@@ -78,13 +78,14 @@ pub(super) fn without_rows(group_by: &mut GroupByExpr) {
     }
 }
 
-/// More are refused when the statement is planned.
+/// Maximum number of sets to write out. The planner refuses more.
 const SETS_MAX: usize = 1 << 12;
 
-/// A longer ROLLUP would have as many sets, and they half its square of expressions.
+/// Maximum length of a ROLLUP to write out: n parts make n sets, with n^2/2 expressions in all.
 const ROLLUP_MAX: usize = 400;
 
-/// Writes grouping sets out, each with each expression once, if one of them repeats an expression or another part stands beside them.
+/// Writes grouping sets out, without repetition in a set, if a set repeats an expression, if sets are nested,
+/// or if another part stands beside them.
 pub(super) fn without_doubles(group_by: &mut GroupByExpr) {
     let GroupByExpr::Expressions(parts, _) = group_by else { return };
     let has_sets =
@@ -94,13 +95,13 @@ pub(super) fn without_doubles(group_by: &mut GroupByExpr) {
     }
     let Some(sets) = sets_of_all(parts) else { return };
     let single: Vec<Vec<Expr>> = sets.iter().map(|set| once(set)).collect();
-    // Beside a key the planner would add to each set what the key determines.
+    // Beside a key, the planner would add to each set the columns that the key determines.
     if single != sets || parts.len() > 1 || parts.iter().any(is_nested) {
         *parts = vec![Expr::GroupingSets(single)];
     }
 }
 
-/// Whether grouping sets have rows or further ROLLUPs in them, which the planner does not know.
+/// Whether grouping sets contain rows or further ROLLUPs, which the planner does not support.
 fn is_nested(part: &Expr) -> bool {
     match part {
         Expr::Cube(parts) | Expr::Rollup(parts) => parts.iter().any(|exprs| exprs.len() != 1),
@@ -111,7 +112,7 @@ fn is_nested(part: &Expr) -> bool {
     }
 }
 
-/// ROLLUP or CUBE within GROUPING SETS, which the parser takes for a function.
+/// ROLLUP or CUBE within GROUPING SETS, which the parser reads as a function.
 fn inner_sets(expr: &Expr) -> Option<Expr> {
     if matches!(expr, Expr::Rollup(_) | Expr::Cube(_)) {
         return Some(expr.clone());
@@ -141,7 +142,7 @@ fn once(set: &[Expr]) -> Vec<Expr> {
     single
 }
 
-/// Each set of one part joined to each set of the others; `None` when there are too many.
+/// Each set of one part combined with each set of the others; `None` if there are too many.
 fn sets_of_all(parts: &[Expr]) -> Option<Vec<Vec<Expr>>> {
     let mut all: Vec<Vec<Expr>> = vec![Vec::new()];
     for part in parts {

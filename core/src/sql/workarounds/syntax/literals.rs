@@ -1,4 +1,4 @@
-//! Numbers and intervals as they are written, in forms that the planner reads as what they are.
+//! Rewrites numbers and intervals in forms that the planner reads correctly.
 
 use datafusion::sql::sqlparser::ast::{self, DateTimeField, Expr, UnaryOperator};
 
@@ -8,16 +8,17 @@ use crate::error::Result;
 
 use datafusion::arrow::datatypes::{DataType, IntervalMonthDayNano, IntervalUnit};
 
-/// The most digits of a DECIMAL.
+/// Maximum precision of a DECIMAL.
 const DIGITS_MAX: usize = 38;
 const INTERVAL: DataType = DataType::Interval(IntervalUnit::MonthDayNano);
 const NANOS: i64 = 1_000_000_000;
 const MINUTE_NANOS: i64 = 60 * NANOS;
 
-/// A number with an exponent, which the planner gives a negative scale, or with more digits than a DECIMAL has; `None` for any other.
+/// Rewrites a number with an exponent, which the planner gives a negative scale, or with more than 38 digits;
+/// `None` for any other.
 ///
 /// # Errors
-/// 22003 for a whole number of too many digits.
+/// 22003 for an integer part of more than 38 digits without an exponent.
 pub(super) fn number(literal: &str) -> Result<Option<Expr>> {
     let (digits, exponent) = literal.split_once(['e', 'E']).unwrap_or((literal, "0"));
     let significant = digits.bytes().filter(u8::is_ascii_digit).count();
@@ -45,7 +46,7 @@ pub(super) fn number(literal: &str) -> Result<Option<Expr>> {
     Ok(Some(exact.map_or_else(|| double(literal), |text| written(&text))))
 }
 
-/// A number without an exponent, with a point; `None` when it has too many digits.
+/// Writes a number with a point and without an exponent; `None` if it has too many digits.
 fn fixed(literal: &str, scale: usize) -> Option<String> {
     let value = parse_decimal(literal, 38, i8::try_from(scale).ok()?)?;
     let digits = format!("{value:0>width$}", width = scale + 1);
@@ -63,10 +64,10 @@ fn double(literal: &str) -> Expr {
     }
 }
 
-/// An interval with each part written out, times `sign`.
+/// Writes out each part of an interval, times `sign`.
 ///
 /// # Errors
-/// 22007 for a text that is no interval.
+/// 22007 for text that is not an interval.
 pub(super) fn interval(interval: &mut ast::Interval, sign: i32) -> Result<()> {
     let (literal, sign) = match signed(&interval.value, sign) {
         Some(literal) => literal,
@@ -103,7 +104,7 @@ fn signed(value: &Expr, sign: i32) -> Option<(String, i32)> {
     }
 }
 
-/// `'5' DAY`, `'1:30' MINUTE TO SECOND`: a number alone is one of the last field, and what is finer than that is cut off.
+/// Reads `'5' DAY`, `'1:30' MINUTE TO SECOND`: a bare number counts the last field; finer units are cut off.
 fn read(
     literal: &str,
     first: Option<&DateTimeField>,
@@ -124,7 +125,7 @@ fn read(
             times::interval(&format!("{sign}00:{clock}"))?
         }
         _ => times::interval(&match trimmed.rsplit_once(' ') {
-            // The number behind the last unit is one of the finest field too.
+            // A trailing number without a unit also counts the finest field.
             Some((_, last)) if is_plain(last) => format!("{trimmed} {}", name_of(finest)),
             _ => trimmed.to_owned(),
         })?,
@@ -143,7 +144,7 @@ enum Unit {
 }
 
 impl Unit {
-    /// A field that PostgreSQL knows behind an interval.
+    /// A field that PostgreSQL allows after an interval.
     fn of(field: &DateTimeField) -> Option<Self> {
         Some(match field {
             DateTimeField::Year | DateTimeField::Years => Self::Year,
@@ -179,7 +180,7 @@ fn negated(value: IntervalMonthDayNano, sign: i32) -> Option<IntervalMonthDayNan
     })
 }
 
-/// As the planner reads it: each part with its own sign and unit.
+/// Writes an interval as the planner reads it: each part with its own sign and unit.
 fn parts(value: IntervalMonthDayNano) -> String {
     let IntervalMonthDayNano { months, days, nanoseconds } = value;
     let mut parts = Vec::new();

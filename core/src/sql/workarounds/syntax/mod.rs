@@ -1,5 +1,5 @@
-//! Rewrites of a parsed statement, before anything is planned: what the planner takes for something else, has no words for, or plans
-//! in a way that nothing later can repair.
+//! Rewrites of a parsed statement before planning: what the planner misreads, does not support, or plans in a
+//! way that no later rule can repair.
 //!
 //! | file | its one job |
 //! |---|---|
@@ -7,11 +7,11 @@
 //! | `patterns` | LIKE with ESCAPE, LIKE ANY |
 //! | `quantified` | comparisons with the elements of an array |
 //! | `rows` | comparisons of rows |
-//! | `grouping` | rows in GROUP BY, grouping sets with one expression twice |
-//! | `windows` | windows that have a name |
-//! | `casts` | casts whose column would have the name of what they cast |
+//! | `grouping` | rows in GROUP BY, grouping sets that repeat an expression |
+//! | `windows` | named windows |
+//! | `casts` | casts whose column would have the name of their operand |
 //!
-//! Invariant: a rewrite depends on the text alone, not on tables or types; so a statement is rewritten once, when it is read.
+//! Invariant: a rewrite depends only on the text, not on tables or types, so rewriting once is enough.
 
 mod casts;
 mod grouping;
@@ -34,8 +34,8 @@ use crate::error::{Error, Result};
 /// Rewrites the queries and expressions of a statement.
 ///
 /// # Errors
-/// 22003, 22007, 22P02 for literals that have no value, 42601 for rows of different lengths, 42704 and 42P20 for windows, 0A000 for what
-/// cannot be rewritten.
+/// 22003 and 22007 for invalid literals, 22025 for a LIKE pattern that ends with its escape character, 42601
+/// for rows of different lengths, 42704 and 42P20 for windows, 0A000 for unsupported forms.
 pub(crate) fn rewrite(statement: &mut impl VisitMut) -> Result<()> {
     match statement.visit(&mut Rewriter::default()) {
         ControlFlow::Break(error) => Err(error),
@@ -45,7 +45,7 @@ pub(crate) fn rewrite(statement: &mut impl VisitMut) -> Result<()> {
 
 #[derive(Default)]
 struct Rewriter {
-    /// The windows that can be named at a place: those of the SELECT around it.
+    /// The windows that can be named in each enclosing query and SELECT.
     windows: Vec<Windows>,
 }
 
@@ -54,7 +54,7 @@ impl VisitorMut for Rewriter {
 
     fn pre_visit_query(&mut self, query: &mut Query) -> ControlFlow<Error> {
         fetch_as_limit(query);
-        // ORDER BY, which stands outside of the SELECT, names its windows too.
+        // ORDER BY stands outside the SELECT, but can name its windows.
         let mut windows = Ok(Windows::new());
         match &mut *query.body {
             SetExpr::Select(select) => {
@@ -91,7 +91,7 @@ impl VisitorMut for Rewriter {
     }
 
     fn pre_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<Error> {
-        // Before the interval within is read: the sign belongs to each of its parts.
+        // Before the interval inside is visited: the sign belongs to each of its parts.
         if let Expr::UnaryOp { op: UnaryOperator::Minus, expr: inner } = expr
             && let Expr::Interval(interval) = &mut **inner
         {
@@ -103,7 +103,7 @@ impl VisitorMut for Rewriter {
                 Err(error) => ControlFlow::Break(error),
             };
         }
-        // Before the window is visited, which is rewritten where it is named.
+        // Before the window is visited: a named window is rewritten where it is used.
         if let Expr::Function(function) = expr
             && let Err(error) = windows::write_out(function, self.windows.last().unwrap_or(&Windows::new()))
         {
@@ -132,7 +132,7 @@ impl Rewriter {
     }
 }
 
-/// An expression whose parts are rewritten already.
+/// Rewrites an expression whose parts are already rewritten.
 fn rewritten(expr: &mut Expr) -> Result<()> {
     match expr {
         Expr::Value(value) => {
@@ -165,8 +165,8 @@ fn rewritten(expr: &mut Expr) -> Result<()> {
     Ok(())
 }
 
-/// Functions that give a number without a sign, which no column has: with a BIGINT the planner computes it as a decimal, so that
-/// `row_number() OVER (...) / 2` has a fraction, and it has no minus for it.
+/// Functions that return an unsigned number, which no column has. Beside a BIGINT the planner computes it as
+/// a decimal, so that `row_number() OVER (...) / 2` has a fraction, and it cannot negate it.
 const UNSIGNED: [&str; 15] = [
     "approx_distinct",
     "array_indexof",
@@ -196,7 +196,7 @@ fn fetch_as_limit(query: &mut Query) {
     query.limit_clause = Some(LimitClause::LimitOffset { limit: Some(count), offset, limit_by: Vec::new() });
 }
 
-/// `expr`, with NULL left in its place.
+/// Takes `expr` and leaves NULL in its place.
 fn taken(expr: &mut Expr) -> Expr {
     std::mem::replace(expr, null())
 }
@@ -225,7 +225,7 @@ fn nested(expr: Expr) -> Expr {
     Expr::Nested(Box::new(expr))
 }
 
-/// `parts` joined by an operator, from the left; `None` when there are none.
+/// Joins `parts` with an operator, from the left; `None` if there are none.
 fn joined(parts: impl IntoIterator<Item = Expr>, op: &ast::BinaryOperator) -> Option<Expr> {
     let all = parts.into_iter().reduce(|left, right| Expr::BinaryOp {
         left: Box::new(left),
@@ -235,7 +235,7 @@ fn joined(parts: impl IntoIterator<Item = Expr>, op: &ast::BinaryOperator) -> Op
     all.map(nested)
 }
 
-/// A call of one of our functions.
+/// Returns a call of the named function.
 pub(crate) fn call(name: &str, args: Vec<Expr>) -> Expr {
     let args = args.into_iter().map(|arg| FunctionArg::Unnamed(FunctionArgExpr::Expr(arg))).collect();
     Expr::Function(Function {

@@ -1,4 +1,4 @@
-//! LIKE with another escape character than the backslash, and with several patterns.
+//! LIKE with an escape character other than the backslash, and LIKE with several patterns.
 
 use datafusion::sql::sqlparser::ast::{
     self, Array, BinaryOperator, Expr, FunctionArg, FunctionArgExpr, FunctionArguments,
@@ -52,11 +52,11 @@ pub(super) fn rewrite(expr: &mut Expr) -> Result<()> {
     Ok(())
 }
 
-/// The patterns behind ANY, or behind ALL, which sqlparser takes for a function; `None` where there is one pattern. The first part is
-/// whether one of them is enough.
+/// The patterns after ANY, or after ALL, which sqlparser reads as a function; `None` for a single pattern.
+/// The flag tells whether one match is enough.
 ///
 /// # Errors
-/// 0A000 for what is no list.
+/// 0A000 for anything but a list.
 fn quantified(is_any: bool, pattern: &mut Expr) -> Result<Option<(bool, Vec<Expr>)>> {
     let list = match pattern {
         _ if is_any => taken(pattern),

@@ -1,4 +1,4 @@
-//! `x op ANY (array)` and `x op ALL (array)`: the planner makes searches of some, which know no NULL.
+//! `x op ANY (array)` and `x op ALL (array)`: the planner makes some of them searches that ignore NULL.
 
 use datafusion::sql::sqlparser::ast::{Array, BinaryOperator, Expr};
 
@@ -6,7 +6,7 @@ use super::super::functions::{ALL_OF, ANY_OF};
 use super::{boolean, call, rows, taken, text};
 use crate::error::Result;
 
-/// Rewrites a comparison with the elements of an array; one with the rows of a subquery stays.
+/// Rewrites a comparison with an array. One with a subquery stays; `= ANY` and `<> ALL` of a row become IN.
 pub(super) fn rewrite(expr: &mut Expr) -> Result<()> {
     let (left, op, right, is_any) = match expr {
         Expr::AnyOp { left, compare_op, right, .. } => (left, compare_op, right, true),
@@ -29,9 +29,9 @@ pub(super) fn rewrite(expr: &mut Expr) -> Result<()> {
     }
     let value = taken(left);
     *expr = match (array, is_any, &op) {
-        // An empty array has no element for which it is true, and it is true for all.
+        // Over an empty array, ANY is false and ALL is true.
         (Expr::Array(Array { elem, .. }), _, _) if elem.is_empty() => boolean(!is_any),
-        // A list can be looked up in a key.
+        // A list can use a key lookup.
         (Expr::Array(Array { elem, .. }), true, BinaryOperator::Eq) => {
             Expr::InList { expr: Box::new(value), list: elem, negated: false }
         }

@@ -1,6 +1,6 @@
-//! Comparisons of rows, `(a, b) = (c, d)` and `(a, b) IN (SELECT ...)`, as comparisons of their values.
+//! Rewrites row comparisons, `(a, b) = (c, d)` and `(a, b) IN (SELECT ...)`, as comparisons of values.
 //!
-//! A comparison of rows is NULL where a value decides it that is NULL, as the standard has it: `(1, NULL) = (2, 2)` is false.
+//! A row comparison is NULL only if the deciding value is NULL (SQL standard): `(1, NULL) = (2, 2)` is false.
 
 use datafusion::sql::sqlparser::ast::helpers::attached_token::AttachedToken;
 use datafusion::sql::sqlparser::ast::{
@@ -11,7 +11,7 @@ use super::{boolean, joined, not, null};
 use crate::error::{Error, Result};
 use crate::sql::cursor::written_query;
 
-/// The alias of the rows a row is looked up in, which no query names.
+/// The alias of the searched rows, which no query uses.
 const ROWS: &str = "__rows";
 
 /// `ROW(a, b)` is `(a, b)`.
@@ -127,7 +127,7 @@ fn distinct(left: &[Expr], right: &[Expr]) -> Result<Expr> {
     Ok(joined(distinct, &BinaryOperator::Or).unwrap_or_else(|| boolean(false)))
 }
 
-/// `None` for operators that do not compare.
+/// Compares two rows; `None` for operators that do not compare.
 fn compared(left: &[Expr], op: &BinaryOperator, right: &[Expr]) -> Result<Option<Expr>> {
     let strict = match op {
         BinaryOperator::Eq => return equal(left, right).map(Some),
@@ -139,7 +139,7 @@ fn compared(left: &[Expr], op: &BinaryOperator, right: &[Expr]) -> Result<Option
     if left.len() != right.len() {
         return Err(different_lengths());
     }
-    // The first values that differ decide; the last ones with the operator itself.
+    // The first values that differ decide; the last ones use the operator itself.
     let mut pairs = left.iter().zip(right).rev();
     let Some((last_left, last_right)) = pairs.next() else { return Ok(None) };
     let mut whole = binary(last_left, op, last_right);
@@ -152,7 +152,7 @@ fn compared(left: &[Expr], op: &BinaryOperator, right: &[Expr]) -> Result<Option
     Ok(Some(whole))
 }
 
-/// `(a, b) IN (SELECT ...)` as a condition of WHERE, where NULL is as good as false, is an EXISTS, which becomes a join.
+/// Rewrites `(a, b) IN (SELECT ...)` in WHERE, where NULL counts as false, as EXISTS, which becomes a join.
 pub(super) fn as_exists(condition: &mut Expr) -> Result<()> {
     match condition {
         Expr::Nested(inner) => as_exists(inner),
@@ -173,10 +173,10 @@ pub(super) fn as_exists(condition: &mut Expr) -> Result<()> {
     }
 }
 
-/// True where a row is equal, else NULL where that is NULL for one, else false.
+/// True if a row is equal, else NULL if the comparison with a row is NULL, else false.
 ///
-/// The rows for which it is NULL are looked for on two ways, so that each needs few of them: those with a NULL of their own, and all of
-/// them for a value with a NULL.
+/// Two lookups search for the rows of the NULL case, so that each needs few rows: one for rows that contain
+/// NULL, and one over all rows if the value contains NULL.
 fn looked_up(value: &[Expr], subquery: &Query) -> Result<Expr> {
     let exists = |condition: Expr| -> Result<Expr> {
         let mut subquery = subquery.clone();
@@ -210,7 +210,7 @@ fn column_name(position: usize) -> String {
     format!("__{}", position + 1)
 }
 
-/// The columns of the rows a value is looked up in.
+/// The columns of the searched rows.
 fn columns(value: &[Expr]) -> impl Iterator<Item = Expr> {
     (0..value.len()).map(|position| {
         Expr::CompoundIdentifier(vec![ast::Ident::new(ROWS), ast::Ident::new(column_name(position))])
@@ -221,7 +221,7 @@ fn equal_to_rows(value: &[Expr]) -> Expr {
     all(value.iter().zip(columns(value)).map(|(value, column)| binary(value, &BinaryOperator::Eq, &column)))
 }
 
-/// `select FROM (subquery) AS __rows (__1, __2, ...)`.
+/// Returns `select FROM (subquery) AS __rows (__1, __2, ...)`.
 fn lookup(select: &str, value: &[Expr], subquery: &mut Query) -> Result<Query> {
     let names: Vec<String> = (0..value.len()).map(column_name).collect();
     let mut query = written_query(&format!("{select} FROM (SELECT 1) AS {ROWS} ({})", names.join(", ")))?;

@@ -1,5 +1,5 @@
-//! Windows that have a name. The planner forgets the window that `OVER (w ...)` begins with, and in a subquery that is turned into a join
-//! it does not find the one of `OVER w`; so each is written out where it is named.
+//! Named windows. The planner ignores the base window of `OVER (w ...)`, and does not find the window of
+//! `OVER w` in a subquery that becomes a join. So each window is written out where it is named.
 
 use datafusion::sql::sqlparser::ast::{
     Function, Ident, NamedWindowExpr, Select, WindowFrame, WindowFrameBound, WindowFrameUnits, WindowSpec,
@@ -12,10 +12,10 @@ use crate::sql::cursor::fold;
 /// The windows of a SELECT, each written out.
 pub(super) type Windows = Vec<(String, WindowSpec)>;
 
-/// The windows that a SELECT names.
+/// Returns the windows that a SELECT names.
 ///
 /// # Errors
-/// 42704 for a window that is built on another that is not there, 42P20 for one that says again what the other says.
+/// 42704 for an unknown base window, 42P20 for a window defined twice or one that overrides its base window.
 pub(super) fn of(select: &Select) -> Result<Windows> {
     let mut known = Windows::new();
     for definition in &select.named_window {
@@ -46,7 +46,7 @@ pub(super) fn write_out(function: &mut Function, known: &Windows) -> Result<()> 
         }
         None => {}
     }
-    // Without a frame the planner counts rows instead of peers where it takes the order for one without peers, also where it is none.
+    // Without a frame, the planner counts rows instead of peers if it wrongly takes the order for unique.
     if let Some(WindowType::WindowSpec(spec)) = &mut function.over
         && !spec.order_by.is_empty()
     {
@@ -71,7 +71,7 @@ fn find<'a>(name: &Ident, known: &'a Windows) -> Result<&'a WindowSpec> {
     })
 }
 
-/// A window with what it takes over from the one it is built on: how that divides rows and, unless it says so itself, orders them.
+/// Completes a window from its base: takes over PARTITION BY and, unless it has one itself, ORDER BY.
 fn whole(mut spec: WindowSpec, known: &Windows) -> Result<WindowSpec> {
     let Some(name) = spec.window_name.take() else { return Ok(spec) };
     let base = find(&name, known)?;

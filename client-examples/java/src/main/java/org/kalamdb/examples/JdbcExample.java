@@ -15,7 +15,7 @@ import java.util.List;
 import java.util.Optional;
 import java.util.Properties;
 
-/** Orders in and a report out, with the Arrow Flight SQL JDBC driver. */
+/** Writes orders and reads a report with the Arrow Flight SQL JDBC driver. */
 public final class JdbcExample {
   public static void main(String[] arguments) throws SQLException {
     URI server = URI.create(Optional.ofNullable(System.getenv("KALAMDB_URL")).orElse("grpc://127.0.0.1:8815"));
@@ -32,7 +32,7 @@ public final class JdbcExample {
             "CREATE TABLE examples.orders (id BIGINT PRIMARY KEY, customer TEXT NOT NULL, total DECIMAL(10, 2), placed TIMESTAMP)");
       }
 
-      // A batch travels as one message and is committed as a whole.
+      // A batch travels as one message and is one commit.
       try (PreparedStatement insert = connection.prepareStatement("INSERT INTO examples.orders VALUES (?, ?, ?, ?)")) {
         for (int id = 1; id <= 100; id++) {
           insert.setLong(1, id);

@@ -11,8 +11,8 @@ import java.util.Properties;
 import java.util.concurrent.atomic.AtomicInteger;
 
 /**
- * The server under test, found by KALAMDB_HOST, KALAMDB_PORT and KALAMDB_PASSWORD, and what the tests share:
- * connections, users and names of their own.
+ * The server under test, given by KALAMDB_HOST, KALAMDB_PORT and KALAMDB_PASSWORD, and the tests' shared
+ * helpers: connections, users and unique names.
  */
 final class Database {
   static final String PASSWORD = "a long enough secret";
@@ -36,14 +36,14 @@ final class Database {
     return DriverManager.getConnection(url(), properties);
   }
 
-  /** Makes a user of role `user` with the password {@link #PASSWORD} and returns the name. */
+  /** Creates a user of role `user` with the password {@link #PASSWORD} and returns the name. */
   static String newUser(Connection root) throws SQLException {
     String name = "jdbc" + NUMBER.incrementAndGet();
     execute(root, "CREATE USER '" + name + "' WITH PASSWORD '" + PASSWORD + "' ROLE user");
     return name;
   }
 
-  /** Makes an empty namespace and returns its name. */
+  /** Creates an empty namespace and returns its name. */
   static String newNamespace(Connection root) throws SQLException {
     String name = "jdbc_ns" + NUMBER.incrementAndGet();
     execute(root, "CREATE NAMESPACE " + name);
@@ -62,7 +62,7 @@ final class Database {
     }
   }
 
-  /** All rows of a query, each as the strings of its columns. */
+  /** Returns all rows of a query, each as the strings of its columns. */
   static List<List<String>> rows(Connection connection, String sql) throws SQLException {
     try (Statement statement = connection.createStatement();
         ResultSet result = statement.executeQuery(sql)) {

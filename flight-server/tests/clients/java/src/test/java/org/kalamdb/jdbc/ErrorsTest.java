@@ -11,7 +11,7 @@ import java.util.List;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.function.Executable;
 
-/** Errors name their cause, and the connection is good for the next statement. */
+/** Errors name their cause, and the connection stays usable. */
 class ErrorsTest {
   static void assertFails(String sqlstate, Executable call) {
     Exception failure = assertThrows(SQLException.class, call);

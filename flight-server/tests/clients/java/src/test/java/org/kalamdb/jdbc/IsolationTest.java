@@ -9,7 +9,7 @@ import java.sql.SQLException;
 import java.util.List;
 import org.junit.jupiter.api.Test;
 
-/** Two users, one USER table: the same statement gives each their own rows. */
+/** Two users and one USER table: the same statement returns each user's own rows. */
 class IsolationTest {
   @Test
   void eachUserSeesTheirOwnRows() throws SQLException {

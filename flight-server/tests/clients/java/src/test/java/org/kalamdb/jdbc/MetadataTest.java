@@ -19,7 +19,7 @@ import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.function.Executable;
 
-/** DatabaseMetaData, which database tools call before anything else. */
+/** DatabaseMetaData, which database tools call first. */
 class MetadataTest {
   private Connection connection;
   private DatabaseMetaData metadata;

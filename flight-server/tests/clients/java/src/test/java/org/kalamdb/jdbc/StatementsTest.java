@@ -118,7 +118,7 @@ class StatementsTest {
       assertEquals(new BigDecimal("-123456789.125"), row.getBigDecimal("c_decimal"));
       assertEquals("{\"a\": [1, 2]}", row.getString("c_json"));
       for (int column = 1; column <= row.getMetaData().getColumnCount(); column++) {
-        row.getObject(column); // what a generic tool calls
+        row.getObject(column); // the call of a generic tool
         assertFalse(row.wasNull());
       }
       assertFalse(row.next());
@@ -226,7 +226,7 @@ class StatementsTest {
         }
         insert.addBatch();
       }
-      // The driver sends the batch as one message and hands back its one count.
+      // The driver sends the batch as one message and returns its single count.
       assertEquals(500, Arrays.stream(insert.executeBatch()).sum());
     }
     assertEquals(
@@ -251,7 +251,7 @@ class StatementsTest {
   void resultMetaDataDescribesTheColumns() throws SQLException {
     String table = namespace + ".t";
     Database.execute(connection, "CREATE TABLE " + table + " (id BIGINT PRIMARY KEY, price DECIMAL(10, 2), at TIMESTAMP)");
-    // Not an empty table: of a result without rows the driver's Statement lists every column twice.
+    // The table needs a row: for an empty result the driver's Statement lists every column twice.
     Database.execute(connection, "INSERT INTO " + table + " VALUES (1, 2.50, NULL)");
     try (Statement statement = connection.createStatement();
         ResultSet result = statement.executeQuery("SELECT id, price, at, id + 1 AS next FROM " + table)) {
