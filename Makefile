@@ -56,7 +56,7 @@ test-rust: build setup-postgres setup-corpora ## Runs the Rust tests of all crat
 guards: build setup-postgres setup-corpora ## Runs only the correctness guards, as long as in CI; KALAMDB_SEED sets the seed.
 	$(guards)
 
-guards-long: setup-build setup-postgres setup-corpora ## Runs the guards for 200,000 random queries, against PostgreSQL and against other plans.
+guards-long: setup-build setup-postgres setup-corpora ## Runs the guards at length: 200,000 random queries and 20 % of SQLite's corpus; release build.
 	$(guards_long) -- --long
 
 guards-faults: build setup-postgres setup-corpora ## Checks that the guards find every fault that can be planted in the planner.

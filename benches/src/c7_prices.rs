@@ -11,7 +11,7 @@ use crate::report::{Report, Row, median, ratio};
 use crate::wire::{Wire, ad_hoc};
 use crate::{Result, Scale};
 
-const QUERIES: [(&str, &str); 16] = [
+const QUERIES: [(&str, &str); 19] = [
     ("no work-around: sum(INTEGER)", "SELECT sum(l_linenumber) FROM lineitem"),
     ("decimal literals", "SELECT count(*) FROM lineitem WHERE l_discount < 0.05"),
     ("sum(BIGINT), checked", "SELECT sum(l_orderkey) FROM lineitem"),
@@ -26,6 +26,18 @@ const QUERIES: [(&str, &str); 16] = [
     (
         "max(DOUBLE) of groups, with NaN",
         "SELECT l_suppkey, max(CAST(l_quantity AS DOUBLE)) FROM lineitem GROUP BY l_suppkey",
+    ),
+    (
+        "arithmetic of DOUBLE, one zero and one NaN",
+        "SELECT max(CAST(l_quantity AS DOUBLE) * 2) FROM lineitem",
+    ),
+    (
+        "a sum of doubles over a moving frame",
+        "SELECT max(s) FROM (SELECT sum(CAST(o_totalprice AS DOUBLE)) OVER (ORDER BY o_orderkey ROWS 9 PRECEDING) AS s FROM orders) q",
+    ),
+    (
+        "an argument that can fail, behind FILTER",
+        "SELECT l_suppkey, sum(l_extendedprice / l_quantity) FILTER (WHERE l_quantity <> 0) FROM lineitem GROUP BY l_suppkey",
     ),
     ("CAST(DECIMAL AS BIGINT), rounded", "SELECT max(CAST(l_extendedprice AS BIGINT)) FROM lineitem"),
     ("a regular expression", "SELECT count(*) FROM lineitem WHERE l_comment ~ 'foxes.*deposits'"),

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use datafusion::arrow::datatypes::{DataType, FieldRef};
+use datafusion::arrow::datatypes::{DataType, FieldRef, TimeUnit};
 use datafusion::common::Result as DataFusionResult;
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::{Transformed, TreeNode};
@@ -17,7 +17,7 @@ use datafusion::logical_expr::{
 use datafusion::optimizer::AnalyzerRule;
 
 use super::concatenation::concatenation;
-use super::extent::Argument;
+use super::extent::{Argument, DAY_NS};
 use crate::error::{Error, ErrorKind, SqlState};
 
 /// The largest single value.
@@ -266,20 +266,26 @@ fn series_len(arguments: &[Argument], row: usize) -> u64 {
     }
     let number = |index: usize| arguments.get(index).map_or(0, |argument| i128::from(argument.number(row)));
     let (start, stop) = if arguments.len() == 1 { (0, number(0)) } else { (number(0), number(1)) };
-    let temporal = arguments.first().is_some_and(|argument| argument.data_type().is_temporal());
-    let step = match arguments.get(2) {
-        // The interval of the step is not converted to the unit of the bounds: a step is assumed to be one
-        // minute, in microseconds, or one day of a DATE. Finer steps are under-counted.
-        Some(_) if temporal => {
-            if matches!(arguments.first().map(|argument| argument.data_type()), Some(DataType::Date32)) {
-                1
-            } else {
-                60_000_000
-            }
+    let unit_ns = arguments.first().and_then(|argument| nanoseconds(argument.data_type()));
+    let (span, step) = match (unit_ns, arguments.get(2)) {
+        (Some(unit_ns), Some(step)) => {
+            ((stop - start).saturating_mul(unit_ns), step.interval_ns(row).unwrap_or(unit_ns))
         }
-        Some(argument) => i128::from(argument.number(row)),
-        None => 1,
+        (_, Some(step)) => (stop - start, i128::from(step.number(row))),
+        (_, None) => (stop - start, 1),
     };
-    let steps = (stop - start).unsigned_abs().checked_div(step.unsigned_abs()).unwrap_or(0);
+    let steps = span.unsigned_abs().checked_div(step.unsigned_abs()).unwrap_or(0);
     u64::try_from(steps).unwrap_or(u64::MAX).saturating_add(1)
+}
+
+/// The nanoseconds of one unit of a DATE or TIMESTAMP; `None` for any other type.
+fn nanoseconds(ty: &DataType) -> Option<i128> {
+    match ty {
+        DataType::Date32 => Some(DAY_NS),
+        DataType::Date64 | DataType::Timestamp(TimeUnit::Millisecond, _) => Some(1_000_000),
+        DataType::Timestamp(TimeUnit::Second, _) => Some(1_000_000_000),
+        DataType::Timestamp(TimeUnit::Microsecond, _) => Some(1_000),
+        DataType::Timestamp(TimeUnit::Nanosecond, _) => Some(1),
+        _ => None,
+    }
 }

@@ -231,6 +231,9 @@ fn of_select(select: &Select) -> Result<()> {
         SelectItem::ExprWithAlias { alias, .. } => alias.quote_style == Some('\''),
         _ => false,
     };
+    if from.is_empty() && projection.iter().any(|item| matches!(item, SelectItem::Wildcard(_))) {
+        return Err(Error::syntax("SELECT * names no table").hint("add FROM"));
+    }
     if projection.iter().any(is_text) {
         return Err(Error::syntax("a name of a column is a text").hint("names stand in double quotes"));
     }

@@ -345,21 +345,11 @@ impl Plans {
         }
         let mut size = Size::ONE;
         let mut failure = None;
-        // The optimizer makes a CASE of these that repeats each argument; nested coalesce becomes one call.
-        let name = |expr: &Expr| match expr {
-            Expr::ScalarFunction(call) => DOUBLED.iter().find(|name| **name == call.func.name()).copied(),
-            _ => None,
-        };
-        let own = name(expr);
-        let times = |child: &Expr| match own {
-            Some("coalesce") if name(child) == Some("coalesce") => 1,
-            Some(_) => 2,
-            None => 1,
-        };
         expr.apply_children(|child| {
             match self.expression(child, inputs, nodes) {
                 Ok(found) => {
-                    size.nodes = size.nodes.saturating_add(found.nodes.saturating_mul(times(child)));
+                    size.nodes =
+                        size.nodes.saturating_add(found.nodes.saturating_mul(times_written(child, expr)));
                     size.depth = size.depth.max(found.depth.saturating_add(1));
                 }
                 Err(error) => failure = Some(error),
@@ -377,6 +367,20 @@ impl Plans {
             }
             None => Ok(size),
         }
+    }
+}
+
+/// How often the optimizer writes the argument `value` of the expression `within`.
+fn times_written(value: &Expr, within: &Expr) -> u64 {
+    let name = |expr: &Expr| match expr {
+        Expr::ScalarFunction(call) => DOUBLED.iter().find(|name| **name == call.func.name()).copied(),
+        _ => None,
+    };
+    match name(within) {
+        // Nested calls become one.
+        Some("coalesce") if name(value) == Some("coalesce") => 1,
+        Some(_) => 2,
+        None => 1,
     }
 }
 

@@ -4,10 +4,12 @@ use std::ops::Range;
 
 use datafusion::arrow::array::{Array, ArrayRef, AsArray, OffsetSizeTrait};
 use datafusion::arrow::compute::cast;
-use datafusion::arrow::datatypes::{DataType, Int64Type};
+use datafusion::arrow::datatypes::{DataType, Int64Type, IntervalMonthDayNanoType};
 use datafusion::common::Result as DataFusionResult;
 use datafusion::logical_expr::ColumnarValue;
 
+/// The nanoseconds of a day.
+pub(super) const DAY_NS: i128 = 86_400_000_000_000;
 /// The assumed size of a value whose type has no fixed width.
 const UNKNOWN_BYTES: u64 = 16;
 
@@ -49,6 +51,18 @@ impl Argument {
         numbers
             .filter(|numbers| row < numbers.len() && numbers.is_valid(row))
             .map_or(0, |numbers| numbers.value(row))
+    }
+
+    /// Returns the shortest time a row's interval can last, in nanoseconds; `None` for any other type.
+    pub(super) fn interval_ns(&self, row: usize) -> Option<i128> {
+        let row = self.rows(row).start;
+        let intervals = self.array.as_primitive_opt::<IntervalMonthDayNanoType>()?;
+        if row >= intervals.len() || intervals.is_null(row) {
+            return None;
+        }
+        let interval = intervals.value(row);
+        let days = i128::from(interval.months) * 28 + i128::from(interval.days);
+        Some((days * DAY_NS + i128::from(interval.nanoseconds)).abs().max(1))
     }
 
     /// Returns a row's value if it is text.

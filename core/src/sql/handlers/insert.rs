@@ -27,6 +27,7 @@ use crate::sql::result::Affected;
 use crate::sql::session::Session;
 use crate::sql::statement::insert_target;
 use crate::sql::typing::type_placeholders;
+use crate::sql::workarounds::syntax;
 use crate::tables::cast_column;
 use crate::types::ColumnType;
 
@@ -239,7 +240,8 @@ fn plan_values(
                 *value = default_expression(column)?;
             }
             if column.ty == ColumnType::Uuid && is_cast(value) {
-                *value = as_text(value.clone());
+                // It is planned as its text, as a literal is.
+                *value = syntax::cast(value.clone(), ast::DataType::Text);
             }
             *only_text &= is_text(value);
             if let Some(index) = placeholder_index(value) {
@@ -273,17 +275,6 @@ fn is_cast(value: &ast::Expr) -> bool {
     match value {
         ast::Expr::Nested(inner) => is_cast(inner),
         other => matches!(other, ast::Expr::Cast { .. }),
-    }
-}
-
-/// Casts a UUID to text: its column is planned as text, like a literal.
-fn as_text(value: ast::Expr) -> ast::Expr {
-    ast::Expr::Cast {
-        kind: ast::CastKind::Cast,
-        expr: Box::new(value),
-        data_type: ast::DataType::Text,
-        array: false,
-        format: None,
     }
 }
 

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use datafusion::arrow::array::ArrayRef;
 use datafusion::arrow::datatypes::{DataType, FieldRef};
 use datafusion::common::tree_node::Transformed;
 use datafusion::common::{DFSchema, Result, ScalarValue};
@@ -95,14 +96,24 @@ impl ScalarUDFImpl for CastFunction {
 
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
         let convert = if self.is_try { try_cast } else { cast };
-        let to = self.field.data_type();
         match args.args.first() {
-            Some(ColumnarValue::Scalar(value)) => {
-                let array = convert(&value.to_array()?, to)?;
-                Ok(ColumnarValue::Scalar(ScalarValue::try_from_array(&array, 0)?))
-            }
-            Some(ColumnarValue::Array(array)) => Ok(ColumnarValue::Array(convert(array, to)?)),
+            Some(value) => cast_values(value, self.field.data_type(), convert),
             None => Err(Error::internal("a cast has no value").into()),
         }
     }
+}
+
+/// A value, or each of an array, as a value of type `to`; `convert` is a cast of arrays.
+pub(super) fn cast_values(
+    value: &ColumnarValue,
+    to: &DataType,
+    convert: fn(&ArrayRef, &DataType) -> crate::error::Result<ArrayRef>,
+) -> Result<ColumnarValue> {
+    Ok(match value {
+        ColumnarValue::Array(array) => ColumnarValue::Array(convert(array, to)?),
+        ColumnarValue::Scalar(value) => {
+            let array = convert(&value.to_array()?, to)?;
+            ColumnarValue::Scalar(ScalarValue::try_from_array(&array, 0)?)
+        }
+    })
 }

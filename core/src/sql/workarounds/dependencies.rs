@@ -27,26 +27,23 @@ impl OptimizerRule for WithoutDependencies {
     }
 
     fn rewrite(&self, plan: LogicalPlan, config: &dyn OptimizerConfig) -> Result<Transformed<LogicalPlan>> {
-        let is_asked = match self.apply_order() {
-            None => {
-                let mut is_asked = false;
-                plan.apply_with_subqueries(|node| {
-                    is_asked |= asks(node);
-                    Ok(if is_asked { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
-                })?;
-                is_asked
-            }
-            Some(_) => asks(&plan),
-        };
-        if !is_asked {
-            return self.0.rewrite(plan, config);
-        }
         let plan = match self.apply_order() {
-            None => plan.transform_down_with_subqueries(|node| Ok(Transformed::yes(forgetful(node))))?.data,
-            Some(_) => plan.map_children(|input| Ok(Transformed::yes(forgetful(input))))?.data,
+            None if any_asks(&plan)? => {
+                plan.transform_down_with_subqueries(|node| Ok(Transformed::yes(forgetful(node))))?.data
+            }
+            Some(_) if asks(&plan) => plan.map_children(|input| Ok(Transformed::yes(forgetful(input))))?.data,
+            _ => plan,
         };
         self.0.rewrite(plan, config)
     }
+}
+
+/// Whether a rule that walks the plan itself reads dependencies at any of its nodes.
+fn any_asks(plan: &LogicalPlan) -> Result<bool> {
+    let found = plan.apply_with_subqueries(|node| {
+        Ok(if asks(node) { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
+    })?;
+    Ok(found == TreeNodeRecursion::Stop)
 }
 
 /// Whether a rule reads the functional dependencies of this node's inputs, and there are any.

@@ -4,9 +4,9 @@
 //! |---|---|
 //! | parsing | `grammar`, `syntax` |
 //! | plan before type coercion | `comparisons`, `days`, `numbers`, `arithmetic` (quotients), `aggregates` |
-//! | | `functions`, `frames`, `computed_groups`, `recursion`, `multisets`, `sorts` (aggregates) |
+//! | | `functions`, `frames`, `computed_groups`, `recursion`, `multisets`, `sorts` (aggregates), `subqueries` (NULL) |
 //! | plan after type coercion | `casts`, `arithmetic` (overflow), `regex`, `regex_syntax`, `floats` |
-//! | | `sorts` (DISTINCT ON), `offsets`, `subqueries` |
+//! | | `guards` (FILTER), `sorts` (DISTINCT ON), `offsets`, `subqueries` |
 //! | logical optimizer | `simplification`, `equalities`, `dependencies`, `same_types` |
 //! | | `constant_filters`, `null_equality`, and at its end `guards` |
 //! | physical optimizer | `added_nulls`, `filtered_statistics`, `projections`, `pushdown` |
@@ -149,11 +149,10 @@ impl AnalyzerRule for BeforeCoercion {
     }
 
     fn analyze(&self, plan: LogicalPlan, _: &ConfigOptions) -> Result<LogicalPlan> {
-        const REWRITES: [Rewrite; 20] = [
+        const REWRITES: [Rewrite; 19] = [
             comparisons::check,
             subqueries::refuse_outer_aggregates,
             functions::refuse_formats,
-            functions::correct_current_time,
             sorts::of_aggregate,
             days::compute,
             numbers::unify,

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use datafusion::arrow::datatypes::{DataType, FieldRef, TimeUnit};
-use datafusion::common::{Result, ScalarValue};
+use datafusion::common::Result;
 use datafusion::logical_expr::expr::Cast;
 use datafusion::logical_expr::{
     ColumnarValue, Expr, LogicalPlan, RecursiveQuery, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDF,
@@ -16,6 +16,7 @@ use datafusion::logical_expr::{
 };
 
 use super::aggregates::{AVERAGE_SCALE, DIGITS};
+use super::casts::cast_values;
 use super::comparisons::sql_name;
 use super::numbers::unaliased;
 use super::walk::type_of;
@@ -111,14 +112,9 @@ impl ScalarUDFImpl for PartOfRecursion {
     }
 
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
-        let to = args.return_field.data_type().clone();
-        match args.args.into_iter().next() {
-            Some(value) if value.data_type() == to => Ok(value),
-            Some(ColumnarValue::Array(array)) => Ok(ColumnarValue::Array(cast(&array, &to)?)),
-            Some(ColumnarValue::Scalar(value)) => {
-                let array = cast(&value.to_array()?, &to)?;
-                Ok(ColumnarValue::Scalar(ScalarValue::try_from_array(&array, 0)?))
-            }
+        match args.args.first() {
+            // Of a value of that type the cast is the value.
+            Some(value) => cast_values(value, args.return_field.data_type(), cast),
             None => Err(Error::internal("a column has one value").into()),
         }
     }

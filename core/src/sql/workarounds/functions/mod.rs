@@ -5,6 +5,7 @@
 
 mod arrays;
 mod bytes;
+mod current_time;
 mod date_part;
 mod elements;
 mod intervals;
@@ -19,7 +20,7 @@ mod zones;
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
 
-use datafusion::arrow::datatypes::{DataType, TimeUnit};
+use datafusion::arrow::datatypes::DataType;
 use datafusion::common::tree_node::Transformed;
 use datafusion::common::{DFSchema, Result, ScalarValue};
 use datafusion::functions::math::ceil;
@@ -46,6 +47,7 @@ pub(super) use uniform::restore as restore_uniform;
 /// The functions by name.
 static FUNCTIONS: LazyLock<HashMap<String, Arc<ScalarUDF>>> = LazyLock::new(|| {
     let own = [
+        Arc::new(current_time::current_time()),
         Arc::new(zones::timezone()),
         Arc::new(zones::from_unixtime()),
         Arc::new(to_char::function()),
@@ -115,17 +117,6 @@ pub(super) fn flat_coalesce(expr: Expr, _: &DFSchema) -> Result<Transformed<Expr
         call.args = call.args.into_iter().flat_map(flat).collect();
     }
     Ok(Transformed::new_transformed(Expr::ScalarFunction(call), is_nested))
-}
-
-/// Casts CURRENT_TIME to a TIME in microseconds, like every TIME.
-pub(super) fn correct_current_time(expr: Expr, _: &DFSchema) -> Result<Transformed<Expr>> {
-    match expr {
-        Expr::ScalarFunction(call) if call.func.name() == "current_time" => {
-            let ty = DataType::Time64(TimeUnit::Microsecond);
-            Ok(Transformed::yes(cast(Expr::ScalarFunction(call), ty)))
-        }
-        other => Ok(Transformed::no(other)),
-    }
 }
 
 /// Writes booleans in `concat` and `concat_ws` as `t` and `f`, as PostgreSQL does.

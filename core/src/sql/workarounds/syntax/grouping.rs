@@ -124,12 +124,12 @@ fn inner_sets(expr: &Expr) -> Option<Expr> {
         FunctionArg::Unnamed(FunctionArgExpr::Expr(expr)) => Some(vec![expr.clone()]),
         _ => None,
     };
-    let parts: Vec<Vec<Expr>> = list.args.iter().map(part).collect::<Option<_>>()?;
-    match function.name.to_string().to_ascii_lowercase().as_str() {
-        "rollup" => Some(Expr::Rollup(parts)),
-        "cube" => Some(Expr::Cube(parts)),
-        _ => None,
-    }
+    let sets = match function.name.to_string().to_ascii_lowercase().as_str() {
+        "rollup" => Expr::Rollup,
+        "cube" => Expr::Cube,
+        _ => return None,
+    };
+    list.args.iter().map(part).collect::<Option<_>>().map(sets)
 }
 
 fn once(set: &[Expr]) -> Vec<Expr> {

@@ -2,7 +2,7 @@
 
 use datafusion::sql::sqlparser::ast::{self, DateTimeField, Expr, UnaryOperator};
 
-use super::{number as written, text};
+use super::{cast, number as written, text};
 use crate::casts::{out_of_range, parse_decimal, times};
 use crate::error::Result;
 
@@ -55,13 +55,7 @@ fn fixed(literal: &str, scale: usize) -> Option<String> {
 }
 
 fn double(literal: &str) -> Expr {
-    Expr::Cast {
-        kind: ast::CastKind::Cast,
-        expr: Box::new(text(literal)),
-        data_type: ast::DataType::DoublePrecision,
-        array: false,
-        format: None,
-    }
+    cast(text(literal), ast::DataType::DoublePrecision)
 }
 
 /// Writes out each part of an interval, times `sign`.

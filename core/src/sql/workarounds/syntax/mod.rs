@@ -150,14 +150,7 @@ fn rewritten(expr: &mut Expr) -> Result<()> {
         Expr::Like { .. } | Expr::ILike { .. } => patterns::rewrite(expr)?,
         Expr::AnyOp { .. } | Expr::AllOp { .. } => quantified::rewrite(expr)?,
         Expr::Function(function) if UNSIGNED.contains(&&*function.name.to_string().to_lowercase()) => {
-            let value = Box::new(taken(expr));
-            *expr = Expr::Cast {
-                kind: ast::CastKind::Cast,
-                expr: value,
-                data_type: ast::DataType::BigInt(None),
-                array: false,
-                format: None,
-            };
+            *expr = cast(taken(expr), ast::DataType::BigInt(None));
         }
         Expr::Function(function) => rows::constructor(function).map_or((), |row| *expr = row),
         _ => rows::rewrite(expr)?,
@@ -233,6 +226,11 @@ fn joined(parts: impl IntoIterator<Item = Expr>, op: &ast::BinaryOperator) -> Op
         right: Box::new(right),
     });
     all.map(nested)
+}
+
+/// `CAST(expr AS data_type)`.
+pub(crate) fn cast(expr: Expr, data_type: ast::DataType) -> Expr {
+    Expr::Cast { kind: ast::CastKind::Cast, expr: Box::new(expr), data_type, array: false, format: None }
 }
 
 /// Returns a call of the named function.
