@@ -264,17 +264,16 @@ fn series_len(arguments: &[Argument], row: usize) -> u64 {
     if arguments.iter().any(|argument| argument.is_null(row)) {
         return 0;
     }
-    let number = |index: usize| arguments.get(index).map_or(0, |argument| i128::from(argument.number(row)));
-    let (start, stop) = if arguments.len() == 1 { (0, number(0)) } else { (number(0), number(1)) };
-    let unit_ns = arguments.first().and_then(|argument| nanoseconds(argument.data_type()));
-    let (span, step) = match (unit_ns, arguments.get(2)) {
-        (Some(unit_ns), Some(step)) => {
-            ((stop - start).saturating_mul(unit_ns), step.interval_ns(row).unwrap_or(unit_ns))
-        }
-        (_, Some(step)) => (stop - start, i128::from(step.number(row))),
-        (_, None) => (stop - start, 1),
+    let unit = |argument: &Argument| nanoseconds(argument.data_type()).unwrap_or(1);
+    let number = |index: usize| {
+        arguments.get(index).map_or(0, |argument| i128::from(argument.number(row)) * unit(argument))
     };
-    let steps = span.unsigned_abs().checked_div(step.unsigned_abs()).unwrap_or(0);
+    let (start, stop) = if arguments.len() == 1 { (0, number(0)) } else { (number(0), number(1)) };
+    let step = match arguments.get(2) {
+        Some(step) => step.interval_ns(row).unwrap_or_else(|| number(2)),
+        None => arguments.first().map_or(1, unit),
+    };
+    let steps = (stop - start).unsigned_abs().checked_div(step.unsigned_abs()).unwrap_or(0);
     u64::try_from(steps).unwrap_or(u64::MAX).saturating_add(1)
 }
 

@@ -111,14 +111,23 @@ impl<'a> Names<'a> {
     }
 }
 
-/// Converts a timestamp to nanoseconds, the unit of table functions.
-fn in_nanoseconds(arg: Expr) -> Expr {
+/// Converts a constant to a type that table functions take: nanoseconds for timestamps, BIGINT for integers.
+fn for_table_function(arg: Expr) -> Expr {
     match arg {
+        Expr::Literal(ScalarValue::TimestampMicrosecond(None, zone), metadata) => {
+            Expr::Literal(ScalarValue::TimestampNanosecond(None, zone), metadata)
+        }
         Expr::Literal(ScalarValue::TimestampMicrosecond(Some(us), zone), metadata) => {
             match us.checked_mul(1_000) {
                 Some(ns) => Expr::Literal(ScalarValue::TimestampNanosecond(Some(ns), zone), metadata),
                 None => Expr::Literal(ScalarValue::TimestampMicrosecond(Some(us), zone), metadata),
             }
+        }
+        Expr::Literal(ScalarValue::Int16(value), metadata) => {
+            Expr::Literal(ScalarValue::Int64(value.map(i64::from)), metadata)
+        }
+        Expr::Literal(ScalarValue::Int32(value), metadata) => {
+            Expr::Literal(ScalarValue::Int64(value.map(i64::from)), metadata)
         }
         other => other,
     }
@@ -148,7 +157,10 @@ impl ContextProvider for Names<'_> {
         let args = args
             .into_iter()
             .map(|arg| {
-                simplifier.coerce(arg, &schema).and_then(|arg| simplifier.simplify(arg)).map(in_nanoseconds)
+                simplifier
+                    .coerce(arg, &schema)
+                    .and_then(|arg| simplifier.simplify(arg))
+                    .map(for_table_function)
             })
             .collect::<DataFusionResult<Vec<_>>>()?;
         let provider = function.create_table_provider_with_args(TableFunctionArgs::new(&args, self.state))?;

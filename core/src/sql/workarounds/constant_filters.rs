@@ -8,7 +8,7 @@ use std::sync::Arc;
 use datafusion::common::Result;
 use datafusion::common::tree_node::Transformed;
 use datafusion::logical_expr::utils::{conjunction, split_conjunction_owned};
-use datafusion::logical_expr::{Expr, Filter, LogicalPlan};
+use datafusion::logical_expr::{Expr, Filter, LogicalPlan, lit};
 use datafusion::optimizer::optimizer::ApplyOrder;
 use datafusion::optimizer::{OptimizerConfig, OptimizerRule};
 
@@ -47,10 +47,17 @@ impl OptimizerRule for GuardedPushDown {
     }
 }
 
+/// Merges a filter with those directly below it. A condition that is in two of them is kept once.
 fn merged(mut filter: Filter) -> Result<Filter> {
     while let LogicalPlan::Filter(below) = &*filter.input {
-        let both = below.predicate.clone().and(filter.predicate);
-        filter = Filter::try_new(both, Arc::clone(&below.input))?;
+        let mut conditions = split_conjunction_owned(below.predicate.clone());
+        for condition in split_conjunction_owned(filter.predicate) {
+            if condition.is_volatile() || !conditions.contains(&condition) {
+                conditions.push(condition);
+            }
+        }
+        let predicate = conjunction(conditions).unwrap_or_else(|| lit(true));
+        filter = Filter::try_new(predicate, Arc::clone(&below.input))?;
     }
     Ok(filter)
 }

@@ -4,16 +4,20 @@
 //! group even if a join has repeated the key: for `GROUP BY c.id, a.s` over `c JOIN a` it assumes that `c.id`
 //! determines `a.s`. It then drops `a.s` when it groups again, as for `count(DISTINCT x)`, and from ORDER BY.
 //! Resolving names in a SELECT by dependencies is right; rules that remove columns and joins do not see them.
+//!
+//! `optimize_projections` still sees those that hold, because it needs them: the planner groups by all columns
+//! of a table whose key is in GROUP BY, and this rule removes them again. They hold where rows of tables are
+//! only filtered, sorted, renamed and joined.
 
 use std::sync::Arc;
 
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
-use datafusion::common::{DFSchemaRef, FunctionalDependencies, Result};
-use datafusion::logical_expr::LogicalPlan;
+use datafusion::common::{DFSchemaRef, FunctionalDependencies, JoinType, Result};
+use datafusion::logical_expr::{Expr, LogicalPlan};
 use datafusion::optimizer::optimizer::ApplyOrder;
 use datafusion::optimizer::{OptimizerConfig, OptimizerRule};
 
-/// Hides functional dependencies from a rule.
+/// Hides functional dependencies from a rule; from `optimize_projections` only those that may not hold.
 #[derive(Debug)]
 pub(super) struct WithoutDependencies(pub(super) Arc<dyn OptimizerRule + Send + Sync>);
 
@@ -27,14 +31,27 @@ impl OptimizerRule for WithoutDependencies {
     }
 
     fn rewrite(&self, plan: LogicalPlan, config: &dyn OptimizerConfig) -> Result<Transformed<LogicalPlan>> {
-        let plan = match self.apply_order() {
-            None if any_asks(&plan)? => {
-                plan.transform_down_with_subqueries(|node| Ok(Transformed::yes(forgetful(node))))?.data
-            }
-            Some(_) if asks(&plan) => plan.map_children(|input| Ok(Transformed::yes(forgetful(input))))?.data,
-            _ => plan,
+        let is_asked = match self.apply_order() {
+            None => any_asks(&plan)?,
+            Some(_) => asks(&plan),
         };
-        self.0.rewrite(plan, config)
+        if !is_asked {
+            return self.0.rewrite(plan, config);
+        }
+        if self.name() == "optimize_projections" {
+            let plan = plan.transform_down_with_subqueries(|node| {
+                Ok(if are_sound(&node) { Transformed::no(node) } else { Transformed::yes(forgetful(node)) })
+            })?;
+            return self.0.rewrite(plan.data, config);
+        }
+        let forget = |node| Ok(Transformed::yes(forgetful(node)));
+        let hidden = match self.apply_order() {
+            None => plan.clone().transform_down_with_subqueries(forget)?,
+            Some(_) => plan.clone().map_children(forget)?,
+        };
+        let rewritten = self.0.rewrite(hidden.data, config)?;
+        // A plan that stays as it is keeps its dependencies for the rules that come next.
+        Ok(if rewritten.transformed { rewritten } else { Transformed::no(plan) })
     }
 }
 
@@ -53,6 +70,36 @@ fn asks(plan: &LogicalPlan) -> bool {
         LogicalPlan::Aggregate(_) | LogicalPlan::Distinct(_) | LogicalPlan::Join(_) | LogicalPlan::Sort(_)
     );
     is_asked && plan.inputs().iter().any(|input| !input.schema().functional_dependencies().is_empty())
+}
+
+/// Whether the functional dependencies in the schema of a plan hold. A key determines the columns of its table
+/// also where a join repeats the row, or pads it with NULLs; not what is computed or counted above the join.
+fn are_sound(plan: &LogicalPlan) -> bool {
+    match plan {
+        LogicalPlan::TableScan(_) => true,
+        LogicalPlan::Filter(_)
+        | LogicalPlan::Sort(_)
+        | LogicalPlan::Limit(_)
+        | LogicalPlan::SubqueryAlias(_) => plan.inputs().into_iter().all(are_sound),
+        LogicalPlan::Projection(node) => node.expr.iter().all(is_column) && are_sound(&node.input),
+        LogicalPlan::Join(join) => match join.join_type {
+            JoinType::Inner | JoinType::Left | JoinType::Right | JoinType::Full => {
+                are_sound(&join.left) && are_sound(&join.right)
+            }
+            JoinType::LeftSemi | JoinType::LeftAnti => are_sound(&join.left),
+            JoinType::RightSemi | JoinType::RightAnti => are_sound(&join.right),
+            JoinType::LeftMark | JoinType::RightMark => false,
+        },
+        _ => false,
+    }
+}
+
+fn is_column(expr: &Expr) -> bool {
+    match expr {
+        Expr::Column(_) => true,
+        Expr::Alias(alias) => is_column(&alias.expr),
+        _ => false,
+    }
 }
 
 /// The plan without the functional dependencies in its own schema, if it has one.

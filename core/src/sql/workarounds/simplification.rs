@@ -9,7 +9,7 @@
 //! So a function that returns its argument wraps each repetition of an expression, and the simplifier sees
 //! different ones. Afterwards the functions are removed: key ranges and segment pruning need plain columns.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use datafusion::arrow::datatypes::{DataType, FieldRef};
@@ -72,17 +72,24 @@ pub(crate) fn simplify(expr: Expr, schema: &DFSchemaRef, state: &SessionState) -
     Ok(unshield(simplified)?.data)
 }
 
-/// Makes repeated expressions differ.
+/// Makes repeated expressions differ. Equal lists of equal expressions stay equal, so that an OR still shares them.
 fn shield(expr: Expr) -> Result<Transformed<Expr>> {
     if !needs_shield(&expr)? {
         return Ok(Transformed::no(expr));
     }
-    let mut seen = HashSet::new();
+    let mut tested = HashSet::new();
+    let mut numbers: HashMap<InList, Option<usize>> = HashMap::new();
     let mut number = 0;
     expr.transform_up(|expr| match expr {
-        Expr::InList(InList { expr, list, negated }) if !seen.insert(expr.clone()) => {
-            number += 1;
-            Ok(Transformed::yes(Expr::InList(InList::new(Box::new(same(*expr, number)), list, negated))))
+        Expr::InList(list) => {
+            let shield = *numbers.entry(list.clone()).or_insert_with(|| {
+                let is_repeated = !tested.insert(list.expr.clone());
+                number += usize::from(is_repeated);
+                is_repeated.then_some(number)
+            });
+            let Some(shield) = shield else { return Ok(Transformed::no(Expr::InList(list))) };
+            let InList { expr, list, negated } = list;
+            Ok(Transformed::yes(Expr::InList(InList::new(Box::new(same(*expr, shield)), list, negated))))
         }
         Expr::BinaryExpr(BinaryExpr { left, op: Operator::BitwiseXor, right }) => {
             number += 1;
