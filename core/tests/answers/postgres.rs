@@ -48,7 +48,15 @@ impl Postgres {
             command
         };
         let created = command("initdb")
-            .args(["--locale=C", "--encoding=UTF8", "--auth=trust", "--username=postgres", "--no-sync", "-D"])
+            .args([
+                "--locale=C",
+                "--lc-ctype=C.UTF-8",
+                "--encoding=UTF8",
+                "--auth=trust",
+                "--username=postgres",
+                "--no-sync",
+                "-D",
+            ])
             .arg(&data)
             .current_dir(folder.path())
             .output()

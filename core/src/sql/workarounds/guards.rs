@@ -205,7 +205,7 @@ fn parted(conditions: Vec<Expr>) -> Result<(Vec<Expr>, Vec<Expr>)> {
 }
 
 /// Functions that return a value for all arguments of their types; sorted for binary search.
-const TOTAL: [&str; 88] = [
+const TOTAL: [&str; 89] = [
     "acos",
     "acosh",
     "all_of",
@@ -270,6 +270,7 @@ const TOTAL: [&str; 88] = [
     "pi",
     "radians",
     "random",
+    "ranged",
     "replace",
     "reverse",
     "right",

@@ -6,7 +6,7 @@
 //! | plan before type coercion | `comparisons`, `days`, `numbers`, `arithmetic` (quotients), `aggregates` |
 //! | | `functions`, `frames`, `computed_groups`, `recursion`, `multisets`, `sorts` (aggregates), `subqueries` (NULL) |
 //! | plan after type coercion | `casts`, `arithmetic` (overflow), `regex`, `regex_syntax`, `floats` |
-//! | | `guards` (FILTER), `sorts` (DISTINCT ON), `offsets`, `subqueries` |
+//! | | `guards` (FILTER), `sorts` (DISTINCT ON), `sort_keys`, `offsets`, `subqueries` |
 //! | logical optimizer | `simplification`, `equalities`, `dependencies`, `same_types` |
 //! | | `constant_filters`, `null_equality`, and at its end `guards` |
 //! | physical optimizer | `added_nulls`, `filtered_statistics`, `projections`, `pushdown` |
@@ -47,6 +47,7 @@ mod requirements;
 mod same_types;
 mod scan_equalities;
 mod simplification;
+mod sort_keys;
 mod sorts;
 mod subqueries;
 pub(super) mod syntax;
@@ -209,7 +210,9 @@ impl AnalyzerRule for AfterCoercion {
         let plan = rewrite_expressions(plan, &REWRITES)?;
         let plan = plan
             .transform_up_with_subqueries(|node| {
-                sorts::of_distinct_on(node).transform_data(functions::order_intervals)
+                sorts::of_distinct_on(node)
+                    .transform_data(functions::order_intervals)?
+                    .transform_data(sort_keys::with_ranges)
             })?
             .data;
         subqueries::decorrelate(offsets::keep_sorts(plan)?)

@@ -102,12 +102,16 @@ pub(super) fn unify(mut expr: Expr, schema: &DFSchema) -> Result<Transformed<Exp
     Ok(Transformed::new_transformed(expr, is_changed))
 }
 
-/// `nullif` compares its arguments in a common type and returns the first one in its own type.
+/// `nullif` compares its arguments in a common type and returns the first one in its own type; beside a float an
+/// exact number is a DOUBLE, as in PostgreSQL, where no operator compares the two.
 fn unify_nullif(mut call: ScalarFunction, schema: &DFSchema) -> Result<Transformed<Expr>> {
     let type_of_first = |call: &ScalarFunction| call.args.first().and_then(|arg| type_of(arg, schema));
     let first = type_of_first(&call);
     let is_changed = unify_parts(&mut call.args.iter_mut().collect::<Vec<_>>(), schema, Reals::Widened)?;
-    let back = first.filter(|first| type_of_first(&call).as_ref() != Some(first) && !is_text(first));
+    let common = type_of_first(&call);
+    let is_promoted =
+        |first: &DataType| !first.is_floating() && common.as_ref().is_some_and(DataType::is_floating);
+    let back = first.filter(|first| common.as_ref() != Some(first) && !is_text(first) && !is_promoted(first));
     let call = Expr::ScalarFunction(call);
     Ok(match back {
         Some(first) => Transformed::yes(cast_to(call, first)),
