@@ -169,8 +169,9 @@ impl Generator<'_> {
                 format!("({one} - {other})")
             }
             _ => {
+                // PostgreSQL gives the quotient of a large BIGINT fewer digits than three behind the point.
                 let Some(column) =
-                    self.column_of(scope, |ty| ty.is_integer() || matches!(ty, Ty::Decimal(..)))
+                    self.column_of(scope, |ty| matches!(ty, Ty::Small | Ty::Int | Ty::Decimal(..)))
                 else {
                     return self.literal(class);
                 };

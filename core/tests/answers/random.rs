@@ -69,7 +69,7 @@ pub(crate) async fn ask<G: RandomGuard>(guard: &G, run: &Run, report: &mut Repor
             Verdict::Different(why) => {
                 let problem = match run.is_brief {
                     true => format!("{}-- {why}", guard.script(&question)),
-                    false => shrunk(guard, run, choices.taken, &world).await,
+                    false => shrunk(guard, run, choices.taken, &world, &why).await,
                 };
                 report.failures.push(format!("query {number}:\n{problem}"));
                 report.say_failures();
@@ -99,10 +99,19 @@ async fn judged<G: RandomGuard>(guard: &G, run: &Run, question: &G::Question, wo
 }
 
 /// Returns the failure as a script with as few decisions and rows as possible.
-async fn shrunk<G: RandomGuard>(guard: &G, run: &Run, taken: Vec<u32>, world: &Arc<World>) -> String {
+async fn shrunk<G: RandomGuard>(
+    guard: &G,
+    run: &Run,
+    taken: Vec<u32>,
+    world: &Arc<World>,
+    why: &str,
+) -> String {
+    let is_alike =
+        |verdict: &Verdict| matches!(verdict, Verdict::Different(other) if kind(other) == kind(why));
+    let original = guard.script(&guard.question(&mut Choices::given(taken.clone()), world));
     let taken = shrink(taken, TRIES_OF_SHRINKING, async |candidate: &[u32]| {
         let question = guard.question(&mut Choices::given(candidate.to_vec()), world);
-        matches!(judged(guard, run, &question, world).await, Verdict::Different(_))
+        is_alike(&judged(guard, run, &question, world).await)
     })
     .await;
     let question = guard.question(&mut Choices::given(taken), world);
@@ -121,7 +130,7 @@ async fn shrunk<G: RandomGuard>(guard: &G, run: &Run, taken: Vec<u32>, world: &A
                 fewer.tables[place].rows.drain(at..end);
                 load(guard, run, &fewer).await;
                 let fewer = Arc::new(fewer);
-                if matches!(judged(guard, run, &question, &fewer).await, Verdict::Different(_)) {
+                if is_alike(&judged(guard, run, &question, &fewer).await) {
                     small = Arc::unwrap_or_clone(fewer);
                 } else {
                     at = end;
@@ -134,7 +143,13 @@ async fn shrunk<G: RandomGuard>(guard: &G, run: &Run, taken: Vec<u32>, world: &A
     let small = Arc::new(small);
     let why = match judged(guard, run, &question, &small).await {
         Verdict::Different(why) => why,
-        _ => "it failed before it was made smaller, and does not fail now".to_owned(),
+        _ => format!("this does not fail every time; before it was made smaller:\n{original}-- {why}"),
     };
     format!("{}{script}-- {why}", small.script(&script))
+}
+
+/// Returns what kind of failure a difference is: a smaller script may fail in another way, which is another fault.
+fn kind(why: &str) -> &str {
+    let words = ["missing", "internal error", "42P02", "PostgreSQL refuses", "PostgreSQL has"];
+    words.into_iter().find(|words| why.contains(words)).unwrap_or("another")
 }

@@ -157,14 +157,38 @@ impl<'o> Level<'o> {
 
     /// Returns the meaning of a bare name, here or in an outer level.
     pub(super) fn find(&self, name: &str) -> Found {
+        let mut inner = Vec::new();
         let mut level = Some(self);
         while let Some(at) = level {
             match at.find_here(name) {
-                Found::Nothing => level = at.outer,
+                Found::Nothing => {
+                    inner.push(at);
+                    level = at.outer;
+                }
+                // For the planner a name of two outer levels is a name of none.
+                Found::AsNamed if !inner.is_empty() && at.outer.is_some_and(|outer| outer.knows(name)) => {
+                    return at.qualified(name, &inner).unwrap_or(Found::AsNamed);
+                }
                 found => return found,
             }
         }
         Found::Nothing
+    }
+
+    fn knows(&self, name: &str) -> bool {
+        !matches!(self.find(name), Found::Nothing)
+    }
+
+    /// Returns a column of this level with its table, unless a level in `inner` hides the table.
+    fn qualified(&self, name: &str, inner: &[&Level<'_>]) -> Option<Found> {
+        let shown = self.shown.get(self.shown_from..).unwrap_or_default();
+        let reference = self.reference_in(name, shown).ok()??;
+        let Expr::CompoundIdentifier(parts) = &reference else { return None };
+        let (_, qualifier) = parts.split_last()?;
+        let first = fold(qualifier.first()?);
+        let hides = |source: &Source| source.answers_to(qualifier) || source.position(&first).is_some();
+        let is_hidden = inner.iter().any(|level| level.sources.iter().any(hides));
+        (!is_hidden).then(|| Found::As(Box::new(reference)))
     }
 
     pub(super) fn find_here(&self, name: &str) -> Found {

@@ -182,12 +182,22 @@ impl AnalyzerRule for BeforeCoercion {
             })?
             .data;
         let plan = numbers::unify_sets(rewrite_expressions(plan, &REWRITES)?)?;
-        // Nodes above a union, and subqueries that name its columns, take over its new types.
-        if plan.exists(|node| Ok(matches!(node, LogicalPlan::Union(_))))? {
+        // Nodes above a union, and subqueries that name its columns, meet its new types.
+        if has_union(&plan)? {
+            let plan = numbers::unify_sets(rewrite_expressions(plan, &[numbers::unify])?)?;
             return rewrite_expressions(plan, &[]);
         }
         Ok(plan)
     }
+}
+
+/// Whether a plan or one of its subqueries has a UNION.
+fn has_union(plan: &LogicalPlan) -> Result<bool> {
+    let found = plan.apply_with_subqueries(|node| {
+        let is_union = matches!(node, LogicalPlan::Union(_));
+        Ok(if is_union { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
+    })?;
+    Ok(found == TreeNodeRecursion::Stop)
 }
 
 #[derive(Debug)]
@@ -210,12 +220,12 @@ impl AnalyzerRule for AfterCoercion {
         let plan = rewrite_expressions(plan, &REWRITES)?;
         let plan = plan
             .transform_up_with_subqueries(|node| {
-                sorts::of_distinct_on(node)
-                    .transform_data(functions::order_intervals)?
-                    .transform_data(sort_keys::with_ranges)
+                sorts::of_distinct_on(node).transform_data(functions::order_intervals)
             })?
             .data;
-        subqueries::decorrelate(offsets::keep_sorts(plan)?)
+        let plan = subqueries::decorrelate(offsets::keep_sorts(plan)?)?;
+        // Decorrelation makes comparisons too.
+        Ok(plan.transform_up_with_subqueries(sort_keys::with_ranges)?.data)
     }
 }
 

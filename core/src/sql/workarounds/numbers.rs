@@ -21,6 +21,7 @@ use datafusion::common::tree_node::Transformed;
 use datafusion::common::{Column, DFSchema, Result, ScalarValue};
 use datafusion::logical_expr::expr::{BinaryExpr, InSubquery, ScalarFunction, SetComparison};
 use datafusion::logical_expr::type_coercion::binary::type_union_coercion;
+use datafusion::logical_expr::type_coercion::other::get_coerce_type_for_case_expression;
 use datafusion::logical_expr::{
     Expr, Join, LogicalPlan, LogicalPlanBuilder, Operator, Projection, Subquery, Union,
 };
@@ -75,7 +76,8 @@ pub(super) fn unify(mut expr: Expr, schema: &DFSchema) -> Result<Transformed<Exp
                 thens.push(then.as_mut());
             }
             thens.extend(case.else_expr.as_deref_mut());
-            let is_changed = unify_parts(&mut thens, schema, Reals::Kept)?;
+            let is_changed =
+                unify_parts(&mut thens, schema, Reals::Kept)? | unify_branches(&mut thens, schema);
             match case.expr.as_deref_mut() {
                 Some(operand) => {
                     whens.push(operand);
@@ -100,6 +102,24 @@ pub(super) fn unify(mut expr: Expr, schema: &DFSchema) -> Result<Transformed<Exp
         _ => false,
     };
     Ok(Transformed::new_transformed(expr, is_changed))
+}
+
+/// Casts the branches of a CASE to the type that coercion gives them. Until then the planner takes the type of the
+/// first branch for that of the CASE, and gives it to the columns of a UNION.
+fn unify_branches(branches: &mut [&mut Expr], schema: &DFSchema) -> bool {
+    let types: Vec<_> = branches.iter().filter_map(|branch| type_of(branch, schema)).collect();
+    if types.len() < branches.len() {
+        return false;
+    }
+    let Some(common) = get_coerce_type_for_case_expression(&types, None) else { return false };
+    let mut is_changed = false;
+    for (branch, ty) in branches.iter_mut().zip(&types) {
+        if *ty != common && *ty != DataType::Null {
+            **branch = cast_to(take(branch), common.clone());
+            is_changed = true;
+        }
+    }
+    is_changed
 }
 
 /// `nullif` compares its arguments in a common type and returns the first one in its own type; beside a float an

@@ -13,6 +13,7 @@ use datafusion::common::{DataFusionError, Result};
 use datafusion::physical_expr::{LexOrdering, OrderingRequirements};
 use datafusion::physical_optimizer::PhysicalOptimizerRule;
 use datafusion::physical_optimizer::ensure_requirements::EnsureRequirements;
+use datafusion::physical_optimizer::output_requirements::OutputRequirements;
 use datafusion::physical_plan::aggregates::AggregateExec;
 use datafusion::physical_plan::execution_plan::replace_children_if_necessary;
 use datafusion::physical_plan::sorts::sort::SortExec;
@@ -66,7 +67,11 @@ impl PhysicalOptimizerRule for MendingCheck {
         if let Ok(checked) = self.0.optimize(Arc::clone(&plan), config) {
             return Ok(checked);
         }
-        let mended = EnsureRequirements::new().optimize(plan, config)?.transform_up(with_orders)?.data;
+        // The order of the result is a requirement too; a node at the top stands for it.
+        let plan = OutputRequirements::new_add_mode().optimize(plan, config)?;
+        let plan = EnsureRequirements::new().optimize(plan, config)?;
+        let plan = OutputRequirements::new_remove_mode().optimize(plan, config)?;
+        let mended = plan.transform_up(with_orders)?.data;
         // An invalid plan is not the client's mistake.
         self.0.optimize(mended, config).map_err(|error| DataFusionError::Internal(error.to_string()))
     }
