@@ -208,6 +208,11 @@ fn from_text(texts: &StringArray, to: &DataType) -> Result<ArrayRef> {
     }
 }
 
+/// The microseconds of a day.
+pub(crate) const DAY_US: i64 = 86_400_000_000;
+/// The nanoseconds of a day.
+pub(crate) const DAY_NS: i128 = DAY_US as i128 * 1_000;
+
 /// Parses text as a PostgreSQL BYTEA: `\x0aff`, or characters with the escapes `\\` and `\ooo` (octal).
 ///
 /// # Errors

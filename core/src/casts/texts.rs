@@ -8,7 +8,7 @@ use arrow::datatypes::{
     IntervalUnit, Time64MicrosecondType, TimeUnit, TimestampMicrosecondType,
 };
 
-use super::{arrow_cast, times};
+use super::{DAY_US, arrow_cast, times};
 use crate::error::Result;
 
 /// Casts a column to text.
@@ -162,10 +162,9 @@ fn fraction(micros: i64) -> String {
 }
 
 fn timestamp(micros: i64, has_zone: bool) -> String {
-    const DAY: i64 = 86_400_000_000;
-    let (date, era) = date_and_era(micros.div_euclid(DAY));
+    let (date, era) = date_and_era(micros.div_euclid(DAY_US));
     let zone = if has_zone { "+00" } else { "" };
-    format!("{date} {}{zone}{era}", time_of_day(micros.rem_euclid(DAY)))
+    format!("{date} {}{zone}{era}", time_of_day(micros.rem_euclid(DAY_US)))
 }
 
 fn interval(value: IntervalMonthDayNano) -> String {

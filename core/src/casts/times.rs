@@ -14,11 +14,10 @@ use arrow::datatypes::{
 };
 use chrono::{DateTime, Datelike, LocalResult, NaiveDate, NaiveDateTime, Offset, TimeZone};
 
-use super::{arrow_cast, name_of};
+use super::{DAY_US, arrow_cast, name_of};
 use crate::error::{Error, ErrorKind, Result, SqlState};
 
 const SECOND: i64 = 1_000_000;
-const DAY: i64 = 86_400 * SECOND;
 
 /// Parses text as values of date, time, timestamp or interval type `to`.
 pub(super) fn from_text(texts: &StringArray, to: &DataType) -> Result<ArrayRef> {
@@ -136,7 +135,7 @@ impl Timestamp {
         };
         let zone = zone.trim();
         let zone = if zone.is_empty() { None } else { Some(Zone::parse(zone)?) };
-        Some(Self { wall_us: day.checked_mul(DAY)?.checked_add(time)?, zone })
+        Some(Self { wall_us: day.checked_mul(DAY_US)?.checked_add(time)?, zone })
     }
 
     /// The instant in microseconds since 1970; a time without a zone is in UTC.
@@ -263,7 +262,7 @@ pub(crate) fn instant_us(wall_us: i64, zone: &Tz) -> Option<i64> {
             LocalResult::Ambiguous(one, other) => {
                 if one.fix().local_minus_utc() < other.fix().local_minus_utc() { one } else { other }
             }
-            LocalResult::None => zone.offset_from_utc_datetime(&naive(wall_us.checked_sub(DAY)?)?),
+            LocalResult::None => zone.offset_from_utc_datetime(&naive(wall_us.checked_sub(DAY_US)?)?),
         };
     wall_us.checked_sub(i64::from(ahead.fix().local_minus_utc()) * SECOND)
 }
@@ -318,7 +317,7 @@ fn time(text: &str) -> Option<i64> {
     let (half, rest) = half_of_day(rest.trim_start());
     // 24:00 ends a day and is not a time in it.
     let micros = clock_us(clock, half).filter(|_| rest.is_empty())?;
-    (micros < DAY).then_some(micros)
+    (micros < DAY_US).then_some(micros)
 }
 
 /// Splits off `AM` or `PM`: returns it in lower case, or an empty string, and the rest.
@@ -354,7 +353,7 @@ fn clock_us(text: &str, half: &str) -> Option<i64> {
     }
     let seconds = micros_of(seconds)?;
     let micros = (hours * 3_600 + minutes * 60) * SECOND + seconds;
-    (minutes < 60 && seconds <= 60 * SECOND && micros <= DAY).then_some(micros)
+    (minutes < 60 && seconds <= 60 * SECOND && micros <= DAY_US).then_some(micros)
 }
 
 /// Parses seconds such as `1.25` into microseconds, rounded.
@@ -515,7 +514,7 @@ impl Interval {
             self.months = self.months.checked_add(months)?;
             let (days, rest) = split(rest * 30.0 + fraction * days as f64);
             self.days = self.days.checked_add(days)?;
-            let micros = (rest * DAY as f64 + fraction * micros as f64).round() as i64;
+            let micros = (rest * DAY_US as f64 + fraction * micros as f64).round() as i64;
             self.micros = self.micros.checked_add(micros)?;
         }
         Some(())

@@ -86,7 +86,8 @@ impl<'a> Overlay<'a> {
     /// `planned` holds the seqs of the set's snapshot and of the check of its inserted keys among cold rows.
     ///
     /// # Errors
-    /// 23505 when an inserted key is taken; 40001 when a written row or its table changed since the read, or a row moved.
+    /// 23505 when an inserted key is taken; 40001 when a written row or its table changed since the read, or a
+    /// row moved.
     pub(super) fn apply(
         &mut self,
         tables: Vec<TableWrite>,

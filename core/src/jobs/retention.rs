@@ -12,12 +12,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::system_rows::SystemRows;
+use crate::casts::DAY_US;
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 
 /// The first check comes after this time at the latest.
 const FIRST_AFTER_MAX: Duration = Duration::from_secs(60);
-const DAY_US: i64 = 86_400_000_000;
 
 pub(super) struct Retention {
     pub(super) jobs: SystemRows,

@@ -17,7 +17,8 @@ use datafusion::logical_expr::{
 use datafusion::optimizer::AnalyzerRule;
 
 use super::concatenation::concatenation;
-use super::extent::{Argument, DAY_NS};
+use super::extent::Argument;
+use crate::casts::DAY_NS;
 use crate::error::{Error, ErrorKind, SqlState};
 
 /// The largest single value.

@@ -8,8 +8,8 @@ use datafusion::arrow::datatypes::{DataType, Int64Type, IntervalMonthDayNanoType
 use datafusion::common::Result as DataFusionResult;
 use datafusion::logical_expr::ColumnarValue;
 
-/// The nanoseconds of a day.
-pub(super) const DAY_NS: i128 = 86_400_000_000_000;
+use crate::casts::DAY_NS;
+
 /// The assumed size of a value whose type has no fixed width.
 const UNKNOWN_BYTES: u64 = 16;
 

@@ -114,14 +114,12 @@ impl<'a> Names<'a> {
 /// Converts a constant to a type that table functions take: nanoseconds for timestamps, BIGINT for integers.
 fn for_table_function(arg: Expr) -> Expr {
     match arg {
-        Expr::Literal(ScalarValue::TimestampMicrosecond(None, zone), metadata) => {
-            Expr::Literal(ScalarValue::TimestampNanosecond(None, zone), metadata)
-        }
-        Expr::Literal(ScalarValue::TimestampMicrosecond(Some(us), zone), metadata) => {
-            match us.checked_mul(1_000) {
-                Some(ns) => Expr::Literal(ScalarValue::TimestampNanosecond(Some(ns), zone), metadata),
-                None => Expr::Literal(ScalarValue::TimestampMicrosecond(Some(us), zone), metadata),
-            }
+        Expr::Literal(ScalarValue::TimestampMicrosecond(us, zone), metadata) => {
+            let value = match us.map(|us| us.checked_mul(1_000)) {
+                Some(None) => ScalarValue::TimestampMicrosecond(us, zone),
+                ns => ScalarValue::TimestampNanosecond(ns.flatten(), zone),
+            };
+            Expr::Literal(value, metadata)
         }
         Expr::Literal(ScalarValue::Int16(value), metadata) => {
             Expr::Literal(ScalarValue::Int64(value.map(i64::from)), metadata)

@@ -75,7 +75,7 @@ struct Piece {
 }
 
 impl ColdScan<'_> {
-    /// Returns the node that reads the rows; `None` when there are none.
+    /// Returns the node that reads the rows, or `None` if the scan has no rows.
     pub(super) async fn plan(&self, state: &dyn Session) -> Result<Option<ColdPlan>> {
         let pieces = self.pieces().await?;
         if pieces.is_empty() {

@@ -148,7 +148,7 @@ async fn shrunk<G: RandomGuard>(
     format!("{}{script}-- {why}", small.script(&script))
 }
 
-/// Returns what kind of failure a difference is: a smaller script may fail in another way, which is another fault.
+/// Returns the kind of a failure. A smaller script that fails in another way shows another fault.
 fn kind(why: &str) -> &str {
     let words = ["missing", "internal error", "42P02", "PostgreSQL refuses", "PostgreSQL has"];
     words.into_iter().find(|words| why.contains(words)).unwrap_or("another")

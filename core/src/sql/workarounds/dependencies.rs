@@ -11,11 +11,13 @@
 
 use std::sync::Arc;
 
-use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
+use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::common::{DFSchemaRef, FunctionalDependencies, JoinType, Result};
 use datafusion::logical_expr::{Expr, LogicalPlan};
 use datafusion::optimizer::optimizer::ApplyOrder;
 use datafusion::optimizer::{OptimizerConfig, OptimizerRule};
+
+use super::walk::has_node;
 
 /// Hides functional dependencies from a rule; from `optimize_projections` only those that may not hold.
 #[derive(Debug)]
@@ -31,10 +33,9 @@ impl OptimizerRule for WithoutDependencies {
     }
 
     fn rewrite(&self, plan: LogicalPlan, config: &dyn OptimizerConfig) -> Result<Transformed<LogicalPlan>> {
-        let is_asked = match self.apply_order() {
-            None => any_asks(&plan)?,
-            Some(_) => asks(&plan),
-        };
+        // A rule without an order walks the plan itself.
+        let walks = self.apply_order().is_none();
+        let is_asked = if walks { has_node(&plan, asks)? } else { asks(&plan) };
         if !is_asked {
             return self.0.rewrite(plan, config);
         }
@@ -45,22 +46,15 @@ impl OptimizerRule for WithoutDependencies {
             return self.0.rewrite(plan.data, config);
         }
         let forget = |node| Ok(Transformed::yes(forgetful(node)));
-        let hidden = match self.apply_order() {
-            None => plan.clone().transform_down_with_subqueries(forget)?,
-            Some(_) => plan.clone().map_children(forget)?,
+        let hidden = if walks {
+            plan.clone().transform_down_with_subqueries(forget)?
+        } else {
+            plan.clone().map_children(forget)?
         };
         let rewritten = self.0.rewrite(hidden.data, config)?;
         // A plan that stays as it is keeps its dependencies for the rules that come next.
         Ok(if rewritten.transformed { rewritten } else { Transformed::no(plan) })
     }
-}
-
-/// Whether a rule that walks the plan itself reads dependencies at any of its nodes.
-fn any_asks(plan: &LogicalPlan) -> Result<bool> {
-    let found = plan.apply_with_subqueries(|node| {
-        Ok(if asks(node) { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
-    })?;
-    Ok(found == TreeNodeRecursion::Stop)
 }
 
 /// Whether a rule reads the functional dependencies of this node's inputs, and there are any.

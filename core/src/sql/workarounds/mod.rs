@@ -4,7 +4,8 @@
 //! |---|---|
 //! | parsing | `grammar`, `syntax` |
 //! | plan before type coercion | `comparisons`, `days`, `numbers`, `arithmetic` (quotients), `aggregates` |
-//! | | `functions`, `frames`, `computed_groups`, `recursion`, `multisets`, `sorts` (aggregates), `subqueries` (NULL) |
+//! | | `functions`, `frames`, `computed_groups`, `recursion`, `multisets` |
+//! | | `sorts` (aggregates), `subqueries` (NULL) |
 //! | plan after type coercion | `casts`, `arithmetic` (overflow), `regex`, `regex_syntax`, `floats` |
 //! | | `guards` (FILTER), `sorts` (DISTINCT ON), `sort_keys`, `offsets`, `subqueries` |
 //! | logical optimizer | `simplification`, `equalities`, `dependencies`, `same_types` |
@@ -77,7 +78,7 @@ use self::requirements::MendingCheck;
 use self::same_types::SameTypes;
 use self::scan_equalities::ScanEqualities;
 use self::simplification::ShieldedSimplification;
-use self::walk::{Rewrite, rewrite_expressions};
+use self::walk::{Rewrite, has_node, rewrite_expressions};
 
 pub(crate) use self::guards::{guard, guard_condition};
 pub(crate) use self::recursion::{FIRST_PART, NEXT_PART};
@@ -183,21 +184,12 @@ impl AnalyzerRule for BeforeCoercion {
             .data;
         let plan = numbers::unify_sets(rewrite_expressions(plan, &REWRITES)?)?;
         // Nodes above a union, and subqueries that name its columns, meet its new types.
-        if has_union(&plan)? {
+        if has_node(&plan, |node| matches!(node, LogicalPlan::Union(_)))? {
             let plan = numbers::unify_sets(rewrite_expressions(plan, &[numbers::unify])?)?;
             return rewrite_expressions(plan, &[]);
         }
         Ok(plan)
     }
-}
-
-/// Whether a plan or one of its subqueries has a UNION.
-fn has_union(plan: &LogicalPlan) -> Result<bool> {
-    let found = plan.apply_with_subqueries(|node| {
-        let is_union = matches!(node, LogicalPlan::Union(_));
-        Ok(if is_union { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
-    })?;
-    Ok(found == TreeNodeRecursion::Stop)
 }
 
 #[derive(Debug)]

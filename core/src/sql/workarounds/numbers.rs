@@ -104,8 +104,8 @@ pub(super) fn unify(mut expr: Expr, schema: &DFSchema) -> Result<Transformed<Exp
     Ok(Transformed::new_transformed(expr, is_changed))
 }
 
-/// Casts the branches of a CASE to the type that coercion gives them. Until then the planner takes the type of the
-/// first branch for that of the CASE, and gives it to the columns of a UNION.
+/// Casts the branches of a CASE to the type that coercion gives them. Before coercion a CASE has the type of its
+/// first branch, and a UNION would take it over.
 fn unify_branches(branches: &mut [&mut Expr], schema: &DFSchema) -> bool {
     let types: Vec<_> = branches.iter().filter_map(|branch| type_of(branch, schema)).collect();
     if types.len() < branches.len() {
@@ -122,8 +122,8 @@ fn unify_branches(branches: &mut [&mut Expr], schema: &DFSchema) -> bool {
     is_changed
 }
 
-/// `nullif` compares its arguments in a common type and returns the first one in its own type; beside a float an
-/// exact number is a DOUBLE, as in PostgreSQL, where no operator compares the two.
+/// `nullif` compares its arguments in a common type and returns the first one in its own type. Beside a float an
+/// exact number becomes a DOUBLE: PostgreSQL has no operator that compares the two.
 fn unify_nullif(mut call: ScalarFunction, schema: &DFSchema) -> Result<Transformed<Expr>> {
     let type_of_first = |call: &ScalarFunction| call.args.first().and_then(|arg| type_of(arg, schema));
     let first = type_of_first(&call);

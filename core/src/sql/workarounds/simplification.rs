@@ -72,7 +72,8 @@ pub(crate) fn simplify(expr: Expr, schema: &DFSchemaRef, state: &SessionState) -
     Ok(unshield(simplified)?.data)
 }
 
-/// Makes repeated expressions differ. Equal lists of equal expressions stay equal, so that an OR still shares them.
+/// Makes repeated expressions differ. Equal lists of equal expressions stay equal, so that the simplifier
+/// still finds what the sides of an OR share.
 fn shield(expr: Expr) -> Result<Transformed<Expr>> {
     if !needs_shield(&expr)? {
         return Ok(Transformed::no(expr));

@@ -6,6 +6,8 @@
 //!
 //! So a function that returns its argument gives each such side of a comparison a range of its own type.
 
+use std::sync::Arc;
+
 use datafusion::arrow::datatypes::{DataType, FieldRef};
 use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::common::{DFSchema, Result, ScalarValue};
@@ -17,7 +19,7 @@ use datafusion::logical_expr::{
     ScalarUDFImpl, Signature, Volatility,
 };
 
-use super::walk::{schema_of_inputs, type_of};
+use super::walk::type_of;
 use crate::error::Error;
 
 /// Gives the sides of comparisons in the keys of a node their ranges.
@@ -26,7 +28,8 @@ pub(super) fn with_ranges(plan: LogicalPlan) -> Result<Transformed<LogicalPlan>>
     if !is_sort && !matches!(plan, LogicalPlan::Window(_) | LogicalPlan::Aggregate(_)) {
         return Ok(Transformed::no(plan));
     }
-    let schema = schema_of_inputs(&plan)?;
+    let [input] = plan.inputs()[..] else { return Ok(Transformed::no(plan)) };
+    let schema = Arc::clone(input.schema());
     let names = NamePreserver::new(&plan);
     plan.map_expressions(|expr| {
         let name = names.save(&expr);

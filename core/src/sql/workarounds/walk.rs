@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use datafusion::arrow::datatypes::DataType;
-use datafusion::common::tree_node::{Transformed, TreeNode};
+use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::common::{DFSchema, ExprSchema, Result};
 use datafusion::logical_expr::expr_rewriter::NamePreserver;
 use datafusion::logical_expr::{Expr, ExprSchemable, LogicalPlan, Subquery};
@@ -63,6 +63,14 @@ fn walk(plan: LogicalPlan, outer: &[Arc<DFSchema>], rewrites: &[Rewrite]) -> Res
         })?;
         plan.data.recompute_schema()
     })
+}
+
+/// Whether a plan or one of its subqueries has a node for which `is_wanted` holds.
+pub(super) fn has_node(plan: &LogicalPlan, is_wanted: impl Fn(&LogicalPlan) -> bool) -> Result<bool> {
+    let found = plan.apply_with_subqueries(|node| {
+        Ok(if is_wanted(node) { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
+    })?;
+    Ok(found == TreeNodeRecursion::Stop)
 }
 
 /// Returns the columns that a node's expressions can reference.

@@ -1,4 +1,5 @@
-//! `CURRENT_TIME` to the microsecond. DataFusion's has nanoseconds, a type that no column has and no TIME is compared with.
+//! `CURRENT_TIME` in microseconds. DataFusion's has nanoseconds, a type that no column has and that cannot be
+//! compared with a TIME.
 
 use datafusion::arrow::datatypes::{DataType, TimeUnit};
 use datafusion::common::{Result, ScalarValue};
@@ -7,9 +8,8 @@ use datafusion::logical_expr::{
     ColumnarValue, Expr, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility, lit,
 };
 
+use crate::casts::DAY_US;
 use crate::error::Error;
-
-const DAY_US: i64 = 86_400_000_000;
 
 /// `current_time()`, the time of day in UTC at which the statement began.
 pub(super) fn current_time() -> ScalarUDF {

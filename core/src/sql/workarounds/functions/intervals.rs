@@ -19,9 +19,8 @@ use super::super::multisets::is_set_operation;
 use super::super::numbers::is_comparison;
 use super::super::walk::type_of;
 use super::span_part::difference_us;
+use crate::casts::DAY_NS;
 use crate::error::Error;
-
-const DAY_NS: i128 = 86_400_000_000_000;
 
 /// The Arrow type of INTERVAL.
 pub(in crate::sql::workarounds) const INTERVAL: DataType = DataType::Interval(IntervalUnit::MonthDayNano);

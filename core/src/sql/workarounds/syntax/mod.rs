@@ -218,7 +218,7 @@ fn nested(expr: Expr) -> Expr {
     Expr::Nested(Box::new(expr))
 }
 
-/// Joins `parts` with an operator, from the left; `None` if there are none.
+/// Joins `parts` with an operator, from the left. Returns `None` for an empty list.
 fn joined(parts: impl IntoIterator<Item = Expr>, op: &ast::BinaryOperator) -> Option<Expr> {
     let all = parts.into_iter().reduce(|left, right| Expr::BinaryOp {
         left: Box::new(left),
