@@ -59,8 +59,9 @@ pub(crate) fn parse(cursor: &mut Cursor<'_>, kind: Option<TableKind>) -> Result<
     let (Some(Token::LParen), Some(len)) = (cursor.peek(), cursor.group_len()) else {
         return Err(cursor.unexpected("columns in parentheses"));
     };
-    let dialect = BoundedDialect::new(len);
-    let mut parser = parser(cursor.rest().get(..len).unwrap_or_default(), &dialect);
+    let inner = cursor.rest().get(..len).unwrap_or_default();
+    let dialect = BoundedDialect::new(inner);
+    let mut parser = parser(inner, &dialect);
     let (columns, constraints) = parser.parse_columns().map_err(syntax)?;
     if parser.peek_token().token != Token::EOF {
         return Err(Error::syntax(format!("unexpected {} in the columns of a table", parser.peek_token())));

@@ -11,6 +11,7 @@ use datafusion::sql::sqlparser::ast::Expr;
 use datafusion::sql::sqlparser::dialect::{Dialect, PostgreSqlDialect, Precedence};
 use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::parser::{Parser, ParserError};
+use datafusion::sql::sqlparser::tokenizer::TokenWithSpan;
 
 use super::workarounds::grammar;
 
@@ -24,13 +25,18 @@ const ATTEMPTS_PER_TOKEN: usize = 20;
 pub(super) struct BoundedDialect {
     postgres: PostgreSqlDialect,
     attempts_left: Cell<usize>,
+    queries: grammar::QueriesInParentheses,
 }
 
 impl BoundedDialect {
-    /// Returns a dialect for one parse of `tokens` tokens.
-    pub(super) fn new(tokens: usize) -> Self {
-        let attempts = ATTEMPTS_MIN.saturating_add(tokens.saturating_mul(ATTEMPTS_PER_TOKEN));
-        Self { postgres: PostgreSqlDialect {}, attempts_left: Cell::new(attempts) }
+    /// Returns a dialect for one parse of `tokens`.
+    pub(super) fn new(tokens: &[TokenWithSpan]) -> Self {
+        let attempts = ATTEMPTS_MIN.saturating_add(tokens.len().saturating_mul(ATTEMPTS_PER_TOKEN));
+        Self {
+            postgres: PostgreSqlDialect {},
+            attempts_left: Cell::new(attempts),
+            queries: grammar::QueriesInParentheses::of(tokens),
+        }
     }
 
     /// Counts an attempt. With none left, fails with the one error after which the parser stops trying.
@@ -52,7 +58,7 @@ impl Dialect for BoundedDialect {
 
     fn parse_prefix(&self, parser: &mut Parser<'_>) -> Option<Result<Expr, ParserError>> {
         match self.attempt() {
-            Ok(()) => grammar::prefix(parser),
+            Ok(()) => grammar::prefix(parser, &self.queries),
             Err(error) => Some(Err(error)),
         }
     }
@@ -63,7 +69,7 @@ impl Dialect for BoundedDialect {
         left: &Expr,
         precedence: u8,
     ) -> Option<Result<Expr, ParserError>> {
-        grammar::infix(parser, left, precedence)
+        grammar::infix(parser, left, precedence, &self.queries)
     }
 
     fn get_next_precedence(&self, parser: &Parser<'_>) -> Option<Result<u8, ParserError>> {
@@ -229,6 +235,7 @@ impl Dialect for BoundedDialect {
 #[cfg(test)]
 mod tests {
     use datafusion::sql::sqlparser::ast::Statement;
+    use datafusion::sql::sqlparser::tokenizer::Tokenizer;
 
     use super::*;
     use crate::sql::stack::deep;
@@ -236,6 +243,11 @@ mod tests {
     fn parsed(dialect: &dyn Dialect, sql: &str) -> Result<Vec<Statement>, ParserError> {
         let parser = Parser::new(dialect).with_recursion_limit(192);
         deep(|| parser.try_with_sql(sql)?.parse_statements())
+    }
+
+    fn bounded(sql: &str) -> Result<Vec<Statement>, ParserError> {
+        let tokens = Tokenizer::new(&PostgreSqlDialect {}, sql).tokenize_with_location()?;
+        parsed(&BoundedDialect::new(&tokens), sql)
     }
 
     #[test]
@@ -262,7 +274,7 @@ mod tests {
             "SELEC 1",
         ] {
             let postgres = parsed(&PostgreSqlDialect {}, sql);
-            assert_eq!(parsed(&BoundedDialect::new(0), sql).ok(), postgres.ok(), "{sql}");
+            assert_eq!(bounded(sql).ok(), postgres.ok(), "{sql}");
         }
     }
 
@@ -311,7 +323,7 @@ mod tests {
                 [("SELECT ", ""), ("SELECT ", "1"), ("SELECT * FROM t WHERE ", "1 AS"), ("VALUES (", "x")]
             {
                 let sql = format!("{head}{}{tail}", shape.repeat(120));
-                drop(parsed(&BoundedDialect::new(500), &sql));
+                drop(bounded(&sql));
             }
         }
         for shape in
@@ -319,7 +331,7 @@ mod tests {
         {
             for tail in ["", "t", "SELECT 1 x y"] {
                 let sql = format!("SELECT * FROM {}{tail}", shape.repeat(120));
-                drop(parsed(&BoundedDialect::new(500), &sql));
+                drop(bounded(&sql));
             }
         }
     }
@@ -327,11 +339,10 @@ mod tests {
     #[test]
     fn long_and_deep_statements_are_read() {
         let rows = vec!["(-1, 'a' || 'b', f(2 * 3), NULL)"; 20_000].join(", ");
-        let tokens = 20_000 * 15;
-        assert!(parsed(&BoundedDialect::new(tokens), &format!("INSERT INTO t VALUES {rows}")).is_ok());
+        assert!(bounded(&format!("INSERT INTO t VALUES {rows}")).is_ok());
         let deep = format!("SELECT {}a{}", "f(".repeat(60), ")".repeat(60));
-        assert!(parsed(&BoundedDialect::new(0), &deep).is_ok());
+        assert!(bounded(&deep).is_ok());
         let parentheses = format!("SELECT {}a{}", "(".repeat(60), ")".repeat(60));
-        assert!(parsed(&BoundedDialect::new(0), &parentheses).is_ok());
+        assert!(bounded(&parentheses).is_ok());
     }
 }

@@ -404,7 +404,7 @@ fn subscribe(cursor: &mut Cursor<'_>) -> Result<Statement> {
         return Err(cursor.unexpected("a SELECT in parentheses"));
     };
     let inner = cursor.rest().get(1..len - 1).unwrap_or_default();
-    let dialect = BoundedDialect::new(inner.len());
+    let dialect = BoundedDialect::new(inner);
     let mut parser = parser(inner, &dialect);
     let query = parser.parse_query().map_err(syntax)?;
     if parser.peek_token().token != Token::EOF {

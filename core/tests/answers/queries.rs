@@ -34,6 +34,19 @@ pub(crate) enum Kind {
 }
 
 impl Question {
+    /// Leaves out the parameters of parts that the generator made and did not use.
+    fn new(kind: Kind, mut text: String, generated: Vec<Parameter>, is_ordered: bool) -> Self {
+        let mut parameters = Vec::new();
+        for (parameter, place) in generated.into_iter().zip(1..) {
+            let place = format!("{{{place}}}");
+            if text.contains(&place) {
+                parameters.push(parameter);
+                text = text.replace(&place, &format!("{{{}}}", parameters.len()));
+            }
+        }
+        Self { kind, text, parameters, is_ordered }
+    }
+
     pub(crate) fn ours(&self) -> String {
         self.with(|number, _| format!("${number}"))
     }
@@ -613,8 +626,7 @@ pub(crate) fn question(choices: &mut Choices, world: &World) -> Question {
             (Kind::Select, sql)
         }
     };
-    let parameters = std::mem::take(&mut generator.parameters);
-    Question { kind, text, parameters, is_ordered }
+    Question::new(kind, text, std::mem::take(&mut generator.parameters), is_ordered)
 }
 
 impl Generator<'_> {
@@ -720,8 +732,7 @@ pub(crate) fn select_question(choices: &mut Choices, world: &World) -> Question 
     let mut generator = Generator::new(choices, world);
     generator.has_parameters = generator.choices.once_in(6);
     let (text, is_ordered) = generator.statement();
-    let parameters = std::mem::take(&mut generator.parameters);
-    Question { kind: Kind::Select, text, parameters, is_ordered }
+    Question::new(Kind::Select, text, std::mem::take(&mut generator.parameters), is_ordered)
 }
 
 /// A query without a filter, and a condition on its rows.

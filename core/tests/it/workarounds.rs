@@ -90,7 +90,8 @@ impl Fault {
     /// Returns a report on an answer other than the known one.
     fn news(&self, answer: &Answer) -> Option<String> {
         let Self { name, file, query, .. } = self;
-        if self.is_right(answer) {
+        let shows_here = cfg!(debug_assertions) || self.stock != self.right || self.right.is_none();
+        if self.is_right(answer) && shows_here {
             Some(format!(
                 "DataFusion is right about {name} now: the work-around {file} can go\n  {query}\n  {answer}"
             ))

@@ -9,14 +9,18 @@
 //! | `a::TEXT COLLATE "C"` | an error | a collation |
 //! | `interval + 1` | an interval | the column |
 //! | `a ISNULL` | an alias, or an error | IS NULL |
+//! | `a = ANY ((SELECT 1) UNION (SELECT 2))` | an error | a subquery |
+//! | `((SELECT 1) UNION (SELECT 2))` as a value | an error | a subquery |
 //!
 //! Precedence follows <https://www.postgresql.org/docs/15/sql-syntax-lexical.html#SQL-PRECEDENCE>.
 
-use datafusion::sql::sqlparser::ast::{Expr, TrimWhereField, UnaryOperator};
+use std::collections::HashSet;
+
+use datafusion::sql::sqlparser::ast::{BinaryOperator, Expr, TrimWhereField, UnaryOperator};
 use datafusion::sql::sqlparser::dialect::{Dialect, PostgreSqlDialect, Precedence};
 use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::parser::{Parser, ParserError};
-use datafusion::sql::sqlparser::tokenizer::Token;
+use datafusion::sql::sqlparser::tokenizer::{Location, Token, TokenWithSpan};
 
 /// The precedence of COLLATE in sqlparser's PostgreSQL dialect. A sign binds tighter than COLLATE, but looser
 /// than a subscript, a cast and a period.
@@ -24,8 +28,75 @@ const COLLATE: u8 = 120;
 
 type Parsed = Result<Expr, ParserError>;
 
+/// The queries in parentheses that begin with another one: `((SELECT 1) UNION (SELECT 2))`. sqlparser reads
+/// them only where nothing but a query can stand.
+#[derive(Debug)]
+pub(in crate::sql) struct QueriesInParentheses {
+    /// Where their first parentheses are.
+    starts: HashSet<Location>,
+}
+
+impl QueriesInParentheses {
+    /// Finds those of a statement.
+    pub(in crate::sql) fn of(tokens: &[TokenWithSpan]) -> Self {
+        let mut starts = HashSet::new();
+        // The open parentheses, and whether each follows directly on the one before.
+        let mut open: Vec<(Location, bool)> = Vec::new();
+        let mut tokens =
+            tokens.iter().filter(|token| !matches!(token.token, Token::Whitespace(_))).peekable();
+        let mut follows = false;
+        while let Some(token) = tokens.next() {
+            match token.token {
+                Token::LParen => open.push((token.span.start, follows)),
+                Token::RParen => {
+                    let is_first_part = open.pop().is_some_and(|(_, follows)| follows)
+                        && tokens.peek().is_some_and(|next| continues_query(&next.token));
+                    if let Some((start, _)) = open.last()
+                        && is_first_part
+                    {
+                        starts.insert(*start);
+                    }
+                }
+                _ => {}
+            }
+            follows = token.token == Token::LParen;
+        }
+        Self { starts }
+    }
+
+    /// Whether one of them begins with this token.
+    fn begins(&self, token: &TokenWithSpan) -> bool {
+        token.token == Token::LParen && self.starts.contains(&token.span.start)
+    }
+}
+
+/// Whether a token after a query in parentheses belongs to a larger query.
+fn continues_query(token: &Token) -> bool {
+    let Token::Word(word) = token else { return false };
+    matches!(
+        word.keyword,
+        Keyword::UNION
+            | Keyword::INTERSECT
+            | Keyword::EXCEPT
+            | Keyword::ORDER
+            | Keyword::LIMIT
+            | Keyword::OFFSET
+            | Keyword::FETCH
+    )
+}
+
+fn query_in_parentheses(parser: &mut Parser<'_>) -> Parsed {
+    parser.expect_token(&Token::LParen)?;
+    let query = parser.parse_query()?;
+    parser.expect_token(&Token::RParen)?;
+    Ok(Expr::Subquery(query))
+}
+
 /// Parses an expression that begins here, if it is one of the corrected ones.
-pub(in crate::sql) fn prefix(parser: &mut Parser<'_>) -> Option<Parsed> {
+pub(in crate::sql) fn prefix(parser: &mut Parser<'_>, queries: &QueriesInParentheses) -> Option<Parsed> {
+    if queries.begins(parser.peek_token_ref()) {
+        return Some(query_in_parentheses(parser));
+    }
     match &parser.peek_token_ref().token {
         Token::Minus => Some(sign(parser, UnaryOperator::Minus)),
         Token::Plus => Some(sign(parser, UnaryOperator::Plus)),
@@ -99,7 +170,21 @@ fn trim(parser: &mut Parser<'_>, side: TrimWhereField) -> Parsed {
 }
 
 /// Parses an operator of that precedence after `left`, if it is one of the corrected ones.
-pub(in crate::sql) fn infix(parser: &mut Parser<'_>, left: &Expr, precedence: u8) -> Option<Parsed> {
+pub(in crate::sql) fn infix(
+    parser: &mut Parser<'_>,
+    left: &Expr,
+    precedence: u8,
+    queries: &QueriesInParentheses,
+) -> Option<Parsed> {
+    if let Some((compare_op, quantifier)) = quantified(parser, queries) {
+        parser.next_token();
+        parser.next_token();
+        let left = Box::new(left.clone());
+        return Some(query_in_parentheses(parser).map(Box::new).map(|right| match quantifier {
+            Keyword::ALL => Expr::AllOp { left, compare_op, right },
+            _ => Expr::AnyOp { left, compare_op, right, is_some: quantifier == Keyword::SOME },
+        }));
+    }
     if is_isnull(parser) {
         parser.next_token();
         return Some(Ok(Expr::IsNull(Box::new(left.clone()))));
@@ -120,6 +205,29 @@ pub(in crate::sql) fn infix(parser: &mut Parser<'_>, left: &Expr, precedence: u8
         false => Expr::IsDistinctFrom(left, right),
         true => Expr::IsNotDistinctFrom(left, right),
     }))
+}
+
+/// The operator and the quantifier before one of `queries`.
+fn quantified(parser: &Parser<'_>, queries: &QueriesInParentheses) -> Option<(BinaryOperator, Keyword)> {
+    let [operator, quantifier, start] = parser.peek_tokens_ref();
+    if !queries.begins(start) {
+        return None;
+    }
+    let operator = match operator.token {
+        Token::Eq => BinaryOperator::Eq,
+        Token::Neq => BinaryOperator::NotEq,
+        Token::Lt => BinaryOperator::Lt,
+        Token::LtEq => BinaryOperator::LtEq,
+        Token::Gt => BinaryOperator::Gt,
+        Token::GtEq => BinaryOperator::GtEq,
+        _ => return None,
+    };
+    match &quantifier.token {
+        Token::Word(word) if matches!(word.keyword, Keyword::ANY | Keyword::SOME | Keyword::ALL) => {
+            Some((operator, word.keyword))
+        }
+        _ => None,
+    }
 }
 
 /// Whether ISNULL comes next; unquoted, it is never a name.

@@ -7,6 +7,7 @@ mod arrays;
 mod bytes;
 mod current_time;
 mod date_part;
+mod date_trunc;
 mod elements;
 mod intervals;
 mod named_cast;
@@ -50,6 +51,7 @@ static FUNCTIONS: LazyLock<HashMap<String, Arc<ScalarUDF>>> = LazyLock::new(|| {
         Arc::new(current_time::current_time()),
         Arc::new(zones::timezone()),
         Arc::new(zones::from_unixtime()),
+        Arc::new(date_trunc::function()),
         Arc::new(to_char::function()),
         Arc::new(named_cast::named_cast()),
         Arc::new(patterns::like_pattern()),

@@ -63,8 +63,7 @@ impl EqualAggregate {
             }
         };
         let has_outer_above = std::iter::once(&value).chain(&conditions).chain(&aggregate.aggr_expr);
-        if has_outer_above.into_iter().any(|expr| expr.contains_outer() || has_subquery(expr).unwrap_or(true))
-        {
+        if has_outer_above.into_iter().any(may_be_correlated) {
             return Ok(None);
         }
         let Some((rows, keys)) = equal_rows(&aggregate.input)? else { return Ok(None) };
@@ -93,6 +92,10 @@ impl EqualAggregate {
             value_of_none: (!is_null).then_some(none),
         }))
     }
+}
+
+fn may_be_correlated(expr: &Expr) -> bool {
+    expr.contains_outer() || has_subquery(expr).unwrap_or(true)
 }
 
 /// Removes the correlation from the rows below an aggregation; returns them and what the outer columns equal.
@@ -132,7 +135,7 @@ fn equal_rows(plan: &LogicalPlan) -> Result<Option<(LogicalPlan, Keys)>> {
             };
             Ok(Some((rows, keys)))
         }
-        LogicalPlan::Projection(projection) if !projection.expr.iter().any(Expr::contains_outer) => {
+        LogicalPlan::Projection(projection) if !projection.expr.iter().any(may_be_correlated) => {
             let Some((rows, keys)) = equal_rows(&projection.input)? else { return Ok(None) };
             let mut exprs = projection.expr.clone();
             let mut shown = Vec::with_capacity(keys.len());
