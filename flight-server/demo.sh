@@ -14,7 +14,7 @@ export KALAMDB_DATA_DIR=${KALAMDB_DATA_DIR:-./kalamdb-data}
 listen=${KALAMDB_LISTEN:-127.0.0.1:8815}
 
 if [ -z "${KALAMDB_BIN:-}" ]; then
-    cargo build --quiet --package kalamdb-server --bin kalamdb
+    cargo build --quiet --workspace --bin kalamdb --examples
     KALAMDB_BIN=${CARGO_TARGET_DIR:-target}/debug/kalamdb
 fi
 

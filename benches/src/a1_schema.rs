@@ -47,7 +47,7 @@ fn create(table: &str, columns: usize) -> String {
 fn definition(kalam: &Kalam, table: &str) -> Result<Arc<TableDefinition>> {
     let tables = kalam.database().session_for("root")?.tables()?;
     let found = tables.into_iter().find(|info| &*info.namespace == "schemas" && &*info.name == table);
-    Ok(found.ok_or("the table is not there")?.definition)
+    Ok(found.ok_or("the table does not exist")?.definition)
 }
 
 fn lookup(kalam: &Kalam, scale: Scale, report: &mut Report) -> Result<()> {

@@ -26,7 +26,8 @@ pub(crate) async fn run(kalam: &Kalam, floor: &Floor, scale: Scale, report: &mut
     kalam
         .execute(&[
             "CREATE NAMESPACE ingest",
-            "CREATE TABLE ingest.t (id BIGINT PRIMARY KEY, account BIGINT, kind INTEGER, amount DOUBLE, rate DOUBLE, ok BOOLEAN, name TEXT, at TIMESTAMP)",
+            "CREATE TABLE ingest.t (id BIGINT PRIMARY KEY, account BIGINT, kind INTEGER, amount DOUBLE, \
+             rate DOUBLE, ok BOOLEAN, name TEXT, at TIMESTAMP)",
         ])
         .await?;
     let (mut ours, mut theirs) = (kalam.connect().await?, floor.connect().await?);

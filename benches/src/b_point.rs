@@ -55,7 +55,7 @@ impl Operation for PointQuery {
         }
         match self.wire.query(&self.command).await? {
             1 => Ok(()),
-            messages => Err(format!("a point query gave {messages} messages with rows").into()),
+            messages => Err(format!("a point query returned {messages} messages with rows").into()),
         }
     }
 }
@@ -64,9 +64,11 @@ pub(crate) async fn run(kalam: &Kalam, floor: &Floor, scale: Scale, report: &mut
     kalam
         .execute(&[
             "CREATE NAMESPACE points",
-            "CREATE TABLE points.t (id BIGINT PRIMARY KEY, name TEXT, score DOUBLE) WITH (FLUSH_POLICY = 'interval:86400')",
+            "CREATE TABLE points.t (id BIGINT PRIMARY KEY, name TEXT, score DOUBLE) \
+             WITH (FLUSH_POLICY = 'interval:86400')",
             &format!(
-                "INSERT INTO points.t SELECT value, 'name ' || CAST(value AS TEXT), CAST(value AS DOUBLE) / 3 FROM generate_series(1, {})",
+                "INSERT INTO points.t SELECT value, 'name ' || CAST(value AS TEXT), \
+                 CAST(value AS DOUBLE) / 3 FROM generate_series(1, {})",
                 scale.point_rows
             ),
         ])

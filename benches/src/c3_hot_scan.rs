@@ -35,14 +35,15 @@ pub(crate) async fn run(kalam: &Kalam, scale: Scale, report: &mut Report) -> Res
     kalam
         .execute(&[
             "CREATE NAMESPACE hot",
-            "CREATE TABLE hot.t (id BIGINT PRIMARY KEY, account BIGINT, kind INTEGER, amount DOUBLE, name TEXT) WITH (FLUSH_POLICY = 'interval:86400')",
+            "CREATE TABLE hot.t (id BIGINT PRIMARY KEY, account BIGINT, kind INTEGER, amount DOUBLE, \
+             name TEXT) WITH (FLUSH_POLICY = 'interval:86400')",
         ])
         .await?;
     for part in 0..INSERTS {
         let (first, last) = (part * scale.hot_rows / INSERTS + 1, (part + 1) * scale.hot_rows / INSERTS);
         let insert = format!(
-            "INSERT INTO hot.t SELECT value, value * 31 % 10007, CAST(value % 12 AS INTEGER), CAST(value AS DOUBLE) * 0.01, 'customer ' || value \
-             FROM generate_series({first}, {last})"
+            "INSERT INTO hot.t SELECT value, value * 31 % 10007, CAST(value % 12 AS INTEGER), \
+             CAST(value AS DOUBLE) * 0.01, 'customer ' || value FROM generate_series({first}, {last})"
         );
         kalam.execute(&[&insert]).await?;
     }
@@ -104,7 +105,7 @@ async fn first_scan(kalam: &Kalam, scale: Scale, report: &mut Report) -> Result<
 async fn read_with(kalam: &Kalam, options: HotOptions) -> Result<Duration> {
     let context = kalam.database().context();
     let snapshot = context.committer.snapshot();
-    let definition = snapshot.catalog.table("hot", "t").ok_or("there is no such table")?;
+    let definition = snapshot.catalog.table("hot", "t").ok_or("the table does not exist")?;
     let schemas = context.schema_registry.schemas(definition);
     let snapshot = Snapshot {
         seq: snapshot.seq,
@@ -150,7 +151,7 @@ async fn ours(session: &Session, sql: &str) -> Result<Duration> {
     let rows = session.execute(sql, ()).await?.rows()?;
     let groups: usize = rows.collect().await?.iter().map(|batch| batch.num_rows()).sum();
     let elapsed = start.elapsed();
-    if groups == 0 { Err("a query gave no groups".into()) } else { Ok(elapsed) }
+    if groups == 0 { Err("the query returned no groups".into()) } else { Ok(elapsed) }
 }
 
 async fn theirs(peer: &SessionContext, sql: &str) -> Result<Duration> {
@@ -158,5 +159,5 @@ async fn theirs(peer: &SessionContext, sql: &str) -> Result<Duration> {
     let start = Instant::now();
     let groups: usize = peer.sql(&sql).await?.collect().await?.iter().map(|batch| batch.num_rows()).sum();
     let elapsed = start.elapsed();
-    if groups == 0 { Err("a query gave no groups".into()) } else { Ok(elapsed) }
+    if groups == 0 { Err("the query returned no groups".into()) } else { Ok(elapsed) }
 }

@@ -22,8 +22,8 @@ pub(crate) async fn run(kalam: &Kalam, scale: Scale, report: &mut Report) -> Res
     let rows = scale.segment_rows;
     for segment in 0..SEGMENTS {
         let insert = format!(
-            "INSERT INTO segments.t SELECT value * {SEGMENTS} + {segment}, CAST(value % 1000 AS INTEGER), value * 0.25, \
-             'name ' || CAST(value AS TEXT) FROM generate_series(1, {rows})"
+            "INSERT INTO segments.t SELECT value * {SEGMENTS} + {segment}, CAST(value % 1000 AS INTEGER), \
+             value * 0.25, 'name ' || CAST(value AS TEXT) FROM generate_series(1, {rows})"
         );
         kalam.execute(&[&insert]).await?;
         kalam.flush("segments", "t").await?;

@@ -26,7 +26,8 @@ pub(crate) async fn run(kalam: &Kalam, scale: Scale, report: &mut Report) -> Res
     kalam
         .execute(&[
             "CREATE NAMESPACE shared",
-            "CREATE USER TABLE shared.notes (id BIGINT PRIMARY KEY, body TEXT) WITH (FLUSH_POLICY = 'interval:86400')",
+            "CREATE USER TABLE shared.notes (id BIGINT PRIMARY KEY, body TEXT) \
+             WITH (FLUSH_POLICY = 'interval:86400')",
         ])
         .await?;
     let mut written = 0;
@@ -39,7 +40,7 @@ pub(crate) async fn run(kalam: &Kalam, scale: Scale, report: &mut Report) -> Res
     kalam.flush("shared", "notes").await?;
     let flushed = begin.elapsed();
     let snapshot = kalam.database().context().committer.snapshot();
-    let table = snapshot.catalog.table("shared", "notes").ok_or("there is no such table")?.id;
+    let table = snapshot.catalog.table("shared", "notes").ok_or("the table does not exist")?.id;
     let segments = snapshot.cold.segments(table);
     let bytes: u64 = segments.iter().map(|segment| segment.bytes).sum();
     let manifest = published_bytes(&kalam.segments("shared", "notes")?).await?;
@@ -65,7 +66,8 @@ pub(crate) async fn run(kalam: &Kalam, scale: Scale, report: &mut Report) -> Res
             scale.users
         ),
         measured: format!(
-            "{} segments of {:.1} MB in all, published manifest {manifest} bytes; flushed in {}; {}; {metrics}",
+            "{} segments of {:.1} MB in all, published manifest {manifest} bytes; flushed in {}; {}; \
+             {metrics}",
             segments.len(),
             bytes as f64 / 1e6,
             show(flushed),
@@ -106,7 +108,7 @@ async fn write(kalam: &Kalam, first: u64, count: u64) -> Result<()> {
     }
     context.committer.commit(users).await?;
     let snapshot = context.committer.snapshot();
-    let table = snapshot.catalog.table("shared", "notes").ok_or("there is no such table")?;
+    let table = snapshot.catalog.table("shared", "notes").ok_or("the table does not exist")?;
     let schemas = context.schema_registry.schemas(table);
     let writer = RowWriter::new(Arc::clone(&schemas), RowLimits { row_bytes_max: 1 << 20 })?;
     let mut rows = WriteSet::new(UserId::SYSTEM, snapshot.seq);
@@ -146,7 +148,7 @@ fn metrics(plan: &[RecordBatch]) -> Result<String> {
         .and_then(|batch| batch.columns().last())
         .and_then(|column| column.as_string_opt::<i32>())
         .map(|text| text.iter().flatten().collect::<String>())
-        .ok_or("EXPLAIN ANALYZE gave no text")?;
+        .ok_or("EXPLAIN ANALYZE returned no text")?;
     let wanted = ["row_groups_pruned_statistics=", "page_index_rows_pruned=", "bytes_scanned="];
     let found = wanted.iter().filter_map(|name| {
         let start = text.find(name)?;

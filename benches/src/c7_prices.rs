@@ -33,11 +33,13 @@ const QUERIES: [(&str, &str); 19] = [
     ),
     (
         "a sum of doubles over a moving frame",
-        "SELECT max(s) FROM (SELECT sum(CAST(o_totalprice AS DOUBLE)) OVER (ORDER BY o_orderkey ROWS 9 PRECEDING) AS s FROM orders) q",
+        "SELECT max(s) FROM (SELECT sum(CAST(o_totalprice AS DOUBLE)) OVER (ORDER BY o_orderkey \
+         ROWS 9 PRECEDING) AS s FROM orders) q",
     ),
     (
         "an argument that can fail, behind FILTER",
-        "SELECT l_suppkey, sum(l_extendedprice / l_quantity) FILTER (WHERE l_quantity <> 0) FROM lineitem GROUP BY l_suppkey",
+        "SELECT l_suppkey, sum(l_extendedprice / l_quantity) FILTER (WHERE l_quantity <> 0) \
+         FROM lineitem GROUP BY l_suppkey",
     ),
     ("CAST(DECIMAL AS BIGINT), rounded", "SELECT max(CAST(l_extendedprice AS BIGINT)) FROM lineitem"),
     ("a regular expression", "SELECT count(*) FROM lineitem WHERE l_comment ~ 'foxes.*deposits'"),
@@ -47,7 +49,8 @@ const QUERIES: [(&str, &str); 19] = [
     ),
     (
         "a projection above its filter",
-        "SELECT sum(p) FROM (SELECT l_quantity, l_extendedprice * 2 AS p FROM lineitem WHERE l_quantity > 25) q",
+        "SELECT sum(p) FROM (SELECT l_quantity, l_extendedprice * 2 AS p FROM lineitem \
+         WHERE l_quantity > 25) q",
     ),
     (
         "NOT IN with three values",
@@ -55,11 +58,13 @@ const QUERIES: [(&str, &str); 19] = [
     ),
     (
         "a join whose tables have equal names",
-        "SELECT count(*) FROM lineitem a JOIN lineitem b ON a.l_orderkey = b.l_orderkey AND a.l_linenumber = b.l_linenumber WHERE b.l_quantity > 49",
+        "SELECT count(*) FROM lineitem a JOIN lineitem b ON a.l_orderkey = b.l_orderkey \
+         AND a.l_linenumber = b.l_linenumber WHERE b.l_quantity > 49",
     ),
     (
         "ORDER BY with OFFSET below an aggregation",
-        "SELECT max(o_totalprice) FROM (SELECT o_totalprice FROM orders ORDER BY o_orderdate, o_orderkey OFFSET 1000000) q",
+        "SELECT max(o_totalprice) FROM (SELECT o_totalprice FROM orders ORDER BY o_orderdate, o_orderkey \
+         OFFSET 1000000) q",
     ),
 ];
 

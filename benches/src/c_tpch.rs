@@ -80,7 +80,7 @@ async fn scan(wire: &mut Wire, peer: &Peer, scale: Scale, report: &mut Report) -
         let expected = peer.count(&sql).await?;
         peers.push(expected as f64 / begin.elapsed().as_secs_f64());
         if rows != expected {
-            return Err(format!("{rows} rows came of {expected}").into());
+            return Err(format!("{rows} of {expected} rows arrived").into());
         }
     }
     let (our_rate, peer_rate) = (median(ours), median(peers));

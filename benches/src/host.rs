@@ -105,7 +105,7 @@ impl Kalam {
     pub(crate) async fn flush(&self, namespace: &str, table: &str) -> Result<()> {
         let context = self.database.context();
         let snapshot = context.committer.snapshot();
-        let table = snapshot.catalog.table(namespace, table).ok_or("there is no such table")?;
+        let table = snapshot.catalog.table(namespace, table).ok_or("the table does not exist")?;
         let job = context.jobs.flush(table).await?;
         context.jobs.wait(&job).await;
         Ok(())
@@ -114,7 +114,7 @@ impl Kalam {
     /// Returns the files of a table's segments.
     pub(crate) fn segments(&self, namespace: &str, table: &str) -> Result<Vec<PathBuf>> {
         let snapshot = self.database.context().committer.snapshot();
-        let table = snapshot.catalog.table(namespace, table).ok_or("there is no such table")?;
+        let table = snapshot.catalog.table(namespace, table).ok_or("the table does not exist")?;
         let folder = self.folder.path().join("data").join("segments");
         Ok(snapshot.cold.segments(table.id).iter().map(|segment| folder.join(&segment.path)).collect())
     }

@@ -69,7 +69,7 @@ pub(crate) fn same_rows(what: &str, ours: &[RecordBatch], theirs: &[RecordBatch]
     if ours.len() == theirs.len() && ours.iter().zip(&theirs).all(|(left, right)| same_row(left, right)) {
         return Ok(());
     }
-    Err(format!("{what}: {} rows are not the {} rows of the peer", ours.len(), theirs.len()).into())
+    Err(format!("{what}: {} rows differ from the {} rows of the peer", ours.len(), theirs.len()).into())
 }
 
 /// Whether two cells, as text, are equal or are numbers within the tolerance of their computation.

@@ -40,7 +40,8 @@ impl Report {
     pub(crate) fn print(&self) {
         if self.quick || cfg!(debug_assertions) {
             println!(
-                "These figures come from a quick run or an unoptimised build: they show that the benchmarks work, nothing else.\n"
+                "These figures come from a quick run or an unoptimised build: they show that the \
+                 benchmarks work, nothing else.\n"
             );
         }
         println!("{}\n", machine());
@@ -69,7 +70,8 @@ fn machine() -> String {
         .find_map(|line| line.strip_prefix("model name"))
         .map_or("an unknown processor", |rest| rest.trim_start_matches([' ', '\t', ':']));
     format!(
-        "{threads} hardware threads, {model}; server, floor and clients in one process, each with its own runtime of 2 threads"
+        "{threads} hardware threads, {model}; server, floor and clients in one process, each with its own \
+         runtime of 2 threads"
     )
 }
 

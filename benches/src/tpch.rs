@@ -48,7 +48,7 @@ fn data(table: &str, scale_factor: f64) -> Result<Box<dyn RecordBatchReader>> {
         "partsupp" => Box::new(PartSuppArrow::new(PartSuppGenerator::new(scale_factor, 1, 1))),
         "orders" => Box::new(OrderArrow::new(OrderGenerator::new(scale_factor, 1, 1))),
         "lineitem" => Box::new(LineItemArrow::new(LineItemGenerator::new(scale_factor, 1, 1))),
-        other => return Err(format!("TPC-H has no table {other}").into()),
+        other => return Err(format!("TPC-H has no table \"{other}\"").into()),
     })
 }
 

@@ -34,8 +34,8 @@ pub(crate) async fn run(kalam: &Kalam, scale: Scale, plot: Option<&Path>, report
     let mut phases = Vec::new();
     let calm = scale.round * 3;
     tokio::time::sleep(calm).await;
-    for name in ["flush", "merge"] {
-        if name == "merge" {
+    for name in ["flush", "compaction"] {
+        if name == "compaction" {
             // Compaction skips large segments without deleted rows.
             kalam.execute(&["DELETE FROM moved.t WHERE id % 1000 = 1"]).await?;
             tokio::time::sleep(calm).await;
@@ -43,7 +43,7 @@ pub(crate) async fn run(kalam: &Kalam, scale: Scale, plot: Option<&Path>, report
         let from = begin.elapsed();
         let table = {
             let snapshot = kalam.database().context().committer.snapshot();
-            std::sync::Arc::clone(snapshot.catalog.table("moved", "t").ok_or("there is no such table")?)
+            std::sync::Arc::clone(snapshot.catalog.table("moved", "t").ok_or("the table does not exist")?)
         };
         let jobs = &kalam.database().context().jobs;
         let job: JobId =
@@ -87,15 +87,16 @@ async fn fill(kalam: &Kalam, scale: Scale) -> Result<()> {
     kalam
         .execute(&[
             "CREATE NAMESPACE moved",
-            "CREATE TABLE moved.t (id BIGINT PRIMARY KEY, body TEXT, score DOUBLE) WITH (FLUSH_POLICY = 'interval:86400')",
+            "CREATE TABLE moved.t (id BIGINT PRIMARY KEY, body TEXT, score DOUBLE) \
+             WITH (FLUSH_POLICY = 'interval:86400')",
         ])
         .await?;
     // Each INSERT is small enough for its rows to be hot.
     let (parts, rows) = (20, scale.moved_rows);
     for part in 0..parts {
         let insert = format!(
-            "INSERT INTO moved.t SELECT value, 'forty characters of text, give or take ' || CAST(value AS TEXT), value / 8.0 \
-             FROM generate_series({}, {})",
+            "INSERT INTO moved.t SELECT value, 'forty characters of text, give or take ' || \
+             CAST(value AS TEXT), value / 8.0 FROM generate_series({}, {})",
             part * rows / parts + 1,
             (part + 1) * rows / parts
         );
@@ -142,7 +143,8 @@ fn picture(samples: &[(Duration, Duration)], phases: &[Phase]) -> Result<String>
         HEIGHT - MARGIN - ((ms.max(0.1).log10() + 1.0) / DECADES).min(1.0) * (HEIGHT - MARGIN - 30.0)
     };
     let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" font-family=\"sans-serif\" font-size=\"12\">\n\
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" \
+         font-family=\"sans-serif\" font-size=\"12\">\n\
          <rect width=\"{WIDTH}\" height=\"{HEIGHT}\" fill=\"white\"/>\n"
     );
     for phase in phases {

@@ -52,7 +52,7 @@ impl Wire {
         request.metadata_mut().insert("authorization", basic(user, password).parse()?);
         let response = client.handshake(request).await?;
         let authorization =
-            response.metadata().get("authorization").ok_or("the handshake gave no token")?.clone();
+            response.metadata().get("authorization").ok_or("the handshake returned no token")?.clone();
         Ok(Self { client, authorization })
     }
 
@@ -71,7 +71,7 @@ impl Wire {
         let reply = replies.message().await?.ok_or("no reply to CreatePreparedStatement")?;
         let any = Any::decode(&*reply.body)?;
         let result: ActionCreatePreparedStatementResult =
-            any.unpack()?.ok_or("another reply than ActionCreatePreparedStatementResult")?;
+            any.unpack()?.ok_or("the reply is not an ActionCreatePreparedStatementResult")?;
         Ok(result.prepared_statement_handle)
     }
 
@@ -81,7 +81,7 @@ impl Wire {
         let info = self.client.get_flight_info(request).await?.into_inner();
         let mut messages = 0;
         for endpoint in info.endpoint {
-            let ticket = endpoint.ticket.ok_or("an endpoint without a ticket")?;
+            let ticket = endpoint.ticket.ok_or("an endpoint has no ticket")?;
             let request = self.request(ticket);
             let mut stream = self.client.do_get(request).await?.into_inner();
             while let Some(data) = stream.message().await? {
@@ -109,7 +109,7 @@ impl Wire {
         let request = self.request(FlightDescriptor::new_cmd(command.clone()));
         let info = self.client.get_flight_info(request).await?.into_inner();
         for endpoint in info.endpoint {
-            let ticket = endpoint.ticket.ok_or("an endpoint without a ticket")?;
+            let ticket = endpoint.ticket.ok_or("an endpoint has no ticket")?;
             let request = self.request(ticket);
             let stream = self.client.do_get(request).await?.into_inner();
             let stream = stream.map_err(|status| FlightError::Tonic(Box::new(status)));
@@ -192,7 +192,7 @@ pub(crate) fn ingest(namespace: &str, table: &str) -> Bytes {
 
 /// Returns a schema message and batches as a DoPut under `command`.
 pub(crate) fn put_messages(command: &Bytes, batches: Vec<RecordBatch>) -> Result<Vec<FlightData>> {
-    let schema = batches.first().ok_or("nothing to put")?.schema();
+    let schema = batches.first().ok_or("there is no batch to put")?.schema();
     let mut messages = batches_to_flight_data(&schema, batches)?;
     if let Some(first) = messages.first_mut() {
         first.flight_descriptor = Some(FlightDescriptor::new_cmd(command.clone()));

@@ -94,7 +94,7 @@ impl AccessLevel {
     }
 
     /// Returns the lowest role that may read.
-    pub fn reader(self) -> Role {
+    pub fn min_reader(self) -> Role {
         match self {
             Self::Public => Role::User,
             Self::Private | Self::Restricted => Role::Service,
@@ -103,7 +103,7 @@ impl AccessLevel {
     }
 
     /// Returns the lowest role that may write.
-    pub fn writer(self) -> Role {
+    pub fn min_writer(self) -> Role {
         match self {
             Self::Public | Self::Private | Self::Restricted => Role::Service,
             Self::Dba => Role::Dba,
@@ -134,12 +134,12 @@ impl Principal {
 
     /// Returns whether the principal may read a SHARED table of this level.
     pub fn may_read_shared(&self, level: AccessLevel) -> bool {
-        self.role >= level.reader()
+        self.role >= level.min_reader()
     }
 
     /// Returns whether the principal may write a SHARED table of this level.
     pub fn may_write_shared(&self, level: AccessLevel) -> bool {
-        self.role >= level.writer()
+        self.role >= level.min_writer()
     }
 
     /// Returns whether the principal may read the tables of namespace `system`.

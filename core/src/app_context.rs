@@ -85,7 +85,8 @@ impl AppContext {
             config: &config,
         })
         .await;
-        info!(node = %node_id, database = %committer.database_id(), seq = committer.seq().0, "database opened");
+        let (database, seq) = (committer.database_id(), committer.seq().0);
+        info!(node = %node_id, %database, seq, "database opened");
         Ok(Arc::new(Self {
             node_id,
             config,
@@ -119,7 +120,7 @@ fn stored_secret(path: &Path) -> Result<[u8; 32]> {
         Error::new(
             ErrorKind::Unavailable,
             SqlState::IO_ERROR,
-            "the secret in the data directory cannot be read or made",
+            "the secret in the data directory cannot be read or created",
         )
         .hint("check that the data directory is writable")
         .source(error)
@@ -127,7 +128,7 @@ fn stored_secret(path: &Path) -> Result<[u8; 32]> {
     match std::fs::read(path) {
         Ok(bytes) => <[u8; 32]>::try_from(bytes.as_slice()).map_err(|_| {
             Error::corruption("the secret in the data directory is damaged")
-                .hint("restore it, or remove it: all tokens are then void")
+                .hint("restore it, or remove it to invalidate all tokens")
         }),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let secret: [u8; 32] = rand::random();

@@ -38,7 +38,6 @@ use crate::schema_registry::{CatalogChange, RegistryCounters, UserRecord};
 use crate::sql::Engine;
 use crate::sql::Session;
 use crate::sql::password::{Passwords, login_failed};
-use crate::sql::session::user_is_gone;
 
 /// The user created with the database.
 const ROOT: &str = "root";
@@ -59,14 +58,24 @@ struct Inner {
 impl Database {
     /// Opens the database in `config.data_dir`, or creates it. Must be called within a tokio runtime.
     ///
-    /// ```no_run
-    /// # use kalamdb_core::{Config, Database, Result};
-    /// # async fn example() -> Result<()> {
-    /// let database = Database::open(Config::at("./my-data")).await?;
-    /// if let Some(password) = database.generated_root_password() {
-    ///     println!("root's password is {password}");
-    /// }
-    /// # database.shutdown().await
+    /// # Examples
+    /// ```
+    /// use kalamdb_core::{Config, Database};
+    ///
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let folder = tempfile::tempdir()?;
+    /// let config = Config::at(folder.path().join("data"));
+    /// let database = Database::open(config.clone()).await?;
+    /// let password = database.generated_root_password().expect("the database is new").to_owned();
+    /// database.shutdown().await?;
+    /// drop(database); // The directory is free when the last handle is gone.
+    ///
+    /// let database = Database::open(config).await?;
+    /// assert_eq!(database.generated_root_password(), None);
+    /// database.authenticate("root", &password).await?;
+    /// # database.shutdown().await?;
+    /// # Ok(())
     /// # }
     /// ```
     ///
@@ -77,6 +86,19 @@ impl Database {
     }
 
     /// Opens an in-memory database. Its data is gone when it is closed.
+    ///
+    /// # Examples
+    /// ```
+    /// use kalamdb_core::Database;
+    ///
+    /// # #[tokio::main]
+    /// # async fn main() -> kalamdb_core::Result<()> {
+    /// let database = Database::open_in_memory().await?;
+    /// let session = database.session_for("root")?;
+    /// session.execute("CREATE TABLE points (id BIGINT PRIMARY KEY, x BIGINT)", ()).await?;
+    /// database.shutdown().await
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// As [`Database::open`].
@@ -97,6 +119,23 @@ impl Database {
     }
 
     /// Returns the user with that name if the password is right.
+    ///
+    /// # Examples
+    /// ```
+    /// use kalamdb_core::Database;
+    ///
+    /// # #[tokio::main]
+    /// # async fn main() -> kalamdb_core::Result<()> {
+    /// # let database = Database::open_in_memory().await?;
+    /// let root = database.session_for("root")?;
+    /// root.execute("CREATE USER 'ann' WITH PASSWORD 'correct horse battery'", ()).await?;
+    /// let principal = database.authenticate("ann", "correct horse battery").await?;
+    /// let session = database.session(&principal);
+    /// assert_eq!(&*session.principal().username, "ann");
+    /// assert!(database.authenticate("ann", "a guess").await.is_err());
+    /// # database.shutdown().await
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// 28P01. The message is the same for a wrong name and a wrong password.
@@ -129,9 +168,7 @@ impl Database {
 
     fn user(&self, id: UserId) -> Result<Arc<UserRecord>> {
         let snapshot = self.inner.ctx.committer.snapshot();
-        snapshot.catalog.user(id).map(Arc::clone).ok_or_else(|| {
-            user_is_gone(&Principal { user_id: id, username: Arc::from(id.to_string()), role: Role::User })
-        })
+        snapshot.catalog.user(id).map(Arc::clone).ok_or_else(|| Error::user_not_found(id))
     }
 
     /// Opens a session for an authenticated user.

@@ -50,6 +50,7 @@ pub enum ErrorKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SqlState(pub &'static str);
 
+#[expect(missing_docs, reason = "the names are those of PostgreSQL's conditions")]
 impl SqlState {
     pub const CONNECTION_EXCEPTION: Self = Self("08000");
     pub const OUTCOME_UNKNOWN: Self = Self("08007");
@@ -208,6 +209,16 @@ impl Error {
         .hint(format!("create it with CREATE NAMESPACE {name}"))
     }
 
+    /// A user that no longer exists (28000).
+    pub fn user_not_found(name: impl fmt::Display) -> Self {
+        Self::new(
+            ErrorKind::Unauthenticated,
+            SqlState::INVALID_AUTHORIZATION,
+            format!("user \"{name}\" no longer exists"),
+        )
+        .hint("log in again")
+    }
+
     /// A missing permission (42501).
     pub fn permission_denied(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::PermissionDenied, SqlState::INSUFFICIENT_PRIVILEGE, message)
@@ -232,7 +243,7 @@ impl Error {
     /// The database is closing (57P01).
     pub fn shutting_down() -> Self {
         Self::new(ErrorKind::Unavailable, SqlState::SHUTTING_DOWN, "the database is shutting down")
-            .hint("connect again once it is back")
+            .hint("reconnect once it is back")
     }
 }
 
@@ -364,7 +375,7 @@ fn from_schema_error(error: &SchemaError) -> Error {
             SqlState::DUPLICATE_COLUMN,
             format!("column \"{name}\" appears more than once"),
         )
-        .hint("give each column an alias of its own"),
+        .hint("give each column its own alias"),
     }
 }
 

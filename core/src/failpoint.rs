@@ -1,4 +1,4 @@
-//! Named points at which a test ends the process or makes a step fail, so that every such moment is tested.
+//! Named points at which a test ends the process or makes a step fail, so that every such point is tested.
 //!
 //! They exist only with the feature `failpoints` of the crate `fail`, which test builds enable; in other
 //! builds a point compiles to nothing. The environment variable `FAILPOINTS`, read once at start, or
@@ -7,7 +7,7 @@
 //! ```text
 //! FAILPOINTS='flush::committed=return(kill);commit::write=2*off->return(error)'
 //!   return(kill)    the process ends at once, as by kill -9
-//!   return(error)   the step fails with 58030; only at points of CAN_FAIL
+//!   return(error)   the step fails with 58030; only at points of ERROR_POINTS
 //!   sleep(N), pause, N*off->...    as in the documentation of `fail`
 //! ```
 //!
@@ -17,7 +17,7 @@
 use crate::error::{Error, ErrorKind, Result, SqlState};
 
 /// Points where a step can also fail, in the order of the code.
-pub const CAN_FAIL: &[&str] = &[
+pub const ERROR_POINTS: &[&str] = &[
     "commit::write",
     "segment::create",
     "segment::written",
@@ -55,7 +55,8 @@ pub const CAN_FAIL: &[&str] = &[
 ];
 
 /// Points where only the process can end.
-pub const CAN_END: &[&str] = &["commit::written", "commit::installed", "commit::answered", "recover::swept"];
+pub const KILL_POINTS: &[&str] =
+    &["commit::written", "commit::installed", "commit::answered", "recover::swept"];
 
 /// Faults that tests plant in the planner, to see whether the guards find them: `FAILPOINTS='name=return'`.
 pub const FAULTS: &[&str] = &[
@@ -106,7 +107,7 @@ pub(crate) fn step(point: &'static str) -> Result<()> {
             Err(Error::new(
                 ErrorKind::Unavailable,
                 SqlState::IO_ERROR,
-                format!("a test had the step \"{point}\" fail"),
+                format!("a failpoint made the step \"{point}\" fail"),
             )
             .hint("this program was built for tests; set no FAILPOINTS"))
         }
@@ -115,7 +116,7 @@ pub(crate) fn step(point: &'static str) -> Result<()> {
 
 /// Passes a point at which only the process can end.
 #[inline]
-pub(crate) fn moment(point: &'static str) {
+pub(crate) fn kill_point(point: &'static str) {
     if fail::has_failpoints() && fail::eval(point, |_| ()).is_some() {
         kill(point);
     }
@@ -134,8 +135,8 @@ pub fn configure_from_environment() -> Result<()> {
         let (point, actions) =
             setting.split_once('=').ok_or_else(|| unusable(setting, "it has no action"))?;
         let is_error = actions.contains("return") && !actions.contains("return(kill)");
-        let is_known = CAN_FAIL.contains(&point) || FAULTS.contains(&point);
-        if !is_known && (is_error || !CAN_END.contains(&point)) {
+        let is_known = ERROR_POINTS.contains(&point) || FAULTS.contains(&point);
+        if !is_known && (is_error || !KILL_POINTS.contains(&point)) {
             return Err(unusable(setting, "there is no such point, or no step there can fail"));
         }
         fail::cfg(point, actions).map_err(|why| unusable(setting, &why))?;

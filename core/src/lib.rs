@@ -23,6 +23,12 @@
 //! | `sql` | statements: parse, route in one `match`, execute |
 //! | `database` | the embedding API on top |
 //!
+//! # Entry points
+//! Each has an example: [`Database::open`], [`Database::open_in_memory`], [`Database::authenticate`],
+//! [`Session::execute`], [`Session::prepare`], [`Session::subscribe`], [`Session::append`],
+//! [`Prepared::execute_batch`], [`RowStream`], [`jobs::JobManager::wait`], [`maintenance::restore()`],
+//! [`maintenance::check()`], [`split_statements`].
+//!
 //! # Terms
 //! *commit*: one atomic change of the database, with one `seq`. *snapshot*: the database as of one seq.
 //! *scope*: the owner of rows (one user, or shared). *segment*: one immutable cold file.

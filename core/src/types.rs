@@ -25,8 +25,9 @@ pub const EMBEDDING_DIMENSIONS_MAX: u16 = 8_192;
 /// The most digits of a decimal.
 pub const DECIMAL_PRECISION_MAX: u8 = 38;
 
-const SUPPORTED: &str = "supported types are BOOLEAN, SMALLINT, INTEGER, BIGINT, REAL, DOUBLE, DECIMAL(p,s), TEXT, VARCHAR(n), \
-                         BYTES, JSON, TIMESTAMP, TIMESTAMPTZ, DATE, TIME, UUID, EMBEDDING(n) and FILE";
+const SUPPORTED: &str = "supported types are BOOLEAN, SMALLINT, INTEGER, BIGINT, REAL, DOUBLE, \
+                         DECIMAL(p,s), TEXT, VARCHAR(n), BYTES, JSON, TIMESTAMP, \
+                         TIMESTAMPTZ, DATE, TIME, UUID, EMBEDDING(n) and FILE";
 
 /// The type of a column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -274,9 +275,9 @@ pub fn text_length_max(sql: &ast::DataType) -> Result<Option<u32>> {
 
 /// Returns the type in which values are sent, so that every driver reads them: no views, dictionaries,
 /// run-ends, half floats or unsigned integers, not even inside lists.
-pub(crate) fn plain(ty: &DataType) -> DataType {
+pub(crate) fn wire_type(ty: &DataType) -> DataType {
     let item = |field: &Arc<Field>| {
-        Arc::new(Field::new(field.name(), plain(field.data_type()), field.is_nullable()))
+        Arc::new(Field::new(field.name(), wire_type(field.data_type()), field.is_nullable()))
     };
     match ty {
         DataType::Utf8View => DataType::Utf8,
@@ -288,8 +289,8 @@ pub(crate) fn plain(ty: &DataType) -> DataType {
         DataType::Decimal32(precision, scale) | DataType::Decimal64(precision, scale) => {
             DataType::Decimal128(*precision, *scale)
         }
-        DataType::Dictionary(_, value) => plain(value),
-        DataType::RunEndEncoded(_, values) => plain(values.data_type()),
+        DataType::Dictionary(_, value) => wire_type(value),
+        DataType::RunEndEncoded(_, values) => wire_type(values.data_type()),
         DataType::List(field) | DataType::ListView(field) => DataType::List(item(field)),
         DataType::LargeList(field) | DataType::LargeListView(field) => DataType::LargeList(item(field)),
         DataType::FixedSizeList(field, len) => DataType::FixedSizeList(item(field), *len),
@@ -312,7 +313,7 @@ fn whole_microseconds(sql: &ast::DataType, precision: Option<u64>) -> Result<()>
     match precision {
         None | Some(6) => Ok(()),
         Some(_) => Err(Error::unsupported(format!("the precision of {sql}"))
-            .hint("leave it out: times have microseconds")),
+            .hint("omit it: times have microsecond precision")),
     }
 }
 
@@ -450,6 +451,16 @@ mod tests {
         assert_eq!(error.sqlstate(), SqlState::NUMERIC_OUT_OF_RANGE);
         let error = ColumnType::Date.parse_text("soon").unwrap_err();
         assert_eq!(error.sqlstate(), SqlState::INVALID_DATETIME);
+    }
+
+    #[test]
+    fn types_that_drivers_cannot_read_are_replaced_even_inside_lists() {
+        let list = |item: DataType| DataType::List(Arc::new(Field::new_list_field(item, true)));
+        let dictionary = DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8View));
+        assert_eq!(wire_type(&dictionary), DataType::Utf8);
+        assert_eq!(wire_type(&list(dictionary)), list(DataType::Utf8));
+        assert_eq!(wire_type(&DataType::UInt32), DataType::Int64);
+        assert_eq!(wire_type(&DataType::Int64), DataType::Int64);
     }
 
     #[test]

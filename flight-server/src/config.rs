@@ -1,8 +1,8 @@
 //! Settings of the server: their sources, and the checks before anything is opened.
 //!
-//! Every setting has one name. Flag `--set name=value` (or the setting's own flag) beats environment
-//! `KALAMDB_NAME`, which beats `name = value` in the TOML file, which beats the default. Invariant: an
-//! unknown name is an error, never ignored.
+//! Every setting has one name. Flag `--set name=value` (or the setting's own flag) overrides environment
+//! `KALAMDB_NAME`, which overrides `name = value` in the TOML file, which overrides the default. Invariant:
+//! an unknown name is an error, never ignored.
 
 use std::fmt;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -62,7 +62,7 @@ pub struct ServerConfig {
     pub drain_ms: u64,
     /// Filter of log lines in `tracing`'s syntax, e.g. `info` or `kalamdb_core=debug`. Default `info`.
     pub log_level: String,
-    /// Form of log lines. Default text.
+    /// Format of log lines. Default text.
     pub log_format: LogFormat,
 }
 
@@ -75,7 +75,7 @@ pub struct TlsConfig {
     pub key: PathBuf,
 }
 
-/// Form of log lines.
+/// Format of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
@@ -208,7 +208,8 @@ impl ServerConfig {
             tls: match (server.tls_cert.as_str(), server.tls_key.as_str()) {
                 ("", "") => None,
                 ("", _) | (_, "") => {
-                    return Err(ConfigError("settings \"tls_cert\" and \"tls_key\" go together".to_owned()));
+                    let message = "settings \"tls_cert\" and \"tls_key\" must be set together";
+                    return Err(ConfigError(message.to_owned()));
                 }
                 (cert, key) => Some(TlsConfig { cert: cert.into(), key: key.into() }),
             },
@@ -237,8 +238,8 @@ impl ServerConfig {
         match open {
             None => Ok(()),
             Some((name, address)) => Err(ConfigError(format!(
-                "{name} address {address} can be reached by other machines without TLS; use a loopback address, give \
-                 --tls-cert and --tls-key, or accept plain text with --insecure"
+                "{name} address {address} can be reached by other machines without TLS; use a loopback \
+                 address, set --tls-cert and --tls-key, or allow plain text with --insecure"
             ))),
         }
     }
@@ -342,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flag_beats_the_environment_which_beats_the_file() {
+    fn a_flag_overrides_the_environment_which_overrides_the_file() {
         let file = Some("node_id = \"file\"\nrow_bytes_max = 1\nlisten = \"127.0.0.1:1\"\n");
         let env = [
             ("KALAMDB_NODE_ID", "env"),
@@ -357,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn no_setting_is_taken_for_anothers_variable() {
+    fn no_setting_is_taken_for_a_foreign_variable() {
         let known = known_settings().expect("settings");
         assert_eq!(known.keys().find(|name| is_foreign(name)), None);
         let others =
@@ -411,7 +412,7 @@ mod tests {
         check(None, &[], &[("nope", "1")], "setting \"nope\" does not exist");
         check(None, &[], &[("listen", "0.0.0.0:8815")], "--insecure");
         check(None, &[], &[("http_listen", "0.0.0.0:8815")], "--insecure");
-        check(None, &[], &[("tls_cert", "a.pem")], "go together");
+        check(None, &[], &[("tls_cert", "a.pem")], "must be set together");
         check(None, &[], &[("log_format", "xml")], "setting \"log_format\": unknown variant `xml`");
     }
 

@@ -2,11 +2,11 @@
 //!
 //! The number, not the peer's address, names the connection's session: ports are reused, numbers are not.
 //!
-//! Clients that only connect must not use up the places of those that log in. So connections without a login
-//! have few places, and each keeps its place only for a short time, whatever it sends.
+//! Clients that only connect must not use up the slots of those that log in. So connections without a login
+//! have few slots, and each keeps its slot only for a short time, whatever it sends.
 //!
-//! Invariant: a slot is freed exactly when its socket is dropped, however the connection ended. A place
-//! without login is freed at the first call with valid credentials, or with the connection.
+//! Invariant: a connection slot is freed exactly when its socket is dropped, however the connection ended. A
+//! login slot is freed at the first call with valid credentials, or with the connection.
 
 use std::io;
 use std::net::SocketAddr;
@@ -31,23 +31,23 @@ pub(crate) struct ConnectionInfo {
     /// Never reused while the process lives.
     pub(crate) number: u64,
     pub(crate) peer: SocketAddr,
-    entrance: Arc<Entrance>,
+    login_slot: Arc<LoginSlot>,
 }
 
 impl ConnectionInfo {
-    /// Notes a login on the connection: from now on it may stay.
-    pub(crate) fn admit(&self) {
-        if !self.entrance.is_admitted.swap(true, Ordering::Relaxed) {
-            *self.entrance.place.lock() = None;
+    /// Records a login on the connection, which from now on may stay.
+    pub(crate) fn mark_logged_in(&self) {
+        if !self.login_slot.is_logged_in.swap(true, Ordering::Relaxed) {
+            *self.login_slot.permit.lock() = None;
         }
     }
 }
 
-/// A connection's place among those without a login.
+/// A connection's slot among those without a login.
 #[derive(Debug)]
-struct Entrance {
-    is_admitted: AtomicBool,
-    place: Mutex<Option<OwnedSemaphorePermit>>,
+struct LoginSlot {
+    is_logged_in: AtomicBool,
+    permit: Mutex<Option<OwnedSemaphorePermit>>,
 }
 
 /// An accepted socket.
@@ -73,8 +73,8 @@ pub(crate) struct ConnectionLimits {
 struct Acceptor {
     listener: TcpListener,
     limits: ConnectionLimits,
-    slots: Arc<Semaphore>,
-    places: Arc<Semaphore>,
+    connection_slots: Arc<Semaphore>,
+    login_slots: Arc<Semaphore>,
     last_number: u64,
 }
 
@@ -87,8 +87,8 @@ pub(crate) fn accept(
     let acceptor = Acceptor {
         listener,
         limits,
-        slots: Arc::new(Semaphore::new(limits.connections_max)),
-        places: Arc::new(Semaphore::new(limits.anonymous_max)),
+        connection_slots: Arc::new(Semaphore::new(limits.connections_max)),
+        login_slots: Arc::new(Semaphore::new(limits.anonymous_max)),
         last_number: 0,
     };
     futures::stream::unfold(acceptor, |mut acceptor| async move {
@@ -109,21 +109,21 @@ impl Acceptor {
                     continue;
                 }
             };
-            let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
-                warn!(%peer, "refused a connection over the limit");
+            let Ok(slot) = Arc::clone(&self.connection_slots).try_acquire_owned() else {
+                warn!(%peer, "refused a connection: too many are open");
                 continue;
             };
-            let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
-                warn!(%peer, "refused a connection, too many have not logged in yet");
+            let Ok(permit) = Arc::clone(&self.login_slots).try_acquire_owned() else {
+                warn!(%peer, "refused a connection: too many have not logged in");
                 continue;
             };
             if let Err(error) = stream.set_nodelay(true) {
                 debug!(%peer, %error, "could not set nodelay");
             }
             self.last_number += 1;
-            let entrance =
-                Arc::new(Entrance { is_admitted: AtomicBool::new(false), place: Mutex::new(Some(place)) });
-            let info = ConnectionInfo { number: self.last_number, peer, entrance };
+            let login_slot =
+                LoginSlot { is_logged_in: AtomicBool::new(false), permit: Mutex::new(Some(permit)) };
+            let info = ConnectionInfo { number: self.last_number, peer, login_slot: Arc::new(login_slot) };
             let login_until = Some(Box::pin(sleep(self.limits.login_time)));
             return Connection { stream, info, login_until, _slot: slot };
         }
@@ -144,7 +144,7 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.info.entrance.is_admitted.load(Ordering::Relaxed) {
+        if self.info.login_slot.is_logged_in.load(Ordering::Relaxed) {
             self.login_until = None;
         }
         // Check before reading: a client that sends without pause must not escape the time limit.
@@ -208,7 +208,7 @@ mod tests {
         let mut guest = TcpStream::connect(address).await.unwrap();
         let mut of_guest = accepted.next().await.unwrap().unwrap();
         assert_ne!(of_stranger.info.number, of_guest.info.number);
-        of_guest.info.admit();
+        of_guest.info.mark_logged_in();
 
         let talking = tokio::spawn(async move { while stranger.write_all(b"hello").await.is_ok() {} });
         let mut buffer = [0; 64];
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn places_of_those_who_have_not_logged_in_are_few_and_given_back() {
+    async fn login_slots_are_few_and_given_back() {
         let login_time = Duration::from_secs(60);
         let limits = ConnectionLimits { connections_max: 10, anonymous_max: 1, login_time };
         let (address, mut accepted) = listening(limits).await;
@@ -240,12 +240,12 @@ mod tests {
         let mut buffer = [0; 1];
         tokio::select! {
             biased;
-            _ = &mut next => panic!("there is no place"),
+            _ = &mut next => panic!("there is no slot"),
             read = refused.read(&mut buffer) => assert_eq!(read.unwrap_or(0), 0, "it is closed"),
         }
-        // A login frees the place, and so does a disconnect.
-        of_first.info.admit();
-        of_first.info.admit();
+        // A login frees the slot, and so does a disconnect.
+        of_first.info.mark_logged_in();
+        of_first.info.mark_logged_in();
         for _ in 0..2 {
             let _client = TcpStream::connect(address).await.unwrap();
             drop(next.await.unwrap().unwrap());

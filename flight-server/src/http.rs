@@ -62,7 +62,7 @@ impl HttpServer {
 
 /// 503 while writes are refused: from a failed write until the store is reopened, or while the disk is full.
 async fn health(State(database): State<Database>) -> (StatusCode, &'static str) {
-    match database.context().committer.takes_writes() {
+    match database.context().committer.accepts_writes() {
         true => (StatusCode::OK, "ok\n"),
         false => {
             (StatusCode::SERVICE_UNAVAILABLE, "writes are refused: the disk is full, or a write failed\n")
@@ -119,36 +119,40 @@ fn collect(database: &Database) -> Vec<Metric> {
     vec![
         gauge("kalamdb_up", "1 while the process serves.", 1),
         counter("kalamdb_commit_seq", "Number of the newest commit.", database.seq().0),
-        gauge("kalamdb_commit_queue_length", "Write sets that wait.", context.committer.queue_len() as u64),
+        gauge("kalamdb_commit_queue_length", "Queued write sets.", context.committer.queue_len() as u64),
         gauge("kalamdb_storage_disk_bytes", "Bytes of live data files, without the log.", storage.disk_bytes),
         gauge("kalamdb_storage_memtable_bytes", "Bytes in memtables.", storage.memtable_bytes),
         gauge("kalamdb_storage_cache_bytes", "Bytes in the block cache.", storage.cache_bytes),
         gauge("kalamdb_hot_tier_bytes", "Bytes of hot rows kept as columns.", hot.bytes as u64),
-        counter("kalamdb_hot_tier_hits_total", "Chunks of rows that scans found there.", hot.hits),
-        counter("kalamdb_hot_tier_misses_total", "Stretches of rows that scans read instead.", hot.misses),
-        gauge("kalamdb_storage_compactions_running", "Compactions that run.", storage.compactions_running),
-        gauge("kalamdb_change_log_bytes", "About how many bytes the change log has.", storage.log_bytes),
-        gauge("kalamdb_live_subscriptions", "Live queries that run.", live.subscriptions as u64),
-        gauge("kalamdb_live_distinct_queries", "Distinct queries among them.", live.groups as u64),
+        counter("kalamdb_hot_tier_hits_total", "Row ranges that scans found in memory.", hot.hits),
+        counter("kalamdb_hot_tier_misses_total", "Row ranges that scans read from the store.", hot.misses),
+        gauge("kalamdb_storage_compactions_running", "Running compactions.", storage.compactions_running),
+        gauge("kalamdb_change_log_bytes", "Approximate bytes of the change log.", storage.log_bytes),
+        gauge("kalamdb_live_subscriptions", "Running live queries.", live.subscriptions as u64),
+        gauge("kalamdb_live_distinct_queries", "Distinct running live queries.", live.groups as u64),
         gauge("kalamdb_live_ring_bytes", "Bytes of frames kept for subscribers.", live.ring_bytes as u64),
-        gauge("kalamdb_live_frontier_seq", "Commit up to which all is matched.", live.frontier.0),
+        gauge("kalamdb_live_frontier_seq", "Newest commit matched with all live queries.", live.frontier.0),
         counter(
             "kalamdb_live_evaluations_total",
             "Evaluations of a query over new commits.",
             live.evaluations,
         ),
-        counter("kalamdb_live_frames_total", "Frames taken by subscribers.", live.frames),
+        counter("kalamdb_live_frames_total", "Frames delivered to subscribers.", live.frames),
         counter(
             "kalamdb_live_log_reads_total",
             "Reads of the change log by slow subscribers.",
             live.log_reads,
         ),
-        counter("kalamdb_live_resets_total", "Snapshots that began anew.", live.resets),
-        counter("kalamdb_schema_hits_total", "Schemas found memoized.", schemas.hits),
-        counter("kalamdb_schema_misses_total", "Schemas that were not memoized.", schemas.misses),
+        counter("kalamdb_live_resets_total", "Live queries restarted from a new snapshot.", live.resets),
+        counter("kalamdb_schema_hits_total", "Schema lookups that found a memoized schema.", schemas.hits),
+        counter(
+            "kalamdb_schema_misses_total",
+            "Schema lookups that found no memoized schema.",
+            schemas.misses,
+        ),
         counter("kalamdb_schema_builds_total", "Arrow schemas built.", schemas.builds),
         counter("kalamdb_schema_encodings_total", "Arrow schemas encoded for the wire.", schemas.encodings),
-        gauge("kalamdb_schema_bytes", "About how many bytes memoized schemas take.", schemas.bytes as u64),
+        gauge("kalamdb_schema_bytes", "Approximate bytes of memoized schemas.", schemas.bytes as u64),
     ]
 }
 

@@ -9,6 +9,7 @@
 //! | `auth` | authentication: one layer over the whole router that denies by default |
 //! | `seal` | signatures of tokens and tickets |
 //! | `status` | core errors as gRPC statuses, the only place that maps them |
+//! | `ipc_decoder` | Arrow IPC from clients: checked, then decoded |
 //! | `flight_sql` | the Flight service: commands, tickets, encoding |
 //! | [`live`] | the LiveQuery service |
 //! | `health`, [`http`] | health over gRPC; health and metrics over HTTP |
@@ -24,6 +25,7 @@ mod connection;
 mod flight_sql;
 mod health;
 pub mod http;
+mod ipc_decoder;
 pub mod live;
 pub mod logging;
 mod offload;

@@ -58,7 +58,7 @@ where
             match task.join_next().await {
                 Some(Ok(response)) => response,
                 ended => {
-                    tracing::error!(?ended, "a call did not end in order");
+                    tracing::error!(?ended, "a call panicked or was aborted");
                     Ok(to_status(&Error::internal("the call could not be completed")).into_http())
                 }
             }

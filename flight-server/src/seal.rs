@@ -70,6 +70,18 @@ mod tests {
     use super::SealKey;
 
     #[test]
+    fn the_bytes_are_frozen() {
+        const MAC: [u8; 32] = [
+            0xA8, 0x4C, 0xAF, 0x9B, 0xF3, 0x1C, 0xFC, 0x65, 0x36, 0x21, 0xFC, 0x1E, 0x0F, 0x8F, 0xAE, 0xB1,
+            0x99, 0x9E, 0x3C, 0x85, 0xF8, 0x60, 0xC5, 0x72, 0x57, 0x61, 0xF5, 0xBE, 0xC0, 0x21, 0xBB, 0x6A,
+        ];
+        let key = SealKey::derive(b"secret", "ticket");
+        let sealed = [&b"body"[..], &MAC].concat();
+        assert_eq!(key.seal(b"body".to_vec()), sealed);
+        assert_eq!(key.open(&sealed), Some(b"body".as_slice()));
+    }
+
+    #[test]
     fn sealed_bytes_open_only_unchanged_and_for_their_purpose() {
         let tickets = SealKey::derive(b"secret", "ticket");
         let tokens = SealKey::derive(b"secret", "token");

@@ -98,7 +98,7 @@ impl Server {
         let local_addr = listener.local_addr()?;
         let closing = CancellationToken::new();
         let authenticator = Arc::new(Authenticator::new(database.clone()));
-        let state = FlightState::new(database.clone(), Arc::clone(&authenticator), config, closing.clone())?;
+        let state = FlightState::new(database.clone(), Arc::clone(&authenticator), config, closing.clone());
         Ok(Self {
             listener,
             local_addr,
@@ -139,7 +139,7 @@ impl Server {
         let (reporter, health_service) = tonic_health::server::health_reporter();
         health::set(&reporter, ServingStatus::Serving).await;
         let committer = Arc::clone(&self.database.context().committer);
-        let health = health::follow(reporter, move || committer.takes_writes(), shutdown.clone());
+        let health = health::follow(reporter, move || committer.accepts_writes(), shutdown.clone());
         let flight = FlightServiceServer::new(FlightSqlService::new(Arc::clone(&self.state)))
             .max_decoding_message_size(self.message_bytes_max)
             .max_encoding_message_size(usize::MAX);
@@ -174,7 +174,7 @@ impl Server {
         tokio::select! {
             result = serving => Ok(result?),
             () = drained => {
-                info!("drain time is over, closing what is still open");
+                info!("drain time expired; closing open calls");
                 Ok(())
             }
             never = self.state.sweep() => match never {},
@@ -199,7 +199,7 @@ fn limited(builder: tonic::transport::Server) -> tonic::transport::Server {
 async fn tls(config: &ServerConfig) -> Result<Option<ServerTlsConfig>, BoxError> {
     let Some(tls) = &config.tls else { return Ok(None) };
     let read = async |path: &std::path::Path| {
-        tokio::fs::read(path).await.map_err(|error| format!("cannot read {}: {error}", path.display()))
+        tokio::fs::read(path).await.map_err(|error| format!("cannot read \"{}\": {error}", path.display()))
     };
     let identity = Identity::from_pem(read(&tls.cert).await?, read(&tls.key).await?);
     Ok(Some(ServerTlsConfig::new().identity(identity).timeout(TLS_HANDSHAKE_TIMEOUT)))

@@ -40,29 +40,29 @@ pub(crate) fn plain(error: &Error) -> Status {
     with_sqlstate(Status::new(code(error.kind()), error.to_string()), error.sqlstate())
 }
 
-/// Returns the status of a passed deadline. The core has no kind for it, because deadlines belong to the
+/// Returns the status after a passed deadline. The core has no kind for it, because deadlines belong to the
 /// caller.
 pub(crate) fn deadline_passed() -> Status {
     let sqlstate = SqlState::QUERY_CANCELED;
-    let message = format!("[{sqlstate}] the query did not end in time (raise the client's timeout)");
+    let message = format!("[{sqlstate}] the query timed out (raise the client's timeout)");
     with_sqlstate(Status::deadline_exceeded(message), sqlstate)
 }
 
 /// Adds the SQLSTATE to a response that the transport made, for example for an unreadable message or an
 /// unknown method.
-pub(crate) fn name_sqlstate(headers: &mut HeaderMap) {
+pub(crate) fn add_sqlstate(headers: &mut HeaderMap) {
     let Some(status) = Status::from_header_map(headers) else { return };
     if status.code() == Code::Ok || headers.contains_key(SQLSTATE_HEADER) {
         return;
     }
     let sqlstate = sqlstate_of(status.code());
-    let said = match status.message() {
+    let message = match status.message() {
         "" => status.code().description(),
         message => message,
     };
-    let named = with_sqlstate(Status::new(status.code(), format!("[{sqlstate}] {said}")), sqlstate);
+    let status = with_sqlstate(Status::new(status.code(), format!("[{sqlstate}] {message}")), sqlstate);
     // Only an invalid header value fails; an SQLSTATE and an encoded message are valid.
-    let _added = named.add_header(headers);
+    let _added = status.add_header(headers);
 }
 
 /// Maps an error code of the transport to an SQLSTATE.
@@ -173,7 +173,7 @@ mod tests {
     fn an_error_of_the_transport_has_an_sqlstate_too() {
         let headers = |status: Status| {
             let mut headers = status.into_http::<()>().headers().clone();
-            name_sqlstate(&mut headers);
+            add_sqlstate(&mut headers);
             headers
         };
         let foreign = Status::from_header_map(&headers(Status::unimplemented("no such method"))).unwrap();
@@ -185,7 +185,7 @@ mod tests {
             assert!(same.metadata().contains_key(SQLSTATE_HEADER));
         }
         let mut fine = HeaderMap::new();
-        name_sqlstate(&mut fine);
+        add_sqlstate(&mut fine);
         assert!(fine.is_empty());
     }
 

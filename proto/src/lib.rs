@@ -6,9 +6,19 @@
 pub mod live {
     //! Live queries.
 
-    #[allow(unreachable_pub, missing_docs, clippy::all, clippy::clone_on_ref_ptr)]
     pub mod v1 {
         //! Version 1 of the live query interface: `LiveQuery.Subscribe` and its frames.
+
+        #![allow(
+            missing_docs,
+            unreachable_pub,
+            clippy::all,
+            clippy::allow_attributes,
+            clippy::allow_attributes_without_reason,
+            clippy::clone_on_ref_ptr,
+            reason = "the code is generated"
+        )]
+
         tonic::include_proto!("kalamdb.live.v1");
     }
 }

@@ -177,7 +177,7 @@ fn arrow_cast(array: &ArrayRef, to: &DataType) -> Result<ArrayRef> {
 }
 
 fn no_cast(from: &DataType, to: &DataType) -> Error {
-    let text = format!("there is no cast from {from} to {to}");
+    let text = format!("cannot cast {from} to {to}");
     Error::new(ErrorKind::InvalidSql, SqlState::CANNOT_COERCE, text)
 }
 

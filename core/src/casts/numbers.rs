@@ -68,7 +68,7 @@ fn decimal128(array: &ArrayRef) -> Result<Decimal128Array> {
             arrow_cast(array, &DataType::Decimal128(*precision, *scale))?
         }
         DataType::Decimal256(_, scale) => arrow_cast(array, &DataType::Decimal128(38, *scale))?,
-        other => return Err(crate::error::Error::internal(format!("{other} is no decimal"))),
+        other => return Err(crate::error::Error::internal(format!("{other} is not a decimal type"))),
     };
     Ok(array.as_primitive::<Decimal128Type>().clone())
 }

@@ -139,7 +139,7 @@ fn date(day: i32) -> String {
 
 /// The date, and ` BC` for years before 1.
 fn date_and_era(day: i64) -> (String, &'static str) {
-    let (year, month, day) = times::civil(day);
+    let (year, month, day) = times::date_of_day(day);
     if year > 0 {
         (format!("{year:04}-{month:02}-{day:02}"), "")
     } else {

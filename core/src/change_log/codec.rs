@@ -19,7 +19,9 @@
 
 use bytes::Bytes;
 
-use super::{CommitRecord, LoggedInsert, PART_BYTES_MAX, RowChange, RowOp, TableChanges, columns};
+use super::columns::{self, PART_FORMAT_COLUMNS};
+use super::fields::{FieldReader, damaged, length};
+use super::{CommitRecord, LoggedInsert, PART_BYTES_MAX, RowChange, RowOp, TableChanges};
 use crate::error::{Error, Result};
 use crate::ids::{DatabaseId, Epoch, SchemaVersion, ScopeId, Seq, Shard, TableId, UserId};
 use crate::schema_registry::CatalogChange;
@@ -28,7 +30,6 @@ use crate::storage::{KeyRange, Partition, WriteBatch};
 const HEADER_FORMAT: u8 = 1;
 const FLAG_CLIENT_TRANSACTION: u8 = 0b1;
 const PART_FORMAT_ROWS: u8 = 1;
-pub(super) const PART_FORMAT_COLUMNS: u8 = 2;
 const KEY_HEADER: u8 = b'H';
 const KEY_CHANGES: u8 = b'C';
 const OP_INSERT: u8 = 1;
@@ -222,14 +223,8 @@ fn encode_header(database: DatabaseId, record: &CommitRecord, tables: &[TableSum
     Ok(out)
 }
 
-pub(super) fn length(bytes: usize) -> Result<[u8; 4]> {
-    u32::try_from(bytes)
-        .map(u32::to_le_bytes)
-        .map_err(|_| Error::internal("a log entry is longer than 4 GiB"))
-}
-
 pub(super) fn decode_header(value: &[u8]) -> Result<CommitHeader> {
-    let mut reader = Reader { bytes: value };
+    let mut reader = FieldReader { bytes: value };
     let [format, flags] = reader.take()?;
     if format != HEADER_FORMAT || flags & !FLAG_CLIENT_TRANSACTION != 0 {
         return Err(damaged());
@@ -265,7 +260,7 @@ pub(super) fn decode_header(value: &[u8]) -> Result<CommitHeader> {
 /// Adds the changes of one part of commit `seq` to `rows`. Those of a row-wise part share its memory. Returns
 /// the version of the definition that encoded them.
 pub(super) fn decode_part(value: &Bytes, seq: Seq, rows: &mut Vec<RowChange>) -> Result<SchemaVersion> {
-    let mut reader = Reader { bytes: value };
+    let mut reader = FieldReader { bytes: value };
     let [format] = reader.take()?;
     let version = SchemaVersion(reader.u32()?);
     let count = reader.u32()?;
@@ -290,39 +285,4 @@ pub(super) fn decode_part(value: &Bytes, seq: Seq, rows: &mut Vec<RowChange>) ->
     }
     reader.end()?;
     Ok(version)
-}
-
-pub(super) fn damaged() -> Error {
-    Error::corruption("an entry of the change log is damaged")
-}
-
-pub(super) struct Reader<'a> {
-    pub(super) bytes: &'a [u8],
-}
-
-impl<'a> Reader<'a> {
-    fn take<const N: usize>(&mut self) -> Result<[u8; N]> {
-        let (taken, rest) = self.bytes.split_first_chunk::<N>().ok_or_else(damaged)?;
-        self.bytes = rest;
-        Ok(*taken)
-    }
-
-    pub(super) fn u32(&mut self) -> Result<u32> {
-        Ok(u32::from_le_bytes(self.take()?))
-    }
-
-    fn u64(&mut self) -> Result<u64> {
-        Ok(u64::from_le_bytes(self.take()?))
-    }
-
-    pub(super) fn variable(&mut self) -> Result<&'a [u8]> {
-        let length = usize::try_from(self.u32()?).map_err(|_| damaged())?;
-        let (taken, rest) = self.bytes.split_at_checked(length).ok_or_else(damaged)?;
-        self.bytes = rest;
-        Ok(taken)
-    }
-
-    fn end(&self) -> Result<()> {
-        if self.bytes.is_empty() { Ok(()) } else { Err(damaged()) }
-    }
 }

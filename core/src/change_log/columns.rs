@@ -18,13 +18,15 @@ use arrow::ipc::reader::StreamReader;
 use arrow::ipc::writer::StreamWriter;
 use bytes::Bytes;
 
-use super::codec::{PART_FORMAT_COLUMNS, Reader, damaged, length};
+use super::fields::{FieldReader, damaged, length};
 use super::{RowChange, RowOp};
 use crate::error::{Error, Result};
 use crate::ids::{SchemaVersion, Seq};
 use crate::storage::rows::{RowEncoder, set_row_seq};
 use crate::types::ColumnType;
 
+/// The format byte of a part in columnar form.
+pub(super) const PART_FORMAT_COLUMNS: u8 = 2;
 const ZSTD_LEVEL: i32 = 1;
 
 /// Encodes a part: rows of one version of a table, whose columns have `types`, and their keys.
@@ -76,7 +78,7 @@ pub(super) fn decode(
     seq: Seq,
     rows: &mut Vec<RowChange>,
 ) -> Result<()> {
-    let mut reader = Reader { bytes };
+    let mut reader = FieldReader { bytes };
     let noted = reader.u32()?;
     if checksum(version, count, reader.bytes) != noted {
         return Err(damaged());

@@ -14,6 +14,7 @@
 
 mod codec;
 mod columns;
+mod fields;
 mod reader;
 #[cfg(test)]
 mod tests;

@@ -7,9 +7,10 @@ use std::ops::ControlFlow;
 use bytes::Bytes;
 
 use super::codec::{
-    CommitHeader, all_headers, damaged, decode_header, decode_part, header_key, header_range, part_key,
-    part_range, part_seq,
+    CommitHeader, all_headers, decode_header, decode_part, header_key, header_range, part_key, part_range,
+    part_seq,
 };
+use super::fields::damaged;
 use super::{CommitRecord, RowChange, TableChanges};
 use crate::error::Result;
 use crate::ids::{ScopeId, Seq, TableId};

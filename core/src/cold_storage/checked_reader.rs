@@ -1,7 +1,7 @@
 //! Reads the bytes of a segment and compares them with the checksums noted when they were written.
 //!
-//! Reads are widened to whole chunks of [`CHUNK_BYTES`]. The checksums come from the manifest, not from the
-//! object, so a changed byte anywhere in the object, even in its footer, is found before decoding.
+//! Reads are widened to whole blocks of [`CHECKSUM_BLOCK_BYTES`]. The checksums come from the manifest, not
+//! from the object, so a changed byte anywhere in the object, even in its footer, is found before decoding.
 //!
 //! Invariant: every byte that reaches a decoder is the byte that was written.
 
@@ -9,49 +9,47 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use datafusion::common::Result as DataFusionResult;
-use datafusion::datasource::listing::PartitionedFile;
-use datafusion::datasource::physical_plan::ParquetFileReaderFactory;
-use datafusion::datasource::physical_plan::parquet::ParquetFileMetrics;
-use datafusion::physical_plan::metrics::ExecutionPlanMetricsSet;
 use futures::future::BoxFuture;
 use futures::{FutureExt, TryFutureExt};
 use parquet::arrow::arrow_reader::ArrowReaderOptions;
 use parquet::arrow::async_reader::AsyncFileReader;
 use parquet::errors::ParquetError;
-use parquet::file::metadata::ParquetMetaData;
+use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData, ParquetMetaDataReader};
 
 use super::object_storage::ObjectStorage;
-use super::segment::{CHUNK_BYTES, Segment};
-use super::store::SegmentStore;
+use super::segment::{CHECKSUM_BLOCK_BYTES, Segment};
+use super::storages::Storages;
 use crate::error::{Error, ErrorKind, Result, SqlState};
+
+/// Bytes of the first read at the end of a segment: mostly the whole footer.
+const FOOTER_BYTES: usize = 64 << 10;
 
 /// Reads one segment.
 pub(super) struct CheckedReader {
-    pub(super) store: Arc<SegmentStore>,
+    pub(super) storages: Arc<Storages>,
     pub(super) segment: Arc<Segment>,
 }
 
 impl CheckedReader {
     async fn read(&self, range: Range<u64>) -> Result<Bytes> {
-        let start = range.start / CHUNK_BYTES * CHUNK_BYTES;
-        let end = (range.end.div_ceil(CHUNK_BYTES) * CHUNK_BYTES).min(self.segment.bytes);
+        let start = range.start / CHECKSUM_BLOCK_BYTES * CHECKSUM_BLOCK_BYTES;
+        let end = (range.end.div_ceil(CHECKSUM_BLOCK_BYTES) * CHECKSUM_BLOCK_BYTES).min(self.segment.bytes);
         if range.start > range.end || range.end > end {
-            return Err(self.damaged("it ends too early"));
+            return Err(self.damaged("it is shorter than expected"));
         }
-        let storage = self.store.storage(&self.segment.storage)?;
+        let storage = self.storages.get(&self.segment.storage)?;
         let bytes = match storage.get_range(&self.segment.path, start..end).await {
             Ok(bytes) => bytes,
             Err(error) => return Err(self.unreadable(&storage, error).await),
         };
         if bytes.len() as u64 != end - start {
-            return Err(self.damaged("it ends too early"));
+            return Err(self.damaged("it is shorter than expected"));
         }
-        let first = usize::try_from(start / CHUNK_BYTES).unwrap_or(usize::MAX);
-        let chunk_bytes = usize::try_from(CHUNK_BYTES).unwrap_or(usize::MAX);
-        for (chunk, piece) in bytes.chunks(chunk_bytes).enumerate() {
-            if self.segment.checksum(first + chunk) != Some(crc32fast::hash(piece)) {
-                return Err(self.damaged("a checksum does not fit"));
+        let first = usize::try_from(start / CHECKSUM_BLOCK_BYTES).unwrap_or(usize::MAX);
+        let block_bytes = usize::try_from(CHECKSUM_BLOCK_BYTES).unwrap_or(usize::MAX);
+        for (index, block) in bytes.chunks(block_bytes).enumerate() {
+            if self.segment.checksum(first + index) != Some(crc32fast::hash(block)) {
+                return Err(self.damaged("a checksum differs"));
             }
         }
         let place = |offset: u64| usize::try_from(offset - start).unwrap_or(usize::MAX);
@@ -61,7 +59,7 @@ impl CheckedReader {
     /// Reads neighbouring ranges together: the ranges of one read are mostly the columns of one row group.
     async fn read_all(&self, ranges: Vec<Range<u64>>) -> Result<Vec<Bytes>> {
         /// A gap of up to this many bytes is read together with the ranges around it.
-        const GAP_BYTES: u64 = 2 * CHUNK_BYTES;
+        const GAP_BYTES: u64 = 2 * CHECKSUM_BLOCK_BYTES;
         let mut order: Vec<usize> = (0..ranges.len()).collect();
         order.sort_by_key(|index| ranges.get(*index).map_or(0, |range| range.start));
         let mut merged: Vec<(Range<u64>, Vec<usize>)> = Vec::new();
@@ -95,7 +93,7 @@ impl CheckedReader {
                 .hint("restore it from a backup; other tables are not affected");
         }
         match storage.head(segment).await {
-            Ok(object) if object.size != self.segment.bytes => self.damaged("it has another length"),
+            Ok(object) if object.size != self.segment.bytes => self.damaged("its length differs"),
             _ => Error::new(
                 ErrorKind::Unavailable,
                 SqlState::IO_ERROR,
@@ -112,7 +110,7 @@ impl CheckedReader {
     }
 }
 
-fn outward(error: Error) -> ParquetError {
+pub(super) fn outward(error: Error) -> ParquetError {
     ParquetError::External(Box::new(error))
 }
 
@@ -128,80 +126,18 @@ impl AsyncFileReader for CheckedReader {
         self.read_all(ranges).map_err(outward).boxed()
     }
 
-    /// Returns the cached footer; it always has the page index, whatever the options say.
+    /// Reads the footer; it always has the page index, whatever the options say.
     fn get_metadata<'a>(
         &'a mut self,
         _: Option<&'a ArrowReaderOptions>,
     ) -> BoxFuture<'a, parquet::errors::Result<Arc<ParquetMetaData>>> {
         async move {
-            let open = self.store.open(&self.segment).await.map_err(outward)?;
-            Ok(Arc::clone(open.metadata.metadata()))
+            let bytes = self.segment.bytes;
+            let footer = ParquetMetaDataReader::new()
+                .with_page_index_policy(PageIndexPolicy::Required)
+                .with_prefetch_hint(Some(FOOTER_BYTES));
+            footer.load_and_finish(self, bytes).await.map(Arc::new)
         }
         .boxed()
-    }
-}
-
-/// Creates the readers for DataFusion's scans. Each file of a scan has its `Arc<Segment>` as extension.
-#[derive(Debug)]
-pub struct CheckedReaderFactory {
-    store: Arc<SegmentStore>,
-}
-
-impl CheckedReaderFactory {
-    /// Returns a factory for the segments of `store`.
-    pub fn new(store: Arc<SegmentStore>) -> Self {
-        Self { store }
-    }
-}
-
-impl ParquetFileReaderFactory for CheckedReaderFactory {
-    fn create_reader(
-        &self,
-        partition: usize,
-        file: PartitionedFile,
-        _: Option<usize>,
-        metrics: &ExecutionPlanMetricsSet,
-    ) -> DataFusionResult<Box<dyn AsyncFileReader + Send>> {
-        let segment = file
-            .extension::<Arc<Segment>>()
-            .ok_or_else(|| Error::internal("a file of a cold scan is not a segment"))?;
-        let reader = CheckedReader { store: Arc::clone(&self.store), segment: Arc::clone(segment) };
-        let metrics = ParquetFileMetrics::new(partition, &segment.path, metrics);
-        Ok(Box::new(ScanReader { reader, metrics }))
-    }
-}
-
-/// The reader of a scan, which counts the requested bytes.
-struct ScanReader {
-    reader: CheckedReader,
-    metrics: ParquetFileMetrics,
-}
-
-impl ScanReader {
-    fn count(&self, ranges: &[Range<u64>]) {
-        let bytes: u64 = ranges.iter().map(|range| range.end.saturating_sub(range.start)).sum();
-        self.metrics.bytes_scanned.add(usize::try_from(bytes).unwrap_or(usize::MAX));
-    }
-}
-
-impl AsyncFileReader for ScanReader {
-    fn get_bytes(&mut self, range: Range<u64>) -> BoxFuture<'_, parquet::errors::Result<Bytes>> {
-        self.count(std::slice::from_ref(&range));
-        self.reader.get_bytes(range)
-    }
-
-    fn get_byte_ranges(
-        &mut self,
-        ranges: Vec<Range<u64>>,
-    ) -> BoxFuture<'_, parquet::errors::Result<Vec<Bytes>>> {
-        self.count(&ranges);
-        self.reader.get_byte_ranges(ranges)
-    }
-
-    fn get_metadata<'a>(
-        &'a mut self,
-        options: Option<&'a ArrowReaderOptions>,
-    ) -> BoxFuture<'a, parquet::errors::Result<Arc<ParquetMetaData>>> {
-        self.reader.get_metadata(options)
     }
 }

@@ -61,7 +61,7 @@ impl StorageLocation {
     /// Returns the kind of storage in the URL: `filesystem`, `s3`, `gcs` or `azure`.
     ///
     /// # Errors
-    /// 22023 for a URL of no supported kind, or with credentials in it.
+    /// 22023 for a URL with an unsupported scheme, or with credentials in it.
     pub fn kind(&self) -> Result<&'static str> {
         if self.url.is_empty() {
             return Ok("filesystem");
@@ -71,7 +71,7 @@ impl StorageLocation {
             ObjectStoreScheme::AmazonS3 => Ok("s3"),
             ObjectStoreScheme::GoogleCloudStorage => Ok("gcs"),
             ObjectStoreScheme::MicrosoftAzure => Ok("azure"),
-            _ => Err(self.refused("is of no kind that is supported")),
+            _ => Err(self.refused("has an unsupported scheme")),
         }
     }
 
@@ -115,7 +115,7 @@ impl StorageLocation {
                 let builder = builder.with_url(url).with_retry(retries()).with_client_options(self.client());
                 Arc::new(self.built(builder.build())?)
             }
-            _ => return Err(self.refused("is of no kind that is supported")),
+            _ => return Err(self.refused("has an unsupported scheme")),
         };
         Ok(Connected::Bucket(objects, prefix))
     }
@@ -127,13 +127,13 @@ impl StorageLocation {
             Error::invalid(format!("the ENDPOINT of storage \"{}\" is not a URL", self.id))
                 .hint("write https://host:port")
         })?;
-        let is_more_than_a_place = |url: &Url| {
+        let has_extras = |url: &Url| {
             let has_user = !url.username().is_empty() || url.password().is_some();
             has_user || url.query().is_some() || url.fragment().is_some()
         };
-        if is_more_than_a_place(&url) || endpoint.as_ref().is_some_and(is_more_than_a_place) {
+        if has_extras(&url) || endpoint.as_ref().is_some_and(has_extras) {
             return Err(Error::invalid(format!(
-                "the URL of storage \"{}\" holds more than a place",
+                "the URL of storage \"{}\" contains credentials, a query or a fragment",
                 self.id
             ))
             .hint(
@@ -141,7 +141,7 @@ impl StorageLocation {
             ));
         }
         let (scheme, path) =
-            ObjectStoreScheme::parse(&url).map_err(|_| self.refused("is of no kind that is supported"))?;
+            ObjectStoreScheme::parse(&url).map_err(|_| self.refused("has an unsupported scheme"))?;
         Ok((url, scheme, path))
     }
 
@@ -171,8 +171,11 @@ impl StorageLocation {
 
     fn built<T>(&self, built: object_store::Result<T>) -> Result<T> {
         built.map_err(|error| {
-            Error::invalid(format!("storage \"{}\" cannot be connected with what it was given", self.id))
-                .hint("check its URL, its options and the variables of its credentials in the server's environment")
+            Error::invalid(format!("storage \"{}\" cannot be connected with its settings", self.id))
+                .hint(
+                    "check its URL, its options and the variables of its credentials in the server's \
+                     environment",
+                )
                 .source(error)
         })
     }

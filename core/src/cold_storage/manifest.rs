@@ -1,23 +1,8 @@
-//! The segments of a snapshot, and their entries in the `Cold` partition:
-//!
-//! ```text
-//! 'D' segment u32 BE                    -> deletion vector, in Roaring's portable format
-//! 'F' table u32 BE                      -> flushed seq u64 BE | moved seq u64 BE
-//! 'G' segment u32 BE                    -> JSON of a retired segment, whose object must be removed
-//! 'K' segment u32 BE                    -> the bits of its key filter
-//! 'M' segment u32 BE | position u32 BE  -> mark: seq u64 BE of the commit that overwrote or deleted the row
-//! 'N'                                   -> u32 BE, the id of the next segment
-//! 'P' table u32 BE                      -> seq u64 BE | storage: publish the manifest there, of seq or later
-//! 'S' table u32 BE | segment u32 BE     -> JSON of a segment
-//! ```
-//!
-//! Overwriting or deleting a cold row writes a mark, its tombstone, which is cheap to write. Later, marks
-//! move into the segment's deletion vector, which is cheap to read. A row is deleted when either has its
-//! position.
+//! The segments of a snapshot, how commits change them, and how they are loaded from the store.
 //!
 //! Invariant: manifest and rows change in the same batch, so in every snapshot each row has one live place.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -26,13 +11,13 @@ use imbl::OrdMap;
 use roaring::RoaringBitmap;
 
 use super::key_index::KeyIndex;
-use super::segment::{Place, STORAGE_LOCAL, Segment};
+use super::manifest_records::{self as records, Tag, Unpublished};
+use super::marks::{is_marked, marked_after};
+use super::segment::{Place, Segment};
 use super::store::SegmentStore;
 use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::ids::{SegmentId, Seq, TableId};
 use crate::storage::{Direction, KeyRange, Partition, StorageSnapshot, WriteBatch};
-
-const NEXT_KEY: &[u8] = b"N";
 
 /// The segments of one table.
 #[derive(Clone, Debug, Default)]
@@ -45,15 +30,6 @@ pub struct TableSegments {
     pub moved: Seq,
     /// The deletion vectors of the segments that have one.
     deleted: HashMap<SegmentId, Arc<RoaringBitmap>>,
-}
-
-/// A manifest that must still be published or, after DROP TABLE, removed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unpublished {
-    /// The commit that changed the manifest.
-    pub seq: Seq,
-    /// The storage of the table's segments.
-    pub storage: Arc<str>,
 }
 
 /// The segments of a snapshot. Successive manifests share unchanged parts.
@@ -106,7 +82,7 @@ pub enum ColdChange {
         added: Vec<NewSegment>,
     },
     /// Moves marks of a segment into its deletion vector.
-    Fold {
+    ApplyMarks {
         /// The table.
         table: TableId,
         /// The segment.
@@ -187,39 +163,25 @@ impl Manifest {
     ///
     /// # Errors
     /// Any error of the storage.
-    pub fn is_gone(&self, storage: &dyn StorageSnapshot, table: TableId, place: Place) -> Result<bool> {
+    pub fn is_deleted(&self, storage: &dyn StorageSnapshot, table: TableId, place: Place) -> Result<bool> {
         let deleted = self.deletion_vector(table, place.segment);
-        Ok(deleted.is_some_and(|deleted| deleted.contains(place.position))
-            || storage.get(Partition::Cold, &mark_key(place))?.is_some())
+        Ok(deleted.is_some_and(|deleted| deleted.contains(place.position)) || is_marked(storage, place)?)
     }
 
     /// Returns the positions of the deleted rows of a segment.
     ///
     /// # Errors
     /// XX001 when a mark is damaged, and any error of the storage.
-    pub fn gone(
+    pub fn deleted(
         &self,
         storage: &dyn StorageSnapshot,
         table: TableId,
         segment: SegmentId,
     ) -> Result<RoaringBitmap> {
-        let mut gone =
+        let mut deleted =
             self.deletion_vector(table, segment).map_or_else(RoaringBitmap::new, RoaringBitmap::clone);
-        gone.extend(marked_after(storage, segment, Seq::ZERO)?.into_iter().map(|(position, _)| position));
-        Ok(gone)
-    }
-
-    /// Returns the positions of the first `count` marks of a segment, ascending.
-    ///
-    /// # Errors
-    /// XX001 when a mark is damaged, and any error of the storage.
-    pub fn marks(storage: &dyn StorageSnapshot, segment: SegmentId, count: usize) -> Result<Vec<u32>> {
-        let mut marks = Vec::new();
-        visit_marks(storage, segment, &mut |position, _| {
-            marks.push(position);
-            if marks.len() < count { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-        })?;
-        Ok(marks)
+        deleted.extend(marked_after(storage, segment, Seq::ZERO)?.into_iter().map(|(position, _)| position));
+        Ok(deleted)
     }
 
     fn deletion_vector(&self, table: TableId, segment: SegmentId) -> Option<&RoaringBitmap> {
@@ -250,7 +212,7 @@ impl Manifest {
             ColdChange::Flush { table, through, added } => {
                 let mut segments = known(*table);
                 if *through <= segments.flushed {
-                    return Err(Error::internal("a flush goes back behind an earlier one"));
+                    return Err(Error::internal("a flush ends before an earlier one"));
                 }
                 after.add(batch, &mut segments, added)?;
                 segments.flushed = *through;
@@ -266,12 +228,12 @@ impl Manifest {
                 after.add(batch, &mut segments, added)?;
                 after.put_moved(batch, *table, segments, &retired, seq);
             }
-            ColdChange::Fold { table, segment, positions } => {
+            ColdChange::ApplyMarks { table, segment, positions } => {
                 let mut segments = known(*table);
                 if !segments.segments.iter().any(|known| known.id == *segment) {
-                    return Err(Error::conflict("a segment to fold the marks of is no more"));
+                    return Err(Error::conflict("a segment with marks to apply no longer exists"));
                 }
-                segments.fold(batch, *segment, positions)?;
+                segments.apply_marks(batch, *segment, positions)?;
                 after.tables.insert(*table, Arc::new(segments));
             }
             ColdChange::DropTable(table) => {
@@ -279,7 +241,7 @@ impl Manifest {
                     for segment in &segments.segments {
                         retire(batch, segment)?;
                     }
-                    batch.delete(Partition::Cold, state_key(*table));
+                    batch.delete(Partition::Cold, records::state_key(*table));
                     retired.extend(segments.segments.iter().map(Arc::clone));
                     // Requests the removal of published manifests. Tables without segments should have none.
                     if let Some(segment) = retired.first() {
@@ -289,11 +251,11 @@ impl Manifest {
             }
             ColdChange::Published { table, seq } => {
                 if after.unpublished.get(table).is_some_and(|due| due.seq == *seq) {
-                    batch.delete(Partition::Cold, tagged(b'P', table.0));
+                    batch.delete(Partition::Cold, records::unpublished_key(*table));
                     after.unpublished.remove(table);
                 }
             }
-            ColdChange::Removed(segment) => batch.delete(Partition::Cold, tagged(b'G', segment.0)),
+            ColdChange::Removed(segment) => batch.delete(Partition::Cold, records::retired_key(*segment)),
         }
         Ok((after, retired))
     }
@@ -309,8 +271,8 @@ impl Manifest {
         seq: Seq,
     ) {
         segments.moved = seq;
-        let value = [segments.flushed.0.to_be_bytes(), segments.moved.0.to_be_bytes()].concat();
-        batch.put(Partition::Cold, state_key(table), value);
+        let state = records::state_value(segments.flushed, segments.moved);
+        batch.put(Partition::Cold, records::state_key(table), state);
         if let Some(segment) = segments.segments.last().or(retired.first()) {
             self.put_unpublished(batch, table, seq, &segment.storage);
         }
@@ -318,9 +280,9 @@ impl Manifest {
     }
 
     fn put_unpublished(&mut self, batch: &mut WriteBatch, table: TableId, seq: Seq, storage: &Arc<str>) {
-        let value = [&seq.0.to_be_bytes(), storage.as_bytes()].concat();
-        batch.put(Partition::Cold, tagged(b'P', table.0), value);
-        self.unpublished.insert(table, Unpublished { seq, storage: Arc::clone(storage) });
+        let due = Unpublished { seq, storage: Arc::clone(storage) };
+        batch.put(Partition::Cold, records::unpublished_key(table), records::unpublished_value(&due));
+        self.unpublished.insert(table, due);
     }
 
     fn add(
@@ -331,12 +293,13 @@ impl Manifest {
     ) -> Result<()> {
         for new in added {
             let id = new.segment.id;
-            batch.put(Partition::Cold, segment_key(new.segment.table, id), json(&new.segment)?);
-            batch.put(Partition::Cold, filter_key(id), new.filter.clone());
+            let key = records::segment_key(new.segment.table, id);
+            batch.put(Partition::Cold, key, records::segment_value(&new.segment)?);
+            batch.put(Partition::Cold, records::filter_key(id), new.filter.clone());
             segments.segments.push(Arc::clone(&new.segment));
             self.next = self.next.max(SegmentId(id.0 + 1));
         }
-        batch.put(Partition::Cold, NEXT_KEY, self.next.0.to_be_bytes().to_vec());
+        batch.put(Partition::Cold, records::next_segment_key(), self.next.0.to_be_bytes().to_vec());
         Ok(())
     }
 }
@@ -344,17 +307,22 @@ impl Manifest {
 impl TableSegments {
     fn remove(&mut self, id: SegmentId) -> Result<Arc<Segment>> {
         let position = self.segments.iter().position(|segment| segment.id == id);
-        let position = position.ok_or_else(|| Error::conflict("a segment to merge is no more"))?;
+        let position = position.ok_or_else(|| Error::conflict("a segment to compact no longer exists"))?;
         self.deleted.remove(&id);
         Ok(self.segments.remove(position))
     }
 
-    fn fold(&mut self, batch: &mut WriteBatch, segment: SegmentId, positions: &RoaringBitmap) -> Result<()> {
+    fn apply_marks(
+        &mut self,
+        batch: &mut WriteBatch,
+        segment: SegmentId,
+        positions: &RoaringBitmap,
+    ) -> Result<()> {
         let before = self.deleted.get(&segment);
         let after = before.map_or_else(|| positions.clone(), |before| &**before | positions);
-        batch.put(Partition::Cold, tagged(b'D', segment.0), portable(&after)?);
+        batch.put(Partition::Cold, records::deletion_vector_key(segment), records::portable(&after)?);
         for position in positions {
-            batch.delete(Partition::Cold, mark_key(Place { segment, position }));
+            batch.delete(Partition::Cold, records::mark_key(Place { segment, position }));
         }
         self.deleted.insert(segment, Arc::new(after));
         Ok(())
@@ -366,29 +334,17 @@ pub fn storage_in_use(storage: &str) -> Error {
     Error::new(
         ErrorKind::InvalidArgument,
         SqlState::OBJECT_IN_USE,
-        format!("storage \"{storage}\" still has objects of tables that were dropped or merged"),
+        format!("storage \"{storage}\" still has objects of tables that were dropped or compacted"),
     )
-    .hint("they are removed by themselves; try again in a moment")
-}
-
-/// Returns a deletion vector in Roaring's portable format.
-///
-/// # Errors
-/// XX000, but never: writing to memory does not fail.
-pub fn portable(positions: &RoaringBitmap) -> Result<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(positions.serialized_size());
-    positions
-        .serialize_into(&mut bytes)
-        .map_err(|error| Error::internal("a deletion vector cannot be written").source(error))?;
-    Ok(bytes)
+    .hint("they are removed automatically; try again in a moment")
 }
 
 fn retire(batch: &mut WriteBatch, segment: &Segment) -> Result<()> {
-    batch.delete(Partition::Cold, segment_key(segment.table, segment.id));
-    batch.delete(Partition::Cold, filter_key(segment.id));
-    batch.delete(Partition::Cold, tagged(b'D', segment.id.0));
-    batch.delete_range(Partition::Cold, KeyRange::prefix(tagged(b'M', segment.id.0)));
-    batch.put(Partition::Cold, tagged(b'G', segment.id.0), json(segment)?);
+    batch.delete(Partition::Cold, records::segment_key(segment.table, segment.id));
+    batch.delete(Partition::Cold, records::filter_key(segment.id));
+    batch.delete(Partition::Cold, records::deletion_vector_key(segment.id));
+    batch.delete_range(Partition::Cold, records::mark_keys(segment.id));
+    batch.put(Partition::Cold, records::retired_key(segment.id), records::segment_value(segment)?);
     Ok(())
 }
 
@@ -408,44 +364,41 @@ pub fn restore(
         known.iter().find(|known| known.id == segment.id).map_or_else(|| Arc::new(segment), Arc::clone)
     };
     let mut manifest = Manifest::empty(store);
-    let mut tables: std::collections::BTreeMap<TableId, TableSegments> = std::collections::BTreeMap::new();
+    let mut tables: BTreeMap<TableId, TableSegments> = BTreeMap::new();
     let mut retired = Vec::new();
     let mut deleted = HashMap::new();
-    for tag in [b'D', b'F', b'G', b'N', b'P', b'S'] {
-        storage.visit(Partition::Cold, KeyRange::prefix([tag]), Direction::Forward, &mut |key, value| {
-            match tag {
-                b'D' => {
-                    let positions = RoaringBitmap::deserialize_from(value).map_err(|_| damaged())?;
-                    let segment = SegmentId(number(key.get(1..).unwrap_or_default())?);
-                    deleted.insert(segment, Arc::new(positions));
-                }
-                b'P' => {
-                    let (by, storage) = value.split_at_checked(8).ok_or_else(damaged)?;
-                    let storage = Arc::from(std::str::from_utf8(storage).map_err(|_| damaged())?);
-                    let table = TableId(number(key.get(1..).unwrap_or_default())?);
-                    manifest.unpublished.insert(table, Unpublished { seq: seq(by)?, storage });
-                }
-                b'F' => {
-                    let (flushed, moved) = value.split_at_checked(8).ok_or_else(damaged)?;
-                    let table = tables.entry(TableId(number(key.get(1..).unwrap_or_default())?)).or_default();
-                    (table.flushed, table.moved) = (seq(flushed)?, seq(moved)?);
-                }
-                b'G' => retired.push(shared(segment(value)?)),
-                b'N' => manifest.next = SegmentId(number(value)?),
-                _ => {
-                    let segment = segment(value)?;
-                    if *key != segment_key(segment.table, segment.id) {
-                        return Err(damaged());
-                    }
-                    let segment = shared(segment);
-                    let table = tables.entry(segment.table).or_default();
-                    table.deleted.extend(deleted.remove_entry(&segment.id));
-                    table.segments.push(segment);
-                }
-            }
-            Ok(ControlFlow::Continue(()))
-        })?;
-    }
+    records::visit(storage, Tag::DeletionVector, &mut |key, value| {
+        deleted.insert(SegmentId(records::id(key)?), Arc::new(records::deletion_vector(value)?));
+        Ok(())
+    })?;
+    records::visit(storage, Tag::TableState, &mut |key, value| {
+        let table = tables.entry(TableId(records::id(key)?)).or_default();
+        (table.flushed, table.moved) = records::state(value)?;
+        Ok(())
+    })?;
+    records::visit(storage, Tag::RetiredSegment, &mut |_, value| {
+        retired.push(shared(records::segment(value)?));
+        Ok(())
+    })?;
+    records::visit(storage, Tag::NextSegment, &mut |_, value| {
+        manifest.next = SegmentId(records::number(value)?);
+        Ok(())
+    })?;
+    records::visit(storage, Tag::Unpublished, &mut |key, value| {
+        manifest.unpublished.insert(TableId(records::id(key)?), records::unpublished(value)?);
+        Ok(())
+    })?;
+    records::visit(storage, Tag::Segment, &mut |key, value| {
+        let segment = records::segment(value)?;
+        if *key != records::segment_key(segment.table, segment.id) {
+            return Err(records::damaged());
+        }
+        let segment = shared(segment);
+        let table = tables.entry(segment.table).or_default();
+        table.deleted.extend(deleted.remove_entry(&segment.id));
+        table.segments.push(segment);
+        Ok(())
+    })?;
     manifest.store.retire(retired);
     manifest.tables = tables.into_iter().map(|(table, segments)| (table, Arc::new(segments))).collect();
     Ok(manifest)
@@ -455,132 +408,41 @@ pub fn restore(
 ///
 /// # Errors
 /// XX001 when an entry is damaged, and any error of the storage.
-pub fn misfits(storage: &dyn StorageSnapshot, manifest: &Manifest) -> Result<Vec<String>> {
+pub fn inconsistencies(storage: &dyn StorageSnapshot, manifest: &Manifest) -> Result<Vec<String>> {
     let segments: HashMap<SegmentId, &Arc<Segment>> =
         manifest.all_segments().map(|segment| (segment.id, segment)).collect();
-    let (mut misfits, mut unknown, mut homeless, mut filters) = (Vec::new(), 0_u64, 0_u64, HashSet::new());
+    let (mut inconsistencies, mut unknown, mut homeless, mut filters) =
+        (Vec::new(), 0_u64, 0_u64, HashSet::new());
     storage.visit(Partition::Cold, KeyRange::all(), Direction::Forward, &mut |key, _| {
-        let named = || number(key.get(1..5).unwrap_or_default()).map(SegmentId);
-        match key.first() {
-            Some(b'F' | b'G' | b'N' | b'P' | b'S') => {}
-            Some(b'K') if segments.contains_key(&named()?) => drop(filters.insert(named()?)),
-            Some(b'D' | b'M') if segments.contains_key(&named()?) => {}
-            Some(b'D' | b'K' | b'M') => homeless += 1,
-            _ => unknown += 1,
+        match Tag::of(key) {
+            Some(
+                Tag::TableState | Tag::RetiredSegment | Tag::NextSegment | Tag::Unpublished | Tag::Segment,
+            ) => {}
+            Some(tag @ (Tag::DeletionVector | Tag::KeyFilter | Tag::Mark)) => {
+                let segment = SegmentId(records::first_id(key)?);
+                if !segments.contains_key(&segment) {
+                    homeless += 1;
+                } else if tag == Tag::KeyFilter {
+                    filters.insert(segment);
+                }
+            }
+            None => unknown += 1,
         }
         Ok(ControlFlow::Continue(()))
     })?;
     for segment in segments.values().filter(|segment| !filters.contains(&segment.id)) {
-        misfits.push(format!("segment \"{}\" has no key filter", segment.path));
+        inconsistencies.push(format!("segment \"{}\" has no key filter", segment.path));
     }
     for segment in segments.values().filter(|segment| segment.id >= manifest.next) {
-        misfits.push(format!("segment \"{}\" has a number that is still to be given out", segment.path));
+        inconsistencies.push(format!("segment \"{}\" has an id that is not allocated yet", segment.path));
     }
     if homeless > 0 {
-        misfits.push(format!(
-            "{homeless} filters, marks and deletion vectors are of segments that do not exist"
+        inconsistencies.push(format!(
+            "{homeless} filters, marks and deletion vectors belong to segments that do not exist"
         ));
     }
     if unknown > 0 {
-        misfits.push(format!("partition \"cold\" has {unknown} keys that mean nothing"));
+        inconsistencies.push(format!("partition \"cold\" has {unknown} unknown keys"));
     }
-    Ok(misfits)
-}
-
-/// Assigns the segments of a restored store, whose objects are in the data directory, to the storage `local`,
-/// and cancels pending publications.
-///
-/// # Errors
-/// XX001 when a record is damaged, and any error of the storage.
-pub fn adopt(storage: &dyn StorageSnapshot, batch: &mut WriteBatch) -> Result<()> {
-    let records = KeyRange::prefix([b'S']);
-    storage.visit(Partition::Cold, records, Direction::Forward, &mut |key, value| {
-        let segment = Segment { storage: Arc::from(STORAGE_LOCAL), ..segment(value)? };
-        batch.put(Partition::Cold, key.to_vec(), json(&segment)?);
-        Ok(ControlFlow::Continue(()))
-    })?;
-    batch.delete_range(Partition::Cold, KeyRange::prefix([b'P']));
-    Ok(())
-}
-
-/// Returns whether a `Cold` key only requests the removal of an object. Copies of the store omit such keys.
-pub fn is_removal(key: &[u8]) -> bool {
-    key.first() == Some(&b'G')
-}
-
-/// Marks the row at `place` as overwritten or deleted by the commit `by`.
-pub fn put_mark(batch: &mut WriteBatch, place: Place, by: Seq) {
-    batch.put(Partition::Cold, mark_key(place), by.0.to_be_bytes().to_vec());
-}
-
-/// Returns the marks of a segment from commits later than `after`: ascending positions and their commits.
-///
-/// # Errors
-/// XX001 when a mark is damaged, and any error of the storage.
-pub fn marked_after(
-    storage: &dyn StorageSnapshot,
-    segment: SegmentId,
-    after: Seq,
-) -> Result<Vec<(u32, Seq)>> {
-    let mut marks = Vec::new();
-    visit_marks(storage, segment, &mut |position, by| {
-        if by > after {
-            marks.push((position, by));
-        }
-        ControlFlow::Continue(())
-    })?;
-    Ok(marks)
-}
-
-fn visit_marks(
-    storage: &dyn StorageSnapshot,
-    segment: SegmentId,
-    visit: &mut dyn FnMut(u32, Seq) -> ControlFlow<()>,
-) -> Result<()> {
-    let range = KeyRange::prefix(tagged(b'M', segment.0));
-    storage.visit(Partition::Cold, range, Direction::Forward, &mut |key, value| {
-        Ok(visit(number(key.get(5..).unwrap_or_default())?, seq(value)?))
-    })
-}
-
-fn tagged(tag: u8, number: u32) -> Vec<u8> {
-    [&[tag][..], &number.to_be_bytes()].concat()
-}
-
-fn state_key(table: TableId) -> Vec<u8> {
-    tagged(b'F', table.0)
-}
-
-pub(super) fn filter_key(segment: SegmentId) -> Vec<u8> {
-    tagged(b'K', segment.0)
-}
-
-fn segment_key(table: TableId, segment: SegmentId) -> Vec<u8> {
-    [tagged(b'S', table.0), segment.0.to_be_bytes().to_vec()].concat()
-}
-
-fn mark_key(place: Place) -> Vec<u8> {
-    [tagged(b'M', place.segment.0), place.position.to_be_bytes().to_vec()].concat()
-}
-
-fn number(bytes: &[u8]) -> Result<u32> {
-    Ok(u32::from_be_bytes(bytes.try_into().map_err(|_| damaged())?))
-}
-
-fn seq(bytes: &[u8]) -> Result<Seq> {
-    Ok(Seq(u64::from_be_bytes(bytes.try_into().map_err(|_| damaged())?)))
-}
-
-fn segment(value: &[u8]) -> Result<Segment> {
-    serde_json::from_slice(value).map_err(|error| damaged().source(error))
-}
-
-fn json(segment: &Segment) -> Result<Vec<u8>> {
-    serde_json::to_vec(segment)
-        .map_err(|error| Error::internal("a segment's record cannot be written").source(error))
-}
-
-fn damaged() -> Error {
-    Error::corruption("the manifest of the segments is damaged")
-        .hint("restore the data directory from a backup")
+    Ok(inconsistencies)
 }

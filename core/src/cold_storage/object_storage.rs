@@ -27,7 +27,6 @@ use parquet::basic::{Compression, ZstdLevel};
 use tokio::io::AsyncReadExt;
 
 use super::location::{Connected, StorageLocation};
-use super::writer::WrittenSegment;
 use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::failpoint;
 use crate::ids::{DatabaseId, TableId};
@@ -160,15 +159,11 @@ impl ObjectStorage {
             .map_err(|error| self.failed(path, error))
     }
 
-    /// Brings a written segment to stable storage under its name.
+    /// Brings a complete object to stable storage under its name.
     ///
     /// # Errors
     /// 58030 on failure; the object then does not exist, or no commit names it.
-    pub async fn publish(&self, path: &str, written: &mut WrittenSegment) -> Result<()> {
-        self.finish(path, std::mem::replace(&mut written.sink, Sink::Memory(Vec::new()))).await
-    }
-
-    async fn finish(&self, path: &str, sink: Sink) -> Result<()> {
+    pub(super) async fn publish(&self, path: &str, sink: Sink) -> Result<()> {
         let published = match (sink, &self.folder) {
             (Sink::File(file, _), Some(folder)) => {
                 let (folder, own, path) = (folder.clone(), self.failure(path), path.to_owned());
@@ -221,7 +216,7 @@ impl ObjectStorage {
             }
             let mut sink = self.create(path)?;
             sink.write_all(&bytes).map_err(|error| self.failed(path, error))?;
-            return self.finish(path, sink).await;
+            return self.publish(path, sink).await;
         }
         let put = self.objects.put_opts(&self.place(path), bytes.into(), PutMode::Create.into()).await;
         match put {
@@ -255,7 +250,7 @@ impl ObjectStorage {
         let listed = listed.map_err(|error| {
             let message = format!("the objects of storage \"{}\" cannot be listed", self.id);
             Error::new(ErrorKind::Unavailable, SqlState::IO_ERROR, message)
-                .hint("STORAGE CHECK says what is wrong with the storage")
+                .hint("run STORAGE CHECK to find the cause")
                 .source(error)
         })?;
         let names = listed.iter().filter_map(|object| {
@@ -362,7 +357,7 @@ impl ObjectStorage {
                         reason(&error)
                     ),
                 )
-                .hint("check its URL and options, its credentials and whether this machine reaches it")
+                .hint("check its URL, options and credentials, and whether this machine reaches it")
                 .source(error)
             }
         };
@@ -373,7 +368,7 @@ impl ObjectStorage {
         listed.transpose().map_err(step("listing"))?;
         self.objects.delete(&place).await.map_err(step("removing"))?;
         if read != PROBE {
-            let message = format!("storage \"{}\" does not give back what was written to it", self.id);
+            let message = format!("storage \"{}\" returned other bytes than were written", self.id);
             return Err(Error::new(ErrorKind::Unavailable, SqlState::IO_ERROR, message)
                 .hint("point its URL at another storage"));
         }
@@ -393,8 +388,8 @@ impl ObjectStorage {
     fn failure(&self, path: &str) -> impl Fn(io::Error) -> Error + Send + use<> {
         let message = format!("object \"{path}\" of storage \"{}\" cannot be written", self.id);
         let hint = match &self.folder {
-            Some(_) => "check the free space and the rights of the folder of the segments",
-            None => "STORAGE CHECK says what is wrong with the storage",
+            Some(_) => "check the free space and the permissions of the segments' folder",
+            None => "run STORAGE CHECK to find the cause",
         };
         move |error| {
             Error::new(ErrorKind::Unavailable, SqlState::IO_ERROR, message.clone()).hint(hint).source(error)
@@ -403,7 +398,7 @@ impl ObjectStorage {
 }
 
 /// Returns whether an object is a published manifest.
-pub(super) fn is_manifest(path: &str) -> bool {
+fn is_manifest(path: &str) -> bool {
     path.rsplit('/').next().is_some_and(|name| name.starts_with("manifest-") && name.ends_with(".json"))
 }
 
@@ -423,12 +418,12 @@ fn is_segment(path: &str) -> bool {
 fn reason(error: &object_store::Error) -> &'static str {
     match error {
         object_store::Error::NotFound { .. } => "the bucket or folder does not exist",
-        object_store::Error::PermissionDenied { .. } => "permission is denied",
-        object_store::Error::Unauthenticated { .. } => "the credentials are refused",
+        object_store::Error::PermissionDenied { .. } => "permission denied",
+        object_store::Error::Unauthenticated { .. } => "the credentials were refused",
         object_store::Error::NotSupported { .. } | object_store::Error::NotImplemented { .. } => {
-            "it does not support that"
+            "the operation is not supported"
         }
-        _ => "it does not answer as it should",
+        _ => "unexpected response",
     }
 }
 

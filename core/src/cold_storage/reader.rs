@@ -20,7 +20,6 @@ use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{RowSelection, RowSelector};
 use parquet::arrow::async_reader::ParquetRecordBatchStreamBuilder;
 
-use super::checked_reader::CheckedReader;
 use super::manifest::Manifest;
 use super::segment::{BLOCK_ROWS, COLUMN_SEQ, Place, Segment};
 use super::store::{OpenSegment, SegmentStore};
@@ -143,12 +142,12 @@ impl Manifest {
             }
             let (manifest, storage) = (self.clone(), Arc::clone(storage));
             let alive = blocking(move || {
-                let is_gone = |place| manifest.is_gone(&*storage, table, place);
+                let is_deleted = |place| manifest.is_deleted(&*storage, table, place);
                 let checked =
-                    candidates.into_iter().map(|(index, place)| Ok((index, place, is_gone(place)?)));
+                    candidates.into_iter().map(|(index, place)| Ok((index, place, is_deleted(place)?)));
                 checked.collect::<Result<Vec<_>>>()
             });
-            for (index, place, _) in alive.await?.into_iter().filter(|(_, _, is_gone)| !is_gone) {
+            for (index, place, _) in alive.await?.into_iter().filter(|(_, _, is_deleted)| !is_deleted) {
                 if let Some(slot) = found.get_mut(index) {
                     *slot = Some(place);
                 }
@@ -173,7 +172,7 @@ impl Manifest {
             let Some((position, row)) = found else { continue };
             let place = Place { segment: segment.id, position };
             let (manifest, storage) = (self.clone(), Arc::clone(storage));
-            if !blocking(move || manifest.is_gone(&*storage, table, place)).await? {
+            if !blocking(move || manifest.is_deleted(&*storage, table, place)).await? {
                 return Ok(Some((place, row)));
             }
         }
@@ -309,11 +308,11 @@ impl SegmentStore {
         rows: RowSelection,
     ) -> Result<BoxStream<'static, Result<RecordBatch>>> {
         let open = self.open(segment).await?;
-        let reader = CheckedReader { store: Arc::clone(self), segment: Arc::clone(segment) };
-        let stream = ParquetRecordBatchStreamBuilder::new_with_metadata(reader, open.metadata.clone())
-            .with_row_selection(rows)
-            .with_batch_size(batch_rows(&open))
-            .build()?;
+        let stream =
+            ParquetRecordBatchStreamBuilder::new_with_metadata(self.reader(segment), open.metadata.clone())
+                .with_row_selection(rows)
+                .with_batch_size(batch_rows(&open))
+                .build()?;
         let segment = Arc::clone(segment);
         Ok(stream.map(move |batch| with_commit(&segment, batch?)).boxed())
     }
@@ -329,11 +328,11 @@ impl SegmentStore {
     ) -> Result<BoxStream<'static, Result<Vec<Bytes>>>> {
         let open = self.open(segment).await?;
         let columns = ProjectionMask::roots(open.metadata.parquet_schema(), keys.wanted());
-        let reader = CheckedReader { store: Arc::clone(self), segment: Arc::clone(segment) };
-        let stream = ParquetRecordBatchStreamBuilder::new_with_metadata(reader, open.metadata.clone())
-            .with_projection(columns)
-            .with_batch_size(BLOCK_ROWS as usize)
-            .build()?;
+        let stream =
+            ParquetRecordBatchStreamBuilder::new_with_metadata(self.reader(segment), open.metadata.clone())
+                .with_projection(columns)
+                .with_batch_size(BLOCK_ROWS as usize)
+                .build()?;
         let keys = keys.clone();
         Ok(stream.map(move |batch| keys.of_projected(&batch?)).boxed())
     }
@@ -365,7 +364,10 @@ impl SegmentStore {
         let batch = self.read(segment, open, columns, selected).await?;
         let keys = keys.of_projected(&batch)?;
         if keys.len() != block.len() || !keys.is_sorted() {
-            return Err(Error::corruption(format!("the rows of segment \"{}\" have no order", segment.path)));
+            return Err(Error::corruption(format!(
+                "the rows of segment \"{}\" are not sorted by key",
+                segment.path
+            )));
         }
         Ok(keys)
     }
@@ -377,12 +379,12 @@ impl SegmentStore {
         columns: ProjectionMask,
         rows: RowSelection,
     ) -> Result<RecordBatch> {
-        let reader = CheckedReader { store: Arc::clone(self), segment: Arc::clone(segment) };
-        let stream = ParquetRecordBatchStreamBuilder::new_with_metadata(reader, open.metadata.clone())
-            .with_projection(columns)
-            .with_row_selection(rows)
-            .with_batch_size(BLOCK_ROWS as usize)
-            .build()?;
+        let stream =
+            ParquetRecordBatchStreamBuilder::new_with_metadata(self.reader(segment), open.metadata.clone())
+                .with_projection(columns)
+                .with_row_selection(rows)
+                .with_batch_size(BLOCK_ROWS as usize)
+                .build()?;
         let schema: SchemaRef = Arc::clone(stream.schema());
         let batches: Vec<RecordBatch> = stream.try_collect().await?;
         Ok(concat_batches(&schema, &batches)?)
@@ -428,8 +430,8 @@ fn block_of(open: &OpenSegment, key: &[u8]) -> u32 {
     u32::try_from(begun.saturating_sub(1)).unwrap_or_default()
 }
 
-/// Selects, out of `rows` rows, those in `ranges` (ascending, disjoint) but not in `gone` (ascending).
-pub fn selection(ranges: &[Range<u32>], gone: &[u32], rows: u32) -> RowSelection {
+/// Selects, out of `rows` rows, those in `ranges` (ascending, disjoint) but not in `deleted` (ascending).
+pub fn selection(ranges: &[Range<u32>], deleted: &[u32], rows: u32) -> RowSelection {
     let mut selectors: Vec<RowSelector> = Vec::new();
     let mut push = |selected: bool, count: u32| {
         if count == 0 {
@@ -446,8 +448,8 @@ pub fn selection(ranges: &[Range<u32>], gone: &[u32], rows: u32) -> RowSelection
     for range in ranges {
         push(false, range.start.saturating_sub(at));
         at = at.max(range.start);
-        let first = gone.partition_point(|position| *position < at);
-        for position in gone.iter().skip(first).take_while(|position| **position < range.end) {
+        let first = deleted.partition_point(|position| *position < at);
+        for position in deleted.iter().skip(first).take_while(|position| **position < range.end) {
             push(true, position - at);
             push(false, 1);
             at = position + 1;
@@ -463,8 +465,8 @@ pub fn selection(ranges: &[Range<u32>], gone: &[u32], rows: u32) -> RowSelection
 mod tests {
     use super::*;
 
-    fn selected(ranges: &[Range<u32>], gone: &[u32], rows: u32) -> Vec<u32> {
-        let selection = selection(ranges, gone, rows);
+    fn selected(ranges: &[Range<u32>], deleted: &[u32], rows: u32) -> Vec<u32> {
+        let selection = selection(ranges, deleted, rows);
         let mut at = 0;
         let mut positions = Vec::new();
         for selector in selection.iter() {

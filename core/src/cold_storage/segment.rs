@@ -15,7 +15,7 @@ pub const STORAGE_LOCAL: &str = "local";
 /// The column with the seq of the commit that wrote the row.
 pub const COLUMN_SEQ: &str = "_seq";
 /// Bytes of a segment per checksum.
-pub(super) const CHUNK_BYTES: u64 = 64 << 10;
+pub(super) const CHECKSUM_BLOCK_BYTES: u64 = 64 << 10;
 /// Rows of a block. The footer has one key per block, and no page is larger: a lookup reads one block.
 pub(super) const BLOCK_ROWS: u32 = 2_048;
 
@@ -72,7 +72,7 @@ pub struct Segment {
     pub commit: Option<Seq>,
     /// The creation time, microseconds UTC.
     pub created_at: i64,
-    /// The CRC-32 of each [`CHUNK_BYTES`] of the object, as u32 LE.
+    /// The CRC-32 of each [`CHECKSUM_BLOCK_BYTES`] of the object, as u32 LE.
     #[serde(serialize_with = "to_base64", deserialize_with = "from_base64")]
     pub checksums: Vec<u8>,
 }
@@ -93,9 +93,9 @@ impl Segment {
         0..self.rows
     }
 
-    /// Returns the checksum of a chunk of [`CHUNK_BYTES`].
-    pub fn checksum(&self, chunk: usize) -> Option<u32> {
-        let bytes = self.checksums.get(chunk * 4..)?.first_chunk::<4>()?;
+    /// Returns the checksum of a block of [`CHECKSUM_BLOCK_BYTES`].
+    pub fn checksum(&self, block: usize) -> Option<u32> {
+        let bytes = self.checksums.get(block * 4..)?.first_chunk::<4>()?;
         Some(u32::from_le_bytes(*bytes))
     }
 }

@@ -3,11 +3,9 @@
 //! Invariant: a segment is durable and verified before a commit may name it, and its object is removed only
 //! when no snapshot contains it.
 
-use std::collections::HashMap;
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use arc_swap::ArcSwap;
 use arrow::datatypes::SchemaRef;
 use bytes::Bytes;
 use datafusion::common::Statistics;
@@ -20,41 +18,33 @@ use parking_lot::Mutex;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions};
 use parquet::arrow::async_reader::AsyncFileReader;
 use parquet::bloom_filter::Sbbf;
-use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData, ParquetMetaDataReader};
+use parquet::file::metadata::ParquetMetaData;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
 use super::checked_reader::CheckedReader;
 use super::key_index::KeyIndex;
 use super::location::StorageLocation;
-use super::manifest::filter_key;
+use super::manifest_records::filter_key;
 use super::object_storage::ObjectStorage;
 use super::segment::{STORAGE_LOCAL, Segment};
+use super::storages::Storages;
 use super::writer::{FENCES_KEY, FORMAT, FORMAT_KEY, read_fences};
-use crate::error::{Error, ErrorKind, Result, SqlState};
+use crate::error::{Error, Result};
 use crate::ids::{DatabaseId, Epoch, SegmentId, TableId};
 use crate::storage::{Partition, StorageSnapshot, blocking};
 
-/// Bytes of the first read at the end of a segment: mostly the whole footer.
-const FOOTER_BYTES: usize = 64 << 10;
 /// The expected number of cached segments.
 const CACHED_SEGMENTS: usize = 1_024;
 
 /// Opens and caches the segments of all storages.
 pub struct SegmentStore {
-    local: Arc<ObjectStorage>,
-    /// The storages of the catalog except `local`.
-    storages: ArcSwap<HashMap<Arc<str>, Configured>>,
-    /// The folder of files that wait for their upload.
-    spool: Option<PathBuf>,
+    storages: Arc<Storages>,
     opened: Cache<SegmentId, Arc<OpenSegment>, OpenedBytes>,
     filters: Cache<SegmentId, Arc<Sbbf>, FilterBytes>,
     /// Segments that the newest snapshot no longer contains.
     retired: Mutex<Vec<Arc<Segment>>>,
 }
-
-/// A storage of the catalog; `Err` is the reason it cannot be connected.
-type Configured = (StorageLocation, std::result::Result<Arc<ObjectStorage>, Arc<Error>>);
 
 /// The parsed footer of a segment.
 pub(super) struct OpenSegment {
@@ -85,7 +75,7 @@ impl Weighter<SegmentId, Arc<Sbbf>> for FilterBytes {
 
 impl std::fmt::Debug for SegmentStore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SegmentStore").field("local", &self.local).finish_non_exhaustive()
+        f.debug_struct("SegmentStore").field("local", self.storages.local()).finish_non_exhaustive()
     }
 }
 
@@ -117,9 +107,7 @@ impl SegmentStore {
     fn new(local: ObjectStorage, spool: Option<PathBuf>, cache_bytes: usize) -> Arc<Self> {
         let half = (cache_bytes / 2) as u64;
         Arc::new(Self {
-            local: Arc::new(local),
-            storages: ArcSwap::default(),
-            spool,
+            storages: Arc::new(Storages::new(local, spool)),
             opened: Cache::with_weighter(CACHED_SEGMENTS, half, OpenedBytes),
             filters: Cache::with_weighter(CACHED_SEGMENTS, half, FilterBytes),
             retired: Mutex::default(),
@@ -128,17 +116,7 @@ impl SegmentStore {
 
     /// Connects the new and changed storages of a catalog. One that cannot be connected fails on use.
     pub fn set_storages(&self, database: DatabaseId, locations: impl IntoIterator<Item = StorageLocation>) {
-        let before = self.storages.load();
-        let after = locations.into_iter().filter(|location| *location.id != *STORAGE_LOCAL).map(|location| {
-            let id = Arc::clone(&location.id);
-            let known = before.get(&id).filter(|(known, _)| *known == location);
-            let configured = known.cloned().unwrap_or_else(|| {
-                let connected = ObjectStorage::connect(&location, database, self.spool.as_deref());
-                (location, connected.map(Arc::new).map_err(Arc::new))
-            });
-            (id, configured)
-        });
-        self.storages.store(Arc::new(after.collect()));
+        self.storages.set(database, locations);
     }
 
     /// Returns the storage with `id`.
@@ -146,27 +124,12 @@ impl SegmentStore {
     /// # Errors
     /// 42704 when it does not exist; 22023 or 58030 when it cannot be connected.
     pub fn storage(&self, id: &str) -> Result<Arc<ObjectStorage>> {
-        if id == STORAGE_LOCAL {
-            return Ok(Arc::clone(&self.local));
-        }
-        match self.storages.load().get(id) {
-            Some((_, Ok(storage))) => Ok(Arc::clone(storage)),
-            Some((_, Err(error))) => Err(Error::new(error.kind(), error.sqlstate(), error.message())
-                .hint(error.hint_text().unwrap_or("change it with ALTER STORAGE"))
-                .source(Arc::clone(error))),
-            None => Err(Error::new(
-                ErrorKind::NotFound,
-                SqlState::UNDEFINED_OBJECT,
-                format!("storage \"{id}\" does not exist"),
-            )
-            .hint("SHOW STORAGES lists them")),
-        }
+        self.storages.get(id)
     }
 
     /// Returns the ids of all storages.
     pub fn storage_ids(&self) -> Vec<Arc<str>> {
-        let local = Arc::from(STORAGE_LOCAL);
-        std::iter::once(local).chain(self.storages.load().keys().map(Arc::clone)).collect()
+        self.storages.ids()
     }
 
     /// Returns the URL that scans use for the objects.
@@ -180,7 +143,7 @@ impl SegmentStore {
     /// Registers the objects with a runtime. Their bytes come through [`super::CheckedReaderFactory`].
     pub fn register(&self, runtime: &RuntimeEnv) {
         if let Ok(url) = Self::url() {
-            runtime.register_object_store(url.as_ref(), Arc::clone(self.local.objects()));
+            runtime.register_object_store(url.as_ref(), Arc::clone(self.storages.local().objects()));
         }
     }
 
@@ -196,6 +159,11 @@ impl SegmentStore {
         u32::from_str_radix(epoch, 16).ok().map(Epoch)
     }
 
+    /// Returns a reader of the bytes of a segment.
+    pub(super) fn reader(&self, segment: &Arc<Segment>) -> CheckedReader {
+        CheckedReader { storages: Arc::clone(&self.storages), segment: Arc::clone(segment) }
+    }
+
     /// Returns the footer of a segment.
     ///
     /// # Errors
@@ -203,13 +171,8 @@ impl SegmentStore {
     pub(super) async fn open(self: &Arc<Self>, segment: &Arc<Segment>) -> Result<Arc<OpenSegment>> {
         self.opened
             .get_or_insert_async(&segment.id, async {
-                let mut reader = CheckedReader { store: Arc::clone(self), segment: Arc::clone(segment) };
-                let metadata = ParquetMetaDataReader::new()
-                    .with_page_index_policy(PageIndexPolicy::Required)
-                    .with_prefetch_hint(Some(FOOTER_BYTES))
-                    .load_and_finish(&mut reader, segment.bytes)
-                    .await?;
-                let metadata = ArrowReaderMetadata::try_new(Arc::new(metadata), ArrowReaderOptions::new())?;
+                let metadata = self.reader(segment).get_metadata(None).await?;
+                let metadata = ArrowReaderMetadata::try_new(metadata, ArrowReaderOptions::new())?;
                 let fences = fences_of(segment, &metadata)?;
                 Ok(Arc::new(OpenSegment { metadata, fences, statistics: OnceLock::new() }))
             })
@@ -258,8 +221,7 @@ impl SegmentStore {
     pub fn bytes(self: &Arc<Self>, segment: &Arc<Segment>) -> BoxStream<'static, Result<Bytes>> {
         /// Bytes of one read.
         const PIECE_BYTES: u64 = 4 << 20;
-        let reader = CheckedReader { store: Arc::clone(self), segment: Arc::clone(segment) };
-        stream::try_unfold((reader, 0), |(mut reader, start)| async move {
+        stream::try_unfold((self.reader(segment), 0), |(mut reader, start)| async move {
             let end = (start + PIECE_BYTES).min(reader.segment.bytes);
             if start == end {
                 return Ok(None);
@@ -331,7 +293,8 @@ impl SegmentStore {
 }
 
 fn fences_of(segment: &Segment, metadata: &ArrowReaderMetadata) -> Result<KeyIndex> {
-    let damaged = || Error::corruption(format!("segment \"{}\" is not one of this program's", segment.path));
+    let damaged =
+        || Error::corruption(format!("segment \"{}\" was not written by this program", segment.path));
     let file = metadata.metadata().file_metadata();
     let entry = |key: &str| {
         let entries = file.key_value_metadata()?;

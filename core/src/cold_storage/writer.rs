@@ -6,7 +6,7 @@
 //!   kalamdb:fences   base64 of the keys of rows 0, 2048, 4096, ...: each as length u32 LE, then its bytes
 //! ```
 //!
-//! For the manifest, the writer also returns the checksums of the chunks and a filter over all row keys.
+//! For the manifest, the writer also returns the checksums of the blocks and a filter over all row keys.
 //!
 //! Invariant: a written segment is not part of the database until the commit that adds it.
 
@@ -26,8 +26,8 @@ use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 
 use super::key_index::KeyIndex;
-use super::object_storage::Sink;
-use super::segment::{BLOCK_ROWS, CHUNK_BYTES};
+use super::object_storage::{ObjectStorage, Sink};
+use super::segment::{BLOCK_ROWS, CHECKSUM_BLOCK_BYTES};
 use crate::error::{Error, ErrorKind, Result, SqlState};
 
 pub(super) const FORMAT_KEY: &str = "kalamdb:format";
@@ -54,7 +54,7 @@ pub struct SegmentWriter {
 
 /// A written segment that is not on stable storage yet.
 pub struct WrittenSegment {
-    pub(super) sink: Sink,
+    sink: Sink,
     /// The length of the object.
     pub bytes: u64,
     /// As [`super::Segment::checksums`].
@@ -63,6 +63,16 @@ pub struct WrittenSegment {
     pub keys: KeyIndex,
     /// The bits of a split block Bloom filter over the keys.
     pub filter: Bytes,
+}
+
+impl WrittenSegment {
+    /// Brings the segment to stable storage as the object `path`.
+    ///
+    /// # Errors
+    /// 58030 on failure; the object then does not exist, or no commit names it.
+    pub async fn publish(&mut self, storage: &ObjectStorage, path: &str) -> Result<()> {
+        storage.publish(path, std::mem::replace(&mut self.sink, Sink::Memory(Vec::new()))).await
+    }
 }
 
 impl SegmentWriter {
@@ -96,7 +106,7 @@ impl SegmentWriter {
     /// 58030 when the bytes cannot be written.
     pub fn push(&mut self, batch: &RecordBatch, keys: &[Bytes]) -> Result<()> {
         if batch.num_rows() != keys.len() {
-            return Err(Error::internal("a segment's rows have other keys"));
+            return Err(Error::internal("a segment needs one key per row"));
         }
         self.keys.extend(keys);
         self.arrow.write(batch).map_err(unwritable)?;
@@ -167,7 +177,7 @@ pub(super) fn read_fences(text: &str) -> Option<KeyIndex> {
 
 fn unwritable(error: ParquetError) -> Error {
     Error::new(ErrorKind::Unavailable, SqlState::IO_ERROR, "a segment cannot be written")
-        .hint("check the free space and the rights of the folder of the segments")
+        .hint("check the free space and the permissions of the segments' folder")
         .source(error)
 }
 
@@ -175,24 +185,24 @@ fn unwritable(error: ParquetError) -> Error {
 struct ChecksumSink {
     sink: Sink,
     bytes: u64,
-    chunk: crc32fast::Hasher,
+    block: crc32fast::Hasher,
     checksums: Vec<u8>,
 }
 
 impl ChecksumSink {
     fn new(sink: Sink) -> Self {
-        Self { sink, bytes: 0, chunk: crc32fast::Hasher::new(), checksums: Vec::new() }
+        Self { sink, bytes: 0, block: crc32fast::Hasher::new(), checksums: Vec::new() }
     }
 
-    fn end_chunk(&mut self) {
-        let hasher = std::mem::take(&mut self.chunk);
+    fn end_block(&mut self) {
+        let hasher = std::mem::take(&mut self.block);
         self.checksums.extend_from_slice(&hasher.finalize().to_le_bytes());
     }
 
     fn finish(mut self) -> io::Result<(Sink, u64, Vec<u8>)> {
         self.sink.flush()?;
-        if !self.bytes.is_multiple_of(CHUNK_BYTES) {
-            self.end_chunk();
+        if !self.bytes.is_multiple_of(CHECKSUM_BLOCK_BYTES) {
+            self.end_block();
         }
         Ok((self.sink, self.bytes, self.checksums))
     }
@@ -203,12 +213,12 @@ impl Write for ChecksumSink {
         let written = self.sink.write(buffer)?;
         let mut rest = buffer.get(..written).unwrap_or_default();
         while !rest.is_empty() {
-            let room = CHUNK_BYTES - self.bytes % CHUNK_BYTES;
+            let room = CHECKSUM_BLOCK_BYTES - self.bytes % CHECKSUM_BLOCK_BYTES;
             let (piece, after) = rest.split_at(rest.len().min(usize::try_from(room).unwrap_or(usize::MAX)));
-            self.chunk.update(piece);
+            self.block.update(piece);
             self.bytes += piece.len() as u64;
-            if self.bytes.is_multiple_of(CHUNK_BYTES) {
-                self.end_chunk();
+            if self.bytes.is_multiple_of(CHECKSUM_BLOCK_BYTES) {
+                self.end_block();
             }
             rest = after;
         }
@@ -237,7 +247,16 @@ mod tests {
     }
 
     #[test]
-    fn every_chunk_has_its_checksum() {
+    fn the_fences_are_frozen() {
+        let mut index = KeyIndex::default();
+        index.extend(&[Bytes::from_static(&[0, 1]), Bytes::from_static(&[0, 2])]);
+        // Of each 2,048 rows, the key of the first: its length, 2, as u32 LE, then 0x00 0x01.
+        assert_eq!(fences(&index).unwrap(), "AgAAAAAB");
+        assert_eq!(read_fences("AgAAAAAB").unwrap().iter().collect::<Vec<_>>(), [&[0_u8, 1]]);
+    }
+
+    #[test]
+    fn every_block_has_its_checksum() {
         let data: Vec<u8> = (0..200_000_u32).map(|number| (number % 251) as u8).collect();
         let mut sink = ChecksumSink::new(Sink::Memory(Vec::new()));
         data.chunks(777).for_each(|piece| sink.write_all(piece).unwrap());

@@ -2,7 +2,6 @@
 //!
 //! Invariant: every snapshot taken after a commit's receipt was returned contains that commit.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -12,13 +11,14 @@ use parking_lot::Mutex;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::hot_limit::HotLimit;
-use super::large_insert::check_not_cold;
-use super::moves::{Move, Moves, Touched};
-use super::recovery::{Recovered, recover};
+use super::moves::{ChangedKeys, Move};
+use super::recovery::{OpenStore, Recovered, recover};
 use super::reopening::Backoff;
-use super::sequencer::{Installed, Pending, Prepared, Sequencer, outcome_unknown};
+use super::sequencer::Sequencer;
+use super::state::{CommitState, Pending, PreparedSet, outcome_unknown};
+use super::unique_key::{check_not_cold, inserted_keys};
 use super::validation::LastChanges;
-use super::{CommitFeed, EpochHistory, LargeInsert, Receipt, RowWrite, Snapshot, TableWrite, WriteSet};
+use super::{CommitFeed, EpochHistory, LargeInsert, Receipt, Snapshot, WriteSet};
 use crate::change_log;
 use crate::clock::Clock;
 use crate::cold_storage::SegmentStore;
@@ -79,8 +79,7 @@ impl From<&Config> for CommitterOptions {
 /// Commits write sets and hands out snapshots.
 pub struct Committer {
     storage: Arc<dyn StorageBackend>,
-    database: DatabaseId,
-    installed: Arc<Installed>,
+    state: Arc<CommitState>,
     options: CommitterOptions,
     hot_limit: HotLimit,
     queue_permits: Arc<Semaphore>,
@@ -125,31 +124,29 @@ impl Committer {
             )?,
             None => SegmentStore::in_memory(options.segment_cache_bytes),
         };
-        let Recovered { database, epochs, snapshot } =
-            recover(&*storage, directory.as_deref(), segments, options.hot, None, clock.now_us())?;
-        tracing::info!(database = %database, epoch = snapshot.epoch.0, seq = snapshot.seq.0, "recovered the store");
+        let store = OpenStore { storage: Arc::clone(&storage), directory, clock, hot: options.hot };
+        let Recovered { database, epochs, snapshot } = recover(&store, segments, None)?;
         let (seq, next_segment) = (snapshot.seq, snapshot.cold.next());
-        let installed = Arc::new(Installed {
+        tracing::info!(database = %database, epoch = snapshot.epoch.0, seq = seq.0, "recovered the store");
+        let state = Arc::new(CommitState {
+            database,
             snapshot: ArcSwap::from_pointee(snapshot),
             epochs: ArcSwap::from_pointee(epochs),
             poisoned: AtomicBool::new(false),
             reopenings: AtomicU64::new(0),
-            disk: directory
+            disk: store
+                .directory
                 .as_ref()
                 .map(|directory| DiskSpace::new(directory.path(), options.disk_free_min_bytes)),
             next_segment: AtomicU32::new(next_segment.0),
             feed: CommitFeed::starting_after(seq, options.ring_bytes_max),
-            moves: Moves::default(),
+            moves: Arc::default(),
         });
         let sequencer = Sequencer {
-            storage: Arc::clone(&storage),
-            directory,
-            clock,
-            database,
-            installed: Arc::clone(&installed),
+            store,
+            state: Arc::clone(&state),
             last_changes: LastChanges::unknown_before(seq),
             backoff: Backoff::default(),
-            hot: options.hot,
         };
         let (queue, pendings) = mpsc::channel(options.queue_len_max);
         let thread = std::thread::Builder::new()
@@ -158,8 +155,7 @@ impl Committer {
             .map_err(|error| Error::internal("the sequencer could not be started").source(error))?;
         Ok(Arc::new(Self {
             storage,
-            database,
-            installed,
+            state,
             options,
             hot_limit: HotLimit::new(options.hot_bytes_max),
             queue_permits: Arc::new(Semaphore::new(permits(options.queue_bytes_max) as usize)),
@@ -170,12 +166,12 @@ impl Committer {
 
     /// Returns the database as of the last commit.
     pub fn snapshot(&self) -> Arc<Snapshot> {
-        self.installed.snapshot.load_full()
+        self.state.snapshot.load_full()
     }
 
     /// Returns the seq of the last commit.
     pub fn seq(&self) -> Seq {
-        self.installed.snapshot.load().seq
+        self.state.snapshot.load().seq
     }
 
     /// Commits `set`. Returns once the commit is installed and as durable as the set asks. If the caller
@@ -187,11 +183,11 @@ impl Committer {
     /// the disk is full or hot rows exceed `hot_bytes_max`, 57P01 while closing, or catalog errors.
     pub async fn commit(&self, set: WriteSet) -> Result<Receipt> {
         if set.is_empty() {
-            let snapshot = self.installed.snapshot.load();
+            let snapshot = self.state.snapshot.load();
             return Ok(Receipt { seq: snapshot.seq, commit_ts: snapshot.commit_ts });
         }
         if self.is_poisoned() {
-            return Err(self.installed.refusal());
+            return Err(self.state.refusal());
         }
         let bytes = set.bytes();
         if bytes > self.options.set_bytes_max {
@@ -208,7 +204,7 @@ impl Committer {
         };
         let only_trims = set.tables.is_empty() && set.catalog.is_empty() && set.cold.is_none();
         if trim.is_none() && set.trim_log_to.is_some() && only_trims {
-            let snapshot = self.installed.snapshot.load();
+            let snapshot = self.state.snapshot.load();
             return Ok(Receipt { seq: snapshot.seq, commit_ts: snapshot.commit_ts });
         }
         let cold_checked = self.check_cold_keys(&set).await?;
@@ -220,7 +216,7 @@ impl Committer {
             .map_err(|_| Error::shutting_down())?;
         let queue = self.queue.lock().clone().ok_or_else(Error::shutting_down)?;
         let (answer, answered) = oneshot::channel();
-        let prepared = Prepared { set, trim, cold_checked };
+        let prepared = PreparedSet { set, trim, cold_checked };
         let pending = Pending { prepared, bytes, answer, _permit: permit };
         queue.send(pending).await.map_err(|_| Error::shutting_down())?;
         drop(queue);
@@ -236,15 +232,15 @@ impl Committer {
     /// # Errors
     /// 55006 when a flush or compaction of the table is already running.
     pub fn begin_flush(&self, table: TableId) -> Result<Move> {
-        Move::begin(table, Some(Touched::default()), Arc::clone(&self.installed))
+        Move::begin(table, Some(ChangedKeys::default()), &self.state.moves, &self.state.snapshot)
     }
 
     /// Begins a compaction of a table's segments. Rows that change meanwhile are marked in the old segments.
     ///
     /// # Errors
     /// As [`Committer::begin_flush`].
-    pub fn begin_merge(&self, table: TableId) -> Result<Move> {
-        Move::begin(table, None, Arc::clone(&self.installed))
+    pub fn begin_compaction(&self, table: TableId) -> Result<Move> {
+        Move::begin(table, None, &self.state.moves, &self.state.snapshot)
     }
 
     /// Compacts the tombstones in a range of row keys, so that scans do not step over them. Blocks.
@@ -257,7 +253,7 @@ impl Committer {
 
     /// Returns an unused number for a new segment.
     pub fn new_segment_id(&self) -> SegmentId {
-        SegmentId(self.installed.next_segment.fetch_add(1, Ordering::Relaxed))
+        SegmentId(self.state.next_segment.fetch_add(1, Ordering::Relaxed))
     }
 
     /// Checks that the keys of inserts are free among cold rows, and those of a large INSERT among all rows.
@@ -286,26 +282,26 @@ impl Committer {
 
     /// Returns the feed of the latest commits.
     pub fn commits(&self) -> CommitFeed {
-        self.installed.feed.clone()
+        self.state.feed.clone()
     }
 
     /// Returns the id of the database.
     pub fn database_id(&self) -> DatabaseId {
-        self.database
+        self.state.database
     }
 
     /// Returns which seqs of which epochs are part of the history.
     pub fn epochs(&self) -> Arc<EpochHistory> {
-        self.installed.epochs.load_full()
+        self.state.epochs.load_full()
     }
 
     /// Whether a write failed and the store is not reopened yet. Until then all writes are refused.
     pub fn is_poisoned(&self) -> bool {
-        self.installed.poisoned.load(Ordering::Acquire)
+        self.state.is_poisoned()
     }
 
     /// Whether rows can be written: no failed write awaits a reopening, and the disk has room.
-    pub fn takes_writes(&self) -> bool {
+    pub fn accepts_writes(&self) -> bool {
         !self.is_poisoned() && self.check_disk_space().is_ok()
     }
 
@@ -314,7 +310,7 @@ impl Committer {
     /// # Errors
     /// 53100 when there is too little.
     pub fn check_disk_space(&self) -> Result<()> {
-        self.installed.disk.as_ref().map_or(Ok(()), DiskSpace::check)
+        self.state.disk.as_ref().map_or(Ok(()), DiskSpace::check)
     }
 
     /// Refuses work that writes `bytes` to the disk of the data directory when there is no room for them.
@@ -322,24 +318,24 @@ impl Committer {
     /// # Errors
     /// 53100 when there is no room.
     pub fn check_room_for(&self, bytes: u64) -> Result<()> {
-        self.installed.disk.as_ref().map_or(Ok(()), |disk| disk.check_room_for(bytes))
+        self.state.disk.as_ref().map_or(Ok(()), |disk| disk.check_room_for(bytes))
     }
 
     /// Records bytes written to the disk of the data directory outside the store.
     pub fn note_written(&self, bytes: u64) {
-        if let Some(disk) = &self.installed.disk {
+        if let Some(disk) = &self.state.disk {
             disk.note_written(usize::try_from(bytes).unwrap_or(usize::MAX));
         }
     }
 
     /// Returns the free bytes on the disk of the data directory; `None` for a database in memory.
     pub fn disk_free_bytes(&self) -> Option<u64> {
-        self.installed.disk.as_ref().map(DiskSpace::free_bytes)
+        self.state.disk.as_ref().map(DiskSpace::free_bytes)
     }
 
     /// Returns how often the store was reopened after a failed write.
     pub fn reopenings(&self) -> u64 {
-        self.installed.reopenings.load(Ordering::Relaxed)
+        self.state.reopenings.load(Ordering::Relaxed)
     }
 
     /// Returns how many write sets wait for the sequencer.
@@ -381,30 +377,13 @@ impl Drop for Committer {
         if let Some(thread) = self.thread.lock().take()
             && let Err(error) = join(thread)
         {
-            tracing::error!(%error, "could not close the commit order cleanly");
+            tracing::error!(%error, "the committer could not be closed cleanly");
         }
     }
 }
 
 fn join(thread: JoinHandle<()>) -> Result<()> {
-    thread.join().map_err(|_| Error::internal("the sequencer broke down"))
-}
-
-/// Returns the keys a write inserts, except those whose rows it also deletes.
-fn inserted_keys(write: &TableWrite) -> Vec<bytes::Bytes> {
-    let deleted: HashSet<&[u8]> = write
-        .rows
-        .iter()
-        .filter_map(|row| match row {
-            RowWrite::Delete { key, .. } => Some(&**key),
-            _ => None,
-        })
-        .collect();
-    let inserted = write.rows.iter().filter_map(|row| match row {
-        RowWrite::Insert { key, .. } if !deleted.contains(&**key) => Some(bytes::Bytes::clone(key)),
-        _ => None,
-    });
-    inserted.collect()
+    thread.join().map_err(|_| Error::internal("the sequencer panicked"))
 }
 
 fn permits(bytes: usize) -> u32 {
@@ -415,7 +394,7 @@ fn too_large(bytes: usize, bytes_max: usize) -> Error {
     Error::new(
         ErrorKind::ResourceExhausted,
         SqlState::PROGRAM_LIMIT_EXCEEDED,
-        format!("a change of {bytes} bytes is larger than the {bytes_max} bytes one commit may have"),
+        format!("a change of {bytes} bytes is larger than the limit of {bytes_max} bytes per commit"),
     )
     .hint("split it into several statements")
 }

@@ -17,17 +17,17 @@ use crate::ids::Seq;
 /// A handle to the latest commits; clones share the ring.
 #[derive(Clone, Debug)]
 pub struct CommitFeed {
-    shared: Arc<Shared>,
+    state: Arc<FeedState>,
 }
 
 #[derive(Debug)]
-struct Shared {
-    ring: Mutex<Ring>,
+struct FeedState {
+    ring: Mutex<CommitRing>,
     published: watch::Sender<Seq>,
 }
 
 #[derive(Debug)]
-struct Ring {
+struct CommitRing {
     records: VecDeque<(Arc<CommitRecord>, usize)>,
     bytes: usize,
     bytes_max: usize,
@@ -38,36 +38,36 @@ struct Ring {
 impl CommitFeed {
     /// Creates a feed whose next commit is the one after `seq`.
     pub(super) fn starting_after(seq: Seq, bytes_max: usize) -> Self {
-        let ring = Ring { records: VecDeque::new(), bytes: 0, bytes_max, evicted_through: seq };
-        Self { shared: Arc::new(Shared { ring: Mutex::new(ring), published: watch::Sender::new(seq) }) }
+        let ring = CommitRing { records: VecDeque::new(), bytes: 0, bytes_max, evicted_through: seq };
+        Self { state: Arc::new(FeedState { ring: Mutex::new(ring), published: watch::Sender::new(seq) }) }
     }
 
     /// Returns the commits after `seq`, in order; `None` if some are no longer here but in the change log.
     pub fn after(&self, seq: Seq) -> Option<Vec<Arc<CommitRecord>>> {
-        let ring = self.shared.ring.lock();
+        let ring = self.state.ring.lock();
         let skip = usize::try_from(seq.0.checked_sub(ring.evicted_through.0)?).unwrap_or(usize::MAX);
         Some(ring.records.iter().skip(skip).map(|(record, _)| Arc::clone(record)).collect())
     }
 
     /// Returns the last published seq.
     pub fn published(&self) -> Seq {
-        *self.shared.published.borrow()
+        *self.state.published.borrow()
     }
 
     /// Returns a receiver that wakes when a later seq is published; it closes when the committer is gone.
     pub fn watch(&self) -> watch::Receiver<Seq> {
-        self.shared.published.subscribe()
+        self.state.published.subscribe()
     }
 
     /// Returns the number of commits and of bytes in the ring.
     pub fn size(&self) -> (usize, usize) {
-        let ring = self.shared.ring.lock();
+        let ring = self.state.ring.lock();
         (ring.records.len(), ring.bytes)
     }
 
     /// Adds commits; the first must be the one after the last published.
     pub(super) fn publish(&self, records: impl IntoIterator<Item = Arc<CommitRecord>>) {
-        let mut ring = self.shared.ring.lock();
+        let mut ring = self.state.ring.lock();
         let mut last = None;
         for record in records {
             debug_assert_eq!(
@@ -88,17 +88,17 @@ impl CommitFeed {
         }
         drop(ring);
         if let Some(seq) = last {
-            self.shared.published.send_replace(seq);
+            self.state.published.send_replace(seq);
         }
     }
 
     /// Continues after `seq`, without the commits up to it.
     pub(super) fn skip_to(&self, seq: Seq) {
-        let mut ring = self.shared.ring.lock();
+        let mut ring = self.state.ring.lock();
         ring.records.clear();
         (ring.bytes, ring.evicted_through) = (0, seq);
         drop(ring);
-        self.shared.published.send_replace(seq);
+        self.state.published.send_replace(seq);
     }
 }
 

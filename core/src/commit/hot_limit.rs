@@ -84,16 +84,13 @@ impl HotLimit {
     }
 
     fn refusal(&self) -> Error {
-        let message = format!(
-            "{} bytes of rows wait to be flushed, and hot_bytes_max allows {}",
-            self.bytes(),
-            self.bytes_max
-        );
+        let message = format!("{} bytes of hot rows exceed hot_bytes_max ({})", self.bytes(), self.bytes_max);
         let hint = match &*self.failed_flush.lock() {
             Some(job) => format!(
-                "the flush with job id {job} failed, and system.jobs says why; rows are taken again once one succeeds"
+                "the flush with job id {job} failed; system.jobs says why; writes resume after a \
+                 successful flush"
             ),
-            None => "rows are taken again once flushes have caught up".to_owned(),
+            None => "writes resume once flushes have caught up".to_owned(),
         };
         Error::new(ErrorKind::ResourceExhausted, SqlState::DISK_FULL, message).hint(hint)
     }

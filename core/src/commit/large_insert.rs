@@ -13,7 +13,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::Snapshot;
-use super::validation::key_is_taken;
+use super::unique_key::{check_not_cold, key_is_taken};
 use crate::change_log::{CommitRecord, LoggedInsert, TableSummary};
 use crate::cold_storage::{NewSegment, Segment};
 use crate::error::{Error, Result};
@@ -156,24 +156,5 @@ impl LargeInsert {
             })?;
         }
         Ok(())
-    }
-}
-
-/// Checks that no cold row of a table has one of `keys`.
-///
-/// # Errors
-/// 23505 for a taken key, and any error of reading segments.
-pub(super) async fn check_not_cold(
-    snapshot: &Snapshot,
-    table: &TableDefinition,
-    keys: &[Bytes],
-) -> Result<()> {
-    if keys.is_empty() {
-        return Ok(());
-    }
-    let found = snapshot.cold.find(&snapshot.storage, table.id, &table.segment_keys()?, keys).await?;
-    match keys.iter().zip(found).find(|(_, place)| place.is_some()) {
-        Some((key, _)) => Err(key_is_taken(table, key)),
-        None => Ok(()),
     }
 }

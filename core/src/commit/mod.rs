@@ -13,6 +13,7 @@
 
 mod committer;
 mod feed;
+mod group;
 mod hot_limit;
 mod large_insert;
 mod moves;
@@ -20,8 +21,10 @@ mod recovery;
 mod redo;
 mod reopening;
 mod sequencer;
+mod state;
 #[cfg(test)]
 mod tests;
+mod unique_key;
 mod validation;
 
 use std::collections::HashMap;
@@ -41,7 +44,7 @@ pub use hot_limit::HotLimit;
 pub use large_insert::LargeInsert;
 pub use moves::Move;
 pub use recovery::EpochHistory;
-pub(crate) use recovery::{adopt, inspect, is_state_key};
+pub(crate) use recovery::{assign_new_database, inspect, is_state_key};
 
 /// The database as of one commit. A statement reads from exactly one snapshot.
 ///
@@ -112,7 +115,7 @@ pub enum ColdWrite {
         places: Arc<HashMap<SegmentId, Vec<Option<Place>>>>,
     },
     /// Deletes stored rows that a flush has put into segments. A key that holds a newer row keeps it.
-    Clean {
+    DeleteFlushed {
         /// The table.
         table: TableId,
         /// The keys.

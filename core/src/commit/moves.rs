@@ -8,82 +8,82 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::Snapshot;
-use super::sequencer::Installed;
 use crate::change_log::CommitRecord;
 use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::ids::{Seq, TableId};
 
 /// Most changed rows recorded for one flush. Beyond it the flush is abandoned and retried later.
-const TOUCHED_LEN_MAX: usize = 1_000_000;
+const CHANGED_KEYS_MAX: usize = 1_000_000;
 
 /// The running moves.
 #[derive(Debug, Default)]
-pub(super) struct Moves {
+pub(super) struct RunningMoves {
     /// `None` for a compaction, which finds the changes among the marks.
-    touched: Mutex<HashMap<TableId, Option<Touched>>>,
+    by_table: Mutex<HashMap<TableId, Option<ChangedKeys>>>,
 }
 
 /// Keys of overwritten or deleted rows of one table, each with the last commit that changed it.
 #[derive(Debug, Default)]
-pub(super) struct Touched {
+pub(super) struct ChangedKeys {
     keys: HashMap<Bytes, Seq>,
     /// Whether `keys` is incomplete.
     overflowed: bool,
 }
 
-impl Moves {
-    fn begin(&self, table: TableId, touched: Option<Touched>) -> Result<()> {
-        let mut moves = self.touched.lock();
+impl RunningMoves {
+    fn begin(&self, table: TableId, changed: Option<ChangedKeys>) -> Result<()> {
+        let mut moves = self.by_table.lock();
         if moves.contains_key(&table) {
             return Err(Error::new(
                 ErrorKind::Conflict,
                 SqlState::OBJECT_IN_USE,
-                format!("rows of table {table} are being moved already"),
+                format!("a flush or compaction of table {table} is already running"),
             ));
         }
-        moves.insert(table, touched);
+        moves.insert(table, changed);
         Ok(())
     }
 
     /// Records the rows that a commit changed.
     pub(super) fn note(&self, record: &CommitRecord) {
-        let mut moves = self.touched.lock();
+        let mut moves = self.by_table.lock();
         if moves.is_empty() {
             return;
         }
         for changes in &record.tables {
-            let Some(Some(touched)) = moves.get_mut(&changes.table) else { continue };
+            let Some(Some(changed)) = moves.get_mut(&changes.table) else { continue };
             let keys = changes.rows.iter().filter(|change| change.old.is_some()).map(|change| &change.key);
             for key in keys {
-                if touched.keys.len() >= TOUCHED_LEN_MAX {
-                    touched.overflowed = true;
+                if changed.keys.len() >= CHANGED_KEYS_MAX {
+                    changed.overflowed = true;
                     break;
                 }
-                touched.keys.insert(Bytes::clone(key), record.seq);
+                changed.keys.insert(Bytes::clone(key), record.seq);
             }
         }
     }
 
     /// Abandons running flushes: commits since their snapshots are unknown. Compactions find them as marks.
-    pub(super) fn give_up(&self) {
-        self.touched.lock().values_mut().flatten().for_each(|touched| touched.overflowed = true);
+    pub(super) fn abandon_flushes(&self) {
+        self.by_table.lock().values_mut().flatten().for_each(|changed| changed.overflowed = true);
     }
 
     /// Returns the keys of rows of a table that commits after `seq` changed.
-    pub(super) fn touched_after(&self, table: TableId, seq: Seq) -> Result<Vec<Bytes>> {
-        let moves = self.touched.lock();
-        let touched = moves
+    pub(super) fn changed_after(&self, table: TableId, seq: Seq) -> Result<Vec<Bytes>> {
+        let moves = self.by_table.lock();
+        let changed = moves
             .get(&table)
             .and_then(Option::as_ref)
-            .ok_or_else(|| Error::internal(format!("no rows of table {table} are moved")))?;
-        if touched.overflowed {
-            return Err(Error::conflict("it is not known which rows were changed while they were moved"));
+            .ok_or_else(|| Error::internal(format!("no flush of table {table} is running")))?;
+        if changed.overflowed {
+            return Err(Error::conflict("the rows changed during the flush are unknown"));
         }
-        Ok(touched.keys.iter().filter(|(_, by)| **by > seq).map(|(key, _)| Bytes::clone(key)).collect())
+        Ok(changed.keys.iter().filter(|(_, by)| **by > seq).map(|(key, _)| Bytes::clone(key)).collect())
     }
 }
 
@@ -91,14 +91,19 @@ impl Moves {
 pub struct Move {
     table: TableId,
     snapshot: Arc<Snapshot>,
-    installed: Arc<Installed>,
+    running: Arc<RunningMoves>,
 }
 
 impl Move {
-    pub(super) fn begin(table: TableId, touched: Option<Touched>, installed: Arc<Installed>) -> Result<Self> {
-        installed.moves.begin(table, touched)?;
-        let snapshot = installed.snapshot.load_full();
-        Ok(Self { table, snapshot, installed })
+    /// Registers the table among the running moves, then takes the installed snapshot.
+    pub(super) fn begin(
+        table: TableId,
+        changed: Option<ChangedKeys>,
+        running: &Arc<RunningMoves>,
+        installed: &ArcSwap<Snapshot>,
+    ) -> Result<Self> {
+        running.begin(table, changed)?;
+        Ok(Self { table, snapshot: installed.load_full(), running: Arc::clone(running) })
     }
 
     /// Returns the snapshot whose rows are moved.
@@ -109,6 +114,6 @@ impl Move {
 
 impl Drop for Move {
     fn drop(&mut self) {
-        self.installed.moves.touched.lock().remove(&self.table);
+        self.running.by_table.lock().remove(&self.table);
     }
 }

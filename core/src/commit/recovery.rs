@@ -16,6 +16,7 @@ use std::sync::Arc;
 use super::Snapshot;
 use super::redo::{CATALOG_HEADER_KEY, CATALOG_PREFIX, put_header, put_record};
 use crate::change_log;
+use crate::clock::Clock;
 use crate::cold_storage::{self, SegmentStore};
 use crate::error::{Error, Result};
 use crate::failpoint;
@@ -50,6 +51,16 @@ impl EpochHistory {
     }
 }
 
+/// The open store, and what its recovery needs.
+pub(super) struct OpenStore {
+    pub(super) storage: Arc<dyn StorageBackend>,
+    /// `None` for a database in memory; then the synced seq is not recorded.
+    pub(super) directory: Option<Arc<DataDirectory>>,
+    pub(super) clock: Arc<dyn Clock>,
+    /// Sizes of the hot tier, which starts empty in every epoch.
+    pub(super) hot: HotOptions,
+}
+
 /// The state that a committer starts from, or continues from after a reopening.
 pub(super) struct Recovered {
     pub(super) database: DatabaseId,
@@ -68,25 +79,23 @@ pub(super) fn put_last_commit(batch: &mut WriteBatch, seq: Seq, commit_ts: i64) 
 /// # Errors
 /// `Corruption` when the store is inconsistent, or ends before the last commit known to be on disk or seen.
 pub(super) fn recover(
-    storage: &dyn StorageBackend,
-    directory: Option<&DataDirectory>,
+    store: &OpenStore,
     segments: Arc<SegmentStore>,
-    hot: HotOptions,
     seen: Option<&Snapshot>,
-    now_us: i64,
 ) -> Result<Recovered> {
-    let before = storage.snapshot();
+    let (directory, now_us) = (store.directory.as_deref(), store.clock.now_us());
+    let before = store.storage.snapshot();
     let mut batch = WriteBatch::new();
     let stored = match before.get(Partition::Meta, DATABASE_ID_KEY)? {
         Some(id) => stored_state(&*before, &id)?,
         None => new_state(&*before, &mut batch, now_us)?,
     };
-    let State { database, seq, commit_ts, catalog, mut epochs } = stored;
+    let StoredState { database, seq, commit_ts, catalog, mut epochs } = stored;
     if let Some((_, synced)) = directory.and_then(DataDirectory::synced_seq)
         && seq < synced
     {
         return Err(Error::corruption(format!(
-            "the store ends at commit {seq}, but commit {synced} was known to be on disk"
+            "the store ends at commit {seq}, but commit {synced} was synced to disk"
         ))
         .hint("restore the data directory from a backup"));
     }
@@ -95,10 +104,10 @@ pub(super) fn recover(
     {
         // Readers have seen the lost commits, so this process cannot go on without them.
         return Err(Error::corruption(format!(
-            "the store ends at commit {seq}, but commits up to {} had been made, the last without a sync",
+            "the store ends at commit {seq}; relaxed commits up to {} were lost",
             seen.seq
         ))
-        .hint("restart the program: live queries then begin anew"));
+        .hint("restart the server; live queries then start over"));
     }
     if epochs.current != Epoch(0) {
         let key = [EPOCH_END_PREFIX, &epochs.current.0.to_be_bytes()].concat();
@@ -109,12 +118,12 @@ pub(super) fn recover(
         Epoch(epochs.current.0.checked_add(1).ok_or_else(|| Error::internal("no epochs are left"))?);
     batch.put(Partition::Meta, EPOCH_KEY, epochs.current.0.to_be_bytes().to_vec());
     failpoint::step("recover::epoch")?;
-    storage.write(batch, true)?;
+    store.storage.write(batch, true)?;
     failpoint::step("recover::recovered")?;
     if let Some(directory) = directory {
         directory.note_synced_seq(epochs.current, seq);
     }
-    let storage = storage.snapshot();
+    let storage = store.storage.snapshot();
     let log_floor = change_log::floor(&*storage)?;
     segments.set_storages(database, catalog.storages().map(StorageRecord::location));
     let cold = cold_storage::restore(&*storage, segments, seen.map(|seen| &*seen.cold))?;
@@ -124,7 +133,7 @@ pub(super) fn recover(
         epoch: epochs.current,
         catalog: Arc::new(catalog),
         storage,
-        hot: Arc::new(HotChunks::new(hot, seq)),
+        hot: Arc::new(HotChunks::new(store.hot, seq)),
         cold: Arc::new(cold),
         log_floor,
     };
@@ -132,7 +141,7 @@ pub(super) fn recover(
 }
 
 /// The recorded state of a store, independent of the process that has it open.
-pub(crate) struct State {
+pub(crate) struct StoredState {
     pub(crate) database: DatabaseId,
     pub(crate) seq: Seq,
     pub(crate) commit_ts: i64,
@@ -144,7 +153,7 @@ pub(crate) struct State {
 ///
 /// # Errors
 /// `Corruption` when the state is missing or inconsistent.
-pub(crate) fn inspect(storage: &dyn StorageSnapshot) -> Result<State> {
+pub(crate) fn inspect(storage: &dyn StorageSnapshot) -> Result<StoredState> {
     match storage.get(Partition::Meta, DATABASE_ID_KEY)? {
         Some(id) => stored_state(storage, &id),
         None => Err(damaged("the database id is missing")),
@@ -162,7 +171,7 @@ pub(crate) fn is_state_key(key: &[u8]) -> bool {
 ///
 /// # Errors
 /// As [`inspect`].
-pub(crate) fn adopt(
+pub(crate) fn assign_new_database(
     copy: &dyn StorageSnapshot,
     database: DatabaseId,
     batch: &mut WriteBatch,
@@ -176,10 +185,10 @@ pub(crate) fn adopt(
 }
 
 fn database_id(id: &[u8]) -> Result<DatabaseId> {
-    uuid::Uuid::from_slice(id).map(DatabaseId).map_err(|_| damaged("the database id is not one"))
+    uuid::Uuid::from_slice(id).map(DatabaseId).map_err(|_| damaged("the database id is invalid"))
 }
 
-fn new_state(before: &dyn StorageSnapshot, batch: &mut WriteBatch, now_us: i64) -> Result<State> {
+fn new_state(before: &dyn StorageSnapshot, batch: &mut WriteBatch, now_us: i64) -> Result<StoredState> {
     for partition in Partition::ALL {
         if before.scan(partition, KeyRange::all(), Direction::Forward).next().transpose()?.is_some() {
             return Err(damaged("it has data but no database id"));
@@ -194,10 +203,10 @@ fn new_state(before: &dyn StorageSnapshot, batch: &mut WriteBatch, now_us: i64) 
     }
     put_last_commit(batch, Seq::ZERO, now_us);
     let epochs = EpochHistory { current: Epoch(0), ends: BTreeMap::new() };
-    Ok(State { database, seq: Seq::ZERO, commit_ts: now_us, catalog, epochs })
+    Ok(StoredState { database, seq: Seq::ZERO, commit_ts: now_us, catalog, epochs })
 }
 
-fn stored_state(before: &dyn StorageSnapshot, id: &[u8]) -> Result<State> {
+fn stored_state(before: &dyn StorageSnapshot, id: &[u8]) -> Result<StoredState> {
     let database = database_id(id)?;
     let (seq, commit_ts) = stored_last_commit(before)?;
     check_log_end(before, database, seq)?;
@@ -209,7 +218,7 @@ fn stored_state(before: &dyn StorageSnapshot, id: &[u8]) -> Result<State> {
         let epoch = Epoch(u32::from_be_bytes(fixed(key.get(EPOCH_END_PREFIX.len()..).unwrap_or_default())?));
         epochs.ends.insert(epoch, Seq(u64::from_be_bytes(fixed(&value)?)));
     }
-    Ok(State { database, seq, commit_ts, catalog: stored_catalog(before)?, epochs })
+    Ok(StoredState { database, seq, commit_ts, catalog: stored_catalog(before)?, epochs })
 }
 
 fn stored_last_commit(before: &dyn StorageSnapshot) -> Result<(Seq, i64)> {
@@ -239,7 +248,7 @@ fn stored_catalog(before: &dyn StorageSnapshot) -> Result<Catalog> {
         let record: CatalogChange = serde_json::from_slice(&value)
             .map_err(|error| damaged("a record of the catalog cannot be read").source(error))?;
         if *key != *format!("{CATALOG_PREFIX}{}", record.record_key()).as_bytes() {
-            return Err(damaged("a record of the catalog is stored as another"));
+            return Err(damaged("a record of the catalog is stored under the wrong key"));
         }
         records.push(record);
     }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::unique_key::key_is_taken;
 use super::{CommitFeed, LargeInsert, RowWrite, TableWrite};
 use crate::change_log::{RowChange, RowOp, TableChanges};
 use crate::cold_storage::{Manifest, Place};
@@ -53,7 +54,7 @@ impl LastChanges {
 }
 
 /// The rows that the group's sets changed so far: the seq of the row under a key; `None` if deleted.
-pub(super) struct Overlay<'a> {
+pub(super) struct GroupState<'a> {
     storage: &'a dyn StorageSnapshot,
     last_changes: &'a LastChanges,
     /// Rows that have expired by now count as deleted, even before the commit that deletes them.
@@ -67,8 +68,9 @@ pub(super) struct Overlay<'a> {
     undo: Vec<(Bytes, Option<Option<Seq>>)>,
 }
 
-impl<'a> Overlay<'a> {
-    /// Creates an overlay over the rows in `storage`, which contain the changes of `last_changes`.
+impl<'a> GroupState<'a> {
+    /// Returns the state of an empty group over the rows in `storage`, which contain the changes of
+    /// `last_changes`.
     pub(super) fn new(storage: &'a dyn StorageSnapshot, last_changes: &'a LastChanges, now_us: i64) -> Self {
         Self {
             storage,
@@ -81,13 +83,13 @@ impl<'a> Overlay<'a> {
         }
     }
 
-    /// Validates the rows of a set and turns them into the changes of commit `seq`. They stay in the overlay;
-    /// [`Overlay::rollback`] can undo them until the next call. After an error the overlay is unchanged.
+    /// Validates the rows of a set and turns them into the changes of commit `seq`. They stay in the state;
+    /// [`GroupState::rollback`] can undo them until the next call. After an error the state is unchanged.
     /// `planned` holds the seqs of the set's snapshot and of the check of its inserted keys among cold rows.
     ///
     /// # Errors
-    /// 23505 when an inserted key is taken; 40001 when a written row or its table changed since the read, or a
-    /// row moved.
+    /// 23505 when an inserted key is taken; 40001 when a written row or its table changed since the read, or
+    /// when a row moved.
     pub(super) fn apply(
         &mut self,
         tables: Vec<TableWrite>,
@@ -133,7 +135,7 @@ impl<'a> Overlay<'a> {
         }
     }
 
-    /// Returns the cold rows that the last [`Overlay::apply`] changed or deleted.
+    /// Returns the cold rows that the last [`GroupState::apply`] changed or deleted.
     pub(super) fn new_marks(&self) -> &[Place] {
         &self.new_marks
     }
@@ -148,7 +150,7 @@ impl<'a> Overlay<'a> {
         self.rows.contains_key(key)
     }
 
-    /// Undoes the last [`Overlay::apply`].
+    /// Undoes the last [`GroupState::apply`].
     pub(super) fn rollback(&mut self) {
         for place in self.new_marks.drain(..) {
             self.marks.remove(&place);
@@ -197,7 +199,7 @@ impl<'a> Overlay<'a> {
     ) -> Result<Vec<RowChange>> {
         let TableWrite { table, scope, rows } = write;
         let moved = cold.moved(table.id);
-        let target = Target {
+        let target = WriteTarget {
             table: &table,
             prefix: keys::scope_prefix(table.id, scope),
             unchanged: !self.last_changes.changed_after(table.id, scope, read_seq) && moved <= read_seq,
@@ -216,13 +218,13 @@ impl<'a> Overlay<'a> {
     }
 
     /// Returns the stored rows under the keys that must be read, in order.
-    fn read_stored(&self, target: &Target<'_>, rows: &[RowWrite]) -> Result<Vec<Option<Stored>>> {
+    fn read_stored(&self, target: &WriteTarget<'_>, rows: &[RowWrite]) -> Result<Vec<Option<StoredRow>>> {
         let keys: Vec<Bytes> =
             rows.iter().filter(|row| target.must_read(row)).filter_map(|row| key_of(row).cloned()).collect();
         let mut stored = Vec::with_capacity(keys.len());
         for some in keys.chunks(READ_KEYS_MAX) {
             for found in self.storage.multi_get(Partition::Rows, some)? {
-                let row = found.map(|row| Stored::read(row, self.now_us)).transpose()?;
+                let row = found.map(|row| StoredRow::read(row, self.now_us)).transpose()?;
                 // Flushed rows only wait for their deletion; ignore them.
                 stored.push(row.filter(|row| row.seq > target.flushed));
             }
@@ -232,10 +234,10 @@ impl<'a> Overlay<'a> {
 
     fn apply_row(
         &mut self,
-        target: &Target<'_>,
+        target: &WriteTarget<'_>,
         scope: ScopeId,
         row: RowWrite,
-        stored: Option<Stored>,
+        stored: Option<StoredRow>,
         seq: Seq,
         ordinal: &mut u32,
     ) -> Result<RowChange> {
@@ -248,7 +250,7 @@ impl<'a> Overlay<'a> {
                 // What the group did to the key is newer than what is stored.
                 match stored.filter(|_| !self.rows.contains_key(&key)) {
                     // Followers of the log still have the expired row: an update, not an insert.
-                    Some(Stored { expired: Some(old), .. }) => {
+                    Some(StoredRow { expired: Some(old), .. }) => {
                         self.set(&key, Some(seq));
                         Ok(RowChange {
                             op: RowOp::Update,
@@ -267,9 +269,7 @@ impl<'a> Overlay<'a> {
             }
             RowWrite::Append { row } => {
                 if target.table.has_key() {
-                    return Err(Error::internal(
-                        "a row without a key was given to a table with a primary key",
-                    ));
+                    return Err(Error::internal("a row for a table with a primary key has no key"));
                 }
                 let key = keys::hidden_key(target.table.id, scope, seq, *ordinal);
                 *ordinal =
@@ -277,13 +277,13 @@ impl<'a> Overlay<'a> {
                 Ok(RowChange { op: RowOp::Insert, key: key.into(), old: None, new: Some(stamped(row, seq)?) })
             }
             RowWrite::Update { key, expected, old, row, place } => {
-                let seen = Seen { key: &key, expected, old: &old, place };
+                let seen = SeenRow { key: &key, expected, old: &old, place };
                 self.check_unchanged(target, seen, stored.map(|stored| stored.seq))?;
                 self.set(&key, Some(seq));
                 Ok(RowChange { op: RowOp::Update, key, old: Some(old), new: Some(stamped(row, seq)?) })
             }
             RowWrite::Delete { key, expected, old, place } => {
-                let seen = Seen { key: &key, expected, old: &old, place };
+                let seen = SeenRow { key: &key, expected, old: &old, place };
                 self.check_unchanged(target, seen, stored.map(|stored| stored.seq))?;
                 self.set(&key, None);
                 Ok(RowChange { op: RowOp::Delete, key, old: Some(old), new: None })
@@ -292,8 +292,13 @@ impl<'a> Overlay<'a> {
     }
 
     /// Checks that the row a plan read is still there, and claims its place if it is cold.
-    fn check_unchanged(&mut self, target: &Target<'_>, seen: Seen<'_>, stored: Option<Seq>) -> Result<()> {
-        let Seen { key, expected, old, place } = seen;
+    fn check_unchanged(
+        &mut self,
+        target: &WriteTarget<'_>,
+        seen: SeenRow<'_>,
+        stored: Option<Seq>,
+    ) -> Result<()> {
+        let SeenRow { key, expected, old, place } = seen;
         target.check_key(key)?;
         if row_seq(old)? != expected {
             return Err(Error::internal("the old image of a row is not the row that was read"));
@@ -315,13 +320,13 @@ impl<'a> Overlay<'a> {
         )))
     }
 
-    /// Marks a cold row. Cold rows never change: one is gone when it is marked or its segment is removed.
-    fn claim(&mut self, target: &Target<'_>, place: Place) -> Result<()> {
+    /// Marks a cold row. Cold rows never change: one is deleted when it is marked or its segment is removed.
+    fn claim(&mut self, target: &WriteTarget<'_>, place: Place) -> Result<()> {
         if target.cold.segment(target.table.id, place.segment).is_none() {
             return Err(target.moved());
         }
         if self.marks.contains(&place)
-            || (!target.unchanged && target.cold.is_gone(self.storage, target.table.id, place)?)
+            || (!target.unchanged && target.cold.is_deleted(self.storage, target.table.id, place)?)
         {
             return Err(Error::conflict(format!(
                 "a row of table \"{}\" was changed by another commit",
@@ -344,7 +349,7 @@ impl<'a> Overlay<'a> {
 }
 
 /// The row a plan read.
-struct Seen<'a> {
+struct SeenRow<'a> {
     key: &'a Bytes,
     expected: Seq,
     old: &'a [u8],
@@ -352,13 +357,13 @@ struct Seen<'a> {
 }
 
 /// The row stored under a key.
-struct Stored {
+struct StoredRow {
     seq: Seq,
     /// The row, if it has expired.
     expired: Option<Bytes>,
 }
 
-impl Stored {
+impl StoredRow {
     fn read(row: Bytes, now_us: i64) -> Result<Self> {
         let (header, _) = RowHeader::read(&row)?;
         let expired = header.expires_at.is_some_and(|at| at <= now_us);
@@ -367,7 +372,7 @@ impl Stored {
 }
 
 /// The table and scope whose rows are validated.
-struct Target<'a> {
+struct WriteTarget<'a> {
     table: &'a TableDefinition,
     prefix: [u8; keys::SCOPE_PREFIX_BYTES],
     /// Whether nothing in it changed since the set was planned.
@@ -379,7 +384,7 @@ struct Target<'a> {
     unknown_keys: bool,
 }
 
-impl Target<'_> {
+impl WriteTarget<'_> {
     /// Inserts always check that their key is free: the plan may not have.
     fn must_read(&self, row: &RowWrite) -> bool {
         match row {
@@ -416,27 +421,6 @@ fn segments_have_changed(table: &TableDefinition) -> Error {
     Error::conflict(format!("rows or segments of table \"{name}\" were added or moved by another commit"))
 }
 
-/// Returns the error for a key that another row of the table has.
-pub(super) fn key_is_taken(table: &TableDefinition, key: &[u8]) -> Error {
-    let columns: Vec<&str> = table.key_columns().map(|column| &*column.name).collect();
-    let values = keys::KeyEncoder::new(&table.key_types()).and_then(|encoder| encoder.decode(key));
-    let values = values.map_or_else(
-        |_| String::new(),
-        |values| values.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
-    );
-    let values: String = values.chars().take(200).collect();
-    Error::new(
-        ErrorKind::AlreadyExists,
-        SqlState::UNIQUE_VIOLATION,
-        format!(
-            "table \"{}\" already has a row with primary key ({}) = ({values})",
-            table.qualified_name(),
-            columns.join(", ")
-        ),
-    )
-    .hint("use another key, or UPDATE the row that is there")
-}
-
 fn key_of(row: &RowWrite) -> Option<&Bytes> {
     match row {
         RowWrite::Insert { key, .. } | RowWrite::Update { key, .. } | RowWrite::Delete { key, .. } => {
@@ -471,8 +455,9 @@ fn check_table(table: &TableDefinition, scope: ScopeId, catalog: &Catalog) -> Re
                 "the user who owns these rows no longer exists",
             )),
         },
-        _ => {
-            Err(Error::internal(format!("table \"{}\" was written in a wrong scope", table.qualified_name())))
-        }
+        _ => Err(Error::internal(format!(
+            "table \"{}\" was written in the wrong scope",
+            table.qualified_name()
+        ))),
     }
 }

@@ -4,9 +4,7 @@
 
 use std::collections::VecDeque;
 
-use crate::ids::Seq;
-
-use super::chunks::Place;
+use crate::ids::{ScopeId, Seq, TableId};
 
 /// Beyond these limits the oldest changes are forgotten.
 const LEN_MAX: usize = 16_384;
@@ -14,19 +12,22 @@ const BYTES_MAX: usize = 2 << 20;
 /// Commits that change more rows of a table and scope become one range, from the first key to the last.
 const SINGLE_KEYS_MAX: usize = 64;
 
+/// A table and the scope of its rows.
+pub(super) type TableScope = (TableId, ScopeId);
+
 /// The latest changes, oldest first.
 #[derive(Debug)]
 pub(super) struct Changes {
-    list: VecDeque<Change>,
+    list: VecDeque<ChangedRange>,
     bytes: usize,
     known_since: Seq,
 }
 
 /// The keys from `first` to `last`, both inclusive.
 #[derive(Debug)]
-struct Change {
+struct ChangedRange {
     seq: Seq,
-    place: Place,
+    table_scope: TableScope,
     first: Box<[u8]>,
     last: Box<[u8]>,
 }
@@ -44,14 +45,16 @@ impl Changes {
     /// Adds the keys of a commit. Commits come in order.
     pub(super) fn add<'a>(
         &mut self,
-        place: Place,
+        table_scope: TableScope,
         seq: Seq,
         keys: impl ExactSizeIterator<Item = &'a [u8]> + Clone,
     ) {
         if keys.len() <= SINGLE_KEYS_MAX {
-            keys.for_each(|key| self.push(Change { seq, place, first: key.into(), last: key.into() }));
+            for key in keys {
+                self.push(ChangedRange { seq, table_scope, first: key.into(), last: key.into() });
+            }
         } else if let (Some(first), Some(last)) = (keys.clone().min(), keys.max()) {
-            self.push(Change { seq, place, first: first.into(), last: last.into() });
+            self.push(ChangedRange { seq, table_scope, first: first.into(), last: last.into() });
         }
         while self.list.len() > LEN_MAX || self.bytes > BYTES_MAX {
             let Some(oldest) = self.list.pop_front() else { break };
@@ -60,22 +63,22 @@ impl Changes {
         }
     }
 
-    fn push(&mut self, change: Change) {
+    fn push(&mut self, change: ChangedRange) {
         self.bytes += change.bytes();
         self.list.push_back(change);
     }
 
     /// Returns whether a commit after `seq` changed a key in `start..end`.
-    pub(super) fn touch(&self, place: Place, seq: Seq, start: &[u8], end: &[u8]) -> bool {
+    pub(super) fn touch(&self, table_scope: TableScope, seq: Seq, start: &[u8], end: &[u8]) -> bool {
         let after = self.list.partition_point(|change| change.seq <= seq);
         self.list
             .iter()
             .skip(after)
-            .any(|change| change.place == place && *change.first < *end && *change.last >= *start)
+            .any(|change| change.table_scope == table_scope && *change.first < *end && *change.last >= *start)
     }
 }
 
-impl Change {
+impl ChangedRange {
     fn bytes(&self) -> usize {
         size_of::<Self>() + self.first.len() + self.last.len()
     }

@@ -8,18 +8,16 @@ use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef};
 
-use super::changes::Changes;
+use super::changes::{Changes, TableScope};
 use super::{Decoded, Found, Generation, HotCounters, HotOptions, HotScan, Times};
 use crate::ids::{ScopeId, Seq, TableId};
 use crate::storage::KeyRange;
 
 /// The maximum number of tables and scopes with chunks. Beyond it, the least recently used one is evicted.
-const PLACES_MAX: usize = 4_096;
+const TABLE_SCOPES_MAX: usize = 4_096;
 /// The approximate overhead of a chunk besides its columns and keys.
-const CHUNK_BYTES: usize = 512;
+const CHUNK_OVERHEAD_BYTES: usize = 512;
 
-/// A table and the scope of its rows.
-pub(super) type Place = (TableId, ScopeId);
 /// A stored key.
 type Key = Arc<[u8]>;
 /// The last scan that used a chunk, and the chunk's id.
@@ -31,9 +29,9 @@ pub(super) struct Chunks {
     /// The last noted commit.
     noted: Seq,
     changes: Changes,
-    places: HashMap<Place, HotRows>,
+    table_scopes: HashMap<TableScope, TableChunks>,
     /// The start of every chunk, least recently used first.
-    by_use: BTreeMap<Use, (Place, Key)>,
+    by_use: BTreeMap<Use, (TableScope, Key)>,
     bytes: usize,
     turns: u64,
     next_id: u64,
@@ -43,7 +41,7 @@ pub(super) struct Chunks {
 
 /// The chunks of a table and scope.
 #[derive(Debug)]
-struct HotRows {
+struct TableChunks {
     /// The change list covers the commits after this one.
     since: Seq,
     generation: Generation,
@@ -81,7 +79,7 @@ impl Chunk {
     }
 }
 
-impl HotRows {
+impl TableChunks {
     /// Returns the chunk that contains `key`.
     fn covering(&self, key: &[u8]) -> Option<(&Key, &Chunk)> {
         let up_to = (Bound::Unbounded, Bound::Included(key));
@@ -93,10 +91,10 @@ impl HotRows {
         self.chunks.range::<[u8], _>((Bound::Excluded(key), Bound::Unbounded))
     }
 
-    /// Returns what to read from the store for a range that begins with no usable chunk. A stretch ends with
+    /// Returns what to read from the store for a range that begins with no usable chunk. The range ends with
     /// a chunk or before the next one, so that chunk boundaries persist; small chunks in between are read
     /// again and replaced by a larger one.
-    fn stretch(&self, range: &KeyRange, wanted: &[usize], chunk_rows_min: usize) -> Found {
+    fn store_range(&self, range: &KeyRange, wanted: &[usize], chunk_rows_min: usize) -> Found {
         let (start, end) = (range.start.as_slice(), range.end.as_deref());
         let mut positions = wanted.to_vec();
         let stop = match self.covering(start) {
@@ -117,7 +115,7 @@ impl HotRows {
         positions.sort_unstable();
         positions.dedup();
         let end = stop.filter(|stop| is_up_to(stop, end)).or(end);
-        Found::Stretch { end: end.map(<[u8]>::to_vec), positions }
+        Found::Store { end: end.map(<[u8]>::to_vec), positions }
     }
 
     /// Returns the gap between chunks that contains `key`.
@@ -150,7 +148,7 @@ impl Chunks {
             options,
             noted: seq,
             changes: Changes::unknown_before(seq),
-            places: HashMap::new(),
+            table_scopes: HashMap::new(),
             by_use: BTreeMap::new(),
             bytes: 0,
             turns: 0,
@@ -170,26 +168,26 @@ impl Chunks {
     }
 
     pub(super) fn find(&mut self, scan: &HotScan, range: &KeyRange, wanted: &[usize]) -> Found {
-        let place = (scan.table, scan.scope);
+        let table_scope = (scan.table, scan.scope);
         // No later statement sees rows as they were before a flush or an ALTER TABLE.
-        if self.places.get(&place).is_some_and(|rows| rows.generation < scan.generation) {
-            self.remove_place(place);
+        if self.table_scopes.get(&table_scope).is_some_and(|rows| rows.generation < scan.generation) {
+            self.remove_table_scope(table_scope);
         }
         if let Some(found) = self.take(scan, range, wanted) {
             self.hits += 1;
             return found;
         }
         self.misses += 1;
-        let rows = self.places.get(&place).filter(|rows| rows.generation == scan.generation);
+        let rows = self.table_scopes.get(&table_scope).filter(|rows| rows.generation == scan.generation);
         match rows {
-            Some(rows) => rows.stretch(range, wanted, self.options.chunk_rows_min),
-            None => Found::Stretch { end: range.end.clone(), positions: wanted.to_vec() },
+            Some(rows) => rows.store_range(range, wanted, self.options.chunk_rows_min),
+            None => Found::Store { end: range.end.clone(), positions: wanted.to_vec() },
         }
     }
 
     /// Returns the columns of the chunk at the start of `range`, if the scan can use it.
     fn take(&mut self, scan: &HotScan, range: &KeyRange, wanted: &[usize]) -> Option<Found> {
-        let rows = self.places.get_mut(&(scan.table, scan.scope))?;
+        let rows = self.table_scopes.get_mut(&(scan.table, scan.scope))?;
         let is_seen = rows.generation == scan.generation;
         let chunk = rows.chunks.get_mut(range.start.as_slice()).filter(|chunk| {
             is_seen
@@ -208,13 +206,15 @@ impl Chunks {
     }
 
     pub(super) fn offer(&mut self, scan: &HotScan, decoded: &Decoded<'_>) {
-        let place = (scan.table, scan.scope);
-        self.make_place(place, scan.generation);
-        let Some(rows) = self.places.get(&place).filter(|rows| rows.generation == scan.generation) else {
+        let table_scope = (scan.table, scan.scope);
+        self.add_table_scope(table_scope, scan.generation);
+        let Some(rows) =
+            self.table_scopes.get(&table_scope).filter(|rows| rows.generation == scan.generation)
+        else {
             return;
         };
         if scan.seq < rows.since.max(self.changes.known_since())
-            || self.changes.touch(place, scan.seq, decoded.start, decoded.end)
+            || self.changes.touch(table_scope, scan.seq, decoded.start, decoded.end)
         {
             return;
         }
@@ -231,28 +231,28 @@ impl Chunks {
         if !is_wanted {
             return;
         }
-        overlapped.iter().for_each(|start| self.remove(place, start));
-        self.insert(place, scan, decoded);
+        overlapped.iter().for_each(|start| self.remove(table_scope, start));
+        self.insert(table_scope, scan, decoded);
     }
 
-    fn insert(&mut self, place: Place, scan: &HotScan, decoded: &Decoded<'_>) {
+    fn insert(&mut self, table_scope: TableScope, scan: &HotScan, decoded: &Decoded<'_>) {
         let mut columns = vec![None; decoded.positions.iter().max().map_or(0, |last| last + 1)];
-        let mut bytes = CHUNK_BYTES + 2 * decoded.start.len() + decoded.end.len();
+        let mut bytes = CHUNK_OVERHEAD_BYTES + 2 * decoded.start.len() + decoded.end.len();
         bytes += columns.len() * size_of::<Option<ArrayRef>>();
         for (position, column) in decoded.positions.iter().zip(decoded.columns) {
             bytes += column.get_array_memory_size();
-            if let Some(place) = columns.get_mut(*position) {
-                *place = Some(Arc::clone(column));
+            if let Some(slot) = columns.get_mut(*position) {
+                *slot = Some(Arc::clone(column));
             }
         }
         if !self.make_room(bytes, scan.turn) {
             return;
         }
-        let Some(rows) = self.places.get_mut(&place) else { return };
+        let Some(rows) = self.table_scopes.get_mut(&table_scope) else { return };
         let (start, id): (Key, _) = (decoded.start.into(), self.next_id);
         self.next_id += 1;
         self.bytes += bytes;
-        self.by_use.insert((scan.turn, id), (place, Arc::clone(&start)));
+        self.by_use.insert((scan.turn, id), (table_scope, Arc::clone(&start)));
         let chunk = Chunk {
             id,
             end: decoded.end.into(),
@@ -274,9 +274,9 @@ impl Chunks {
         }
         while self.bytes + bytes > self.options.bytes_max {
             match self.by_use.first_key_value() {
-                Some(((used, _), (place, start))) if *used < turn => {
-                    let (place, start) = (*place, Arc::clone(start));
-                    self.remove(place, &start);
+                Some(((used, _), (table_scope, start))) if *used < turn => {
+                    let (table_scope, start) = (*table_scope, Arc::clone(start));
+                    self.remove(table_scope, &start);
                 }
                 _ => return false,
             }
@@ -285,23 +285,24 @@ impl Chunks {
     }
 
     /// Starts to remember the changes of a table and scope.
-    fn make_place(&mut self, place: Place, generation: Generation) {
-        if self.places.contains_key(&place) {
+    fn add_table_scope(&mut self, table_scope: TableScope, generation: Generation) {
+        if self.table_scopes.contains_key(&table_scope) {
             return;
         }
-        if self.places.len() >= PLACES_MAX {
-            self.places.retain(|_, rows| !rows.chunks.is_empty());
+        if self.table_scopes.len() >= TABLE_SCOPES_MAX {
+            self.table_scopes.retain(|_, rows| !rows.chunks.is_empty());
         }
-        if self.places.len() >= PLACES_MAX
+        if self.table_scopes.len() >= TABLE_SCOPES_MAX
             && let Some((_, (oldest, _))) = self.by_use.first_key_value()
         {
-            self.remove_place(*oldest);
+            self.remove_table_scope(*oldest);
         }
-        self.places.insert(place, HotRows { since: self.noted, generation, chunks: BTreeMap::new() });
+        self.table_scopes
+            .insert(table_scope, TableChunks { since: self.noted, generation, chunks: BTreeMap::new() });
     }
 
-    fn remove(&mut self, place: Place, start: &[u8]) {
-        let chunk = self.places.get_mut(&place).and_then(|rows| rows.chunks.remove(start));
+    fn remove(&mut self, table_scope: TableScope, start: &[u8]) {
+        let chunk = self.table_scopes.get_mut(&table_scope).and_then(|rows| rows.chunks.remove(start));
         if let Some(chunk) = chunk {
             self.forget(&chunk);
         }
@@ -312,47 +313,48 @@ impl Chunks {
         self.by_use.remove(&(chunk.used, chunk.id));
     }
 
-    fn remove_place(&mut self, place: Place) {
-        if let Some(rows) = self.places.remove(&place) {
+    fn remove_table_scope(&mut self, table_scope: TableScope) {
+        if let Some(rows) = self.table_scopes.remove(&table_scope) {
             rows.chunks.values().for_each(|chunk| self.forget(chunk));
         }
     }
 
     pub(super) fn remove_table(&mut self, table: TableId) {
-        self.remove_places(|(found, _)| found == table);
+        self.remove_table_scopes(|(found, _)| found == table);
     }
 
     pub(super) fn remove_scope(&mut self, scope: ScopeId) {
-        self.remove_places(|(_, found)| found == scope);
+        self.remove_table_scopes(|(_, found)| found == scope);
     }
 
-    fn remove_places(&mut self, is_removed: impl Fn(Place) -> bool) {
-        let places: Vec<Place> = self.places.keys().copied().filter(|place| is_removed(*place)).collect();
-        places.into_iter().for_each(|place| self.remove_place(place));
+    fn remove_table_scopes(&mut self, is_removed: impl Fn(TableScope) -> bool) {
+        let table_scopes: Vec<TableScope> =
+            self.table_scopes.keys().copied().filter(|table_scope| is_removed(*table_scope)).collect();
+        table_scopes.into_iter().for_each(|table_scope| self.remove_table_scope(table_scope));
     }
 
     /// Removes the chunks with a key that a commit changed.
     pub(super) fn change<'a>(
         &mut self,
-        place: Place,
+        table_scope: TableScope,
         seq: Seq,
         keys: impl ExactSizeIterator<Item = &'a [u8]> + Clone,
     ) {
-        if !self.places.contains_key(&place) {
+        if !self.table_scopes.contains_key(&table_scope) {
             return;
         }
-        self.changes.add(place, seq, keys.clone());
+        self.changes.add(table_scope, seq, keys.clone());
         // A large commit mostly has its keys in order, with many keys in the same gap.
         let mut gap: Option<Gap> = None;
         for key in keys {
             if gap.as_ref().is_some_and(|gap| gap.contains(key)) {
                 continue;
             }
-            let Some(rows) = self.places.get(&place) else { return };
+            let Some(rows) = self.table_scopes.get(&table_scope) else { return };
             if let Some(start) = rows.covering(key).map(|(start, _)| Arc::clone(start)) {
-                self.remove(place, &start);
+                self.remove(table_scope, &start);
             }
-            gap = self.places.get(&place).map(|rows| rows.gap(key));
+            gap = self.table_scopes.get(&table_scope).map(|rows| rows.gap(key));
         }
     }
 
@@ -371,15 +373,15 @@ fn is_up_to(end: &[u8], limit: Option<&[u8]>) -> bool {
 impl Chunks {
     /// Panics when the invariant does not hold.
     pub(super) fn check(&self) {
-        let chunks = || self.places.values().flat_map(|rows| rows.chunks.values());
+        let chunks = || self.table_scopes.values().flat_map(|rows| rows.chunks.values());
         assert_eq!(self.bytes, chunks().map(|chunk| chunk.bytes).sum::<usize>());
         assert!(self.bytes <= self.options.bytes_max);
-        let by_use = self.by_use.iter().map(|((used, id), (place, start))| {
-            let chunk = &self.places[place].chunks[start];
+        let by_use = self.by_use.iter().map(|((used, id), (table_scope, start))| {
+            let chunk = &self.table_scopes[table_scope].chunks[start];
             assert_eq!((chunk.used, chunk.id), (*used, *id));
         });
         assert_eq!(by_use.count(), chunks().count());
-        for rows in self.places.values() {
+        for rows in self.table_scopes.values() {
             let ends = rows.chunks.values().map(|chunk| &chunk.end);
             assert!(rows.chunks.keys().skip(1).zip(ends).all(|(start, end)| end <= start));
         }

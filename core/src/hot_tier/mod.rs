@@ -1,9 +1,9 @@
 //! Hot rows as columns in memory: scans leave decoded rows to later scans, until a commit changes them.
 //!
 //! The rows of one table and scope are split into *chunks*, key ranges with about 8,192 rows. A scan takes
-//! existing chunks and reads the gaps between them, the *stretches*, from the store; the rows decoded there
-//! become chunks. Only requested columns are kept. Only scans fill the tier, so it is empty after a restart
-//! and in an idle database.
+//! existing chunks and reads the key ranges between them from the store; the rows decoded there become
+//! chunks. Only requested columns are kept. Only scans fill the tier, so it is empty after a restart and in
+//! an idle database.
 //!
 //! Invariant: a chunk equals the result of a store scan in every snapshot from the one it was read in up to
 //! the last noted commit.
@@ -115,15 +115,15 @@ pub enum Found {
         end: Vec<u8>,
     },
     /// The store.
-    Stretch {
-        /// The first key after the stretch.
+    Store {
+        /// The first key after the range to read.
         end: Option<Vec<u8>>,
         /// The columns to decode: the requested ones, and those of the chunks to replace.
         positions: Vec<usize>,
     },
 }
 
-/// The decoded rows of a stretch.
+/// The decoded rows of a range read from the store.
 #[derive(Debug)]
 pub struct Decoded<'a> {
     /// Its first key.
@@ -149,7 +149,7 @@ pub struct HotCounters {
     pub chunks: usize,
     /// Chunks that scans took.
     pub hits: u64,
-    /// Stretches that scans read from the store.
+    /// Ranges that scans read from the store.
     pub misses: u64,
 }
 

@@ -147,7 +147,7 @@ impl Model {
                 reading.last_end = end.clone();
                 end
             }
-            Found::Stretch { end, positions } => {
+            Found::Store { end, positions } => {
                 let end = end.unwrap();
                 let mut shown = self.shown(&reading.scan, &range.start, &end);
                 shown.retain(|(_, _, expires_at)| expires_at.is_none_or(|at| at > reading.scan.now_us));
@@ -209,7 +209,7 @@ impl Model {
         self.hot.chunks.lock().check();
     }
 
-    /// Runs a whole scan; returns how many stretches it read from the store.
+    /// Runs a whole scan; returns how many ranges it read from the store.
     fn scan(&self, back: u64, range: Range<u8>, wanted: Vec<usize>) -> u64 {
         let before = self.hot.counters().misses;
         self.finish(self.begin(back, range, wanted, 0));

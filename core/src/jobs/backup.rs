@@ -65,7 +65,7 @@ impl BackupTask {
             if let Err(error) = outcome
                 && !self.stop.is_cancelled()
             {
-                warn!(job = %id, %error, "a backup's job could not be written");
+                warn!(job = %id, %error, "the state of a backup job could not be saved");
             }
         }
     }
@@ -81,7 +81,7 @@ fn too_many() -> Error {
     Error::new(
         ErrorKind::ResourceExhausted,
         SqlState::TOO_MANY,
-        format!("{REQUESTS_MAX} backups wait for their turn already"),
+        format!("{REQUESTS_MAX} backups are already queued"),
     )
-    .hint("SELECT * FROM system.jobs shows them; KILL JOB ends one")
+    .hint("SELECT * FROM system.jobs shows them; KILL JOB cancels one")
 }

@@ -71,7 +71,7 @@ impl Expiry {
                 if self.stop.is_cancelled() {
                     return;
                 }
-                warn!(%error, "expired rows could not be deleted and are tried again");
+                warn!(%error, "expired rows could not be deleted; retrying");
                 known = None;
             }
         }

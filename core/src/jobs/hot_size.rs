@@ -241,7 +241,7 @@ impl HotCounter {
     }
 
     /// Records that a flush ended without a commit. Does nothing after a committed one.
-    pub(super) fn flush_given_up(&self, table: TableId) {
+    pub(super) fn flush_abandoned(&self, table: TableId) {
         let mut sizes = self.sizes.lock();
         if let Some(counted) = sizes.as_mut().and_then(|sizes| sizes.tables.get_mut(&table)) {
             counted.after_flush = None;

@@ -4,15 +4,20 @@
 //! Invariant: the [`JobManager`] owns every task here. Each task ends when told to and is joined at shutdown.
 //! Every change is an ordinary commit.
 
+mod backoff;
 mod backup;
+mod compact;
 mod expiry;
 mod expiry_queue;
+mod flush;
 mod hot_size;
 mod log_size;
-mod moves;
 mod publish;
 mod record;
+mod recover;
 mod retention;
+mod retire;
+mod schedule;
 mod store;
 mod system_rows;
 #[cfg(test)]
@@ -34,9 +39,9 @@ use tracing::{error, warn};
 use self::backup::Backups;
 use self::expiry::Expiry;
 use self::hot_size::HotCounter;
-use self::moves::{MoveRequest, Moves, not_flushed};
 use self::record::JobKind as Kind;
 use self::retention::Retention;
+use self::schedule::{FlushScheduler, MoveRequest};
 use self::store::JobStore;
 use self::system_rows::SystemRows;
 use self::trim::{Trim, TrimLimits};
@@ -105,7 +110,7 @@ impl JobManager {
         others.extend(spawn_others(&store, &registry, config, &stop));
         let (moves, requests) = mpsc::channel(MOVE_REQUESTS_MAX);
         let (waiting, closing) = (Arc::new(Waiting::default()), CancellationToken::new());
-        let flush = Moves {
+        let scheduler = FlushScheduler {
             store: Arc::clone(&store),
             registry,
             hot,
@@ -118,7 +123,7 @@ impl JobManager {
         };
         let (backups, backup) = Backups::new(&store, &stop);
         others.push(("backup", tokio::spawn(backup.run())));
-        let tasks = Tasks { moves: Some(tokio::spawn(flush.run())), others };
+        let tasks = Tasks { moves: Some(tokio::spawn(scheduler.run())), others };
         // A database in memory ends when it is closed: nothing to flush.
         let shutdown_flush_ms = if config.data_dir.is_some() { config.shutdown_flush_ms } else { 0 };
         Arc::new(Self {
@@ -177,13 +182,45 @@ impl JobManager {
     /// # Errors
     /// 42704 when no job with this id is queued or running.
     pub fn cancel(&self, id: &JobId) -> Result<()> {
-        self.store.cancel(id)?;
+        self.store.stop_of(id)?.cancel();
         self.waiting.cancelled(id);
         Ok(())
     }
 
+    /// Checks that a job is queued or running.
+    ///
+    /// # Errors
+    /// 42704 when no job with this id is queued or running.
+    pub fn check_running(&self, id: &JobId) -> Result<()> {
+        self.store.stop_of(id).map(drop)
+    }
+
     /// Waits until a job has ended, when its row says how, or until the database closes. Returns at once for
     /// an unknown job.
+    ///
+    /// # Examples
+    /// ```
+    /// use datafusion::arrow::array::AsArray;
+    /// use kalamdb_core::ids::JobId;
+    /// use kalamdb_core::{Config, Database};
+    ///
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let folder = tempfile::tempdir()?;
+    /// # let database = Database::open(Config::at(folder.path().join("data"))).await?;
+    /// # let session = database.session_for("root")?;
+    /// # session.execute("CREATE TABLE points (id BIGINT PRIMARY KEY, x BIGINT)", ()).await?;
+    /// session.execute("INSERT INTO points SELECT value, 0 FROM generate_series(1, 100)", ()).await?;
+    /// let started = session.execute("FLUSH TABLE points", ()).await?.rows()?.collect().await?;
+    /// let job = JobId(started[0].column(0).as_string::<i32>().value(0).to_owned());
+    /// database.context().jobs.wait(&job).await;
+    /// // The rows are in one segment now.
+    /// let segments = session.execute("SHOW MANIFEST FOR points", ()).await?.rows()?.collect().await?;
+    /// assert_eq!(segments[0].num_rows(), 1);
+    /// # database.shutdown().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn wait(&self, id: &JobId) {
         self.store.wait(id).await;
     }
@@ -250,6 +287,12 @@ fn spawn_others(
         ("trim", tokio::spawn(trim.run())),
         ("retention", tokio::spawn(retention.run())),
     ]
+}
+
+/// Returns the error for a table that is not flushed.
+fn not_flushed(table: &TableDefinition) -> Error {
+    Error::unsupported(format!("flushing table \"{}\"", table.qualified_name()))
+        .hint("rows of STREAM tables expire instead, and those of most system tables are not stored")
 }
 
 fn check_task(name: &str, ended: Result<(), JoinError>) {

@@ -27,8 +27,11 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use roaring::RoaringBitmap;
 use serde_json::{Value, json};
+use tracing::warn;
 
-use crate::cold_storage::{ColdChange, Manifest, ObjectStorage, Segment, Unpublished, portable};
+use super::backoff::Backoff;
+use super::store::JobStore;
+use crate::cold_storage::{ColdChange, ObjectStorage, Segment, Unpublished, first_marked, portable};
 use crate::commit::{ColdWrite, Committer, Snapshot, WriteSet};
 use crate::error::{ErrorKind, Result};
 use crate::failpoint;
@@ -37,26 +40,26 @@ use crate::schema_registry::{Durability, TableDefinition};
 use crate::storage::blocking;
 
 /// The most marks moved by one commit.
-const FOLD_MARKS_MAX: usize = 16_384;
+const MARKS_PER_COMMIT_MAX: usize = 16_384;
 /// Fewer marks are not worth a commit.
-const FOLD_MARKS_MIN: usize = 256;
+const MARKS_PER_COMMIT_MIN: usize = 256;
 /// How many published manifests of a table are kept.
 const MANIFESTS_KEPT: usize = 2;
 
 /// Moves the marks of a table's segments into their deletion vectors, some per commit.
-pub(super) async fn fold(committer: &Arc<Committer>, table: TableId) -> Result<()> {
+pub(super) async fn apply_marks(committer: &Arc<Committer>, table: TableId) -> Result<()> {
     let segments = committer.snapshot().cold.segments(table).to_vec();
     for segment in segments {
         loop {
             let snapshot = committer.snapshot();
             let (read_seq, id) = (snapshot.seq, segment.id);
-            let marks = blocking(move || Manifest::marks(&*snapshot.storage, id, FOLD_MARKS_MAX)).await?;
-            if marks.len() < FOLD_MARKS_MIN {
+            let marks = blocking(move || first_marked(&*snapshot.storage, id, MARKS_PER_COMMIT_MAX)).await?;
+            if marks.len() < MARKS_PER_COMMIT_MIN {
                 break;
             }
-            let is_last = marks.len() < FOLD_MARKS_MAX;
+            let is_last = marks.len() < MARKS_PER_COMMIT_MAX;
             let positions: RoaringBitmap = marks.into_iter().collect();
-            let write = ColdWrite::Manifest(vec![ColdChange::Fold { table, segment: id, positions }]);
+            let write = ColdWrite::Manifest(vec![ColdChange::ApplyMarks { table, segment: id, positions }]);
             if !commit(committer, write, read_seq).await? || is_last {
                 break;
             }
@@ -65,12 +68,23 @@ pub(super) async fn fold(committer: &Arc<Committer>, table: TableId) -> Result<(
     Ok(())
 }
 
+/// Publishes the manifests that are due. A manifest that cannot be published stays due.
+pub(super) async fn publish_due(jobs: &JobStore, backoff: &mut Backoff) {
+    let committer = &jobs.committer;
+    for (table, due) in committer.snapshot().cold.unpublished().clone() {
+        let now = jobs.clock.now_us();
+        if backoff.is_backing_off(&due.storage, now) {
+            continue;
+        }
+        if let Err(error) = publish_table(committer, table, &due).await {
+            warn!(%table, storage = %due.storage, %error, "a manifest could not be published");
+            backoff.back_off(&due.storage, now, jobs.clock.now_us());
+        }
+    }
+}
+
 /// Publishes a manifest that is due.
-pub(super) async fn publish_table(
-    committer: &Arc<Committer>,
-    table: TableId,
-    due: &Unpublished,
-) -> Result<()> {
+async fn publish_table(committer: &Arc<Committer>, table: TableId, due: &Unpublished) -> Result<()> {
     let snapshot = committer.snapshot();
     let done = ColdWrite::Manifest(vec![ColdChange::Published { table, seq: due.seq }]);
     let storage = match snapshot.cold.store().storage(&due.storage) {
@@ -147,8 +161,8 @@ fn manifest(snapshot: &Snapshot, definition: &TableDefinition, database: Databas
 }
 
 fn described(snapshot: &Snapshot, segment: &Segment) -> Result<Value> {
-    let gone = snapshot.cold.gone(&*snapshot.storage, segment.table, segment.id)?;
-    let vector = if gone.is_empty() { None } else { Some(STANDARD.encode(portable(&gone)?)) };
+    let deleted = snapshot.cold.deleted(&*snapshot.storage, segment.table, segment.id)?;
+    let vector = if deleted.is_empty() { None } else { Some(STANDARD.encode(portable(&deleted)?)) };
     Ok(json!({
         "storage": segment.storage,
         "path": segment.path,
@@ -157,7 +171,7 @@ fn described(snapshot: &Snapshot, segment: &Segment) -> Result<Value> {
         "schema_version": segment.version.0,
         "through_seq": segment.through.0,
         "commit_seq": segment.commit.map(|seq| seq.0),
-        "deleted_rows": gone.len(),
+        "deleted_rows": deleted.len(),
         "deletion_vector": vector,
     }))
 }

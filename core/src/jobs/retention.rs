@@ -59,11 +59,12 @@ impl Retention {
                     info!(
                         table = rows.table.name(),
                         rows = rows_removed,
-                        "removed rows that need not be kept"
+                        "removed rows past their retention time"
                     );
                 }
                 Err(error) => {
-                    warn!(table = rows.table.name(), %error, "rows that need not be kept could not be removed");
+                    let table = rows.table.name();
+                    warn!(table, %error, "rows past their retention time could not be removed");
                 }
             }
         }

@@ -93,7 +93,7 @@ impl JobStore {
             place.send(request(job));
             Ok(id)
         });
-        made.await.map_err(|_| Error::internal("a job could not be made"))?
+        made.await.map_err(|_| Error::internal("a job could not be created"))?
     }
 
     /// Runs a queued job and returns its final status, which its row has too. Fails only if the row could not
@@ -137,23 +137,23 @@ impl JobStore {
                 true => Err(cancelled()),
                 false => {
                     job.become_status(JobStatus::Running, self.clock.now_us());
-                    self.write_down(job).await?;
+                    self.save_with_retry(job).await?;
                     info!(job = %job.id, kind = job.kind.name(), node = %job.node, "job began");
                     let control = Control::new(stop.clone());
                     self.watched(job, work(control.clone()), &control).await
                 }
             };
             match outcome {
-                Err(error) if may_pass(&error) && job.retries < job.retries_max => {
-                    warn!(job = %job.id, %error, "job failed and is tried again");
+                Err(error) if is_transient(&error) && job.retries < job.retries_max => {
+                    warn!(job = %job.id, %error, "job failed; retrying");
                     job.result = None;
                     job.error = Some(error.to_string());
                     job.become_status(JobStatus::Retrying, self.clock.now_us());
-                    self.write_down(job).await?;
+                    self.save_with_retry(job).await?;
                     let pause = Duration::from_millis(PAUSE_MS << job.retries.min(8));
                     if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_some() {
                         job.become_status(JobStatus::Queued, self.clock.now_us());
-                        self.write_down(job).await?;
+                        self.save_with_retry(job).await?;
                     }
                 }
                 outcome => return self.finish(job, outcome).await,
@@ -187,7 +187,7 @@ impl JobStore {
             job.updated_at = self.clock.now_us();
             // Losing this write does no harm.
             if let Err(error) = self.save(job, Durability::Relaxed).await {
-                warn!(job = %job.id, %error, "the progress of a job could not be written down");
+                warn!(job = %job.id, %error, "the progress of a job could not be saved");
             }
         }
     }
@@ -209,22 +209,16 @@ impl JobStore {
                 job.become_status(if cancelled { JobStatus::Cancelled } else { JobStatus::Failed }, now);
             }
         }
-        self.write_down(job).await
+        self.save_with_retry(job).await
     }
 
-    pub(super) fn cancel(&self, id: &JobId) -> Result<()> {
-        match self.running.lock().get(id) {
-            Some(stop) => {
-                stop.cancel();
-                Ok(())
-            }
-            None => Err(Error::new(
-                ErrorKind::NotFound,
-                SqlState::UNDEFINED_OBJECT,
-                format!("no job \"{id}\" is running"),
-            )
-            .hint("SELECT job_id, status FROM system.jobs lists jobs")),
-        }
+    /// Returns the token that ends a queued or running job.
+    pub(super) fn stop_of(&self, id: &JobId) -> Result<CancellationToken> {
+        self.running.lock().get(id).cloned().ok_or_else(|| {
+            let message = format!("no job \"{id}\" is running");
+            Error::new(ErrorKind::NotFound, SqlState::UNDEFINED_OBJECT, message)
+                .hint("SELECT job_id, status FROM system.jobs lists jobs")
+        })
     }
 
     pub(super) fn running(&self) -> usize {
@@ -232,16 +226,16 @@ impl JobStore {
     }
 
     /// Saves a job. If the store takes no writes, it is saved once the store does again.
-    async fn write_down(&self, job: &Job) -> Result<()> {
+    async fn save_with_retry(&self, job: &Job) -> Result<()> {
         const PAUSE_MIN: Duration = Duration::from_millis(200);
         const PAUSE_MAX: Duration = Duration::from_secs(5);
         let mut pause = PAUSE_MIN;
         loop {
             let error = match self.save(job, Durability::Durable).await {
-                Err(error) if may_pass(&error) => error,
+                Err(error) if is_transient(&error) => error,
                 outcome => return outcome,
             };
-            warn!(job = %job.id, %error, "the state of a job could not be written down and is tried again");
+            warn!(job = %job.id, %error, "the state of a job could not be saved; retrying");
             if self.stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
                 return Err(error);
             }
@@ -283,12 +277,12 @@ impl Queued {
 }
 
 fn cancelled() -> Error {
-    Error::new(ErrorKind::Cancelled, SqlState::QUERY_CANCELED, "the job was ended")
-        .hint("the next one goes on where it was")
+    Error::new(ErrorKind::Cancelled, SqlState::QUERY_CANCELED, "the job was cancelled")
+        .hint("the next job continues from there")
 }
 
 /// Whether the cause of an error may be gone at the next attempt.
-fn may_pass(error: &Error) -> bool {
+fn is_transient(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Conflict | ErrorKind::Unavailable | ErrorKind::ResourceExhausted)
 }
 

@@ -123,7 +123,7 @@ async fn what_is_written_during_a_flush_is_still_counted_after_it() {
     counter.flushed(table);
     assert_eq!(counter.of(table).rows, 3);
     counter.flush_begun(table, world.committer.seq());
-    counter.flush_given_up(table);
+    counter.flush_abandoned(table);
     assert_eq!(counter.of(table).rows, 3);
 }
 

@@ -120,7 +120,7 @@ async fn trim_to(committer: Arc<Committer>, target: Seq, control: Control) -> Re
         committer.commit(set).await?;
         failpoint::step("trim::committed")?;
         if committer.snapshot().log_floor == floor {
-            return Ok(format!("there was nothing to trim after seq {floor}"));
+            return Ok(format!("nothing to trim after seq {floor}"));
         }
     }
 }

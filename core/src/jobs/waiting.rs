@@ -13,12 +13,12 @@ use crate::error::Result;
 use crate::ids::{JobId, TableId};
 
 /// The queued job of one table; empty while it is created.
-type Place = Arc<OnceCell<JobId>>;
+type JobSlot = Arc<OnceCell<JobId>>;
 
 /// The queued jobs, by kind and table.
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
-    jobs: Mutex<HashMap<(JobKind, TableId), Place>>,
+    jobs: Mutex<HashMap<(JobKind, TableId), JobSlot>>,
 }
 
 impl Waiting {
@@ -30,20 +30,20 @@ impl Waiting {
         table: TableId,
         make: impl Future<Output = Result<JobId>>,
     ) -> Result<JobId> {
-        let place = Arc::clone(self.jobs.lock().entry((kind, table)).or_default());
-        place.get_or_try_init(|| make).await.cloned()
+        let slot = Arc::clone(self.jobs.lock().entry((kind, table)).or_default());
+        slot.get_or_try_init(|| make).await.cloned()
     }
 
     /// Removes a job whose turn has come.
     pub(super) fn begun(&self, kind: JobKind, table: TableId, id: &JobId) {
-        // An empty place may belong to this job: its creator may not have stored the id yet.
+        // An empty slot may belong to this job: its creator may not have stored the id yet.
         self.jobs
             .lock()
-            .retain(|of, place| *of != (kind, table) || place.get().is_some_and(|other| other != id));
+            .retain(|of, slot| *of != (kind, table) || slot.get().is_some_and(|other| other != id));
     }
 
     /// Removes a job that was cancelled, if it is still queued.
     pub(super) fn cancelled(&self, id: &JobId) {
-        self.jobs.lock().retain(|_, place| place.get() != Some(id));
+        self.jobs.lock().retain(|_, slot| slot.get() != Some(id));
     }
 }

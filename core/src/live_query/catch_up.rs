@@ -6,15 +6,12 @@
 //!
 //! Invariant: only the subscribers that deliver frames keep them in memory.
 
-use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
 
-use tokio::sync::Mutex;
-
-use super::frame::Frame;
-use super::group::Group;
-use super::matcher::{changes_of, images_of};
-use super::registry::{Shared, Stop, Subscriber, check_current};
+use super::group::{LogChunk, QueryGroup};
+use super::images::Images;
+use super::registry::LiveState;
+use super::stop::{Stop, Subscriber, check_current};
 use crate::change_log;
 use crate::commit::Snapshot;
 use crate::error::{Error, Result};
@@ -23,21 +20,8 @@ use crate::storage;
 
 /// Bytes of the change log per chunk.
 const LOG_CHUNK_BYTES: usize = 1 << 20;
-/// Chunks evaluated at the same time in the whole process. One can be as large as the largest commit.
-pub(super) const CHUNKS_AT_ONCE: usize = 2;
 /// Chunks of a group that members can share. Members further apart evaluate their own.
 const CHUNKS_KEPT: usize = 8;
-
-/// The frames of a group for one range of the change log.
-pub(super) struct LogChunk {
-    after: Seq,
-    pub(super) through: Seq,
-    pub(super) frames: Vec<Arc<Frame>>,
-}
-
-/// The chunks of a group that a member still delivers. The lock is held during an evaluation, so that other
-/// members wait for its result instead of evaluating the same chunk.
-pub(super) type LogChunks = Mutex<VecDeque<Weak<LogChunk>>>;
 
 /// The result of reading the change log.
 pub(super) enum LogRead {
@@ -51,16 +35,16 @@ pub(super) enum LogRead {
 
 /// Reads on for a subscriber that has everything up to `after` and wants nothing beyond `up_to`.
 pub(super) async fn read_log(
-    shared: &Shared,
-    group: &Arc<Group>,
+    state: &LiveState,
+    group: &Arc<QueryGroup>,
     subscriber: &Subscriber,
     after: Seq,
     up_to: Option<Seq>,
 ) -> Result<LogRead> {
     let mut kept = group.chunks.lock().await;
     // Taken under the lock: no kept chunk is newer than the catalog this subscriber is checked against.
-    let snapshot = shared.committer.snapshot();
-    if let Err(stop) = check_current(group, subscriber, &snapshot.catalog) {
+    let snapshot = state.committer.snapshot();
+    if let Err(stop) = check_current(&group.plan, subscriber, &snapshot.catalog) {
         return Ok(LogRead::Outdated(stop));
     }
     kept.retain(|chunk| chunk.strong_count() > 0);
@@ -69,20 +53,21 @@ pub(super) async fn read_log(
     if let Some(chunk) = kept.iter().filter_map(Weak::upgrade).find(fits) {
         return Ok(LogRead::Chunk(chunk));
     }
-    let place = Arc::clone(&shared.chunk_places).acquire_owned().await.map_err(|_| Error::shutting_down())?;
+    let permit =
+        Arc::clone(&state.chunk_permits).acquire_owned().await.map_err(|_| Error::shutting_down())?;
     let evaluated = {
         let (group, storage) = (Arc::clone(group), Arc::clone(&snapshot.storage));
         let up_to = up_to.map_or(snapshot.seq, |up_to| up_to.min(snapshot.seq));
         storage::blocking(move || {
             // Released when the work is done, even if its subscriber is gone by then.
-            let _place = place;
+            let _permit = permit;
             let (table, scope) = (group.key.table, group.key.scope);
             let slice = change_log::read(storage.as_ref(), table, scope, after, up_to, LOG_CHUNK_BYTES)?;
             let Some(slice) = slice else { return Ok(None) };
             let through = slice.complete_through;
             let changes = slice.changes.iter().map(|(seq, changes)| (*seq, changes));
-            let images = images_of(&group.plan.table, changes)?;
-            let entries = match changes_of(&group, &images)? {
+            let images = Images::decode(&group.plan.table, changes)?;
+            let entries = match group.changes(&images)? {
                 Some(batch) => group.maker.entries(&batch, through)?,
                 None => Vec::new(),
             };

@@ -31,13 +31,14 @@ use datafusion::execution::SessionState;
 use datafusion::logical_expr::Expr;
 use datafusion::physical_expr::PhysicalExpr;
 
-use super::frame::{OP_DELETE, OP_INSERT, OP_UPDATE, encode_schema};
+use super::frame::{OP_DELETE, OP_INSERT, OP_UPDATE};
+use super::images::Images;
 use crate::error::{Error, Result};
 use crate::ids::Seq;
-use crate::schema_registry::{COLUMN_SEQ, TableSchemas};
+use crate::schema_registry::{COLUMN_SEQ, TableSchemas, encode_schema};
 
 /// A selected expression over the table's full schema.
-pub(crate) struct Output {
+pub(crate) struct OutputColumn {
     pub(crate) expr: Expr,
     pub(crate) field: Field,
     /// Compared to detect changes, but not delivered.
@@ -65,32 +66,11 @@ struct CompiledOutput {
     hidden: bool,
 }
 
-/// The changes of some commits to one table and scope, in order.
-#[derive(Debug)]
-pub(crate) struct Images {
-    /// Rows as they were, in the table's full schema.
-    pub(crate) old: RecordBatch,
-    /// Rows as they became, in the table's full schema.
-    pub(crate) new: RecordBatch,
-    /// One entry per changed row, in commit order.
-    pub(crate) changes: Vec<Change>,
-}
-
-/// One changed row and the places of its images.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Change {
-    pub(crate) seq: Seq,
-    /// The row number in `Images::old`.
-    pub(crate) old: Option<usize>,
-    /// The row number in `Images::new`.
-    pub(crate) new: Option<usize>,
-}
-
 impl Evaluator {
     pub(crate) fn new(
         table: &TableSchemas,
         filter: Option<Expr>,
-        outputs: Vec<Output>,
+        outputs: Vec<OutputColumn>,
         state: &SessionState,
     ) -> Result<Self> {
         let full = &table.full;
@@ -112,7 +92,7 @@ impl Evaluator {
         fields
             .extend(compiled.iter().filter(|output| !output.hidden).map(|output| Arc::clone(&output.field)));
         let schema = Arc::new(Schema::new(fields));
-        let schema_ipc = encode_schema(&schema)?;
+        let schema_ipc = encode_schema(&schema);
         Ok(Self { columns, seq_position, filter, outputs: compiled, schema, schema_ipc, key_columns })
     }
 
@@ -151,7 +131,7 @@ impl Evaluator {
         if old.batch.num_rows() == 0 && new.batch.num_rows() == 0 {
             return Ok(None);
         }
-        let mut rows = Rows::default();
+        let mut rows = DeltaRows::default();
         let mut pairs = self.changed_pairs(images, &old, &new)?.into_iter();
         for change in &images.changes {
             match (old.position(change.old), new.position(change.new)) {
@@ -182,7 +162,7 @@ impl Evaluator {
     }
 
     /// For each change whose old and new image both match, in order: whether the selected values differ.
-    fn changed_pairs(&self, images: &Images, old: &Side, new: &Side) -> Result<Vec<bool>> {
+    fn changed_pairs(&self, images: &Images, old: &MatchingRows, new: &MatchingRows) -> Result<Vec<bool>> {
         let pairs = images
             .changes
             .iter()
@@ -203,7 +183,7 @@ impl Evaluator {
     }
 
     /// Filters and projects the rows of one side.
-    fn side(&self, batch: &RecordBatch) -> Result<Side> {
+    fn side(&self, batch: &RecordBatch) -> Result<MatchingRows> {
         let (batch, positions) = match &self.filter {
             None => (batch.clone(), None),
             Some(filter) => {
@@ -223,7 +203,7 @@ impl Evaluator {
             .iter()
             .map(|output| Ok(output.expr.evaluate(&batch)?.into_array(batch.num_rows())?))
             .collect::<Result<Vec<_>>>()?;
-        Ok(Side { batch, positions, values })
+        Ok(MatchingRows { batch, positions, values })
     }
 
     /// Assembles the delivered columns; `values` are those of all outputs.
@@ -237,7 +217,7 @@ impl Evaluator {
 }
 
 /// The matching rows of one side of a change.
-struct Side {
+struct MatchingRows {
     batch: RecordBatch,
     /// For each row before filtering its position afterwards; `None` without a filter.
     positions: Option<Vec<Option<usize>>>,
@@ -245,7 +225,7 @@ struct Side {
     values: Vec<ArrayRef>,
 }
 
-impl Side {
+impl MatchingRows {
     /// Returns the position of a row among the matching ones.
     fn position(&self, row: Option<usize>) -> Option<usize> {
         match &self.positions {
@@ -261,13 +241,13 @@ const NEW: usize = 1;
 
 /// The rows delivered for some changes.
 #[derive(Default)]
-struct Rows {
+struct DeltaRows {
     ops: Vec<u8>,
     seqs: Vec<i64>,
     places: Vec<(usize, usize)>,
 }
 
-impl Rows {
+impl DeltaRows {
     fn push(&mut self, op: u8, seq: Seq, place: (usize, usize)) {
         self.ops.push(op);
         self.seqs.push(signed(seq));
@@ -314,7 +294,7 @@ fn equal_rows(old: &ArrayRef, new: &ArrayRef) -> Result<BooleanArray> {
 }
 
 /// Returns the columns of the full schema that `filter` and `outputs` name, and `_seq`, ascending.
-fn needed_columns(full: &Schema, filter: Option<&Expr>, outputs: &[Output]) -> Result<Vec<usize>> {
+fn needed_columns(full: &Schema, filter: Option<&Expr>, outputs: &[OutputColumn]) -> Result<Vec<usize>> {
     let mut columns = vec![full.index_of(COLUMN_SEQ)?];
     for expr in filter.into_iter().chain(outputs.iter().map(|output| &output.expr)) {
         for column in expr.column_refs() {
@@ -327,7 +307,7 @@ fn needed_columns(full: &Schema, filter: Option<&Expr>, outputs: &[Output]) -> R
 }
 
 /// Returns the delivered names of the primary key's columns, in key order; empty if one of them is missing.
-fn key_columns(table: &TableSchemas, outputs: &[Output]) -> Vec<String> {
+fn key_columns(table: &TableSchemas, outputs: &[OutputColumn]) -> Vec<String> {
     let definition = &table.definition;
     let mut names = Vec::with_capacity(definition.primary_key.len());
     for id in &definition.primary_key {

@@ -12,7 +12,7 @@
 
 use bytes::Bytes;
 use datafusion::arrow::array::RecordBatch;
-use datafusion::arrow::datatypes::{Schema, SchemaRef};
+use datafusion::arrow::datatypes::SchemaRef;
 use datafusion::arrow::error::ArrowError;
 use datafusion::arrow::ipc::writer::{
     DictionaryTracker, EncodedData, IpcDataGenerator, IpcWriteContext, IpcWriteOptions, write_message,
@@ -202,15 +202,6 @@ impl EncodedBatch {
         let end = start.saturating_add(u32::from_le_bytes(length) as usize).min(self.ipc.len());
         (self.ipc.slice(start..end), self.ipc.slice(end..))
     }
-}
-
-/// Encodes `schema` as one encapsulated IPC message.
-pub(crate) fn encode_schema(schema: &Schema) -> Result<Bytes> {
-    let options = IpcWriteOptions::default();
-    let mut tracker = DictionaryTracker::new(true);
-    let data =
-        IpcDataGenerator::default().schema_to_bytes_with_dictionary_tracker(schema, &mut tracker, &options);
-    Ok(encapsulate(data, &options)?)
 }
 
 fn encapsulate(data: EncodedData, options: &IpcWriteOptions) -> Result<Bytes, ArrowError> {

@@ -7,24 +7,38 @@
 //! commits after `floor` up to the matcher's frontier, except those of a `gap`.
 
 use std::collections::VecDeque;
-use std::ops::Range;
-use std::sync::Arc;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 
-use bytes::Bytes;
 use datafusion::arrow::array::RecordBatch;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::catch_up::LogChunks;
-use super::evaluator::delivered_seqs;
-use super::frame::{EncodedBatch, Frame, FrameBody, held_bytes};
+use super::frame::{Frame, FrameBody, held_bytes};
+use super::frame_maker::{Entry, FrameLimits, FrameMaker};
+use super::images::Images;
 use super::plan::LiveQueryPlan;
-use super::token::{Fingerprint, Position, Sealer, TokenScope};
-use crate::clock::Clock;
-use crate::commit::Committer;
-use crate::error::Result;
-use crate::ids::{SchemaVersion, ScopeId, Seq, Shard, TableId};
+use super::token::Fingerprint;
+use crate::error::{Error, Result};
+use crate::ids::{SchemaVersion, ScopeId, Seq, TableId};
+
+/// A group of equal subscriptions.
+pub(crate) struct QueryGroup {
+    pub(crate) key: GroupKey,
+    pub(crate) plan: LiveQueryPlan,
+    pub(crate) maker: FrameMaker,
+    /// Chunks of the change log for members that the ring does not serve.
+    pub(super) chunks: LogChunks,
+    ring: Mutex<FrameRing>,
+    ring_bytes_max: usize,
+    /// Bytes in all rings of the process, and their limit.
+    total: Arc<RingTotal>,
+    /// Notifies subscribers that there may be something new.
+    wake: watch::Sender<()>,
+    /// The heartbeat frame of the newest frontier, shared by all subscribers.
+    progress: Mutex<Option<Arc<Frame>>>,
+}
 
 /// The key of a group: equal subscriptions have equal keys.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -38,179 +52,8 @@ pub(crate) struct GroupKey {
     pub(crate) ordinal: u32,
 }
 
-/// The limits of one frame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct FrameLimits {
-    pub(crate) rows_max: usize,
-    /// Encoded bytes; a single row may exceed them.
-    pub(crate) bytes_max: usize,
-}
-
-/// Builds frames from rows: tokens, times, sizes. The same for all subscribers of a group.
-pub(crate) struct FrameMaker {
-    pub(crate) scope: TokenScope,
-    pub(crate) committer: Arc<Committer>,
-    pub(crate) sealer: Sealer,
-    pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) limits: FrameLimits,
-}
-
-/// All frames of one or more whole commits.
-pub(crate) struct Entry {
-    /// The first commit with a row here.
-    pub(crate) first: Seq,
-    /// A subscriber that had everything before `first` and got these frames is complete up to here.
-    pub(crate) through: Seq,
-    pub(crate) frames: Vec<Arc<Frame>>,
-}
-
-impl FrameMaker {
-    /// Returns the token of a client that has everything up to `seq`.
-    pub(crate) fn token(&self, seq: Seq) -> Bytes {
-        // Readable commits of earlier epochs belong to this epoch's history, so its number fits all.
-        let epoch = self.committer.epochs().current();
-        self.sealer.seal(&self.scope, Position { shard: Shard(0), epoch, seq })
-    }
-
-    /// Returns a frame after which every commit up to `seq` is delivered.
-    pub(crate) fn complete(&self, seq: Seq, body: FrameBody) -> Frame {
-        Frame {
-            complete_through: seq,
-            resume_token: Some(self.token(seq)),
-            more: false,
-            server_time_us: self.clock.now_us(),
-            body,
-        }
-    }
-
-    /// Returns a frame that leaves `complete_through` at `seq`.
-    pub(crate) fn unmoved(&self, seq: Seq, more: MoreFollows, body: FrameBody) -> Frame {
-        Frame {
-            complete_through: seq,
-            resume_token: None,
-            more: more == MoreFollows::Yes,
-            server_time_us: self.clock.now_us(),
-            body,
-        }
-    }
-
-    /// Splits delta rows, in commit order, into entries. The last one is complete up to `through`.
-    pub(crate) fn entries(&self, batch: &RecordBatch, through: Seq) -> Result<Vec<Entry>> {
-        let mut entries = Vec::new();
-        self.cut_commits(batch, 0..batch.num_rows(), &mut entries)?;
-        let Some(last) = entries.last_mut() else { return Ok(entries) };
-        if last.through < through {
-            // No reader has the entry yet, so its last frame can cover later commits without changes.
-            last.through = through;
-            if let Some(frame) = last.frames.pop().and_then(Arc::into_inner) {
-                last.frames.push(Arc::new(self.complete(through, frame.body)));
-            }
-        }
-        Ok(entries)
-    }
-
-    /// Halves the rows at commit boundaries until each part fits a frame.
-    fn cut_commits(&self, batch: &RecordBatch, rows: Range<usize>, entries: &mut Vec<Entry>) -> Result<()> {
-        let seqs = delivered_seqs(batch).get(rows.clone()).unwrap_or_default();
-        let (Some(first), Some(last)) = (seqs.first(), seqs.last()) else { return Ok(()) };
-        let (first_seq, last_seq) = (seq_of(*first), seq_of(*last));
-        assert!(first_seq <= last_seq, "delta rows are in commit order");
-        if first == last {
-            let mut parts = Vec::new();
-            self.cut_rows(batch, rows, &mut parts)?;
-            entries.push(self.fragments(first_seq, parts));
-            return Ok(());
-        }
-        if rows.len() <= self.limits.rows_max {
-            let part = EncodedBatch::encode(batch.slice(rows.start, rows.len()))?;
-            if part.ipc.len() <= self.limits.bytes_max {
-                let frame = self.complete(last_seq, FrameBody::Delta(part));
-                entries.push(Entry { first: first_seq, through: last_seq, frames: vec![Arc::new(frame)] });
-                return Ok(());
-            }
-        }
-        let middle = seqs.get(seqs.len() / 2).unwrap_or(last);
-        let before = seqs.partition_point(|seq| seq < middle);
-        let boundary = if before > 0 { before } else { seqs.partition_point(|seq| seq <= middle) };
-        let split = rows.start + boundary;
-        self.cut_commits(batch, rows.start..split, entries)?;
-        self.cut_commits(batch, split..rows.end, entries)
-    }
-
-    /// Halves the rows until each part fits a frame.
-    pub(crate) fn cut_rows(
-        &self,
-        batch: &RecordBatch,
-        rows: Range<usize>,
-        parts: &mut Vec<EncodedBatch>,
-    ) -> Result<()> {
-        if rows.is_empty() {
-            return Ok(());
-        }
-        if rows.len() <= self.limits.rows_max {
-            let part = EncodedBatch::encode(batch.slice(rows.start, rows.len()))?;
-            if part.ipc.len() <= self.limits.bytes_max || rows.len() == 1 {
-                parts.push(part);
-                return Ok(());
-            }
-        }
-        let split = rows.start + rows.len() / 2;
-        self.cut_rows(batch, rows.start..split, parts)?;
-        self.cut_rows(batch, split..rows.end, parts)
-    }
-
-    /// Returns the frames of one commit. Only the last one moves `complete_through`.
-    fn fragments(&self, seq: Seq, parts: Vec<EncodedBatch>) -> Entry {
-        let before = Seq(seq.0.saturating_sub(1));
-        let last = parts.len().saturating_sub(1);
-        let frame = |(position, part)| {
-            let body = FrameBody::Delta(part);
-            Arc::new(match position == last {
-                true => self.complete(seq, body),
-                false => self.unmoved(before, MoreFollows::Yes, body),
-            })
-        };
-        Entry { first: seq, through: seq, frames: parts.into_iter().enumerate().map(frame).collect() }
-    }
-}
-
-/// Whether more of the same commit or snapshot follows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum MoreFollows {
-    Yes,
-    No,
-}
-
-/// The result of reading a ring at a cursor.
-pub(crate) enum RingRead {
-    /// The next frames, and the cursor after them.
-    Frames(Vec<Arc<Frame>>, Seq),
-    /// The next commits are only in the change log: the ring does not reach back to the cursor, lacks commits
-    /// after it, or has an entry that the cursor or `up_to` splits.
-    Behind,
-    /// Nothing follows the cursor.
-    UpToDate,
-}
-
-/// A group of equal subscriptions.
-pub(crate) struct Group {
-    pub(crate) key: GroupKey,
-    pub(crate) plan: LiveQueryPlan,
-    pub(crate) maker: FrameMaker,
-    /// Chunks of the change log for members that the ring does not serve.
-    pub(super) chunks: LogChunks,
-    ring: Mutex<Ring>,
-    ring_bytes_max: usize,
-    /// Bytes in all rings of the process, and their limit.
-    total: Arc<RingTotal>,
-    /// Notifies subscribers that there may be something new.
-    wake: watch::Sender<()>,
-    /// The heartbeat frame of the newest frontier, shared by all subscribers.
-    progress: Mutex<Option<Arc<Frame>>>,
-}
-
 #[derive(Default)]
-struct Ring {
+struct FrameRing {
     /// Set by the matcher when it starts to follow.
     adopted: bool,
     floor: Seq,
@@ -226,7 +69,29 @@ pub(crate) struct RingTotal {
     pub(crate) bytes_max: usize,
 }
 
-impl Group {
+/// The result of reading a ring at a cursor.
+pub(crate) enum RingRead {
+    /// The next frames, and the cursor after them.
+    Frames(Vec<Arc<Frame>>, Seq),
+    /// The next commits are only in the change log: the ring does not reach back to the cursor, lacks commits
+    /// after it, or has an entry that the cursor or `up_to` splits.
+    Behind,
+    /// Nothing follows the cursor.
+    UpToDate,
+}
+
+/// The frames of a group for one range of the change log.
+pub(super) struct LogChunk {
+    pub(super) after: Seq,
+    pub(super) through: Seq,
+    pub(super) frames: Vec<Arc<Frame>>,
+}
+
+/// The chunks of a group that a member still delivers. The lock is held during an evaluation, so that other
+/// members wait for its result instead of evaluating the same chunk.
+pub(super) type LogChunks = tokio::sync::Mutex<VecDeque<Weak<LogChunk>>>;
+
+impl QueryGroup {
     pub(crate) fn new(
         key: GroupKey,
         plan: LiveQueryPlan,
@@ -258,6 +123,12 @@ impl Group {
         self.ring.lock().adopted
     }
 
+    /// Returns what the subscribers learn from `images`. An expression that panics ends only its own query.
+    pub(crate) fn changes(&self, images: &Images) -> Result<Option<RecordBatch>> {
+        catch_unwind(AssertUnwindSafe(|| self.plan.evaluator.changes(images)))
+            .unwrap_or_else(|_| Err(Error::internal("an expression of the live query failed")))
+    }
+
     /// Delivers the changes of the commits up to `through`.
     pub(crate) fn push(&self, batch: &RecordBatch, through: Seq) -> Result<()> {
         let entries = self.maker.entries(batch, through)?;
@@ -280,7 +151,7 @@ impl Group {
         Ok(())
     }
 
-    fn evict(&self, ring: &mut Ring) {
+    fn evict(&self, ring: &mut FrameRing) {
         if let Some(entry) = ring.entries.pop_front() {
             let bytes = entry_bytes(&entry);
             ring.bytes -= bytes;
@@ -349,7 +220,7 @@ impl Group {
     }
 }
 
-impl Drop for Group {
+impl Drop for QueryGroup {
     fn drop(&mut self) {
         self.total.bytes.fetch_sub(self.ring.get_mut().bytes, Ordering::Relaxed);
     }
@@ -357,8 +228,4 @@ impl Drop for Group {
 
 fn entry_bytes(entry: &Entry) -> usize {
     entry.frames.iter().map(|frame| held_bytes(frame)).sum()
-}
-
-fn seq_of(value: i64) -> Seq {
-    Seq(u64::try_from(value).unwrap_or_default())
 }

@@ -12,11 +12,13 @@ use tracing::{debug, error};
 
 use super::SubscribeRequest;
 use super::frame::CloseReason;
-use super::group::FrameLimits;
+use super::frame_maker::FrameLimits;
 use super::matcher;
 use super::plan::LiveQueryPlan;
-use super::registry::{Membership, Registered, Shared, Stop, Subscriber, cannot_begin, check_current};
-use super::subscription::{Begin, Subscription};
+use super::registry::{LiveState, Membership, Registered};
+use super::start::Start;
+use super::stop::{Stop, Subscriber, cannot_begin, check_current};
+use super::subscription::Subscription;
 use crate::access::Principal;
 use crate::clock::Clock;
 use crate::commit::Committer;
@@ -38,7 +40,7 @@ pub struct LiveQueryParts<'a> {
 
 /// All live queries of a database.
 pub struct LiveQueryManager {
-    shared: Arc<Shared>,
+    state: Arc<LiveState>,
     stop: CancellationToken,
     matcher: Mutex<Option<JoinHandle<()>>>,
 }
@@ -98,10 +100,11 @@ pub struct LiveCounters {
 impl LiveQueryManager {
     /// Starts the matcher. Must be called within a tokio runtime.
     pub fn start(parts: LiveQueryParts<'_>) -> Arc<Self> {
-        let shared = Arc::new(Shared::new(parts));
+        let LiveQueryParts { committer, clock, secret, config } = parts;
+        let state = Arc::new(LiveState::new(committer, clock, &secret, config));
         let stop = CancellationToken::new();
-        let matcher = tokio::spawn(matcher::run(Arc::clone(&shared), stop.clone()));
-        Arc::new(Self { shared, stop, matcher: Mutex::new(Some(matcher)) })
+        let matcher = tokio::spawn(matcher::run(Arc::clone(&state), stop.clone()));
+        Arc::new(Self { state, stop, matcher: Mutex::new(Some(matcher)) })
     }
 
     /// Starts a live query of `principal`. The caller has checked its right to read the table.
@@ -115,27 +118,27 @@ impl LiveQueryManager {
         plan: LiveQueryPlan,
         request: &SubscribeRequest,
     ) -> Result<Subscription> {
-        let shared = &self.shared;
-        let group = shared.join(principal, plan, frame_limits(request))?;
+        let state = &self.state;
+        let group = state.join(principal, plan, frame_limits(request))?;
         // The snapshot is taken after joining, so the matcher shows all later commits to the group.
-        let membership = Membership { shared: Arc::clone(shared), user: principal.user_id, group, id: None };
-        let snapshot = shared.committer.snapshot();
+        let membership = Membership { state: Arc::clone(state), user: principal.user_id, group, id: None };
+        let snapshot = state.committer.snapshot();
         let subscriber = Subscriber::as_of(principal, &snapshot.catalog);
-        check_current(&membership.group, &subscriber, &snapshot.catalog)
+        check_current(&membership.group.plan, &subscriber, &snapshot.catalog)
             .map_err(|stop| cannot_begin(&stop))?;
-        let begin = shared.begin(&membership.group, request, &snapshot)?;
-        let position = match &begin {
-            Begin::Snapshot { .. } => snapshot.seq,
-            Begin::After { seq, .. } => *seq,
+        let start = Start::of(request, &membership.group.maker, &snapshot)?;
+        let position = match &start {
+            Start::Snapshot { .. } => snapshot.seq,
+            Start::After { seq, .. } => *seq,
         };
         if request.up_to_seq.is_some_and(|up_to| up_to < position) {
             return Err(Error::invalid(format!(
                 "up_to_seq is before the start of the live query, which is {position}"
             )));
         }
-        let (registered, membership) = shared.register(subscriber, request, membership)?;
+        let (registered, membership) = state.register(subscriber, request, membership)?;
         debug!(subscription = registered.id.0, user = principal.user_id.0, "live query began");
-        Ok(Subscription::new(Arc::clone(shared), registered, membership, begin, snapshot, request))
+        Ok(Subscription::new(Arc::clone(state), registered, membership, start, snapshot, request))
     }
 
     /// Ends a live query; the last frame of its stream gives the reason.
@@ -143,7 +146,7 @@ impl LiveQueryManager {
     /// # Errors
     /// 42704 when no live query has this number.
     pub fn kill(&self, id: SubscriptionId) -> Result<()> {
-        let Some(registered) = self.shared.subscriptions.get(&id).map(|entry| Arc::clone(entry.value()))
+        let Some(registered) = self.state.subscriptions.get(&id).map(|entry| Arc::clone(entry.value()))
         else {
             return Err(Error::new(
                 ErrorKind::NotFound,
@@ -158,14 +161,14 @@ impl LiveQueryManager {
 
     /// Returns the owner of a live query; `None` if no live query has this number.
     pub fn owner(&self, id: SubscriptionId) -> Option<UserId> {
-        self.shared.subscriptions.get(&id).map(|entry| entry.subscriber.principal.user_id)
+        self.state.subscriptions.get(&id).map(|entry| entry.subscriber.principal.user_id)
     }
 
     /// Returns the running live queries, oldest first.
     pub fn list(&self) -> Vec<LiveQueryInfo> {
         let registered: Vec<_> =
-            self.shared.subscriptions.iter().map(|entry| Arc::clone(entry.value())).collect();
-        let members = self.shared.members.lock();
+            self.state.subscriptions.iter().map(|entry| Arc::clone(entry.value())).collect();
+        let members = self.state.members.lock();
         let mut infos: Vec<_> = registered
             .iter()
             .map(|registered| {
@@ -180,27 +183,27 @@ impl LiveQueryManager {
 
     /// Returns the counters of all live queries.
     pub fn counters(&self) -> LiveCounters {
-        let shared = &self.shared;
+        let state = &self.state;
         let (subscriptions, groups) = {
-            let members = shared.members.lock();
+            let members = state.members.lock();
             (members.total, members.groups.len())
         };
         LiveCounters {
             subscriptions,
             groups,
-            evaluations: shared.counters.evaluations.load(Ordering::Relaxed),
-            frames: shared.counters.frames.load(Ordering::Relaxed),
-            log_reads: shared.counters.log_reads.load(Ordering::Relaxed),
-            resets: shared.counters.resets.load(Ordering::Relaxed),
-            ring_bytes: shared.rings.bytes.load(Ordering::Relaxed),
-            frontier: *shared.frontier.borrow(),
+            evaluations: state.counters.evaluations.load(Ordering::Relaxed),
+            frames: state.counters.frames.load(Ordering::Relaxed),
+            log_reads: state.counters.log_reads.load(Ordering::Relaxed),
+            resets: state.counters.resets.load(Ordering::Relaxed),
+            ring_bytes: state.rings.bytes.load(Ordering::Relaxed),
+            frontier: *state.frontier.borrow(),
         }
     }
 
     /// Ends all live queries with `Closed{Shutdown}`, then the matcher. Nobody can subscribe afterwards.
     pub async fn shutdown(&self) {
-        self.shared.members.lock().closed = true;
-        for entry in &self.shared.subscriptions {
+        self.state.members.lock().closed = true;
+        for entry in &self.state.subscriptions {
             entry.end(Stop::new(CloseReason::Shutdown, "the server is shutting down"));
         }
         self.stop.cancel();
@@ -249,5 +252,4 @@ fn frame_limits(request: &SubscribeRequest) -> FrameLimits {
 }
 
 #[cfg(test)]
-#[path = "manager_tests.rs"]
 mod tests;

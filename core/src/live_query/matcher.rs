@@ -4,26 +4,24 @@
 //! catch up: the groups drop what they hold, and each subscriber reads the change log from its own position.
 //!
 //! Invariant: the frontier moves to a seq only after every group has everything up to it, and after every
-//! subscription that must end because of a catalog change up to it was told.
+//! subscription that a catalog change up to it ends has been told.
 
 use std::collections::HashMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use datafusion::arrow::array::RecordBatch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
-use super::evaluator::{Change, Images};
-use super::group::Group;
-use super::registry::{Shared, Stop};
-use crate::change_log::{CommitRecord, TableChanges};
+use super::group::QueryGroup;
+use super::images::Images;
+use super::registry::LiveState;
+use super::stop::Stop;
+use crate::change_log::CommitRecord;
 use crate::error::{Error, Result};
 use crate::ids::{SchemaVersion, ScopeId, Seq, TableId};
-use crate::schema_registry::{CatalogChange, TableSchemas};
+use crate::schema_registry::CatalogChange;
 use crate::storage;
-use crate::tables::images;
 
 /// Rows per evaluation; a single commit is never split.
 const ROWS_AT_ONCE: usize = 16_384;
@@ -31,14 +29,14 @@ const ROWS_AT_ONCE: usize = 16_384;
 const INLINE_ROWS_MAX: usize = 512;
 
 /// Runs until `stop`.
-pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
-    let feed = shared.committer.commits();
+pub(super) async fn run(state: Arc<LiveState>, stop: CancellationToken) {
+    let feed = state.committer.commits();
     let mut heads = feed.watch();
     loop {
         heads.borrow_and_update();
-        let frontier = *shared.frontier.borrow();
+        let frontier = *state.frontier.borrow();
         match feed.after(frontier) {
-            None => skip(&shared),
+            None => skip(&state),
             Some(records) if records.is_empty() => {
                 tokio::select! {
                     () = stop.cancelled() => return,
@@ -50,7 +48,7 @@ pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
                     if stop.is_cancelled() {
                         return;
                     }
-                    follow(&shared, records).await;
+                    follow(&state, records).await;
                 }
             }
         }
@@ -81,37 +79,37 @@ fn row_count(record: &CommitRecord) -> usize {
 }
 
 /// Skips commits that are no longer in memory.
-fn skip(shared: &Arc<Shared>) {
-    let snapshot = shared.committer.snapshot();
+fn skip(state: &Arc<LiveState>) {
+    let snapshot = state.committer.snapshot();
     debug!(seq = snapshot.seq.0, "live queries fell behind the commits and read the change log");
-    adopt(shared, snapshot.seq);
-    for groups in &shared.by_table {
+    adopt(state, snapshot.seq);
+    for groups in &state.by_table {
         for group in groups.value() {
             group.skip_to(snapshot.seq);
         }
     }
-    shared.end_outdated(&snapshot.catalog);
-    shared.frontier.send_replace(snapshot.seq);
+    state.end_outdated(&snapshot.catalog);
+    state.frontier.send_replace(snapshot.seq);
 }
 
-fn adopt(shared: &Shared, frontier: Seq) {
-    let pending = std::mem::take(&mut *shared.pending.lock());
+fn adopt(state: &LiveState, frontier: Seq) {
+    let pending = std::mem::take(&mut *state.pending.lock());
     for group in pending {
         group.adopt(frontier);
     }
 }
 
 /// Shows `records`, the next commits, to the groups they affect.
-async fn follow(shared: &Arc<Shared>, records: &[Arc<CommitRecord>]) {
+async fn follow(state: &Arc<LiveState>, records: &[Arc<CommitRecord>]) {
     let Some(through) = records.last().map(|record| record.seq) else { return };
-    adopt(shared, *shared.frontier.borrow());
-    let work = touched(shared, records);
+    adopt(state, *state.frontier.borrow());
+    let work = touched(state, records);
     let rows: usize = work.iter().map(|work| work.rows * work.groups.len()).sum();
     let evaluate = {
-        let (shared, records) = (Arc::clone(shared), records.to_vec());
+        let (state, records) = (Arc::clone(state), records.to_vec());
         move || {
             for work in work {
-                work.evaluate(&shared, &records, through);
+                work.evaluate(&state, &records, through);
             }
             Ok(())
         }
@@ -120,22 +118,22 @@ async fn follow(shared: &Arc<Shared>, records: &[Arc<CommitRecord>]) {
     if let Err(failure) = done {
         // No change is lost: every subscriber reads the log from here.
         error!(%failure, "evaluating live queries failed");
-        skip(shared);
+        skip(state);
         return;
     }
-    if records.iter().flat_map(|record| &record.catalog).any(|change| can_end(shared, change)) {
-        shared.end_outdated(&shared.committer.snapshot().catalog);
+    if records.iter().flat_map(|record| &record.catalog).any(|change| can_end(state, change)) {
+        state.end_outdated(&state.committer.snapshot().catalog);
     }
-    shared.frontier.send_replace(through);
+    state.frontier.send_replace(through);
 }
 
 /// Whether `change` can outdate a subscription.
-fn can_end(shared: &Shared, change: &CatalogChange) -> bool {
+fn can_end(state: &LiveState, change: &CatalogChange) -> bool {
     match change {
         CatalogChange::DropTable(_) => true,
         CatalogChange::PutTable(definition) => definition.version.0 > 1 || definition.revision > 0,
-        CatalogChange::DropUser(user) => shared.has_subscriptions(*user),
-        CatalogChange::PutUser(user) => shared.has_subscriptions(user.id),
+        CatalogChange::DropUser(user) => state.has_subscriptions(*user),
+        CatalogChange::PutUser(user) => state.has_subscriptions(user.id),
         CatalogChange::PutNamespace(_)
         | CatalogChange::DropNamespace(_)
         | CatalogChange::PutStorage(_)
@@ -146,14 +144,14 @@ fn can_end(shared: &Shared, change: &CatalogChange) -> bool {
 /// The changes of one table and scope, and the groups that must see them.
 struct Work {
     place: (TableId, ScopeId),
-    groups: Vec<Arc<Group>>,
+    groups: Vec<Arc<QueryGroup>>,
     rows: usize,
     /// Some of the changes are only in the change log, not in memory.
     only_logged: bool,
 }
 
 /// Returns the work for the tables and scopes of `records` that have subscribers.
-fn touched(shared: &Shared, records: &[Arc<CommitRecord>]) -> Vec<Work> {
+fn touched(state: &LiveState, records: &[Arc<CommitRecord>]) -> Vec<Work> {
     let mut places: HashMap<(TableId, ScopeId), (usize, bool)> = HashMap::new();
     for changes in records.iter().flat_map(|record| &record.tables) {
         places.entry((changes.table, changes.scope)).or_default().0 += changes.rows.len();
@@ -164,7 +162,7 @@ fn touched(shared: &Shared, records: &[Arc<CommitRecord>]) -> Vec<Work> {
     places
         .into_iter()
         .filter_map(|(place, (rows, only_logged))| {
-            let groups: Vec<_> = shared
+            let groups: Vec<_> = state
                 .by_table
                 .get(&place)?
                 .iter()
@@ -177,7 +175,7 @@ fn touched(shared: &Shared, records: &[Arc<CommitRecord>]) -> Vec<Work> {
 }
 
 impl Work {
-    fn evaluate(self, shared: &Shared, records: &[Arc<CommitRecord>], through: Seq) {
+    fn evaluate(self, state: &LiveState, records: &[Arc<CommitRecord>], through: Seq) {
         if self.only_logged {
             self.groups.iter().for_each(|group| group.skip_to(through));
             return;
@@ -193,57 +191,24 @@ impl Work {
             let version = group.key.version;
             if decoded.as_ref().is_none_or(|(of, _)| *of != version) {
                 let current = changes.iter().copied().filter(|(_, changes)| changes.version == version);
-                decoded = Some((version, images_of(&group.plan.table, current).map_err(Arc::new)));
+                decoded = Some((version, Images::decode(&group.plan.table, current).map_err(Arc::new)));
             }
             let delivered = match &decoded {
-                Some((_, Ok(images))) => show(shared, &group, images, through).map_err(Arc::new),
+                Some((_, Ok(images))) => show(state, &group, images, through).map_err(Arc::new),
                 Some((_, Err(error))) => Err(Arc::clone(error)),
                 None => Ok(()),
             };
             if let Err(error) = delivered {
-                shared.end_group(&group, through, &Stop::failed(&error));
+                state.end_group(&group, through, &Stop::failed(&error));
             }
         }
     }
 }
 
-fn show(shared: &Shared, group: &Group, images: &Images, through: Seq) -> Result<()> {
-    shared.counters.evaluations.fetch_add(1, Ordering::Relaxed);
-    match changes_of(group, images)? {
+fn show(state: &LiveState, group: &QueryGroup, images: &Images, through: Seq) -> Result<()> {
+    state.counters.evaluations.fetch_add(1, Ordering::Relaxed);
+    match group.changes(images)? {
         Some(batch) => group.push(&batch, through),
         None => Ok(()),
     }
-}
-
-/// Returns what a group's subscribers learn from `images`. An expression that panics ends only its own query.
-pub(super) fn changes_of(group: &Group, images: &Images) -> Result<Option<RecordBatch>> {
-    catch_unwind(AssertUnwindSafe(|| group.plan.evaluator.changes(images)))
-        .unwrap_or_else(|_| Err(Error::internal("an expression of the live query failed")))
-}
-
-/// Decodes changes of one table and scope, given in commit order.
-pub(super) fn images_of<'a>(
-    table: &TableSchemas,
-    changes: impl Iterator<Item = (Seq, &'a TableChanges)>,
-) -> Result<Images> {
-    let mut places = Vec::new();
-    let mut rows = Vec::new();
-    let (mut old_rows, mut new_rows) = (0, 0);
-    let place = |present: bool, count: &mut usize| {
-        present.then(|| {
-            *count += 1;
-            *count - 1
-        })
-    };
-    for (seq, changes) in changes {
-        for row in &changes.rows {
-            let old = place(row.old.is_some(), &mut old_rows);
-            let new = place(row.new.is_some(), &mut new_rows);
-            places.push(Change { seq, old, new });
-            rows.push(row);
-        }
-    }
-    let old = images::decode(table, rows.iter().filter_map(|row| Some((&row.key, row.old.as_ref()?))))?;
-    let new = images::decode(table, rows.iter().filter_map(|row| Some((&row.key, row.new.as_ref()?))))?;
-    Ok(Images { old, new, changes: places })
 }

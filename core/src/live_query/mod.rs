@@ -14,11 +14,15 @@ mod canonical;
 mod catch_up;
 mod evaluator;
 mod frame;
+mod frame_maker;
 mod group;
+mod images;
 mod manager;
 mod matcher;
 mod plan;
 mod registry;
+mod start;
+mod stop;
 mod subscription;
 mod token;
 

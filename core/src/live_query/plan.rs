@@ -19,7 +19,7 @@ use datafusion::logical_expr::{
 };
 
 use super::canonical::canonical_text;
-use super::evaluator::{Evaluator, Output};
+use super::evaluator::{Evaluator, OutputColumn};
 use super::token::Fingerprint;
 use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::ids::ScopeId;
@@ -64,7 +64,7 @@ impl LiveQueryPlan {
     pub(crate) fn extract(plan: &LogicalPlan, planning: &Planning<'_>) -> Result<Self> {
         let state = planning.state;
         let analysed = state.analyzer().execute_and_check(plan.clone(), state.config_options(), |_, _| {})?;
-        let mut shape = Shape::of(&analysed)?;
+        let mut shape = QueryShape::of(&analysed)?;
         for (_, name) in &mut shape.outputs {
             if let Some(right) = planning.renamed.get(name) {
                 right.clone_into(name);
@@ -114,7 +114,7 @@ impl LiveQueryPlan {
 }
 
 /// What a plan computes, as expressions over the columns of its one table.
-struct Shape {
+struct QueryShape {
     table: Arc<TableSchemas>,
     scope: ScopeId,
     filter: Option<Expr>,
@@ -122,7 +122,7 @@ struct Shape {
     outputs: Vec<(Expr, String)>,
 }
 
-impl Shape {
+impl QueryShape {
     fn of(plan: &LogicalPlan) -> Result<Self> {
         match plan {
             LogicalPlan::Projection(projection) => {
@@ -190,7 +190,7 @@ impl Shape {
         let definition = &self.table.definition;
         if SystemTable::from_id(definition.id).is_some_and(|table| !table.is_stored()) {
             return Err(Error::unsupported(format!("a live query of \"{}\"", definition.qualified_name()))
-                .hint("of the system tables, jobs and audit_logs can be subscribed to"));
+                .hint("of the system tables, only jobs and audit_logs support live queries"));
         }
         let full = Arc::new(DFSchema::try_from(Arc::clone(&self.table.full))?);
         let simplified = |expr: Expr| -> Result<Expr> {
@@ -204,7 +204,7 @@ impl Shape {
         let filter = filter.map(planning.guard).transpose()?;
         let mut outputs = Vec::with_capacity(self.outputs.len());
         for (expr, name) in self.outputs {
-            let expr = plain_type(simplified(expr)?, &full, &name)?;
+            let expr = as_wire_type(simplified(expr)?, &full, &name)?;
             outputs.push((expr, name));
         }
         let text = canonical_text(&self.table, self.scope, filter.as_ref(), &outputs)?;
@@ -222,8 +222,8 @@ impl Shape {
 }
 
 /// Checks names, and gives each output its field.
-fn name_outputs(outputs: Vec<(Expr, String)>, full: &DFSchema) -> Result<Vec<Output>> {
-    let mut named: Vec<Output> = Vec::with_capacity(outputs.len());
+fn name_outputs(outputs: Vec<(Expr, String)>, full: &DFSchema) -> Result<Vec<OutputColumn>> {
+    let mut named: Vec<OutputColumn> = Vec::with_capacity(outputs.len());
     for (expr, name) in outputs {
         // `_seq` already leads every row. Selecting it only makes a change of `_seq` alone count.
         let hidden = matches!(&expr, Expr::Column(column) if column.name == COLUMN_SEQ) && name == COLUMN_SEQ;
@@ -231,7 +231,7 @@ fn name_outputs(outputs: Vec<(Expr, String)>, full: &DFSchema) -> Result<Vec<Out
             return Err(Error::new(
                 ErrorKind::InvalidSql,
                 SqlState::DUPLICATE_COLUMN,
-                format!("a live query has a column \"{name}\" of its own"),
+                format!("column \"{name}\" is reserved in live queries"),
             )
             .hint("choose another alias"));
         }
@@ -240,24 +240,24 @@ fn name_outputs(outputs: Vec<(Expr, String)>, full: &DFSchema) -> Result<Vec<Out
         let nullable = field.is_nullable() || !matches!(expr, Expr::Column(_));
         let field =
             Field::new(&name, field.data_type().clone(), nullable).with_metadata(field.metadata().clone());
-        named.push(Output { expr, field, hidden });
+        named.push(OutputColumn { expr, field, hidden });
     }
     Ok(named)
 }
 
 /// Casts types that are sent in another form than they are stored, so that rows can be encoded one by one and
 /// match the announced schema.
-fn plain_type(expr: Expr, full: &DFSchema, name: &str) -> Result<Expr> {
+fn as_wire_type(expr: Expr, full: &DFSchema, name: &str) -> Result<Expr> {
     let ty = expr.get_type(full)?;
-    let plain = types::plain(&ty);
-    if plain == ty {
+    let wire = types::wire_type(&ty);
+    if wire == ty {
         return Ok(expr);
     }
-    if !can_cast_types(&ty, &plain) {
+    if !can_cast_types(&ty, &wire) {
         return Err(Error::unsupported(format!("the encoded type of column \"{name}\" in a live query"))
-            .hint("cast it to a plain type"));
+            .hint("cast it to another type"));
     }
-    Ok(cast(expr, plain))
+    Ok(cast(expr, wire))
 }
 
 use Folding::{AfterFolding, BeforeFolding};
@@ -323,7 +323,8 @@ fn check_expression(expr: &Expr, folding: Folding) -> Result<()> {
 
 fn refused(part: &str) -> Error {
     Error::unsupported(format!("{part} in a live query")).hint(
-        "a live query is SELECT expressions FROM one_table [WHERE condition], with functions that depend on the row alone",
+        "a live query is SELECT expressions FROM one_table [WHERE condition], with functions that depend \
+         on the row alone",
     )
 }
 

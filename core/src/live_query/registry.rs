@@ -1,4 +1,4 @@
-//! The registry of subscriptions and of the groups that share an evaluation, and how both end.
+//! The registry of subscriptions and of the groups that share an evaluation, and the state they share.
 //!
 //! Invariant: a subscription is registered exactly as long as its [`Membership`] lives. A group lives exactly
 //! as long as it has a member.
@@ -14,102 +14,28 @@ use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 use tracing::debug;
 
-use super::catch_up::CHUNKS_AT_ONCE;
-use super::frame::{CloseReason, ResetReason};
-use super::group::{FrameLimits, FrameMaker, Group, GroupKey, RingTotal};
-use super::manager::LiveQueryParts;
+use super::SubscribeRequest;
+use super::frame_maker::{FrameLimits, FrameMaker};
+use super::group::{GroupKey, QueryGroup, RingTotal};
 use super::plan::LiveQueryPlan;
-use super::subscription::Begin;
-use super::token::{Position, Sealer, SecurityFingerprint, TokenScope};
-use super::{SnapshotMode, SubscribeRequest, SubscribeStart};
+use super::stop::{Stop, Subscriber, cannot_begin, check_current};
+use super::token::{Sealer, SecurityFingerprint, TokenScope};
 use crate::access::Principal;
 use crate::clock::Clock;
-use crate::commit::{Committer, Snapshot};
+use crate::commit::Committer;
+use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::ids::{ScopeId, Seq, SubscriptionId, TableId, UserId};
 use crate::schema_registry::Catalog;
 
 /// All rings together hold at most this many times the bytes of one ring.
 const RINGS_MAX: usize = 64;
+/// Chunks of the change log evaluated at the same time in the whole process. One can be as large as the
+/// largest commit.
+const CHUNKS_AT_ONCE: usize = 2;
 
-/// The reason why a subscription must end.
-#[derive(Clone, Debug)]
-pub(super) struct Stop {
-    pub(super) reason: CloseReason,
-    pub(super) message: String,
-    /// The error that follows the last frame.
-    pub(super) failure: Option<Arc<Error>>,
-}
-
-impl Stop {
-    pub(super) fn new(reason: CloseReason, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into(), failure: None }
-    }
-
-    pub(super) fn failed(error: &Arc<Error>) -> Self {
-        Self { reason: CloseReason::Failed, message: error.to_string(), failure: Some(Arc::clone(error)) }
-    }
-
-    /// Whether ready frames are delivered first.
-    pub(super) fn drains(&self) -> bool {
-        match self.reason {
-            CloseReason::TableDropped
-            | CloseReason::SchemaChanged
-            | CloseReason::Failed
-            | CloseReason::Completed => true,
-            CloseReason::Killed
-            | CloseReason::UserDropped
-            | CloseReason::AccessChanged
-            | CloseReason::Shutdown => false,
-        }
-    }
-}
-
-/// A subscriber, as of the start of its subscription.
-#[derive(Clone, Debug)]
-pub(super) struct Subscriber {
-    pub(super) principal: Principal,
-    /// The generation of the user's password and role; `None` for the database itself, which is no user.
-    auth_generation: Option<u32>,
-}
-
-impl Subscriber {
-    pub(super) fn as_of(principal: &Principal, catalog: &Catalog) -> Self {
-        let auth_generation = catalog.user(principal.user_id).map(|user| user.auth_generation);
-        Self { principal: principal.clone(), auth_generation }
-    }
-}
-
-/// The registry's entry of a subscription.
-pub(super) struct Registered {
-    pub(super) id: SubscriptionId,
-    pub(super) subscriber: Subscriber,
-    pub(super) group: Arc<Group>,
-    pub(super) stop: watch::Sender<Option<Stop>>,
-    pub(super) sql: String,
-    pub(super) label: String,
-    pub(super) created_at: i64,
-    pub(super) updated_at: AtomicU64,
-    pub(super) changes: AtomicU64,
-    pub(super) frames: AtomicU64,
-    pub(super) complete_through: AtomicU64,
-}
-
-impl Registered {
-    /// Ends the subscription. The first reason wins.
-    pub(super) fn end(&self, stop: Stop) {
-        self.stop.send_if_modified(|current| {
-            let first = current.is_none();
-            if first {
-                *current = Some(stop);
-            }
-            first
-        });
-    }
-}
-
-/// State shared by the manager, the matcher and the subscriptions.
-pub(super) struct Shared {
+/// The state shared by the manager, the matcher and the subscriptions.
+pub(super) struct LiveState {
     pub(super) committer: Arc<Committer>,
     pub(super) clock: Arc<dyn Clock>,
     /// For scans of snapshots.
@@ -117,14 +43,14 @@ pub(super) struct Shared {
     /// Commits up to this one have been matched.
     pub(super) frontier: watch::Sender<Seq>,
     /// The groups that must see the changes of a table and scope.
-    pub(super) by_table: DashMap<(TableId, ScopeId), Vec<Arc<Group>>>,
+    pub(super) by_table: DashMap<(TableId, ScopeId), Vec<Arc<QueryGroup>>>,
     /// New groups, for the matcher to adopt.
-    pub(super) pending: Mutex<Vec<Arc<Group>>>,
+    pub(super) pending: Mutex<Vec<Arc<QueryGroup>>>,
     pub(super) counters: Counters,
     pub(super) subscriptions: DashMap<SubscriptionId, Arc<Registered>>,
     pub(super) members: Mutex<Members>,
     /// Each permit allows the evaluation of one chunk of the change log.
-    pub(super) chunk_places: Arc<Semaphore>,
+    pub(super) chunk_permits: Arc<Semaphore>,
     sealer: Sealer,
     ring_bytes_max: usize,
     pub(super) rings: Arc<RingTotal>,
@@ -144,16 +70,20 @@ pub(super) struct Counters {
 /// Member counts, behind one lock so that joining and leaving a group cannot interleave.
 #[derive(Default)]
 pub(super) struct Members {
-    pub(super) groups: HashMap<GroupKey, (Arc<Group>, usize)>,
+    pub(super) groups: HashMap<GroupKey, (Arc<QueryGroup>, usize)>,
     per_user: HashMap<UserId, usize>,
     pub(super) total: usize,
     /// Set at shutdown: nobody can join any more.
     pub(super) closed: bool,
 }
 
-impl Shared {
-    pub(super) fn new(parts: LiveQueryParts<'_>) -> Self {
-        let LiveQueryParts { committer, clock, secret, config } = parts;
+impl LiveState {
+    pub(super) fn new(
+        committer: Arc<Committer>,
+        clock: Arc<dyn Clock>,
+        secret: &[u8; 32],
+        config: &Config,
+    ) -> Self {
         let mut session = SessionConfig::new().with_target_partitions(1).with_batch_size(config.batch_rows);
         session.options_mut().execution.parquet.schema_force_view_types = false;
         let snapshot = committer.snapshot();
@@ -170,8 +100,8 @@ impl Shared {
             counters: Counters::default(),
             subscriptions: DashMap::new(),
             members: Mutex::default(),
-            chunk_places: Arc::new(Semaphore::new(CHUNKS_AT_ONCE)),
-            sealer: Sealer::new(&secret),
+            chunk_permits: Arc::new(Semaphore::new(CHUNKS_AT_ONCE)),
+            sealer: Sealer::new(secret),
             ring_bytes_max: config.live_ring_bytes,
             rings: Arc::new(RingTotal {
                 bytes: AtomicUsize::new(0),
@@ -189,7 +119,7 @@ impl Shared {
         principal: &Principal,
         plan: LiveQueryPlan,
         limits: FrameLimits,
-    ) -> Result<Arc<Group>> {
+    ) -> Result<Arc<QueryGroup>> {
         let definition = &plan.table.definition;
         let mut key = GroupKey {
             table: definition.id,
@@ -220,7 +150,7 @@ impl Shared {
             }
             key.ordinal += 1;
         }
-        let group = Arc::new(Group::new(
+        let group = Arc::new(QueryGroup::new(
             key.clone(),
             plan.clone(),
             self.frame_maker(&plan, limits),
@@ -251,7 +181,7 @@ impl Shared {
         }
     }
 
-    fn leave(&self, user: UserId, group: &Arc<Group>) {
+    fn leave(&self, user: UserId, group: &Arc<QueryGroup>) {
         let mut members = self.members.lock();
         members.total = members.total.saturating_sub(1);
         if let Some(count) = members.per_user.get_mut(&user) {
@@ -274,6 +204,7 @@ impl Shared {
         self.by_table.remove_if(&place, |_, groups| groups.is_empty());
     }
 
+    /// Enters a member's subscription, unless its table or user has changed since it joined.
     pub(super) fn register(
         &self,
         subscriber: Subscriber,
@@ -302,57 +233,15 @@ impl Shared {
             return Err(Error::shutting_down());
         }
         // An earlier change of the catalog is seen here; a later one ends this subscription too.
-        check_current(&registered.group, &registered.subscriber, &self.committer.snapshot().catalog)
+        check_current(&registered.group.plan, &registered.subscriber, &self.committer.snapshot().catalog)
             .map_err(|stop| cannot_begin(&stop))?;
         Ok((registered, membership))
-    }
-
-    /// Returns where a subscription begins, as of `snapshot`.
-    pub(super) fn begin(
-        &self,
-        group: &Group,
-        request: &SubscribeRequest,
-        snapshot: &Snapshot,
-    ) -> Result<Begin> {
-        let place = match &request.start {
-            SubscribeStart::Now => {
-                return Ok(match request.snapshot {
-                    SnapshotMode::Include | SnapshotMode::Only => Begin::Snapshot { reset: None },
-                    SnapshotMode::Skip => Begin::After { seq: snapshot.seq, resumed: false },
-                });
-            }
-            _ if request.snapshot == SnapshotMode::Only => {
-                return Err(Error::invalid("a live query of the snapshot only cannot resume")
-                    .hint("leave out the resume token and the seq"));
-            }
-            SubscribeStart::Token(token) => match group.maker.sealer.open(&group.maker.scope, token)? {
-                Ok(position) if self.is_kept(position, snapshot) => position.seq,
-                Ok(_) => return Ok(Begin::Snapshot { reset: Some(ResetReason::Server) }),
-                Err(reason) => return Ok(Begin::Snapshot { reset: Some(reason) }),
-            },
-            SubscribeStart::AfterSeq(seq) if *seq > snapshot.seq => {
-                return Err(Error::invalid(format!(
-                    "seq {seq} is in the future: the newest is {}",
-                    snapshot.seq
-                )));
-            }
-            SubscribeStart::AfterSeq(seq) => *seq,
-        };
-        if place < snapshot.log_floor {
-            return Ok(Begin::Snapshot { reset: Some(ResetReason::Retention) });
-        }
-        Ok(Begin::After { seq: place, resumed: true })
-    }
-
-    /// Whether the commit that a token names is part of this database's history.
-    fn is_kept(&self, position: Position, snapshot: &Snapshot) -> bool {
-        position.seq <= snapshot.seq && self.committer.epochs().contains(position.epoch, position.seq)
     }
 
     /// Ends subscriptions whose table or user was dropped or changed.
     pub(super) fn end_outdated(&self, catalog: &Catalog) {
         for entry in &self.subscriptions {
-            if let Err(stop) = check_current(&entry.group, &entry.subscriber, catalog) {
+            if let Err(stop) = check_current(&entry.group.plan, &entry.subscriber, catalog) {
                 entry.end(stop);
             }
         }
@@ -360,7 +249,7 @@ impl Shared {
 
     /// Ends all subscriptions of a group whose expressions failed on commits up to `through`. Subscriptions
     /// that are about to be registered find the gap that these commits leave, and fail on them by themselves.
-    pub(super) fn end_group(&self, group: &Arc<Group>, through: Seq, stop: &Stop) {
+    pub(super) fn end_group(&self, group: &Arc<QueryGroup>, through: Seq, stop: &Stop) {
         group.leave_gap(through);
         for entry in &self.subscriptions {
             if Arc::ptr_eq(&entry.group, group) {
@@ -374,58 +263,50 @@ impl Shared {
     }
 }
 
-/// Checks that the table and user of a subscription are unchanged; otherwise returns how it ends.
-pub(super) fn check_current(group: &Group, subscriber: &Subscriber, catalog: &Catalog) -> Result<(), Stop> {
-    let name = group.plan.table.definition.qualified_name();
-    let Some(definition) = catalog.table_by_id(group.key.table) else {
-        return Err(Stop::new(CloseReason::TableDropped, format!("table \"{name}\" was dropped")));
-    };
-    if definition.version != group.key.version {
-        return Err(Stop::new(CloseReason::SchemaChanged, format!("table \"{name}\" was altered")));
-    }
-    let Subscriber { principal, auth_generation } = subscriber;
-    if principal.user_id == UserId::SYSTEM {
-        return Ok(());
-    }
-    if !definition.is_readable_by(principal) {
-        let message = format!("the access level of table \"{name}\" was changed");
-        return Err(Stop::new(CloseReason::AccessChanged, message));
-    }
-    let changed = |what: &str| {
-        let message = format!("the {what} of user \"{}\" was changed", principal.username);
-        Err(Stop::new(CloseReason::AccessChanged, message))
-    };
-    match catalog.user(principal.user_id) {
-        None => {
-            Err(Stop::new(CloseReason::UserDropped, format!("user \"{}\" was dropped", principal.username)))
-        }
-        Some(user) if user.role != principal.role => changed("role"),
-        Some(user) if Some(user.auth_generation) != *auth_generation => changed("password"),
-        Some(_) => Ok(()),
+/// The registry's entry of a subscription.
+pub(super) struct Registered {
+    pub(super) id: SubscriptionId,
+    pub(super) subscriber: Subscriber,
+    pub(super) group: Arc<QueryGroup>,
+    pub(super) stop: watch::Sender<Option<Stop>>,
+    pub(super) sql: String,
+    pub(super) label: String,
+    pub(super) created_at: i64,
+    pub(super) updated_at: AtomicU64,
+    pub(super) changes: AtomicU64,
+    pub(super) frames: AtomicU64,
+    pub(super) complete_through: AtomicU64,
+}
+
+impl Registered {
+    /// Ends the subscription. The first reason wins.
+    pub(super) fn end(&self, stop: Stop) {
+        self.stop.send_if_modified(|current| {
+            let first = current.is_none();
+            if first {
+                *current = Some(stop);
+            }
+            first
+        });
     }
 }
 
 /// A place in the registry, released on drop.
 pub(super) struct Membership {
-    pub(super) shared: Arc<Shared>,
+    pub(super) state: Arc<LiveState>,
     pub(super) user: UserId,
-    pub(super) group: Arc<Group>,
+    pub(super) group: Arc<QueryGroup>,
     pub(super) id: Option<SubscriptionId>,
 }
 
 impl Drop for Membership {
     fn drop(&mut self) {
         if let Some(id) = self.id {
-            self.shared.subscriptions.remove(&id);
+            self.state.subscriptions.remove(&id);
             debug!(subscription = id.0, user = self.user.0, "live query ended");
         }
-        self.shared.leave(self.user, &self.group);
+        self.state.leave(self.user, &self.group);
     }
-}
-
-/// Returns the error for a live query whose table or user changed since it was planned.
-pub(super) fn cannot_begin(stop: &Stop) -> Error {
-    Error::conflict(format!("the live query cannot begin: {}", stop.message))
 }
 
 fn cut_label(label: &str) -> String {

@@ -24,10 +24,13 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 
-use super::catch_up::{LogChunk, LogRead, read_log};
+use super::catch_up::{LogRead, read_log};
 use super::frame::{CloseReason, Frame, FrameBody, ResetReason};
-use super::group::{Group, MoreFollows, RingRead};
-use super::registry::{Membership, Registered, Shared, Stop, check_current};
+use super::frame_maker::MoreFollows;
+use super::group::{LogChunk, QueryGroup, RingRead};
+use super::registry::{LiveState, Membership, Registered};
+use super::start::Start;
+use super::stop::{Stop, check_current};
 use super::{SnapshotMode, SubscribeRequest};
 use crate::commit::Snapshot;
 use crate::error::{Error, Result};
@@ -44,20 +47,12 @@ pub struct Subscription {
     frames: BoxStream<'static, Result<Arc<Frame>>>,
 }
 
-/// Where a subscription begins.
-pub(super) enum Begin {
-    /// With a snapshot: it was requested, or the requested position no longer exists.
-    Snapshot { reset: Option<ResetReason> },
-    /// After a commit.
-    After { seq: Seq, resumed: bool },
-}
-
 impl Subscription {
     pub(super) fn new(
-        shared: Arc<Shared>,
+        state: Arc<LiveState>,
         registered: Arc<Registered>,
         membership: Membership,
-        begin: Begin,
+        start: Start,
         snapshot: Arc<Snapshot>,
         request: &SubscribeRequest,
     ) -> Self {
@@ -67,7 +62,7 @@ impl Subscription {
         let mut driver = Driver {
             group: Arc::clone(&registered.group),
             woken: registered.group.woken(),
-            frontier: shared.frontier.subscribe(),
+            frontier: state.frontier.subscribe(),
             stop: registered.stop.subscribe(),
             cursor: Seq::ZERO,
             log_until: snapshot.seq,
@@ -80,11 +75,11 @@ impl Subscription {
             chunk: None,
             phase: Phase::Live,
             failure: None,
-            shared,
+            state,
             registered,
             _membership: membership,
         };
-        driver.begin(begin, snapshot);
+        driver.start(start, snapshot);
         let frames = futures::stream::unfold(driver, |mut driver| async move {
             let item = driver.next().await?;
             Some((item, driver))
@@ -125,23 +120,23 @@ impl std::fmt::Debug for Subscription {
 
 enum Phase {
     /// Delivers rows of a snapshot.
-    Snapshot(Scan),
+    Snapshot(SnapshotScan),
     /// Delivers changes.
     Live,
     /// The last frame is in the outbox or delivered.
     Ended,
 }
 
-struct Scan {
+struct SnapshotScan {
     snapshot: Arc<Snapshot>,
     /// Opened when the first rows are requested.
     rows: Option<SendableRecordBatchStream>,
 }
 
 struct Driver {
-    shared: Arc<Shared>,
+    state: Arc<LiveState>,
     registered: Arc<Registered>,
-    group: Arc<Group>,
+    group: Arc<QueryGroup>,
     woken: watch::Receiver<()>,
     frontier: watch::Receiver<Seq>,
     stop: watch::Receiver<Option<Stop>>,
@@ -165,11 +160,11 @@ struct Driver {
 }
 
 impl Driver {
-    fn begin(&mut self, begin: Begin, snapshot: Arc<Snapshot>) {
+    fn start(&mut self, start: Start, snapshot: Arc<Snapshot>) {
         let evaluator = &self.group.plan.evaluator;
-        let (snapshot_seq, resumed) = match &begin {
-            Begin::Snapshot { .. } => (snapshot.seq, false),
-            Begin::After { seq, resumed } => (*seq, *resumed),
+        let (snapshot_seq, resumed) = match &start {
+            Start::Snapshot { .. } => (snapshot.seq, false),
+            Start::After { seq, resumed } => (*seq, *resumed),
         };
         let body = FrameBody::Started {
             subscription: self.registered.id,
@@ -179,15 +174,15 @@ impl Driver {
             snapshot_seq,
             resumed,
         };
-        match begin {
-            Begin::Snapshot { reset } => {
-                self.push(self.group.maker.unmoved(Seq::ZERO, MoreFollows::No, body));
+        match start {
+            Start::Snapshot { reset } => {
+                self.push(self.group.maker.incomplete(Seq::ZERO, MoreFollows::No, body));
                 if let Some(reason) = reset {
                     self.announce_reset(reason, snapshot.seq);
                 }
-                self.phase = Phase::Snapshot(Scan { snapshot, rows: None });
+                self.phase = Phase::Snapshot(SnapshotScan { snapshot, rows: None });
             }
-            Begin::After { seq, .. } => {
+            Start::After { seq, .. } => {
                 self.cursor = seq;
                 self.push(self.group.maker.complete(seq, body));
             }
@@ -232,12 +227,12 @@ impl Driver {
         self.heartbeat_at = Instant::now() + self.heartbeat;
         registered.complete_through.store(self.delivered.0, Ordering::Relaxed);
         registered.frames.fetch_add(1, Ordering::Relaxed);
-        let now = u64::try_from(self.shared.clock.now_us()).unwrap_or_default();
+        let now = u64::try_from(self.state.clock.now_us()).unwrap_or_default();
         registered.updated_at.store(now, Ordering::Relaxed);
         if let FrameBody::Delta(rows) = &frame.body {
             registered.changes.fetch_add(rows.rows as u64, Ordering::Relaxed);
         }
-        self.shared.counters.frames.fetch_add(1, Ordering::Relaxed);
+        self.state.counters.frames.fetch_add(1, Ordering::Relaxed);
     }
 
     fn close(&mut self, stop: &Stop) {
@@ -255,7 +250,7 @@ impl Driver {
         };
         let maker = &self.group.maker;
         let frame = match complete {
-            Seq::ZERO => maker.unmoved(complete, MoreFollows::No, body),
+            Seq::ZERO => maker.incomplete(complete, MoreFollows::No, body),
             _ => maker.complete(complete, body),
         };
         self.push(frame);
@@ -266,13 +261,15 @@ impl Driver {
     /// Delivers the next rows of the snapshot, or its end.
     async fn snapshot_step(&mut self) -> Result<()> {
         let Phase::Snapshot(scan) = &mut self.phase else { return Ok(()) };
-        if let Err(stop) = check_current(&self.group, &self.registered.subscriber, &scan.snapshot.catalog) {
+        if let Err(stop) =
+            check_current(&self.group.plan, &self.registered.subscriber, &scan.snapshot.catalog)
+        {
             self.close(&stop);
             return Ok(());
         }
         let rows = match &mut scan.rows {
             Some(rows) => rows,
-            None => scan.rows.insert(open_scan(&self.shared, &self.group, &scan.snapshot).await?),
+            None => scan.rows.insert(open_scan(&self.state, &self.group, &scan.snapshot).await?),
         };
         let batch = tokio::select! {
             batch = rows.next() => batch,
@@ -293,7 +290,8 @@ impl Driver {
         let mut parts = Vec::new();
         self.group.maker.cut_rows(&batch, 0..batch.num_rows(), &mut parts)?;
         for part in parts {
-            let frame = self.group.maker.unmoved(self.delivered, MoreFollows::Yes, FrameBody::Snapshot(part));
+            let frame =
+                self.group.maker.incomplete(self.delivered, MoreFollows::Yes, FrameBody::Snapshot(part));
             self.push(frame);
         }
         Ok(())
@@ -373,14 +371,15 @@ impl Driver {
     /// Reads the next chunk of the change log after the cursor.
     async fn read_log(&mut self, stop: Option<Stop>) -> Result<()> {
         if let Some(stop) = stop {
-            let snapshot = self.shared.committer.snapshot();
-            let outdated = check_current(&self.group, &self.registered.subscriber, &snapshot.catalog).err();
+            let snapshot = self.state.committer.snapshot();
+            let outdated =
+                check_current(&self.group.plan, &self.registered.subscriber, &snapshot.catalog).err();
             self.close(&outdated.unwrap_or(stop));
             return Ok(());
         }
         let after = self.cursor;
-        self.shared.counters.log_reads.fetch_add(1, Ordering::Relaxed);
-        let read = read_log(&self.shared, &self.group, &self.registered.subscriber, after, self.up_to);
+        self.state.counters.log_reads.fetch_add(1, Ordering::Relaxed);
+        let read = read_log(&self.state, &self.group, &self.registered.subscriber, after, self.up_to);
         let read = tokio::select! {
             read = read => read?,
             // `next` checks the reason and continues here if it does not apply.
@@ -414,13 +413,13 @@ impl Driver {
     fn reset(&mut self, snapshot: Arc<Snapshot>) {
         self.announce_reset(ResetReason::Lag, snapshot.seq);
         self.log_until = snapshot.seq;
-        self.phase = Phase::Snapshot(Scan { snapshot, rows: None });
+        self.phase = Phase::Snapshot(SnapshotScan { snapshot, rows: None });
     }
 
     fn announce_reset(&mut self, reason: ResetReason, snapshot_seq: Seq) {
-        self.shared.counters.resets.fetch_add(1, Ordering::Relaxed);
+        self.state.counters.resets.fetch_add(1, Ordering::Relaxed);
         let body = FrameBody::Reset { reason, snapshot_seq };
-        let frame = self.group.maker.unmoved(self.delivered, MoreFollows::No, body);
+        let frame = self.group.maker.incomplete(self.delivered, MoreFollows::No, body);
         self.push(frame);
     }
 }
@@ -436,14 +435,14 @@ fn repeated(error: &Arc<Error>) -> Error {
 
 /// Starts a group's SELECT at `snapshot`. It includes expired rows that are not deleted yet; see `evaluator`.
 async fn open_scan(
-    shared: &Shared,
-    group: &Group,
+    state: &LiveState,
+    group: &QueryGroup,
     snapshot: &Arc<Snapshot>,
 ) -> Result<SendableRecordBatchStream> {
     let plan = &group.plan;
     let (snapshot, schemas) = (Arc::clone(snapshot), Arc::clone(&plan.table));
     let table = KalamTable::stored(snapshot, schemas, RowSchema::Full, plan.scope, i64::MIN);
     let columns = plan.evaluator.columns().to_vec();
-    let scan = table.scan(&shared.session, Some(&columns), &plan.conjuncts, None).await?;
-    Ok(execute_stream(scan, shared.session.task_ctx())?)
+    let scan = table.scan(&state.session, Some(&columns), &plan.conjuncts, None).await?;
+    Ok(execute_stream(scan, state.session.task_ctx())?)
 }

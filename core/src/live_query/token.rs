@@ -76,7 +76,7 @@ pub(crate) struct TokenScope {
 
 /// A position in one shard's commit order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Position {
+pub(crate) struct CommitPosition {
     pub(crate) shard: Shard,
     pub(crate) epoch: Epoch,
     pub(crate) seq: Seq,
@@ -98,7 +98,7 @@ impl Sealer {
     }
 
     /// Returns the token for `position` of a query.
-    pub(crate) fn seal(&self, scope: &TokenScope, position: Position) -> Bytes {
+    pub(crate) fn seal(&self, scope: &TokenScope, position: CommitPosition) -> Bytes {
         let mut token = Vec::with_capacity(128);
         token.push(FORMAT);
         token.extend_from_slice(scope.database.0.as_bytes());
@@ -121,16 +121,20 @@ impl Sealer {
     ///
     /// # Errors
     /// 22023 when the token is damaged, forged, of a newer format or of another query.
-    pub(crate) fn open(&self, scope: &TokenScope, token: &[u8]) -> Result<Result<Position, ResetReason>> {
+    pub(crate) fn open(
+        &self,
+        scope: &TokenScope,
+        token: &[u8],
+    ) -> Result<Result<CommitPosition, ResetReason>> {
         let damaged = || {
-            Error::invalid("the resume token is not valid")
+            Error::invalid("the resume token is invalid")
                 .hint("subscribe without a token to start with a snapshot")
         };
         if token.len() > TOKEN_BYTES_MAX {
             return Err(damaged());
         }
         let Some((sealed, seal)) = token.split_last_chunk::<SEAL_BYTES>() else { return Err(damaged()) };
-        let mut reader = Reader(sealed);
+        let mut reader = TokenReader(sealed);
         if reader.number::<1>().map(u8::from_le_bytes) != Some(FORMAT) {
             return Err(damaged());
         }
@@ -152,8 +156,8 @@ impl Sealer {
             return Err(damaged());
         }
         if query != scope.query.0 {
-            return Err(Error::invalid("the resume token is of another query")
-                .hint("use it with the statement and parameters it was given for"));
+            return Err(Error::invalid("the resume token belongs to another query")
+                .hint("use it with the statement and parameters it was issued for"));
         }
         if security != scope.security.0 {
             return Ok(Err(ResetReason::Security));
@@ -161,14 +165,14 @@ impl Sealer {
         if table != scope.table.0 || version != scope.version.0 {
             return Ok(Err(ResetReason::Schema));
         }
-        Ok(Ok(Position { shard: Shard(shard), epoch: Epoch(epoch), seq: Seq(seq) }))
+        Ok(Ok(CommitPosition { shard: Shard(shard), epoch: Epoch(epoch), seq: Seq(seq) }))
     }
 }
 
 /// Reads numbers from the front of bytes.
-struct Reader<'a>(&'a [u8]);
+struct TokenReader<'a>(&'a [u8]);
 
-impl Reader<'_> {
+impl TokenReader<'_> {
     fn number<const N: usize>(&mut self) -> Option<[u8; N]> {
         let (number, rest) = self.0.split_first_chunk::<N>()?;
         self.0 = rest;
@@ -209,7 +213,44 @@ mod tests {
         }
     }
 
-    const POSITION: Position = Position { shard: Shard(0), epoch: Epoch(3), seq: Seq(99) };
+    const POSITION: CommitPosition = CommitPosition { shard: Shard(0), epoch: Epoch(3), seq: Seq(99) };
+
+    #[test]
+    fn the_bytes_are_frozen() {
+        let text = concat!(
+            "AQEBAQEBAQEBAQEBAQEBAQECAgICAgICAgICAgICAgIC6AMAAAUAAAAGBgYGBgYGBgEAAAMAAAACAQAAAAAA",
+            "AB7c_CIMzJZ0Hm801n8HlFUe8MK-w5MXPyXlxTXksmL2",
+        );
+        let token = token_from_text(text).unwrap();
+        let sealed = [
+            &[1][..],                  // format
+            &[1; 16],                  // database id
+            &[2; 16],                  // query fingerprint
+            &[0xE8, 3, 0, 0],          // table 1000
+            &[5, 0, 0, 0],             // schema version
+            &[6; 8],                   // security fingerprint
+            &[1],                      // positions
+            &[0, 0],                   // shard
+            &[3, 0, 0, 0],             // epoch
+            &[2, 1, 0, 0, 0, 0, 0, 0], // seq 258
+        ];
+        assert_eq!(token[..token.len() - SEAL_BYTES], sealed.concat());
+        let sealer = Sealer::new(&[9; 32]);
+        let scope = TokenScope {
+            database: DatabaseId(uuid::Uuid::from_bytes([1; 16])),
+            query: Fingerprint([2; 16]),
+            table: TableId(1_000),
+            version: SchemaVersion(5),
+            security: SecurityFingerprint([6; 8]),
+        };
+        let position = CommitPosition { shard: Shard(0), epoch: Epoch(3), seq: Seq(258) };
+        assert_eq!(sealer.seal(&scope, position), token);
+        assert_eq!(sealer.open(&scope, &token).unwrap(), Ok(position));
+        assert_eq!(token_to_text(&token), text);
+        assert_eq!(Fingerprint::of("select 1").to_string(), "822ae07d4783158bc1912bb623e5107c");
+        let security = SecurityFingerprint::of(ScopeId(5));
+        assert_eq!(security.0, [0xF1, 0x3E, 0xE6, 0xED, 0x54, 0xEA, 0x2A, 0xAE]);
+    }
 
     #[test]
     fn a_token_opens_for_its_own_query() {

@@ -13,8 +13,8 @@ use object_store::WriteMultipart;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
+use super::backup_store::{BackupStore, BackupUrl};
 use super::format::{BackupManifest, CLAIM, MANIFEST, ObjectDigest, SEGMENTS, STORE, StoreWriter};
-use super::place::{BackupUrl, Place};
 use crate::cold_storage::{Segment, is_removal};
 use crate::commit::Snapshot;
 use crate::error::{Error, ErrorKind, Result, SqlState};
@@ -29,13 +29,13 @@ const CHUNK_BYTES: usize = 8 << 20;
 /// Parts of one object that are uploaded at the same time.
 const UPLOADS_MAX: usize = 2;
 /// How long a running operation may continue after a stop: an abandoned one may still take effect later.
-const GRACE: Duration = Duration::from_secs(2);
+const STOP_GRACE: Duration = Duration::from_secs(2);
 /// How long removing the objects may take. Leftovers without a manifest are recognisably no backup.
-const WITHDRAWAL: Duration = Duration::from_secs(4);
+const REMOVAL_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// The result of a backup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BackedUp {
+pub struct BackupSummary {
     /// The last commit in the backup.
     pub seq: Seq,
     /// The number of objects.
@@ -55,23 +55,23 @@ pub async fn back_up(
     url: &BackupUrl,
     job: &JobId,
     stop: &CancellationToken,
-) -> Result<BackedUp> {
+) -> Result<BackupSummary> {
     let mut backup = Backup::new(url.create().await?, Arc::clone(snapshot), database, stop.clone());
     let outcome = tokio::select! {
         outcome = backup.run(url, job) => outcome,
         () = async {
             stop.cancelled().await;
-            tokio::time::sleep(GRACE).await;
+            tokio::time::sleep(STOP_GRACE).await;
         } => Err(cancelled()),
     };
     if outcome.is_err() {
-        backup.withdraw().await;
+        backup.remove_partial().await;
     }
     outcome
 }
 
 struct Backup {
-    place: Place,
+    store: BackupStore,
     snapshot: Arc<Snapshot>,
     manifest: BackupManifest,
     stop: CancellationToken,
@@ -82,13 +82,18 @@ struct Backup {
 }
 
 impl Backup {
-    fn new(place: Place, snapshot: Arc<Snapshot>, database: DatabaseId, stop: CancellationToken) -> Self {
+    fn new(
+        store: BackupStore,
+        snapshot: Arc<Snapshot>,
+        database: DatabaseId,
+        stop: CancellationToken,
+    ) -> Self {
         let tables = snapshot.catalog.tables().map(|table| table.qualified_name()).collect();
         let manifest = BackupManifest::new(database, snapshot.seq, snapshot.commit_ts, tables);
-        Self { place, snapshot, manifest, stop, begun: Vec::new(), upload: None }
+        Self { store, snapshot, manifest, stop, begun: Vec::new(), upload: None }
     }
 
-    async fn run(&mut self, url: &BackupUrl, job: &JobId) -> Result<BackedUp> {
+    async fn run(&mut self, url: &BackupUrl, job: &JobId) -> Result<BackupSummary> {
         self.check_stop()?;
         let claim = Bytes::from(format!("kalamdb backup\njob {job}\n"));
         self.claim(url, &claim).await?;
@@ -106,14 +111,14 @@ impl Backup {
             self.write_segment(&segment).await?;
             failpoint::step("backup::segment")?;
         }
-        self.place.sync(self.begun.clone()).await?;
+        self.store.sync(self.begun.clone()).await?;
         failpoint::step("backup::synced")?;
         self.write_manifest().await?;
         failpoint::step("backup::written")?;
-        self.place.sync(vec![MANIFEST.to_owned()]).await?;
+        self.store.sync(vec![MANIFEST.to_owned()]).await?;
         let objects = &self.manifest.objects;
         let bytes = objects.iter().map(|object| object.bytes).sum();
-        Ok(BackedUp { seq: self.manifest.seq, objects: objects.len() + 1, bytes })
+        Ok(BackupSummary { seq: self.manifest.seq, objects: objects.len() + 1, bytes })
     }
 
     fn check_stop(&self) -> Result<()> {
@@ -122,19 +127,19 @@ impl Backup {
 
     /// Claims the location for this job alone.
     async fn claim(&mut self, url: &BackupUrl, claim: &Bytes) -> Result<()> {
-        let fresh = self.place.create(CLAIM, claim.clone()).await?;
-        let own = fresh || self.place.get_small(CLAIM).await?.as_ref() == Some(claim);
-        let mut others = self.place.list().await?;
+        let fresh = self.store.create(CLAIM, claim.clone()).await?;
+        let own = fresh || self.store.get_small(CLAIM).await?.as_ref() == Some(claim);
+        let mut others = self.store.list().await?;
         others.retain(|name| name != CLAIM);
         match (fresh, own) {
             (_, false) => Err(taken(url, &others)),
             (true, _) if others.is_empty() => Ok(()),
             (true, _) => {
-                self.place.remove(vec![CLAIM.to_owned()]).await?;
+                self.store.remove(vec![CLAIM.to_owned()]).await?;
                 Err(taken(url, &others))
             }
             // An earlier attempt of this job could not remove what it had written.
-            (false, true) => remove(&self.place, others).await,
+            (false, true) => remove(&self.store, others).await,
         }
     }
 
@@ -154,7 +159,7 @@ impl Backup {
             .await?;
             rest = next;
             self.begun.push(object.path.clone());
-            self.place.put(&object.path, bytes.into()).await?;
+            self.store.put(&object.path, bytes.into()).await?;
             self.manifest.objects.push(object);
         }
         Ok(())
@@ -165,7 +170,7 @@ impl Backup {
         self.begun.push(path.clone());
         let mut pieces = self.snapshot.cold.store().bytes(segment);
         let mut digest = ObjectDigest::new();
-        let upload = self.upload.insert(self.place.put_parts(&path).await?);
+        let upload = self.upload.insert(self.store.put_parts(&path).await?);
         while let Some(piece) = pieces.try_next().await? {
             if self.stop.is_cancelled() {
                 return Err(cancelled());
@@ -177,11 +182,11 @@ impl Backup {
             })
             .await?;
             let free = upload.wait_for_capacity(UPLOADS_MAX).await;
-            free.map_err(|error| self.place.unwritable(&path, error))?;
+            free.map_err(|error| self.store.unwritable(&path, error))?;
             upload.put(piece);
         }
         if let Some(upload) = self.upload.take() {
-            upload.finish().await.map_err(|error| self.place.unwritable(&path, error))?;
+            upload.finish().await.map_err(|error| self.store.unwritable(&path, error))?;
         }
         self.manifest.objects.push(digest.finish(path));
         Ok(())
@@ -190,48 +195,48 @@ impl Backup {
     async fn write_manifest(&mut self) -> Result<()> {
         self.check_stop()?;
         let manifest = Bytes::from(self.manifest.encode()?);
-        let created = self.place.create(MANIFEST, manifest.clone()).await;
+        let created = self.store.create(MANIFEST, manifest.clone()).await;
         if created.as_ref().is_ok_and(|created| *created) {
             return Ok(());
         }
         // A put may have succeeded although its answer was lost.
-        match (self.place.get_small(MANIFEST).await?, created) {
+        match (self.store.get_small(MANIFEST).await?, created) {
             (Some(found), _) if found == manifest => Ok(()),
             (_, Err(error)) => Err(error),
-            (..) => Err(Error::internal("somebody else wrote to the place of the backup")),
+            (..) => Err(Error::internal("another process wrote to the backup's location")),
         }
     }
 
     /// Removes what was written, as far as possible.
-    async fn withdraw(&mut self) {
+    async fn remove_partial(&mut self) {
         let begun = std::mem::take(&mut self.begun);
         if begun.is_empty() {
             // This backup never claimed the location.
             return;
         }
         let upload = self.upload.take();
-        let withdrawal = async {
+        let removal = async {
             if let Some(upload) = upload
                 && let Err(error) = upload.abort().await
             {
-                return Err(self.place.unwritable(MANIFEST, error));
+                return Err(self.store.unwritable(MANIFEST, error));
             }
-            remove(&self.place, begun).await
+            remove(&self.store, begun).await
         };
-        match tokio::time::timeout(WITHDRAWAL, withdrawal).await {
+        match tokio::time::timeout(REMOVAL_TIMEOUT, removal).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => warn!(%error, "what was written of a backup could not be removed"),
-            Err(_) => warn!("what was written of a backup could not be removed in time"),
+            Ok(Err(error)) => warn!(%error, "a partial backup could not be removed"),
+            Err(_) => warn!("a partial backup could not be removed in time"),
         }
     }
 }
 
 /// Removes objects: the manifest first, so that they are no backup; the claim last, which keeps others out.
-async fn remove(place: &Place, mut names: Vec<String>) -> Result<()> {
+async fn remove(store: &BackupStore, mut names: Vec<String>) -> Result<()> {
     let claim = names.iter().position(|name| name == CLAIM).map(|index| names.swap_remove(index));
-    place.remove(vec![MANIFEST.to_owned()]).await?;
-    place.remove(names).await?;
-    place.remove(claim.into_iter().collect()).await
+    store.remove(vec![MANIFEST.to_owned()]).await?;
+    store.remove(names).await?;
+    store.remove(claim.into_iter().collect()).await
 }
 
 /// Reads the first entries of a range. Returns them and the rest of the range.
@@ -263,17 +268,17 @@ fn taken(url: &BackupUrl, others: &[String]) -> Error {
     };
     match others {
         [] => taken(
-            "a backup was begun and has not ended",
-            "when none is running, remove what is there, or choose another place",
+            "an unfinished backup exists",
+            "if none is running, remove its objects, or choose another URL",
         ),
         names if names.iter().any(|name| name == MANIFEST) => {
-            taken("there is a backup already", "choose another place: backups are never written over")
+            taken("a backup already exists", "choose another URL: backups are never overwritten")
         }
-        _ => taken("there are other objects", "choose an empty place"),
+        _ => taken("there are other objects", "choose an empty location"),
     }
 }
 
 fn cancelled() -> Error {
-    Error::new(ErrorKind::Cancelled, SqlState::QUERY_CANCELED, "the job was ended")
-        .hint("what was written of the backup has been taken back")
+    Error::new(ErrorKind::Cancelled, SqlState::QUERY_CANCELED, "the job was cancelled")
+        .hint("the partial backup is removed; if that fails, the log says so")
 }

@@ -34,7 +34,7 @@ const ZSTD_LEVEL: i32 = 1;
 
 /// The object that is created last.
 pub(super) const MANIFEST: &str = "manifest.json";
-/// The object that is created first: it claims the place.
+/// The object that is created first: it claims the location.
 pub(super) const CLAIM: &str = "BACKUP";
 /// The folder of the segments.
 pub(super) const SEGMENTS: &str = "segments";
@@ -106,7 +106,7 @@ impl BackupManifest {
 impl BackupObject {
     /// Returns the name as an object store path; fails for a name that could lead outside the backup.
     pub(super) fn location(&self) -> Result<Path> {
-        Path::parse(&self.path).map_err(|_| damaged(MANIFEST, "it names an object that cannot be"))
+        Path::parse(&self.path).map_err(|_| damaged(MANIFEST, "it names an invalid object path"))
     }
 
     /// Returns the path of the segment as the database names it, if the object is one.
@@ -150,10 +150,10 @@ impl ObjectDigest {
     pub(super) fn verify(self, expected: &BackupObject) -> Result<()> {
         let found = self.finish(expected.path.clone());
         if found.bytes != expected.bytes {
-            return Err(damaged(&expected.path, "it has another length"));
+            return Err(damaged(&expected.path, "its length differs"));
         }
         if !found.sha256.eq_ignore_ascii_case(&expected.sha256) {
-            return Err(damaged(&expected.path, "its checksum does not fit"));
+            return Err(damaged(&expected.path, "its checksum differs"));
         }
         Ok(())
     }

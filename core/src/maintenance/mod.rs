@@ -2,7 +2,7 @@
 //!
 //! | file | its one job |
 //! |---|---|
-//! | `place` | the location of a backup: a folder or an object store, named by a URL |
+//! | `backup_store` | the location of a backup: a folder or an object store, named by a URL |
 //! | `format` | the bytes of a backup |
 //! | `backup` | writes a snapshot into a backup |
 //! | `restore` | restores a backup into a new data directory |
@@ -12,12 +12,12 @@
 //! them valid is written last.
 
 mod backup;
+mod backup_store;
 mod check;
 mod format;
-mod place;
 mod restore;
 
-pub use backup::{BackedUp, back_up};
+pub use backup::{BackupSummary, back_up};
+pub use backup_store::BackupUrl;
 pub use check::{CheckReport, TableReport, check};
-pub use place::BackupUrl;
-pub use restore::{Restored, restore};
+pub use restore::{RestoreSummary, restore};

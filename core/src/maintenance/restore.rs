@@ -14,8 +14,8 @@ use bytes::Bytes;
 use futures::TryStreamExt;
 use tracing::warn;
 
+use super::backup_store::{BackupStore, BackupUrl};
 use super::format::{BackupManifest, BackupObject, MANIFEST, ObjectDigest, damaged, read_store};
-use super::place::{BackupUrl, Place};
 use crate::cold_storage::{self, SegmentStore};
 use crate::commit;
 use crate::error::{Error, ErrorKind, Result, SqlState};
@@ -27,7 +27,7 @@ const BATCH_BYTES: usize = 4 << 20;
 
 /// The result of a restore.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Restored {
+pub struct RestoreSummary {
     /// The id of the new database.
     pub database: DatabaseId,
     /// The id of the database that was backed up.
@@ -45,45 +45,72 @@ pub struct Restored {
 /// Restores the backup at `url` into `data_dir`, which must be empty or missing. After an error the directory
 /// is empty again; after a kill of the process it cannot be opened.
 ///
+/// # Examples
+/// ```
+/// use datafusion::arrow::array::AsArray;
+/// use kalamdb_core::ids::JobId;
+/// use kalamdb_core::maintenance::{BackupUrl, restore};
+/// use kalamdb_core::{Config, Database};
+///
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let folder = tempfile::tempdir()?;
+/// let database = Database::open(Config::at(folder.path().join("data"))).await?;
+/// let root = database.session_for("root")?;
+/// let url = format!("file://{}", folder.path().join("backup").display());
+/// let started = root.execute(&format!("BACKUP DATABASE TO '{url}'"), ()).await?.rows()?.collect().await?;
+/// let job = JobId(started[0].column(0).as_string::<i32>().value(0).to_owned());
+/// database.context().jobs.wait(&job).await;
+///
+/// let data_dir = folder.path().join("restored");
+/// let restored = restore(&BackupUrl::parse(&url)?, &data_dir).await?;
+/// assert_eq!(restored.from, database.id());
+/// let copy = Database::open(Config::at(data_dir)).await?;
+/// # copy.shutdown().await?;
+/// # database.shutdown().await?;
+/// # Ok(())
+/// # }
+/// ```
+///
 /// # Errors
 /// 42704 when there is no backup; XX001 with the object's name when an object is damaged, missing or
 /// unexpected; 55000 when the directory is not empty or the backup is newer than this program; 58030 when
 /// something cannot be read or written.
-pub async fn restore(url: &BackupUrl, data_dir: &FilePath) -> Result<Restored> {
-    let place = url.open()?;
-    let manifest = read_manifest(&place, url).await?;
-    check_names(&place, &manifest).await?;
+pub async fn restore(url: &BackupUrl, data_dir: &FilePath) -> Result<RestoreSummary> {
+    let store = url.open()?;
+    let manifest = read_manifest(&store, url).await?;
+    check_names(&store, &manifest).await?;
     let path = data_dir.to_owned();
     let directory = Arc::new(blocking(move || DataDirectory::begin_restore(&path)).await?);
-    let outcome = fill(&place, &manifest, &directory).await;
+    let outcome = fill(&store, &manifest, &directory).await;
     blocking(move || {
         if outcome.is_ok() {
             directory.end_restore()?;
         } else if let Some(directory) = Arc::into_inner(directory)
             && let Err(error) = directory.undo_restore()
         {
-            warn!(%error, "what was restored in part could not be removed");
+            warn!(%error, "a partial restore could not be removed");
         }
         outcome
     })
     .await
 }
 
-async fn read_manifest(place: &Place, url: &BackupUrl) -> Result<BackupManifest> {
-    match place.get_small(MANIFEST).await? {
+async fn read_manifest(store: &BackupStore, url: &BackupUrl) -> Result<BackupManifest> {
+    match store.get_small(MANIFEST).await? {
         Some(bytes) => BackupManifest::decode(&bytes),
         None => Err(Error::new(
             ErrorKind::NotFound,
             SqlState::UNDEFINED_OBJECT,
             format!("there is no backup at \"{url}\""),
         )
-        .hint(format!("a backup has an object \"{MANIFEST}\", which is made last"))),
+        .hint(format!("a backup has an object \"{MANIFEST}\", which is written last"))),
     }
 }
 
 /// Checks that the location has exactly the objects that the manifest names.
-async fn check_names(place: &Place, manifest: &BackupManifest) -> Result<()> {
-    let found = place.list().await?;
+async fn check_names(store: &BackupStore, manifest: &BackupManifest) -> Result<()> {
+    let found = store.list().await?;
     let mut named: BTreeMap<&str, bool> = BTreeMap::new();
     for object in &manifest.objects {
         object.location()?;
@@ -95,7 +122,7 @@ async fn check_names(place: &Place, manifest: &BackupManifest) -> Result<()> {
         match named.get_mut(name.as_str()) {
             Some(there) => *there = true,
             None => {
-                return Err(Error::corruption(format!("object \"{name}\" is not one of the backup's"))
+                return Err(Error::corruption(format!("object \"{name}\" does not belong to the backup"))
                     .hint("remove it if you know where it comes from, or restore another backup"));
             }
         }
@@ -107,35 +134,39 @@ async fn check_names(place: &Place, manifest: &BackupManifest) -> Result<()> {
     }
 }
 
-async fn fill(place: &Place, manifest: &BackupManifest, directory: &Arc<DataDirectory>) -> Result<Restored> {
+async fn fill(
+    store: &BackupStore,
+    manifest: &BackupManifest,
+    directory: &Arc<DataDirectory>,
+) -> Result<RestoreSummary> {
     let segments = directory.segments_path();
     let opened = Arc::clone(directory);
     let storage = Arc::new(blocking(move || RocksStorage::open(opened, StorageOptions::default())).await?);
     for object in &manifest.objects {
         if let Some(name) = object.segment() {
-            restore_segment(place, object, segments.join(name)).await?;
+            restore_segment(store, object, segments.join(name)).await?;
         } else {
-            restore_entries(place, object, &storage).await?;
+            restore_entries(store, object, &storage).await?;
         }
     }
     let manifest = manifest.clone();
     blocking(move || {
         sync_folders(&segments).map_err(unwritable)?;
-        adopt(&storage, &manifest, &segments)
+        make_new_database(&storage, &manifest, &segments)
     })
     .await
 }
 
-async fn restore_segment(place: &Place, object: &BackupObject, file: PathBuf) -> Result<()> {
+async fn restore_segment(store: &BackupStore, object: &BackupObject, file: PathBuf) -> Result<()> {
     let mut writing = blocking(move || {
         let made = file.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| File::create_new(&file));
         Ok((made.map_err(unwritable)?, ObjectDigest::new()))
     })
     .await?;
     let found =
-        place.get(&object.location()?).await?.ok_or_else(|| damaged(&object.path, "it is missing"))?;
+        store.get(&object.location()?).await?.ok_or_else(|| damaged(&object.path, "it is missing"))?;
     let mut pieces = found.into_stream();
-    while let Some(piece) = pieces.try_next().await.map_err(|error| place.unreadable(&object.path, error))? {
+    while let Some(piece) = pieces.try_next().await.map_err(|error| store.unreadable(&object.path, error))? {
         let (mut file, mut digest) = writing;
         writing = blocking(move || {
             digest.update(&piece);
@@ -150,13 +181,17 @@ async fn restore_segment(place: &Place, object: &BackupObject, file: PathBuf) ->
 }
 
 /// Restores a store object, or only verifies a small object of another kind.
-async fn restore_entries(place: &Place, object: &BackupObject, storage: &Arc<RocksStorage>) -> Result<()> {
+async fn restore_entries(
+    store: &BackupStore,
+    object: &BackupObject,
+    storage: &Arc<RocksStorage>,
+) -> Result<()> {
     let found =
-        place.get(&object.location()?).await?.ok_or_else(|| damaged(&object.path, "it is missing"))?;
+        store.get(&object.location()?).await?.ok_or_else(|| damaged(&object.path, "it is missing"))?;
     if found.meta.size != object.bytes {
-        return Err(damaged(&object.path, "it has another length"));
+        return Err(damaged(&object.path, "its length differs"));
     }
-    let bytes: Bytes = found.bytes().await.map_err(|error| place.unreadable(&object.path, error))?;
+    let bytes: Bytes = found.bytes().await.map_err(|error| store.unreadable(&object.path, error))?;
     let (storage, object) = (Arc::clone(storage), object.clone());
     blocking(move || {
         let mut digest = ObjectDigest::new();
@@ -171,14 +206,18 @@ async fn restore_entries(place: &Place, object: &BackupObject, storage: &Arc<Roc
 }
 
 /// Gives the restored store a new database id; checks it against the manifest and for missing segments.
-fn adopt(storage: &RocksStorage, manifest: &BackupManifest, segments: &FilePath) -> Result<Restored> {
+fn make_new_database(
+    storage: &RocksStorage,
+    manifest: &BackupManifest,
+    segments: &FilePath,
+) -> Result<RestoreSummary> {
     let database = DatabaseId(uuid::Uuid::new_v4());
     let mut batch = WriteBatch::new();
-    let (from, seq, commit_ts) = commit::adopt(&*storage.snapshot(), database, &mut batch)?;
+    let (from, seq, commit_ts) = commit::assign_new_database(&*storage.snapshot(), database, &mut batch)?;
     if (from, seq, commit_ts) != (manifest.database_id, manifest.seq, manifest.commit_ts) {
-        return Err(damaged(MANIFEST, "it is of another backup"));
+        return Err(damaged(MANIFEST, "it belongs to another backup"));
     }
-    cold_storage::adopt(&*storage.snapshot(), &mut batch)?;
+    cold_storage::assign_local_storage(&*storage.snapshot(), &mut batch)?;
     storage.write(batch, true)?;
     storage.sync()?;
     let restored = storage.snapshot();
@@ -193,7 +232,7 @@ fn adopt(storage: &RocksStorage, manifest: &BackupManifest, segments: &FilePath)
         }
     }
     let bytes = manifest.objects.iter().map(|object| object.bytes).sum();
-    Ok(Restored { database, from, seq, commit_ts, objects: manifest.objects.len() + 1, bytes })
+    Ok(RestoreSummary { database, from, seq, commit_ts, objects: manifest.objects.len() + 1, bytes })
 }
 
 /// The names of the segments are durable once their folders are synced.
@@ -207,6 +246,6 @@ fn sync_folders(segments: &FilePath) -> io::Result<()> {
 
 fn unwritable(error: io::Error) -> Error {
     Error::new(ErrorKind::Unavailable, SqlState::IO_ERROR, "the data directory cannot be written")
-        .hint("check the free space and the rights of the data directory")
+        .hint("check the free space and the permissions of the data directory")
         .source(error)
 }

@@ -88,7 +88,7 @@ impl Catalog {
                 CatalogChange::PutTable(table) => {
                     if !catalog.namespaces.contains_key(&*table.namespace) {
                         return Err(Error::corruption(format!(
-                            "table \"{}\" is in a namespace the catalog does not have",
+                            "table \"{}\" is in a namespace that does not exist",
                             table.qualified_name()
                         )));
                     }
@@ -98,7 +98,7 @@ impl Catalog {
                 CatalogChange::PutStorage(storage) => catalog.set_storage(storage),
                 drop => {
                     return Err(Error::corruption(format!(
-                        "the catalog holds a removal as {}",
+                        "the catalog contains a removal as {}",
                         drop.record_key()
                     )));
                 }
@@ -246,7 +246,7 @@ impl Catalog {
                 return Err(Error::new(
                     ErrorKind::AlreadyExists,
                     SqlState::DUPLICATE_SCHEMA,
-                    format!("namespace \"{}\" exists already", record.name),
+                    format!("namespace \"{}\" already exists", record.name),
                 ));
             }
             self.header.next_namespace_id = NamespaceId(successor(record.id.0)?);
@@ -312,9 +312,9 @@ impl Catalog {
             return Err(Error::new(
                 ErrorKind::AlreadyExists,
                 SqlState::DUPLICATE_TABLE,
-                format!("table \"{}\" exists already", table.qualified_name()),
+                format!("table \"{}\" already exists", table.qualified_name()),
             )
-            .hint("CREATE TABLE IF NOT EXISTS keeps the one there is"));
+            .hint("CREATE TABLE IF NOT EXISTS keeps the existing table"));
         }
         if !self.storages.contains_key(&*table.options.storage_id) {
             return Err(missing("storage", &table.options.storage_id));
@@ -346,7 +346,7 @@ impl Catalog {
             return Err(Error::new(
                 ErrorKind::AlreadyExists,
                 SqlState::DUPLICATE_OBJECT,
-                format!("user \"{}\" exists already", user.username),
+                format!("user \"{}\" already exists", user.username),
             ));
         }
         match self.users.get(&user.id).map(Arc::clone) {
@@ -442,7 +442,7 @@ fn numbers_exhausted() -> Error {
     Error::new(
         ErrorKind::ResourceExhausted,
         SqlState::PROGRAM_LIMIT_EXCEEDED,
-        "no numbers are left for new objects",
+        "no ids are left for new objects",
     )
 }
 
@@ -464,5 +464,4 @@ fn missing(kind: &str, name: &str) -> Error {
 }
 
 #[cfg(test)]
-#[path = "catalog_tests.rs"]
 mod tests;

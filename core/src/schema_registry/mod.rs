@@ -5,15 +5,18 @@
 
 mod arrow_schema;
 mod catalog;
+mod column;
 mod definition;
 mod names;
 mod options;
 mod records;
 mod registry;
 mod system_definitions;
+mod system_table;
 
 pub use catalog::Catalog;
-pub use definition::{ColumnDefault, ColumnDefinition, RowLayout, TableDefinition};
+pub use column::{ColumnDefault, ColumnDefinition};
+pub use definition::{RowLayout, TableDefinition};
 pub use names::{RESERVED_NAMESPACES, validate_column_name, validate_name, validate_new_namespace};
 pub use options::{Durability, FlushPolicy, ScopeKind, TableKind, TableOptions};
 pub use records::{
@@ -24,4 +27,5 @@ pub use registry::{
     COLUMN_KEY, COLUMN_PLACE, COLUMN_ROW_ID, COLUMN_SEQ, COLUMN_USER, COLUMN_VALUE, RegistryCounters,
     SchemaRegistry, TableSchemas, encode_schema,
 };
-pub use system_definitions::{SystemTable, system_definitions};
+pub use system_definitions::system_definitions;
+pub use system_table::SystemTable;

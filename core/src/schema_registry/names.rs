@@ -43,7 +43,7 @@ pub fn validate_column_name(name: &str) -> Result<()> {
     validate_name("column", name)?;
     if name.starts_with('_') {
         return Err(invalid_name(format!("column name \"{name}\" begins with an underscore"))
-            .hint("such names are the database's own, for instance \"_seq\""));
+            .hint("such names are reserved, for instance \"_seq\""));
     }
     Ok(())
 }

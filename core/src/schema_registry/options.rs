@@ -213,7 +213,7 @@ const TTL_SECONDS_MAX: u64 = 100 * 366 * 86_400;
 
 impl TableOptions {
     /// Returns the options of a `kind` table without a WITH clause. A STREAM table still needs a TTL.
-    pub fn of(kind: TableKind) -> Self {
+    pub fn defaults_for(kind: TableKind) -> Self {
         let mut flush_policy = FlushPolicy::default();
         if kind == TableKind::System {
             // A flush writes job rows, so an interval would trigger flushes of `system.jobs` forever.
@@ -276,7 +276,7 @@ mod tests {
 
     #[test]
     fn only_streams_expire() {
-        let mut options = TableOptions::of(TableKind::Stream);
+        let mut options = TableOptions::defaults_for(TableKind::Stream);
         assert!(options.validate(TableKind::Stream).is_err());
         options.ttl_seconds = Some(60);
         assert!(options.validate(TableKind::Stream).is_ok());

@@ -199,3 +199,6 @@ impl CatalogChange {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -21,6 +21,11 @@ pub use super::arrow_schema::{
 use super::definition::TableDefinition;
 use crate::ids::{SchemaVersion, TableId};
 
+/// The marker and the length before the flatbuffer of a schema message.
+const PREFIX_BYTES: usize = 8;
+/// The size of a schema message is a multiple of this.
+const ALIGNMENT_BYTES: usize = 64;
+
 /// The schemas of one version of a table.
 pub struct TableSchemas {
     /// The definition the schemas were built from.
@@ -88,10 +93,10 @@ impl fmt::Debug for TableSchemas {
     }
 }
 
-/// Encodes a schema as one encapsulated IPC message:
+/// Encodes a schema as one encapsulated IPC message. It has the bytes that arrow-ipc's writers produce:
 ///
 /// ```text
-/// FF FF FF FF | length u32 LE | flatbuffer, filled with zeros to a multiple of 8 bytes
+/// FF FF FF FF | length u32 LE | flatbuffer, filled with zeros until the message has a multiple of 64 bytes
 /// ```
 pub fn encode_schema(schema: &Schema) -> Bytes {
     let options = IpcWriteOptions::default();
@@ -99,12 +104,12 @@ pub fn encode_schema(schema: &Schema) -> Bytes {
     let flatbuffer = IpcDataGenerator::default()
         .schema_to_bytes_with_dictionary_tracker(schema, &mut tracker, &options)
         .ipc_message;
-    let length = flatbuffer.len().next_multiple_of(8);
-    let mut message = Vec::with_capacity(length + 8);
+    let message_bytes = (PREFIX_BYTES + flatbuffer.len()).next_multiple_of(ALIGNMENT_BYTES);
+    let mut message = Vec::with_capacity(message_bytes);
     message.extend_from_slice(&[0xff; 4]);
-    message.extend_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_le_bytes());
+    message.extend_from_slice(&u32::try_from(message_bytes - PREFIX_BYTES).unwrap_or(u32::MAX).to_le_bytes());
     message.extend_from_slice(&flatbuffer);
-    message.resize(length + 8, 0);
+    message.resize(message_bytes, 0);
     message.into()
 }
 
@@ -254,5 +259,4 @@ impl ShardedCounter {
 }
 
 #[cfg(test)]
-#[path = "registry_tests.rs"]
 mod tests;

@@ -1,150 +1,83 @@
-//! The eight tables of namespace `system`: their ids and columns. `system_tables` and `jobs` make their rows.
+//! The definitions of the eight tables of namespace `system`. `system_tables` and `jobs` make their rows.
 //!
-//! Invariant: an id is never given to another table, and a column's id is its position. A new column is
-//! appended and raises the table's version.
+//! Invariant: a column's id is its position. A new column is appended and raises the table's version.
 //!
 //! Columns show other objects as text: users by number, namespaces and storages by name, tables qualified.
 
 use std::sync::Arc;
 
-use super::definition::{ColumnDefinition, TableDefinition};
+use super::column::ColumnDefinition;
+use super::definition::TableDefinition;
 use super::options::{TableKind, TableOptions};
 use super::records::NAMESPACE_SYSTEM;
-use crate::ids::{ColumnId, SchemaVersion, TableId, UserId};
+use super::system_table::SystemTable;
+use crate::ids::{ColumnId, SchemaVersion, UserId};
 use crate::types::ColumnType::{self, BigInt, Integer, Json, SmallInt, Text, TimestampTz};
 
-/// A system table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum SystemTable {
-    /// The catalog's users.
-    Users,
-    /// Background work; rows are stored.
-    Jobs,
-    /// The catalog's namespaces.
-    Namespaces,
-    /// The catalog's storages.
-    Storages,
-    /// Running subscriptions; rows are computed at scan.
-    LiveQueries,
-    /// The catalog's tables.
-    Tables,
-    /// Who did what; rows are stored.
-    AuditLogs,
-    /// Metrics of this process; rows are computed at scan.
-    Stats,
+/// Returns the definitions of all system tables of a database created at `created_at`.
+pub fn system_definitions(created_at: i64) -> impl Iterator<Item = Arc<TableDefinition>> {
+    SystemTable::ALL.into_iter().map(move |table| Arc::new(definition(table, created_at)))
 }
 
-impl SystemTable {
-    /// All system tables, ordered by id.
-    pub const ALL: [Self; 8] = [
-        Self::Users,
-        Self::Jobs,
-        Self::Namespaces,
-        Self::Storages,
-        Self::LiveQueries,
-        Self::Tables,
-        Self::AuditLogs,
-        Self::Stats,
-    ];
-
-    /// Returns the table's fixed number.
-    pub fn id(self) -> TableId {
-        TableId(match self {
-            Self::Users => 1,
-            Self::Jobs => 2,
-            Self::Namespaces => 3,
-            Self::Storages => 4,
-            Self::LiveQueries => 5,
-            Self::Tables => 6,
-            Self::AuditLogs => 7,
-            Self::Stats => 8,
-        })
+fn definition(table: SystemTable, created_at: i64) -> TableDefinition {
+    let columns: Vec<ColumnDefinition> = (1..)
+        .zip(columns(table))
+        .map(|(id, (name, ty, nullable))| ColumnDefinition::new(ColumnId(id), *name, *ty, *nullable))
+        .collect();
+    let next_column_id = columns.last().map_or(ColumnId(1), |column| ColumnId(column.id.0 + 1));
+    TableDefinition {
+        id: table.id(),
+        version: SchemaVersion(1),
+        revision: 0,
+        namespace: Arc::from(NAMESPACE_SYSTEM),
+        name: Arc::from(table.name()),
+        kind: TableKind::System,
+        columns,
+        primary_key: vec![ColumnId(1)],
+        options: TableOptions::defaults_for(TableKind::System),
+        next_column_id,
+        layout_since: SchemaVersion(1),
+        history: Vec::new(),
+        created_at,
+        updated_at: created_at,
+        created_by: UserId::SYSTEM,
+        comment: Some(comment(table).to_owned()),
     }
+}
 
-    /// Returns the system table with that number.
-    pub fn from_id(id: TableId) -> Option<Self> {
-        Self::ALL.into_iter().find(|table| table.id() == id)
+fn comment(table: SystemTable) -> &'static str {
+    match table {
+        SystemTable::Users => "who may log in",
+        SystemTable::Jobs => "background work",
+        SystemTable::Namespaces => "where tables live",
+        SystemTable::Storages => "where segments live",
+        SystemTable::LiveQueries => "subscriptions running on this node",
+        SystemTable::Tables => "every table",
+        SystemTable::AuditLogs => "who changed what",
+        SystemTable::Stats => "numbers about this node",
     }
+}
 
-    /// Returns the table's name in namespace `system`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Users => "users",
-            Self::Jobs => "jobs",
-            Self::Namespaces => "namespaces",
-            Self::Storages => "storages",
-            Self::LiveQueries => "live_queries",
-            Self::Tables => "tables",
-            Self::AuditLogs => "audit_logs",
-            Self::Stats => "stats",
-        }
-    }
-
-    /// Returns whether its rows are stored like those of a SHARED table; others are computed at scan.
-    pub fn is_stored(self) -> bool {
-        matches!(self, Self::Jobs | Self::AuditLogs)
-    }
-
-    fn comment(self) -> &'static str {
-        match self {
-            Self::Users => "who may log in",
-            Self::Jobs => "background work",
-            Self::Namespaces => "where tables live",
-            Self::Storages => "where segments live",
-            Self::LiveQueries => "subscriptions running on this node",
-            Self::Tables => "every table",
-            Self::AuditLogs => "who changed what",
-            Self::Stats => "numbers about this node",
-        }
-    }
-
-    fn columns(self) -> &'static [Column] {
-        match self {
-            Self::Users => USERS,
-            Self::Jobs => JOBS,
-            Self::Namespaces => NAMESPACES,
-            Self::Storages => STORAGES,
-            Self::LiveQueries => LIVE_QUERIES,
-            Self::Tables => TABLES,
-            Self::AuditLogs => AUDIT_LOGS,
-            Self::Stats => STATS,
-        }
-    }
-
-    fn definition(self, created_at: i64) -> TableDefinition {
-        let columns: Vec<ColumnDefinition> = (1..)
-            .zip(self.columns())
-            .map(|(id, (name, ty, nullable))| ColumnDefinition::new(ColumnId(id), *name, *ty, *nullable))
-            .collect();
-        let next_column_id = columns.last().map_or(ColumnId(1), |column| ColumnId(column.id.0 + 1));
-        TableDefinition {
-            id: self.id(),
-            version: SchemaVersion(1),
-            revision: 0,
-            namespace: Arc::from(NAMESPACE_SYSTEM),
-            name: Arc::from(self.name()),
-            kind: TableKind::System,
-            columns,
-            primary_key: vec![ColumnId(1)],
-            options: TableOptions::of(TableKind::System),
-            next_column_id,
-            layout_since: SchemaVersion(1),
-            history: Vec::new(),
-            created_at,
-            updated_at: created_at,
-            created_by: UserId::SYSTEM,
-            comment: Some(self.comment().to_owned()),
-        }
+fn columns(table: SystemTable) -> &'static [SystemColumn] {
+    match table {
+        SystemTable::Users => USERS,
+        SystemTable::Jobs => JOBS,
+        SystemTable::Namespaces => NAMESPACES,
+        SystemTable::Storages => STORAGES,
+        SystemTable::LiveQueries => LIVE_QUERIES,
+        SystemTable::Tables => TABLES,
+        SystemTable::AuditLogs => AUDIT_LOGS,
+        SystemTable::Stats => STATS,
     }
 }
 
 /// Name, type and whether NULL is allowed. A table's first column is its primary key.
-type Column = (&'static str, ColumnType, bool);
+type SystemColumn = (&'static str, ColumnType, bool);
 
 const NULL: bool = true;
 const NOT_NULL: bool = false;
 
-const USERS: &[Column] = &[
+const USERS: &[SystemColumn] = &[
     ("user_id", Text, NOT_NULL),
     ("username", Text, NOT_NULL),
     ("role", Text, NOT_NULL),
@@ -160,7 +93,7 @@ const USERS: &[Column] = &[
     ("deleted_at", TimestampTz, NULL),
 ];
 
-const JOBS: &[Column] = &[
+const JOBS: &[SystemColumn] = &[
     ("job_id", Text, NOT_NULL),
     ("job_type", Text, NOT_NULL),
     ("namespace_id", Text, NULL),
@@ -182,7 +115,7 @@ const JOBS: &[Column] = &[
     ("node_id", Text, NOT_NULL),
 ];
 
-const NAMESPACES: &[Column] = &[
+const NAMESPACES: &[SystemColumn] = &[
     ("namespace_id", Text, NOT_NULL),
     ("name", Text, NOT_NULL),
     ("created_at", TimestampTz, NOT_NULL),
@@ -190,7 +123,7 @@ const NAMESPACES: &[Column] = &[
     ("table_count", Integer, NOT_NULL),
 ];
 
-const STORAGES: &[Column] = &[
+const STORAGES: &[SystemColumn] = &[
     ("storage_id", Text, NOT_NULL),
     ("storage_name", Text, NOT_NULL),
     ("description", Text, NULL),
@@ -204,7 +137,7 @@ const STORAGES: &[Column] = &[
     ("updated_at", TimestampTz, NOT_NULL),
 ];
 
-const LIVE_QUERIES: &[Column] = &[
+const LIVE_QUERIES: &[SystemColumn] = &[
     ("live_id", Text, NOT_NULL),
     ("connection_id", Text, NOT_NULL),
     ("subscription_id", Text, NOT_NULL),
@@ -221,7 +154,7 @@ const LIVE_QUERIES: &[Column] = &[
     ("node_id", Text, NOT_NULL),
 ];
 
-const TABLES: &[Column] = &[
+const TABLES: &[SystemColumn] = &[
     ("table_id", Text, NOT_NULL),
     ("table_name", Text, NOT_NULL),
     ("namespace_id", Text, NOT_NULL),
@@ -236,7 +169,7 @@ const TABLES: &[Column] = &[
     ("storage_id", Text, NULL),
 ];
 
-const AUDIT_LOGS: &[Column] = &[
+const AUDIT_LOGS: &[SystemColumn] = &[
     ("audit_id", Text, NOT_NULL),
     ("created_at", TimestampTz, NOT_NULL),
     ("actor_user_id", Text, NOT_NULL),
@@ -249,12 +182,7 @@ const AUDIT_LOGS: &[Column] = &[
     ("node_id", Text, NOT_NULL),
 ];
 
-const STATS: &[Column] = &[("metric_name", Text, NOT_NULL), ("metric_value", Text, NULL)];
-
-/// Returns the definitions of all system tables of a database created at `created_at`.
-pub fn system_definitions(created_at: i64) -> impl Iterator<Item = Arc<TableDefinition>> {
-    SystemTable::ALL.into_iter().map(move |table| Arc::new(table.definition(created_at)))
-}
+const STATS: &[SystemColumn] = &[("metric_name", Text, NOT_NULL), ("metric_value", Text, NULL)];
 
 #[cfg(test)]
 mod tests {

@@ -5,18 +5,52 @@
 
 use std::sync::Arc;
 
-use super::cursor::QualifiedName;
-use super::session::Session;
+use parking_lot::RwLock;
+
+use super::engine::Engine;
+use super::text::cursor::QualifiedName;
 use crate::access::Principal;
 use crate::app_context::AppContext;
 use crate::commit::{Snapshot, WriteSet};
 use crate::error::{Error, Result};
-use crate::schema_registry::{NAMESPACE_SYSTEM, ScopeKind, TableDefinition, TableKind, TableSchemas};
+use crate::ids::TableId;
+use crate::schema_registry::{
+    NAMESPACE_PUBLIC, NAMESPACE_SYSTEM, ScopeKind, TableDefinition, TableKind, TableSchemas,
+};
+
+/// How tables appear to a statement.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct TableVisibility {
+    /// Tables have the column `_seq`, for a statement that names it.
+    pub(crate) names_seq: bool,
+    /// The table that an UPDATE or DELETE changes; it has the columns a write needs.
+    pub(crate) target: Option<TableId>,
+}
+
+/// The settings of a session.
+pub(crate) struct Settings {
+    namespace: RwLock<Arc<str>>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { namespace: RwLock::new(Arc::from(NAMESPACE_PUBLIC)) }
+    }
+}
+
+impl Settings {
+    /// Returns the namespace of unqualified table names.
+    pub(crate) fn namespace(&self) -> Arc<str> {
+        Arc::clone(&self.namespace.read())
+    }
+}
 
 /// The context of a statement.
 #[derive(Clone)]
 pub(crate) struct Execution {
-    pub(crate) session: Session,
+    ctx: Arc<AppContext>,
+    pub(crate) engine: Arc<Engine>,
+    settings: Arc<Settings>,
     pub(crate) snapshot: Arc<Snapshot>,
     /// The user, with the role in the snapshot.
     pub(crate) principal: Principal,
@@ -26,8 +60,50 @@ pub(crate) struct Execution {
 }
 
 impl Execution {
+    /// Returns a statement's view of the database, as of now.
+    ///
+    /// # Errors
+    /// 28000 when the user no longer exists.
+    pub(crate) fn begin(
+        ctx: &Arc<AppContext>,
+        engine: &Arc<Engine>,
+        principal: &Principal,
+        settings: &Arc<Settings>,
+    ) -> Result<Self> {
+        let snapshot = ctx.committer.snapshot();
+        let principal = current(principal, &snapshot)?;
+        let (ctx, engine, settings) = (Arc::clone(ctx), Arc::clone(engine), Arc::clone(settings));
+        let (namespace, now_us) = (settings.namespace(), ctx.clock.now_us());
+        Ok(Self { ctx, engine, settings, snapshot, principal, namespace, now_us })
+    }
+
+    /// Returns the view of the same statement, at the same time, on the newest snapshot.
+    ///
+    /// # Errors
+    /// 28000 when the user no longer exists.
+    pub(crate) fn refreshed(&self) -> Result<Self> {
+        let snapshot = self.ctx.committer.snapshot();
+        let principal = current(&self.principal, &snapshot)?;
+        Ok(Self { snapshot, principal, ..self.clone() })
+    }
+
+    /// Changes the session's namespace of unqualified table names.
+    ///
+    /// # Errors
+    /// 3F000 when it does not exist.
+    pub(crate) fn set_namespace(&self, namespace: &str) -> Result<()> {
+        let known = self.snapshot.catalog.namespace(namespace).map(|record| Arc::clone(&record.name));
+        let name = match known {
+            Some(name) => name,
+            None if namespace == super::INFORMATION_SCHEMA => Arc::from(namespace),
+            None => return Err(Error::namespace_not_found(namespace)),
+        };
+        *self.settings.namespace.write() = name;
+        Ok(())
+    }
+
     pub(crate) fn ctx(&self) -> &Arc<AppContext> {
-        self.session.ctx()
+        &self.ctx
     }
 
     pub(crate) fn schemas(&self, definition: &Arc<TableDefinition>) -> Arc<TableSchemas> {
@@ -61,7 +137,7 @@ impl Execution {
             "permission denied to read table \"{}\"",
             table.qualified_name()
         ))
-        .hint(self.role_hint(table, table.options.access_level.reader().name())))
+        .hint(self.role_hint(table, table.options.access_level.min_reader().name())))
     }
 
     /// Returns the table of that name if the principal may write it.
@@ -72,7 +148,7 @@ impl Execution {
                 "permission denied to write table \"{}\"",
                 table.qualified_name()
             ))
-            .hint("system tables are written by the database alone"));
+            .hint("only the database writes system tables"));
         }
         let allowed = match table.options.scope {
             ScopeKind::User => true,
@@ -85,14 +161,14 @@ impl Execution {
             "permission denied to write table \"{}\"",
             table.qualified_name()
         ))
-        .hint(self.role_hint(table, table.options.access_level.writer().name())))
+        .hint(self.role_hint(table, table.options.access_level.min_writer().name())))
     }
 
     fn role_hint(&self, table: &TableDefinition, role: &str) -> String {
         if table.kind == TableKind::System {
-            return "system tables are for the roles dba and system".to_owned();
+            return "only the roles dba and system may read system tables".to_owned();
         }
-        format!("its access level {} asks for the role {role}", table.options.access_level.name())
+        format!("access level {} requires role {role}", table.options.access_level.name())
     }
 
     pub(crate) fn may_read(&self, table: &TableDefinition) -> bool {
@@ -121,5 +197,13 @@ impl Execution {
     /// Returns an empty write set, planned on this snapshot.
     pub(crate) fn write_set(&self) -> WriteSet {
         WriteSet::new(self.principal.user_id, self.snapshot.seq)
+    }
+}
+
+/// Returns the principal with its role in a snapshot.
+fn current(principal: &Principal, snapshot: &Snapshot) -> Result<Principal> {
+    match snapshot.catalog.user(principal.user_id) {
+        Some(user) => Ok(Principal { role: user.role, ..principal.clone() }),
+        None => Err(Error::user_not_found(&principal.username)),
     }
 }

@@ -41,9 +41,7 @@ impl Passwords {
     /// 22023 unless it has 8 to 1,024 bytes.
     pub(crate) async fn hash(&self, password: &str) -> Result<String> {
         if !PASSWORD_BYTES.contains(&password.len()) {
-            return Err(
-                Error::invalid("the password is too short or too long").hint("it has 8 to 1024 bytes")
-            );
+            return Err(Error::invalid("the password is too short or too long").hint("use 8 to 1024 bytes"));
         }
         let password = password.to_owned();
         self.compute(move || hash(password.as_bytes())).await

@@ -66,7 +66,7 @@ impl Outcome {
     pub fn rows(self) -> Result<RowStream> {
         match self {
             Self::Rows(rows) => Ok(rows),
-            Self::Affected(_) | Self::Subscription(_) => Err(Error::invalid("the statement gives no rows")),
+            Self::Affected(_) | Self::Subscription(_) => Err(Error::invalid("the statement returns no rows")),
         }
     }
 
@@ -78,7 +78,7 @@ impl Outcome {
         match self {
             Self::Affected(affected) => Ok(affected),
             Self::Rows(_) | Self::Subscription(_) => {
-                Err(Error::invalid("the statement gives rows, not a count"))
+                Err(Error::invalid("the statement returns rows, not a count"))
             }
         }
     }
@@ -90,7 +90,7 @@ impl Outcome {
     pub fn subscription(self) -> Result<Subscription> {
         match self {
             Self::Subscription(subscription) => Ok(subscription),
-            Self::Rows(_) | Self::Affected(_) => Err(Error::invalid("the statement is no live query")),
+            Self::Rows(_) | Self::Affected(_) => Err(Error::invalid("the statement is not a live query")),
         }
     }
 }
@@ -124,6 +124,25 @@ pub struct ResultSchema {
 }
 
 /// The rows of a query: a stream of batches that all have `schema`. Dropping it cancels the query.
+///
+/// # Examples
+/// ```
+/// use futures::TryStreamExt;
+/// use kalamdb_core::Database;
+///
+/// # #[tokio::main]
+/// # async fn main() -> kalamdb_core::Result<()> {
+/// # let database = Database::open_in_memory().await?;
+/// # let session = database.session_for("root")?;
+/// let mut rows = session.execute("SELECT value FROM generate_series(1, 20000)", ()).await?.rows()?;
+/// let mut count = 0;
+/// while let Some(batch) = rows.try_next().await? {
+///     count += batch.num_rows();
+/// }
+/// assert_eq!(count, 20_000);
+/// # database.shutdown().await
+/// # }
+/// ```
 pub struct RowStream {
     /// The schema of every batch.
     pub schema: SchemaRef,

@@ -10,22 +10,27 @@ use std::sync::Arc;
 use datafusion::arrow::array::RecordBatch;
 use datafusion::arrow::datatypes::FieldRef;
 use datafusion::common::ScalarValue;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 
 use super::engine::Engine;
-use super::execution::Execution;
-use super::hot::Shape;
-use super::parameters::ParameterTypes;
-use super::parameters::{self, Use};
+use super::execution::{Execution, Settings, TableVisibility};
+use super::handlers;
+use super::handlers::insert::Append;
+use super::hot::KnownStatement;
+use super::limits::stack::{Deep, deep};
+use super::plan::description::{Description, StatementKind};
+use super::plan::parameter_types::fitting;
+use super::plan::planner;
 use super::result::{Affected, Outcome, Params, ResultSchema};
-use super::stack::Deep;
-use super::statement::{Parsed, Statement, parse};
-use super::{handlers, planner};
+use super::run::{Request, run};
+use super::text::cursor::QualifiedName;
+use super::text::parse::parse;
+use super::text::statement::Statement;
 use crate::access::Principal;
 use crate::app_context::AppContext;
-use crate::error::{Error, ErrorKind, Result, SqlState};
+use crate::error::{Error, Result};
 use crate::live_query::{SubscribeRequest, Subscription};
-use crate::schema_registry::{NAMESPACE_PUBLIC, TableDefinition, TableKind, TableSchemas};
+use crate::schema_registry::{TableDefinition, TableKind, TableSchemas};
 
 /// The most parsed statements that a session caches, and the most bytes of their texts. A full cache is
 /// emptied: a session repeats few texts or none.
@@ -44,7 +49,7 @@ struct Inner {
     ctx: Arc<AppContext>,
     engine: Arc<Engine>,
     principal: Principal,
-    namespace: RwLock<Arc<str>>,
+    settings: Arc<Settings>,
     statements: Mutex<KeptStatements>,
 }
 
@@ -55,17 +60,10 @@ struct KeptStatements {
     bytes: usize,
 }
 
-/// A parsed statement, as a session caches it.
-pub(crate) struct KnownStatement {
-    pub(crate) parsed: Parsed,
-    /// The shape that skips planning, if the statement has one.
-    pub(crate) shape: Shape,
-}
-
 impl Session {
     pub(crate) fn new(ctx: Arc<AppContext>, engine: Arc<Engine>, principal: Principal) -> Self {
-        let namespace = RwLock::new(Arc::from(NAMESPACE_PUBLIC));
-        Self { inner: Arc::new(Inner { ctx, engine, principal, namespace, statements: Mutex::default() }) }
+        let settings = Arc::default();
+        Self { inner: Arc::new(Inner { ctx, engine, principal, settings, statements: Mutex::default() }) }
     }
 
     /// Returns the user that the session acts for.
@@ -75,7 +73,7 @@ impl Session {
 
     /// Returns the namespace of unqualified table names.
     pub fn namespace(&self) -> Arc<str> {
-        Arc::clone(&self.inner.namespace.read())
+        self.inner.settings.namespace()
     }
 
     /// Changes the namespace of unqualified table names.
@@ -83,23 +81,7 @@ impl Session {
     /// # Errors
     /// 3F000 when it does not exist.
     pub fn set_namespace(&self, namespace: &str) -> Result<()> {
-        let execution = self.begin()?;
-        let known = execution.snapshot.catalog.namespace(namespace).map(|record| Arc::clone(&record.name));
-        let name = match known {
-            Some(name) => name,
-            None if namespace == super::INFORMATION_SCHEMA => Arc::from(namespace),
-            None => return Err(Error::namespace_not_found(namespace)),
-        };
-        *self.inner.namespace.write() = name;
-        Ok(())
-    }
-
-    pub(crate) fn ctx(&self) -> &Arc<AppContext> {
-        &self.inner.ctx
-    }
-
-    pub(crate) fn engine(&self) -> &Arc<Engine> {
-        &self.inner.engine
+        self.begin()?.set_namespace(namespace)
     }
 
     /// Returns a statement's view of the database, as of now.
@@ -107,55 +89,133 @@ impl Session {
     /// # Errors
     /// 28000 when the user no longer exists.
     pub(crate) fn begin(&self) -> Result<Execution> {
-        let snapshot = self.inner.ctx.committer.snapshot();
-        let Some(user) = snapshot.catalog.user(self.inner.principal.user_id) else {
-            return Err(user_is_gone(&self.inner.principal));
-        };
-        let principal = Principal { role: user.role, ..self.inner.principal.clone() };
-        let now_us = self.inner.ctx.clock.now_us();
-        Ok(Execution { session: self.clone(), snapshot, principal, namespace: self.namespace(), now_us })
+        let Inner { ctx, engine, principal, settings, .. } = &*self.inner;
+        Execution::begin(ctx, engine, principal, settings)
     }
 
     /// Runs one statement.
+    ///
+    /// # Examples
+    /// ```
+    /// use datafusion::arrow::array::AsArray;
+    /// use datafusion::arrow::datatypes::Int64Type;
+    /// use kalamdb_core::{Database, ScalarValue};
+    ///
+    /// # #[tokio::main]
+    /// # async fn main() -> kalamdb_core::Result<()> {
+    /// # let database = Database::open_in_memory().await?;
+    /// # let session = database.session_for("root")?;
+    /// # session.execute("CREATE TABLE points (id BIGINT PRIMARY KEY, x BIGINT)", ()).await?;
+    /// let params = vec![ScalarValue::from(1_i64), ScalarValue::from(20_i64)];
+    /// let written = session.execute("INSERT INTO points VALUES ($1, $2)", params).await?.affected()?;
+    /// assert_eq!(written.rows, 1);
+    /// let named = vec![("id".to_owned(), ScalarValue::from(1_i64))];
+    /// let rows = session.execute("SELECT x FROM points WHERE id = :id", named).await?.rows()?;
+    /// let batches = rows.collect().await?;
+    /// assert_eq!(batches[0].column(0).as_primitive::<Int64Type>().value(0), 20);
+    /// # database.shutdown().await
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// Any error of a statement; each says what is wrong and how to go on.
     pub async fn execute(&self, sql: &str, params: impl Into<Params>) -> Result<Outcome> {
         let statement = self.statement(sql)?;
         let params = statement.parsed.parameters.values(params.into())?;
-        self.run(&statement, params).await
-    }
-
-    pub(crate) async fn run(
-        &self,
-        statement: &Arc<KnownStatement>,
-        params: Vec<ScalarValue>,
-    ) -> Result<Outcome> {
-        if let Some(outcome) = statement.shape.try_run(self, &params).await? {
-            return Ok(outcome);
-        }
-        Deep::new(super::execute(self, &statement.parsed, params)).await
+        run(self.begin()?, Request::Statement(&statement, &[params])).await
     }
 
     /// Parses a statement and determines its parameters and result, without running it.
+    ///
+    /// # Examples
+    /// ```
+    /// use kalamdb_core::{Database, ScalarValue, StatementKind};
+    ///
+    /// # #[tokio::main]
+    /// # async fn main() -> kalamdb_core::Result<()> {
+    /// # let database = Database::open_in_memory().await?;
+    /// # let session = database.session_for("root")?;
+    /// # session.execute("CREATE TABLE points (id BIGINT PRIMARY KEY, x BIGINT)", ()).await?;
+    /// let select = session.prepare("SELECT x FROM points WHERE id = $1").await?;
+    /// assert_eq!(select.kind(), StatementKind::Query);
+    /// assert_eq!(select.parameters().len(), 1);
+    /// for id in 1..=3_i64 {
+    ///     let rows = select.execute(vec![ScalarValue::from(id)]).await?.rows()?;
+    ///     assert_eq!(rows.schema.field(0).name(), "x");
+    /// }
+    /// # database.shutdown().await
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// As [`Session::execute`], for errors that are known before a statement runs.
     pub async fn prepare(&self, sql: &str) -> Result<Prepared> {
         let statement = self.statement(sql)?;
-        let description = Deep::new(async { planner::describe(&self.begin()?, &statement.parsed) }).await?;
+        let description =
+            Deep::new(async { handlers::describe(&self.begin()?, &statement.parsed, None) }).await?;
         Ok(Prepared { session: self.clone(), statement, description: Arc::new(description) })
     }
 
     /// Starts a live query.
     ///
+    /// # Examples
+    /// ```
+    /// use futures::StreamExt;
+    /// use kalamdb_core::{Database, FrameBody, SubscribeRequest};
+    ///
+    /// # #[tokio::main]
+    /// # async fn main() -> kalamdb_core::Result<()> {
+    /// # let database = Database::open_in_memory().await?;
+    /// # let session = database.session_for("root")?;
+    /// # session.execute("CREATE TABLE points (id BIGINT PRIMARY KEY, x BIGINT)", ()).await?;
+    /// let request = SubscribeRequest::new("SELECT id, x FROM points WHERE x > 10");
+    /// let mut frames = session.subscribe(request).await?;
+    /// session.execute("INSERT INTO points VALUES (1, 5), (2, 15)", ()).await?;
+    /// while let Some(frame) = frames.next().await {
+    ///     if let FrameBody::Delta(changed) = &frame?.body {
+    ///         assert_eq!(changed.rows, 1);
+    ///         break;
+    ///     }
+    /// }
+    /// drop(frames); // ends the live query
+    /// # database.shutdown().await
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// As [`Session::execute`], and 0A000 for a query that cannot be kept up to date.
     pub async fn subscribe(&self, request: SubscribeRequest) -> Result<Subscription> {
-        Deep::new(handlers::subscribe::subscribe(self, request)).await
+        let parsed = deep(|| parse(&request.sql, &self.inner.ctx.config))?;
+        let Statement::Query(query) = &parsed.statement else {
+            return Err(Error::unsupported("a live query of anything but a SELECT"));
+        };
+        let params = parsed.parameters.values(Params::Positional(request.params.clone()))?;
+        let visibility = TableVisibility { names_seq: parsed.names_seq, target: None };
+        Deep::new(async { handlers::subscribe::start(&self.begin()?, query, visibility, &params, &request) })
+            .await
     }
 
     /// Appends rows to a table in one commit. Columns are matched by name and cast; others get defaults.
+    ///
+    /// # Examples
+    /// ```
+    /// use std::sync::Arc;
+    ///
+    /// use datafusion::arrow::array::{ArrayRef, Int64Array, RecordBatch};
+    /// use kalamdb_core::Database;
+    ///
+    /// # #[tokio::main]
+    /// # async fn main() -> kalamdb_core::Result<()> {
+    /// # let database = Database::open_in_memory().await?;
+    /// # let session = database.session_for("root")?;
+    /// # session.execute("CREATE TABLE points (id BIGINT PRIMARY KEY, x BIGINT)", ()).await?;
+    /// let ids: ArrayRef = Arc::new(Int64Array::from_iter_values(1..=1_000));
+    /// let batch = RecordBatch::try_from_iter([("id", ids)])?;
+    /// let written = session.append(None, "points", vec![batch]).await?;
+    /// assert_eq!(written.rows, 1_000);
+    /// # database.shutdown().await
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// 42P01, 42703, 42501 for the table and its columns; 22xxx, 23xxx for the rows; 54000 for too many rows.
@@ -165,7 +225,8 @@ impl Session {
         table: &str,
         batches: Vec<RecordBatch>,
     ) -> Result<Affected> {
-        Deep::new(handlers::insert::append(self, namespace, table, batches)).await
+        let table = table_name(namespace, table);
+        run(self.begin()?, Request::Append(&Append { table, batches })).await?.affected()
     }
 
     /// Checks that rows can be appended to a table, so that no client sends them in vain.
@@ -173,7 +234,7 @@ impl Session {
     /// # Errors
     /// 42P01 or 3F000 when it does not exist, 42501 when the principal may not write it.
     pub fn check_append(&self, namespace: Option<&str>, table: &str) -> Result<()> {
-        handlers::insert::check_append(self, namespace, table)
+        self.begin()?.writable(&table_name(namespace, table)).map(|_| ())
     }
 
     /// Returns the tables that the principal may read, ordered by namespace and name.
@@ -200,10 +261,10 @@ impl Session {
         if let Some(known) = self.inner.statements.lock().by_text.get(sql) {
             return Ok(Arc::clone(known));
         }
-        let parsed = super::stack::deep(|| parse(sql, &self.inner.ctx.config))?;
-        let keep = sql.len() <= STATEMENT_KEPT_BYTES_MAX
-            && !matches!(parsed.statement, Statement::CreateUser(_) | Statement::AlterUser { .. });
-        let known = Arc::new(KnownStatement { shape: Shape::of(&parsed), parsed });
+        let parsed = deep(|| parse(sql, &self.inner.ctx.config))?;
+        // Only statements with expressions repeat often. Others can have a password.
+        let keep = sql.len() <= STATEMENT_KEPT_BYTES_MAX && parsed.has_expressions;
+        let known = Arc::new(KnownStatement::new(parsed));
         if keep {
             let mut statements = self.inner.statements.lock();
             let full = statements.by_text.len() >= STATEMENTS_KEPT_MAX
@@ -225,37 +286,8 @@ impl fmt::Debug for Session {
     }
 }
 
-pub(crate) fn user_is_gone(principal: &Principal) -> Error {
-    Error::new(
-        ErrorKind::Unauthenticated,
-        SqlState::INVALID_AUTHORIZATION,
-        format!("user \"{}\" does not exist any more", principal.username),
-    )
-    .hint("log in again")
-}
-
-/// The kind of a statement's result.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum StatementKind {
-    /// Rows.
-    Query,
-    /// A count.
-    Update,
-    /// An endless stream of frames.
-    Subscribe,
-}
-
-/// The description of a statement before it runs.
-#[derive(Clone, Debug)]
-pub(crate) struct Description {
-    pub(crate) kind: StatementKind,
-    pub(crate) schema: Option<ResultSchema>,
-    /// One field per parameter, of a type that every driver can set.
-    pub(crate) parameters: Vec<FieldRef>,
-    /// The types of the parameters in the plan of a query.
-    pub(crate) types: ParameterTypes,
-    /// The uses of the parameters.
-    pub(crate) uses: HashMap<String, Use>,
+fn table_name(namespace: Option<&str>, table: &str) -> QualifiedName {
+    QualifiedName { namespace: namespace.map(str::to_owned), name: table.to_owned() }
 }
 
 /// A parsed and described statement, to run with values.
@@ -303,15 +335,14 @@ impl Prepared {
             let name = format!("${}", index + 1);
             if let Some(Some(ty)) = self.description.types.get(&name) {
                 let used = self.description.uses.get(&name).copied();
-                fits &= parameters::fitting(value, ty, used)?.is_some();
+                fits &= fitting(value, ty, used)?.is_some();
             }
         }
         if fits {
             return Ok(self.clone());
         }
-        let describe = || planner::bound_schema(&self.session.begin()?, &self.statement.parsed, &params);
-        let schema = super::stack::deep(describe)?;
-        let description = Description { schema, ..Description::clone(&self.description) };
+        let parsed = &self.statement.parsed;
+        let description = deep(|| handlers::describe(&self.session.begin()?, parsed, Some(&params)))?;
         Ok(Self { description: Arc::new(description), ..self.clone() })
     }
 
@@ -321,7 +352,7 @@ impl Prepared {
     /// As [`Session::execute`], and 0A000 when the result no longer has the announced schema.
     pub async fn execute(&self, params: impl Into<Params>) -> Result<Outcome> {
         let params = self.statement.parsed.parameters.values(params.into())?;
-        let outcome = self.session.run(&self.statement, params).await?;
+        let outcome = run(self.session.begin()?, Request::Statement(&self.statement, &[params])).await?;
         if let (Outcome::Rows(rows), Some(announced)) = (&outcome, &self.description.schema)
             && !planner::same_columns(&rows.schema, &announced.schema)
         {
@@ -334,16 +365,33 @@ impl Prepared {
 
     /// Runs a write once per row of values, in one commit.
     ///
+    /// # Examples
+    /// ```
+    /// use kalamdb_core::{Database, ScalarValue};
+    ///
+    /// # #[tokio::main]
+    /// # async fn main() -> kalamdb_core::Result<()> {
+    /// # let database = Database::open_in_memory().await?;
+    /// # let session = database.session_for("root")?;
+    /// # session.execute("CREATE TABLE points (id BIGINT PRIMARY KEY, x BIGINT)", ()).await?;
+    /// let insert = session.prepare("INSERT INTO points VALUES ($1, $2)").await?;
+    /// let rows = (1..=3_i64).map(|id| vec![ScalarValue::from(id), ScalarValue::from(10 * id)]).collect();
+    /// let written = insert.execute_batch(rows).await?;
+    /// assert_eq!(written.rows, 3);
+    /// # database.shutdown().await
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// As [`Prepared::execute`]; 22023 for anything but INSERT, UPDATE and DELETE.
     pub async fn execute_batch(&self, rows: Vec<Vec<ScalarValue>>) -> Result<Affected> {
         let names = &self.statement.parsed.parameters;
         let rows =
             rows.into_iter().map(|row| names.values(Params::Positional(row))).collect::<Result<Vec<_>>>()?;
-        if let Some(affected) = self.statement.shape.try_run_batch(&self.session, &rows).await? {
-            return Ok(affected);
+        if !self.description.takes_rows {
+            return Err(Error::invalid("only INSERT, UPDATE and DELETE take several rows of parameters"));
         }
-        Deep::new(super::execute_batch(&self.session, &self.statement.parsed, rows)).await
+        run(self.session.begin()?, Request::Statement(&self.statement, &rows)).await?.affected()
     }
 }
 
@@ -389,19 +437,4 @@ impl TableInfo {
     pub fn table_type(&self) -> &'static str {
         if self.definition.kind == TableKind::System { "SYSTEM TABLE" } else { "TABLE" }
     }
-}
-
-/// Returns the name of a parameter as clients see it.
-pub(crate) fn parameter_name(parsed: &Parsed, index: usize) -> String {
-    parsed.parameters.names.get(index).cloned().unwrap_or_else(|| format!("${}", index + 1))
-}
-
-/// Returns the parameters of a statement as clients see them; `planned` are the types in its plan.
-pub(crate) fn announce(parsed: &Parsed, planned: &ParameterTypes) -> Vec<FieldRef> {
-    (0..parsed.parameters.count)
-        .map(|index| {
-            let ty = planned.get(&format!("${}", index + 1)).and_then(Option::as_ref);
-            parameters::announced(parameter_name(parsed, index), ty)
-        })
-        .collect()
 }

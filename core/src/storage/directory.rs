@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! DATA_DIR/LOCK         held by the process that has the database open
-//! DATA_DIR/FORMAT       text: `kalamdb`, `format 1`, `features` and a list of them
+//! DATA_DIR/FORMAT       the version and the features of the directory, drawn in `format`
 //! DATA_DIR/store/       RocksDB
 //! DATA_DIR/segments/    Parquet
 //! DATA_DIR/spool/       Parquet files during their upload to an object store
@@ -18,13 +18,11 @@ use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
 
+use super::format::{self, Features, KNOWN_FEATURES};
 use crate::error::{Error, ErrorKind, Result, SqlState};
-use crate::failpoint;
 use crate::ids::{Epoch, Seq};
 use crate::platform;
 
-/// The newest format this program reads and writes.
-const FORMAT_VERSION: u32 = 1;
 const NOTE_MAGIC: [u8; 4] = *b"KSEQ";
 const NOTE_BYTES: usize = 28;
 const PROBE_BYTES: usize = 64 << 10;
@@ -35,6 +33,7 @@ const RESTORING: &str = "RESTORING";
 #[derive(Debug)]
 pub struct DataDirectory {
     path: PathBuf,
+    features: Mutex<Features>,
     note: Mutex<File>,
     _lock: File,
 }
@@ -43,12 +42,13 @@ impl DataDirectory {
     /// Locks `path` for this process; creates the directory when it does not exist.
     ///
     /// # Errors
-    /// `Unavailable` when another process holds the lock, the format is too new, or writing is impossible.
+    /// `Unavailable` when another process holds the lock, the format or a feature is too new, or writing is
+    /// impossible.
     pub fn open(path: &Path) -> Result<Self> {
         Self::create(path).map_err(|error| unusable(path, error))?;
         let lock = take_lock(path)?;
-        check_format(path)?;
-        Self::locked(path, lock)
+        let features = check_format(path)?;
+        Self::locked(path, features, lock)
     }
 
     /// Locks `path` for this process when it contains a database.
@@ -60,9 +60,9 @@ impl DataDirectory {
             return Err(Error::new(
                 ErrorKind::NotFound,
                 SqlState::UNDEFINED_OBJECT,
-                format!("the directory \"{}\" holds no database", path.display()),
+                format!("the directory \"{}\" contains no database", path.display()),
             )
-            .hint("name the data directory of a server"));
+            .hint("give the data directory of a server"));
         }
         Self::open(path)
     }
@@ -86,7 +86,7 @@ impl DataDirectory {
             Err(error) if error.kind() == IoErrorKind::AlreadyExists => return Err(not_empty(path)),
             marked => marked.map_err(|error| unusable(path, error))?,
         }
-        Self::locked(path, lock)
+        Self::locked(path, Features::new(), lock)
     }
 
     /// Makes a restored directory ready to open. The caller has closed its store.
@@ -95,7 +95,7 @@ impl DataDirectory {
     /// 58030 when the operating system refuses.
     pub(crate) fn end_restore(&self) -> Result<()> {
         let path = &self.path;
-        let ended = write_format(&path.join("FORMAT"))
+        let ended = format::write(&path.join("FORMAT"), &self.features.lock())
             .and_then(|()| fs::remove_file(path.join(RESTORING)))
             .and_then(|()| platform::sync_folder(path))
             .and_then(|()| {
@@ -123,9 +123,27 @@ impl DataDirectory {
         remove().map_err(|error| unusable(&self.path, error))
     }
 
-    fn locked(path: &Path, lock: File) -> Result<Self> {
+    fn locked(path: &Path, features: Features, lock: File) -> Result<Self> {
         let note = open_file(&path.join("synced-seq")).map_err(|error| unusable(path, error))?;
-        Ok(Self { path: path.to_owned(), note: Mutex::new(note), _lock: lock })
+        let (features, note) = (Mutex::new(features), Mutex::new(note));
+        Ok(Self { path: path.to_owned(), features, note, _lock: lock })
+    }
+
+    /// Records durably that the directory uses a feature, which must happen before the first write that needs
+    /// it. From then on, programs without the feature refuse the directory.
+    ///
+    /// # Errors
+    /// 58030 when the operating system refuses.
+    pub fn use_feature(&self, feature: &'static str) -> Result<()> {
+        let mut features = self.features.lock();
+        if features.contains(feature) {
+            return Ok(());
+        }
+        let mut more = features.clone();
+        more.insert(feature.to_owned());
+        format::write(&self.path.join("FORMAT"), &more).map_err(|error| unusable(&self.path, error))?;
+        *features = more;
+        Ok(())
     }
 
     /// Creates the directory at `path` and its missing parents durably: a name is durable once its parent
@@ -187,7 +205,7 @@ impl DataDirectory {
         let mut file = self.note.lock();
         let written = file.seek(SeekFrom::Start(0)).and_then(|_| file.write_all(&encode_note(epoch, seq)));
         if let Err(error) = written {
-            tracing::warn!(%error, "could not note the synced seq");
+            tracing::warn!(%error, "could not record the synced seq");
         }
     }
 }
@@ -205,69 +223,29 @@ fn take_lock(path: &Path) -> Result<File> {
     }
 }
 
-fn check_format(path: &Path) -> Result<()> {
+fn check_format(path: &Path) -> Result<Features> {
     if path.join(RESTORING).exists() {
         return Err(Error::new(
             ErrorKind::Unavailable,
             SqlState::OBJECT_NOT_IN_STATE,
-            format!("a backup was restored into the data directory \"{}\" only in part", path.display()),
+            format!("the data directory \"{}\" contains an incomplete restore", path.display()),
         )
         .hint("empty the directory and restore the backup again"));
     }
     let file = path.join("FORMAT");
     match fs::read_to_string(&file) {
-        Ok(text) => check_format_text(&text),
+        Ok(text) => format::parse(&text, KNOWN_FEATURES),
         Err(error) if error.kind() == IoErrorKind::NotFound => {
             if path.join("store").join("CURRENT").exists() {
                 return Err(Error::corruption("the data directory has a store but no FORMAT file")
-                    .hint("restore the file FORMAT, or the directory from a backup"));
+                    .hint("restore the FORMAT file, or the directory from a backup"));
             }
-            write_format(&file).map_err(|error| unusable(path, error))
+            let features = Features::new();
+            format::write(&file, &features).map_err(|error| unusable(path, error))?;
+            Ok(features)
         }
-        Err(error) if error.kind() == IoErrorKind::InvalidData => Err(damaged_format()),
+        Err(error) if error.kind() == IoErrorKind::InvalidData => Err(format::damaged()),
         Err(error) => Err(unusable(path, error)),
-    }
-}
-
-fn damaged_format() -> Error {
-    Error::corruption("the FORMAT file of the data directory cannot be read")
-        .hint("restore the data directory from a backup")
-}
-
-fn check_format_text(text: &str) -> Result<()> {
-    let damaged = damaged_format;
-    let mut lines = text.lines();
-    if lines.next() != Some("kalamdb") {
-        return Err(damaged());
-    }
-    let version: u32 = lines
-        .next()
-        .and_then(|line| line.strip_prefix("format "))
-        .and_then(|version| version.parse().ok())
-        .ok_or_else(damaged)?;
-    let features = lines.next().and_then(|line| line.strip_prefix("features")).ok_or_else(damaged)?;
-    if version > FORMAT_VERSION {
-        return Err(newer(format!(
-            "the data directory has format {version}, this program reads up to {FORMAT_VERSION}"
-        )));
-    }
-    match features.split_whitespace().next() {
-        Some(feature) => Err(newer(format!("the data directory needs the feature \"{feature}\""))),
-        None => Ok(()),
-    }
-}
-
-/// Writes a temporary file and renames it, so that a crash leaves either no FORMAT file or a complete one.
-fn write_format(file: &Path) -> io::Result<()> {
-    let temporary = file.with_extension("new");
-    let mut writer = File::create(&temporary)?;
-    writer.write_all(format!("kalamdb\nformat {FORMAT_VERSION}\nfeatures\n").as_bytes())?;
-    writer.sync_all()?;
-    failpoint::step("open::format").map_err(io::Error::other)?;
-    fs::rename(&temporary, file)?;
-    match file.parent() {
-        Some(parent) => platform::sync_folder(parent),
-        None => Ok(()),
     }
 }
 
@@ -311,11 +289,6 @@ fn not_empty(path: &Path) -> Error {
     .hint("restore into a directory that is empty or does not exist")
 }
 
-fn newer(message: String) -> Error {
-    Error::new(ErrorKind::Unavailable, SqlState::OBJECT_NOT_IN_STATE, message)
-        .hint("open it with the version that wrote it, or a newer one")
-}
-
 fn unusable(path: &Path, error: io::Error) -> Error {
     let why = match error.kind() {
         IoErrorKind::PermissionDenied => "permission denied",
@@ -329,7 +302,7 @@ fn unusable(path: &Path, error: io::Error) -> Error {
         SqlState::IO_ERROR,
         format!("the data directory \"{}\" cannot be used: {why}", path.display()),
     )
-    .hint("choose a directory this user can write")
+    .hint("choose a directory this user can write to")
     .source(error)
 }
 
@@ -354,7 +327,7 @@ mod tests {
         let path = folder.path().join("data");
         drop(DataDirectory::begin_restore(&path).unwrap());
         let error = DataDirectory::open(&path).unwrap_err();
-        assert!(error.to_string().contains("only in part"), "{error}");
+        assert!(error.to_string().contains("an incomplete restore"), "{error}");
         let error = DataDirectory::begin_restore(&path).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::AlreadyExists);
         fs::remove_dir_all(&path).unwrap();
@@ -367,17 +340,20 @@ mod tests {
     }
 
     #[test]
-    fn newer_formats_and_features_are_refused() {
-        check_format_text("kalamdb\nformat 1\nfeatures\n").unwrap();
-        for (text, kind) in [
-            ("kalamdb\nformat 2\nfeatures\n", ErrorKind::Unavailable),
-            ("kalamdb\nformat 1\nfeatures encryption\n", ErrorKind::Unavailable),
-            ("kalamdb\nformat x\nfeatures\n", ErrorKind::Corruption),
-            ("something else\n", ErrorKind::Corruption),
-            ("", ErrorKind::Corruption),
-        ] {
-            assert_eq!(check_format_text(text).unwrap_err().kind(), kind, "{text:?}");
-        }
+    fn a_feature_is_in_the_file_from_its_first_use_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let format = || fs::read_to_string(folder.path().join("FORMAT")).unwrap();
+        let directory = DataDirectory::open(folder.path()).unwrap();
+        assert_eq!(format(), "kalamdb\nformat 1\nfeatures\n");
+        directory.use_feature("time-travel").unwrap();
+        directory.use_feature("time-travel").unwrap();
+        assert_eq!(format(), "kalamdb\nformat 1\nfeatures time-travel\n");
+        drop(directory);
+        // No program knows this feature, so this one refuses its own directory.
+        let error = DataDirectory::open(folder.path()).unwrap_err();
+        assert_eq!(error.sqlstate(), SqlState::OBJECT_NOT_IN_STATE);
+        assert!(error.message().contains("\"time-travel\""), "{error}");
+        assert!(error.hint_text().unwrap().contains("newer kalamdb"), "{error}");
     }
 
     #[test]
@@ -385,6 +361,19 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         let error = DataDirectory::open(file.path()).unwrap_err();
         assert_eq!(error.sqlstate(), SqlState::IO_ERROR);
+    }
+
+    #[test]
+    fn the_bytes_of_the_note_are_frozen() {
+        let note: [u8; 28] = [
+            b'K', b'S', b'E', b'Q', // magic
+            2, 1, 0, 0, // epoch
+            4, 3, 0, 0, 0, 0, 0, 0, // seq
+            0xFB, 0xFC, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, // not seq
+            0xFD, 0xFE, 0xFF, 0xFF, // not epoch
+        ];
+        assert_eq!(encode_note(Epoch(0x0102), Seq(0x0304)), note);
+        assert_eq!(decode_note(&note), Some((Epoch(0x0102), Seq(0x0304))));
     }
 
     #[test]

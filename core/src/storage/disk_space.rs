@@ -16,7 +16,7 @@ use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::platform;
 
 /// How long a query result stays valid while there is enough room.
-const ASK_INTERVAL: Duration = Duration::from_secs(1);
+const QUERY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The bytes that a reopened store needs to rewrite its files.
 const REOPENING_FREE_MIN: u64 = 16 << 20;
@@ -38,13 +38,13 @@ pub struct DiskSpace {
     folder: PathBuf,
     /// The floor, in bytes; 0 disables the checks.
     free_min: u64,
-    asked: Mutex<Asked>,
+    last_query: Mutex<LastQuery>,
     /// Bytes written since the last query.
     written: AtomicU64,
 }
 
 #[derive(Debug)]
-struct Asked {
+struct LastQuery {
     at: Option<Instant>,
     free: u64,
 }
@@ -52,30 +52,30 @@ struct Asked {
 impl DiskSpace {
     /// Returns a watcher that keeps `free_min` bytes free on the disk of `folder`.
     pub fn new(folder: &Path, free_min: u64) -> Self {
-        let asked = Mutex::new(Asked { at: None, free: u64::MAX });
-        Self { folder: folder.to_owned(), free_min, asked, written: AtomicU64::new(0) }
+        let last_query = Mutex::new(LastQuery { at: None, free: u64::MAX });
+        Self { folder: folder.to_owned(), free_min, last_query, written: AtomicU64::new(0) }
     }
 
     /// Returns the free bytes, at most a second old; `u64::MAX` when the disk cannot be queried.
     pub fn free_bytes(&self) -> u64 {
-        let mut asked = self.asked.lock();
+        let mut last = self.last_query.lock();
         let written = self.written.load(Ordering::Relaxed);
-        let spare = asked.free.saturating_sub(self.free_min);
-        let is_good = asked.at.is_some_and(|at| at.elapsed() < ASK_INTERVAL) && written < spare / 4;
+        let spare = last.free.saturating_sub(self.free_min);
+        let is_good = last.at.is_some_and(|at| at.elapsed() < QUERY_INTERVAL) && written < spare / 4;
         if !is_good {
-            self.ask(&mut asked);
+            self.query(&mut last);
         }
-        asked.free
+        last.free
     }
 
-    fn ask(&self, asked: &mut Asked) {
+    fn query(&self, last: &mut LastQuery) {
         self.written.store(0, Ordering::Relaxed);
-        asked.at = Some(Instant::now());
+        last.at = Some(Instant::now());
         // If the query fails, only a failing write can reveal a full disk.
-        asked.free = match platform::free_bytes(&self.folder) {
+        last.free = match platform::free_bytes(&self.folder) {
             Ok(free) => free.unwrap_or(u64::MAX),
             Err(error) => {
-                tracing::warn!(%error, "the free space of the disk is not known");
+                tracing::warn!(%error, "the free space of the disk cannot be queried");
                 u64::MAX
             }
         };
@@ -121,17 +121,17 @@ impl DiskSpace {
     /// # Errors
     /// 53100 then.
     pub fn check_reopening(&self) -> Result<()> {
-        let mut asked = self.asked.lock();
-        self.ask(&mut asked);
+        let mut last = self.last_query.lock();
+        self.query(&mut last);
         match self.free_min.max(REOPENING_FREE_MIN) {
-            needed if asked.free < needed => Err(full(asked.free, needed)),
+            needed if last.free < needed => Err(full(last.free, needed)),
             _ => Ok(()),
         }
     }
 
     /// Returns the error for a refused operation.
     pub fn full(&self) -> Error {
-        full(self.asked.lock().free, self.free_min)
+        full(self.last_query.lock().free, self.free_min)
     }
 }
 
@@ -139,11 +139,9 @@ fn full(free: u64, needed: u64) -> Error {
     Error::new(
         ErrorKind::ResourceExhausted,
         SqlState::DISK_FULL,
-        format!("disk full: {free} bytes are free where {needed} are to stay free"),
+        format!("disk full: {free} bytes free, {needed} required"),
     )
-    .hint(
-        "make room on the disk of the data directory, or drop tables; reads go on, and writes once there is room",
-    )
+    .hint("free space on the data directory's disk, or drop tables; reads still work")
 }
 
 #[cfg(test)]
@@ -162,21 +160,21 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_with_room_is_asked_again_after_much_was_written() {
+    fn a_disk_with_room_is_queried_again_after_much_was_written() {
         let folder = tempfile::tempdir().unwrap();
         let disk = DiskSpace::new(folder.path(), 0);
         assert_eq!(disk.room(), Room::Enough);
         disk.note_written(1);
-        let asked_at = disk.asked.lock().at;
+        let asked_at = disk.last_query.lock().at;
         disk.room();
-        assert_eq!(disk.asked.lock().at, asked_at);
+        assert_eq!(disk.last_query.lock().at, asked_at);
         disk.note_written(usize::MAX / 2);
         disk.room();
-        assert_ne!(disk.asked.lock().at, asked_at);
+        assert_ne!(disk.last_query.lock().at, asked_at);
     }
 
     #[test]
-    fn a_folder_that_is_gone_does_not_stop_writes() {
+    fn a_missing_folder_does_not_stop_writes() {
         assert_eq!(DiskSpace::new(Path::new("/no/such/folder"), 1).room(), Room::Enough);
     }
 }

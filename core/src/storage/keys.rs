@@ -189,7 +189,7 @@ impl KeyEncoder {
                 check_length(bytes.len())?;
                 Ok(bytes)
             }
-            _ => Err(Error::internal("only a key column of type TEXT or BYTES has a beginning")),
+            _ => Err(Error::internal("only a key column of type TEXT or BYTES has a prefix")),
         }
     }
 

@@ -10,6 +10,7 @@ mod arbitrary;
 mod columns;
 mod directory;
 mod disk_space;
+mod format;
 pub mod keys;
 mod rocksdb;
 pub mod row_decoder;
@@ -74,6 +75,14 @@ impl KeyRange {
         let mut end = start.clone();
         end.push(0);
         Self { start, end: Some(end) }
+    }
+
+    /// Returns whether the range is that of one key; see [`KeyRange::point`].
+    pub fn is_point(&self) -> bool {
+        match &self.end {
+            Some(end) => end.strip_suffix(&[0]).is_some_and(|start| start == self.start),
+            None => false,
+        }
     }
 
     /// Returns whether the range contains no key.

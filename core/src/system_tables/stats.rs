@@ -50,7 +50,7 @@ fn metrics(sources: &SystemSources<'_>) -> Vec<(&'static str, String)> {
         ("hot_rows_bytes", committer.hot_limit().bytes().to_string()),
         ("storage_compactions_running", storage.compactions_running.to_string()),
         ("storage_flushes_running", storage.flushes_running.to_string()),
-        ("storage_is_read_only", (!committer.takes_writes()).to_string()),
+        ("storage_is_read_only", (!committer.accepts_writes()).to_string()),
         ("storage_reopenings", committer.reopenings().to_string()),
         ("disk_free_bytes", committer.disk_free_bytes().unwrap_or_default().to_string()),
         ("schema_registry_hits", registry.hits.to_string()),

@@ -28,16 +28,14 @@ use parquet::arrow::RowNumber;
 use parquet::arrow::arrow_reader::RowSelection;
 
 use super::cold_rows::{COLUMN_POSITION, COLUMN_SEGMENT, ColdRowsExec};
-use super::flush::gone_of;
-use super::scan::is_point;
-use super::source::RowSchema;
+use super::flush::deleted_positions;
+use super::source::{RowSchema, key_order};
 use crate::cold_storage::{CheckedReaderFactory, Segment, SegmentKeys, SegmentStore, selection};
 use crate::commit::Snapshot;
 use crate::error::Result;
 use crate::ids::Seq;
 use crate::schema_registry::{ScopeKind, TableSchemas};
 use crate::storage::KeyRange;
-use crate::types::ColumnType;
 
 /// Up to this many files (or the target partitions, if more) have one partition each and keep their order.
 /// More files share partitions, and the rows have no order.
@@ -68,8 +66,8 @@ pub(super) struct ColdPlan {
     pub(super) statistics: Statistics,
 }
 
-/// The rows of one segment in a scan.
-struct Piece {
+/// The rows to read from one segment.
+struct SegmentRead {
     segment: Arc<Segment>,
     selection: RowSelection,
 }
@@ -77,14 +75,14 @@ struct Piece {
 impl ColdScan<'_> {
     /// Returns the node that reads the rows, or `None` if the scan has no rows.
     pub(super) async fn plan(&self, state: &dyn Session) -> Result<Option<ColdPlan>> {
-        let pieces = self.pieces().await?;
-        if pieces.is_empty() {
+        let reads = self.segment_reads().await?;
+        if reads.is_empty() {
             return Ok(None);
         }
         let partitions = state.config().target_partitions().max(1);
-        let mut files = Vec::with_capacity(pieces.len());
-        for piece in &pieces {
-            files.extend(self.files(piece, partitions.div_ceil(pieces.len())).await?);
+        let mut files = Vec::with_capacity(reads.len());
+        for read in &reads {
+            files.extend(self.files(read, partitions.div_ceil(reads.len())).await?);
         }
         let ordered = files.len() <= ORDERED_SEGMENTS_MAX.max(partitions);
         let groups: Vec<FileGroup> = if ordered {
@@ -118,7 +116,7 @@ impl ColdScan<'_> {
         }
         let positions =
             self.projection.map_or_else(|| (0..shown.fields().len()).collect(), <[usize]>::to_vec);
-        let statistics = self.statistics(&pieces, &positions).await?;
+        let statistics = self.statistics(&reads, &positions).await?;
         let ordering = if ordered { self.ordering() } else { None };
         let config = builder
             .with_output_ordering(ordering.into_iter().collect())
@@ -129,14 +127,14 @@ impl ColdScan<'_> {
         Ok(Some(ColdPlan { rows, statistics: statistics.project(Some(&positions)) }))
     }
 
-    /// Returns estimates for the pieces: the number of rows, and column statistics for `positions`. All are
+    /// Returns estimates for the reads: the number of rows, and column statistics for `positions`. All are
     /// inexact, so the optimizer never answers a query from them. A USER table has no column statistics,
     /// because the bounds would include other users' rows.
-    async fn statistics(&self, pieces: &[Piece], positions: &[usize]) -> Result<Statistics> {
+    async fn statistics(&self, reads: &[SegmentRead], positions: &[usize]) -> Result<Statistics> {
         let segment_schema = self.schemas.segment();
-        let rows: usize = pieces.iter().map(|piece| piece.selection.row_count()).sum();
-        let bytes: u64 = pieces.iter().map(|piece| piece.segment.bytes).sum();
-        let all_rows: u64 = pieces.iter().map(|piece| u64::from(piece.segment.rows)).sum();
+        let rows: usize = reads.iter().map(|read| read.selection.row_count()).sum();
+        let bytes: u64 = reads.iter().map(|read| read.segment.bytes).sum();
+        let all_rows: u64 = reads.iter().map(|read| u64::from(read.segment.rows)).sum();
         // Decoded rows take about three times their encoded size.
         let row_bytes = usize::try_from(3 * bytes / all_rows.max(1)).unwrap_or_default();
         let mut statistics = Statistics::new_unknown(segment_schema);
@@ -146,14 +144,14 @@ impl ColdScan<'_> {
             return Ok(statistics);
         }
         let columns = Arc::new(segment_schema.project(positions)?);
-        let mut parts = Vec::with_capacity(pieces.len());
-        for piece in pieces {
-            let known = self.snapshot.cold.store().statistics(&piece.segment, segment_schema).await?;
+        let mut parts = Vec::with_capacity(reads.len());
+        for read in reads {
+            let known = self.snapshot.cold.store().statistics(&read.segment, segment_schema).await?;
             parts.push(Statistics::clone(&known).project(Some(&positions)));
         }
         let merged = Statistics::try_merge_iter(&parts, &columns)?.to_inexact();
         let seq_position = self.schemas.definition.columns.len();
-        let has_other_seqs = pieces.iter().any(|piece| piece.segment.commit.is_some());
+        let has_other_seqs = reads.iter().any(|read| read.segment.commit.is_some());
         for (position, column) in positions.iter().zip(merged.column_statistics) {
             // Segments have no bounds for floats, and without bounds no other statistics.
             let is_float = segment_schema.field(*position).data_type().is_floating();
@@ -176,20 +174,18 @@ impl ColdScan<'_> {
         file.with_table_partition_cols(vec![segment]).with_virtual_columns(vec![Arc::new(position)]).build()
     }
 
-    /// Returns the sort order of a segment, up to the first float, which compares differently.
+    /// Returns the sort order of a segment.
     fn ordering(&self) -> Option<LexOrdering> {
         let definition = &self.schemas.definition;
         let options = SortOptions { descending: false, nulls_first: false };
-        let columns = definition.key_positions();
-        let sorted = columns.iter().skip(self.pinned).map_while(|position| {
-            let column = definition.columns.get(*position)?;
-            let is_ordered = !matches!(column.ty, ColumnType::Real | ColumnType::Double);
-            is_ordered.then(|| PhysicalSortExpr::new(Arc::new(Column::new(&column.name, *position)), options))
+        let sorted = key_order(definition, self.pinned).filter_map(|position| {
+            let column = definition.columns.get(position)?;
+            Some(PhysicalSortExpr::new(Arc::new(Column::new(&column.name, position)), options))
         });
         LexOrdering::new(sorted)
     }
 
-    async fn pieces(&self) -> Result<Vec<Piece>> {
+    async fn segment_reads(&self) -> Result<Vec<SegmentRead>> {
         let definition = &self.schemas.definition;
         let overlaps = |segment: &&Arc<Segment>| self.ranges.iter().any(|range| segment.overlaps(range));
         let segments: Vec<Arc<Segment>> =
@@ -198,16 +194,16 @@ impl ColdScan<'_> {
             return Ok(Vec::new());
         }
         let keys = definition.segment_keys()?;
-        let gone = gone_of(self.snapshot, &segments).await?;
-        let mut pieces = Vec::with_capacity(segments.len());
-        for (segment, gone) in segments.into_iter().zip(gone) {
+        let deleted = deleted_positions(self.snapshot, &segments).await?;
+        let mut reads = Vec::with_capacity(segments.len());
+        for (segment, deleted) in segments.into_iter().zip(deleted) {
             let positions = self.positions(&segment, &keys).await?;
-            let selection = selection(&positions, &gone, segment.rows);
+            let selection = selection(&positions, &deleted, segment.rows);
             if selection.selects_any() {
-                pieces.push(Piece { segment, selection });
+                reads.push(SegmentRead { segment, selection });
             }
         }
-        Ok(pieces)
+        Ok(reads)
     }
 
     /// Returns the positions of the ranges in a segment, ascending.
@@ -217,7 +213,7 @@ impl ColdScan<'_> {
         }
         let store = self.snapshot.cold.store();
         let (points, ranges): (Vec<&KeyRange>, Vec<&KeyRange>) =
-            self.ranges.iter().filter(|range| segment.overlaps(range)).partition(|range| is_point(range));
+            self.ranges.iter().filter(|range| segment.overlaps(range)).partition(|range| range.is_point());
         let wanted: Vec<Bytes> = points.iter().map(|range| Bytes::copy_from_slice(&range.start)).collect();
         let found = store.find(&self.snapshot.storage, segment, keys, &wanted).await?;
         let mut positions: Vec<Range<u32>> =
@@ -242,9 +238,9 @@ impl ColdScan<'_> {
         statistics
     }
 
-    /// Returns the file of a piece; a large piece is split by row groups into at most `parts_max` files.
-    async fn files(&self, piece: &Piece, parts_max: usize) -> Result<Vec<PartitionedFile>> {
-        let Piece { segment, selection } = piece;
+    /// Returns the file of a read; a large read is split by row groups into at most `parts_max` files.
+    async fn files(&self, read: &SegmentRead, parts_max: usize) -> Result<Vec<PartitionedFile>> {
+        let SegmentRead { segment, selection } = read;
         let row_groups = self.snapshot.cold.store().row_groups(segment).await?;
         let access = ParquetAccessPlan::try_new_from_overall_row_selection(
             selection.clone(),

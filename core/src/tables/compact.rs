@@ -17,7 +17,9 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 
 use super::control::Control;
-use super::flush::{CHUNK_BYTES_MAX, CHUNK_ROWS, Flushed, SegmentsWriter, gone_of, published};
+use super::flush::{
+    CHUNK_BYTES_MAX, CHUNK_ROWS, PublishedSegments, SegmentsWriter, deleted_positions, publish_segments,
+};
 use crate::cold_storage::{Place, Segment, SegmentKeys, selection};
 use crate::commit::Snapshot;
 use crate::error::{Error, Result};
@@ -29,7 +31,7 @@ use crate::storage::keys::table_and_scope;
 /// The result of a compaction, and the new place of each row.
 pub struct Compacted {
     /// The new segments.
-    pub flushed: Flushed,
+    pub published: PublishedSegments,
     /// For each old segment and position the new place; `None` for rows that were left out.
     pub places: HashMap<SegmentId, Vec<Option<Place>>>,
 }
@@ -46,11 +48,11 @@ pub async fn compact(
     control: &Control,
     now_us: i64,
 ) -> Result<Compacted> {
-    let mut merge = Merge::open(snapshot, schemas, segments).await?;
+    let mut compaction = Compaction::open(snapshot, schemas, segments).await?;
     let mut writer = SegmentsWriter::new(snapshot, schemas, Arc::new(next_id), control)?;
     let mut places: HashMap<SegmentId, Vec<Option<Place>>> =
         segments.iter().map(|segment| (segment.id, vec![None; segment.rows as usize])).collect();
-    while let Some(chunk) = merge.next_chunk().await? {
+    while let Some(chunk) = compaction.next_chunk().await? {
         let new_places;
         let old_places = chunk.places;
         (writer, new_places) = blocking(move || {
@@ -66,8 +68,8 @@ pub async fn compact(
         }
     }
     let written = blocking(move || writer.finish()).await?;
-    let flushed = published(snapshot, schemas, written, control, now_us).await?;
-    Ok(Compacted { flushed, places })
+    let published = publish_segments(snapshot, schemas, written, control, now_us).await?;
+    Ok(Compacted { published, places })
 }
 
 /// Rows in key order, with their keys and old places.
@@ -127,7 +129,8 @@ impl Picks {
     }
 }
 
-struct Merge {
+/// A k-way merge of segments.
+struct Compaction {
     snapshot: Arc<Snapshot>,
     segment_keys: SegmentKeys,
     inputs: Vec<Input>,
@@ -135,24 +138,24 @@ struct Merge {
     next: BinaryHeap<Reverse<(Bytes, usize)>>,
 }
 
-impl Merge {
+impl Compaction {
     async fn open(
         snapshot: &Arc<Snapshot>,
         schemas: &Arc<TableSchemas>,
         segments: &[Arc<Segment>],
     ) -> Result<Self> {
-        let gone = gone_of(snapshot, segments).await?;
-        let mut merge = Self {
+        let deleted = deleted_positions(snapshot, segments).await?;
+        let mut compaction = Self {
             snapshot: Arc::clone(snapshot),
             segment_keys: schemas.definition.segment_keys()?,
             inputs: Vec::with_capacity(segments.len()),
             next: BinaryHeap::new(),
         };
-        for (segment, gone) in segments.iter().zip(gone) {
-            let rows = selection(std::slice::from_ref(&segment.positions()), &gone, segment.rows);
+        for (segment, deleted) in segments.iter().zip(deleted) {
+            let rows = selection(std::slice::from_ref(&segment.positions()), &deleted, segment.rows);
             let alive: Vec<u32> =
-                segment.positions().filter(|position| gone.binary_search(position).is_err()).collect();
-            merge.inputs.push(Input {
+                segment.positions().filter(|position| deleted.binary_search(position).is_err()).collect();
+            compaction.inputs.push(Input {
                 segment: segment.id,
                 positions: alive.into_iter(),
                 batches: snapshot.cold.store().stream(segment, rows).await?,
@@ -162,10 +165,10 @@ impl Merge {
                 row_bytes: 0,
             });
         }
-        for index in 0..merge.inputs.len() {
-            merge.advance(index).await?;
+        for index in 0..compaction.inputs.len() {
+            compaction.advance(index).await?;
         }
-        Ok(merge)
+        Ok(compaction)
     }
 
     /// Pushes the next key of an input onto the heap; reads the next batch when the current one is used up.
@@ -191,7 +194,10 @@ impl Merge {
             let Some(Reverse((key, index))) = self.next.pop() else { break };
             let is_owned = self.is_owned(&key);
             let Some(input) = self.inputs.get_mut(index) else { break };
-            let position = input.positions.next().ok_or_else(|| Error::internal("a merge lost its place"))?;
+            let position = input
+                .positions
+                .next()
+                .ok_or_else(|| Error::internal("a segment has more rows than positions"))?;
             if is_owned {
                 picks.add(index, input, key, position);
             }

@@ -47,8 +47,8 @@ impl Control {
         if !self.stop.is_cancelled() {
             return Ok(());
         }
-        Err(Error::new(ErrorKind::Cancelled, SqlState::QUERY_CANCELED, "the job was ended")
-            .hint("what it had not committed is as it was"))
+        Err(Error::new(ErrorKind::Cancelled, SqlState::QUERY_CANCELED, "the job was cancelled")
+            .hint("uncommitted work was discarded"))
     }
 
     /// Starts the next phase.

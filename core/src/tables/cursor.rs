@@ -11,11 +11,9 @@ use arrow::datatypes::SchemaRef;
 use arrow::record_batch::{RecordBatch, RecordBatchOptions};
 use bytes::Bytes;
 
-use super::scan::{Scan, is_point};
-use super::source::{ScanSource, row_decoder};
+use super::source::{RowVisibility, Scan, ScanSource, row_decoder};
 use crate::error::Result;
 use crate::hot_tier::{Decoded, Found, HotScan, Times};
-use crate::ids::Seq;
 use crate::storage::row_decoder::RowDecoder;
 use crate::storage::rows::RowHeader;
 use crate::storage::{Direction, KeyRange, Partition, blocking};
@@ -152,14 +150,14 @@ impl Cursor {
         match (self.found.take(), &self.hot) {
             (Some(found), _) => found,
             (None, Some(hot)) => self.scan.snapshot.hot.find(hot, range, &self.wanted),
-            (None, None) => Found::Stretch { end: range.end.clone(), positions: self.wanted.clone() },
+            (None, None) => Found::Store { end: range.end.clone(), positions: self.wanted.clone() },
         }
     }
 
     /// Takes the chunk at the start of the first source; returns whether there is one.
     fn take_chunk(&mut self) -> Result<bool> {
         let Some(ScanSource::Stored(range)) = self.sources.front() else { return Ok(false) };
-        if self.hot.is_none() || is_point(range) {
+        if self.hot.is_none() || range.is_point() {
             return Ok(false);
         }
         let range = range.clone();
@@ -171,7 +169,7 @@ impl Cursor {
                 self.make_ready(columns, rows)?;
                 Ok(true)
             }
-            found @ Found::Stretch { .. } => {
+            found @ Found::Store { .. } => {
                 self.found = Some(found);
                 Ok(false)
             }
@@ -202,15 +200,15 @@ impl Cursor {
         while !budget.is_spent()
             && let Some(ScanSource::Stored(range)) = self.sources.front()
         {
-            if is_point(range) {
+            if range.is_point() {
                 self.read_points(&mut budget)?;
                 continue;
             }
             let range = range.clone();
             match self.find(&range) {
-                Found::Stretch { end, positions } => {
+                Found::Store { end, positions } => {
                     self.sources.pop_front();
-                    if self.read_stretch(range, end, positions, &mut budget)? {
+                    if self.read_store(range, end, positions, &mut budget)? {
                         return Ok(());
                     }
                 }
@@ -226,12 +224,12 @@ impl Cursor {
         self.make_ready(columns, rows)
     }
 
-    /// Reads a range up to `stretch_end`, or until the budget is spent. If the batch was empty and the read
+    /// Reads a range up to `range_end`, or until the budget is spent. If the batch was empty and the read
     /// is worth keeping, it offers the decoded rows to the hot tier, makes them ready and returns true.
-    fn read_stretch(
+    fn read_store(
         &mut self,
         range: KeyRange,
-        stretch_end: Option<Vec<u8>>,
+        range_end: Option<Vec<u8>>,
         positions: Vec<usize>,
         budget: &mut Budget,
     ) -> Result<bool> {
@@ -243,7 +241,7 @@ impl Cursor {
         let (visits, bytes) = (budget.visits, budget.bytes);
         budget.times = Times::ALWAYS;
         let rest =
-            self.read_range(KeyRange { start: range.start.clone(), end: stretch_end.clone() }, budget)?;
+            self.read_range(KeyRange { start: range.start.clone(), end: range_end.clone() }, budget)?;
         let is_whole = rest.is_none();
         let read_to = match rest {
             Some(rest) if self.direction == Direction::Reverse => {
@@ -251,7 +249,7 @@ impl Cursor {
                 return Ok(false);
             }
             Some(rest) => Some(rest.start),
-            None => stretch_end,
+            None => range_end,
         };
         let Some(read_to) = read_to else { return Ok(false) };
         self.go_on_at(&read_to, range.end);
@@ -289,14 +287,14 @@ impl Cursor {
 
     /// Reads a range; returns its rest when the budget is spent first.
     fn read_range(&mut self, range: KeyRange, budget: &mut Budget) -> Result<Option<KeyRange>> {
-        let (decoder, shown) = (&mut self.decoder, self.scan.shown());
+        let (decoder, visibility) = (&mut self.decoder, self.scan.visibility());
         let mut stopped_at = None;
         self.scan.snapshot.storage.visit(
             Partition::Rows,
             range.clone(),
             self.direction,
             &mut |key, row| {
-                shown.push(decoder, key, row, budget)?;
+                budget.read(decoder, visibility, key, row)?;
                 if budget.is_spent() {
                     stopped_at = Some(key.to_vec());
                     return Ok(ControlFlow::Break(()));
@@ -318,7 +316,7 @@ impl Cursor {
         let mut keys = Vec::new();
         while keys.len() < budget.rows.min(POINTS_MAX)
             && let Some(ScanSource::Stored(range)) = self.sources.front_mut()
-            && is_point(range)
+            && range.is_point()
         {
             keys.push(Bytes::from(std::mem::take(&mut range.start)));
             self.sources.pop_front();
@@ -329,7 +327,7 @@ impl Cursor {
         };
         for (key, row) in keys.iter().zip(rows) {
             if let Some(row) = row {
-                self.scan.shown().push(&mut self.decoder, key, &row, budget)?;
+                budget.read(&mut self.decoder, self.scan.visibility(), key, &row)?;
             }
         }
         Ok(())
@@ -341,7 +339,7 @@ struct Budget {
     rows: usize,
     bytes: usize,
     visits: usize,
-    /// The times at which the rows read since the start of the last stretch have the same visibility.
+    /// The times at which the rows read since the start of the last range have the same visibility.
     times: Times,
 }
 
@@ -349,38 +347,29 @@ impl Budget {
     fn is_spent(&self) -> bool {
         self.rows == 0 || self.bytes == 0 || self.visits == 0
     }
-}
 
-/// Decides which stored rows a statement sees.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Shown {
-    /// Rows that expire at this time or earlier are invisible; microseconds UTC.
-    pub(super) now_us: i64,
-    /// Rows of commits up to this one are cold.
-    pub(super) flushed: Seq,
-}
-
-impl Shown {
-    pub(super) fn has(self, row: &[u8]) -> Result<bool> {
+    /// Decodes a row if it is visible, and takes it from the budget.
+    fn read(
+        &mut self,
+        decoder: &mut RowDecoder,
+        visibility: RowVisibility,
+        key: &[u8],
+        row: &[u8],
+    ) -> Result<()> {
+        self.visits = self.visits.saturating_sub(1);
         let (header, _) = RowHeader::read(row)?;
-        Ok(header.seq > self.flushed && header.expires_at.is_none_or(|expires_at| expires_at > self.now_us))
-    }
-
-    fn push(self, decoder: &mut RowDecoder, key: &[u8], row: &[u8], budget: &mut Budget) -> Result<()> {
-        budget.visits = budget.visits.saturating_sub(1);
-        let (header, _) = RowHeader::read(row)?;
-        if header.seq <= self.flushed {
+        if header.seq <= visibility.flushed {
             return Ok(());
         }
         if let Some(expires_at) = header.expires_at {
-            budget.times.narrow(expires_at, self.now_us);
-            if expires_at <= self.now_us {
+            self.times.narrow(expires_at, visibility.now_us);
+            if expires_at <= visibility.now_us {
                 return Ok(());
             }
         }
         decoder.push(key, row)?;
-        budget.rows = budget.rows.saturating_sub(1);
-        budget.bytes = budget.bytes.saturating_sub(row.len());
+        self.rows = self.rows.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(row.len());
         Ok(())
     }
 }

@@ -35,7 +35,7 @@ const SEGMENT_ROWS_MAX: usize = 1 << 20;
 const SEGMENT_BYTES_MAX: usize = 256 << 20;
 
 /// Segments on stable storage, from a flush, a compaction or a large INSERT.
-pub struct Flushed {
+pub struct PublishedSegments {
     /// The segments, ready to be committed.
     pub segments: Vec<NewSegment>,
     /// Their number of rows.
@@ -43,38 +43,38 @@ pub struct Flushed {
     /// Their total length.
     pub bytes: u64,
     /// Their objects, which the caller must keep once a commit may name them.
-    pub files: Files,
+    pub objects: PendingObjects,
 }
 
 /// Objects that are removed on drop unless they are kept.
-pub struct Files {
+pub struct PendingObjects {
     storage: Arc<ObjectStorage>,
     paths: Vec<String>,
 }
 
-impl Files {
+impl PendingObjects {
     /// Keeps the objects, because a commit in progress may name them.
-    pub fn keep(mut self) -> KeptFiles {
-        KeptFiles { storage: Arc::clone(&self.storage), paths: std::mem::take(&mut self.paths) }
+    pub fn keep(mut self) -> KeptObjects {
+        KeptObjects { storage: Arc::clone(&self.storage), paths: std::mem::take(&mut self.paths) }
     }
 }
 
 /// Objects that a commit may name.
-pub struct KeptFiles {
+pub struct KeptObjects {
     storage: Arc<ObjectStorage>,
     paths: Vec<String>,
 }
 
-impl KeptFiles {
+impl KeptObjects {
     /// Removes the objects when their commit was refused. After an unknown outcome, the next start decides.
     pub fn settle(self, outcome: &Result<Receipt>) {
         if outcome.as_ref().is_err_and(|error| error.sqlstate() != SqlState::OUTCOME_UNKNOWN) {
-            drop(Files { storage: self.storage, paths: self.paths });
+            drop(PendingObjects { storage: self.storage, paths: self.paths });
         }
     }
 }
 
-impl Drop for Files {
+impl Drop for PendingObjects {
     fn drop(&mut self) {
         self.paths.iter().for_each(|path| self.storage.discard(path));
     }
@@ -91,39 +91,39 @@ pub async fn flush(
     next_id: impl Fn() -> SegmentId + Send + Sync + 'static,
     control: &Control,
     now_us: i64,
-) -> Result<Flushed> {
+) -> Result<PublishedSegments> {
     let writer = SegmentsWriter::new(snapshot, schemas, Arc::new(next_id), control)?;
     let written = blocking(move || write_hot(writer)).await?;
-    published(snapshot, schemas, written, control, now_us).await
+    publish_segments(snapshot, schemas, written, control, now_us).await
 }
 
 /// Brings written segments to stable storage, verifies and describes them.
-pub(super) async fn published(
+pub(super) async fn publish_segments(
     snapshot: &Snapshot,
     schemas: &TableSchemas,
-    (written, files): WrittenSegments,
+    (written, objects): WrittenSegments,
     control: &Control,
     now_us: i64,
-) -> Result<Flushed> {
+) -> Result<PublishedSegments> {
     let store = snapshot.cold.store();
     control.begin("bringing segments to stable storage");
-    let mut flushed = Flushed { segments: Vec::new(), rows: 0, bytes: 0, files };
+    let mut published = PublishedSegments { segments: Vec::new(), rows: 0, bytes: 0, objects };
     for Written { id, path, mut segment } in written {
         failpoint::step("segment::written")?;
         control.check()?;
-        flushed.files.storage.publish(&path, &mut segment).await?;
+        segment.publish(&published.objects.storage, &path).await?;
         failpoint::step("segment::published")?;
         let new = describe(snapshot, schemas, id, path, segment, now_us)?;
         store.verify(&new.segment).await?;
         failpoint::step("segment::verified")?;
-        flushed.rows += u64::from(new.segment.rows);
-        flushed.bytes += new.segment.bytes;
+        published.rows += u64::from(new.segment.rows);
+        published.bytes += new.segment.bytes;
         control.add(new.segment.rows as usize, usize::try_from(new.segment.bytes).unwrap_or_default());
-        flushed.segments.push(new);
+        published.segments.push(new);
     }
     control.check()?;
     control.begin("committing");
-    Ok(flushed)
+    Ok(published)
 }
 
 fn describe(
@@ -161,7 +161,7 @@ pub(super) struct Written {
 }
 
 /// Written segments and their objects.
-pub(super) type WrittenSegments = (Vec<Written>, Files);
+pub(super) type WrittenSegments = (Vec<Written>, PendingObjects);
 
 /// Writes rows in key order into as many segments as they need.
 pub(super) struct SegmentsWriter {
@@ -170,7 +170,7 @@ pub(super) struct SegmentsWriter {
     next_id: Arc<dyn Fn() -> SegmentId + Send + Sync>,
     open: Option<(SegmentId, String, SegmentWriter)>,
     done: Vec<Written>,
-    files: Files,
+    objects: PendingObjects,
     control: Control,
 }
 
@@ -192,9 +192,9 @@ impl SegmentsWriter {
         control.begin("writing segments");
         let (snapshot, schemas) = (Arc::clone(snapshot), Arc::clone(schemas));
         let storage = snapshot.cold.store().storage(&schemas.definition.options.storage_id)?;
-        let files = Files { storage, paths: Vec::new() };
+        let objects = PendingObjects { storage, paths: Vec::new() };
         let control = control.clone();
-        Ok(Self { snapshot, schemas, next_id, open: None, done: Vec::new(), files, control })
+        Ok(Self { snapshot, schemas, next_id, open: None, done: Vec::new(), objects, control })
     }
 
     /// Writes the first hot rows of a key range; returns the rest of the range.
@@ -275,8 +275,8 @@ impl SegmentsWriter {
     fn begin_segment(&mut self) -> Result<(SegmentId, String, SegmentWriter)> {
         let id = (self.next_id)();
         let path = SegmentStore::path(self.schemas.definition.id, self.snapshot.epoch, id);
-        self.files.paths.push(path.clone());
-        let storage = &self.files.storage;
+        self.objects.paths.push(path.clone());
+        let storage = &self.objects.storage;
         let writer = SegmentWriter::new(
             storage.create(&path)?,
             Arc::clone(self.schemas.segment()),
@@ -290,7 +290,7 @@ impl SegmentsWriter {
         if let Some((id, path, writer)) = self.open.take() {
             self.done.push(Written { id, path, segment: writer.finish()? });
         }
-        Ok((self.done, self.files))
+        Ok((self.done, self.objects))
     }
 }
 
@@ -298,11 +298,12 @@ impl SegmentsWriter {
 ///
 /// # Errors
 /// XX001 when a mark is damaged, and any error of the storage.
-pub async fn gone_of(snapshot: &Snapshot, segments: &[Arc<Segment>]) -> Result<Vec<Vec<u32>>> {
+pub async fn deleted_positions(snapshot: &Snapshot, segments: &[Arc<Segment>]) -> Result<Vec<Vec<u32>>> {
     let (storage, cold) = (Arc::clone(&snapshot.storage), Arc::clone(&snapshot.cold));
     let ids: Vec<_> = segments.iter().map(|segment| (segment.table, segment.id)).collect();
-    let gone_in = move |(table, segment)| Ok(cold.gone(&*storage, table, segment)?.into_iter().collect());
-    blocking(move || ids.into_iter().map(gone_in).collect()).await
+    let deleted_in =
+        move |(table, segment)| Ok(cold.deleted(&*storage, table, segment)?.into_iter().collect());
+    blocking(move || ids.into_iter().map(deleted_in).collect()).await
 }
 
 /// Returns keys of stored rows in `range` that are already in segments, and the rest of the range.

@@ -54,15 +54,15 @@ pub(super) fn key_filter(definition: &TableDefinition, scope: ScopeId, filters: 
 
 /// The constraint of one filter on one key column.
 #[derive(Clone, Debug)]
-struct Demand {
+struct KeyConstraint {
     /// The position of the column in the key.
     column: usize,
     allowed: Allowed,
-    /// Whether the filter demands nothing else.
+    /// Whether the filter requires nothing else.
     is_all: bool,
 }
 
-impl Demand {
+impl KeyConstraint {
     /// A constraint that no key satisfies.
     const NEVER: Self = Self { column: 0, allowed: Allowed::Values(Vec::new()), is_all: true };
 
@@ -111,7 +111,8 @@ struct Plan {
 
 impl Plan {
     fn new(columns: &KeyColumns<'_>, filters: &[&Expr]) -> Self {
-        let demands: Vec<Option<Demand>> = filters.iter().map(|filter| columns.demand(filter)).collect();
+        let constraints: Vec<Option<KeyConstraint>> =
+            filters.iter().map(|filter| columns.constraint(filter)).collect();
         let mut plan = Self {
             values: Vec::new(),
             interval: None,
@@ -120,17 +121,18 @@ impl Plan {
         };
         let mut combinations = 1_usize;
         for (position, (_, ty)) in columns.columns.iter().enumerate() {
-            let here = || demands.iter().flatten().filter(|demand| demand.column == position);
+            let here = || constraints.iter().flatten().filter(|constraint| constraint.column == position);
             let Some(first) = here().next() else { return plan };
-            let allowed =
-                here().skip(1).fold(first.allowed.clone(), |all, demand| all.intersect(&demand.allowed));
+            let allowed = here()
+                .skip(1)
+                .fold(first.allowed.clone(), |all, constraint| all.intersect(&constraint.allowed));
             if let Allowed::Values(values) = &allowed {
                 combinations = combinations.saturating_mul(values.len());
                 if combinations > RANGES_MAX {
                     return plan;
                 }
             }
-            plan.mark(position, *ty, &demands);
+            plan.mark(position, *ty, &constraints);
             match allowed {
                 Allowed::Values(values) => plan.values.push(values),
                 Allowed::Interval(interval) => {
@@ -144,11 +146,14 @@ impl Plan {
     }
 
     /// Marks all constraints on the column at `position` as used.
-    fn mark(&mut self, position: usize, ty: ColumnType, demands: &[Option<Demand>]) {
-        for (used, demand) in self.uses.iter_mut().zip(demands) {
-            let Some(demand) = demand.as_ref().filter(|demand| demand.column == position) else { continue };
+    fn mark(&mut self, position: usize, ty: ColumnType, constraints: &[Option<KeyConstraint>]) {
+        for (used, constraint) in self.uses.iter_mut().zip(constraints) {
+            let Some(constraint) = constraint.as_ref().filter(|constraint| constraint.column == position)
+            else {
+                continue;
+            };
             // Stored order and comparison differ for NaN and the two zeros.
-            *used = if demand.is_all && !is_float(ty) {
+            *used = if constraint.is_all && !is_float(ty) {
                 TableProviderFilterPushDown::Exact
             } else {
                 TableProviderFilterPushDown::Inexact
@@ -202,7 +207,7 @@ struct KeyColumns<'a> {
 
 impl KeyColumns<'_> {
     /// Returns the constraint of a filter on a key column, if any; it depends only on the filter itself.
-    fn demand(&self, filter: &Expr) -> Option<Demand> {
+    fn constraint(&self, filter: &Expr) -> Option<KeyConstraint> {
         match filter {
             Expr::BinaryExpr(BinaryExpr { left, op: Operator::Or, right }) => self.either(left, right),
             Expr::BinaryExpr(BinaryExpr { left, op: Operator::And, right }) => self.both(left, right),
@@ -213,7 +218,7 @@ impl KeyColumns<'_> {
             },
             // The optimizer may replace a part of a filter by a constant.
             Expr::Literal(ScalarValue::Boolean(None | Some(false)) | ScalarValue::Null, _) => {
-                Some(Demand::NEVER)
+                Some(KeyConstraint::NEVER)
             }
             Expr::InList(list) if !list.negated => {
                 let (column, ty) = self.column(&list.expr)?;
@@ -233,7 +238,7 @@ impl KeyColumns<'_> {
                 };
                 let low = self.compared(&between.expr, Operator::GtEq, low)?;
                 let high = self.compared(&between.expr, Operator::LtEq, high)?;
-                Some(Demand { allowed: low.allowed.intersect(&high.allowed), ..low })
+                Some(KeyConstraint { allowed: low.allowed.intersect(&high.allowed), ..low })
             }
             Expr::Like(like) if !like.negated && !like.case_insensitive && like.escape_char.is_none() => {
                 let Expr::Literal(pattern, _) = &*like.pattern else { return None };
@@ -250,52 +255,52 @@ impl KeyColumns<'_> {
         }
     }
 
-    fn either(&self, left: &Expr, right: &Expr) -> Option<Demand> {
-        let (left, right) = (self.demand(left)?, self.demand(right)?);
+    fn either(&self, left: &Expr, right: &Expr) -> Option<KeyConstraint> {
+        let (left, right) = (self.constraint(left)?, self.constraint(right)?);
         let is_all = left.is_all && right.is_all;
         if left.is_never() || right.is_never() {
             let other = if left.is_never() { right } else { left };
-            return Some(Demand { is_all, ..other });
+            return Some(KeyConstraint { is_all, ..other });
         }
         match (left.allowed, right.allowed) {
             (Allowed::Values(mut values), Allowed::Values(others)) if left.column == right.column => {
                 values.extend(others);
-                Some(Demand { column: left.column, allowed: sorted(values), is_all })
+                Some(KeyConstraint { column: left.column, allowed: sorted(values), is_all })
             }
             _ => None,
         }
     }
 
-    fn both(&self, left: &Expr, right: &Expr) -> Option<Demand> {
+    fn both(&self, left: &Expr, right: &Expr) -> Option<KeyConstraint> {
         let is_true = |expr: &Expr| matches!(expr, Expr::Literal(ScalarValue::Boolean(Some(true)), _));
         if is_true(left) || is_true(right) {
-            return self.demand(if is_true(left) { right } else { left });
+            return self.constraint(if is_true(left) { right } else { left });
         }
-        let (left, right) = (self.demand(left)?, self.demand(right)?);
+        let (left, right) = (self.constraint(left)?, self.constraint(right)?);
         if left.is_never() || right.is_never() {
-            return Some(Demand::NEVER);
+            return Some(KeyConstraint::NEVER);
         }
         let is_all = left.is_all && right.is_all;
-        (left.column == right.column).then(|| Demand {
+        (left.column == right.column).then(|| KeyConstraint {
             column: left.column,
             allowed: left.allowed.intersect(&right.allowed),
             is_all,
         })
     }
 
-    fn boolean(&self, column: &Expr, value: bool) -> Option<Demand> {
+    fn boolean(&self, column: &Expr, value: bool) -> Option<KeyConstraint> {
         let (column, ColumnType::Boolean) = self.column(column)? else { return None };
         self.values(column, &[ScalarValue::Boolean(Some(value))])
     }
 
-    fn compared(&self, column: &Expr, op: Operator, value: &ScalarValue) -> Option<Demand> {
+    fn compared(&self, column: &Expr, op: Operator, value: &ScalarValue) -> Option<KeyConstraint> {
         let (column, ty) = self.column(column)?;
         let is_ordering = matches!(
             op,
             Operator::Eq | Operator::NotEq | Operator::Lt | Operator::LtEq | Operator::Gt | Operator::GtEq
         );
         if value.is_null() && is_ordering {
-            return Some(Demand::NEVER);
+            return Some(KeyConstraint::NEVER);
         }
         let value = key_value(ty, value)?;
         if op == Operator::Eq {
@@ -316,16 +321,16 @@ impl KeyColumns<'_> {
             Operator::LtEq => KeyRange { start: Vec::new(), end: Some(after_prefix(&bytes)?) },
             _ => return None,
         };
-        Some(Demand { column, allowed: Allowed::Interval(interval), is_all: true })
+        Some(KeyConstraint { column, allowed: Allowed::Interval(interval), is_all: true })
     }
 
-    fn starts_with(&self, column: &Expr, start: &str, is_all: bool) -> Option<Demand> {
+    fn starts_with(&self, column: &Expr, start: &str, is_all: bool) -> Option<KeyConstraint> {
         let (column, ColumnType::Text) = self.column(column)? else { return None };
         let start = self.encoder.encode_column_start(column, start.as_bytes()).ok()?;
-        Some(Demand { column, allowed: Allowed::Interval(KeyRange::prefix(start)), is_all })
+        Some(KeyConstraint { column, allowed: Allowed::Interval(KeyRange::prefix(start)), is_all })
     }
 
-    fn values(&self, column: usize, values: &[ScalarValue]) -> Option<Demand> {
+    fn values(&self, column: usize, values: &[ScalarValue]) -> Option<KeyConstraint> {
         let mut encoded = Vec::with_capacity(values.len());
         for value in values {
             match self.encoder.encode_column(column, value) {
@@ -335,7 +340,7 @@ impl KeyColumns<'_> {
                 Err(_) => return None,
             }
         }
-        Some(Demand { column, allowed: sorted(encoded), is_all: true })
+        Some(KeyConstraint { column, allowed: sorted(encoded), is_all: true })
     }
 
     fn column(&self, expr: &Expr) -> Option<(usize, ColumnType)> {
@@ -377,7 +382,7 @@ fn key_value(ty: ColumnType, value: &ScalarValue) -> Option<ScalarValue> {
     }
 }
 
-/// Returns the literal prefix of a LIKE pattern, and whether the pattern demands nothing more.
+/// Returns the literal prefix of a LIKE pattern, and whether the pattern requires nothing more.
 fn pattern_start(pattern: &str) -> Option<(&str, bool)> {
     let end = pattern.find(['%', '_', '\\'])?;
     let (start, rest) = pattern.split_at_checked(end)?;
@@ -385,5 +390,4 @@ fn pattern_start(pattern: &str) -> Option<(&str, bool)> {
 }
 
 #[cfg(test)]
-#[path = "key_filter_tests.rs"]
 mod tests;

@@ -13,7 +13,10 @@ use arrow::compute::interleave;
 use bytes::Bytes;
 
 use super::control::Control;
-use super::flush::{CHUNK_BYTES_MAX, CHUNK_ROWS, Files, Flushed, SegmentsWriter, WrittenSegments, published};
+use super::flush::{
+    CHUNK_BYTES_MAX, CHUNK_ROWS, PendingObjects, PublishedSegments, SegmentsWriter, WrittenSegments,
+    publish_segments,
+};
 use super::sizes::batch_value_bytes;
 use super::write::RowWriter;
 use crate::change_log::columns_part;
@@ -48,15 +51,16 @@ pub async fn write_segments(
     rows: NewRows,
     next_id: impl Fn() -> SegmentId + Send + Sync + 'static,
     now_us: i64,
-) -> Result<(LargeInsert, Files)> {
+) -> Result<(LargeInsert, PendingObjects)> {
     let control = Control::default();
     let scope = rows.scope;
     let number = next_id();
     let segments = SegmentsWriter::new(snapshot, schemas, Arc::new(next_id), &control)?;
     let table = Arc::clone(schemas);
     let (written, log) = blocking(move || write(segments, &table, rows, number)).await?;
-    let Flushed { segments, files, .. } = published(snapshot, schemas, written, &control, now_us).await?;
-    Ok((LargeInsert { table: Arc::clone(&schemas.definition), scope, added: segments, log }, files))
+    let PublishedSegments { segments, objects, .. } =
+        publish_segments(snapshot, schemas, written, &control, now_us).await?;
+    Ok((LargeInsert { table: Arc::clone(&schemas.definition), scope, added: segments, log }, objects))
 }
 
 fn write(
@@ -70,7 +74,7 @@ fn write(
         let (sender, chunks) = sync_channel(CHUNKS_AHEAD);
         let log = threads.spawn(move || write_log(schemas, chunks));
         let segments = sorted.write(segments, schemas, sender);
-        let log = log.join().map_err(|_| Error::internal("writing the change log broke down"))?;
+        let log = log.join().map_err(|_| Error::internal("writing the change log failed"))?;
         Ok((segments?, log?))
     })
 }

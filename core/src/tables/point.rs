@@ -7,8 +7,7 @@ use bytes::Bytes;
 use datafusion::common::ScalarValue;
 
 use super::cold_rows::cold_row;
-use super::cursor::Shown;
-use super::source::{RowSchema, row_decoder};
+use super::source::{RowSchema, RowVisibility, row_decoder};
 use crate::commit::Snapshot;
 use crate::error::{Error, Result};
 use crate::ids::ScopeId;
@@ -83,9 +82,9 @@ impl PointReader {
     }
 
     fn read_hot(&self, snapshot: &Snapshot, key: &[u8], now_us: i64) -> Result<Option<Bytes>> {
-        let shown = Shown { now_us, flushed: snapshot.cold.flushed(self.schemas.definition.id) };
+        let visibility = RowVisibility { now_us, flushed: snapshot.cold.flushed(self.schemas.definition.id) };
         match snapshot.storage.get(Partition::Rows, key)? {
-            Some(row) if shown.has(&row)? => Ok(Some(row)),
+            Some(row) if visibility.is_visible(&row)? => Ok(Some(row)),
             _ => Ok(None),
         }
     }

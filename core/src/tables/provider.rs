@@ -27,8 +27,8 @@ use datafusion::prelude::SessionConfig;
 
 use super::cold::{ColdPlan, ColdScan};
 use super::key_filter::{KeyFilter, key_filter};
-use super::scan::{KalamScanExec, Scan};
-use super::source::{RowSchema, ScanSource};
+use super::scan::KalamScanExec;
+use super::source::{RowSchema, Scan, ScanSource};
 use crate::commit::Snapshot;
 use crate::error::{Error, Result};
 use crate::ids::ScopeId;
@@ -83,7 +83,7 @@ impl KalamTable {
         let name = schemas.definition.qualified_name();
         if columns == RowSchema::Write {
             return Err(Error::permission_denied(format!("table \"{name}\" cannot be written"))
-                .hint("the statements that create, alter and drop things change it"));
+                .hint("CREATE, ALTER and DROP statements change it"));
         }
         if batches.iter().any(|batch| batch.schema() != schemas.visible) {
             return Err(Error::internal(format!("the rows of \"{name}\" do not have its schema")));

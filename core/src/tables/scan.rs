@@ -29,62 +29,17 @@ use datafusion::physical_plan::{
 };
 use futures::{TryStreamExt, stream};
 
-use super::cursor::{Cursor, Shown, next_batch};
-use super::source::{RowSchema, ScanSource, project_schema};
-use crate::commit::Snapshot;
+use super::cursor::{Cursor, next_batch};
+use super::source::{Scan, ScanSource, key_order, project_schema};
 use crate::error::{Error, Result};
-use crate::hot_tier::{Generation, HotScan};
-use crate::ids::ScopeId;
-use crate::schema_registry::{FlushPolicy, TableSchemas};
+use crate::schema_registry::FlushPolicy;
+use crate::storage::Direction;
 use crate::storage::keys::SCOPE_PREFIX_BYTES;
-use crate::storage::{Direction, KeyRange};
-use crate::types::ColumnType;
 
 /// The maximum number of rows in a batch.
-pub(super) const BATCH_ROWS_MAX: usize = 8_192;
+const BATCH_ROWS_MAX: usize = 8_192;
 /// Batches read ahead of the consumer; a full buffer pauses the scan.
 const BUFFERED_BATCHES_MAX: usize = 2;
-
-/// The parameters of a scan, apart from the projection.
-pub(super) struct Scan {
-    pub(super) snapshot: Arc<Snapshot>,
-    pub(super) schemas: Arc<TableSchemas>,
-    pub(super) columns: RowSchema,
-    /// The owner of the rows.
-    pub(super) scope: ScopeId,
-    pub(super) now_us: i64,
-    /// The sources, read one after the other.
-    pub(super) sources: Vec<ScanSource>,
-    /// How many leading key columns have one value in all sources; `None` when the rows have no order.
-    pub(super) pinned: Option<usize>,
-}
-
-impl Scan {
-    pub(super) fn shown(&self) -> Shown {
-        let flushed = self.snapshot.cold.flushed(self.schemas.definition.id);
-        Shown { now_us: self.now_us, flushed }
-    }
-
-    /// Returns the scan for the hot tier; `None` for single keys, the write schema, or a disabled tier.
-    fn hot(&self) -> Option<HotScan> {
-        let has_range = self.sources.iter().any(|source| match source {
-            ScanSource::Stored(range) => !is_point(range),
-            ScanSource::Batches(_) => false,
-        });
-        if !has_range || self.columns == RowSchema::Write {
-            return None;
-        }
-        let (definition, shown) = (&self.schemas.definition, self.shown());
-        Some(HotScan {
-            table: definition.id,
-            scope: self.scope,
-            generation: Generation { version: definition.version, flushed: shown.flushed },
-            seq: self.snapshot.seq,
-            now_us: shown.now_us,
-            turn: self.snapshot.hot.begin()?,
-        })
-    }
-}
 
 /// Streams the hot rows of a table in one partition.
 #[derive(Clone)]
@@ -160,22 +115,12 @@ impl KalamScanExec {
     }
 }
 
-/// Returns the key columns that order the rows, as positions in the output.
-///
-/// Pinned columns are left out: they have one value. The order ends before the first key column that is
-/// projected away, or whose stored order differs from its comparison (NaN and the two zeros).
+/// Returns the key columns that order the rows, as positions in the output. The order ends before the first
+/// key column that is projected away.
 fn sort_columns(scan: &Scan, positions: &[usize]) -> Vec<usize> {
-    let definition = &scan.schemas.definition;
     let Some(pinned) = scan.pinned else { return Vec::new() };
-    let key = definition.key_positions();
-    let ordering = key.get(pinned..).unwrap_or_default();
-    ordering
-        .iter()
-        .map_while(|position| {
-            let column = definition.columns.get(*position)?;
-            let is_ordered = !matches!(column.ty, ColumnType::Real | ColumnType::Double);
-            if is_ordered { positions.iter().position(|shown| shown == position) } else { None }
-        })
+    key_order(&scan.schemas.definition, pinned)
+        .map_while(|position| positions.iter().position(|shown| *shown == position))
         .collect()
 }
 
@@ -328,13 +273,6 @@ impl ExecutionPlan for KalamScanExec {
     }
 }
 
-pub(super) fn is_point(range: &KeyRange) -> bool {
-    match &range.end {
-        Some(end) => end.strip_suffix(&[0]).is_some_and(|start| start == range.start),
-        None => false,
-    }
-}
-
 fn is_point_source(source: &ScanSource) -> bool {
-    matches!(source, ScanSource::Stored(range) if is_point(range))
+    matches!(source, ScanSource::Stored(range) if range.is_point())
 }

@@ -130,7 +130,7 @@ impl Fixture {
 fn definition(kind: TableKind, columns: &[(&str, ColumnType)], key: &[usize]) -> Arc<TableDefinition> {
     let columns =
         columns.iter().map(|(name, ty)| ColumnDefinition::new(ColumnId(0), *name, *ty, true)).collect();
-    let mut options = TableOptions::of(kind);
+    let mut options = TableOptions::defaults_for(kind);
     options.ttl_seconds = (kind == TableKind::Stream).then_some(60);
     let created = TableDefinition::create(
         TableId(1000),

@@ -109,7 +109,7 @@ impl RowWriter {
         after: &RecordBatch,
     ) -> Result<Vec<RowWrite>> {
         if before.num_rows() != after.num_rows() {
-            return Err(Error::internal("an update has not as many new rows as old ones"));
+            return Err(Error::internal("an update does not have as many new rows as old ones"));
         }
         let stored = StoredRows::of(before)?;
         let rows = self.encode(after, None)?;
@@ -228,7 +228,7 @@ impl RowWriter {
                 values.join(", ")
             ),
         )
-        .hint("use INSERT ... ON CONFLICT to update the row that exists")
+        .hint("use INSERT ... ON CONFLICT to update the existing row")
     }
 }
 
@@ -379,7 +379,8 @@ fn check_length(definition: &TableDefinition, column: &ColumnDefinition, texts: 
         ErrorKind::InvalidArgument,
         SqlState::STRING_TOO_LONG,
         format!(
-            "a value is too long for column \"{}\" of table \"{}\", which has at most {length_max} characters",
+            "a value is too long for column \"{}\" of table \"{}\", which has at most {length_max} \
+             characters",
             column.name,
             definition.qualified_name()
         ),

@@ -23,12 +23,14 @@ struct Entry {
     postgresql: Option<String>,
     /// A pattern of the statement.
     sql: Option<String>,
-    /// A statement that needs no tables.
+    /// The statement that creates the table `difference` of the example, if it needs one.
+    table: Option<String>,
     example: String,
 }
 
 pub(crate) struct Difference {
     pub(crate) reason: String,
+    pub(crate) table: Option<String>,
     pub(crate) example: String,
     ours: Option<Regex>,
     postgresql: Option<Regex>,
@@ -43,6 +45,7 @@ pub(crate) fn all() -> Vec<Difference> {
         .into_iter()
         .map(|entry| Difference {
             reason: entry.reason,
+            table: entry.table,
             example: entry.example,
             ours: regex(entry.ours),
             postgresql: regex(entry.postgresql),

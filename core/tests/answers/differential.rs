@@ -6,19 +6,19 @@ use crate::cells::{Answer, Failure, difference, foreign_lines, joined};
 use crate::choices::Choices;
 use crate::differences::{self, Difference};
 use crate::guard::{Report, Run};
-use crate::ours::{COPIES, Found, Ours, config};
 use crate::postgres::Postgres;
-use crate::queries::{Kind, Question, question};
+use crate::questions::{Kind, Question, question};
 use crate::random::{self, RandomGuard, Verdict};
+use crate::test_database::{COPIES, Found, TestDatabase, config};
+use crate::test_tables::{Engine, TestTables};
 use crate::watch::Watch;
-use crate::world::{Engine, World};
 
 /// The SQLSTATE of a cancelled statement.
 const POSTGRES_GAVE_UP: &str = "57014";
 
 struct Differential {
     watch: Watch,
-    ours: Arc<Ours>,
+    database: Arc<TestDatabase>,
     postgres: Postgres,
     known: Vec<Difference>,
 }
@@ -29,7 +29,7 @@ pub(crate) async fn guard(run: Run) -> Report {
     };
     let guard = Differential {
         watch: run.watch.clone(),
-        ours: Arc::new(Ours::open(config(), &COPIES).await),
+        database: Arc::new(TestDatabase::open(config(), &COPIES).await),
         postgres: Postgres::start(&programs).await,
         known: differences::all(),
     };
@@ -46,22 +46,22 @@ impl RandomGuard for Differential {
 
     const EXECUTIONS: u64 = 1 + COPIES.len() as u64;
 
-    fn question(&self, choices: &mut Choices, world: &World) -> Question {
-        question(choices, world)
+    fn question(&self, choices: &mut Choices, test_tables: &TestTables) -> Question {
+        question(choices, test_tables)
     }
 
-    async fn load(&self, world: &World) {
+    async fn load(&self, test_tables: &TestTables) {
         self.postgres.run("DROP SCHEMA public CASCADE; CREATE SCHEMA public").await;
-        for table in &world.tables {
+        for table in &test_tables.tables {
             self.postgres.run(&table.create("public", Engine::Postgres)).await;
             if let Some(insert) = table.insert("public", &table.rows) {
                 self.postgres.run(&insert).await;
             }
         }
-        self.ours.load(world).await;
+        self.database.load(test_tables).await;
     }
 
-    async fn verdict(&self, question: &Question, world: &Arc<World>) -> Verdict {
+    async fn verdict(&self, question: &Question, test_tables: &Arc<TestTables>) -> Verdict {
         let foreign = question.foreign();
         self.watch.begin(format!("PostgreSQL: {foreign}"));
         let (expected, changed) = match &question.kind {
@@ -77,8 +77,9 @@ impl RandomGuard for Differential {
         self.watch.begin(question.ours());
         let mut tasks = Vec::new();
         for copy in 0..COPIES.len() {
-            let (ours, question, world) = (Arc::clone(&self.ours), question.clone(), Arc::clone(world));
-            tasks.push(tokio::spawn(async move { ours.ask(&question, &world, copy).await }));
+            let (database, question, test_tables) =
+                (Arc::clone(&self.database), question.clone(), Arc::clone(test_tables));
+            tasks.push(tokio::spawn(async move { database.ask(&question, &test_tables, copy).await }));
         }
         let mut verdict = Verdict::Same;
         // Wait for every copy, even after a difference: the next statement may change the tables.
@@ -108,9 +109,17 @@ impl Differential {
     /// Checks that each known difference still exists.
     async fn check_examples(&self) -> Result<(), String> {
         for known in &self.known {
-            let sql = &known.example;
+            let (sql, session) = (&known.example, self.database.session(0));
+            if let Some(table) = &known.table {
+                self.postgres.run(table).await;
+                crate::test_database::run(session, table).await;
+            }
             let expected = self.postgres.ask(sql).await;
-            let found = crate::ours::select(self.ours.session(0), sql, ().into()).await;
+            let found = crate::test_database::select(session, sql, ().into()).await;
+            if known.table.is_some() {
+                self.postgres.run("DROP TABLE difference").await;
+                crate::test_database::run(session, "DROP TABLE difference").await;
+            }
             let expected_failure = match &expected {
                 Answer::Failed(failure) => Some(failure),
                 Answer::Rows(_) => None,

@@ -5,7 +5,7 @@
 
 use crate::choices::Choices;
 use crate::queries::{Generator, plain};
-use crate::world::{Class, Ty};
+use crate::test_tables::{Class, Ty};
 
 /// A column or a grouping expression, as written in SQL.
 #[derive(Clone, Debug)]

@@ -12,14 +12,15 @@ mod differences;
 mod differential;
 mod expressions;
 mod guard;
-mod ours;
 mod partition;
 mod plans;
 mod postgres;
 mod queries;
+mod questions;
 mod random;
+mod test_database;
+mod test_tables;
 mod watch;
-mod world;
 
 use std::num::NonZero;
 use std::process::{Command, Stdio};

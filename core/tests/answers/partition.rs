@@ -6,21 +6,21 @@ use std::sync::Arc;
 use crate::cells::{Failure, Lines, difference, joined};
 use crate::choices::Choices;
 use crate::guard::{Report, Run};
-use crate::ours::{COPIES, Found, Ours, config, select};
-use crate::queries::{Parts, parts};
+use crate::questions::{Parts, parts};
 use crate::random::{self, RandomGuard, Verdict};
+use crate::test_database::{COPIES, Found, TestDatabase, config, select};
+use crate::test_tables::TestTables;
 use crate::watch::Watch;
-use crate::world::World;
 
 struct Partition {
     watch: Watch,
-    ours: Arc<Ours>,
+    database: Arc<TestDatabase>,
 }
 
 pub(crate) async fn guard(run: Run) -> Report {
-    let ours = Arc::new(Ours::open(config(), &COPIES).await);
+    let database = Arc::new(TestDatabase::open(config(), &COPIES).await);
     let mut report = Report::new(&run);
-    random::ask(&Partition { watch: run.watch.clone(), ours }, &run, &mut report).await;
+    random::ask(&Partition { watch: run.watch.clone(), database }, &run, &mut report).await;
     report
 }
 
@@ -29,15 +29,15 @@ impl RandomGuard for Partition {
 
     const EXECUTIONS: u64 = 6 * COPIES.len() as u64;
 
-    fn question(&self, choices: &mut Choices, world: &World) -> Parts {
-        parts(choices, world)
+    fn question(&self, choices: &mut Choices, test_tables: &TestTables) -> Parts {
+        parts(choices, test_tables)
     }
 
-    async fn load(&self, world: &World) {
-        self.ours.load(world).await;
+    async fn load(&self, test_tables: &TestTables) {
+        self.database.load(test_tables).await;
     }
 
-    async fn verdict(&self, parts: &Parts, _: &Arc<World>) -> Verdict {
+    async fn verdict(&self, parts: &Parts, _: &Arc<TestTables>) -> Verdict {
         self.watch.begin(parts.filtered());
         let mut verdict = Verdict::Same;
         for (copy, name) in COPIES.iter().enumerate() {
@@ -98,7 +98,7 @@ impl Partition {
     }
 
     async fn rows(&self, sql: String, copy: usize) -> Result<Found, Failure> {
-        let ours = Arc::clone(&self.ours);
-        joined(tokio::spawn(async move { select(ours.session(copy), &sql, ().into()).await })).await
+        let database = Arc::clone(&self.database);
+        joined(tokio::spawn(async move { select(database.session(copy), &sql, ().into()).await })).await
     }
 }

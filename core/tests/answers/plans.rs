@@ -7,11 +7,11 @@ use kalamdb_core::{Config, PlannerOverrides};
 use crate::cells::{Failure, difference, joined};
 use crate::choices::Choices;
 use crate::guard::{Report, Run};
-use crate::ours::{Found, Ours, config};
-use crate::queries::{Question, select_question};
+use crate::questions::{Question, select_question};
 use crate::random::{self, RandomGuard, Verdict};
+use crate::test_database::{Found, TestDatabase, config};
+use crate::test_tables::TestTables;
 use crate::watch::Watch;
-use crate::world::World;
 
 /// The copy of the tables with hot rows, flushed rows, and flushed rows that were written again.
 const COPY: &str = "half";
@@ -20,8 +20,8 @@ const REPEATS: usize = 20;
 /// One question in this many is repeated.
 const REPEATED: usize = 8;
 
-/// A way to plan, and how it differs from the usual one.
-struct Way {
+/// A variant of the plan, and how it differs from the usual one.
+struct PlanVariant {
     name: &'static str,
     partitions: usize,
     batch_rows: usize,
@@ -29,18 +29,18 @@ struct Way {
     rules_off: &'static [&'static str],
 }
 
-/// The first is the usual way.
-const WAYS: [Way; 8] = [
-    Way { name: "usual", partitions: 3, batch_rows: 16, options: &[], rules_off: &[] },
-    Way { name: "one partition", partitions: 1, batch_rows: 8_192, options: &[], rules_off: &[] },
-    Way {
+/// The first is the usual one.
+const PLAN_VARIANTS: [PlanVariant; 8] = [
+    PlanVariant { name: "usual", partitions: 3, batch_rows: 16, options: &[], rules_off: &[] },
+    PlanVariant { name: "one partition", partitions: 1, batch_rows: 8_192, options: &[], rules_off: &[] },
+    PlanVariant {
         name: "sort-merge joins",
         partitions: 2,
         batch_rows: 16,
         options: &[("datafusion.optimizer.prefer_hash_join", "false")],
         rules_off: &[],
     },
-    Way {
+    PlanVariant {
         name: "nothing moved or left out",
         partitions: 2,
         batch_rows: 64,
@@ -59,14 +59,14 @@ const WAYS: [Way; 8] = [
             "eliminate_duplicated_expr",
         ],
     },
-    Way {
+    PlanVariant {
         name: "filters and unions as written",
         partitions: 3,
         batch_rows: 16,
         options: &[],
         rules_off: &["optimize_unions", "unions_to_filter", "eliminate_filter"],
     },
-    Way {
+    PlanVariant {
         name: "nothing decided while it runs",
         partitions: 3,
         batch_rows: 16,
@@ -77,7 +77,7 @@ const WAYS: [Way; 8] = [
         ],
         rules_off: &["join_selection", "aggregate_statistics", "LimitedDistinctAggregation"],
     },
-    Way {
+    PlanVariant {
         name: "sorts kept",
         partitions: 4,
         batch_rows: 3,
@@ -87,7 +87,7 @@ const WAYS: [Way; 8] = [
         ],
         rules_off: &[],
     },
-    Way {
+    PlanVariant {
         name: "partitions for every row",
         partitions: 7,
         batch_rows: 2,
@@ -102,21 +102,21 @@ const WAYS: [Way; 8] = [
 
 struct Plans {
     watch: Watch,
-    /// One database per way of planning.
-    databases: Vec<Arc<Ours>>,
+    /// One database per plan variant.
+    databases: Vec<Arc<TestDatabase>>,
 }
 
 pub(crate) async fn guard(run: Run) -> Report {
     let mut databases = Vec::new();
-    for way in &WAYS {
-        databases.push(Arc::new(Ours::open(way.config(), &[COPY]).await));
+    for variant in &PLAN_VARIANTS {
+        databases.push(Arc::new(TestDatabase::open(variant.config(), &[COPY]).await));
     }
     let mut report = Report::new(&run);
     random::ask(&Plans { watch: run.watch.clone(), databases }, &run, &mut report).await;
     report
 }
 
-impl Way {
+impl PlanVariant {
     fn config(&self) -> Config {
         let owned = |text: &&str| (*text).to_owned();
         let mut config =
@@ -137,30 +137,30 @@ struct Repeated {
 impl RandomGuard for Plans {
     type Question = Repeated;
 
-    const EXECUTIONS: u64 = WAYS.len() as u64 + (REPEATS / REPEATED) as u64;
+    const EXECUTIONS: u64 = PLAN_VARIANTS.len() as u64 + (REPEATS / REPEATED) as u64;
 
-    fn question(&self, choices: &mut Choices, world: &World) -> Repeated {
+    fn question(&self, choices: &mut Choices, test_tables: &TestTables) -> Repeated {
         let times = if choices.once_in(REPEATED) { REPEATS } else { 1 };
-        Repeated { question: select_question(choices, world), times }
+        Repeated { question: select_question(choices, test_tables), times }
     }
 
-    async fn load(&self, world: &World) {
+    async fn load(&self, test_tables: &TestTables) {
         for database in &self.databases {
-            database.load(world).await;
+            database.load(test_tables).await;
         }
     }
 
-    async fn verdict(&self, repeated: &Repeated, world: &Arc<World>) -> Verdict {
+    async fn verdict(&self, repeated: &Repeated, test_tables: &Arc<TestTables>) -> Verdict {
         let question = &repeated.question;
         self.watch.begin(question.ours());
         let mut usual: Option<Result<Found, Failure>> = None;
         let again = std::iter::repeat_n(0, repeated.times - 1);
-        for way in (0..WAYS.len()).chain(again) {
-            let (database, question, world) =
-                (Arc::clone(&self.databases[way]), question.clone(), Arc::clone(world));
-            let name = WAYS[way].name;
+        for variant in (0..PLAN_VARIANTS.len()).chain(again) {
+            let (database, question, test_tables) =
+                (Arc::clone(&self.databases[variant]), question.clone(), Arc::clone(test_tables));
+            let name = PLAN_VARIANTS[variant].name;
             self.watch.note_more(name);
-            let task = tokio::spawn(async move { database.ask(&question, &world, 0).await });
+            let task = tokio::spawn(async move { database.ask(&question, &test_tables, 0).await });
             let mut found = joined(task).await;
             if let Ok(found) = &mut found
                 && !repeated.question.is_ordered

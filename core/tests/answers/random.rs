@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::choices::{Choices, shrink};
 use crate::guard::{Report, Run};
-use crate::world::World;
+use crate::test_tables::TestTables;
 
 /// Questions asked of one set of tables.
 const QUESTIONS_PER_WORLD: u64 = 100;
@@ -29,12 +29,12 @@ pub(crate) trait RandomGuard {
     /// The number of statements executed per question.
     const EXECUTIONS: u64;
 
-    fn question(&self, choices: &mut Choices, world: &World) -> Self::Question;
+    fn question(&self, choices: &mut Choices, test_tables: &TestTables) -> Self::Question;
 
-    /// Replaces the tables with those of `world`.
-    async fn load(&self, world: &World);
+    /// Replaces the tables with those of `test_tables`.
+    async fn load(&self, test_tables: &TestTables);
 
-    async fn verdict(&self, question: &Self::Question, world: &Arc<World>) -> Verdict;
+    async fn verdict(&self, question: &Self::Question, test_tables: &Arc<TestTables>) -> Verdict;
 
     /// Returns the question as a script.
     fn script(&self, question: &Self::Question) -> String;
@@ -42,25 +42,25 @@ pub(crate) trait RandomGuard {
 
 /// Asks the questions of a run.
 pub(crate) async fn ask<G: RandomGuard>(guard: &G, run: &Run, report: &mut Report) {
-    let mut world = Arc::new(World::new(run.seed));
+    let mut test_tables = Arc::new(TestTables::new(run.seed));
     for number in 0..run.queries {
         if number % QUESTIONS_PER_WORLD == 0 {
-            world = Arc::new(World::new(run.seed.wrapping_add(number)));
-            load(guard, run, &world).await;
+            test_tables = Arc::new(TestTables::new(run.seed.wrapping_add(number)));
+            load(guard, run, &test_tables).await;
         }
         let mut choices = Choices::random(run.seed.wrapping_mul(1_000_003).wrapping_add(number));
-        let question = guard.question(&mut choices, &world);
+        let question = guard.question(&mut choices, &test_tables);
         if run.only.is_some_and(|only| only != number) {
             continue;
         }
         if run.only.is_some() {
             let script = guard.script(&question);
-            println!("{}{script}", world.script(&script));
+            println!("{}{script}", test_tables.script(&script));
         }
         run.watch.note(format!("query {number}"));
         report.queries += 1;
         report.executions += G::EXECUTIONS;
-        match judged(guard, run, &question, &world).await {
+        match judged(guard, run, &question, &test_tables).await {
             Verdict::Same => report.same += 1,
             Verdict::BothFail => report.both_fail += 1,
             Verdict::OneFails => report.one_fails += 1,
@@ -69,11 +69,11 @@ pub(crate) async fn ask<G: RandomGuard>(guard: &G, run: &Run, report: &mut Repor
             Verdict::Different(why) => {
                 let problem = match run.is_brief {
                     true => format!("{}-- {why}", guard.script(&question)),
-                    false => shrunk(guard, run, choices.taken, &world, &why).await,
+                    false => shrunk(guard, run, choices.taken, &test_tables, &why).await,
                 };
                 report.failures.push(format!("query {number}:\n{problem}"));
                 report.say_failures();
-                load(guard, run, &world).await;
+                load(guard, run, &test_tables).await;
                 if report.is_enough(run) {
                     break;
                 }
@@ -86,14 +86,19 @@ pub(crate) async fn ask<G: RandomGuard>(guard: &G, run: &Run, report: &mut Repor
     }
 }
 
-async fn load<G: RandomGuard>(guard: &G, run: &Run, world: &World) {
+async fn load<G: RandomGuard>(guard: &G, run: &Run, test_tables: &TestTables) {
     run.watch.begin("the tables are filled");
-    guard.load(world).await;
+    guard.load(test_tables).await;
     run.watch.end();
 }
 
-async fn judged<G: RandomGuard>(guard: &G, run: &Run, question: &G::Question, world: &Arc<World>) -> Verdict {
-    let verdict = guard.verdict(question, world).await;
+async fn judged<G: RandomGuard>(
+    guard: &G,
+    run: &Run,
+    question: &G::Question,
+    test_tables: &Arc<TestTables>,
+) -> Verdict {
+    let verdict = guard.verdict(question, test_tables).await;
     run.watch.end();
     verdict
 }
@@ -103,20 +108,20 @@ async fn shrunk<G: RandomGuard>(
     guard: &G,
     run: &Run,
     taken: Vec<u32>,
-    world: &Arc<World>,
+    test_tables: &Arc<TestTables>,
     why: &str,
 ) -> String {
     let is_alike =
         |verdict: &Verdict| matches!(verdict, Verdict::Different(other) if kind(other) == kind(why));
-    let original = guard.script(&guard.question(&mut Choices::given(taken.clone()), world));
+    let original = guard.script(&guard.question(&mut Choices::given(taken.clone()), test_tables));
     let taken = shrink(taken, TRIES_OF_SHRINKING, async |candidate: &[u32]| {
-        let question = guard.question(&mut Choices::given(candidate.to_vec()), world);
-        is_alike(&judged(guard, run, &question, world).await)
+        let question = guard.question(&mut Choices::given(candidate.to_vec()), test_tables);
+        is_alike(&judged(guard, run, &question, test_tables).await)
     })
     .await;
-    let question = guard.question(&mut Choices::given(taken), world);
+    let question = guard.question(&mut Choices::given(taken), test_tables);
     let script = guard.script(&question);
-    let mut small = World::clone(world);
+    let mut small = TestTables::clone(test_tables);
     for place in 0..small.tables.len() {
         let mut length = small.tables[place].rows.len();
         if !script.contains(&small.tables[place].name) {

@@ -41,10 +41,10 @@ impl Watch {
     }
 
     /// Notes the plan under which the current statement runs.
-    pub(crate) fn note_more(&self, way: &'static str) {
+    pub(crate) fn note_more(&self, variant: &'static str) {
         if let Some((_, what)) = &mut *self.running.lock() {
             let statement = what.split("\n-- ").next().unwrap_or_default();
-            *what = format!("{statement}\n-- {way}");
+            *what = format!("{statement}\n-- {variant}");
         }
     }
 

@@ -288,7 +288,7 @@ async fn a_backup_writes_nothing_over_and_takes_back_what_it_cannot_end() {
     backed_up(&database, &place("one")).await;
     let whole = objects(&place("one")).len();
     let refused = back_up(&database, &place("one")).await;
-    assert!(refused.starts_with("failed|[42710] there is a backup already at "), "{refused}");
+    assert!(refused.starts_with("failed|[42710] a backup already exists at "), "{refused}");
     assert_eq!(objects(&place("one")).len(), whole);
     fs::create_dir(place("other")).unwrap();
     fs::write(place("other").join("file"), b"x").unwrap();
@@ -298,7 +298,7 @@ async fn a_backup_writes_nothing_over_and_takes_back_what_it_cannot_end() {
     fs::create_dir(place("begun")).unwrap();
     fs::write(place("begun").join("BACKUP"), b"of another job").unwrap();
     let refused = back_up(&database, &place("begun")).await;
-    assert!(refused.starts_with("failed|[42710] a backup was begun and has not ended at "), "{refused}");
+    assert!(refused.starts_with("failed|[42710] an unfinished backup exists at "), "{refused}");
 
     // A damaged segment is not backed up.
     let segment = segments(&place("data")).remove(0);

@@ -51,12 +51,15 @@ async fn a_sound_database_passes_and_is_left_as_it_was() {
     let table = |name: &str| report.tables.iter().find(|table| table.name == name).unwrap().to_string();
     // Of 3000 rows 428 were deleted; 234 of the rest were changed and are hot again, besides 101 new ones.
     let shared = table("app.shared");
-    assert!(shared.starts_with("app.shared: 335 rows hot, 2338 cold, 662 gone, 1 segments of "), "{shared}");
+    assert!(
+        shared.starts_with("app.shared: 335 rows hot, 2338 cold, 662 deleted, 1 segments of "),
+        "{shared}"
+    );
     let notes = table("app.notes");
-    assert!(notes.starts_with("app.notes: 0 rows hot, 3500 cold, 1500 gone, 1 segments of "), "{notes}");
+    assert!(notes.starts_with("app.notes: 0 rows hot, 3500 cold, 1500 deleted, 1 segments of "), "{notes}");
     let lines = table("app.lines");
-    assert!(lines.starts_with("app.lines: 1 rows hot, 1000 cold, 0 gone, 1 segments of "), "{lines}");
-    assert_eq!(table("app.events"), "app.events: 10 rows hot, 0 cold, 0 gone, 0 segments of 0 bytes");
+    assert!(lines.starts_with("app.lines: 1 rows hot, 1000 cold, 0 deleted, 1 segments of "), "{lines}");
+    assert_eq!(table("app.events"), "app.events: 10 rows hot, 0 cold, 0 deleted, 0 segments of 0 bytes");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -77,7 +80,7 @@ async fn what_is_wrong_with_segments_is_found_by_name() {
             damaged[at] ^= 1;
             fs::write(file, &damaged).unwrap();
             let report = check(&data_dir).await.unwrap();
-            assert_eq!(report.problems, [format!("segment \"{name}\" is damaged: a checksum does not fit")]);
+            assert_eq!(report.problems, [format!("segment \"{name}\" is damaged: a checksum differs")]);
         }
         fs::remove_file(file).unwrap();
         let report = check(&data_dir).await.unwrap();
@@ -164,14 +167,8 @@ async fn what_is_wrong_in_the_store_is_found() {
     drop(database);
     type Change = Box<dyn FnOnce(&dyn StorageSnapshot, &mut WriteBatch)>;
     let changes: Vec<(Change, &str)> = vec![
-        (
-            Box::new(|_, batch| batch.put(Meta, "more", "x")),
-            "partition \"meta\" has 1 keys that mean nothing",
-        ),
-        (
-            Box::new(|_, batch| batch.put(Cold, "Zmore", "x")),
-            "partition \"cold\" has 1 keys that mean nothing",
-        ),
+        (Box::new(|_, batch| batch.put(Meta, "more", "x")), "partition \"meta\" has 1 unknown keys"),
+        (Box::new(|_, batch| batch.put(Cold, "Zmore", "x")), "partition \"cold\" has 1 unknown keys"),
         (
             Box::new(|store, batch| batch.delete(Cold, entries(store, Cold, b"K")[0].0.clone())),
             "has no key filter",
@@ -181,7 +178,7 @@ async fn what_is_wrong_in_the_store_is_found() {
                 let (key, value) = entries(store, Cold, b"K").remove(0);
                 batch.put(Cold, key, vec![0; value.len()]);
             }),
-            "has a key that its filter does not have",
+            "its key filter lacks a key",
         ),
         (
             Box::new(|store, batch| {
@@ -195,7 +192,7 @@ async fn what_is_wrong_in_the_store_is_found() {
                 let (key, value) = entries(store, Cold, b"M").remove(0);
                 batch.put(Cold, [&key[..5], &[0xff; 4]].concat(), value);
             }),
-            "does not have a row that is marked as gone",
+            "lacks a row that is marked as deleted",
         ),
         (
             Box::new(|store, batch| {

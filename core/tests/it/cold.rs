@@ -157,7 +157,7 @@ async fn users_share_segments_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn merged_segments_have_what_was_alive_in_the_old_ones() {
+async fn compacted_segments_have_what_was_alive_in_the_old_ones() {
     let (database, root) = database().await;
     run(&root, "CREATE USER TABLE app.t (id BIGINT PRIMARY KEY, v TEXT)").await;
     let mut sessions = Vec::new();

@@ -204,7 +204,7 @@ async fn nothing_is_stored_of_a_dropped_table() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_flush_or_merge_that_is_killed_leaves_everything_as_it_was() {
+async fn a_flush_or_compaction_that_is_killed_leaves_everything_as_it_was() {
     let folder = tempfile::tempdir().unwrap();
     let (database, root) = open(Config::at(folder.path())).await;
     // Under the default policy a flush could come first: each step inserts as many rows as it allows.

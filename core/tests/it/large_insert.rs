@@ -172,8 +172,8 @@ async fn users_and_rows_without_keys_stay_apart() {
         users.push((name, session));
     }
     assert_eq!(cold_rows(&root, "app.lines").await.len(), 4);
-    for merged in [false, true] {
-        if merged {
+    for is_compacted in [false, true] {
+        if is_compacted {
             complete(&database, "COMPACT", "app.lines").await;
             assert_eq!(cold_rows(&root, "app.lines").await, [(4_000, 0)]);
         }

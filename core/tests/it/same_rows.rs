@@ -103,7 +103,7 @@ const MANY: &str = "INSERT INTO hot.many SELECT value * 3 - 900, \
      CASE WHEN value % 13 = 0 THEN CAST('NaN' AS DOUBLE) ELSE value / 8.0 END FROM generate_series(1, 5000)";
 
 /// The hot copy comes first: the others are made from it and compared with it.
-const COPIES: [&str; 4] = ["hot", "cold", "mixed", "merged"];
+const COPIES: [&str; 4] = ["hot", "cold", "mixed", "compacted"];
 /// For each copy, the copy with the second table of a query.
 const PARTNERS: [&str; 4] = ["hot", "mixed", "hot", "cold"];
 
@@ -135,7 +135,7 @@ impl World {
             }
             world.make_cold(shape).await;
             world.make_mixed(shape, table).await;
-            world.make_merged(shape, table).await;
+            world.make_compacted(shape, table).await;
         }
         world
     }
@@ -183,28 +183,28 @@ impl World {
     }
 
     /// Flushes three times, with updates and deletes in between, then compacts into one segment.
-    async fn make_merged(&self, shape: &Shape, table: &Table) {
+    async fn make_compacted(&self, shape: &Shape, table: &Table) {
         let name = shape.name;
         let (column, toggled) = table.toggle;
         let (extra, other, some, gone) = table.extra;
-        let full_name = format!("merged.{name}");
-        self.each(shape, &copy("merged", shape, column, toggled, "i % 3 = 0")).await;
-        self.each(shape, &copy("merged", shape, extra, other, some)).await;
+        let full_name = format!("compacted.{name}");
+        self.each(shape, &copy("compacted", shape, column, toggled, "i % 3 = 0")).await;
+        self.each(shape, &copy("compacted", shape, extra, other, some)).await;
         flush(&self.database, &full_name).await;
-        self.each(shape, &copy("merged", shape, column, column, "i % 3 <> 0")).await;
+        self.each(shape, &copy("compacted", shape, column, column, "i % 3 <> 0")).await;
         self.each(
             shape,
             &format!(
-                "UPDATE merged.{name} SET {column} = {toggled} WHERE i % 3 = 0 AND ({gone}) IS NOT TRUE"
+                "UPDATE compacted.{name} SET {column} = {toggled} WHERE i % 3 = 0 AND ({gone}) IS NOT TRUE"
             ),
         )
         .await;
         flush(&self.database, &full_name).await;
-        self.each(shape, &format!("DELETE FROM merged.{name} WHERE {gone}")).await;
-        self.each(shape, &copy("merged", shape, column, column, "i IS NULL")).await;
+        self.each(shape, &format!("DELETE FROM compacted.{name} WHERE {gone}")).await;
+        self.each(shape, &copy("compacted", shape, column, column, "i IS NULL")).await;
         flush(&self.database, &full_name).await;
         complete(&self.database, "COMPACT", &full_name).await;
-        assert_eq!(self.segments("merged", shape).await.len(), 1);
+        assert_eq!(self.segments("compacted", shape).await.len(), 1);
     }
 }
 

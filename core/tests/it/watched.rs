@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::live::Client;
+use crate::live::client::Client;
 use crate::session::rows;
 
 /// The rows by their keys.

@@ -17,7 +17,7 @@ use tracing::Instrument;
 
 use super::{Authenticator, Credentials, Identified, missing};
 use crate::connection::ConnectionInfo;
-use crate::status::{name_sqlstate, to_status};
+use crate::status::{add_sqlstate, to_status};
 
 const HANDSHAKE: &str = "/arrow.flight.protocol.FlightService/Handshake";
 
@@ -97,27 +97,27 @@ where
             }
             if is_open(&method) {
                 let mut response = inner.call(request).await?;
-                name_sqlstate(response.headers_mut());
+                add_sqlstate(response.headers_mut());
                 return Ok(response);
             }
             // A body is not `Sync`, so the future borrows nothing of the request across an await.
             let connection = request.extensions().get::<ConnectionInfo>().cloned();
             let number = connection.as_ref().map_or(0, |connection| connection.number);
-            let at_least = at_least(request.headers());
+            let min_seq = min_seq(request.headers());
             let identified = match credentials(request.headers()) {
-                Ok(credentials) => authenticator.identify(&credentials, number, at_least).await,
+                Ok(credentials) => authenticator.identify(&credentials, number, min_seq).await,
                 Err(error) => Err(error),
             };
             match identified {
                 Ok(Identified { identity, renewed }) => {
                     recorder.record("user", &*identity.principal.username);
                     if let Some(connection) = connection {
-                        connection.admit();
+                        connection.mark_logged_in();
                     }
                     request.extensions_mut().insert(identity.principal.clone());
                     request.extensions_mut().insert(identity);
                     let mut response = inner.call(request).await?;
-                    name_sqlstate(response.headers_mut());
+                    add_sqlstate(response.headers_mut());
                     if let Some(header) = renewed.and_then(|token| format!("Bearer {token}").parse().ok()) {
                         response.headers_mut().insert(AUTHORIZATION, header);
                     }
@@ -144,8 +144,8 @@ fn credentials(headers: &HeaderMap) -> Result<Credentials, kalamdb_core::Error> 
     }
 }
 
-/// Reads the seq that the caller has seen elsewhere and wants to read at least.
-fn at_least(headers: &HeaderMap) -> Option<Seq> {
+/// Reads the lowest seq that the call must see: one that the caller has seen elsewhere.
+fn min_seq(headers: &HeaderMap) -> Option<Seq> {
     headers.get(SEQ_HEADER)?.to_str().ok()?.parse().ok().map(Seq)
 }
 

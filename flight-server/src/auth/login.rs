@@ -4,8 +4,8 @@
 //! every call does not pay for the password hash each time. Each use compares the user's auth generation, so
 //! a changed password takes effect at once.
 //!
-//! A login that is delayed because its name failed waits before it takes a verification place, and each name
-//! has only a share of these places: guessing at one name does not lock out other names.
+//! A login that is delayed because its name failed waits before it takes a verification slot, and each name
+//! has only a share of these slots: guessing at one name does not lock out other names.
 //!
 //! Invariant: the duration of a failed login does not reveal whether the name exists; the delay depends only
 //! on the name as sent.
@@ -63,13 +63,13 @@ pub(super) struct Logins {
     names: Mutex<HashMap<String, usize>>,
 }
 
-/// A login's place within the limit of its name.
-struct NamePlace<'a> {
+/// A login's permit within the limit of its name.
+struct NamePermit<'a> {
     logins: &'a Logins,
     username: &'a str,
 }
 
-impl Drop for NamePlace<'_> {
+impl Drop for NamePermit<'_> {
     fn drop(&mut self) {
         let mut names = self.logins.names.lock();
         if let Some(count) = names.get_mut(self.username) {
@@ -105,7 +105,7 @@ impl Logins {
         if let Some(principal) = self.recall(&digest) {
             return Ok(principal);
         }
-        let _place = self.place(username)?;
+        let _permit = self.acquire_name_permit(username)?;
         let delay = self.delay(username);
         if !delay.is_zero() {
             let _delayed = self.delayed.try_acquire().map_err(|_| too_many())?;
@@ -132,14 +132,14 @@ impl Logins {
         }
     }
 
-    fn place<'a>(&'a self, username: &'a str) -> Result<NamePlace<'a>, Error> {
+    fn acquire_name_permit<'a>(&'a self, username: &'a str) -> Result<NamePermit<'a>, Error> {
         let mut names = self.names.lock();
         let count = names.get(username).copied().unwrap_or_default();
         if count >= WAITING_PER_NAME_MAX {
             return Err(too_many());
         }
         names.insert(username.to_owned(), count + 1);
-        Ok(NamePlace { logins: self, username })
+        Ok(NamePermit { logins: self, username })
     }
 
     fn digest(&self, username: &str, password: &str) -> [u8; MAC_BYTES] {

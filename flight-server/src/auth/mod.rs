@@ -82,13 +82,13 @@ impl Authenticator {
         Self { database, tokens, logins }
     }
 
-    /// Checks the credentials of a request on connection `connection`, then waits until the commit `at_least`
+    /// Checks the credentials of a request on connection `connection`, then waits until the commit `min_seq`
     /// is readable.
     pub(crate) async fn identify(
         &self,
         credentials: &Credentials,
         connection: u64,
-        at_least: Option<Seq>,
+        min_seq: Option<Seq>,
     ) -> Result<Identified, Error> {
         let identified = match credentials {
             Credentials::Bearer(text) => self.identify_bearer(text, connection)?,
@@ -99,7 +99,7 @@ impl Authenticator {
                 Identified { identity, renewed: None }
             }
         };
-        match at_least {
+        match min_seq {
             Some(seq) if seq > self.database.seq() => self.reach(seq).await?,
             _ => {}
         }
@@ -114,7 +114,7 @@ impl Authenticator {
                 SqlState::OBJECT_NOT_IN_STATE,
                 format!("the server has not reached seq {seq}"),
             )
-            .hint("try again, or leave the kalamdb-seq header out")),
+            .hint("try again, or omit the kalamdb-seq header")),
         }
     }
 

@@ -7,7 +7,7 @@
 //! ```
 //! All numbers are little endian. The generation is the user's at the time of issue; every change of password
 //! or role increases it and so invalidates all earlier tokens. After half of a token's lifetime the server
-//! answers calls with a new token of the same session, so an active client stays logged in.
+//! returns a new token of the same session with each call, so an active client stays logged in.
 //!
 //! Invariant: forged, expired and outdated tokens are refused with the same message.
 
@@ -113,7 +113,7 @@ pub(super) fn refused() -> Error {
         SqlState::INVALID_AUTHORIZATION,
         "the bearer token is not valid or has expired",
     )
-    .hint("log in again: a Handshake with Basic credentials answers a new one")
+    .hint("log in again: a Handshake with Basic credentials returns a new one")
 }
 
 #[cfg(test)]
@@ -125,6 +125,20 @@ mod tests {
         let clock = Arc::new(ManualClock::new(1_000));
         let key = SealKey::derive(b"secret", "bearer token");
         (Tokens { key, clock: Arc::clone(&clock) as _ }, clock)
+    }
+
+    #[test]
+    fn the_text_is_frozen() {
+        // Version 1 | user 7 | generation 3 | issued at 1,000 | expires at 2,000 | session | seal.
+        const TEXT: &str = concat!(
+            "kalam1.AQcAAAAAAAAAAwAAAOgDAAAAAAAA0AcAAAAAAAAFBQUFBQUFBQUFBQUFBQUF",
+            "MfRC9t2jFmK1tNxdipTtRIRitfCaC3hrb-umrAr1-rE",
+        );
+        let (tokens, _) = tokens();
+        let (user_id, session) = (UserId(7), [5; 16]);
+        let token = Token { user_id, generation: 3, issued_at: 1_000, expires_at: 2_000, session };
+        assert_eq!(tokens.write(token), TEXT);
+        assert_eq!(tokens.open(TEXT).unwrap(), token);
     }
 
     #[test]

@@ -33,13 +33,13 @@ pub(super) struct ConnectArgs {
     /// The server: grpc://HOST:PORT, or grpc+tls://HOST:PORT
     #[arg(long, env = "KALAMDB_URL", default_value = "grpc://127.0.0.1:8815")]
     url: String,
-    /// The user. The password is KALAMDB_PASSWORD, else for root the file root-password in the data directory
+    /// The user; its password is KALAMDB_PASSWORD or, for root, in DATA_DIR/root-password
     #[arg(long, env = "KALAMDB_USER", default_value = "root")]
     user: String,
-    /// Where to find root's password
+    /// The server's data directory, which has root's password
     #[arg(long, value_name = "DIR", env = "KALAMDB_DATA_DIR", default_value = "./kalamdb-data")]
     data_dir: PathBuf,
-    /// PEM certificate that vouches for the server, for grpc+tls
+    /// PEM certificate of the CA that signed the server's certificate, for grpc+tls
     #[arg(long, value_name = "FILE", env = "KALAMDB_TLS_CA")]
     tls_ca: Option<PathBuf>,
 }
@@ -69,7 +69,7 @@ impl ConnectArgs {
     pub(super) async fn connect(&self) -> Result<Connection, Failure> {
         let password = self.password()?;
         let channel = self.endpoint()?.connect().await.map_err(|error| {
-            format!("cannot reach the server at {}: {}", self.url, super::describe(&error))
+            format!("cannot reach the server at \"{}\": {}", self.url, super::describe(&error))
         })?;
         let bearer = log_in(channel.clone(), &self.user, &password).await?;
         Ok(Connection { channel, bearer })
@@ -83,7 +83,7 @@ impl ConnectArgs {
         match read_password(&path) {
             Some(password) if self.user == "root" => Ok(password),
             _ if self.user == "root" => Err(format!(
-                "no password: set KALAMDB_PASSWORD, or say with --data-dir where {ROOT_PASSWORD_FILE} is"
+                "no password: set KALAMDB_PASSWORD, or set --data-dir to the folder of {ROOT_PASSWORD_FILE}"
             )
             .into()),
             _ => Err(format!("no password for user \"{}\": set KALAMDB_PASSWORD", self.user).into()),
@@ -147,7 +147,7 @@ async fn log_in(channel: Channel, user: &str, password: &str) -> Result<Bearer, 
         .handshake(request)
         .await
         .map_err(|status| explain_status(&status))?;
-    let token = answer.metadata().get("authorization").cloned().ok_or("the server gave no token")?;
+    let token = answer.metadata().get("authorization").cloned().ok_or("the server returned no token")?;
     Ok(Bearer(token))
 }
 

@@ -24,7 +24,7 @@ pub(super) fn restore(args: &RestoreArgs) -> Result<(), Failure> {
     let url = BackupUrl::parse(&args.from)?;
     let restored = runtime()?.block_on(maintenance::restore(&url, &args.data_dir))?;
     println!(
-        "restored database {} as of commit {} from {} objects of {} bytes; it is now database {}",
+        "restored database {} as of commit {} from {} objects ({} bytes); it is now database {}",
         restored.from, restored.seq, restored.objects, restored.bytes, restored.database
     );
     Ok(())
@@ -33,7 +33,7 @@ pub(super) fn restore(args: &RestoreArgs) -> Result<(), Failure> {
 /// Reads everything and changes nothing.
 #[derive(Debug, Args)]
 pub(super) struct CheckArgs {
-    /// The data directory of a server that does not run
+    /// The data directory, while no server uses it
     #[arg(long, value_name = "DIR")]
     data_dir: PathBuf,
 }

@@ -11,6 +11,7 @@ mod platform;
 mod repl;
 mod serve;
 mod sql;
+mod statement;
 mod ticker;
 mod watch;
 
@@ -39,7 +40,7 @@ struct Cli {
 enum Command {
     /// Starts the server.
     Serve(serve::ServeArgs),
-    /// Runs SQL: one text, a file, or line by line.
+    /// Runs SQL: a string, a file, or interactive input.
     Sql(sql::SqlArgs),
     /// Shows a query's result and then every change to it.
     Watch(watch::WatchArgs),
@@ -62,7 +63,7 @@ enum OutputFormat {
     Arrow,
 }
 
-/// How rows are printed, and whether values are cut.
+/// How rows are printed, and whether values are truncated.
 #[derive(Clone, Copy, Debug)]
 struct OutputStyle {
     format: OutputFormat,

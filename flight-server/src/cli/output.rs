@@ -21,7 +21,7 @@ const TABLE_BLOCK_ROWS: usize = 1_000;
 /// Maximum number of characters per value in a table of many columns.
 const CELL_CHARS_MAX: usize = 60;
 /// Tables with at most this many columns show values in full, because they include plans and definitions.
-const WHOLE_COLUMNS_MAX: usize = 2;
+const FULL_COLUMNS_MAX: usize = 2;
 
 /// Prints one result.
 pub(super) struct Printer<W: Write> {
@@ -139,14 +139,14 @@ impl<W: Write> Printer<W> {
 #[derive(Clone, Copy)]
 enum Cells {
     /// Everything, over several lines if the value has them.
-    Whole,
-    /// One line, cut at the maximum length.
-    Cut,
+    Full,
+    /// One line, truncated to the maximum length.
+    Truncated,
 }
 
 impl Cells {
     fn of(schema: &Schema, full: bool) -> Self {
-        if full || schema.fields().len() <= WHOLE_COLUMNS_MAX { Self::Whole } else { Self::Cut }
+        if full || schema.fields().len() <= FULL_COLUMNS_MAX { Self::Full } else { Self::Truncated }
     }
 
     /// Returns `batch` with every value replaced by the text that the table shows.
@@ -167,8 +167,8 @@ impl Cells {
 
     fn cell(self, value: &str) -> String {
         match self {
-            Self::Whole => printable(value, |c| c == '\n'),
-            Self::Cut => {
+            Self::Full => printable(value, |c| c == '\n'),
+            Self::Truncated => {
                 let mut text = printable(value, |_| false);
                 let mut tail = text.char_indices().skip(CELL_CHARS_MAX - 1);
                 if let (Some((last, _)), Some(_)) = (tail.next(), tail.next()) {
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn tables_of_many_columns_cut_long_values() {
+    fn tables_of_many_columns_truncate_long_values() {
         let long = "x".repeat(CELL_CHARS_MAX + 1);
         let column = |value: &str| Arc::new(StringArray::from(vec![value])) as ArrayRef;
         let table = |names: &[&str], full: bool| {

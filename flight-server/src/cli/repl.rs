@@ -9,14 +9,14 @@ use rustyline::error::ReadlineError;
 use tokio::runtime::Runtime;
 
 use super::client::AuthorizedChannel;
-use super::sql::run_statement;
+use super::statement::run_statement;
 use super::{Failure, OutputStyle};
 
 const HELP: &str = "A statement ends with a semicolon and may span lines.
-  \\d        tables
-  \\d NAME   columns of a table
-  \\?        this text
-  \\q        ends (also Ctrl-D); Ctrl-C cancels the statement or the input";
+  \\d        lists the tables
+  \\d NAME   lists the columns of a table
+  \\?        shows this help
+  \\q        quits (also Ctrl-D); Ctrl-C cancels the statement or the input";
 
 /// Reads and runs statements until the input ends.
 pub(super) fn run(
@@ -69,7 +69,7 @@ pub(super) fn run(
     if let Some(path) = &history
         && let Err(error) = editor.save_history(path)
     {
-        eprintln!("the history was not saved to \"{}\": {error}", path.display());
+        eprintln!("cannot save the history to \"{}\": {error}", path.display());
     }
     Ok(())
 }

@@ -33,16 +33,16 @@ const FLUSH_DRAIN: Duration = Duration::from_millis(9_500);
 const PASSWORD_CHARS: usize = 24;
 
 /// Settings of the server. Each also has an environment variable (KALAMDB_NODE_ID, ...) and a name in the
-/// TOML file (node_id = ...); a flag beats the environment, which beats the file.
+/// TOML file (node_id = ...); a flag overrides the environment, which overrides the file.
 #[derive(Debug, Args)]
 pub(super) struct ServeArgs {
     /// TOML file with settings [env: KALAMDB_CONFIG]
     #[arg(long, value_name = "FILE", env = "KALAMDB_CONFIG", hide_env = true)]
     config: Option<PathBuf>,
-    /// Where the data lives [env: KALAMDB_DATA_DIR] [default: ./kalamdb-data]
+    /// The data directory [env: KALAMDB_DATA_DIR] [default: ./kalamdb-data]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<String>,
-    /// Address of Flight SQL and live queries; port 0 picks one
+    /// Address of Flight SQL and live queries; port 0 picks a free port
     /// [env: KALAMDB_LISTEN] [default: 127.0.0.1:8815]
     #[arg(long, value_name = "ADDR")]
     listen: Option<String>,
@@ -59,14 +59,14 @@ pub(super) struct ServeArgs {
     /// PEM private key of the gRPC port [env: KALAMDB_TLS_KEY]
     #[arg(long, value_name = "FILE")]
     tls_key: Option<String>,
-    /// Accepts plain text on addresses other machines can reach [env: KALAMDB_INSECURE]
+    /// Allows plain text on addresses that other machines can reach [env: KALAMDB_INSECURE]
     #[arg(long)]
     insecure: bool,
-    /// Which log lines: error, warn, info, debug, trace, or a filter; RUST_LOG beats it
+    /// Log level: error, warn, info, debug, trace, or a filter; RUST_LOG overrides it
     /// [env: KALAMDB_LOG_LEVEL] [default: info]
     #[arg(long, value_name = "LEVEL")]
     log_level: Option<String>,
-    /// Form of log lines: text or json [env: KALAMDB_LOG_FORMAT] [default: text]
+    /// Format of log lines: text or json [env: KALAMDB_LOG_FORMAT] [default: text]
     #[arg(long, value_name = "FORMAT")]
     log_format: Option<String>,
     /// Any other setting, e.g. --set row_bytes_max=1048576
@@ -89,7 +89,7 @@ impl ServeArgs {
         let mut flags = Vec::new();
         for setting in &self.settings {
             let (name, value) =
-                setting.split_once('=').ok_or_else(|| format!("--set {setting}: write NAME=VALUE"))?;
+                setting.split_once('=').ok_or_else(|| format!("--set \"{setting}\": write NAME=VALUE"))?;
             flags.push((name.to_owned(), value.to_owned()));
         }
         flags.extend(own.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value.clone()?))));
@@ -128,7 +128,7 @@ async fn serve(mut config: ServerConfig, calls: &Handle) -> Result<(), Failure> 
     let database = Database::open(config.core.clone()).await?;
     if let (Some(password), Some(data_dir)) = (made_up, &config.core.data_dir) {
         let path = data_dir.join(ROOT_PASSWORD_FILE);
-        eprintln!("created user root with the password {password} (kept in {})", path.display());
+        eprintln!("created user root with the password {password} (saved in {})", path.display());
     }
     let mut termination = platform::Termination::listen()?;
     let shutdown = CancellationToken::new();
@@ -158,7 +158,7 @@ async fn serve(mut config: ServerConfig, calls: &Handle) -> Result<(), Failure> 
         None => match tokio::time::timeout(Duration::from_millis(config.drain_ms), &mut serving).await {
             Ok(ended) => ended?,
             Err(_) => {
-                warn!(drain_ms = config.drain_ms, "calls still open after the drain were cut off");
+                warn!(drain_ms = config.drain_ms, "drain time expired; aborting open calls");
                 serving.abort();
                 Ok(())
             }

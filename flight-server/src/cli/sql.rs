@@ -1,21 +1,17 @@
-//! `kalamdb sql`: runs statements over Flight SQL and prints their results.
+//! `kalamdb sql`: its arguments, and statements from a string, a file or a pipe.
 
-use std::io::{IsTerminal, Read, Write};
+use std::io::{IsTerminal, Read};
 use std::path::PathBuf;
-use std::pin::pin;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use arrow_flight::sql::client::{FlightSqlServiceClient, PreparedStatement};
+use arrow_flight::sql::client::FlightSqlServiceClient;
 use clap::Args;
-use futures::TryStreamExt;
 use kalamdb_core::sql::split_statements;
 
-use super::client::{AuthorizedChannel, ConnectArgs, explain};
-use super::output::Printer;
+use super::client::{AuthorizedChannel, ConnectArgs};
+use super::statement::run_statement;
 use super::{Failure, OutputFormat, OutputStyle, repl, runtime};
 
-/// Runs SQL: a text with -c, a file with -f, otherwise typed or piped input.
+/// Runs SQL: a string with -c, a file with -f, otherwise interactive or piped input.
 #[derive(Debug, Args)]
 pub(super) struct SqlArgs {
     #[command(flatten)]
@@ -23,13 +19,13 @@ pub(super) struct SqlArgs {
     /// The statements to run
     #[arg(short = 'c', long = "command", value_name = "SQL", conflicts_with = "file")]
     command: Option<String>,
-    /// A file of statements, each ended by a semicolon; the first that fails ends the run
+    /// A file of statements, each ended by a semicolon; stops at the first error
     #[arg(short = 'f', long = "file", value_name = "FILE")]
     file: Option<PathBuf>,
-    /// How rows are printed; the default is table on a terminal, else csv
+    /// Output format; the default is table on a terminal, otherwise csv
     #[arg(long, value_enum)]
     format: Option<OutputFormat>,
-    /// Shows long values whole; else a table of more than two columns cuts them at 60 characters
+    /// Shows long values in full; otherwise a table of more than two columns truncates them to 60 characters
     #[arg(long)]
     full: bool,
 }
@@ -74,69 +70,4 @@ async fn run_all(
         run_statement(&mut client, statement, style, std::future::pending()).await?;
     }
     Ok(())
-}
-
-/// Runs one statement; prints its rows on stdout, and its row count and duration on stderr. Ends early with
-/// an error once `interrupted` completes.
-pub(super) async fn run_statement(
-    client: &mut FlightSqlServiceClient<AuthorizedChannel>,
-    statement: &str,
-    style: OutputStyle,
-    interrupted: impl Future<Output = ()>,
-) -> Result<(), Failure> {
-    let started = Instant::now();
-    let mut interrupted = pin!(interrupted);
-    let cancelled = || Failure::from("cancelled");
-    let mut prepared = tokio::select! {
-        prepared = client.prepare(statement.to_owned(), None) => prepared.map_err(explain)?,
-        () = &mut interrupted => return Err(cancelled()),
-    };
-    let ended = tokio::select! {
-        ended = run_prepared(client, &mut prepared, style) => ended,
-        // Dropping the call cancels the query on the server.
-        () = &mut interrupted => Err(cancelled()),
-    };
-    let elapsed = started.elapsed();
-    // In any case, close the handle. If this call does not arrive, the server drops the idle handle later.
-    let _ = prepared.close().await;
-    writeln!(std::io::stderr(), "({}, {})", ended?, readable(elapsed))?;
-    Ok(())
-}
-
-/// Returns the row count of a statement as text.
-async fn run_prepared(
-    client: &mut FlightSqlServiceClient<AuthorizedChannel>,
-    prepared: &mut PreparedStatement<AuthorizedChannel>,
-    style: OutputStyle,
-) -> Result<String, Failure> {
-    // The schema of an update has no columns.
-    let has_rows = !prepared.dataset_schema().map_err(explain)?.fields().is_empty();
-    if !has_rows {
-        return Ok(match u64::try_from(prepared.execute_update().await.map_err(explain)?) {
-            Ok(rows) => format!("OK, {} affected", count(rows, "row")),
-            Err(_) => "OK".to_owned(),
-        });
-    }
-    let info = prepared.execute().await.map_err(explain)?;
-    let schema = Arc::new(info.clone().try_decode_schema()?);
-    let stdout = std::io::BufWriter::new(std::io::stdout());
-    let mut printer = Printer::new(style, &schema, stdout)?;
-    for ticket in info.endpoint.into_iter().filter_map(|endpoint| endpoint.ticket) {
-        let mut rows = client.do_get(ticket).await.map_err(explain)?;
-        while let Some(batch) = rows.try_next().await.map_err(explain)? {
-            printer.write(&batch)?;
-        }
-    }
-    Ok(count(printer.finish()?, "row"))
-}
-
-fn count(number: u64, noun: &str) -> String {
-    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
-}
-
-fn readable(elapsed: Duration) -> String {
-    match elapsed.as_secs() {
-        0 => format!("{:.1} ms", elapsed.as_secs_f64() * 1_000.0),
-        _ => format!("{:.2} s", elapsed.as_secs_f64()),
-    }
 }

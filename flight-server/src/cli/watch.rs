@@ -1,7 +1,7 @@
 //! `kalamdb watch`: prints a live query and reconnects by itself after a lost connection or a server restart.
 //!
 //! Invariant: after a reconnect the stream continues after the last completely printed commit, or a line on
-//! stderr says that the result begins anew. Only rows of a partly printed commit are printed again.
+//! stderr says that the result restarts. Only rows of a partly printed commit are printed again.
 
 use std::io::{Stdout, Write};
 use std::sync::Arc;
@@ -37,16 +37,16 @@ pub(super) struct WatchArgs {
     query: String,
     #[command(flatten)]
     connect: ConnectArgs,
-    /// How changes are printed; the default is table on a terminal, else csv
+    /// Output format; the default is table on a terminal, otherwise csv
     #[arg(long, value_enum)]
     format: Option<OutputFormat>,
-    /// Whether the existing rows come first
+    /// Whether to print the existing rows first
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set, value_name = "BOOL")]
     snapshot: bool,
-    /// Continues after the position that an earlier watch of the same query printed at its end
+    /// Resume token that an earlier watch of the same query printed at its end
     #[arg(long, value_name = "TOKEN")]
     resume: Option<String>,
-    /// Ends after this many printed rows
+    /// Ends after this many rows
     #[arg(long, value_name = "ROWS")]
     limit: Option<u64>,
 }
@@ -64,7 +64,7 @@ pub(super) fn run(args: &WatchArgs) -> Result<(), Failure> {
     let token = args.resume.as_deref().map(token_from_text).transpose()?;
     let mut watch = Watch {
         args,
-        printed: Printed { format: OutputFormat::or_default(args.format), output: None },
+        printer: ChangePrinter { format: OutputFormat::or_default(args.format), output: None },
         token,
         rows_left: args.limit.unwrap_or(u64::MAX),
     };
@@ -73,9 +73,9 @@ pub(super) fn run(args: &WatchArgs) -> Result<(), Failure> {
             done = watch.run() => done?,
             asked = tokio::signal::ctrl_c() => asked?,
         }
-        watch.printed.finish()?;
+        watch.printer.finish()?;
         if let (Some(token), None) = (&watch.token, args.limit) {
-            eprintln!("to go on from here: --resume {}", token_to_text(token));
+            eprintln!("to continue from here: --resume {}", token_to_text(token));
         }
         Ok(())
     })
@@ -83,7 +83,7 @@ pub(super) fn run(args: &WatchArgs) -> Result<(), Failure> {
 
 struct Watch<'a> {
     args: &'a WatchArgs,
-    printed: Printed,
+    printer: ChangePrinter,
     /// The resume token of the last completely printed frame.
     token: Option<Bytes>,
     rows_left: u64,
@@ -152,17 +152,17 @@ impl Watch<'_> {
                 // The decoder processes a message without a body only when the next message arrives.
                 let schema = Arc::new(try_schema_from_ipc_buffer(&started.schema_ipc)?);
                 decoder.decode(&mut Buffer::from(started.schema_ipc))?;
-                self.printed.start(&schema)?;
+                self.printer.start(&schema)?;
             }
             Some(Body::Snapshot(batch) | Body::Delta(batch)) => {
                 if let Some(rows) = decoder.decode(&mut Buffer::from(batch.ipc))? {
                     let wanted = usize::try_from(self.rows_left).unwrap_or(usize::MAX).min(rows.num_rows());
-                    self.printed.write(&rows.slice(0, wanted))?;
+                    self.printer.write(&rows.slice(0, wanted))?;
                     self.rows_left -= wanted as u64;
                 }
             }
             Some(Body::Reset(reset)) => {
-                eprintln!("the result begins anew ({})", reset.reason().as_str_name().to_ascii_lowercase());
+                eprintln!("the result restarts ({})", reset.reason().as_str_name().to_ascii_lowercase());
             }
             Some(Body::Notice(notice)) => eprintln!("{}", notice.message),
             Some(Body::Closed(closed)) if closed.retryable => return Ok(Some(closed.message)),
@@ -183,8 +183,8 @@ fn lost_or_failed(status: Status) -> Result<End, Failure> {
     }
 }
 
-/// The output; a stream with other columns starts a new one.
-struct Printed {
+/// Prints changes; a stream with other columns starts a new output.
+struct ChangePrinter {
     format: OutputFormat,
     output: Option<(SchemaRef, Output)>,
 }
@@ -194,7 +194,7 @@ enum Output {
     Rows(Printer<Stdout>),
 }
 
-impl Printed {
+impl ChangePrinter {
     /// Starts to print rows of `wire`, the schema that the server announced.
     fn start(&mut self, wire: &SchemaRef) -> Result<(), Failure> {
         let schema = match self.format {

@@ -9,34 +9,38 @@ use arrow_flight::sql::{
     ActionBeginSavepointRequest, ActionBeginTransactionRequest, ActionCancelQueryRequest,
     ActionCancelQueryResult, ActionClosePreparedStatementRequest, ActionCreatePreparedStatementRequest,
     ActionCreatePreparedSubstraitPlanRequest, ActionEndSavepointRequest, ActionEndTransactionRequest, Any,
-    Command, ProstMessageExt, TicketStatementQuery,
+    ProstMessageExt, TicketStatementQuery,
 };
 use arrow_flight::{
     Action, ActionType, CancelFlightInfoRequest, CancelFlightInfoResult, CancelStatus, FlightInfo,
     RenewFlightEndpointRequest,
 };
 use bytes::Bytes;
-use kalamdb_core::{Error, ErrorKind, Result, SqlState};
+use kalamdb_core::{Error, Result};
 use prost::Message;
 
 use super::messages::CreatePreparedStatementResult;
-use super::{Caller, FlightState};
+use super::state::{Caller, FlightState};
+use super::ticket::unknown_ticket;
+use super::wire::{decode, malformed};
+use super::{prepared, session_options, statement};
 
 /// The actions, with their descriptions for `list_actions`.
 const ACTIONS: [(&str, &str); 8] = [
     ("CreatePreparedStatement", "Prepares a statement: Any(ActionCreatePreparedStatementRequest)."),
-    ("ClosePreparedStatement", "Forgets a prepared statement: Any(ActionClosePreparedStatementRequest)."),
+    ("ClosePreparedStatement", "Closes a prepared statement: Any(ActionClosePreparedStatementRequest)."),
     (
         "CancelQuery",
-        "Cancels a running query: Any(ActionCancelQueryRequest). Deprecated by CancelFlightInfo.",
+        "Cancels a running query: Any(ActionCancelQueryRequest). Deprecated: use CancelFlightInfo.",
     ),
     ("CancelFlightInfo", "Cancels a running query: CancelFlightInfoRequest."),
-    ("RenewFlightEndpoint", "Gives a ticket a new lifetime: RenewFlightEndpointRequest."),
+    ("RenewFlightEndpoint", "Renews a ticket: RenewFlightEndpointRequest."),
     ("SetSessionOptions", "Sets options of the session: SetSessionOptionsRequest."),
-    ("GetSessionOptions", "Answers the options of the session: GetSessionOptionsRequest."),
+    ("GetSessionOptions", "Returns the options of the session: GetSessionOptionsRequest."),
     ("CloseSession", "Ends the session and closes its prepared statements: CloseSessionRequest."),
 ];
 
+/// Lists the actions.
 pub(super) fn list() -> Vec<ActionType> {
     ACTIONS
         .iter()
@@ -47,92 +51,79 @@ pub(super) fn list() -> Vec<ActionType> {
         .collect()
 }
 
-impl FlightState {
-    /// Runs an action and returns the bodies of its results.
-    pub(super) async fn act(&self, caller: &Caller, action: Action) -> Result<Vec<Bytes>> {
-        let body = action.body;
-        match action.r#type.as_str() {
-            "CreatePreparedStatement" => {
-                let request: ActionCreatePreparedStatementRequest = unpack(&body)?;
-                let result = self.create_prepared(caller, request).await?;
-                let value = Bytes::from(result.encode_to_vec());
-                let any = Any { type_url: CreatePreparedStatementResult::TYPE_URL.to_owned(), value };
-                Ok(vec![any.encode_to_vec().into()])
-            }
-            "ClosePreparedStatement" => {
-                let request: ActionClosePreparedStatementRequest = unpack(&body)?;
-                self.prepared.close(caller.user(), &request.prepared_statement_handle);
-                Ok(Vec::new())
-            }
-            "CancelQuery" => {
-                let request: ActionCancelQueryRequest = unpack(&body)?;
-                let status = self.cancel(caller, decode::<FlightInfo>(&request.info)?)?;
-                // Both enumerations have the same numbers.
-                let result = ActionCancelQueryResult { result: status as i32 };
-                Ok(vec![result.as_any().encode_to_vec().into()])
-            }
-            "CancelFlightInfo" => {
-                let request: CancelFlightInfoRequest = decode(&body)?;
-                let info = request.info.ok_or_else(|| malformed("CancelFlightInfoRequest without info"))?;
-                let status = self.cancel(caller, info)?;
-                Ok(vec![CancelFlightInfoResult { status: status as i32 }.encode_to_vec().into()])
-            }
-            "RenewFlightEndpoint" => {
-                let request: RenewFlightEndpointRequest = decode(&body)?;
-                let ticket = request.endpoint.and_then(|endpoint| endpoint.ticket);
-                let ticket = ticket.ok_or_else(|| malformed("RenewFlightEndpointRequest without ticket"))?;
-                let endpoint = self.renew(caller, &statement_handle(&ticket.ticket)?)?;
-                Ok(vec![endpoint.encode_to_vec().into()])
-            }
-            "SetSessionOptions" => self.set_session_options(caller, &body),
-            "GetSessionOptions" => self.get_session_options(caller),
-            "CloseSession" => Ok(self.close_session(caller)),
-            other => Err(refuse(other, &body)),
+/// Runs an action and returns the bodies of its results.
+pub(super) async fn run(state: &FlightState, caller: &Caller, action: Action) -> Result<Vec<Bytes>> {
+    let body = action.body;
+    match action.r#type.as_str() {
+        "CreatePreparedStatement" => {
+            let request: ActionCreatePreparedStatementRequest = unpack(&body)?;
+            let result = prepared::create(state, caller, request).await?;
+            let value = Bytes::from(result.encode_to_vec());
+            let any = Any { type_url: CreatePreparedStatementResult::TYPE_URL.to_owned(), value };
+            Ok(vec![any.encode_to_vec().into()])
         }
+        "ClosePreparedStatement" => {
+            let request: ActionClosePreparedStatementRequest = unpack(&body)?;
+            state.prepared.close(caller.user(), &request.prepared_statement_handle);
+            Ok(Vec::new())
+        }
+        "CancelQuery" => {
+            let request: ActionCancelQueryRequest = unpack(&body)?;
+            let status = cancel(state, caller, decode::<FlightInfo>(&request.info)?)?;
+            // Both enumerations have the same numbers.
+            let result = ActionCancelQueryResult { result: status as i32 };
+            Ok(vec![result.as_any().encode_to_vec().into()])
+        }
+        "CancelFlightInfo" => {
+            let request: CancelFlightInfoRequest = decode(&body)?;
+            let info = request.info.ok_or_else(|| malformed("CancelFlightInfoRequest has no info"))?;
+            let status = cancel(state, caller, info)?;
+            Ok(vec![CancelFlightInfoResult { status: status as i32 }.encode_to_vec().into()])
+        }
+        "RenewFlightEndpoint" => {
+            let request: RenewFlightEndpointRequest = decode(&body)?;
+            let ticket = request.endpoint.and_then(|endpoint| endpoint.ticket);
+            let ticket = ticket.ok_or_else(|| malformed("RenewFlightEndpointRequest has no ticket"))?;
+            let endpoint = statement::renew(state, caller, &statement_handle(&ticket.ticket)?)?;
+            Ok(vec![endpoint.encode_to_vec().into()])
+        }
+        "SetSessionOptions" => Ok(vec![session_options::set(&caller.session, &body)?]),
+        "GetSessionOptions" => Ok(vec![session_options::get(&caller.session)]),
+        "CloseSession" => {
+            Ok(vec![session_options::close(&state.sessions, &state.prepared, &caller.identity)])
+        }
+        other => Err(refuse(other, &body)),
     }
+}
 
-    fn cancel(&self, caller: &Caller, info: FlightInfo) -> Result<CancelStatus> {
-        let mut status = CancelStatus::NotCancellable;
-        let mut tickets = 0;
-        for ticket in info.endpoint.into_iter().filter_map(|endpoint| endpoint.ticket) {
-            tickets += 1;
-            let ticket = self.open_ticket(caller, &statement_handle(&ticket.ticket)?)?;
-            let waiting = self.started.take(ticket.query).is_some();
-            if self.running.cancel(ticket.query, caller.user()) || waiting {
-                status = CancelStatus::Cancelled;
-            }
+fn cancel(state: &FlightState, caller: &Caller, info: FlightInfo) -> Result<CancelStatus> {
+    let mut status = CancelStatus::NotCancellable;
+    let mut tickets = 0;
+    for ticket in info.endpoint.into_iter().filter_map(|endpoint| endpoint.ticket) {
+        tickets += 1;
+        let ticket = statement::open_ticket(state, caller, &statement_handle(&ticket.ticket)?)?;
+        let waiting = state.planned.take(ticket.query).is_some();
+        if state.running.cancel(ticket.query, caller.user()) || waiting {
+            status = CancelStatus::Cancelled;
         }
-        if tickets == 0 {
-            return Err(super::statement::unknown_ticket());
-        }
-        Ok(status)
     }
+    if tickets == 0 {
+        return Err(unknown_ticket());
+    }
+    Ok(status)
 }
 
 /// Returns the sealed part of a statement's ticket.
 ///
 /// # Errors
 /// The same error as for an unknown ticket, when the ticket is not a statement's.
-pub(super) fn statement_handle(ticket: &Bytes) -> Result<Bytes> {
-    let unknown = |_| super::statement::unknown_ticket();
+fn statement_handle(ticket: &Bytes) -> Result<Bytes> {
+    let unknown = |_| unknown_ticket();
     let any = Any::decode(ticket.clone()).map_err(unknown)?;
     if !any.is::<TicketStatementQuery>() {
-        return Err(super::statement::unknown_ticket());
+        return Err(unknown_ticket());
     }
     Ok(TicketStatementQuery::decode(any.value).map_err(unknown)?.statement_handle)
-}
-
-/// Refuses a transaction id: there are no transactions, so no id is valid.
-pub(super) fn no_transaction(transaction_id: Option<&Bytes>) -> Result<()> {
-    match transaction_id {
-        Some(id) if !id.is_empty() => Err(Error::new(
-            ErrorKind::NotFound,
-            SqlState::NO_ACTIVE_TRANSACTION,
-            "the transaction does not exist",
-        )
-        .hint("every statement is a transaction of its own; turn autocommit on")),
-        _ => Ok(()),
-    }
 }
 
 fn refuse(action: &str, body: &Bytes) -> Error {
@@ -143,7 +134,7 @@ fn refuse(action: &str, body: &Bytes) -> Error {
         "BeginSavepoint" => unpack::<ActionBeginSavepointRequest>(body).map(|_| ()),
         "EndSavepoint" => unpack::<ActionEndSavepointRequest>(body).map(|_| ()),
         "CreatePreparedSubstraitPlan" => unpack::<ActionCreatePreparedSubstraitPlanRequest>(body).map(|_| ()),
-        _ => return Error::unsupported(format!("action \"{action}\"")).hint("ListActions names the actions"),
+        _ => return Error::unsupported(format!("action \"{action}\"")).hint("ListActions lists the actions"),
     };
     match (readable, action) {
         (Err(error), _) => error,
@@ -159,21 +150,7 @@ fn refuse(action: &str, body: &Bytes) -> Error {
 fn unpack<M: ProstMessageExt>(body: &Bytes) -> Result<M> {
     let any: Any = decode(body)?;
     if !any.is::<M>() {
-        return Err(malformed("the action's body is of another type"));
+        return Err(malformed("the action's body has the wrong type"));
     }
     decode(&any.value)
-}
-
-pub(super) fn decode<M: Message + Default>(bytes: &Bytes) -> Result<M> {
-    M::decode(bytes.clone()).map_err(|error| malformed("the message cannot be read").source(error))
-}
-
-pub(super) fn malformed(what: &str) -> Error {
-    Error::new(ErrorKind::InvalidArgument, SqlState::CONNECTION_EXCEPTION, what.to_owned())
-}
-
-/// Decodes a descriptor's command.
-pub(super) fn command(bytes: &Bytes) -> Result<Command> {
-    let any: Any = decode(bytes)?;
-    Command::try_from(any).map_err(|error| malformed("the command cannot be read").source(error))
 }

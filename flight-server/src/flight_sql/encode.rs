@@ -1,8 +1,8 @@
 //! Encodes results as FlightData: one schema message, then batches split by their encoded size.
 //!
 //! A table's schema message is memoized in the registry and sent unchanged; only other results' schemas are
-//! encoded here. Types that JDBC drivers cannot read are replaced once, in the advertised schema; every batch
-//! is then stamped with exactly that schema.
+//! encoded here. The core announces only types that every driver reads, so no type is changed here; every
+//! batch gets exactly the announced schema.
 //!
 //! Invariant: dataset_schema, FlightInfo.schema, GetSchema and DoGet of one statement have the same schema,
 //! including nullability.
@@ -10,12 +10,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions};
-use arrow::compute::cast;
-use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
+use arrow::array::{RecordBatch, RecordBatchOptions};
+use arrow::datatypes::SchemaRef;
 use arrow::ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteContext, IpcWriteOptions};
-use arrow_flight::{FlightData, IpcMessage, SchemaAsIpc};
+use arrow_flight::FlightData;
 use bytes::Bytes;
+use kalamdb_core::schema_registry::encode_schema;
 use kalamdb_core::tables::{batch_value_bytes, value_bytes};
 use kalamdb_core::{Error, ErrorKind, Result, SqlState};
 
@@ -45,21 +45,14 @@ pub(crate) struct WireSchema {
 }
 
 impl WireSchema {
-    /// Returns the wire form of an engine schema; `memoized` is the registry's message if the schema is a
+    /// Returns the wire form of a result's schema; `memoized` is the registry's message if the schema is a
     /// table's.
-    pub(crate) fn of(
-        schema: &SchemaRef,
-        memoized: Option<&Bytes>,
-        encodings: &SchemaEncodings,
-    ) -> Result<Self> {
-        if let Some(ipc) = memoized {
-            return Ok(Self { schema: Arc::clone(schema), ipc: ipc.clone() });
-        }
-        encodings.0.fetch_add(1, Ordering::Relaxed);
-        let wire = wire_schema(schema);
-        let schema = wire.unwrap_or_else(|| Arc::clone(schema));
-        let ipc = encode_schema(&schema)?;
-        Ok(Self { schema, ipc })
+    pub(crate) fn of(schema: &SchemaRef, memoized: Option<&Bytes>, encodings: &SchemaEncodings) -> Self {
+        let ipc = memoized.cloned().unwrap_or_else(|| {
+            encodings.0.fetch_add(1, Ordering::Relaxed);
+            encode_schema(schema)
+        });
+        Self { schema: Arc::clone(schema), ipc }
     }
 
     pub(crate) fn schema(&self) -> &SchemaRef {
@@ -85,20 +78,7 @@ impl WireSchema {
             return Ok(batch);
         }
         let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
-        let cast_one = |(field, column): (&FieldRef, &ArrayRef)| {
-            if column.data_type() == field.data_type() {
-                return Ok(Arc::clone(column));
-            }
-            cast(column, field.data_type()).map_err(Error::from)
-        };
-        let columns = self
-            .schema
-            .fields()
-            .iter()
-            .zip(batch.columns())
-            .map(cast_one)
-            .collect::<Result<Vec<ArrayRef>>>()?;
-        RecordBatch::try_new_with_options(Arc::clone(&self.schema), columns, &options)
+        RecordBatch::try_new_with_options(Arc::clone(&self.schema), batch.columns().to_vec(), &options)
             .map_err(|error| Error::internal("a batch does not fit its result's schema").source(error))
     }
 }
@@ -110,16 +90,6 @@ fn header_of(encapsulated: &Bytes) -> Bytes {
     let start = PREFIX_BYTES.min(encapsulated.len());
     let end = start.saturating_add(u32::from_le_bytes(length) as usize).min(encapsulated.len());
     encapsulated.slice(start..end)
-}
-
-/// Encodes a schema as one encapsulated IPC message.
-pub(crate) fn encode_schema(schema: &Schema) -> Result<Bytes> {
-    let options = IpcWriteOptions::default();
-    let IpcMessage(bytes) =
-        SchemaAsIpc::new(schema, &options).try_into().map_err(|error: arrow::error::ArrowError| {
-            Error::internal("a schema cannot be encoded").source(error)
-        })?;
-    Ok(bytes)
 }
 
 /// Encodes the batches of one DoGet.
@@ -185,7 +155,7 @@ impl BatchEncoder {
             .encode(batch, &mut self.tracker, &self.options, &mut self.context)
             .map_err(|error| Error::internal("a batch cannot be encoded").source(error))?;
         if !dictionaries.is_empty() {
-            // The wire schema has no dictionaries, so stamping has resolved all of them.
+            // The core announces no dictionaries.
             return Err(Error::internal("a result has a dictionary"));
         }
         Ok(data.into())
@@ -211,102 +181,45 @@ fn row_too_large(batch: &RecordBatch) -> Error {
     .hint("select less of it, for example with substr()")
 }
 
-/// Replaces the types that JDBC drivers cannot read; `None` when the schema has none of them.
-fn wire_schema(schema: &SchemaRef) -> Option<SchemaRef> {
-    let fields: Vec<Option<FieldRef>> = schema.fields().iter().map(wire_field).collect();
-    if fields.iter().all(Option::is_none) {
-        return None;
-    }
-    let fields: Vec<FieldRef> = fields
-        .into_iter()
-        .zip(schema.fields())
-        .map(|(changed, field)| changed.unwrap_or_else(|| Arc::clone(field)))
-        .collect();
-    Some(Arc::new(Schema::new_with_metadata(fields, schema.metadata().clone())))
-}
-
-fn wire_field(field: &FieldRef) -> Option<FieldRef> {
-    let data_type = wire_type(field.data_type())?;
-    Some(Arc::new(Field::clone(field).with_data_type(data_type)))
-}
-
-fn wire_type(data_type: &DataType) -> Option<DataType> {
-    let changed = match data_type {
-        DataType::Utf8View => DataType::Utf8,
-        DataType::BinaryView => DataType::Binary,
-        DataType::Float16 => DataType::Float32,
-        DataType::Decimal32(precision, scale) | DataType::Decimal64(precision, scale) => {
-            DataType::Decimal128(*precision, *scale)
-        }
-        DataType::Dictionary(_, values) => wire_type(values).unwrap_or_else(|| values.as_ref().clone()),
-        DataType::RunEndEncoded(_, values) => {
-            wire_type(values.data_type()).unwrap_or_else(|| values.data_type().clone())
-        }
-        DataType::ListView(item) => DataType::List(wire_field(item).unwrap_or_else(|| Arc::clone(item))),
-        DataType::LargeListView(item) => {
-            DataType::LargeList(wire_field(item).unwrap_or_else(|| Arc::clone(item)))
-        }
-        DataType::List(item) => DataType::List(wire_field(item)?),
-        DataType::LargeList(item) => DataType::LargeList(wire_field(item)?),
-        DataType::FixedSizeList(item, size) => DataType::FixedSizeList(wire_field(item)?, *size),
-        DataType::Struct(fields) => {
-            let changed: Vec<Option<FieldRef>> = fields.iter().map(wire_field).collect();
-            if changed.iter().all(Option::is_none) {
-                return None;
-            }
-            let kept = |(changed, field): (Option<FieldRef>, &FieldRef)| {
-                changed.unwrap_or_else(|| Arc::clone(field))
-            };
-            DataType::Struct(changed.into_iter().zip(fields).map(kept).collect())
-        }
-        DataType::Map(entries, sorted) => DataType::Map(wire_field(entries)?, *sorted),
-        _ => return None,
-    };
-    Some(changed)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use arrow::array::{
-        Array, BooleanArray, DictionaryArray, FixedSizeListArray, Float32Array, Int64Array, ListArray,
-        MapArray, StringArray, StringViewArray, StructArray,
+        Array, ArrayRef, BooleanArray, FixedSizeListArray, Float32Array, Int64Array, ListArray, MapArray,
+        StringArray, StringViewArray, StructArray,
     };
     use arrow::buffer::{NullBuffer, OffsetBuffer};
-    use arrow::datatypes::Int32Type;
+    use arrow::datatypes::{DataType, Field, Schema};
     use arrow_flight::utils::flight_data_to_batches;
     use proptest::prelude::*;
 
     fn wire(schema: &SchemaRef) -> WireSchema {
-        WireSchema::of(schema, None, &SchemaEncodings::default()).unwrap()
+        WireSchema::of(schema, None, &SchemaEncodings::default())
     }
 
     #[test]
-    fn types_jdbc_cannot_read_are_changed_in_schema_and_batches() {
-        let dictionary: DictionaryArray<Int32Type> = vec!["a", "b", "a"].into_iter().collect();
-        let batch = RecordBatch::try_from_iter([
-            ("view", Arc::new(StringViewArray::from(vec!["x", "y", "z"])) as ArrayRef),
-            ("dictionary", Arc::new(dictionary) as ArrayRef),
-            ("plain", Arc::new(Int64Array::from(vec![1, 2, 3])) as ArrayRef),
-        ])
-        .unwrap();
-        let schema = wire(&batch.schema());
-        let types: Vec<_> = schema.schema().fields().iter().map(|field| field.data_type().clone()).collect();
-        assert_eq!(types, [DataType::Utf8, DataType::Utf8, DataType::Int64]);
-
+    fn a_batch_has_exactly_the_announced_schema() {
+        let announced = Arc::new(Schema::new(vec![Field::new("n", DataType::Int64, true)]));
+        let schema = wire(&announced);
+        let column = Arc::new(Int64Array::from(vec![1, 2, 3])) as ArrayRef;
+        let batch = RecordBatch::try_from_iter([("other", column)]).unwrap();
         let mut messages = vec![schema.message(Bytes::new())];
         messages.extend(BatchEncoder::new(schema.clone()).encode(batch).unwrap());
         let read = flight_data_to_batches(&messages).unwrap();
-        assert_eq!(read[0].schema(), *schema.schema());
+        assert_eq!(read[0].schema(), announced);
         assert_eq!(read[0].num_rows(), 3);
+
+        let view = Arc::new(StringViewArray::from(vec!["x"])) as ArrayRef;
+        let batch = RecordBatch::try_from_iter([("n", view)]).unwrap();
+        assert!(BatchEncoder::new(schema).encode(batch).is_err());
     }
 
     #[test]
     fn a_memoized_schema_is_sent_as_it_is() {
         let schema = Arc::new(Schema::new(vec![Field::new("id", DataType::Int64, false)]));
-        let memoized = encode_schema(&schema).unwrap();
+        let memoized = encode_schema(&schema);
         let encodings = SchemaEncodings::default();
-        let wire = WireSchema::of(&schema, Some(&memoized), &encodings).unwrap();
+        let wire = WireSchema::of(&schema, Some(&memoized), &encodings);
         assert_eq!(wire.ipc().as_ptr(), memoized.as_ptr());
         assert_eq!(wire.message(Bytes::new()).data_header.as_ptr(), memoized[PREFIX_BYTES..].as_ptr());
         assert_eq!(encodings.count(), 0);

@@ -10,46 +10,45 @@
 use arrow_flight::{BasicAuth, HandshakeRequest, HandshakeResponse};
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt, stream};
-use kalamdb_core::Result;
+use kalamdb_core::{Error, Result};
 use prost::Message;
 use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 use tonic::{Code, Response, Status};
 
-use super::FlightState;
-use crate::auth::{Credentials, missing};
+use crate::auth::{Authenticator, Credentials, missing};
 use crate::connection::ConnectionInfo;
 
-pub(crate) type HandshakeStream = BoxStream<'static, std::result::Result<HandshakeResponse, Status>>;
+/// The messages of a Handshake's answer.
+pub(super) type HandshakeStream = BoxStream<'static, std::result::Result<HandshakeResponse, Status>>;
 
-impl FlightState {
-    pub(super) async fn handshake(
-        &self,
-        headers: MetadataMap,
-        connection: Option<&ConnectionInfo>,
-        mut messages: impl Stream<Item = std::result::Result<HandshakeRequest, Status>> + Unpin + Send,
-    ) -> Result<Response<HandshakeStream>> {
-        let (credentials, protocol_version) = match headers.get("authorization") {
-            Some(header) => (Credentials::parse(header.as_bytes())?, 0),
-            None => {
-                let first = messages.next().await.ok_or_else(missing)?.map_err(|_| missing())?;
-                (credentials_of(&first)?, first.protocol_version)
-            }
-        };
-        let token = self.authenticator.handshake(&credentials).await?;
-        if let Some(connection) = connection {
-            connection.admit();
+/// Checks the credentials of a Handshake and returns a bearer token.
+pub(super) async fn log_in(
+    authenticator: &Authenticator,
+    headers: MetadataMap,
+    connection: Option<&ConnectionInfo>,
+    mut messages: impl Stream<Item = std::result::Result<HandshakeRequest, Status>> + Unpin + Send,
+) -> Result<Response<HandshakeStream>> {
+    let (credentials, protocol_version) = match headers.get("authorization") {
+        Some(header) => (Credentials::parse(header.as_bytes())?, 0),
+        None => {
+            let first = messages.next().await.ok_or_else(missing)?.map_err(|_| missing())?;
+            (credentials_of(&first)?, first.protocol_version)
         }
-        let payload = HandshakeResponse { protocol_version, payload: token.clone().into_bytes().into() };
-        let header = MetadataValue::<Ascii>::try_from(format!("Bearer {token}"))
-            .map_err(|error| kalamdb_core::Error::internal("a token is no header value").source(error))?;
-        let mut trailers = MetadataMap::new();
-        trailers.insert("authorization", header.clone());
-        // Tonic accepts extra trailers only as a success status at the end of the stream.
-        let end = Status::with_metadata(Code::Ok, "", trailers);
-        let mut response = Response::new(stream::iter([Ok(payload), Err(end)]).boxed());
-        response.metadata_mut().insert("authorization", header);
-        Ok(response)
+    };
+    let token = authenticator.handshake(&credentials).await?;
+    if let Some(connection) = connection {
+        connection.mark_logged_in();
     }
+    let payload = HandshakeResponse { protocol_version, payload: token.clone().into_bytes().into() };
+    let header = MetadataValue::<Ascii>::try_from(format!("Bearer {token}"))
+        .map_err(|error| Error::internal("a token is not a header value").source(error))?;
+    let mut trailers = MetadataMap::new();
+    trailers.insert("authorization", header.clone());
+    // Tonic accepts extra trailers only as a success status at the end of the stream.
+    let end = Status::with_metadata(Code::Ok, "", trailers);
+    let mut response = Response::new(stream::iter([Ok(payload), Err(end)]).boxed());
+    response.metadata_mut().insert("authorization", header);
+    Ok(response)
 }
 
 fn credentials_of(message: &HandshakeRequest) -> Result<Credentials> {

@@ -9,53 +9,50 @@ use arrow::array::RecordBatch;
 use arrow_flight::sql::{
     CommandStatementIngest, TableDefinitionOptions, TableExistsOption, TableNotExistOption,
 };
-use kalamdb_core::{Error, ErrorKind, Result, SqlState};
+use kalamdb_core::{Config, Error, ErrorKind, Result, Session, SqlState};
 
-use super::decode::Decoder;
-use super::service::Inbound;
-use super::update::Done;
-use super::{CATALOG, Caller, FlightState};
+use super::inbound::Inbound;
+use super::update::WriteOutcome;
+use super::wire::{CATALOG, no_transaction};
+use crate::ipc_decoder::Decoder;
 
-impl FlightState {
-    /// Appends the stream's rows to a table.
-    ///
-    /// # Errors
-    /// 0A000 for modes that create or replace a table; 42P01 and 42501 before any data is read; 54000 for
-    /// more rows or bytes than one commit takes.
-    pub(super) async fn ingest(
-        &self,
-        caller: &Caller,
-        command: CommandStatementIngest,
-        inbound: &mut Inbound,
-    ) -> Result<Done> {
-        check(&command)?;
-        // Checked before the data is read, so that forbidden rows cost nothing.
-        caller.session.check_append(command.schema.as_deref(), &command.table)?;
-        let config = self.database.config();
-        let mut decoder = Decoder::default();
-        let mut batches: Vec<RecordBatch> = Vec::new();
-        let mut rows = 0_usize;
-        while let Some(data) = inbound.next().await? {
-            if inbound.bytes() > config.statement_bytes_max {
-                return Err(too_large(config.statement_rows_max, config.statement_bytes_max));
-            }
-            let Some(batch) = decoder.message(&data)? else { continue };
-            rows = rows.saturating_add(batch.num_rows());
-            if rows > config.statement_rows_max {
-                return Err(too_large(config.statement_rows_max, config.statement_bytes_max));
-            }
-            // A batch without rows carries only columns, and all batches have the same.
-            if batch.num_rows() > 0 || batches.is_empty() {
-                batches.push(batch);
-            }
+/// Appends the stream's rows to a table.
+///
+/// # Errors
+/// 0A000 for modes that create or replace a table; 42P01 and 42501 before any data is read; 54000 for more
+/// rows or bytes than one commit takes.
+pub(super) async fn ingest(
+    session: &Session,
+    config: &Config,
+    command: CommandStatementIngest,
+    inbound: &mut Inbound,
+) -> Result<WriteOutcome> {
+    check(&command)?;
+    // Checked before the data is read, so that forbidden rows cost nothing.
+    session.check_append(command.schema.as_deref(), &command.table)?;
+    let mut decoder = Decoder::default();
+    let mut batches: Vec<RecordBatch> = Vec::new();
+    let mut rows = 0_usize;
+    while let Some(data) = inbound.next().await? {
+        if inbound.bytes() > config.statement_bytes_max {
+            return Err(too_large(config.statement_rows_max, config.statement_bytes_max));
         }
-        let affected = caller.session.append(command.schema.as_deref(), &command.table, batches).await?;
-        Ok(affected.into())
+        let Some(batch) = decoder.message(&data)? else { continue };
+        rows = rows.saturating_add(batch.num_rows());
+        if rows > config.statement_rows_max {
+            return Err(too_large(config.statement_rows_max, config.statement_bytes_max));
+        }
+        // A batch without rows carries only columns, and all batches have the same.
+        if batch.num_rows() > 0 || batches.is_empty() {
+            batches.push(batch);
+        }
     }
+    let affected = session.append(command.schema.as_deref(), &command.table, batches).await?;
+    Ok(affected.into())
 }
 
 fn check(command: &CommandStatementIngest) -> Result<()> {
-    super::actions::no_transaction(command.transaction_id.as_ref())?;
+    no_transaction(command.transaction_id.as_ref())?;
     if command.temporary {
         return Err(Error::unsupported("a temporary table as the target of an ingest"));
     }
@@ -78,18 +75,18 @@ fn check(command: &CommandStatementIngest) -> Result<()> {
     if if_exists == TableExistsOption::Unspecified as i32
         || if_not_exist == TableNotExistOption::Unspecified as i32
     {
-        return Err(Error::invalid("the ingest does not say what to do if the table exists or does not")
-            .hint("use the mode append"));
+        return Err(Error::invalid("the ingest does not say what to do if the table exists or is missing")
+            .hint("use append mode"));
     }
     Err(Error::unsupported("an ingest that creates or replaces a table")
-        .hint("create the table with CREATE TABLE, then ingest with the mode append"))
+        .hint("create the table with CREATE TABLE, then ingest in append mode"))
 }
 
 fn too_large(rows_max: usize, bytes_max: usize) -> Error {
     Error::new(
         ErrorKind::ResourceExhausted,
         SqlState::PROGRAM_LIMIT_EXCEEDED,
-        format!("one ingest has more than {rows_max} rows or {bytes_max} bytes"),
+        format!("the ingest has more than {rows_max} rows or {bytes_max} bytes"),
     )
-    .hint("send it in several calls, each of which is one commit")
+    .hint("split it into several calls; each is one commit")
 }

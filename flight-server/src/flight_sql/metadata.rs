@@ -15,14 +15,12 @@ use arrow_flight::sql::{Command, CommandGetDbSchemas, CommandGetPrimaryKeys, Com
 use arrow_flight::{FlightDescriptor, FlightEndpoint, FlightInfo, Ticket};
 use bytes::Bytes;
 use futures::{StreamExt, stream};
-use kalamdb_core::{Error, Result, TableInfo};
+use kalamdb_core::{Error, Result, Session, TableInfo};
 use tonic::Response;
 
-use super::actions::malformed;
-use super::encode::{BatchEncoder, WireSchema};
-use super::service::no_substrait;
-use super::statement::DataStream;
-use super::{CATALOG, Caller, FlightState, sql_info, type_info};
+use super::encode::{BatchEncoder, SchemaEncodings, WireSchema};
+use super::wire::{CATALOG, DataStream, malformed, metadata_not_built, no_substrait};
+use super::{sql_info, type_info};
 
 const TABLE_TYPES: [&str; 2] = ["SYSTEM TABLE", "TABLE"];
 
@@ -101,77 +99,84 @@ fn schema_of(command: &Command) -> Result<SchemaRef> {
         Command::CommandGetXdbcTypeInfo(_) => type_info::data()?.schema(),
         Command::CommandStatementSubstraitPlan(_) => return Err(no_substrait()),
         Command::Unknown(any) => return Err(Error::unsupported(format!("command \"{}\"", any.type_url))),
-        other => return Err(malformed(&format!("{} is no command that is fetched", other.type_url()))),
+        other => {
+            let command = other.type_url();
+            return Err(malformed(&format!("\"{command}\" returns no rows, so it cannot be fetched")));
+        }
     })
 }
 
-impl FlightState {
-    pub(super) fn metadata_schema(&self, command: &Command) -> Result<WireSchema> {
-        WireSchema::of(&schema_of(command)?, None, &self.encodings)
-    }
-
-    /// Returns the FlightInfo of a metadata command; its ticket is the command itself.
-    pub(super) fn metadata_info(
-        &self,
-        descriptor: FlightDescriptor,
-        command: &Command,
-    ) -> Result<FlightInfo> {
-        let ticket = Ticket { ticket: descriptor.cmd.clone() };
-        Ok(FlightInfo {
-            schema: self.metadata_schema(command)?.ipc(),
-            flight_descriptor: Some(descriptor),
-            endpoint: vec![FlightEndpoint { ticket: Some(ticket), ..FlightEndpoint::default() }],
-            total_records: -1,
-            total_bytes: -1,
-            ordered: false,
-            app_metadata: Bytes::new(),
-        })
-    }
-
-    pub(super) fn metadata_data(&self, caller: &Caller, command: Command) -> Result<Response<DataStream>> {
-        let schema = self.metadata_schema(&command)?;
-        let batch = rows_of(caller, command, schema.schema())?;
-        let mut messages = vec![Ok(schema.message(Bytes::new()))];
-        messages.extend(BatchEncoder::new(schema).encode(batch)?.into_iter().map(Ok));
-        Ok(Response::new(stream::iter(messages).boxed()))
-    }
-
-    /// Lists every table that the caller may see, named by its path.
-    pub(super) fn list_flights(&self, caller: &Caller) -> Result<Vec<FlightInfo>> {
-        let flights = caller.session.tables()?.into_iter().map(|table| FlightInfo {
-            schema: table.schemas.visible_ipc(),
-            flight_descriptor: Some(FlightDescriptor::new_path(vec![
-                table.namespace.to_string(),
-                table.name.to_string(),
-            ])),
-            endpoint: Vec::new(),
-            total_records: -1,
-            total_bytes: -1,
-            ordered: false,
-            app_metadata: Bytes::new(),
-        });
-        Ok(flights.collect())
-    }
+/// Returns the wire schema of a metadata command's result.
+pub(super) fn wire_schema(encodings: &SchemaEncodings, command: &Command) -> Result<WireSchema> {
+    Ok(WireSchema::of(&schema_of(command)?, None, encodings))
 }
 
-fn rows_of(caller: &Caller, command: Command, schema: &SchemaRef) -> Result<RecordBatch> {
+/// Returns the FlightInfo of a metadata command; its ticket is the command itself.
+pub(super) fn info(
+    encodings: &SchemaEncodings,
+    descriptor: FlightDescriptor,
+    command: &Command,
+) -> Result<FlightInfo> {
+    let ticket = Ticket { ticket: descriptor.cmd.clone() };
+    Ok(FlightInfo {
+        schema: wire_schema(encodings, command)?.ipc(),
+        flight_descriptor: Some(descriptor),
+        endpoint: vec![FlightEndpoint { ticket: Some(ticket), ..FlightEndpoint::default() }],
+        total_records: -1,
+        total_bytes: -1,
+        ordered: false,
+        app_metadata: Bytes::new(),
+    })
+}
+
+/// Returns the rows of a metadata command.
+pub(super) fn data(
+    encodings: &SchemaEncodings,
+    session: &Session,
+    command: Command,
+) -> Result<Response<DataStream>> {
+    let schema = wire_schema(encodings, &command)?;
+    let batch = rows_of(session, command, schema.schema())?;
+    let mut messages = vec![Ok(schema.message(Bytes::new()))];
+    messages.extend(BatchEncoder::new(schema).encode(batch)?.into_iter().map(Ok));
+    Ok(Response::new(stream::iter(messages).boxed()))
+}
+
+/// Lists every table that the caller may see, named by its path.
+pub(super) fn flights(session: &Session) -> Result<Vec<FlightInfo>> {
+    let flights = session.tables()?.into_iter().map(|table| FlightInfo {
+        schema: table.schemas.visible_ipc(),
+        flight_descriptor: Some(FlightDescriptor::new_path(vec![
+            table.namespace.to_string(),
+            table.name.to_string(),
+        ])),
+        endpoint: Vec::new(),
+        total_records: -1,
+        total_bytes: -1,
+        ordered: false,
+        app_metadata: Bytes::new(),
+    });
+    Ok(flights.collect())
+}
+
+fn rows_of(session: &Session, command: Command, schema: &SchemaRef) -> Result<RecordBatch> {
     match command {
         Command::CommandGetCatalogs(_) => batch(schema, vec![strings([CATALOG])]),
-        Command::CommandGetDbSchemas(command) => db_schemas(caller, &command, schema),
-        Command::CommandGetTables(command) => tables(caller, &command, schema),
+        Command::CommandGetDbSchemas(command) => db_schemas(session, &command, schema),
+        Command::CommandGetTables(command) => tables(session, &command, schema),
         Command::CommandGetTableTypes(_) => batch(schema, vec![strings(TABLE_TYPES)]),
-        Command::CommandGetPrimaryKeys(command) => primary_keys(caller, &command, schema),
+        Command::CommandGetPrimaryKeys(command) => primary_keys(session, &command, schema),
         Command::CommandGetSqlInfo(command) => sql_info::rows(command),
         Command::CommandGetXdbcTypeInfo(command) => {
-            type_info::data()?.record_batch(command.data_type).map_err(not_built)
+            type_info::data()?.record_batch(command.data_type).map_err(metadata_not_built)
         }
         // `schema_of` refuses commands other than metadata; the remaining ones are about foreign keys.
         _ => Ok(RecordBatch::new_empty(Arc::clone(schema))),
     }
 }
 
-fn db_schemas(caller: &Caller, command: &CommandGetDbSchemas, schema: &SchemaRef) -> Result<RecordBatch> {
-    let mut names = caller.session.namespaces()?;
+fn db_schemas(session: &Session, command: &CommandGetDbSchemas, schema: &SchemaRef) -> Result<RecordBatch> {
+    let mut names = session.namespaces()?;
     names.retain(|name| {
         is_our_catalog(command.catalog.as_deref())
             && matches(command.db_schema_filter_pattern.as_deref(), name)
@@ -179,8 +184,8 @@ fn db_schemas(caller: &Caller, command: &CommandGetDbSchemas, schema: &SchemaRef
     batch(schema, vec![strings(names.iter().map(|_| CATALOG)), strings(names.iter().map(AsRef::as_ref))])
 }
 
-fn tables(caller: &Caller, command: &CommandGetTables, schema: &SchemaRef) -> Result<RecordBatch> {
-    let mut tables = caller.session.tables()?;
+fn tables(session: &Session, command: &CommandGetTables, schema: &SchemaRef) -> Result<RecordBatch> {
+    let mut tables = session.tables()?;
     tables.retain(|table| {
         let types = &command.table_types;
         is_our_catalog(command.catalog.as_deref())
@@ -201,9 +206,13 @@ fn tables(caller: &Caller, command: &CommandGetTables, schema: &SchemaRef) -> Re
     batch(schema, columns)
 }
 
-fn primary_keys(caller: &Caller, command: &CommandGetPrimaryKeys, schema: &SchemaRef) -> Result<RecordBatch> {
+fn primary_keys(
+    session: &Session,
+    command: &CommandGetPrimaryKeys,
+    schema: &SchemaRef,
+) -> Result<RecordBatch> {
     let namespace = command.db_schema.as_deref();
-    let tables = caller.session.tables()?;
+    let tables = session.tables()?;
     // Without a schema the spec means "any schema"; a driver that passes one means exactly that one.
     let mut wanted = tables.iter().filter(|table| {
         is_our_catalog(command.catalog.as_deref())
@@ -235,11 +244,7 @@ fn strings<'a>(values: impl IntoIterator<Item = &'a str>) -> ArrayRef {
 }
 
 fn batch(schema: &SchemaRef, columns: Vec<ArrayRef>) -> Result<RecordBatch> {
-    RecordBatch::try_new(Arc::clone(schema), columns).map_err(not_built)
-}
-
-pub(super) fn not_built(error: impl std::error::Error + Send + Sync + 'static) -> Error {
-    Error::internal("the metadata could not be built").source(error)
+    RecordBatch::try_new(Arc::clone(schema), columns).map_err(metadata_not_built)
 }
 
 fn is_our_catalog(filter: Option<&str>) -> bool {

@@ -1,6 +1,6 @@
 //! Queries between GetFlightInfo and DoGet, and running queries.
 //!
-//! A query prepared by GetFlightInfo is kept until its ticket expires, so that DoGet does not plan it again;
+//! A query planned by GetFlightInfo is kept until its ticket expires, so that DoGet does not plan it again;
 //! without its entry a query is planned from the text in its ticket. The owner can cancel a running query
 //! over any connection.
 //!
@@ -17,60 +17,61 @@ use tokio_util::sync::CancellationToken;
 
 use super::budget::{Budget, Charge};
 use super::encode::WireSchema;
-use super::sessions::{Bound, statement_bytes};
+use super::parameters::Bound;
+use super::sessions::statement_bytes;
 use super::ticket::QueryId;
 
-/// Prepared queries that wait for their DoGet; beyond this the oldest is dropped.
-const STARTED_MAX: usize = 512;
+/// Planned queries that wait for their DoGet; beyond this the oldest is dropped.
+const PLANNED_MAX: usize = 512;
 
-/// A query prepared by GetFlightInfo.
-pub(crate) struct Started {
+/// A query planned by GetFlightInfo.
+pub(crate) struct PlannedQuery {
     pub(crate) prepared: Prepared,
     pub(crate) bound: Arc<Bound>,
     pub(crate) schema: WireSchema,
 }
 
 /// Queries that wait for their DoGet.
-pub(crate) struct StartedQueries {
-    inner: Mutex<StartedInner>,
+pub(crate) struct PlannedQueries {
+    inner: Mutex<PlannedInner>,
     budget: Arc<Budget>,
 }
 
 #[derive(Default)]
-struct StartedInner {
+struct PlannedInner {
     entries: HashMap<QueryId, Waiting>,
     /// In order of arrival. Ids that were already taken are skipped at the front.
     order: VecDeque<QueryId>,
 }
 
 struct Waiting {
-    started: Started,
+    planned: PlannedQuery,
     /// Expiry of its ticket, in microseconds UTC.
     expires_at: i64,
     _charge: Charge,
 }
 
-impl StartedQueries {
+impl PlannedQueries {
     /// Creates an empty map whose entries are charged to `budget`.
     pub(crate) fn new(budget: Arc<Budget>) -> Self {
         Self { inner: Mutex::default(), budget }
     }
 
     /// Keeps a query until its ticket expires; returns false if the budget has no room for it.
-    pub(crate) fn put(&self, query: QueryId, owner: UserId, started: Started, expires_at: i64) -> bool {
-        let Ok(charge) = self.budget.charge(owner, statement_bytes(&started.prepared)) else { return false };
+    pub(crate) fn put(&self, query: QueryId, owner: UserId, planned: PlannedQuery, expires_at: i64) -> bool {
+        let Ok(charge) = self.budget.charge(owner, statement_bytes(&planned.prepared)) else { return false };
         let mut inner = self.inner.lock();
-        while inner.order.len() >= STARTED_MAX {
+        while inner.order.len() >= PLANNED_MAX {
             let Some(oldest) = inner.order.pop_front() else { break };
             inner.entries.remove(&oldest);
         }
         inner.order.push_back(query);
-        inner.entries.insert(query, Waiting { started, expires_at, _charge: charge });
+        inner.entries.insert(query, Waiting { planned, expires_at, _charge: charge });
         true
     }
 
-    pub(crate) fn take(&self, query: QueryId) -> Option<Started> {
-        self.inner.lock().entries.remove(&query).map(|waiting| waiting.started)
+    pub(crate) fn take(&self, query: QueryId) -> Option<PlannedQuery> {
+        self.inner.lock().entries.remove(&query).map(|waiting| waiting.planned)
     }
 
     /// Keeps a query as long as its renewed ticket.
@@ -83,7 +84,7 @@ impl StartedQueries {
     /// Drops queries whose tickets have expired at `now_us`.
     pub(crate) fn sweep(&self, now_us: i64) {
         let mut inner = self.inner.lock();
-        let StartedInner { entries, order } = &mut *inner;
+        let PlannedInner { entries, order } = &mut *inner;
         entries.retain(|_, waiting| waiting.expires_at > now_us);
         order.retain(|query| entries.contains_key(query));
     }
@@ -154,13 +155,13 @@ mod tests {
         let database = Database::open_in_memory().await.unwrap();
         let prepared = database.session_for("root").unwrap().prepare("SELECT 1").await.unwrap();
         let schema = &prepared.schema().unwrap().schema;
-        let schema = WireSchema::of(schema, None, &SchemaEncodings::default()).unwrap();
-        let started =
-            || Started { prepared: prepared.clone(), bound: Arc::default(), schema: schema.clone() };
-        let queries = StartedQueries::new(Budget::new(1 << 20, 1 << 20));
+        let schema = WireSchema::of(schema, None, &SchemaEncodings::default());
+        let planned =
+            || PlannedQuery { prepared: prepared.clone(), bound: Arc::default(), schema: schema.clone() };
+        let queries = PlannedQueries::new(Budget::new(1 << 20, 1 << 20));
         let [fetched, renewed, forgotten] = [1, 2, 3].map(|number| QueryId([number; 16]));
         for query in [fetched, renewed, forgotten] {
-            assert!(queries.put(query, UserId(1), started(), 100));
+            assert!(queries.put(query, UserId(1), planned(), 100));
         }
         assert!(queries.take(fetched).is_some() && queries.take(fetched).is_none());
         queries.renew(renewed, 200);
@@ -173,8 +174,8 @@ mod tests {
         assert_eq!(queries.budget.held(), 0);
 
         // Without room a query is not kept, and it pushes out nothing else.
-        let full = StartedQueries::new(Budget::new(1, 1));
-        assert!(!full.put(fetched, UserId(1), started(), 100));
+        let full = PlannedQueries::new(Budget::new(1, 1));
+        assert!(!full.put(fetched, UserId(1), planned(), 100));
         database.shutdown().await.unwrap();
     }
 }

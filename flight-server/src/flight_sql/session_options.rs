@@ -7,49 +7,50 @@
 use std::collections::HashMap;
 
 use bytes::Bytes;
-use kalamdb_core::Result;
+use kalamdb_core::{Result, Session};
 use prost::Message;
 
-use super::actions::decode;
 use super::messages::{
     CloseSessionResult, CloseSessionStatus, GetSessionOptionsResult, OptionValue, SessionOptionError,
     SessionOptionErrorValue, SessionOptionValue, SetSessionOptionsRequest, SetSessionOptionsResult,
 };
-use super::{CATALOG, Caller, FlightState};
+use super::sessions::{PreparedStatements, Sessions};
+use super::wire::{CATALOG, decode};
+use crate::auth::Identity;
 
 const DEFAULT_NAMESPACE: &str = "public";
 
-impl FlightState {
-    pub(super) fn set_session_options(&self, caller: &Caller, body: &Bytes) -> Result<Vec<Bytes>> {
-        let request: SetSessionOptionsRequest = decode(body)?;
-        let mut errors = HashMap::new();
-        for (name, value) in request.session_options {
-            if let Err(error) = set(caller, &name, value.option_value) {
-                errors.insert(name, SessionOptionError { value: error as i32 });
-            }
+/// Sets options of a session and returns an error for each refused one.
+pub(super) fn set(session: &Session, body: &Bytes) -> Result<Bytes> {
+    let request: SetSessionOptionsRequest = decode(body)?;
+    let mut errors = HashMap::new();
+    for (name, value) in request.session_options {
+        if let Err(error) = set_option(session, &name, value.option_value) {
+            errors.insert(name, SessionOptionError { value: error as i32 });
         }
-        Ok(vec![SetSessionOptionsResult { errors }.encode_to_vec().into()])
     }
-
-    pub(super) fn get_session_options(&self, caller: &Caller) -> Result<Vec<Bytes>> {
-        let text =
-            |value: &str| SessionOptionValue { option_value: Some(OptionValue::String(value.to_owned())) };
-        let session_options = HashMap::from([
-            ("catalog".to_owned(), text(CATALOG)),
-            ("schema".to_owned(), text(&caller.session.namespace())),
-        ]);
-        Ok(vec![GetSessionOptionsResult { session_options }.encode_to_vec().into()])
-    }
-
-    pub(super) fn close_session(&self, caller: &Caller) -> Vec<Bytes> {
-        self.prepared.close_session(&caller.identity);
-        self.sessions.close(&caller.identity);
-        vec![CloseSessionResult { status: CloseSessionStatus::Closed as i32 }.encode_to_vec().into()]
-    }
+    Ok(SetSessionOptionsResult { errors }.encode_to_vec().into())
 }
 
-fn set(
-    caller: &Caller,
+/// Returns the options of a session.
+pub(super) fn get(session: &Session) -> Bytes {
+    let text = |value: &str| SessionOptionValue { option_value: Some(OptionValue::String(value.to_owned())) };
+    let session_options = HashMap::from([
+        ("catalog".to_owned(), text(CATALOG)),
+        ("schema".to_owned(), text(&session.namespace())),
+    ]);
+    GetSessionOptionsResult { session_options }.encode_to_vec().into()
+}
+
+/// Ends the session of a caller and closes its prepared statements.
+pub(super) fn close(sessions: &Sessions, statements: &PreparedStatements, identity: &Identity) -> Bytes {
+    statements.close_session(identity);
+    sessions.close(identity);
+    CloseSessionResult { status: CloseSessionStatus::Closed as i32 }.encode_to_vec().into()
+}
+
+fn set_option(
+    session: &Session,
     name: &str,
     value: Option<OptionValue>,
 ) -> std::result::Result<(), SessionOptionErrorValue> {
@@ -64,8 +65,7 @@ fn set(
             None | Some(CATALOG) => Ok(()),
             Some(_) => Err(SessionOptionErrorValue::InvalidValue),
         },
-        "schema" => caller
-            .session
+        "schema" => session
             .set_namespace(text.as_deref().unwrap_or(DEFAULT_NAMESPACE))
             .map_err(|_| SessionOptionErrorValue::InvalidValue),
         _ => Err(SessionOptionErrorValue::InvalidName),

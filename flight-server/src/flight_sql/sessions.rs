@@ -12,12 +12,12 @@ use std::hash::Hash;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use kalamdb_core::ids::UserId;
-use kalamdb_core::{Database, Error, ErrorKind, Params, Prepared, Result, ScalarValue, Session, SqlState};
+use kalamdb_core::{Database, Error, ErrorKind, Prepared, Result, Session, SqlState};
 use parking_lot::Mutex;
 
 use super::budget::{Budget, Charge, Exhausted};
+use super::parameters::Bound;
 use crate::auth::{Identity, SessionKey};
 
 /// Sessions of the whole process; at this limit the longest-idle tenth is dropped, which costs them their
@@ -73,9 +73,9 @@ impl<K: Hash + Eq + Copy, V> IdleMap<K, V> {
         self.entries.retain(|_, (used_at, _)| now.saturating_duration_since(*used_at) <= idle_max);
     }
 
-    /// Drops the longest-idle entry among those that `may_go`; returns whether there was one.
-    fn forget_idlest(&mut self, may_go: impl Fn(&K, &V) -> bool) -> bool {
-        let idle = self.entries.iter().filter(|(key, (_, value))| may_go(key, value));
+    /// Drops the longest-idle entry that `is_evictable`; returns whether there was one.
+    fn evict_longest_idle(&mut self, is_evictable: impl Fn(&K, &V) -> bool) -> bool {
+        let idle = self.entries.iter().filter(|(key, (_, value))| is_evictable(key, value));
         let oldest = idle.min_by_key(|(_, (used_at, _))| *used_at).map(|(key, _)| *key);
         oldest.is_some_and(|key| self.entries.remove(&key).is_some())
     }
@@ -102,7 +102,7 @@ impl Sessions {
             let owner = identity.principal.user_id;
             let own = map.entries.keys().filter(|(user, _)| *user == owner).count();
             if own >= SESSIONS_PER_USER_MAX {
-                map.forget_idlest(|(user, _), _| *user == owner);
+                map.evict_longest_idle(|(user, _), _| *user == owner);
             }
         }
         let session = database.session(&identity.principal);
@@ -124,47 +124,6 @@ impl Sessions {
 
 /// The name of a prepared statement.
 pub(crate) type Handle = [u8; 16];
-
-/// Parameters bound to a prepared statement.
-#[derive(Debug, Default)]
-pub(crate) struct Bound {
-    /// The values, if they are one row.
-    values: Option<Vec<ScalarValue>>,
-    /// The same row, or several rows, as received.
-    frames: Bytes,
-    /// The budget charge, for as long as a statement, a ticket or a running query has the parameters.
-    _charge: Option<Charge>,
-}
-
-impl Bound {
-    pub(crate) fn new(values: Option<Vec<ScalarValue>>, frames: Bytes) -> Self {
-        Self { values, frames, _charge: None }
-    }
-
-    fn bytes(&self) -> usize {
-        let values = self.values.iter().flatten().map(ScalarValue::size);
-        values.fold(self.frames.len(), usize::saturating_add)
-    }
-
-    /// Returns the parameters as received, for tickets. Empty when nothing was bound.
-    pub(crate) fn frames(&self) -> &Bytes {
-        &self.frames
-    }
-
-    /// Returns the one row that a query takes.
-    pub(crate) fn params(&self) -> Params {
-        self.values.clone().map_or(Params::None, Params::Positional)
-    }
-
-    /// Returns all rows; `None` when nothing was bound, which differs from no rows.
-    pub(crate) fn rows(&self) -> Result<Option<Vec<Vec<ScalarValue>>>> {
-        match &self.values {
-            Some(values) => Ok(Some(vec![values.clone()])),
-            None if self.frames.is_empty() => Ok(None),
-            None => super::prepared::rows_of_frames(self.frames.clone()).map(Some),
-        }
-    }
-}
 
 /// A prepared statement and its bound parameters.
 #[derive(Clone)]
@@ -202,7 +161,7 @@ impl PreparedStatements {
         if map.entries.len() >= PREPARED_PER_USER_MAX {
             let open = map.entries.values().filter(|(_, entry)| entry.owner == owner).count();
             if open >= PREPARED_PER_USER_MAX {
-                map.forget_idlest(|_, entry| entry.owner == owner);
+                map.evict_longest_idle(|_, entry| entry.owner == owner);
             }
         }
         let charge = Arc::new(self.charge(&mut map, owner, statement_bytes(&prepared), None)?);
@@ -227,9 +186,11 @@ impl PreparedStatements {
                 Ok(charge) => return Ok(charge),
                 Err(exhausted) => exhausted,
             };
-            let may_go = |handle: &Handle, _: &PreparedEntry| Some(*handle) != kept;
-            let made_room = map.forget_idlest(|handle, entry| entry.owner == owner && may_go(handle, entry))
-                || (exhausted == Exhausted::ByAll && map.forget_idlest(may_go));
+            let is_evictable = |handle: &Handle, _: &PreparedEntry| Some(*handle) != kept;
+            let is_own =
+                |handle: &Handle, entry: &PreparedEntry| entry.owner == owner && is_evictable(handle, entry);
+            let made_room = map.evict_longest_idle(is_own)
+                || (exhausted == Exhausted::ByAll && map.evict_longest_idle(is_evictable));
             if !made_room {
                 return Err(too_much());
             }
@@ -259,7 +220,7 @@ impl PreparedStatements {
     /// # Errors
     /// As for [`PreparedStatements::get`], and 53200 when they do not fit even after all droppable statements
     /// were dropped.
-    pub(crate) fn bind(&self, user: UserId, handle: &[u8], mut bound: Bound) -> Result<()> {
+    pub(crate) fn bind(&self, user: UserId, handle: &[u8], bound: Bound) -> Result<()> {
         let key: Handle = handle.try_into().map_err(|_| unknown())?;
         let mut map = self.map.lock();
         match map.touch(&key) {
@@ -267,8 +228,8 @@ impl PreparedStatements {
             Some(entry) if entry.owner == user => entry.bound = Arc::default(),
             _ => return Err(unknown()),
         }
-        bound._charge = Some(self.charge(&mut map, user, bound.bytes(), Some(key))?);
-        map.touch(&key).ok_or_else(unknown)?.bound = Arc::new(bound);
+        let charge = self.charge(&mut map, user, bound.bytes(), Some(key))?;
+        map.touch(&key).ok_or_else(unknown)?.bound = Arc::new(bound.charged(charge));
         Ok(())
     }
 
@@ -296,7 +257,7 @@ impl PreparedStatements {
 
 fn unknown() -> Error {
     Error::new(ErrorKind::NotFound, SqlState::INVALID_STATEMENT_NAME, "the prepared statement does not exist")
-        .hint("prepare it again; statements are forgotten after an hour without use and when the server restarts")
+        .hint("prepare it again; statements expire after an hour without use and when the server restarts")
 }
 
 /// Estimates the memory of a statement in parsed form, in bytes.
@@ -304,13 +265,14 @@ pub(super) fn statement_bytes(prepared: &Prepared) -> usize {
     size_of::<PreparedEntry>() + prepared.sql().len().saturating_mul(STATEMENT_BYTES_FACTOR)
 }
 
+/// Returns the error for statements and parameters that find no room.
 pub(super) fn too_much() -> Error {
     Error::new(
         ErrorKind::ResourceExhausted,
         SqlState::OUT_OF_MEMORY,
-        "prepared statements and their parameters take more than the server keeps",
+        "prepared statements and their parameters exceed the server's limit",
     )
-    .hint("close statements that are no longer used, and load rows with bulk ingest")
+    .hint("close unused statements, and load rows with bulk ingest")
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use arrow_flight::sql::{
 };
 use kalamdb_core::{Error, Result};
 
-use super::metadata::not_built;
+use super::wire::metadata_not_built;
 
 /// `SupportedAnsi92SqlGrammarLevel.ANSI92_ENTRY_SQL`, for which arrow-flight has no name.
 const ANSI92_ENTRY_SQL: i32 = 0;
@@ -108,9 +108,9 @@ pub(super) fn rows(command: CommandGetSqlInfo) -> Result<RecordBatch> {
     codes.sort_unstable();
     codes.dedup();
     if codes.len() > 1_000 {
-        return Err(Error::invalid("more than 1000 codes of SqlInfo were asked for"));
+        return Err(Error::invalid("more than 1000 SqlInfo codes were requested"));
     }
-    data.record_batch(codes).map_err(not_built)
+    data.record_batch(codes).map_err(metadata_not_built)
 }
 
 fn append_server(builder: &mut SqlInfoDataBuilder) {

@@ -2,13 +2,13 @@
 //!
 //! A ticket contains everything needed to answer it, so it stays valid after its prepared statement is
 //! closed, on another connection, and after a restart. Large parameters stay on the server, and such a ticket
-//! is good for one DoGet. A ticket names its owner, and only the owner may use it. All numbers are little
+//! works for one DoGet only. A ticket names its owner, and only the owner may use it. All numbers are little
 //! endian:
 //!
 //! ```text
 //! version u8 (1) | kind u8 | owner u64 | expires_at i64 (micros UTC) | query id [16]
 //!   kind 1, statement: schema hash u64 | namespace (u32 len, utf8) | sql (u32 len, utf8)
-//!     | parameters (u32 len, frames of decode.rs)
+//!     | parameters (u32 len, messages of parameters.rs)
 //!   kind 2, update done: rows i64 | seq u64
 //!   kind 3, statement whose parameters are too large to travel: schema hash u64
 //! | seal [32], HMAC-SHA256 of all of the above by the database's key for tickets
@@ -17,14 +17,14 @@
 //! Invariant: a forged, expired or foreign ticket is refused with the same message as an unknown one.
 
 use bytes::{Buf, Bytes};
-use kalamdb_core::{Seq, UserId};
+use kalamdb_core::{Error, ErrorKind, Seq, SqlState, UserId};
 
 use crate::seal::SealKey;
 
 const VERSION: u8 = 1;
 const KIND_STATEMENT: u8 = 1;
 const KIND_UPDATE_DONE: u8 = 2;
-const KIND_KEPT_ASIDE: u8 = 3;
+const KIND_SERVER_HELD: u8 = 3;
 const HEADER_BYTES: usize = 1 + 1 + 8 + 8 + 16;
 
 /// Identifies one GetFlightInfo and the DoGets of its tickets, in logs and in `app_metadata`.
@@ -60,8 +60,8 @@ pub(crate) enum TicketBody {
     Statement { schema_hash: u64, namespace: String, sql: String, parameters: Bytes },
     /// The update ran when the ticket was made; return an empty result.
     UpdateDone { rows: i64, seq: Seq },
-    /// Run the statement that the server keeps with its parameters, if it still does.
-    KeptAside { schema_hash: u64 },
+    /// Run the statement that the server holds with its parameters, if it still does.
+    ServerHeld { schema_hash: u64 },
 }
 
 impl StatementTicket {
@@ -72,7 +72,7 @@ impl StatementTicket {
         out.push(match self.body {
             TicketBody::Statement { .. } => KIND_STATEMENT,
             TicketBody::UpdateDone { .. } => KIND_UPDATE_DONE,
-            TicketBody::KeptAside { .. } => KIND_KEPT_ASIDE,
+            TicketBody::ServerHeld { .. } => KIND_SERVER_HELD,
         });
         out.extend_from_slice(&self.owner.0.to_le_bytes());
         out.extend_from_slice(&self.expires_at.to_le_bytes());
@@ -88,7 +88,7 @@ impl StatementTicket {
                 out.extend_from_slice(&rows.to_le_bytes());
                 out.extend_from_slice(&seq.0.to_le_bytes());
             }
-            TicketBody::KeptAside { schema_hash } => out.extend_from_slice(&schema_hash.to_le_bytes()),
+            TicketBody::ServerHeld { schema_hash } => out.extend_from_slice(&schema_hash.to_le_bytes()),
         }
         key.seal(out).into()
     }
@@ -120,11 +120,17 @@ impl StatementTicket {
                 rows: body.try_get_i64_le().ok()?,
                 seq: Seq(body.try_get_u64_le().ok()?),
             },
-            KIND_KEPT_ASIDE => TicketBody::KeptAside { schema_hash: body.try_get_u64_le().ok()? },
+            KIND_SERVER_HELD => TicketBody::ServerHeld { schema_hash: body.try_get_u64_le().ok()? },
             _ => return None,
         };
         Some(Self { owner, expires_at, query: QueryId(query), body })
     }
+}
+
+/// Returns the error for a ticket that the caller cannot use.
+pub(super) fn unknown_ticket() -> Error {
+    Error::new(ErrorKind::NotFound, SqlState::INVALID_CURSOR, "the ticket does not exist or has expired")
+        .hint("run the query again: GetFlightInfo returns a new ticket")
 }
 
 /// Hashes an encoded schema. The hash is not secret and not stored: it only detects a changed schema between
@@ -157,6 +163,8 @@ fn get_string(input: &mut Bytes) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
     use proptest::prelude::*;
 
     fn key() -> SealKey {
@@ -169,9 +177,15 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_ticket_comes_back_as_it_was_made(sql in ".*", namespace in ".*", schema_hash: u64, parameters: Vec<u8>) {
-            let statement = TicketBody::Statement { schema_hash, namespace, sql, parameters: parameters.into() };
-            for made in [ticket(statement), ticket(TicketBody::KeptAside { schema_hash })] {
+        fn a_ticket_comes_back_as_it_was_made(
+            sql in ".*",
+            namespace in ".*",
+            schema_hash: u64,
+            parameters: Vec<u8>
+        ) {
+            let parameters = parameters.into();
+            let statement = TicketBody::Statement { schema_hash, namespace, sql, parameters };
+            for made in [ticket(statement), ticket(TicketBody::ServerHeld { schema_hash })] {
                 prop_assert_eq!(StatementTicket::open(&made.seal(&key()), &key(), UserId(7), 0), Some(made));
             }
         }
@@ -181,6 +195,49 @@ mod tests {
             prop_assert_eq!(StatementTicket::open(&bytes.clone().into(), &key(), UserId(7), 0), None);
             prop_assert_eq!(StatementTicket::open(&key().seal(bytes).into(), &key(), UserId(7), 0), None);
         }
+    }
+
+    #[test]
+    fn the_bytes_are_frozen() {
+        let check = |body: TicketBody, kind: u8, expected: &[u8], seal: &str| {
+            let header = [
+                &[1, kind][..],               // version, kind
+                &[7, 0, 0, 0, 0, 0, 0, 0],    // owner
+                &[0xE8, 3, 0, 0, 0, 0, 0, 0], // expires at 1,000
+                &[3; 16],                     // query id
+            ];
+            let seal = STANDARD.decode(seal).unwrap();
+            let sealed = Bytes::from([&header.concat()[..], expected, &seal].concat());
+            let made = ticket(body);
+            assert_eq!(made.seal(&key()), sealed);
+            assert_eq!(StatementTicket::open(&sealed, &key(), UserId(7), 0), Some(made));
+        };
+        check(
+            TicketBody::Statement {
+                schema_hash: 0x0102,
+                namespace: "app".to_owned(),
+                sql: "SELECT 1".to_owned(),
+                parameters: Bytes::from_static(&[9, 8]),
+            },
+            1,
+            // Schema hash, then namespace, statement and parameters, each after its length.
+            b"\x02\x01\0\0\0\0\0\0\x03\0\0\0app\x08\0\0\0SELECT 1\x02\0\0\0\x09\x08",
+            "n+EFbHLJvjlKpPEbRDgRzn96V15iwqAOxJy6NcBTgvA=",
+        );
+        check(
+            TicketBody::UpdateDone { rows: -1, seq: Seq(9) },
+            2,
+            // Rows, seq.
+            b"\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\x09\0\0\0\0\0\0\0",
+            "jYsXZSWjtncgW5lmIvAsGdzoQMRN5TomXmMOwx/NAN8=",
+        );
+        check(
+            TicketBody::ServerHeld { schema_hash: 0x0102 },
+            3,
+            b"\x02\x01\0\0\0\0\0\0",
+            "XTA5V239hcAHJFJtnJGWn7ds3kp2WU9DXCbhpO/5zEo=",
+        );
+        assert_eq!(schema_hash(b"schema"), 0x758d_17ff_7646_67b6);
     }
 
     #[test]

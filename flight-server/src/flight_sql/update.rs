@@ -6,41 +6,41 @@
 use futures::StreamExt;
 use kalamdb_core::{Affected, Outcome, Params, Prepared, Result, ScalarValue, Seq, StatementKind};
 
-use super::sessions::Bound;
+use super::parameters::Bound;
 
-/// The result of a statement.
+/// The row count of a statement and the seq of its commit.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Done {
+pub(crate) struct WriteOutcome {
     /// Rows written; -1 when the statement was a query, whose rows are not counted.
     pub(crate) rows: i64,
     pub(crate) seq: Seq,
 }
 
-impl From<Affected> for Done {
+impl From<Affected> for WriteOutcome {
     fn from(affected: Affected) -> Self {
         Self { rows: i64::try_from(affected.rows).unwrap_or(i64::MAX), seq: affected.seq }
     }
 }
 
 /// Runs a prepared statement with its bound parameters: one row, or several rows as one commit.
-pub(crate) async fn run_bound(prepared: &Prepared, bound: &Bound) -> Result<Done> {
+pub(crate) async fn run_bound(prepared: &Prepared, bound: &Bound) -> Result<WriteOutcome> {
     match bound.rows()? {
         Some(rows) => run_rows(prepared, rows).await,
-        None => done(prepared.execute(()).await?).await,
+        None => write_outcome(prepared.execute(()).await?).await,
     }
 }
 
 /// Runs a prepared statement once for each row of parameters.
-pub(crate) async fn run_rows(prepared: &Prepared, mut rows: Vec<Vec<ScalarValue>>) -> Result<Done> {
+pub(crate) async fn run_rows(prepared: &Prepared, mut rows: Vec<Vec<ScalarValue>>) -> Result<WriteOutcome> {
     if prepared.kind() == StatementKind::Update && rows.len() != 1 {
         return Ok(prepared.execute_batch(rows).await?.into());
     }
     let params = rows.pop().map_or(Params::None, Params::Positional);
-    done(prepared.execute(params).await?).await
+    write_outcome(prepared.execute(params).await?).await
 }
 
 /// Converts an outcome for a caller that wants a count.
-pub(crate) async fn done(outcome: Outcome) -> Result<Done> {
+pub(crate) async fn write_outcome(outcome: Outcome) -> Result<WriteOutcome> {
     match outcome {
         Outcome::Affected(affected) => Ok(affected.into()),
         // `executeUpdate("SELECT ...")`: run it to the end for its errors; the rows cannot be returned.
@@ -49,7 +49,7 @@ pub(crate) async fn done(outcome: Outcome) -> Result<Done> {
             while let Some(batch) = rows.next().await {
                 batch?;
             }
-            Ok(Done { rows: -1, seq })
+            Ok(WriteOutcome { rows: -1, seq })
         }
         Outcome::Subscription(_) => Err(kalamdb_core::Error::unsupported("SUBSCRIBE TO as an update")
             .hint("fetch it as a query: GetFlightInfo, then DoGet")),

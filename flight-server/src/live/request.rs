@@ -83,7 +83,7 @@ fn parameters(ipc: &[u8]) -> Result<Vec<ScalarValue>, Error> {
     if ipc.is_empty() {
         return Ok(Vec::new());
     }
-    let rows = crate::flight_sql::decode_params(ipc)?;
+    let rows = crate::ipc_decoder::decode_params(ipc)?;
     if rows.num_rows() != 1 {
         return Err(Error::invalid(format!(
             "params_ipc has {} rows; it must have exactly one",
@@ -95,8 +95,9 @@ fn parameters(ipc: &[u8]) -> Result<Vec<ScalarValue>, Error> {
 
 fn heartbeat(wanted: Option<prost_types::Duration>) -> Result<Duration, Error> {
     let Some(wanted) = wanted else { return Ok(SubscribeRequest::HEARTBEAT) };
-    let heartbeat = Duration::try_from(wanted)
-        .map_err(|_| Error::invalid("heartbeat must not be negative").hint("leave it out for 5 s"))?;
+    let heartbeat = Duration::try_from(wanted).map_err(|_| {
+        Error::invalid("heartbeat must not be negative").hint("omit it for the default of 5 s")
+    })?;
     if heartbeat > HEARTBEAT_MAX {
         return Err(Error::invalid("heartbeat is longer than an hour"));
     }

@@ -78,7 +78,7 @@ fn whole(message: &pb::Frame) -> WireFrame {
 
 /// Returns the last frame of a server that shuts down while the core still runs.
 pub(super) fn closed_by_shutdown() -> Bytes {
-    let closed = closed(CloseReason::Shutdown, "the server is going down", true);
+    let closed = closed(CloseReason::Shutdown, "the server is shutting down", true);
     whole(&pb::Frame { body: Some(pb::frame::Body::Closed(closed)), ..Default::default() }).head
 }
 

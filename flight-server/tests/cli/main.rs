@@ -5,7 +5,7 @@
 mod maintenance;
 mod serve;
 #[path = "../crash/server.rs"]
-#[allow(dead_code, reason = "shared with the crash test, which uses more of it")]
+#[expect(dead_code, reason = "shared with the crash test, which uses more of it")]
 mod server;
 mod watch;
 
@@ -97,7 +97,7 @@ async fn sql_says_what_failed_and_stops_there() {
     let nobody =
         kalamdb(&server, &["sql", "-c", "SELECT 1"]).env("KALAMDB_URL", "grpc://127.0.0.1:1").output();
     let said = text(&nobody.expect("run").stderr);
-    assert!(said.contains("cannot reach the server at grpc://127.0.0.1:1"), "{said}");
+    assert!(said.contains("cannot reach the server at \"grpc://127.0.0.1:1\""), "{said}");
     server.stop().await;
 }
 

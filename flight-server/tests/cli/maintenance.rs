@@ -60,12 +60,12 @@ async fn a_backup_is_taken_while_serving_restored_checked_and_served() {
     let token = server.log_in().await;
     // Like a power loss: the data on disk must still be sound.
     server.kill();
-    assert!(sound(&data_dir).contains("\ntable app.notes: 2 rows hot, 2 cold, 0 gone, 1 segments of "));
+    assert!(sound(&data_dir).contains("\ntable app.notes: 2 rows hot, 2 cold, 0 deleted, 1 segments of "));
 
     let restored = program(&["restore", "--from", &url], &copy);
     assert!(restored.status.success(), "{}", text(&restored.stderr));
     assert!(text(&restored.stdout).starts_with("restored database "), "{}", text(&restored.stdout));
-    assert!(sound(&copy).contains("\ntable app.notes: 1 rows hot, 2 cold, 0 gone, 1 segments of "));
+    assert!(sound(&copy).contains("\ntable app.notes: 1 rows hot, 2 cold, 0 deleted, 1 segments of "));
     let server = Server::start(&copy).await;
     let ids = stdout_of(&server, &["sql", "-c", "SELECT id FROM app.notes ORDER BY id"]);
     assert_eq!(ids, "id\n1\n2\n3\n");
@@ -98,13 +98,16 @@ async fn check_names_what_is_wrong_and_restore_what_it_cannot_take() {
     let output = program(&["check"], &data_dir);
     assert_eq!(output.status.code(), Some(1));
     let name = file.strip_prefix(data_dir.join("segments")).expect("below").display().to_string();
-    let problem = format!("\nproblem: segment \"{name}\" is damaged: a checksum does not fit\n");
+    let problem = format!("\nproblem: segment \"{name}\" is damaged: a checksum differs\n");
     assert!(text(&output.stdout).contains(&problem), "{}", text(&output.stdout));
     assert_eq!(text(&output.stderr), "kalamdb: 1 problem was found\n");
 
     for (arguments, says) in [
         (["restore", "--from", "file:///nowhere/at/all"], "[58030] the folder of the backup"),
-        (["restore", "--from", "s3://key:secret@bucket/x"], "[22023] the url of the backup has parts"),
+        (
+            ["restore", "--from", "s3://key:secret@bucket/x"],
+            "[22023] the URL of the backup may contain credentials",
+        ),
     ] {
         let target = folder.path().join("target");
         let output = program(&arguments, &target);
@@ -114,5 +117,5 @@ async fn check_names_what_is_wrong_and_restore_what_it_cannot_take() {
         assert!(!target.exists());
     }
     let empty = program(&["check"], folder.path());
-    assert!(text(&empty.stderr).contains("holds no database"), "{}", text(&empty.stderr));
+    assert!(text(&empty.stderr).contains("contains no database"), "{}", text(&empty.stderr));
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use arrow::array::AsArray;
 use arrow::datatypes::Int64Type;
-use kalamdb_core::failpoint::{CAN_END, CAN_FAIL};
+use kalamdb_core::failpoint::{ERROR_POINTS, KILL_POINTS};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -51,7 +51,7 @@ pub(crate) fn way_to(point: &str) -> Way {
 }
 
 pub(crate) fn all_points() -> impl Iterator<Item = &'static str> {
-    CAN_FAIL.iter().chain(CAN_END).copied()
+    ERROR_POINTS.iter().chain(KILL_POINTS).copied()
 }
 
 pub(crate) fn armed(data_dir: &Path, failpoints: &str) -> Command {
@@ -153,7 +153,7 @@ async fn a_first_start_that_ends_or_fails_at_any_step_can_be_repeated() {
 
 /// Steps that flushes and compactions share are also tested in a compaction; nothing else moves rows here.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_merge_that_ends_at_any_step_loses_nothing() {
+async fn a_compaction_that_ends_at_any_step_loses_nothing() {
     const TABLE: &str = "crash.shared_rows";
     let folder = tempfile::tempdir().expect("temporary folder");
     let mut server = Server::start(folder.path()).await;
@@ -172,7 +172,7 @@ async fn a_merge_that_ends_at_any_step_loses_nothing() {
         let mut client = server.client(&token).await;
         // The server may end before it answers.
         let _ = client.query(&format!("STORAGE COMPACT TABLE {TABLE}")).await;
-        let said = server.ended(NEVER).await.expect("the merge comes by the point").join("\n");
+        let said = server.ended(NEVER).await.expect("the compaction comes by the point").join("\n");
         assert!(has_ended_at(&said, point), "{point}: {said}");
         server = Server::start(folder.path()).await;
         let mut client = server.client(&token).await;
@@ -214,8 +214,10 @@ async fn fail_at_every_step(large_insert_bytes: &str) {
     let folder = tempfile::tempdir().expect("temporary folder");
     let mut world = create_world(folder.path(), seed).await;
     // A failed write stops all writes until the store is reopened, so that point has its own test.
-    let points: Vec<_> =
-        CAN_FAIL.iter().filter(|point| way_to(point) == Way::Work && **point != "commit::write").collect();
+    let points: Vec<_> = ERROR_POINTS
+        .iter()
+        .filter(|point| way_to(point) == Way::Work && **point != "commit::write")
+        .collect();
     // Each job meets one failure: every point lets one more pass than the point before.
     let failpoints: Vec<_> =
         points.iter().zip(0..).map(|(point, at)| format!("{point}={at}*off->1*return(error)")).collect();
@@ -319,7 +321,7 @@ async fn a_recovery_that_fails_is_told_and_can_be_repeated() {
     let seed = seed();
     let folder = tempfile::tempdir().expect("temporary folder");
     let mut world = create_world(folder.path(), seed).await;
-    for point in CAN_FAIL.iter().filter(|point| way_to(point) == Way::Restart) {
+    for point in ERROR_POINTS.iter().filter(|point| way_to(point) == Way::Restart) {
         die_in_a_flush(&mut world, folder.path()).await;
         match Server::spawn(armed(folder.path(), &format!("{point}=return(error)"))).await {
             Ok(server) => {

@@ -22,7 +22,6 @@ mod model;
 #[cfg(target_os = "linux")]
 mod power_loss;
 mod refusals;
-#[allow(dead_code, reason = "shared with the test of the command line, which reads the log")]
 mod server;
 mod tables;
 mod world;
@@ -82,18 +81,19 @@ async fn acknowledged_writes_survive_kill_9() {
     world.check(&server, Crash::Kill, "after the last cycle").await;
     let mut client = server.client(&world.token).await;
     check_segments(&mut client, folder.path(), "after the last cycle").await;
-    let merges = world::merges(&mut client).await;
+    let compactions = world::compactions(&mut client).await;
     drop(client);
     server.stop().await;
 
     let (acknowledged, tally) = (world.acknowledged(), &world.tally);
     println!(
-        "crash: {cycles} cycles, seed {seed}, {acknowledged} statements acknowledged, {merges} merges, {tally}"
+        "crash: {cycles} cycles, seed {seed}, {acknowledged} statements acknowledged, \
+         {compactions} compactions, {tally}"
     );
     assert!(acknowledged > 0 || cycles == 0, "no statement was acknowledged: nothing was tested");
     let enough = cycles >= CYCLES_DEFAULT;
     assert!(!enough || tally.interrupted_of("flush") > 0, "no kill fell into a flush");
-    assert!(!enough || merges > 0, "nothing was merged");
+    assert!(!enough || compactions > 0, "nothing was compacted");
     assert!(tally.ready_max <= READY_MAX, "the server was ready only after {:?}", tally.ready_max);
 }
 

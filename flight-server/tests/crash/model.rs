@@ -56,7 +56,7 @@ impl fmt::Display for Tally {
         write!(
             f,
             "{} in flight at a crash ({applied} applied whole, {vanished} not at all), 0 lost, 0 torn, 0 ghosts, \
-             interrupted: {} flushes, {} merges, {} trims; slowest start {} ms",
+             interrupted: {} flushes, {} compactions, {} trims; slowest start {} ms",
             applied + vanished,
             self.interrupted_of("flush"),
             self.interrupted_of("compact"),

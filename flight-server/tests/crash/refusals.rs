@@ -32,13 +32,15 @@ async fn a_second_process_on_the_same_data_is_refused() {
 }
 
 #[tokio::test]
-async fn a_newer_format_is_refused() {
+async fn a_newer_format_or_feature_is_refused() {
     let folder = tempfile::tempdir().expect("temporary folder");
     Server::start(folder.path()).await.stop().await;
     let format = folder.path().join("FORMAT");
     let text = fs::read_to_string(&format).expect("FORMAT");
     fs::write(&format, text.replace("format 1", "format 999")).expect("write FORMAT");
     assert_says(&refusal(folder.path()).await, "format 999");
+    fs::write(&format, text.replace("features", "features made-up")).expect("write FORMAT");
+    assert_says(&refusal(folder.path()).await, "\"made-up\"");
     fs::write(&format, text).expect("write FORMAT");
     Server::start(folder.path()).await.stop().await;
 }

@@ -139,7 +139,7 @@ impl Server {
 
     /// Sends SIGTERM; the server must exit by itself with 0.
     pub(crate) async fn stop(mut self) {
-        let status = Command::new("kill").arg(self.child.id().to_string()).status().expect("run kill");
+        let status = Command::new("kill").arg(self.id().to_string()).status().expect("run kill");
         assert!(status.success(), "SIGTERM was not delivered");
         let deadline = Instant::now() + GIVE_UP;
         let status = loop {

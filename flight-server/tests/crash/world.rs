@@ -102,7 +102,7 @@ impl World {
 }
 
 /// Counts compactions, whether they completed or not.
-pub(crate) async fn merges(client: &mut Client) -> usize {
+pub(crate) async fn compactions(client: &mut Client) -> usize {
     texts(client, "SELECT job_id FROM system.jobs WHERE job_type = 'compact'", 0).await.len()
 }
 

@@ -127,7 +127,7 @@ async fn connections_that_share_a_token_do_not_share_a_session() {
     }
     let query = |handle| CommandPreparedStatementQuery { prepared_statement_handle: handle };
     let (mut closed, closed_handle) = others.pop().unwrap();
-    closed.act("CloseSession", Vec::new()).await.unwrap();
+    closed.run_action("CloseSession", Vec::new()).await.unwrap();
     assert_eq!(closed.info(&query(closed_handle)).await.unwrap_err().code(), Code::NotFound);
     let (mut open, open_handle) = others.pop().unwrap();
     assert!(open.info(&query(open_handle)).await.is_ok());
@@ -136,7 +136,7 @@ async fn connections_that_share_a_token_do_not_share_a_session() {
     let mut same = fixture.stranger().await;
     same.authorize(&given);
     let same_handle = prepare(&mut same, "SELECT 3").await.unwrap().prepared_statement_handle;
-    same.act("CloseSession", Vec::new()).await.unwrap();
+    same.run_action("CloseSession", Vec::new()).await.unwrap();
     assert_eq!(same.info(&query(same_handle)).await.unwrap_err().code(), Code::NotFound);
     assert!(root.info(&query(handle)).await.is_ok());
     fixture.shut_down().await;
@@ -176,7 +176,7 @@ async fn who_is_at_work_is_given_a_new_token_in_time() {
         // The session continues: closing it closes its statements.
         client.authorize(&header);
         assert!(client.info(&statement("SELECT 1")).await.unwrap().metadata().get("authorization").is_none());
-        client.act("CloseSession", Vec::new()).await.unwrap();
+        client.run_action("CloseSession", Vec::new()).await.unwrap();
         let closed = CommandPreparedStatementQuery { prepared_statement_handle: handle };
         assert_eq!(client.info(&closed).await.unwrap_err().code(), Code::NotFound);
     }
@@ -262,7 +262,7 @@ async fn tickets_and_handles_of_others_are_as_unknown_as_none() {
     // Another user cannot close it either.
     let close =
         arrow_flight::sql::ActionClosePreparedStatementRequest { prepared_statement_handle: handle.clone() };
-    bob.act("ClosePreparedStatement", any(&close)).await.unwrap();
+    bob.run_action("ClosePreparedStatement", any(&close)).await.unwrap();
     assert!(alice.info(&query(handle)).await.is_ok());
     fixture.shut_down().await;
 }

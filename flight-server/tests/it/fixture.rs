@@ -204,7 +204,7 @@ impl Client {
     }
 
     /// Runs DoAction with an unwrapped body; returns the bodies of the results.
-    pub(crate) async fn act(&mut self, action: &str, body: Vec<u8>) -> Result<Vec<Bytes>, Status> {
+    pub(crate) async fn run_action(&mut self, action: &str, body: Vec<u8>) -> Result<Vec<Bytes>, Status> {
         let action = Action { r#type: action.to_owned(), body: body.into() };
         let results = self.inner.do_action(self.request(action)).await?.into_inner();
         results.map_ok(|result| result.body).try_collect().await

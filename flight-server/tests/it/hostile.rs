@@ -60,7 +60,7 @@ async fn commands_tickets_and_actions_of_any_bytes_are_refused() {
         for action in
             ["CreatePreparedStatement", "CancelFlightInfo", "CancelQuery", "RenewFlightEndpoint", "x"]
         {
-            if let Err(status) = root.act(action, bytes.to_vec()).await {
+            if let Err(status) = root.run_action(action, bytes.to_vec()).await {
                 assert!(expected(status.code()), "{action} {bytes:?}: {status:?}");
             }
         }

@@ -184,13 +184,13 @@ struct SessionError {
 async fn set(client: &mut Client, name: &str, value: &str) -> Option<i32> {
     let option = SessionOption { string_value: Some(value.to_owned()) };
     let request = SessionOptions { options: [(name.to_owned(), option)].into() };
-    let results = client.act("SetSessionOptions", request.encode_to_vec()).await.unwrap();
+    let results = client.run_action("SetSessionOptions", request.encode_to_vec()).await.unwrap();
     let result = SessionErrors::decode(results[0].clone()).unwrap();
     result.errors.get(name).map(|error| error.value)
 }
 
 async fn get(client: &mut Client, name: &str) -> Option<String> {
-    let results = client.act("GetSessionOptions", Vec::new()).await.unwrap();
+    let results = client.run_action("GetSessionOptions", Vec::new()).await.unwrap();
     let result = SessionOptions::decode(results[0].clone()).unwrap();
     result.options.get(name).and_then(|option| option.string_value.clone())
 }
@@ -217,7 +217,7 @@ async fn session_options_are_kept_for_the_session_alone() {
     assert_eq!(set(&mut root, "schema", "nowhere").await, Some(2));
     assert_eq!(set(&mut root, "catalog", "elsewhere").await, Some(2));
     assert_eq!(set(&mut root, "lol_invalid", "x").await, Some(1));
-    root.act("CloseSession", Vec::new()).await.unwrap();
+    root.run_action("CloseSession", Vec::new()).await.unwrap();
     assert_eq!(get(&mut root, "schema").await.as_deref(), Some("public"), "a new session");
     fixture.shut_down().await;
 }

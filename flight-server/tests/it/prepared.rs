@@ -34,7 +34,7 @@ pub(crate) struct Prepared {
 
 pub(crate) async fn prepare(client: &mut Client, sql: &str) -> Result<Prepared, Status> {
     let request = ActionCreatePreparedStatementRequest { query: sql.to_owned(), transaction_id: None };
-    let results = client.act("CreatePreparedStatement", any(&request)).await?;
+    let results = client.run_action("CreatePreparedStatement", any(&request)).await?;
     let [result] = results.as_slice() else { panic!("one result") };
     let result = Any::decode(result.clone()).unwrap();
     assert!(result.type_url.ends_with(".ActionCreatePreparedStatementResult"), "{}", result.type_url);
@@ -144,7 +144,7 @@ async fn a_ticket_outlives_its_statement_with_the_parameters_it_had() {
     let close = ActionClosePreparedStatementRequest { prepared_statement_handle: handle.clone() };
     for _ in 0..2 {
         assert!(
-            root.act("ClosePreparedStatement", any(&close)).await.unwrap().is_empty(),
+            root.run_action("ClosePreparedStatement", any(&close)).await.unwrap().is_empty(),
             "closing twice is no error"
         );
     }

@@ -101,7 +101,7 @@ async fn a_ticket_is_good_again_on_another_connection_and_after_a_restart() {
     assert_eq!(root.fetch(&info).await.unwrap().lines(), ["three"], "after a restart");
 
     let request = RenewFlightEndpointRequest { endpoint: Some(info.endpoint[0].clone()) };
-    let renewed = root.act("RenewFlightEndpoint", request.encode_to_vec()).await.unwrap();
+    let renewed = root.run_action("RenewFlightEndpoint", request.encode_to_vec()).await.unwrap();
     let endpoint = FlightEndpoint::decode(renewed[0].clone()).unwrap();
     let mut info = info;
     info.endpoint = vec![endpoint];
@@ -159,10 +159,14 @@ async fn a_query_is_cancelled_from_another_connection_by_its_owner_only() {
     stream.message().await.unwrap().unwrap();
 
     let request = CancelFlightInfoRequest { info: Some(info.clone()) }.encode_to_vec();
-    let status = bob.act("CancelFlightInfo", request.clone()).await.unwrap_err();
+    let status = bob.run_action("CancelFlightInfo", request.clone()).await.unwrap_err();
     assert_eq!(status.code(), Code::NotFound, "{status:?}");
-    let answer =
-        fixture.login("alice", "password-of-alice").await.act("CancelFlightInfo", request).await.unwrap();
+    let answer = fixture
+        .login("alice", "password-of-alice")
+        .await
+        .run_action("CancelFlightInfo", request)
+        .await
+        .unwrap();
     let answer = CancelFlightInfoResult::decode(answer[0].clone()).unwrap();
     assert_eq!(answer.status(), CancelStatus::Cancelled);
 
@@ -238,10 +242,10 @@ async fn errors_name_the_object_and_the_way_out() {
     let transaction =
         CommandStatementQuery { query: "SELECT 1".to_owned(), transaction_id: Some(Bytes::from("t")) };
     assert_eq!(root.info(&transaction).await.unwrap_err().code(), Code::NotFound);
-    let status = root.act("BeginTransaction", Vec::new()).await.unwrap_err();
+    let status = root.run_action("BeginTransaction", Vec::new()).await.unwrap_err();
     assert!(matches!(status.code(), Code::InvalidArgument | Code::Unimplemented), "{status:?}");
     let begin = crate::fixture::any(&arrow_flight::sql::ActionBeginTransactionRequest {});
-    let status = root.act("BeginTransaction", begin).await.unwrap_err();
+    let status = root.run_action("BeginTransaction", begin).await.unwrap_err();
     assert_eq!(status.code(), Code::Unimplemented);
     assert!(status.message().contains("BeginTransaction"), "{status:?}");
     fixture.shut_down().await;

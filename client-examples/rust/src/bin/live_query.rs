@@ -31,7 +31,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     // The handshake's token also authorizes live queries.
     let select = "SELECT id, guests FROM examples.rooms WHERE guests > 0";
     let mut request = Request::new(SubscribeRequest { sql: select.to_string(), ..Default::default() });
-    let token = sql.token().ok_or("the handshake gave no token")?;
+    let token = sql.token().ok_or("the handshake returned no token")?;
     request.metadata_mut().insert("authorization", format!("Bearer {token}").parse()?);
     let mut frames = LiveQueryClient::new(channel).subscribe(request).await?.into_inner();
 

@@ -66,7 +66,7 @@ async fn while_the_store_cannot_be_reopened_reads_go_on_and_writes_say_why_not()
     fixture.storage.reopen_fails.store(true, Ordering::SeqCst);
     *fixture.storage.fault.lock() = Some(Fault::Lost);
     assert_eq!(state_of(&fixture.insert(2, "unknown").await), "08007");
-    assert!(fixture.committer.is_poisoned() && !fixture.committer.takes_writes());
+    assert!(fixture.committer.is_poisoned() && !fixture.committer.accepts_writes());
     for _ in 0..3 {
         let error = fixture.insert(3, "refused").await.unwrap_err();
         assert_eq!((error.kind(), error.sqlstate().0), (ErrorKind::Unavailable, "58030"));
@@ -74,7 +74,7 @@ async fn while_the_store_cannot_be_reopened_reads_go_on_and_writes_say_why_not()
     }
     fixture.storage.reopen_fails.store(false, Ordering::SeqCst);
     reopened(&fixture, 1).await;
-    assert!(fixture.committer.takes_writes());
+    assert!(fixture.committer.accepts_writes());
     fixture.insert(3, "after").await.unwrap();
     // A second failure is no different.
     *fixture.storage.fault.lock() = Some(Fault::Kept);
@@ -95,7 +95,7 @@ async fn a_database_whose_store_cannot_be_reopened_can_be_closed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_move_of_rows_that_was_under_way_is_given_up() {
+async fn a_running_flush_is_abandoned() {
     use crate::commit::ColdWrite;
     let fixture = Fixture::new().await;
     fixture.insert(1, "row").await.unwrap();

@@ -216,7 +216,7 @@ pub(super) fn table(id: TableId, name: &str, kind: TableKind, key: &[usize]) -> 
         ColumnDefinition::new(ColumnId(1), "id", ColumnType::BigInt, false),
         ColumnDefinition::new(ColumnId(2), "note", ColumnType::Text, true),
     ];
-    let options = TableOptions::of(kind);
+    let options = TableOptions::defaults_for(kind);
     let table =
         TableDefinition::create(id, "public".into(), name.into(), kind, columns, key, options, ANN, START_US);
     Arc::new(table.unwrap())

@@ -80,7 +80,7 @@ async fn a_taken_key_is_refused_and_named() {
     let error = fixture.insert(1, "again").await.unwrap_err();
     assert_eq!(
         error.to_string(),
-        "[23505] table \"public.shared\" already has a row with primary key (id) = (1) (use another key, or UPDATE the row that is there)"
+        "[23505] table \"public.shared\" already has a row with primary key (id) = (1) (use another key, or UPDATE the existing row)"
     );
     let twice = vec![insert(&fixture.shared, SHARED, 5, "a"), insert(&fixture.shared, SHARED, 5, "b")];
     let result = fixture.committer.commit(fixture.set(&fixture.shared, SHARED, twice)).await;

@@ -2,6 +2,7 @@
 
 mod failing;
 mod fixture;
+mod frozen;
 mod groups;
 mod large;
 mod model;

@@ -132,7 +132,7 @@ async fn a_store_older_than_the_synced_note_is_refused() {
     drop(directory);
     let error = open_at(folder.path()).err().unwrap();
     assert_eq!(error.kind(), ErrorKind::Corruption);
-    assert_eq!(error.message(), "the store ends at commit 1, but commit 2 was known to be on disk");
+    assert_eq!(error.message(), "the store ends at commit 1, but commit 2 was synced to disk");
 }
 
 #[tokio::test]

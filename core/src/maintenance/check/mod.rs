@@ -43,7 +43,7 @@ pub struct CheckReport {
     pub seq: Seq,
     /// The tables, ordered by namespace and name.
     pub tables: Vec<TableReport>,
-    /// Files of moves that were not committed. They do no harm; opening the database removes them.
+    /// Files of uncommitted flushes and compactions. They do no harm; opening the database removes them.
     pub orphans: Vec<String>,
     /// The problems, each with the name of its object.
     pub problems: Vec<String>,
@@ -68,7 +68,7 @@ pub struct TableReport {
     /// Live rows in segments.
     pub cold: u64,
     /// Rows in segments that were overwritten or deleted since.
-    pub gone: u64,
+    pub deleted: u64,
     /// Segments.
     pub segments: u64,
     /// The segments' bytes.
@@ -77,8 +77,11 @@ pub struct TableReport {
 
 impl fmt::Display for TableReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { name, hot, cold, gone, segments, bytes } = self;
-        write!(f, "{name}: {hot} rows hot, {cold} cold, {gone} gone, {segments} segments of {bytes} bytes")
+        let Self { name, hot, cold, deleted, segments, bytes } = self;
+        write!(
+            f,
+            "{name}: {hot} rows hot, {cold} cold, {deleted} deleted, {segments} segments of {bytes} bytes"
+        )
     }
 }
 
@@ -106,6 +109,25 @@ impl Problems {
 
 /// Checks the database in `data_dir`, which no process may have open.
 ///
+/// # Examples
+/// ```
+/// use kalamdb_core::maintenance::check;
+/// use kalamdb_core::{Config, Database};
+///
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let folder = tempfile::tempdir()?;
+/// let data_dir = folder.path().join("data");
+/// let database = Database::open(Config::at(&data_dir)).await?;
+/// database.shutdown().await?;
+/// drop(database);
+///
+/// let report = check(&data_dir).await?;
+/// assert!(report.is_sound());
+/// # Ok(())
+/// # }
+/// ```
+///
 /// # Errors
 /// 42704 when there is no database, 55000 when a process has it open or its format is newer, XX001 when the
 /// store cannot be opened or its state cannot be read, so that nothing else can be checked.
@@ -115,7 +137,7 @@ pub async fn check(data_dir: &Path) -> Result<CheckReport> {
     let mut problems = Problems::default();
     if let Some(synced) = synced.filter(|synced| *synced > snapshot.seq) {
         problems.note(format!(
-            "the store ends at commit {}, but commit {synced} was known to be on disk",
+            "the store ends at commit {}, but commit {synced} was synced to disk",
             snapshot.seq
         ));
     }

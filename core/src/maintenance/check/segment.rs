@@ -36,11 +36,11 @@ pub(super) async fn read_all(
         let seqs = seqs.ok_or_else(|| wrong(segment, "its rows have no seq"))?;
         let is_possible = |seq: &i64| u64::try_from(*seq).is_ok_and(|seq| seq <= segment.through.0);
         if !seqs.values().iter().all(is_possible) {
-            return Err(wrong(segment, "a row is of a later commit than the segment"));
+            return Err(wrong(segment, "a row belongs to a later commit than the segment"));
         }
     }
     if rows != u64::from(segment.rows) {
-        return Err(wrong(segment, "it has another number of rows"));
+        return Err(wrong(segment, "its number of rows differs from the manifest's"));
     }
     Ok(())
 }
@@ -55,7 +55,7 @@ pub(super) struct LiveKeys {
     keys: BoxStream<'static, Result<Vec<Bytes>>>,
     filter: Arc<Sbbf>,
     /// The positions of overwritten and deleted rows, ascending.
-    gone: Vec<u32>,
+    deleted: Vec<u32>,
     /// The position of the next key.
     position: u32,
     last: Option<Bytes>,
@@ -70,17 +70,17 @@ impl LiveKeys {
         snapshot: &Snapshot,
         layout: &SegmentKeys,
         segment: &Arc<Segment>,
-        gone: Vec<u32>,
+        deleted: Vec<u32>,
         problems: &mut Problems,
     ) -> Result<Self> {
         let store = snapshot.cold.store();
         let filter = store.filter(&snapshot.storage, segment).await?;
         let keys = store.keys(segment, layout).await?;
-        if gone.last().is_some_and(|last| *last >= segment.rows) {
-            problems.note(format!("segment \"{}\" does not have a row that is marked as gone", segment.path));
+        if deleted.last().is_some_and(|last| *last >= segment.rows) {
+            problems.note(format!("segment \"{}\" lacks a row that is marked as deleted", segment.path));
         }
         let segment = Arc::clone(segment);
-        Ok(Self { segment, keys, filter, gone, position: 0, last: None, noted: false })
+        Ok(Self { segment, keys, filter, deleted, position: 0, last: None, noted: false })
     }
 
     /// Returns the next live keys with their positions; `None` at the end.
@@ -95,7 +95,7 @@ impl LiveKeys {
         let mut live = Vec::with_capacity(keys.len());
         for key in keys {
             self.check_key(&key, problems);
-            if self.gone.binary_search(&self.position).is_err() {
+            if self.deleted.binary_search(&self.position).is_err() {
                 live.push((Bytes::clone(&key), self.position));
             }
             self.position += 1;
@@ -106,9 +106,9 @@ impl LiveKeys {
 
     fn check_key(&mut self, key: &Bytes, problems: &mut Problems) {
         let why = match &self.last {
-            None if **key != *self.segment.first_key => "has another first key than is known",
-            Some(last) if last >= key => "is not sorted by key",
-            _ if !self.filter.check(&**key) => "has a key that its filter does not have",
+            None if **key != *self.segment.first_key => "its first key differs from the manifest's",
+            Some(last) if last >= key => "its keys are not sorted",
+            _ if !self.filter.check(&**key) => "its key filter lacks a key",
             _ => return,
         };
         self.note(why, problems);
@@ -116,15 +116,15 @@ impl LiveKeys {
 
     fn check_end(&mut self, problems: &mut Problems) {
         if self.position != self.segment.rows {
-            self.note("has another number of rows than is known", problems);
+            self.note("its number of rows differs from the manifest's", problems);
         } else if self.last.as_deref() != Some(self.segment.last_key.as_slice()) {
-            self.note("has another last key than is known", problems);
+            self.note("its last key differs from the manifest's", problems);
         }
     }
 
     fn note(&mut self, why: &str, problems: &mut Problems) {
         if !std::mem::replace(&mut self.noted, true) {
-            problems.note(format!("segment \"{}\" {why}", self.segment.path));
+            problems.note(format!("segment \"{}\" is damaged: {why}", self.segment.path));
         }
     }
 }

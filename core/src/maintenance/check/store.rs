@@ -38,8 +38,8 @@ pub(super) fn check(
         !commit::is_state_key(key) && !change_log::is_floor_key(key)
     });
     note_unknown("meta", unknown, problems);
-    match cold_storage::misfits(&*snapshot.storage, &snapshot.cold) {
-        Ok(misfits) => misfits.into_iter().for_each(|misfit| problems.note(misfit)),
+    match cold_storage::inconsistencies(&*snapshot.storage, &snapshot.cold) {
+        Ok(found) => found.into_iter().for_each(|problem| problems.note(problem)),
         Err(error) => problems.note_error("the entries of the segments", &error),
     }
     check_tables(snapshot, problems);
@@ -51,9 +51,9 @@ pub(super) fn check(
 
 /// Checks that all rows and segments belong to tables that exist.
 fn check_tables(snapshot: &Snapshot, problems: &mut Problems) {
-    let is_gone = |table: TableId| snapshot.catalog.table_by_id(table).is_none();
-    for segment in snapshot.cold.all_segments().filter(|segment| is_gone(segment.table)) {
-        problems.note(format!("segment \"{}\" is of a table that does not exist", segment.path));
+    let is_unknown = |table: TableId| snapshot.catalog.table_by_id(table).is_none();
+    for segment in snapshot.cold.all_segments().filter(|segment| is_unknown(segment.table)) {
+        problems.note(format!("segment \"{}\" belongs to a table that does not exist", segment.path));
     }
     let mut start = Some(Vec::new());
     while let Some(range) = start.take().map(|start| KeyRange { start, end: None }) {
@@ -64,11 +64,9 @@ fn check_tables(snapshot: &Snapshot, problems: &mut Problems) {
         });
         match (visited, first) {
             (Err(error), _) => problems.note_error("partition \"rows\"", &error),
-            (Ok(()), Some(None)) => {
-                problems.note("partition \"rows\" has a key that is too short to be a row's")
-            }
+            (Ok(()), Some(None)) => problems.note("partition \"rows\" has a key that is too short for a row"),
             (Ok(()), Some(Some(table))) => {
-                if is_gone(table) {
+                if is_unknown(table) {
                     problems.note(format!("there are rows of table {table}, which does not exist"));
                 }
                 start = after_prefix(&table_prefix(table));
@@ -94,7 +92,7 @@ fn count_keys(
 fn note_unknown(partition: &str, unknown: Result<u64>, problems: &mut Problems) {
     match unknown {
         Ok(0) => {}
-        Ok(count) => problems.note(format!("partition \"{partition}\" has {count} keys that mean nothing")),
+        Ok(count) => problems.note(format!("partition \"{partition}\" has {count} unknown keys")),
         Err(error) => problems.note_error(&format!("partition \"{partition}\""), &error),
     }
 }
@@ -118,7 +116,7 @@ fn check_log(
         for header in &headers {
             entries += 1 + header.tables.iter().map(|table| u64::from(table.parts)).sum::<u64>();
             if header.database != database {
-                problems.note(format!("commit {} of the change log is of another database", header.seq));
+                problems.note(format!("commit {} of the change log belongs to another database", header.seq));
             }
             let record = change_log::read_record(storage, header.seq);
             let checked = record.and_then(|record| check_record(snapshot, registry, header, record));
@@ -152,7 +150,7 @@ fn check_record(
     record: Option<CommitRecord>,
 ) -> Result<()> {
     let damaged = |why: &str| Err(Error::corruption(why.to_owned()));
-    let Some(record) = record else { return damaged("it cannot be found by its number") };
+    let Some(record) = record else { return damaged("it cannot be found by its seq") };
     for changes in &record.tables {
         let is_own =
             |change: &RowChange| table_and_scope(&change.key) == Some((changes.table, changes.scope));
@@ -161,7 +159,7 @@ fn check_record(
         }
         for new in changes.rows.iter().filter_map(|change| change.new.as_ref()) {
             if row_seq(new)? != header.seq {
-                return damaged("a row it wrote is of another commit");
+                return damaged("a row it wrote has another seq");
             }
         }
         if let Some(definition) = snapshot.catalog.table_by_id(changes.table) {

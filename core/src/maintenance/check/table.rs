@@ -17,7 +17,7 @@ use crate::schema_registry::{ScopeKind, TableDefinition, TableSchemas};
 use crate::storage::keys::{KeyEncoder, SCOPE_PREFIX_BYTES, table_and_scope, table_prefix};
 use crate::storage::rows::row_seq;
 use crate::storage::{Direction, KeyRange, Partition, blocking};
-use crate::tables::flush::{CHUNK_BYTES_MAX, CHUNK_ROWS, gone_of};
+use crate::tables::flush::{CHUNK_BYTES_MAX, CHUNK_ROWS, deleted_positions};
 use crate::tables::images;
 
 /// The bytes of a hidden key after table and scope.
@@ -61,12 +61,12 @@ async fn cold_inputs(
 ) -> Result<Vec<Input>> {
     let segments = snapshot.cold.segments(schemas.definition.id);
     let layout = schemas.definition.segment_keys()?;
-    let gone = gone_of(snapshot, segments).await?;
+    let deleted = deleted_positions(snapshot, segments).await?;
     let mut inputs = Vec::with_capacity(segments.len() + 1);
-    for (segment, gone) in segments.iter().zip(gone) {
-        report.gone += gone.len() as u64;
+    for (segment, deleted) in segments.iter().zip(deleted) {
+        report.deleted += deleted.len() as u64;
         let opened = match read_all(snapshot, schemas, segment).await {
-            Ok(()) => LiveKeys::open(snapshot, &layout, segment, gone, problems).await,
+            Ok(()) => LiveKeys::open(snapshot, &layout, segment, deleted, problems).await,
             Err(error) => Err(error),
         };
         match opened {
@@ -176,9 +176,7 @@ fn read_hot(snapshot: &Snapshot, schemas: &Arc<TableSchemas>, range: KeyRange) -
         let (key, row) = (Bytes::copy_from_slice(key), Bytes::copy_from_slice(row));
         bytes += row.len();
         match row_seq(&row) {
-            Ok(seq) if seq > snapshot.seq => {
-                checked = Err(damaged("a row is of a commit that is yet to come"))
-            }
+            Ok(seq) if seq > snapshot.seq => checked = Err(damaged("a row's seq is beyond the last commit")),
             Ok(seq) if seq > flushed => live.push((Bytes::clone(&key), 0)),
             Ok(_) => {}
             Err(error) => checked = Err(error),
@@ -211,7 +209,7 @@ fn check_keys(definition: &TableDefinition, stored: &[(Bytes, Bytes)], rows: &Re
     if !definition.has_key() {
         let is_hidden = |key: &Bytes| key.len() == SCOPE_PREFIX_BYTES + HIDDEN_KEY_BYTES;
         let all = stored.iter().all(|(key, _)| is_hidden(key));
-        return if all { Ok(()) } else { Err(damaged("a row key has another length")) };
+        return if all { Ok(()) } else { Err(damaged("a row key has the wrong length")) };
     }
     let columns: Vec<ArrayRef> = definition
         .key_positions()

@@ -1,19 +1,19 @@
 //! USE and KILL LIVE QUERY.
 
-use super::{denied, write_down};
 use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::ids::SubscriptionId;
-use crate::sql::result::{Affected, Outcome};
-use crate::sql::session::Session;
+use crate::sql::effect::{Change, Denial, Effect, FollowUp};
+use crate::sql::execution::Execution;
 
-pub(in crate::sql) fn use_namespace(session: &Session, namespace: &str) -> Result<Outcome> {
-    session.set_namespace(namespace)?;
-    Ok(Outcome::Affected(Affected { rows: 0, seq: session.ctx().committer.seq() }))
+/// Changes the namespace of the session.
+pub(in crate::sql) fn use_namespace(execution: &Execution, namespace: &str) -> Result<Effect> {
+    execution.set_namespace(namespace)?;
+    Ok(Effect::Nothing)
 }
 
 /// Ends a live query. Users end their own, administrators any; to other users it does not exist.
-pub(in crate::sql) async fn kill_live_query(session: &Session, id: &str) -> Result<Outcome> {
-    let execution = session.begin()?;
+pub(in crate::sql) fn kill_live_query(execution: &Execution, id: &str) -> Result<Effect> {
+    const ACTION: &str = "KILL LIVE QUERY";
     let unknown = || {
         Error::new(
             ErrorKind::NotFound,
@@ -23,15 +23,13 @@ pub(in crate::sql) async fn kill_live_query(session: &Session, id: &str) -> Resu
         .hint("SELECT live_id FROM system.live_queries lists them")
     };
     let number = SubscriptionId(id.trim().parse().map_err(|_| unknown())?);
-    let live_queries = &session.ctx().live_queries;
-    let owner = live_queries.owner(number).ok_or_else(unknown)?;
+    let owner = execution.ctx().live_queries.owner(number).ok_or_else(unknown)?;
     if owner != execution.principal.user_id && !execution.principal.may_administer() {
-        let refused = Error::permission_denied(format!("permission denied to kill live query \"{id}\""));
         // The audit log records the attempt; the error does not reveal that the live query exists.
-        denied(&execution, "KILL LIVE QUERY", id, refused).await;
-        return Err(unknown());
+        return Ok(Effect::Denied(Denial { action: ACTION, target: id.to_owned(), error: unknown() }));
     }
-    let receipt = write_down(&execution, "KILL LIVE QUERY", id, Some(owner)).await?;
-    live_queries.kill(number)?;
-    Ok(Outcome::Affected(Affected { rows: 0, seq: receipt.seq }))
+    let mut change = Change::new(execution);
+    change.note(ACTION, id, None, Some(owner));
+    change.follow_up = Some(FollowUp::KillLiveQuery(number));
+    Ok(change.into())
 }

@@ -1,6 +1,6 @@
-//! What each statement does: plain functions over a session, one file per family.
+//! What each statement does: plain functions from an [`Execution`] to an [`Effect`], one file per family.
 //!
-//! Invariant: all changes of a statement are one commit, and its audit row is part of it.
+//! Invariant: no handler commits. [`run`](super::run) does.
 
 pub(super) mod admin;
 pub(super) mod insert;
@@ -13,149 +13,136 @@ pub(super) mod storage;
 pub(super) mod storages;
 pub(super) mod subscribe;
 pub(super) mod table;
+pub(super) mod target;
 pub(super) mod update_delete;
 pub(super) mod user;
 
-use std::sync::Arc;
+use datafusion::arrow::datatypes::SchemaRef;
+use datafusion::common::ScalarValue;
+use datafusion::sql::planner::PlannerContext;
+use datafusion::sql::sqlparser::ast;
 
-use serde_json::Value;
-use tracing::debug;
+use super::effect::{Effect, FollowUp};
+use super::execution::{Execution, TableVisibility};
+use super::plan::description::{Description, StatementKind, announce};
+use super::plan::planner::{Planned, plan, plan_live_query, plan_query, query_description};
+use super::result::{Affected, Outcome, ResultSchema};
+use super::text::statement::{Parsed, Statement};
+use crate::app_context::AppContext;
+use crate::error::{Error, Result};
+use crate::ids::Seq;
+use crate::live_query::LiveQueryPlan;
 
-use super::execution::Execution;
-use super::result::{Affected, Outcome};
-use super::session::Session;
-use super::turns::Turn;
-use crate::commit::{ColdWrite, LargeInsert, Receipt, TableWrite, WriteSet};
-use crate::error::{Error, ErrorKind, Result};
-use crate::failpoint;
-use crate::ids::UserId;
-use crate::system_tables::audit::{self, AuditEntry};
-use crate::tables::flush::Files;
-
-/// Runs a statement again, on a fresh snapshot, when another commit came first.
-///
-/// After its first conflict a statement queues behind other retrying writers of that table: together they
-/// would only invalidate each other's plans.
-pub(super) struct Attempts<'a> {
-    session: &'a Session,
-    left: usize,
-    turn: Option<Turn>,
-}
-
-impl<'a> Attempts<'a> {
-    pub(super) fn new(session: &'a Session) -> Self {
-        Self { session, left: session.ctx().config.conflict_retries_max, turn: None }
-    }
-
-    /// Commits; `None` means that the statement must be planned again.
-    pub(super) async fn commit(&mut self, set: WriteSet, rows: u64) -> Result<Option<Affected>> {
-        let first = set.tables.first();
-        failpoint::planned(|| first.map(|table| table.table.qualified_name()).unwrap_or_default());
-        let table = first.map(|table| table.table.id);
-        match self.session.ctx().committer.commit(set).await {
-            Ok(receipt) => Ok(Some(Affected { rows, seq: receipt.seq })),
-            Err(error) => {
-                self.lost(error)?;
-                if let (None, Some(table)) = (&self.turn, table) {
-                    self.turn = self.session.engine().turns.take(table).await;
-                }
-                Ok(None)
-            }
-        }
-    }
-
-    /// Commits a large INSERT with the objects `files`. After a conflict the set is tried again, its keys
-    /// checked anew, while the table's definition is unchanged. `None` means that the statement must be
-    /// planned again.
-    pub(super) async fn commit_large(
-        &mut self,
-        insert: LargeInsert,
-        set: WriteSet,
-        files: Files,
-    ) -> Result<Option<Affected>> {
-        let (rows, table) = (insert.rows(), Arc::clone(&insert.table));
-        let set = WriteSet { cold: Some(ColdWrite::LargeInsert(insert)), ..set };
-        let committer = Arc::clone(&self.session.ctx().committer);
-        let mut left = self.left;
-        let files = files.keep();
-        // The task outlives a caller that stops waiting: no object may be removed while a commit may name it.
-        let committed = tokio::spawn(async move {
-            loop {
-                let outcome = committer.commit(set.clone()).await;
-                let is_lost = outcome.as_ref().is_err_and(|error| error.kind() == ErrorKind::Conflict);
-                let is_same = committer.snapshot().catalog.table_by_id(table.id).is_some_and(|current| {
-                    (current.version, current.revision) == (table.version, table.revision)
-                });
-                if is_lost && is_same && left > 0 {
-                    left -= 1;
-                    continue;
-                }
-                files.settle(&outcome);
-                return (outcome, left);
-            }
-        });
-        let (outcome, left) = committed.await.map_err(|_| Error::internal("a commit broke down"))?;
-        self.left = left;
-        match outcome {
-            Ok(receipt) => Ok(Some(Affected { rows, seq: receipt.seq })),
-            Err(error) => self.lost(error).map(|()| None),
-        }
-    }
-
-    /// Uses up an attempt after a conflict; returns any other error, or the conflict when none is left.
-    fn lost(&mut self, error: Error) -> Result<()> {
-        if error.kind() != ErrorKind::Conflict || self.left == 0 {
-            return Err(error);
-        }
-        self.left -= 1;
-        debug!(left = self.left, "another commit came first, the statement is run again");
-        Ok(())
-    }
-}
-
-/// Returns the audit row of a statement's action.
-pub(super) fn audit_row(
+/// Returns the effect of a statement. Only INSERT, UPDATE and DELETE take several rows of parameters.
+pub(super) async fn effect(
     execution: &Execution,
-    action: &str,
-    target: &str,
-    details: Option<Value>,
-    subject: Option<UserId>,
-) -> Result<TableWrite> {
-    let ctx = execution.ctx();
-    let entry = AuditEntry { actor: &execution.principal, action, target, details, subject };
-    audit::write(&entry, &execution.snapshot, &ctx.schema_registry, &ctx.node_id, execution.now_us)
-}
-
-/// Writes an audit row for a refused statement and returns the refusal, or the failure to write the row.
-/// Other errors are returned as they are.
-pub(super) async fn denied(execution: &Execution, action: &str, target: &str, error: Error) -> Error {
-    if error.kind() != ErrorKind::PermissionDenied {
-        return error;
-    }
-    match write_down(execution, &format!("{action} DENIED"), target, None).await {
-        Ok(_) => error,
-        Err(failure) => failure,
-    }
-}
-
-/// Commits an audit row by itself; retries when a flush of the audit log came first.
-pub(super) async fn write_down(
-    execution: &Execution,
-    action: &str,
-    target: &str,
-    subject: Option<UserId>,
-) -> Result<Receipt> {
-    loop {
-        let mut set = execution.write_set();
-        set.tables.push(audit_row(execution, action, target, None, subject)?);
-        match execution.ctx().committer.commit(set).await {
-            Err(error) if error.kind() == ErrorKind::Conflict => {}
-            outcome => return outcome,
+    parsed: &Parsed,
+    params: &[Vec<ScalarValue>],
+) -> Result<Effect> {
+    let visibility = TableVisibility { names_seq: parsed.names_seq, target: None };
+    let one_row = || match params {
+        [params] => Ok(params.as_slice()),
+        _ => Err(Error::internal("a statement other than a write has several rows of parameters")),
+    };
+    match &parsed.statement {
+        Statement::Query(statement) => query::select(execution, statement, visibility, one_row()?).await,
+        Statement::Explain(statement) => query::explain(execution, statement, visibility, one_row()?).await,
+        Statement::Insert(statement) => insert::insert(execution, statement, visibility, params).await,
+        Statement::Update(statement) => update_delete::update(execution, statement, visibility, params).await,
+        Statement::Delete(statement) => update_delete::delete(execution, statement, visibility, params).await,
+        Statement::CreateNamespace { name, if_not_exists } => {
+            namespace::create(execution, name, *if_not_exists)
         }
+        Statement::DropNamespace { name, if_exists, cascade } => {
+            namespace::drop(execution, name, *if_exists, *cascade)
+        }
+        Statement::CreateTable(statement) => table::create(execution, statement),
+        Statement::AlterTable(statement) => table::alter(execution, statement),
+        Statement::DropTable { names, if_exists } => table::drop(execution, names, *if_exists),
+        Statement::CreateUser(statement) => user::create(execution, statement).await,
+        Statement::AlterUser { name, change } => user::alter(execution, name, change).await,
+        Statement::DropUser { name, if_exists } => user::drop(execution, name, *if_exists),
+        Statement::CreateStorage(statement) => storages::create(execution, statement),
+        Statement::AlterStorage { name, options } => storages::alter(execution, name, options),
+        Statement::DropStorage { name, if_exists } => storages::drop(execution, name, *if_exists),
+        Statement::CheckStorage { name } => storages::check(execution, name).await,
+        Statement::Use { namespace } => admin::use_namespace(execution, namespace),
+        Statement::Show(what) => show::show(execution, what).await,
+        Statement::Describe { table } => show::describe(execution, table),
+        Statement::KillLiveQuery { id } => admin::kill_live_query(execution, id),
+        Statement::KillJob { id } => storage::kill_job(execution, id),
+        Statement::Maintain(kind, target) => storage::start_maintenance(execution, *kind, target).await,
+        Statement::Backup(url) => storage::back_up(execution, url),
+        Statement::ShowManifest { table } => storage::show_manifest(execution, table).await,
+        Statement::Subscribe(statement) => subscribe::statement(execution, statement, visibility, one_row()?),
     }
 }
 
-/// Returns the result of a statement that had nothing to do.
-pub(super) fn nothing_to_do(execution: &Execution) -> Outcome {
-    Outcome::Affected(Affected { rows: 0, seq: execution.snapshot.seq })
+/// Returns the parameters and the result schema of a statement, without running it. The schema of a query is
+/// that for the values of its parameters, if there are any.
+pub(super) fn describe(
+    execution: &Execution,
+    parsed: &Parsed,
+    values: Option<&[ScalarValue]>,
+) -> Result<Description> {
+    let visibility = TableVisibility { names_seq: parsed.names_seq, target: None };
+    let count = parsed.parameters.count;
+    let fixed = |schema: SchemaRef| Description::of_rows(ResultSchema { schema, ipc: None });
+    let write =
+        |planned: Planned| planned.resolve(count).map(|(types, _)| Description::of_write(parsed, &types));
+    match &parsed.statement {
+        Statement::Query(statement) => {
+            query_description(execution, parsed, plan_query(execution, statement, visibility)?, values)
+        }
+        Statement::Explain(statement) => {
+            let statement = ast::Statement::clone(statement);
+            let planned = plan(execution, statement, visibility, &mut PlannerContext::new())?;
+            query_description(execution, parsed, planned, values)
+        }
+        Statement::Insert(statement) => write(insert::plan(execution, statement, visibility)?.1),
+        Statement::Update(statement) => {
+            write(update_delete::plan_update(execution, statement, visibility)?.1)
+        }
+        Statement::Delete(statement) => {
+            write(update_delete::plan_delete(execution, statement, visibility)?.1)
+        }
+        Statement::Subscribe(statement) => {
+            let planned = plan_live_query(execution, &statement.query, visibility)?;
+            let (types, analysed) = planned.resolve(count)?;
+            let schema = LiveQueryPlan::describe(&analysed, &planned.planning())?;
+            let parameters = announce(parsed, &types);
+            let rows = fixed(schema);
+            Ok(Description { kind: StatementKind::Subscribe, parameters, ..rows })
+        }
+        Statement::Show(what) => Ok(Description::of_rows(show::schema(execution, what)?)),
+        Statement::Describe { .. } => Ok(fixed(show::describe_schema())),
+        Statement::Maintain(..) => Ok(fixed(storage::jobs_schema())),
+        Statement::CheckStorage { .. } => Ok(fixed(storages::check_schema())),
+        Statement::Backup(_) => Ok(fixed(storage::backup_schema())),
+        Statement::ShowManifest { .. } => Ok(fixed(storage::manifest_schema())),
+        Statement::CreateNamespace { .. }
+        | Statement::DropNamespace { .. }
+        | Statement::CreateTable(_)
+        | Statement::AlterTable(_)
+        | Statement::DropTable { .. }
+        | Statement::CreateUser(_)
+        | Statement::AlterUser { .. }
+        | Statement::DropUser { .. }
+        | Statement::CreateStorage(_)
+        | Statement::AlterStorage { .. }
+        | Statement::DropStorage { .. }
+        | Statement::Use { .. }
+        | Statement::KillLiveQuery { .. }
+        | Statement::KillJob { .. } => Ok(Description::of_change()),
+    }
+}
+
+/// Does what follows a commit, and returns the result of its statement.
+pub(super) async fn follow_up(ctx: &AppContext, follow_up: FollowUp, seq: Seq) -> Result<Outcome> {
+    match follow_up {
+        FollowUp::KillLiveQuery(id) => ctx.live_queries.kill(id)?,
+        FollowUp::CancelJob(id) => ctx.jobs.cancel(&id)?,
+        FollowUp::BackUp(url) => return storage::start_backup(ctx, url, seq).await.map(Outcome::Rows),
+    }
+    Ok(Outcome::Affected(Affected { rows: 0, seq }))
 }

@@ -95,5 +95,5 @@ fn row_too_large(bytes: usize) -> Error {
         SqlState::PROGRAM_LIMIT_EXCEEDED,
         format!("a row of {bytes} bytes is too large for a table"),
     )
-    .hint("the largest row is row_bytes_max")
+    .hint("row_bytes_max limits the size of a row")
 }

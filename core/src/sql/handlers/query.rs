@@ -6,30 +6,28 @@ use datafusion::sql::sqlparser::ast;
 
 use crate::access::Role;
 use crate::error::Result;
-use crate::sql::planner::{View, plan, plan_query};
-use crate::sql::result::Outcome;
-use crate::sql::session::Session;
+use crate::sql::effect::Effect;
+use crate::sql::execution::{Execution, TableVisibility};
+use crate::sql::plan::planner::{plan, plan_query};
 
 pub(in crate::sql) async fn select(
-    session: &Session,
+    execution: &Execution,
     query: &ast::Query,
-    view: View,
+    visibility: TableVisibility,
     params: &[ScalarValue],
-) -> Result<Outcome> {
-    let execution = session.begin()?;
-    let planned = plan_query(&execution, query, view)?;
-    Ok(Outcome::Rows(planned.rows(&execution, params).await?))
+) -> Result<Effect> {
+    let planned = plan_query(execution, query, visibility)?;
+    Ok(Effect::Rows(planned.rows(execution, params).await?))
 }
 
 /// Returns the plan of a query. It needs the role dba, because a plan shows how rows are stored.
 pub(in crate::sql) async fn explain(
-    session: &Session,
+    execution: &Execution,
     explain: &ast::Statement,
-    view: View,
+    visibility: TableVisibility,
     params: &[ScalarValue],
-) -> Result<Outcome> {
-    let execution = session.begin()?;
+) -> Result<Effect> {
     execution.principal.require(Role::Dba, "EXPLAIN")?;
-    let planned = plan(&execution, explain.clone(), view, &mut PlannerContext::new())?;
-    Ok(Outcome::Rows(planned.rows(&execution, params).await?))
+    let planned = plan(execution, explain.clone(), visibility, &mut PlannerContext::new())?;
+    Ok(Effect::Rows(planned.rows(execution, params).await?))
 }

@@ -11,15 +11,14 @@ use datafusion::arrow::array::{Array, RecordBatch};
 use datafusion::arrow::compute::concat_batches;
 use tracing::warn;
 
-use super::Attempts;
-use super::insert::Target;
 use super::pieces::Pieces;
+use super::target::Target;
 use crate::commit::{LargeInsert, RowWrite, TableWrite};
 use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::schema_registry::{TableDefinition, TableKind, TableSchemas};
+use crate::sql::effect::Change;
 use crate::sql::execution::Execution;
-use crate::sql::result::Affected;
-use crate::tables::flush::Files;
+use crate::tables::flush::PendingObjects;
 use crate::tables::large_insert::{NewRows, write_segments};
 use crate::tables::{RowLimits, RowWriter, batch_value_bytes, value_bytes};
 
@@ -106,7 +105,7 @@ impl<'a> Rows<'a> {
             ),
         )
         .hint(format!(
-            "a statement writes at most {} rows and {} MiB; use several",
+            "a statement writes at most {} rows and {} MiB; use several statements",
             config.statement_rows_max,
             config.statement_bytes_max >> 20
         )))
@@ -173,7 +172,7 @@ impl<'a> Rows<'a> {
     }
 
     /// Writes the rows as segments; `None` when their storage is unavailable.
-    async fn segments(&mut self) -> Result<Option<(LargeInsert, Files)>> {
+    async fn segments(&mut self) -> Result<Option<(LargeInsert, PendingObjects)>> {
         let ctx = self.execution.ctx();
         let scope = self.schemas.definition.scope_for(self.execution.principal.user_id);
         let batches = self.inserted.clone();
@@ -184,16 +183,16 @@ impl<'a> Rows<'a> {
         ctx.committer.check_room_for(bytes)?;
         let snapshot = &self.execution.snapshot;
         match write_segments(snapshot, &self.schemas, rows, next_id, self.now_us).await {
-            Ok((insert, files)) => {
+            Ok((insert, objects)) => {
                 self.inserted.clear();
                 ctx.committer.note_written(insert.added.iter().map(|new| new.segment.bytes).sum());
-                Ok(Some((insert, files)))
+                Ok(Some((insert, objects)))
             }
             Err(error) if error.kind() == ErrorKind::Unavailable => {
                 // Others may have used up the room by now; writing rows would then fail midway in the store.
                 ctx.committer.check_room_for(bytes)?;
                 let table = self.schemas.definition.qualified_name();
-                warn!(table, %error, "a large insert could not be written as segments and is written as rows");
+                warn!(table, %error, "a large insert could not write segments; it writes rows instead");
                 Ok(None)
             }
             Err(error) => Err(error),
@@ -232,26 +231,26 @@ impl<'a> Rows<'a> {
         Ok(())
     }
 
-    /// Commits the changes; `None` means that the statement must be planned again.
-    pub(in crate::sql) async fn commit(mut self, attempts: &mut Attempts<'_>) -> Result<Option<Affected>> {
-        if self.are_large()
-            && let Some((insert, files)) = self.segments().await?
-        {
-            let mut set = self.execution.write_set();
-            set.durability = self.schemas.definition.options.durability;
-            return attempts.commit_large(insert, set, files).await;
+    /// Returns the rows as one change. A large INSERT is written as segments first.
+    pub(in crate::sql) async fn change(mut self) -> Result<Change> {
+        let mut change = Change::new(self.execution);
+        change.set.durability = self.schemas.definition.options.durability;
+        change.rows = self.affected;
+        if self.are_large() {
+            change.segments = self.segments().await?;
+            if change.segments.is_some() {
+                return Ok(change);
+            }
         }
         self.encode()?;
         let definition = Arc::clone(&self.schemas.definition);
         let scope = definition.scope_for(self.execution.principal.user_id);
-        let mut set = self.execution.write_set();
-        set.durability = definition.options.durability;
         // Keys may move between rows of different batches: deletes come before writes that take their keys.
         let (mut rows, mut others): (Vec<_>, Vec<_>) =
             self.writes.into_iter().partition(|write| matches!(write, RowWrite::Delete { .. }));
         rows.append(&mut others);
-        set.tables.push(TableWrite { table: definition, scope, rows });
-        attempts.commit(set, self.affected).await
+        change.set.tables.push(TableWrite { table: definition, scope, rows });
+        Ok(change)
     }
 }
 

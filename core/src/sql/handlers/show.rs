@@ -8,12 +8,13 @@ use datafusion::sql::sqlparser::ast;
 
 use crate::error::{Error, Result};
 use crate::ids::Seq;
-use crate::sql::cursor::{self, QualifiedName};
-use crate::sql::execution::Execution;
-use crate::sql::planner::{self, View};
-use crate::sql::result::{Outcome, ResultSchema, RowStream};
-use crate::sql::session::Session;
-use crate::sql::statement::Show;
+use crate::sql::effect::Effect;
+use crate::sql::execution::{Execution, TableVisibility};
+use crate::sql::plan::planner;
+use crate::sql::result::{ResultSchema, RowStream};
+use crate::sql::syntax_tree::written_query;
+use crate::sql::text::cursor::QualifiedName;
+use crate::sql::text::statement::Show;
 
 fn text(name: &str, nullable: bool) -> Field {
     Field::new(name, DataType::Utf8, nullable)
@@ -52,7 +53,7 @@ fn query(show: &Show) -> Option<&'static str> {
 }
 
 fn parsed(sql: &str) -> Result<ast::Query> {
-    cursor::written_query(sql)
+    written_query(sql)
 }
 
 /// Returns the schema of SHOW.
@@ -71,11 +72,10 @@ fn own_schema(show: &Show) -> &'static SchemaRef {
     }
 }
 
-pub(in crate::sql) async fn show(session: &Session, show: &Show) -> Result<Outcome> {
-    let execution = session.begin()?;
+pub(in crate::sql) async fn show(execution: &Execution, show: &Show) -> Result<Effect> {
     if let Some(sql) = query(show) {
-        let planned = planner::plan_query(&execution, &parsed(sql)?, View::default())?;
-        return Ok(Outcome::Rows(planned.rows(&execution, &[]).await?));
+        let planned = planner::plan_query(execution, &parsed(sql)?, TableVisibility::default())?;
+        return Ok(Effect::Rows(planned.rows(execution, &[]).await?));
     }
     let columns: Vec<ArrayRef> = match show {
         Show::Namespaces => {
@@ -83,7 +83,7 @@ pub(in crate::sql) async fn show(session: &Session, show: &Show) -> Result<Outco
             vec![Arc::new(StringArray::from_iter_values(names.iter().map(|name| &**name)))]
         }
         Show::SearchPath => vec![Arc::new(StringArray::from_iter_values([&*execution.namespace]))],
-        Show::Tables(namespace) => tables(&execution, namespace.as_deref())?,
+        Show::Tables(namespace) => tables(execution, namespace.as_deref())?,
         _ => return Err(Error::internal("SHOW has nothing to show")),
     };
     rows(execution.snapshot.seq, own_schema(show), columns)
@@ -111,8 +111,7 @@ pub(in crate::sql) fn describe_schema() -> SchemaRef {
     Arc::clone(&DESCRIBE)
 }
 
-pub(in crate::sql) fn describe(session: &Session, table: &QualifiedName) -> Result<Outcome> {
-    let execution = session.begin()?;
+pub(in crate::sql) fn describe(execution: &Execution, table: &QualifiedName) -> Result<Effect> {
     let definition = execution.readable(table)?;
     let columns = &definition.columns;
     let key_position = |id| {
@@ -136,9 +135,14 @@ pub(in crate::sql) fn describe(session: &Session, table: &QualifiedName) -> Resu
     rows(execution.snapshot.seq, &DESCRIBE, arrays)
 }
 
-/// Returns these columns as a result, as of commit `seq`.
-pub(in crate::sql) fn rows(seq: Seq, schema: &SchemaRef, columns: Vec<ArrayRef>) -> Result<Outcome> {
+/// Returns these columns as the result of a statement, as of commit `seq`.
+pub(in crate::sql) fn rows(seq: Seq, schema: &SchemaRef, columns: Vec<ArrayRef>) -> Result<Effect> {
+    row_stream(seq, schema, columns).map(Effect::Rows)
+}
+
+/// Returns these columns as rows, as of commit `seq`.
+pub(in crate::sql) fn row_stream(seq: Seq, schema: &SchemaRef, columns: Vec<ArrayRef>) -> Result<RowStream> {
     let batch = RecordBatch::try_new(Arc::clone(schema), columns)?;
     let schema = ResultSchema { schema: Arc::clone(schema), ipc: None };
-    Ok(Outcome::Rows(RowStream::of(schema, seq, batch)))
+    Ok(RowStream::of(schema, seq, batch))
 }

@@ -7,19 +7,19 @@ use std::sync::{Arc, LazyLock};
 use datafusion::arrow::array::{ArrayRef, Int64Array, StringArray, TimestampMicrosecondArray};
 use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 
-use super::show::rows;
-use super::{denied, write_down};
+use super::show::{row_stream, rows};
 use crate::access::Role;
+use crate::app_context::AppContext;
 use crate::error::{Error, Result};
-use crate::ids::JobId;
+use crate::ids::{JobId, Seq};
 use crate::maintenance::BackupUrl;
 use crate::schema_registry::TableDefinition;
-use crate::sql::cursor::QualifiedName;
+use crate::sql::effect::{Change, Effect, FollowUp};
 use crate::sql::execution::Execution;
-use crate::sql::result::{Affected, Outcome};
-use crate::sql::session::Session;
-use crate::sql::storage_statement::{MoveKind, MoveTarget};
-use crate::tables::flush::gone_of;
+use crate::sql::result::RowStream;
+use crate::sql::text::cursor::QualifiedName;
+use crate::sql::text::statement::{MaintenanceKind, MaintenanceTarget};
+use crate::tables::flush::deleted_positions;
 
 static JOBS: LazyLock<SchemaRef> = LazyLock::new(|| {
     let text = |name: &str| Field::new(name, DataType::Utf8, false);
@@ -61,23 +61,22 @@ pub(in crate::sql) fn manifest_schema() -> SchemaRef {
     Arc::clone(&MANIFEST)
 }
 
-pub(in crate::sql) async fn move_rows(
-    session: &Session,
-    kind: MoveKind,
-    target: &MoveTarget,
-) -> Result<Outcome> {
-    let execution = session.begin()?;
+pub(in crate::sql) async fn start_maintenance(
+    execution: &Execution,
+    kind: MaintenanceKind,
+    target: &MaintenanceTarget,
+) -> Result<Effect> {
     execution.principal.require(Role::Service, "flush and compact tables")?;
     let tables = match target {
-        MoveTarget::Table(name) => vec![Arc::clone(execution.find(name)?)],
-        MoveTarget::All(namespace) => flushed_tables(&execution, namespace.as_deref())?,
+        MaintenanceTarget::Table(name) => vec![Arc::clone(execution.find(name)?)],
+        MaintenanceTarget::All(namespace) => flushed_tables(execution, namespace.as_deref())?,
     };
     let mut jobs = Vec::with_capacity(tables.len());
     for table in &tables {
-        let manager = &session.ctx().jobs;
+        let manager = &execution.ctx().jobs;
         let job = match kind {
-            MoveKind::Flush => manager.flush(table).await?,
-            MoveKind::Compact => manager.compact(table).await?,
+            MaintenanceKind::Flush => manager.flush(table).await?,
+            MaintenanceKind::Compact => manager.compact(table).await?,
         };
         jobs.push(job.to_string());
     }
@@ -86,21 +85,28 @@ pub(in crate::sql) async fn move_rows(
         Arc::new(StringArray::from_iter_values(tables.iter().map(|table| &*table.namespace))),
         Arc::new(StringArray::from_iter_values(tables.iter().map(|table| &*table.name))),
     ];
-    rows(session.ctx().committer.seq(), &JOBS, columns)
+    rows(execution.ctx().committer.seq(), &JOBS, columns)
 }
 
 /// Starts a backup. It needs the role dba, because a backup has the rows of all users.
-pub(in crate::sql) async fn back_up(session: &Session, url: &BackupUrl) -> Result<Outcome> {
+pub(in crate::sql) fn back_up(execution: &Execution, url: &BackupUrl) -> Result<Effect> {
     const ACTION: &str = "BACKUP DATABASE";
-    let execution = session.begin()?;
     let shown = url.to_string();
     if let Err(error) = execution.principal.require(Role::Dba, "back up the database") {
-        return Err(denied(&execution, ACTION, &shown, error).await);
+        return Effect::denied(ACTION, &shown, error);
     }
-    let receipt = write_down(&execution, ACTION, &shown, None).await?;
-    let job = session.ctx().jobs.back_up(url.clone()).await?;
+    let mut change = Change::new(execution);
+    change.note(ACTION, &shown, None, None);
+    change.follow_up = Some(FollowUp::BackUp(url.clone()));
+    Ok(change.into())
+}
+
+/// Queues a backup that is in the audit log, and returns its job.
+pub(in crate::sql) async fn start_backup(ctx: &AppContext, url: BackupUrl, seq: Seq) -> Result<RowStream> {
+    let shown = url.to_string();
+    let job = ctx.jobs.back_up(url).await?;
     let text = |text: String| Arc::new(StringArray::from(vec![text])) as ArrayRef;
-    rows(receipt.seq, &BACKUP, vec![text(job.to_string()), text(shown)])
+    row_stream(seq, &BACKUP, vec![text(job.to_string()), text(shown)])
 }
 
 fn flushed_tables(execution: &Execution, namespace: Option<&str>) -> Result<Vec<Arc<TableDefinition>>> {
@@ -116,13 +122,12 @@ fn flushed_tables(execution: &Execution, namespace: Option<&str>) -> Result<Vec<
     Ok(wanted.map(Arc::clone).collect())
 }
 
-pub(in crate::sql) async fn show_manifest(session: &Session, name: &QualifiedName) -> Result<Outcome> {
-    let execution = session.begin()?;
+pub(in crate::sql) async fn show_manifest(execution: &Execution, name: &QualifiedName) -> Result<Effect> {
     execution.principal.require(Role::Service, "see the segments of a table")?;
     let table = Arc::clone(execution.find(name)?);
     let snapshot = Arc::clone(&execution.snapshot);
     let segments = snapshot.cold.segments(table.id).to_vec();
-    let gone = gone_of(&snapshot, &segments).await?;
+    let deleted = deleted_positions(&snapshot, &segments).await?;
     let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
     let numbers = |values: Vec<i64>| Arc::new(Int64Array::from(values)) as ArrayRef;
     let of_each = |value: &dyn Fn(&crate::cold_storage::Segment) -> u64| {
@@ -133,7 +138,7 @@ pub(in crate::sql) async fn show_manifest(session: &Session, name: &QualifiedNam
         of_each(&|segment| u64::from(segment.id.0)),
         Arc::new(StringArray::from_iter_values(segments.iter().map(|segment| &segment.path))),
         of_each(&|segment| u64::from(segment.rows)),
-        numbers(gone.into_iter().map(|gone| number(gone.len() as u64)).collect()),
+        numbers(deleted.into_iter().map(|deleted| number(deleted.len() as u64)).collect()),
         of_each(&|segment| segment.bytes),
         of_each(&|segment| u64::from(segment.version.0)),
         of_each(&|segment| segment.through.0),
@@ -143,10 +148,12 @@ pub(in crate::sql) async fn show_manifest(session: &Session, name: &QualifiedNam
     rows(execution.snapshot.seq, &MANIFEST, columns)
 }
 
-pub(in crate::sql) async fn kill_job(session: &Session, id: &str) -> Result<Outcome> {
-    let execution = session.begin()?;
-    execution.principal.require(Role::Dba, "end a job")?;
-    session.ctx().jobs.cancel(&JobId(id.to_owned()))?;
-    let receipt = write_down(&execution, "KILL JOB", id, None).await?;
-    Ok(Outcome::Affected(Affected { rows: 0, seq: receipt.seq }))
+pub(in crate::sql) fn kill_job(execution: &Execution, id: &str) -> Result<Effect> {
+    execution.principal.require(Role::Dba, "kill a job")?;
+    let job = JobId(id.to_owned());
+    execution.ctx().jobs.check_running(&job)?;
+    let mut change = Change::new(execution);
+    change.note("KILL JOB", id, None, None);
+    change.follow_up = Some(FollowUp::CancelJob(job));
+    Ok(change.into())
 }

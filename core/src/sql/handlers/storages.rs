@@ -9,15 +9,13 @@ use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use serde_json::json;
 
 use super::show::rows;
-use super::{Attempts, audit_row, denied, nothing_to_do};
 use crate::access::Role;
 use crate::cold_storage::{CONNECTION_OPTIONS, StorageLocation, storage_in_use};
 use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::schema_registry::{CatalogChange, StorageRecord, validate_name};
+use crate::sql::effect::{Change, Effect};
 use crate::sql::execution::Execution;
-use crate::sql::result::Outcome;
-use crate::sql::session::Session;
-use crate::sql::storage_statement::{CreateStorage, StorageOptions};
+use crate::sql::text::statement::{CreateStorage, StorageOptions};
 
 static CHECK: LazyLock<SchemaRef> = LazyLock::new(|| {
     Arc::new(Schema::new(vec![
@@ -32,126 +30,96 @@ pub(in crate::sql) fn check_schema() -> SchemaRef {
     Arc::clone(&CHECK)
 }
 
-pub(in crate::sql) async fn create(session: &Session, statement: &CreateStorage) -> Result<Outcome> {
+pub(in crate::sql) fn create(execution: &Execution, statement: &CreateStorage) -> Result<Effect> {
     let name = &statement.name;
     validate_name("storage", name)?;
-    let mut attempts = Attempts::new(session);
-    loop {
-        let execution = session.begin()?;
-        if let Err(error) = may_manage(&execution, name) {
-            return Err(denied(&execution, "CREATE STORAGE", name, error).await);
-        }
-        if execution.snapshot.catalog.storage(name).is_some() {
-            if statement.if_not_exists {
-                return Ok(nothing_to_do(&execution));
-            }
-            return Err(Error::new(
-                ErrorKind::AlreadyExists,
-                SqlState::DUPLICATE_OBJECT,
-                format!("storage \"{name}\" exists already"),
-            ));
-        }
-        let url = statement.options.get("url").cloned().unwrap_or_default();
-        if url.is_empty() {
-            return Err(Error::invalid(format!("storage \"{name}\" needs the option URL")).hint(
-                "write file:///folder, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix",
-            ));
-        }
-        let now = execution.now_us;
-        let mut record = StorageRecord {
-            id: Arc::from(name.as_str()),
-            revision: 1,
-            name: name.clone(),
-            description: None,
-            storage_type: String::new(),
-            base_directory: url,
-            credentials: None,
-            options: Default::default(),
-            created_at: now,
-            updated_at: now,
-        };
-        set_options(&mut record, &statement.options)?;
-        let details = json!({ "type": record.storage_type, "url": record.base_directory });
-        let mut set = execution.write_set();
-        set.catalog.push(CatalogChange::PutStorage(record));
-        set.tables.push(audit_row(&execution, "CREATE STORAGE", name, Some(details), None)?);
-        if let Some(affected) = attempts.commit(set, 0).await? {
-            return Ok(Outcome::Affected(affected));
-        }
+    if let Err(error) = may_manage(execution, name) {
+        return Effect::denied("CREATE STORAGE", name, error);
     }
+    if execution.snapshot.catalog.storage(name).is_some() {
+        if statement.if_not_exists {
+            return Ok(Effect::Nothing);
+        }
+        return Err(Error::new(
+            ErrorKind::AlreadyExists,
+            SqlState::DUPLICATE_OBJECT,
+            format!("storage \"{name}\" already exists"),
+        ));
+    }
+    let url = statement.options.get("url").cloned().unwrap_or_default();
+    if url.is_empty() {
+        return Err(Error::invalid(format!("storage \"{name}\" needs the option URL"))
+            .hint("write file:///folder, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix"));
+    }
+    let now = execution.now_us;
+    let mut record = StorageRecord {
+        id: Arc::from(name.as_str()),
+        revision: 1,
+        name: name.clone(),
+        description: None,
+        storage_type: String::new(),
+        base_directory: url,
+        credentials: None,
+        options: Default::default(),
+        created_at: now,
+        updated_at: now,
+    };
+    set_options(&mut record, &statement.options)?;
+    let details = json!({ "type": record.storage_type, "url": record.base_directory });
+    let mut change = Change::new(execution);
+    change.set.catalog.push(CatalogChange::PutStorage(record));
+    change.note("CREATE STORAGE", name, Some(details), None);
+    Ok(change.into())
 }
 
-pub(in crate::sql) async fn alter(
-    session: &Session,
-    name: &str,
-    options: &StorageOptions,
-) -> Result<Outcome> {
-    let mut attempts = Attempts::new(session);
-    loop {
-        let execution = session.begin()?;
-        if let Err(error) = may_manage(&execution, name) {
-            return Err(denied(&execution, "ALTER STORAGE", name, error).await);
-        }
-        let mut record = StorageRecord::clone(find(&execution, name)?);
-        let before = record.location();
-        set_options(&mut record, options)?;
-        let after = record.location();
-        let endpoint = |location: &StorageLocation| location.options.get("endpoint").cloned();
-        let is_new_place = after.url != before.url || endpoint(&after) != endpoint(&before);
-        if is_new_place && execution.snapshot.cold.needs(name) {
-            return Err(storage_in_use(name));
-        }
-        let mut tables = execution.snapshot.catalog.tables();
-        if let Some(table) = tables.find(|table| is_new_place && *table.options.storage_id == *name) {
-            let message = format!("storage \"{name}\" has segments of table \"{}\"", table.qualified_name());
-            return Err(Error::new(ErrorKind::InvalidArgument, SqlState::DEPENDENT_OBJECTS_EXIST, message)
-                .hint("its URL and ENDPOINT can change while no table uses it"));
-        }
-        record.revision += 1;
-        record.updated_at = execution.now_us;
-        let changed: Vec<&String> = options.keys().collect();
-        let mut set = execution.write_set();
-        set.tables.push(audit_row(
-            &execution,
-            "ALTER STORAGE",
-            name,
-            Some(json!({ "changed": changed })),
-            None,
-        )?);
-        set.catalog.push(CatalogChange::PutStorage(record));
-        if let Some(affected) = attempts.commit(set, 0).await? {
-            return Ok(Outcome::Affected(affected));
-        }
+pub(in crate::sql) fn alter(execution: &Execution, name: &str, options: &StorageOptions) -> Result<Effect> {
+    if let Err(error) = may_manage(execution, name) {
+        return Effect::denied("ALTER STORAGE", name, error);
     }
+    let mut record = StorageRecord::clone(find(execution, name)?);
+    let before = record.location();
+    set_options(&mut record, options)?;
+    let after = record.location();
+    let endpoint = |location: &StorageLocation| location.options.get("endpoint").cloned();
+    let is_new_place = after.url != before.url || endpoint(&after) != endpoint(&before);
+    if is_new_place && execution.snapshot.cold.needs(name) {
+        return Err(storage_in_use(name));
+    }
+    let mut tables = execution.snapshot.catalog.tables();
+    if let Some(table) = tables.find(|table| is_new_place && *table.options.storage_id == *name) {
+        let message = format!("storage \"{name}\" has segments of table \"{}\"", table.qualified_name());
+        return Err(Error::new(ErrorKind::InvalidArgument, SqlState::DEPENDENT_OBJECTS_EXIST, message)
+            .hint("its URL and ENDPOINT can change while no table uses it"));
+    }
+    record.revision += 1;
+    record.updated_at = execution.now_us;
+    let changed: Vec<&String> = options.keys().collect();
+    let mut change = Change::new(execution);
+    change.note("ALTER STORAGE", name, Some(json!({ "changed": changed })), None);
+    change.set.catalog.push(CatalogChange::PutStorage(record));
+    Ok(change.into())
 }
 
-pub(in crate::sql) async fn drop(session: &Session, name: &str, if_exists: bool) -> Result<Outcome> {
-    let mut attempts = Attempts::new(session);
-    loop {
-        let execution = session.begin()?;
-        if let Err(error) = may_manage(&execution, name) {
-            return Err(denied(&execution, "DROP STORAGE", name, error).await);
-        }
-        if if_exists && execution.snapshot.catalog.storage(name).is_none() {
-            return Ok(nothing_to_do(&execution));
-        }
-        find(&execution, name)?;
-        if execution.snapshot.cold.needs(name) {
-            return Err(storage_in_use(name));
-        }
-        let mut set = execution.write_set();
-        set.catalog.push(CatalogChange::DropStorage(Arc::from(name)));
-        set.tables.push(audit_row(&execution, "DROP STORAGE", name, None, None)?);
-        if let Some(affected) = attempts.commit(set, 0).await? {
-            return Ok(Outcome::Affected(affected));
-        }
+pub(in crate::sql) fn drop(execution: &Execution, name: &str, if_exists: bool) -> Result<Effect> {
+    if let Err(error) = may_manage(execution, name) {
+        return Effect::denied("DROP STORAGE", name, error);
     }
+    if if_exists && execution.snapshot.catalog.storage(name).is_none() {
+        return Ok(Effect::Nothing);
+    }
+    find(execution, name)?;
+    if execution.snapshot.cold.needs(name) {
+        return Err(storage_in_use(name));
+    }
+    let mut change = Change::new(execution);
+    change.set.catalog.push(CatalogChange::DropStorage(Arc::from(name)));
+    change.note("DROP STORAGE", name, None, None);
+    Ok(change.into())
 }
 
-pub(in crate::sql) async fn check(session: &Session, name: &str) -> Result<Outcome> {
-    let execution = session.begin()?;
+pub(in crate::sql) async fn check(execution: &Execution, name: &str) -> Result<Effect> {
     execution.principal.require(Role::Service, "check a storage")?;
-    find(&execution, name)?;
+    find(execution, name)?;
     let begun = std::time::Instant::now();
     execution.snapshot.cold.store().storage(name)?.check().await?;
     let milliseconds = begun.elapsed().as_secs_f64() * 1_000.0;
@@ -160,7 +128,7 @@ pub(in crate::sql) async fn check(session: &Session, name: &str) -> Result<Outco
         Arc::new(StringArray::from(vec!["ok"])),
         Arc::new(Float64Array::from(vec![milliseconds])),
     ];
-    rows(session.ctx().committer.seq(), &CHECK, columns)
+    rows(execution.snapshot.seq, &CHECK, columns)
 }
 
 /// Sets options of a record, and checks that they fit together.
@@ -172,7 +140,7 @@ fn set_options(record: &mut StorageRecord, options: &StorageOptions) -> Result<(
             "description" => record.description = Some(value.clone()).filter(|text| !text.is_empty()),
             _ if is_local => {
                 return Err(Error::unsupported(format!("option \"{name}\" of storage \"{}\"", record.id))
-                    .hint("it is a folder of the data directory; create another storage for another place"));
+                    .hint("it is a local storage in the data directory; create another storage"));
             }
             "url" => record.base_directory.clone_from(value),
             "type" => {}
@@ -182,8 +150,8 @@ fn set_options(record: &mut StorageRecord, options: &StorageOptions) -> Result<(
             }
             _ => {
                 return Err(Error::invalid(format!("a storage has no option \"{name}\"")).hint(
-                    "options are URL, TYPE, NAME, DESCRIPTION, CREDENTIALS, ENDPOINT, REGION and ALLOW_HTTP; credentials \
-                     themselves belong into the environment of the server",
+                    "options are URL, TYPE, NAME, DESCRIPTION, CREDENTIALS, ENDPOINT, REGION and ALLOW_HTTP; \
+                     credentials themselves belong into the environment of the server",
                 ));
             }
         }
@@ -202,7 +170,8 @@ fn set_options(record: &mut StorageRecord, options: &StorageOptions) -> Result<(
 fn credentials(prefix: &str) -> Result<Option<String>> {
     if !prefix.chars().all(|char| char.is_ascii_uppercase() || char.is_ascii_digit() || char == '_') {
         return Err(Error::invalid("CREDENTIALS is not the prefix of an environment variable").hint(
-            "with CREDENTIALS='ARCHIVE' the server reads ARCHIVE_AWS_ACCESS_KEY_ID, ARCHIVE_AWS_SECRET_ACCESS_KEY and so on",
+            "with CREDENTIALS='ARCHIVE' the server reads ARCHIVE_AWS_ACCESS_KEY_ID, \
+             ARCHIVE_AWS_SECRET_ACCESS_KEY and so on",
         ));
     }
     Ok(Some(prefix.trim_end_matches('_').to_owned()).filter(|prefix| !prefix.is_empty()))

@@ -3,44 +3,32 @@
 use datafusion::common::ScalarValue;
 use datafusion::sql::sqlparser::ast;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::live_query::{LiveQueryPlan, SubscribeRequest, Subscription};
-use crate::sql::planner::{View, plan_live_query};
-use crate::sql::result::{Outcome, Params};
-use crate::sql::session::Session;
-use crate::sql::statement::{Statement, Subscribe, parse};
+use crate::sql::effect::Effect;
+use crate::sql::execution::{Execution, TableVisibility};
+use crate::sql::plan::planner::plan_live_query;
+use crate::sql::text::statement::Subscribe;
 
-pub(in crate::sql) async fn statement(
-    session: &Session,
+pub(in crate::sql) fn statement(
+    execution: &Execution,
     subscribe: &Subscribe,
-    view: View,
-    params: Vec<ScalarValue>,
-) -> Result<Outcome> {
-    start(session, &subscribe.query, view, &params, &subscribe.request).map(Outcome::Subscription)
+    visibility: TableVisibility,
+    params: &[ScalarValue],
+) -> Result<Effect> {
+    start(execution, &subscribe.query, visibility, params, &subscribe.request).map(Effect::Subscription)
 }
 
-pub(in crate::sql) async fn subscribe(session: &Session, request: SubscribeRequest) -> Result<Subscription> {
-    let parsed = parse(&request.sql, &session.ctx().config)?;
-    let params = parsed.parameters.values(Params::Positional(request.params.clone()))?;
-    match &parsed.statement {
-        Statement::Query(query) => {
-            let view = View { names_seq: parsed.names_seq, target: None };
-            start(session, query, view, &params, &request)
-        }
-        _ => Err(Error::unsupported("a live query of anything but a SELECT")),
-    }
-}
-
-fn start(
-    session: &Session,
+/// Starts a live query.
+pub(in crate::sql) fn start(
+    execution: &Execution,
     query: &ast::Query,
-    view: View,
+    visibility: TableVisibility,
     params: &[ScalarValue],
     request: &SubscribeRequest,
 ) -> Result<Subscription> {
-    let execution = session.begin()?;
-    let planned = plan_live_query(&execution, query, view)?;
+    let planned = plan_live_query(execution, query, visibility)?;
     let (types, _) = planned.resolve(params.len())?;
     let plan = LiveQueryPlan::extract(&planned.bind(&types, params)?.plan, &planned.planning())?;
-    session.ctx().live_queries.subscribe(&execution.principal, plan, request)
+    execution.ctx().live_queries.subscribe(&execution.principal, plan, request)
 }

@@ -10,29 +10,30 @@ use datafusion::common::ScalarValue;
 use datafusion::sql::planner::PlannerContext;
 use datafusion::sql::sqlparser::ast;
 
-use super::Attempts;
 use super::insert::{default_expression, parameter_type};
 use super::rows::Rows;
 use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::schema_registry::{COLUMN_KEY, COLUMN_PLACE, COLUMN_SEQ, COLUMN_VALUE, TableKind, TableSchemas};
-use crate::sql::cursor::{self, fold, qualified};
-use crate::sql::execution::Execution;
-use crate::sql::planner::{self, Planned, View};
-use crate::sql::result::Affected;
-use crate::sql::session::Session;
-use crate::sql::typing::type_placeholders;
+use crate::sql::effect::Effect;
+use crate::sql::execution::{Execution, TableVisibility};
+use crate::sql::plan::planner::{self, Planned};
+use crate::sql::plan::typing::type_placeholders;
+use crate::sql::syntax_tree::{self, fold};
+use crate::sql::text::cursor::qualified;
+use crate::sql::text::statement::{Delete, Update};
 use crate::tables::cast_column;
 
 /// The columns of a stored row that a write needs.
-const STORED: [&str; 4] = [COLUMN_SEQ, COLUMN_KEY, COLUMN_VALUE, COLUMN_PLACE];
+const WRITE_COLUMNS: [&str; 4] = [COLUMN_SEQ, COLUMN_KEY, COLUMN_VALUE, COLUMN_PLACE];
 
-/// Plans an UPDATE: the new values of the table's columns, and the columns in [`STORED`].
+/// Plans an UPDATE: the new values of the table's columns, and the columns in [`WRITE_COLUMNS`].
 pub(in crate::sql) fn plan_update(
     execution: &Execution,
-    update: &ast::Update,
-    view: View,
+    update: &Update,
+    visibility: TableVisibility,
 ) -> Result<(Arc<TableSchemas>, Planned)> {
-    let (schemas, from) = target(execution, &update.table)?;
+    let Update { table, assignments, selection } = update;
+    let (schemas, from) = target(execution, table)?;
     let definition = &schemas.definition;
     if definition.kind == TableKind::Stream {
         return Err(Error::unsupported(format!(
@@ -42,12 +43,12 @@ pub(in crate::sql) fn plan_update(
         .hint("insert another row"));
     }
     let mut assigned = HashMap::new();
-    for assignment in &update.assignments {
+    for assignment in assignments {
         let ast::AssignmentTarget::ColumnName(name) = &assignment.target else {
             return Err(Error::unsupported("UPDATE ... SET (a, b) = (...)"));
         };
         let Some(name) = name.0.last().and_then(|part| part.as_ident()).map(fold) else {
-            return Err(Error::syntax(format!("{name} is not the name of a column")));
+            return Err(Error::syntax(format!("{name} is not a column name")));
         };
         let Some(column) = definition.column(&name) else {
             return Err(Error::new(
@@ -63,7 +64,7 @@ pub(in crate::sql) fn plan_update(
             return Err(Error::syntax(format!("column \"{name}\" is set twice")));
         }
     }
-    let mut projection = Vec::with_capacity(definition.columns.len() + STORED.len());
+    let mut projection = Vec::with_capacity(definition.columns.len() + WRITE_COLUMNS.len());
     let mut fields = Vec::with_capacity(definition.columns.len());
     for column in &definition.columns {
         let name = ast::Ident::with_quote('"', &*column.name);
@@ -71,24 +72,21 @@ pub(in crate::sql) fn plan_update(
         projection.push(ast::SelectItem::ExprWithAlias { expr: value, alias: name });
         fields.push(Arc::new(Field::new(&*column.name, parameter_type(column.ty), true)));
     }
-    projection.extend(STORED.iter().map(|name| stored(name)));
-    let planned = plan(execution, &schemas, projection, from, update.selection.clone(), view)?;
+    projection.extend(WRITE_COLUMNS.iter().map(|name| stored(name)));
+    let planned = plan(execution, &schemas, projection, from, selection.clone(), visibility)?;
     Ok((schemas, type_placeholders(planned, &fields)?))
 }
 
-/// Plans a DELETE: the columns in [`STORED`] of the rows to remove.
+/// Plans a DELETE: the columns in [`WRITE_COLUMNS`] of the rows to remove.
 pub(in crate::sql) fn plan_delete(
     execution: &Execution,
-    delete: &ast::Delete,
-    view: View,
+    delete: &Delete,
+    visibility: TableVisibility,
 ) -> Result<(Arc<TableSchemas>, Planned)> {
-    let (ast::FromTable::WithFromKeyword(tables) | ast::FromTable::WithoutKeyword(tables)) = &delete.from;
-    let [table] = tables.as_slice() else {
-        return Err(Error::unsupported("DELETE from several tables"));
-    };
+    let Delete { table, selection } = delete;
     let (schemas, from) = target(execution, table)?;
-    let projection = STORED.iter().map(|name| stored(name)).collect();
-    let planned = plan(execution, &schemas, projection, from, delete.selection.clone(), view)?;
+    let projection = WRITE_COLUMNS.iter().map(|name| stored(name)).collect();
+    let planned = plan(execution, &schemas, projection, from, selection.clone(), visibility)?;
     Ok((schemas, planned))
 }
 
@@ -101,10 +99,10 @@ fn target(
     table: &ast::TableWithJoins,
 ) -> Result<(Arc<TableSchemas>, ast::TableWithJoins)> {
     let ast::TableFactor::Table { name, args: None, alias, .. } = &table.relation else {
-        return Err(Error::unsupported("changing anything but a table"));
+        return Err(Error::unsupported("UPDATE or DELETE of anything but a table"));
     };
     if !table.joins.is_empty() || alias.as_ref().is_some_and(|alias| !alias.columns.is_empty()) {
-        return Err(Error::unsupported("changing a join"));
+        return Err(Error::unsupported("UPDATE or DELETE of a join"));
     }
     let definition = execution.writable(&qualified(name, "table")?)?;
     Ok((execution.schemas(definition), table.clone()))
@@ -116,67 +114,55 @@ fn plan(
     projection: Vec<ast::SelectItem>,
     from: ast::TableWithJoins,
     selection: Option<ast::Expr>,
-    view: View,
+    visibility: TableVisibility,
 ) -> Result<Planned> {
-    let query = cursor::select(projection, from, selection);
-    let view = View { target: Some(schemas.definition.id), ..view };
-    planner::plan(execution, ast::Statement::Query(Box::new(query)), view, &mut PlannerContext::new())
+    let query = syntax_tree::select(projection, from, selection);
+    let visibility = TableVisibility { target: Some(schemas.definition.id), ..visibility };
+    planner::plan(execution, ast::Statement::Query(Box::new(query)), visibility, &mut PlannerContext::new())
 }
 
-/// Runs an UPDATE once per row of parameters, in one commit.
+/// Runs an UPDATE once per row of parameters.
 pub(in crate::sql) async fn update(
-    session: &Session,
-    statement: &ast::Update,
-    view: View,
+    execution: &Execution,
+    statement: &Update,
+    visibility: TableVisibility,
     params: &[Vec<ScalarValue>],
-) -> Result<Affected> {
-    let mut attempts = Attempts::new(session);
-    loop {
-        let execution = session.begin()?;
-        let (schemas, planned) = plan_update(&execution, statement, view)?;
-        let mut rows = Rows::new(&execution, Arc::clone(&schemas))?;
-        planned
-            .each_batch(params, |batch| {
-                let (before, after) = split(&schemas, &batch)?;
-                rows.update(&before, &after)
-            })
-            .await?;
-        if params.len() > 1 {
-            rows.check_distinct()?;
-        }
-        if let Some(affected) = rows.commit(&mut attempts).await? {
-            return Ok(affected);
-        }
+) -> Result<Effect> {
+    let (schemas, planned) = plan_update(execution, statement, visibility)?;
+    let mut rows = Rows::new(execution, Arc::clone(&schemas))?;
+    planned
+        .each_batch(params, |batch| {
+            let (before, after) = split(&schemas, &batch)?;
+            rows.update(&before, &after)
+        })
+        .await?;
+    if params.len() > 1 {
+        rows.check_distinct()?;
     }
+    Ok(rows.change().await?.into())
 }
 
-/// Runs a DELETE once per row of parameters, in one commit.
+/// Runs a DELETE once per row of parameters.
 pub(in crate::sql) async fn delete(
-    session: &Session,
-    statement: &ast::Delete,
-    view: View,
+    execution: &Execution,
+    statement: &Delete,
+    visibility: TableVisibility,
     params: &[Vec<ScalarValue>],
-) -> Result<Affected> {
-    let mut attempts = Attempts::new(session);
-    loop {
-        let execution = session.begin()?;
-        let (schemas, planned) = plan_delete(&execution, statement, view)?;
-        let mut rows = Rows::new(&execution, schemas)?;
-        planned.each_batch(params, |batch| rows.delete(&batch)).await?;
-        if params.len() > 1 {
-            rows.check_distinct()?;
-        }
-        if let Some(affected) = rows.commit(&mut attempts).await? {
-            return Ok(affected);
-        }
+) -> Result<Effect> {
+    let (schemas, planned) = plan_delete(execution, statement, visibility)?;
+    let mut rows = Rows::new(execution, schemas)?;
+    planned.each_batch(params, |batch| rows.delete(&batch)).await?;
+    if params.len() > 1 {
+        rows.check_distinct()?;
     }
+    Ok(rows.change().await?.into())
 }
 
 /// Splits a planned batch into the stored rows and the new rows.
 fn split(schemas: &TableSchemas, batch: &RecordBatch) -> Result<(RecordBatch, RecordBatch)> {
     let columns = &schemas.definition.columns;
     let width = columns.len();
-    let positions: Vec<usize> = (width..width + STORED.len()).collect();
+    let positions: Vec<usize> = (width..width + WRITE_COLUMNS.len()).collect();
     let before = batch.project(&positions)?;
     let after = columns
         .iter()

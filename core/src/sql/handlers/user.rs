@@ -7,134 +7,117 @@ use std::sync::Arc;
 
 use serde_json::json;
 
-use super::{Attempts, audit_row, denied, nothing_to_do};
 use crate::access::Role;
 use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::ids::UserId;
 use crate::schema_registry::{CatalogChange, UserRecord, validate_name};
+use crate::sql::effect::{Change, Effect};
 use crate::sql::execution::Execution;
-use crate::sql::result::Outcome;
-use crate::sql::session::Session;
-use crate::sql::statement::{CreateUser, UserChange};
+use crate::sql::text::statement::{CreateUser, UserChange};
 
-pub(in crate::sql) async fn create(session: &Session, user: &CreateUser) -> Result<Outcome> {
+pub(in crate::sql) async fn create(execution: &Execution, user: &CreateUser) -> Result<Effect> {
     validate_name("user", &user.name)?;
-    let execution = session.begin()?;
-    if let Err(error) = may_manage(&execution, user.role, &format!("create user \"{}\"", user.name)) {
-        return Err(denied(&execution, "CREATE USER", &user.name, error).await);
+    if let Err(error) = may_manage(execution, user.role, &format!("create user \"{}\"", user.name)) {
+        return Effect::denied("CREATE USER", &user.name, error);
     }
-    let password_hash = session.engine().passwords.hash(&user.password).await?;
-    let mut attempts = Attempts::new(session);
-    loop {
-        let execution = session.begin()?;
-        may_manage(&execution, user.role, &format!("create user \"{}\"", user.name))?;
-        let catalog = &execution.snapshot.catalog;
-        if catalog.user_by_name(&user.name).is_some() {
-            if user.if_not_exists {
-                return Ok(nothing_to_do(&execution));
-            }
-            return Err(Error::new(
-                ErrorKind::AlreadyExists,
-                SqlState::DUPLICATE_OBJECT,
-                format!("user \"{}\" exists already", user.name),
-            ));
+    let password_hash = execution.engine.passwords.hash(&user.password).await?;
+    // Hashing takes long, and rights may have changed meanwhile.
+    let execution = &execution.refreshed()?;
+    may_manage(execution, user.role, &format!("create user \"{}\"", user.name))?;
+    let catalog = &execution.snapshot.catalog;
+    if catalog.user_by_name(&user.name).is_some() {
+        if user.if_not_exists {
+            return Ok(Effect::Nothing);
         }
-        let now = execution.now_us;
-        let id = catalog.next_user_id();
-        let mut set = execution.write_set();
-        set.catalog.push(CatalogChange::PutUser(UserRecord {
-            id,
-            username: Arc::from(user.name.as_str()),
-            revision: 1,
-            password_hash: Some(password_hash.clone()),
-            role: user.role,
-            email: user.email.clone(),
-            created_at: now,
-            updated_at: now,
-            last_login_at: None,
-            auth_generation: 1,
-        }));
-        let details = json!({ "role": user.role.name() });
-        set.tables.push(audit_row(&execution, "CREATE USER", &user.name, Some(details), Some(id))?);
-        if let Some(affected) = attempts.commit(set, 0).await? {
-            return Ok(Outcome::Affected(affected));
-        }
+        return Err(Error::new(
+            ErrorKind::AlreadyExists,
+            SqlState::DUPLICATE_OBJECT,
+            format!("user \"{}\" already exists", user.name),
+        ));
     }
+    let now = execution.now_us;
+    let id = catalog.next_user_id();
+    let mut change = Change::new(execution);
+    change.set.catalog.push(CatalogChange::PutUser(UserRecord {
+        id,
+        username: Arc::from(user.name.as_str()),
+        revision: 1,
+        password_hash: Some(password_hash),
+        role: user.role,
+        email: user.email.clone(),
+        created_at: now,
+        updated_at: now,
+        last_login_at: None,
+        auth_generation: 1,
+    }));
+    let details = json!({ "role": user.role.name() });
+    change.note("CREATE USER", &user.name, Some(details), Some(id));
+    Ok(change.into())
 }
 
-pub(in crate::sql) async fn alter(session: &Session, name: &str, change: &UserChange) -> Result<Outcome> {
-    let execution = session.begin()?;
-    if let Err(error) = may_alter(&execution, name, change) {
-        return Err(denied(&execution, "ALTER USER", name, error).await);
+pub(in crate::sql) async fn alter(execution: &Execution, name: &str, wanted: &UserChange) -> Result<Effect> {
+    if let Err(error) = may_alter(execution, name, wanted) {
+        return Effect::denied("ALTER USER", name, error);
     }
-    let password_hash = match change {
-        UserChange::Password(password) => Some(session.engine().passwords.hash(password).await?),
+    let password_hash = match wanted {
+        UserChange::Password(password) => Some(execution.engine.passwords.hash(password).await?),
         UserChange::Role(_) | UserChange::Email(_) => None,
     };
-    let mut attempts = Attempts::new(session);
-    loop {
-        let execution = session.begin()?;
-        may_alter(&execution, name, change)?;
-        let mut user = UserRecord::clone(find(&execution, name)?);
-        let details = match change {
-            UserChange::Password(_) => {
-                user.password_hash.clone_from(&password_hash);
-                user.auth_generation += 1;
-                json!({ "changed": "password" })
-            }
-            UserChange::Role(role) => {
-                let details = json!({ "changed": "role", "from": user.role.name(), "to": role.name() });
-                if user.role != *role {
-                    user.auth_generation += 1;
-                }
-                user.role = *role;
-                details
-            }
-            UserChange::Email(email) => {
-                user.email = Some(email.clone());
-                json!({ "changed": "email" })
-            }
-        };
-        user.updated_at = execution.now_us;
-        user.revision += 1;
-        let subject = user.id;
-        let mut set = execution.write_set();
-        set.catalog.push(CatalogChange::PutUser(user));
-        set.tables.push(audit_row(&execution, "ALTER USER", name, Some(details), Some(subject))?);
-        if let Some(affected) = attempts.commit(set, 0).await? {
-            return Ok(Outcome::Affected(affected));
+    // Hashing takes long, and rights may have changed meanwhile.
+    let execution = &execution.refreshed()?;
+    may_alter(execution, name, wanted)?;
+    let mut user = UserRecord::clone(find(execution, name)?);
+    let details = match wanted {
+        UserChange::Password(_) => {
+            user.password_hash = password_hash;
+            user.auth_generation += 1;
+            json!({ "changed": "password" })
         }
-    }
+        UserChange::Role(role) => {
+            let details = json!({ "changed": "role", "from": user.role.name(), "to": role.name() });
+            if user.role != *role {
+                user.auth_generation += 1;
+            }
+            user.role = *role;
+            details
+        }
+        UserChange::Email(email) => {
+            user.email = Some(email.clone());
+            json!({ "changed": "email" })
+        }
+    };
+    user.updated_at = execution.now_us;
+    user.revision += 1;
+    let subject = user.id;
+    let mut change = Change::new(execution);
+    change.set.catalog.push(CatalogChange::PutUser(user));
+    change.note("ALTER USER", name, Some(details), Some(subject));
+    Ok(change.into())
 }
 
-pub(in crate::sql) async fn drop(session: &Session, name: &str, if_exists: bool) -> Result<Outcome> {
-    let mut attempts = Attempts::new(session);
-    loop {
-        let execution = session.begin()?;
-        let role = execution.snapshot.catalog.user_by_name(name).map_or(Role::User, |user| user.role);
-        if let Err(error) = may_manage(&execution, role, &format!("drop user \"{name}\"")) {
-            return Err(denied(&execution, "DROP USER", name, error).await);
-        }
-        let user = match find(&execution, name) {
-            Ok(user) => user,
-            Err(_) if if_exists => return Ok(nothing_to_do(&execution)),
-            Err(error) => return Err(error),
-        };
-        if user.id == UserId::ROOT {
-            return Err(Error::permission_denied("permission denied to drop user \"root\"")
-                .hint("root always exists"));
-        }
-        if user.id == execution.principal.user_id {
-            return Err(Error::permission_denied(format!("permission denied to drop user \"{name}\""))
-                .hint("nobody drops themselves"));
-        }
-        let mut set = execution.write_set();
-        set.tables.push(audit_row(&execution, "DROP USER", name, None, Some(user.id))?);
-        set.catalog.push(CatalogChange::DropUser(user.id));
-        if let Some(affected) = attempts.commit(set, 0).await? {
-            return Ok(Outcome::Affected(affected));
-        }
+pub(in crate::sql) fn drop(execution: &Execution, name: &str, if_exists: bool) -> Result<Effect> {
+    let role = execution.snapshot.catalog.user_by_name(name).map_or(Role::User, |user| user.role);
+    if let Err(error) = may_manage(execution, role, &format!("drop user \"{name}\"")) {
+        return Effect::denied("DROP USER", name, error);
     }
+    let user = match find(execution, name) {
+        Ok(user) => user,
+        Err(_) if if_exists => return Ok(Effect::Nothing),
+        Err(error) => return Err(error),
+    };
+    if user.id == UserId::ROOT {
+        return Err(
+            Error::permission_denied("permission denied to drop user \"root\"").hint("root always exists")
+        );
+    }
+    if user.id == execution.principal.user_id {
+        return Err(Error::permission_denied(format!("permission denied to drop user \"{name}\""))
+            .hint("users cannot drop themselves"));
+    }
+    let mut change = Change::new(execution);
+    change.note("DROP USER", name, None, Some(user.id));
+    change.set.catalog.push(CatalogChange::DropUser(user.id));
+    Ok(change.into())
 }
 
 fn find<'a>(execution: &'a Execution, name: &str) -> Result<&'a Arc<UserRecord>> {

@@ -95,7 +95,7 @@ fn guard_conditions(conditions: Vec<Expr>) -> Result<(Vec<Expr>, bool)> {
             Ok(guarded.data)
         })
         .collect::<Result<Vec<_>>>()?;
-    let (mut safe, risky) = parted(conditions)?;
+    let (mut safe, risky) = partition_by_risk(conditions)?;
     if risky.is_empty() || (safe.is_empty() && risky.len() == 1) {
         safe.extend(risky);
         return Ok((safe, is_changed));
@@ -149,7 +149,7 @@ fn guard_expression(expr: Expr) -> Result<Transformed<Expr>> {
                 .into_iter()
                 .map(|part| Ok(guard_expression(part)?.data))
                 .collect::<Result<Vec<_>>>()?;
-            let (safe, risky) = parted(parts)?;
+            let (safe, risky) = partition_by_risk(parts)?;
             let join = if op == Operator::And { conjunction } else { disjunction };
             let whole =
                 safe.into_iter().reduce(|all, part| datafusion::logical_expr::binary_expr(all, op, part));
@@ -196,7 +196,7 @@ fn split(expr: Expr, op: Operator) -> Vec<Expr> {
 }
 
 /// Separates conditions that cannot fail from those that can.
-fn parted(conditions: Vec<Expr>) -> Result<(Vec<Expr>, Vec<Expr>)> {
+fn partition_by_risk(conditions: Vec<Expr>) -> Result<(Vec<Expr>, Vec<Expr>)> {
     let (mut safe, mut risky) = (Vec::new(), Vec::new());
     for condition in conditions {
         if can_fail(&condition)? { risky.push(condition) } else { safe.push(condition) }

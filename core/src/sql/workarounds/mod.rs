@@ -2,56 +2,34 @@
 //!
 //! | step of a statement | files |
 //! |---|---|
-//! | parsing | `grammar`, `syntax` |
-//! | plan before type coercion | `comparisons`, `days`, `numbers`, `arithmetic` (quotients), `aggregates` |
-//! | | `functions`, `frames`, `computed_groups`, `recursion`, `multisets` |
-//! | | `sorts` (aggregates), `subqueries` (NULL) |
-//! | plan after type coercion | `casts`, `arithmetic` (overflow), `regex`, `regex_syntax`, `floats` |
-//! | | `guards` (FILTER), `sorts` (DISTINCT ON), `sort_keys`, `offsets`, `subqueries` |
-//! | logical optimizer | `simplification`, `equalities`, `dependencies`, `same_types` |
-//! | | `constant_filters`, `null_equality`, and at its end `guards` |
-//! | physical optimizer | `added_nulls`, `filtered_statistics`, `projections`, `pushdown` |
-//! | | `scan_equalities`, `build_reports`, `requirements` |
+//! | parsing | `syntax` |
+//! | plan before type coercion | `types`, `functions`, `aggregates`, `computed_groups`, `multisets` |
+//! | | `ordering` (`frames`, `sorts` of aggregates), `subqueries` (NULL) |
+//! | plan after type coercion | `types` (`casts`, `arithmetic`, `floats`), `functions` (`regex`, intervals) |
+//! | | `guards` (FILTER), `ordering` (`sorts` of DISTINCT ON, `sort_keys`, `offsets`), `subqueries` |
+//! | logical optimizer | `logical_rules`, and at its end `guards` |
+//! | physical optimizer | `physical_rules` |
+//!
+//! All of them build on `walk`, on the checked `operations`, and on `identity`.
 //!
 //! docs/sql-correctness.md lists each workaround with its upstream issue. `tests/it/workarounds.rs` runs
 //! DataFusion alone and fails once its answer is right, so that the workaround can go.
 //!
 //! Invariant: a rule here changes the result of a plan only where DataFusion's own plan gives a wrong one.
 
-mod added_nulls;
 mod aggregates;
-mod arithmetic;
-mod build_reports;
-mod casts;
-mod comparisons;
 mod computed_groups;
-mod constant_filters;
-mod days;
-mod dependencies;
-mod equalities;
-mod filtered_statistics;
-mod floats;
-mod frames;
 mod functions;
-pub(super) mod grammar;
 mod guards;
+mod identity;
+mod logical_rules;
 mod multisets;
-mod null_equality;
-mod numbers;
-mod offsets;
-mod projections;
-mod pushdown;
-mod recursion;
-mod regex;
-mod regex_syntax;
-mod requirements;
-mod same_types;
-mod scan_equalities;
-mod simplification;
-mod sort_keys;
-mod sorts;
+mod operations;
+mod ordering;
+mod physical_rules;
 mod subqueries;
 pub(super) mod syntax;
+mod types;
 mod walk;
 
 use std::sync::Arc;
@@ -62,27 +40,19 @@ use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::execution::SessionState;
 use datafusion::logical_expr::planner::ExprPlanner;
 use datafusion::logical_expr::{LogicalPlan, ScalarUDF};
-use datafusion::optimizer::{AnalyzerRule, Optimizer, OptimizerRule};
-use datafusion::physical_optimizer::PhysicalOptimizerRule;
+use datafusion::optimizer::AnalyzerRule;
 use datafusion::prelude::SessionConfig;
 
-use self::added_nulls::AddedNulls;
-use self::build_reports::BuildReports;
-use self::constant_filters::GuardedPushDown;
-use self::dependencies::WithoutDependencies;
-use self::equalities::EqualitiesRule;
-use self::filtered_statistics::UnfilteredStatistics;
-use self::null_equality::{GuardedKeys, GuardedOrder};
-use self::projections::FencedProjections;
-use self::requirements::MendingCheck;
-use self::same_types::SameTypes;
-use self::scan_equalities::ScanEqualities;
-use self::simplification::ShieldedSimplification;
+use self::ordering::{frames, offsets, sort_keys, sorts};
+use self::types::{arithmetic, casts, comparisons, days, floats, recursion, sets, unification};
 use self::walk::{Rewrite, has_node, rewrite_expressions};
 
 pub(crate) use self::guards::{guard, guard_condition};
-pub(crate) use self::recursion::{FIRST_PART, NEXT_PART};
-pub(crate) use self::simplification::simplify;
+pub(super) use self::logical_rules::optimizer_rules;
+pub(crate) use self::logical_rules::simplify;
+pub(super) use self::physical_rules::physical_rules;
+pub(super) use self::syntax::grammar;
+pub(crate) use self::types::recursion::{FIRST_PART, NEXT_PART};
 use crate::failpoint::is_planted;
 
 /// Sets options under which DataFusion gives fewer wrong answers.
@@ -157,7 +127,7 @@ impl AnalyzerRule for BeforeCoercion {
             functions::refuse_formats,
             sorts::of_aggregate,
             days::compute,
-            numbers::unify,
+            unification::unify,
             functions::flat_coalesce,
             functions::restore_uniform,
             functions::refuse_bytes,
@@ -177,15 +147,15 @@ impl AnalyzerRule for BeforeCoercion {
                 comparisons::check_keys(&node)?;
                 recursion::check(&node)?;
                 multisets::count_rows(node)?
-                    .transform_data(numbers::unify_values)?
+                    .transform_data(sets::unify_values)?
                     .transform_data(subqueries::may_be_null)?
                     .transform_data(computed_groups::below_sets)
             })?
             .data;
-        let plan = numbers::unify_sets(rewrite_expressions(plan, &REWRITES)?)?;
+        let plan = sets::unify_sets(rewrite_expressions(plan, &REWRITES)?)?;
         // Nodes above a union, and subqueries that name its columns, meet its new types.
         if has_node(&plan, |node| matches!(node, LogicalPlan::Union(_)))? {
-            let plan = numbers::unify_sets(rewrite_expressions(plan, &[numbers::unify])?)?;
+            let plan = sets::unify_sets(rewrite_expressions(plan, &[unification::unify])?)?;
             return rewrite_expressions(plan, &[]);
         }
         Ok(plan)
@@ -204,7 +174,7 @@ impl AnalyzerRule for AfterCoercion {
         const REWRITES: [Rewrite; 6] = [
             casts::replace,
             arithmetic::checked,
-            regex::replace,
+            functions::replace_regex,
             functions::compare_intervals,
             floats::canonical,
             guards::guard_arguments,
@@ -219,46 +189,4 @@ impl AnalyzerRule for AfterCoercion {
         // Decorrelation makes comparisons too.
         Ok(plan.transform_up_with_subqueries(sort_keys::with_ranges)?.data)
     }
-}
-
-/// Returns DataFusion's logical optimizer rules, with our rules among them.
-pub(super) fn optimizer_rules() -> Vec<Arc<dyn OptimizerRule + Send + Sync>> {
-    let mut rules = Vec::new();
-    for rule in Optimizer::new().rules {
-        match rule.name() {
-            "extract_equijoin_predicate" => rules.push(Arc::new(GuardedKeys(rule)) as _),
-            "eliminate_cross_join" => rules.push(Arc::new(GuardedOrder(rule)) as _),
-            "optimize_projections"
-            | "replace_distinct_aggregate"
-            | "eliminate_join"
-            | "eliminate_duplicated_expr" => {
-                rules.push(Arc::new(WithoutDependencies(rule)) as _);
-            }
-            "single_distinct_aggregation_to_group_by" => rules.push(Arc::new(SameTypes(rule)) as _),
-            "simplify_expressions" => rules.push(Arc::new(ShieldedSimplification(rule)) as _),
-            "push_down_filter" => {
-                rules.extend([Arc::new(EqualitiesRule) as _, Arc::new(GuardedPushDown(rule)) as _]);
-            }
-            _ => rules.push(rule),
-        }
-    }
-    rules
-}
-
-/// Returns the given physical optimizer rules with guards, and our rules among them.
-pub(super) fn physical_rules(
-    rules: Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>>,
-) -> Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>> {
-    let mut guarded = vec![Arc::new(AddedNulls) as _];
-    for rule in pushdown::guarded(rules) {
-        match rule.name() {
-            "ProjectionPushdown" => guarded.push(Arc::new(FencedProjections(rule)) as _),
-            "SanityCheckPlan" => guarded.push(Arc::new(MendingCheck(rule)) as _),
-            "aggregate_statistics" => guarded.push(Arc::new(UnfilteredStatistics(rule)) as _),
-            "FilterPushdown" => guarded.extend([rule, Arc::new(ScanEqualities) as _]),
-            "FilterPushdown(Post)" => guarded.extend([rule, Arc::new(BuildReports) as _]),
-            _ => guarded.push(rule),
-        }
-    }
-    guarded
 }

@@ -8,8 +8,8 @@ use datafusion::common::{DFSchema, ExprSchema, Result};
 use datafusion::logical_expr::expr_rewriter::NamePreserver;
 use datafusion::logical_expr::{Expr, ExprSchemable, LogicalPlan, Subquery};
 
-use super::arithmetic;
-use crate::sql::stack::deep;
+use super::operations;
+use crate::sql::limits::stack::deep;
 
 /// A rewrite of one expression whose parts are already rewritten; `schema` has the columns it can reference.
 pub(super) type Rewrite = fn(Expr, &DFSchema) -> Result<Transformed<Expr>>;
@@ -89,7 +89,7 @@ pub(super) fn schema_of_inputs(plan: &LogicalPlan) -> Result<DFSchema> {
 pub(super) fn type_of(expr: &Expr, schema: &DFSchema) -> Option<DataType> {
     // The planner would first write out each operand's name, again and again in a long chain.
     if let Expr::ScalarFunction(call) = expr
-        && arithmetic::is_checked(&call.func)
+        && operations::is_checked(&call.func)
     {
         let types = call.args.iter().map(|arg| type_of(arg, schema)).collect::<Option<Vec<_>>>()?;
         return call.func.inner().return_type(&types).ok();

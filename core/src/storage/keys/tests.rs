@@ -128,6 +128,11 @@ fn the_bytes_are_frozen() {
         &[1, 0x80, 0, 0, 0, 0, 0, 0, 1],
     );
     check(
+        ColumnType::TimestampTz,
+        ScalarValue::TimestampMicrosecond(Some(-1), Some("UTC".into())),
+        &[1, 0x7F, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF],
+    );
+    check(
         ColumnType::Uuid,
         ScalarValue::FixedSizeBinary(16, Some((0..16).collect())),
         &[1, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15],

@@ -153,6 +153,43 @@ fn the_bytes_are_frozen() {
 }
 
 #[test]
+fn the_bytes_of_times_and_documents_are_frozen() {
+    let types = [
+        ColumnType::Timestamp,
+        ColumnType::TimestampTz,
+        ColumnType::Time,
+        ColumnType::Json,
+        ColumnType::File,
+    ];
+    let row = vec![
+        ScalarValue::TimestampMicrosecond(Some(258), None),
+        ScalarValue::TimestampMicrosecond(Some(-1), Some("UTC".into())),
+        ScalarValue::Time64Microsecond(Some(3)),
+        ScalarValue::Utf8(Some("[]".into())),
+        ScalarValue::Utf8(None),
+    ];
+    let expected = [
+        &[1, 0][..],               // format, flags
+        &[3, 0, 0, 0],             // version
+        &[0, 0, 0, 0, 0, 0, 0, 0], // seq
+        &[0b10000],                // NULLs
+        &[2, 1, 0, 0, 0, 0, 0, 0], // TIMESTAMP
+        &[0xFF; 8],                // TIMESTAMPTZ
+        &[3, 0, 0, 0, 0, 0, 0, 0], // TIME
+        &[2, 0, 0, 0, b'[', b']'], // JSON
+    ]
+    .concat();
+    let columns = arbitrary::columns(&types, &[row]);
+    let encoded = RowEncoder::new(VERSION, types.to_vec()).encode(&columns, 1, None).unwrap();
+    assert_eq!(encoded, [&*expected]);
+    let layout = layout(&types);
+    let mut decoder = RowDecoder::new(outputs(&layout), VERSION, std::slice::from_ref(&layout));
+    decoder.push(b"key", &expected).unwrap();
+    let decoded = decoder.finish().unwrap();
+    assert!(columns.iter().zip(&decoded).all(|(given, back)| bits(given) == bits(back)));
+}
+
+#[test]
 fn rows_of_older_layouts_get_the_value_an_added_column_began_with() {
     let text =
         |texts: &[&str]| std::sync::Arc::new(arrow::array::StringArray::from(texts.to_vec())) as ArrayRef;

@@ -99,7 +99,7 @@ impl Corpus {
             engine,
             compare,
             load,
-            database: Database::open(crate::ours::config()).await.unwrap(),
+            database: Database::open(crate::test_database::config()).await.unwrap(),
             report: Mutex::new(Report::new(&run)),
             next: AtomicUsize::new(first),
             playing: Mutex::new([first; PLAYERS]),

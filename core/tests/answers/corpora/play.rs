@@ -165,7 +165,7 @@ impl<'a> Play<'a> {
         self.watch.begin(sql);
         self.corpus.report.lock().executions += 1;
         let (session, sql) = (Arc::clone(&self.session), sql.to_owned());
-        joined(tokio::spawn(async move { crate::ours::rows(&session, &sql, ().into()).await })).await
+        joined(tokio::spawn(async move { crate::test_database::rows(&session, &sql, ().into()).await })).await
     }
 
     /// Handles our failure where an answer or an error is expected.

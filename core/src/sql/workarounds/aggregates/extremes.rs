@@ -11,7 +11,7 @@ use datafusion::common::{Result, ScalarValue};
 use datafusion::logical_expr::{Accumulator, GroupsAccumulator};
 use datafusion_functions_aggregate_common::aggregate::groups_accumulator::prim_op::PrimitiveGroupsAccumulator;
 
-use super::{Kind, Rows};
+use super::{Kind, Retraction};
 
 /// Floats in SQL's order, where NaN is the greatest.
 pub(super) trait Float: Copy + PartialOrd + Debug {
@@ -63,7 +63,7 @@ where
 #[derive(Debug)]
 pub(super) struct Extreme<T: ArrowPrimitiveType> {
     kind: Kind,
-    rows: Rows,
+    retraction: Retraction,
     /// Row numbers and values, the extreme first.
     candidates: VecDeque<(u64, T::Native)>,
     /// Numbers of non-NULL rows that entered and left.
@@ -76,8 +76,8 @@ impl<T: ArrowPrimitiveType> Extreme<T>
 where
     T::Native: Float,
 {
-    pub(super) fn new(kind: Kind, rows: Rows) -> Self {
-        Self { kind, rows, candidates: VecDeque::new(), came: 0, went: 0, of: PhantomData }
+    pub(super) fn new(kind: Kind, retraction: Retraction) -> Self {
+        Self { kind, retraction, candidates: VecDeque::new(), came: 0, went: 0, of: PhantomData }
     }
 
     fn take(&mut self, value: T::Native) {
@@ -90,7 +90,7 @@ where
             self.candidates.pop_back();
         }
         // A row after a better one matters only if the better one can leave first.
-        if self.rows == Rows::Leave || self.candidates.is_empty() {
+        if self.retraction == Retraction::Possible || self.candidates.is_empty() {
             self.candidates.push_back((self.came, value));
         }
         self.came += 1;

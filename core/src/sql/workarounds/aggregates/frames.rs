@@ -56,7 +56,7 @@ impl Accumulator for Frame {
         let mut leaving = values.first().map_or(0, |column| column.len());
         while leaving > 0 {
             let Some(first) = self.rows.pop_front() else {
-                return Err(Error::internal("more rows leave a frame than are in it").into());
+                return Err(Error::internal("more rows left a frame than entered it").into());
             };
             let length = first.first().map_or(0, |column| column.len());
             if length > leaving {
@@ -96,10 +96,10 @@ impl Accumulator for Frame {
     }
 
     fn state(&mut self) -> Result<Vec<ScalarValue>> {
-        Err(Error::internal("a frame is not computed in parts").into())
+        Err(Error::internal("a frame has no partial state").into())
     }
 
     fn merge_batch(&mut self, _: &[ArrayRef]) -> Result<()> {
-        Err(Error::internal("a frame is not computed in parts").into())
+        Err(Error::internal("a frame has no partial state").into())
     }
 }

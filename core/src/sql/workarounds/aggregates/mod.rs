@@ -33,15 +33,12 @@ use self::adapted::{by_frame, sorting};
 use self::extremes::{Extreme, extremes};
 use self::percentile::percentile;
 use self::totals::{DistinctTotal, GroupAverages, GroupSums, Total, sum_type};
+use super::operations::{AVERAGE_SCALE, DIGITS};
 use super::walk::type_of;
 use crate::error::Error;
 
-/// Maximum precision of a DECIMAL.
-pub(super) const DIGITS: u8 = 38;
 /// Decimals of up to this precision need no checked sum: 10^10 of them fit 38 digits.
 const SAFE_DIGITS: u8 = 28;
-/// Minimum scale of averages and quotients; PostgreSQL's for numbers around 1.
-pub(super) const AVERAGE_SCALE: i8 = 16;
 
 /// Replaces DataFusion's aggregates by the corrected ones.
 pub(super) fn replace(expr: Expr, schema: &DFSchema) -> Result<Transformed<Expr>> {
@@ -135,7 +132,7 @@ impl AggregateUDFImpl for Exact {
     }
 
     fn accumulator(&self, args: AccumulatorArgs<'_>) -> Result<Box<dyn Accumulator>> {
-        self.accumulator_of(&args, Rows::Stay)
+        self.accumulator_of(&args, Retraction::Never)
     }
 
     fn state_fields(&self, args: StateFieldsArgs<'_>) -> Result<Vec<FieldRef>> {
@@ -168,7 +165,7 @@ impl AggregateUDFImpl for Exact {
     }
 
     fn create_sliding_accumulator(&self, args: AccumulatorArgs<'_>) -> Result<Box<dyn Accumulator>> {
-        self.accumulator_of(&args, Rows::Leave)
+        self.accumulator_of(&args, Retraction::Possible)
     }
 
     fn reverse_expr(&self) -> ReversedUDAF {
@@ -182,21 +179,25 @@ impl AggregateUDFImpl for Exact {
 
 /// Whether rows can leave a window frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Rows {
-    Stay,
-    Leave,
+enum Retraction {
+    Never,
+    Possible,
 }
 
 impl Exact {
-    fn accumulator_of(&self, args: &AccumulatorArgs<'_>, rows: Rows) -> Result<Box<dyn Accumulator>> {
+    fn accumulator_of(
+        &self,
+        args: &AccumulatorArgs<'_>,
+        retraction: Retraction,
+    ) -> Result<Box<dyn Accumulator>> {
         let input = input_type(args)?;
         Ok(match (self.kind, &input) {
             (Kind::Sum | Kind::Average, _) if args.is_distinct => {
                 Box::new(DistinctTotal::new(self.total(&input, args)))
             }
             (Kind::Sum | Kind::Average, _) => Box::new(self.total(&input, args)),
-            (kind, DataType::Float32) => Box::new(Extreme::<Float32Type>::new(kind, rows)),
-            (kind, _) => Box::new(Extreme::<Float64Type>::new(kind, rows)),
+            (kind, DataType::Float32) => Box::new(Extreme::<Float32Type>::new(kind, retraction)),
+            (kind, _) => Box::new(Extreme::<Float64Type>::new(kind, retraction)),
         })
     }
 
@@ -206,7 +207,7 @@ impl Exact {
 }
 
 fn unexpected(name: &str) -> datafusion::common::DataFusionError {
-    Error::internal(format!("{name}() was given a type it is not made for")).into()
+    Error::internal(format!("{name}() does not support this type")).into()
 }
 
 fn input_type(args: &AccumulatorArgs<'_>) -> Result<DataType> {

@@ -11,7 +11,8 @@ use datafusion::common::{Result, ScalarValue};
 use datafusion::logical_expr::{Accumulator, EmitTo, GroupsAccumulator};
 use datafusion_functions_aggregate_common::aggregate::groups_accumulator::prim_op::PrimitiveGroupsAccumulator;
 
-use super::{DIGITS, unexpected};
+use super::super::operations::DIGITS;
+use super::unexpected;
 use crate::casts::{divide, out_of_range};
 
 pub(super) fn scale_of(ty: &DataType) -> i8 {

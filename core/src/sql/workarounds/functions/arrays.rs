@@ -65,7 +65,7 @@ impl ScalarUDFImpl for Quantified {
         let is_constant = args.args.iter().all(|value| matches!(value, ColumnarValue::Scalar(_)));
         let arrays = ColumnarValue::values_to_arrays(&args.args)?;
         let [ops, values, lists] = arrays.as_slice() else {
-            return Err(Error::internal("a comparison with an array has three parts").into());
+            return Err(Error::internal("a comparison with an array takes three arguments").into());
         };
         let op = if ops.is_empty() { "=" } else { ops.as_string::<i32>().value(0) };
         let result = self.compare(op, values, lists)?;

@@ -29,8 +29,8 @@ pub(in crate::sql::workarounds) fn refuse(expr: Expr, schema: &DFSchema) -> Resu
         && call.func.name() == "string_agg"
         && call.params.args.iter().any(|arg| type_of(arg, schema) == Some(DataType::Binary))
     {
-        return Err(Error::unsupported("string_agg of BYTES")
-            .hint("take their hexadecimal digits with encode(..., 'hex')")
+        return Err(Error::unsupported("string_agg() of BYTES")
+            .hint("encode the bytes: encode(..., 'hex')")
             .into());
     }
     let Expr::ScalarFunction(call) = &expr else { return Ok(Transformed::no(expr)) };
@@ -48,7 +48,7 @@ pub(in crate::sql::workarounds) fn refuse(expr: Expr, schema: &DFSchema) -> Resu
             SqlState::UNDEFINED_FUNCTION,
             format!("function {name}() does not exist for BYTES"),
         )
-        .hint("decode them to text first, or take their hexadecimal digits with encode(..., 'hex')")
+        .hint("decode the bytes to text, or encode them: encode(..., 'hex')")
         .into());
     }
     Ok(Transformed::no(expr))

@@ -13,8 +13,9 @@ use datafusion::logical_expr::{
     ColumnarValue, Expr, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
 };
 
+use super::super::types::kinds::is_span;
 use super::super::walk::type_of;
-use super::span_part::{self, is_span};
+use super::span_part;
 use crate::error::Error;
 
 const MINUTE_US: i64 = 60_000_000;
@@ -91,7 +92,7 @@ impl ScalarUDFImpl for PartFunction {
     }
 
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
-        let value = args.args.get(1).ok_or_else(|| Error::internal("date_part() has two arguments"))?;
+        let value = args.args.get(1).ok_or_else(|| Error::internal("date_part() takes two arguments"))?;
         let is_constant = matches!(value, ColumnarValue::Scalar(_));
         let array = value.to_array(if is_constant { 1 } else { args.number_rows })?;
         let parts = part_of(self.part, &array)?;

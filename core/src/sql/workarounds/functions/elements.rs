@@ -69,7 +69,7 @@ impl ScalarUDFImpl for Remove {
         let is_constant = args.args.iter().all(|value| matches!(value, ColumnarValue::Scalar(_)));
         let arrays = ColumnarValue::values_to_arrays(&args.args)?;
         let [lists, elements] = arrays.as_slice() else {
-            return Err(Error::internal("array_remove() has two arguments").into());
+            return Err(Error::internal("array_remove() takes two arguments").into());
         };
         let is_known = lists.as_list_opt::<i32>().is_some_and(|lists| {
             lists.value_type() == *elements.data_type() && !elements.data_type().is_nested()
@@ -103,7 +103,7 @@ fn without(lists: &ListArray, elements: &ArrayRef) -> crate::error::Result<ListA
     });
     let offsets = OffsetBuffer::<i32>::from_lengths(kept.collect::<Vec<_>>());
     let DataType::List(item) = lists.data_type() else {
-        return Err(Error::internal("a list has elements"));
+        return Err(Error::internal("the elements are not in a list"));
     };
     let (item, nulls) = (Arc::clone(item), lists.nulls().cloned());
     Ok(ListArray::try_new(item, offsets, filter(&values, &is_kept)?, nulls)?)

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use datafusion::arrow::array::{ArrayRef, AsArray, Decimal128Array};
 use datafusion::arrow::compute::cast;
-use datafusion::arrow::datatypes::{DataType, IntervalMonthDayNano, IntervalMonthDayNanoType, IntervalUnit};
+use datafusion::arrow::datatypes::{DataType, IntervalMonthDayNano, IntervalMonthDayNanoType};
 use datafusion::common::tree_node::Transformed;
 use datafusion::common::{DFSchema, Result, ScalarValue};
 use datafusion::logical_expr::expr::{
@@ -16,14 +16,11 @@ use datafusion::logical_expr::{
 };
 
 use super::super::multisets::is_set_operation;
-use super::super::numbers::is_comparison;
+use super::super::types::kinds::{INTERVAL, is_comparison};
 use super::super::walk::type_of;
 use super::span_part::difference_us;
 use crate::casts::DAY_NS;
 use crate::error::Error;
-
-/// The Arrow type of INTERVAL.
-pub(in crate::sql::workarounds) const INTERVAL: DataType = DataType::Interval(IntervalUnit::MonthDayNano);
 
 /// Compares intervals by length. Runs after type coercion, so that both sides are intervals.
 ///
@@ -119,7 +116,7 @@ fn refuse_aggregate(call: &AggregateFunction) -> Result<()> {
 }
 
 fn refused(what: &str) -> Error {
-    Error::unsupported(what).hint("take their length, extract(epoch FROM ...)")
+    Error::unsupported(what).hint("use the length in seconds: extract(epoch FROM ...)")
 }
 
 /// A subquery that returns the length of its one column.
@@ -215,7 +212,8 @@ impl ScalarUDFImpl for Length {
     }
 
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
-        let value = args.args.first().ok_or_else(|| Error::internal("interval_length() has an argument"))?;
+        let value =
+            args.args.first().ok_or_else(|| Error::internal("interval_length() takes an argument"))?;
         let is_constant = matches!(value, ColumnarValue::Scalar(_));
         let array = value.to_array(if is_constant { 1 } else { args.number_rows })?;
         let lengths = lengths_of(&array)?;

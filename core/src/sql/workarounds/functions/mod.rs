@@ -12,6 +12,7 @@ mod elements;
 mod intervals;
 mod named_cast;
 mod patterns;
+mod regex;
 mod rounding;
 mod span_part;
 mod to_char;
@@ -29,20 +30,19 @@ use datafusion::functions_nested::replace::array_replace_all_udf;
 use datafusion::logical_expr::expr::ScalarFunction;
 use datafusion::logical_expr::{Expr, ScalarUDF, case, cast, lit, when};
 
-use super::casts::cast_to;
-use super::regex;
+use super::types::casts::cast_to;
 use super::walk::type_of;
 use crate::casts::{is_text, times};
 use crate::error::Error;
 
+pub(super) use self::regex::replace as replace_regex;
 pub(super) use arrays::{ALL_OF, ANY_OF};
 pub(super) use bytes::refuse as refuse_bytes;
 pub(super) use date_part::replace as replace_date_part;
-pub(super) use intervals::{INTERVAL, compare as compare_intervals, order as order_intervals};
+pub(super) use intervals::{compare as compare_intervals, order as order_intervals};
 pub(super) use named_cast::NAMED_CAST;
 pub(super) use patterns::LIKE_PATTERN;
 pub(super) use rounding::replace as replace_rounding;
-pub(super) use span_part::is_span;
 pub(super) use uniform::restore as restore_uniform;
 
 /// The functions by name.
@@ -97,7 +97,7 @@ pub(super) fn refuse_formats(expr: Expr, _: &DFSchema) -> Result<Transformed<Exp
     match &expr {
         Expr::ScalarFunction(call) if call.args.len() > 1 && WITH_FORMAT.contains(&call.func.name()) => {
             Err(Error::unsupported(format!("{} with a format", call.func.name()))
-                .hint("write times as in '2024-01-31 23:59:59' and cast the text")
+                .hint("write times as '2024-01-31 23:59:59' and cast the text")
                 .into())
         }
         _ => Ok(Transformed::no(expr)),

@@ -43,7 +43,7 @@ impl ScalarUDFImpl for LikePattern {
         let is_constant = args.args.iter().all(|value| matches!(value, ColumnarValue::Scalar(_)));
         let arrays = ColumnarValue::values_to_arrays(&args.args)?;
         let [patterns, escapes] = arrays.as_slice() else {
-            return Err(Error::internal("a pattern has an escape character").into());
+            return Err(Error::internal("a pattern needs an escape character").into());
         };
         let (patterns, escapes) = (cast(patterns, &DataType::Utf8)?, cast(escapes, &DataType::Utf8)?);
         let (patterns, escapes) = (patterns.as_string::<i32>(), escapes.as_string::<i32>());
@@ -68,7 +68,7 @@ fn with_backslash(pattern: &str, escape: &str) -> crate::error::Result<String> {
         return Err(Error::new(
             ErrorKind::InvalidArgument,
             SqlState::INVALID_ESCAPE,
-            "the escape of LIKE is more than one character",
+            "the ESCAPE of LIKE has more than one character",
         ));
     };
     let mut translated = String::with_capacity(pattern.len() + 4);

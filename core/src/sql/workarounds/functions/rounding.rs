@@ -132,7 +132,7 @@ impl ScalarUDFImpl for Rounding {
                 let (digits, scale) = self.result(*digits, *scale);
                 Ok(DataType::Decimal128(digits, scale))
             }
-            _ => Err(Error::internal("a decimal was to be rounded").into()),
+            _ => Err(Error::internal("rounding needs a decimal").into()),
         }
     }
 
@@ -141,10 +141,10 @@ impl ScalarUDFImpl for Rounding {
         let to = args.return_field.data_type().clone();
         let arrays = ColumnarValue::values_to_arrays(&args.args)?;
         let (Some(values), DataType::Decimal128(precision, scale)) = (arrays.first(), &to) else {
-            return Err(Error::internal("a decimal was to be rounded").into());
+            return Err(Error::internal("rounding needs a decimal").into());
         };
         let DataType::Decimal128(_, from) = values.data_type() else {
-            return Err(Error::internal("a decimal was to be rounded").into());
+            return Err(Error::internal("rounding needs a decimal").into());
         };
         let kept: Option<ArrayRef> = arrays.get(1).map(|kept| cast(kept, &DataType::Int64)).transpose()?;
         let kept = kept.as_ref().map(|kept| kept.as_primitive::<Int64Type>());

@@ -6,23 +6,19 @@ use std::sync::Arc;
 use datafusion::arrow::array::{ArrayRef, AsArray, Float64Array, Int64Array};
 use datafusion::arrow::compute::cast;
 use datafusion::arrow::datatypes::{
-    DataType, Int64Type, IntervalMonthDayNano, IntervalMonthDayNanoType, IntervalUnit, TimeUnit,
+    DataType, Int64Type, IntervalMonthDayNano, IntervalMonthDayNanoType, TimeUnit,
 };
 use datafusion::common::{Result, ScalarValue};
 use datafusion::logical_expr::{
     ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
 };
 
+use super::super::types::kinds::INTERVAL;
 use crate::casts::DAY_US;
 use crate::error::Error;
 
 const HOUR_US: i64 = 3_600_000_000;
 const MINUTE_US: i64 = 60_000_000;
-
-/// Returns whether a type is an interval or a timestamp difference.
-pub(in crate::sql::workarounds) fn is_span(ty: &DataType) -> bool {
-    matches!(ty, DataType::Interval(_) | DataType::Duration(_))
-}
 
 /// Returns the function for a field; `None` for a field that intervals do not have.
 pub(super) fn function(name: &str) -> Option<ScalarUDF> {
@@ -141,7 +137,7 @@ fn spans(values: &ArrayRef) -> crate::error::Result<Vec<Option<Span>>> {
         let micros = difference_us(values)?;
         return Ok(micros.iter().map(|micros| micros.map(Span::of_difference)).collect());
     }
-    let intervals = cast(values, &DataType::Interval(IntervalUnit::MonthDayNano))?;
+    let intervals = cast(values, &INTERVAL)?;
     let intervals = intervals.as_primitive::<IntervalMonthDayNanoType>();
     Ok(intervals.iter().map(|value| value.map(Span::of_interval)).collect())
 }
@@ -166,7 +162,7 @@ impl ScalarUDFImpl for SpanFunction {
     }
 
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
-        let value = args.args.get(1).ok_or_else(|| Error::internal("date_part() has two arguments"))?;
+        let value = args.args.get(1).ok_or_else(|| Error::internal("date_part() takes two arguments"))?;
         let is_constant = matches!(value, ColumnarValue::Scalar(_));
         let spans = spans(&value.to_array(if is_constant { 1 } else { args.number_rows })?)?;
         let spans = spans.into_iter();

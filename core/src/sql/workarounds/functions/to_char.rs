@@ -71,7 +71,7 @@ impl ScalarUDFImpl for ToChar {
         let is_constant = args.args.iter().all(|value| matches!(value, ColumnarValue::Scalar(_)));
         let arrays = ColumnarValue::values_to_arrays(&args.args)?;
         let [times, formats] = arrays.as_slice() else {
-            return Err(Error::internal("to_char() has two arguments").into());
+            return Err(Error::internal("to_char() takes two arguments").into());
         };
         let formats = cast(formats, &DataType::Utf8)?;
         let formats = formats.as_string::<i32>();
@@ -110,8 +110,8 @@ fn argument_types(types: &[DataType]) -> crate::error::Result<Vec<DataType>> {
     match types {
         [time, _] if time.is_temporal() || *time == DataType::Null => Ok(vec![time.clone(), DataType::Utf8]),
         [other, _] => Err(Error::unsupported(format!("to_char() of a value of type {other}"))
-            .hint("it is there for dates, times and timestamps; CAST(... AS TEXT) writes numbers")),
-        _ => Err(Error::invalid("to_char() has two arguments, a time and a format")),
+            .hint("to_char() supports dates, times and timestamps; use CAST(... AS TEXT) for numbers")),
+        _ => Err(Error::invalid("to_char() takes two arguments: a time and a format")),
     }
 }
 
@@ -288,7 +288,7 @@ fn ordinal(number: i64) -> &'static str {
 fn unknown(rest: &str) -> Error {
     let word: String = rest.chars().take_while(char::is_ascii_alphabetic).take(16).collect();
     Error::unsupported(format!("\"{word}\" in a format of to_char()"))
-        .hint("text that stands for itself is written in double quotes")
+        .hint("put literal text in double quotes")
 }
 
 #[cfg(test)]

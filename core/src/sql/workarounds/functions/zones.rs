@@ -59,7 +59,7 @@ impl ScalarUDFImpl for TimeZoneFunction {
         let is_constant = args.args.iter().all(|value| matches!(value, ColumnarValue::Scalar(_)));
         let arrays = ColumnarValue::values_to_arrays(&args.args)?;
         let [zones, times] = arrays.as_slice() else {
-            return Err(Error::internal("timezone() has two arguments").into());
+            return Err(Error::internal("timezone() takes two arguments").into());
         };
         let converted = convert(zones, times)?;
         if is_constant {
@@ -77,11 +77,11 @@ fn timezone_types(types: &[DataType]) -> crate::error::Result<Vec<DataType>> {
             Ok(vec![DataType::Utf8, instant()])
         }
         [_, other] => Err(Error::unsupported(format!("AT TIME ZONE of a value of type {other}"))
-            .hint("it is there for timestamps")),
+            .hint("use a TIMESTAMP or TIMESTAMPTZ")),
         _ => Err(Error::new(
             ErrorKind::NotFound,
             SqlState::UNDEFINED_FUNCTION,
-            "function timezone() has two arguments, a zone and a timestamp",
+            "timezone() takes two arguments: a zone and a timestamp",
         )),
     }
 }
@@ -115,7 +115,7 @@ fn convert(zones: &ArrayRef, times: &ArrayRef) -> crate::error::Result<ArrayRef>
 fn unknown_zone(name: &str) -> Error {
     let shown: String = name.chars().take(64).collect();
     Error::invalid(format!("time zone \"{shown}\" does not exist"))
-        .hint("zones have names such as Europe/Berlin, or offsets such as +02:00")
+        .hint("use a name such as Europe/Berlin or an offset such as +02:00")
 }
 
 /// `from_unixtime(seconds)` as a TIMESTAMPTZ.
@@ -142,7 +142,8 @@ impl ScalarUDFImpl for FromUnixTime {
     }
 
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
-        let seconds = args.args.first().ok_or_else(|| Error::internal("from_unixtime() has an argument"))?;
+        let seconds =
+            args.args.first().ok_or_else(|| Error::internal("from_unixtime() takes an argument"))?;
         let seconds = seconds.cast_to(&DataType::Timestamp(TimeUnit::Second, None), None)?;
         seconds.cast_to(&reading(), None)?.cast_to(&instant(), None)
     }

@@ -8,23 +8,22 @@
 
 use std::sync::Arc;
 
-use datafusion::arrow::datatypes::DataType;
 use datafusion::common::tree_node::{Transformed, TreeNode};
-use datafusion::common::{
-    Column, DFSchema, JoinConstraint, JoinType, NullEquality, Result, Spans, TableReference,
-};
+use datafusion::common::{Column, JoinType, NullEquality, Result, Spans, TableReference};
 use datafusion::functions_window::row_number::row_number_udwf;
-use datafusion::logical_expr::expr::{AggregateFunction, Alias, Sort as SortExpr, WindowFunction};
+use datafusion::logical_expr::expr::{Sort as SortExpr, WindowFunction};
 use datafusion::logical_expr::utils::conjunction;
 use datafusion::logical_expr::{
-    Aggregate, Distinct, DistinctOn, EmptyRelation, Expr, FetchType, Filter, Join, Limit, LogicalPlan,
-    LogicalPlanBuilder, Operator, Projection, SkipType, Subquery, SubqueryAlias, Union, Values, Window,
-    WindowFrame, binary_expr, lit, when,
+    Aggregate, Distinct, DistinctOn, Expr, FetchType, Filter, Join, Limit, LogicalPlan, LogicalPlanBuilder,
+    Operator, Projection, SkipType, Subquery, SubqueryAlias, Union, Window, WindowFrame, binary_expr, lit,
+    when,
 };
 
+use super::builders::{default_of, join, named, renamed, values_as_union};
 use super::grouping_sets;
-use super::outer::{Bindings, bind, bind_within, lateral_side, outer_columns};
+use super::outer::{Bindings, bind, bind_within, is_correlated, lateral_side};
 use crate::error::Error;
+use crate::sql::limits::stack::deep;
 
 /// The values of the outer columns of a subquery.
 pub(super) struct Domain {
@@ -51,44 +50,44 @@ impl Domain {
     ///
     /// # Errors
     /// 0A000 for a correlated part that cannot be rewritten.
-    pub(super) fn spread(&self, plan: &LogicalPlan) -> Result<LogicalPlan> {
-        crate::sql::stack::deep(|| self.spread_over(plan))
+    pub(super) fn unnest(&self, plan: &LogicalPlan) -> Result<LogicalPlan> {
+        deep(|| self.unnest_over(plan))
     }
 
-    fn spread_over(&self, plan: &LogicalPlan) -> Result<LogicalPlan> {
+    fn unnest_over(&self, plan: &LogicalPlan) -> Result<LogicalPlan> {
         if !is_correlated(plan)? {
             return LogicalPlanBuilder::from(self.plan.clone()).cross_join(plan.clone())?.build();
         }
         match plan {
             LogicalPlan::Filter(filter) => {
-                let input = self.spread(&filter.input)?;
+                let input = self.unnest(&filter.input)?;
                 let predicate = self.bound(filter.predicate.clone(), &input)?;
                 Ok(LogicalPlan::Filter(Filter::try_new(predicate, Arc::new(input))?))
             }
             LogicalPlan::Projection(projection) => {
-                let input = self.spread(&projection.input)?;
+                let input = self.unnest(&projection.input)?;
                 let mut exprs = self.all_bound_named(&projection.expr, &input)?;
                 exprs.extend(self.own_columns());
                 Ok(LogicalPlan::Projection(Projection::try_new(exprs, Arc::new(input))?))
             }
             LogicalPlan::SubqueryAlias(alias) => {
-                let input = self.spread(&alias.input)?;
+                let input = self.unnest(&alias.input)?;
                 Ok(LogicalPlan::SubqueryAlias(SubqueryAlias::try_new(Arc::new(input), alias.alias.clone())?))
             }
-            LogicalPlan::Aggregate(aggregate) => self.spread_aggregate(aggregate),
-            LogicalPlan::Join(join) => self.spread_join(join),
-            LogicalPlan::Limit(limit) => self.spread_limit(limit),
+            LogicalPlan::Aggregate(aggregate) => self.unnest_aggregate(aggregate),
+            LogicalPlan::Join(join) => self.unnest_join(join),
+            LogicalPlan::Limit(limit) => self.unnest_limit(limit),
             // Only a limit needs the order, and it looks for the sort itself.
-            LogicalPlan::Sort(sort) if sort.fetch.is_none() => self.spread(&sort.input),
+            LogicalPlan::Sort(sort) if sort.fetch.is_none() => self.unnest(&sort.input),
             LogicalPlan::Distinct(Distinct::All(input)) => {
-                let input = self.spread(input)?;
+                let input = self.unnest(input)?;
                 Ok(LogicalPlan::Distinct(Distinct::All(Arc::new(input))))
             }
-            LogicalPlan::Distinct(Distinct::On(distinct)) => self.spread_distinct_on(distinct),
-            LogicalPlan::Union(union) => self.spread_union(union),
-            LogicalPlan::Window(window) => self.spread_window(window),
-            LogicalPlan::Values(values) => self.spread(&values_as_union(values)?),
-            LogicalPlan::Subquery(subquery) => self.spread(&subquery.subquery),
+            LogicalPlan::Distinct(Distinct::On(distinct)) => self.unnest_distinct_on(distinct),
+            LogicalPlan::Union(union) => self.unnest_union(union),
+            LogicalPlan::Window(window) => self.unnest_window(window),
+            LogicalPlan::Values(values) => self.unnest(&values_as_union(values)?),
+            LogicalPlan::Subquery(subquery) => self.unnest(&subquery.subquery),
             other => Err(Error::unsupported(format!("a correlated subquery with {}", name_of(other))).into()),
         }
     }
@@ -103,11 +102,11 @@ impl Domain {
         exprs.iter().map(|expr| renamed(expr, self.bound(expr.clone(), input)?)).collect()
     }
 
-    fn spread_aggregate(&self, aggregate: &Aggregate) -> Result<LogicalPlan> {
+    fn unnest_aggregate(&self, aggregate: &Aggregate) -> Result<LogicalPlan> {
         if aggregate.group_expr.iter().any(|expr| matches!(expr, Expr::GroupingSet(_))) {
-            return self.spread(&grouping_sets::as_union(aggregate)?);
+            return self.unnest(&grouping_sets::as_union(aggregate)?);
         }
-        let input = self.spread(&aggregate.input)?;
+        let input = self.unnest(&aggregate.input)?;
         let mut groups = self.all_bound_named(&aggregate.group_expr, &input)?;
         groups.extend(self.own_columns());
         let aggregates = self.all_bound_named(&aggregate.aggr_expr, &input)?;
@@ -147,13 +146,13 @@ impl Domain {
     }
 
     /// The left side carries the domain; the subquery references it there.
-    fn spread_lateral(
+    fn unnest_lateral(
         &self,
         original: &Join,
         subquery: &LogicalPlan,
         alias: Option<&TableReference>,
     ) -> Result<LogicalPlan> {
-        let left = self.spread(&original.left)?;
+        let left = self.unnest(&original.left)?;
         let plan = bind_within(subquery, &self.bindings(), left.schema())?;
         let outer_ref_columns = plan.all_out_ref_exprs();
         let subquery = Subquery { subquery: Arc::new(plan), outer_ref_columns, spans: Spans::new() };
@@ -166,9 +165,9 @@ impl Domain {
         self.joined(original, left, right.build()?, condition, (true, false))
     }
 
-    fn spread_join(&self, original: &Join) -> Result<LogicalPlan> {
+    fn unnest_join(&self, original: &Join) -> Result<LogicalPlan> {
         if let Some((subquery, alias)) = lateral_side(original)? {
-            return self.spread_lateral(original, subquery, alias);
+            return self.unnest_lateral(original, subquery, alias);
         }
         let (left, right) = (is_correlated(&original.left)?, is_correlated(&original.right)?);
         let (keeps_left, keeps_right) = match original.join_type {
@@ -180,12 +179,12 @@ impl Domain {
             JoinType::Full => (true, true),
         };
         // A preserved side needs the domain. If only the condition is correlated, the left side gets it.
-        let spread_left = left || keeps_left || !right && !keeps_right;
-        let spread_right = right || keeps_right;
+        let unnests_left = left || keeps_left || !right && !keeps_right;
+        let unnests_right = right || keeps_right;
         let left =
-            if spread_left { self.spread(&original.left)? } else { LogicalPlan::clone(&original.left) };
+            if unnests_left { self.unnest(&original.left)? } else { LogicalPlan::clone(&original.left) };
         let right =
-            if spread_right { self.spread(&original.right)? } else { LogicalPlan::clone(&original.right) };
+            if unnests_right { self.unnest(&original.right)? } else { LogicalPlan::clone(&original.right) };
         let equal = |(left, right): &(Expr, Expr)| match original.null_equality {
             NullEquality::NullEqualsNothing => left.clone().eq(right.clone()),
             NullEquality::NullEqualsNull => {
@@ -193,7 +192,7 @@ impl Domain {
             }
         };
         let conditions = original.on.iter().map(equal).chain(original.filter.clone());
-        self.joined(original, left, right, conjunction(conditions), (spread_left, spread_right))
+        self.joined(original, left, right, conjunction(conditions), (unnests_left, unnests_right))
     }
 
     fn joined(
@@ -202,14 +201,14 @@ impl Domain {
         left: LogicalPlan,
         right: LogicalPlan,
         condition: Option<Expr>,
-        spread: (bool, bool),
+        unnested: (bool, bool),
     ) -> Result<LogicalPlan> {
         let bound =
             |condition: Option<Expr>, left: &LogicalPlan, right: &LogicalPlan| -> Result<Option<Expr>> {
                 let schema = left.schema().join(right.schema())?;
                 condition.map(|condition| bind(condition, &self.bindings(), &schema)).transpose()
             };
-        if spread != (true, true) {
+        if unnested != (true, true) {
             let filter = bound(condition, &left, &right)?;
             return join(left, right, Vec::new(), filter, original.join_type, original.null_equality);
         }
@@ -245,12 +244,12 @@ impl Domain {
     }
 
     /// Numbers the rows of each value in their order, and keeps those that LIMIT and OFFSET select.
-    fn spread_limit(&self, limit: &Limit) -> Result<LogicalPlan> {
+    fn unnest_limit(&self, limit: &Limit) -> Result<LogicalPlan> {
         const NUMBER: &str = "__row_of_value";
         let (SkipType::Literal(skip), FetchType::Literal(fetch)) =
             (limit.get_skip_type()?, limit.get_fetch_type()?)
         else {
-            return Err(Error::unsupported("a LIMIT that is no number in a correlated subquery").into());
+            return Err(Error::unsupported("a non-constant LIMIT in a correlated subquery").into());
         };
         if let LogicalPlan::Projection(projection) = &*limit.input
             && matches!(*projection.input, LogicalPlan::Sort(_))
@@ -259,14 +258,14 @@ impl Domain {
             let inner = Limit { input: Arc::clone(&projection.input), ..limit.clone() };
             let mut outer = projection.clone();
             outer.input = Arc::new(LogicalPlan::Limit(inner));
-            return self.spread(&LogicalPlan::Projection(outer));
+            return self.unnest(&LogicalPlan::Projection(outer));
         }
         let (order, rows) = match &*limit.input {
             LogicalPlan::Sort(sort) if sort.fetch.is_none() => (sort.expr.clone(), &sort.input),
             LogicalPlan::Distinct(Distinct::On(distinct)) => (order_of(distinct)?, &limit.input),
             _ => (Vec::new(), &limit.input),
         };
-        let input = self.spread(rows)?;
+        let input = self.unnest(rows)?;
         let columns: Vec<Expr> = input.schema().columns().into_iter().map(Expr::Column).collect();
         // Computed sort keys become columns first: a window finds its order only by columns.
         let mut shown = columns.clone();
@@ -296,8 +295,8 @@ impl Domain {
         LogicalPlanBuilder::from(input).window([number])?.filter(wanted)?.project(columns)?.build()
     }
 
-    fn spread_distinct_on(&self, distinct: &DistinctOn) -> Result<LogicalPlan> {
-        let input = self.spread(&distinct.input)?;
+    fn unnest_distinct_on(&self, distinct: &DistinctOn) -> Result<LogicalPlan> {
+        let input = self.unnest(&distinct.input)?;
         let mut on = self.own_columns();
         on.extend(
             distinct
@@ -319,28 +318,28 @@ impl Domain {
                 Some(all)
             }
         };
-        let spread = DistinctOn::try_new(on, select, order, Arc::new(input))?;
-        Ok(LogicalPlan::Distinct(Distinct::On(spread)))
+        let unnested = DistinctOn::try_new(on, select, order, Arc::new(input))?;
+        Ok(LogicalPlan::Distinct(Distinct::On(unnested)))
     }
 
-    fn spread_union(&self, union: &Union) -> Result<LogicalPlan> {
+    fn unnest_union(&self, union: &Union) -> Result<LogicalPlan> {
         let inputs = union
             .inputs
             .iter()
             .map(|input| {
-                let spread = self.spread(input)?;
+                let unnested = self.unnest(input)?;
                 let mut columns: Vec<Expr> = input.schema().columns().into_iter().map(Expr::Column).collect();
                 columns.extend(self.own_columns());
-                Ok(Arc::new(LogicalPlanBuilder::from(spread).project(columns)?.build()?))
+                Ok(Arc::new(LogicalPlanBuilder::from(unnested).project(columns)?.build()?))
             })
             .collect::<Result<Vec<_>>>()?;
-        let spread = Union::try_new_with_loose_types(inputs)?;
+        let unnested = Union::try_new_with_loose_types(inputs)?;
         // The union's columns are unqualified, even if its inputs' are not.
-        Ok(LogicalPlan::Union(spread))
+        Ok(LogicalPlan::Union(unnested))
     }
 
-    fn spread_window(&self, window: &Window) -> Result<LogicalPlan> {
-        let input = self.spread(&window.input)?;
+    fn unnest_window(&self, window: &Window) -> Result<LogicalPlan> {
+        let input = self.unnest(&window.input)?;
         let exprs = window
             .window_expr
             .iter()
@@ -370,84 +369,12 @@ fn order_of(distinct: &DistinctOn) -> Result<Vec<SortExpr>> {
     let order = distinct.sort_expr.iter().flatten().map(shown).collect::<Option<Vec<_>>>();
     order.ok_or_else(|| {
         Error::unsupported(
-            "LIMIT over DISTINCT ON in a correlated subquery that is sorted by what it does not show",
+            "LIMIT over DISTINCT ON in a correlated subquery sorted by an expression \
+             missing from its select list",
         )
-        .hint("add what it is sorted by to its select list")
+        .hint("add the sort expression to its select list")
         .into()
     })
-}
-
-/// Returns whether a plan references columns of the enclosing query.
-pub(super) fn is_correlated(plan: &LogicalPlan) -> Result<bool> {
-    Ok(!outer_columns(plan)?.is_empty())
-}
-
-/// Returns an unqualified column.
-pub(super) fn named(name: &str) -> Expr {
-    Expr::Column(Column::new_unqualified(name))
-}
-
-/// Gives `new` the name of `old`.
-pub(super) fn renamed(old: &Expr, new: Expr) -> Result<Expr> {
-    let (relation, name) = old.qualified_name();
-    if new.qualified_name() == (relation.clone(), name.clone()) {
-        return Ok(new);
-    }
-    Ok(new.alias_qualified(relation, name))
-}
-
-/// Returns the value of an aggregate of type `ty` over no rows; `None` if that is NULL.
-pub(super) fn default_of(expr: &Expr, ty: &DataType) -> Option<Expr> {
-    match expr {
-        Expr::Alias(Alias { expr, .. }) => default_of(expr, ty),
-        Expr::AggregateFunction(AggregateFunction { func, .. }) => {
-            let value = func.default_value(ty).ok()?.cast_to(ty).ok()?;
-            (!value.is_null()).then(|| lit(value))
-        }
-        _ => None,
-    }
-}
-
-/// Builds a join from its parts.
-pub(super) fn join(
-    left: LogicalPlan,
-    right: LogicalPlan,
-    on: Vec<(Expr, Expr)>,
-    filter: Option<Expr>,
-    join_type: JoinType,
-    null_equality: NullEquality,
-) -> Result<LogicalPlan> {
-    let constraint = JoinConstraint::On;
-    let join = Join::try_new(
-        Arc::new(left),
-        Arc::new(right),
-        on,
-        filter,
-        join_type,
-        constraint,
-        null_equality,
-        false,
-    )?;
-    Ok(LogicalPlan::Join(join))
-}
-
-/// Rewrites VALUES as a UNION ALL of its rows, for rows that are not constant.
-pub(super) fn values_as_union(values: &Values) -> Result<LogicalPlan> {
-    let names: Vec<String> = values.schema.fields().iter().map(|field| field.name().clone()).collect();
-    let inputs = values
-        .values
-        .iter()
-        .map(|row| {
-            let one = EmptyRelation { produce_one_row: true, schema: Arc::new(DFSchema::empty()) };
-            let exprs = row.iter().zip(&names).map(|(expr, name)| expr.clone().alias(name));
-            let row = LogicalPlanBuilder::from(LogicalPlan::EmptyRelation(one)).project(exprs)?.build()?;
-            Ok(Arc::new(row))
-        })
-        .collect::<Result<Vec<_>>>()?;
-    match inputs.as_slice() {
-        [one] => Ok(LogicalPlan::clone(one)),
-        _ => Ok(LogicalPlan::Union(Union::try_new_with_loose_types(inputs)?)),
-    }
 }
 
 fn name_of(plan: &LogicalPlan) -> &'static str {

@@ -5,14 +5,15 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use datafusion::common::tree_node::{Transformed, TreeNode};
-use datafusion::common::{Column, Result, ScalarValue};
+use datafusion::common::{Column, JoinType, NullEquality, Result, ScalarValue};
 use datafusion::logical_expr::utils::{conjunction, split_conjunction_owned};
 use datafusion::logical_expr::{
-    Expr, Filter, LogicalPlan, LogicalPlanBuilder, Operator, Projection, lit, when,
+    Aggregate, Expr, Filter, LogicalPlan, LogicalPlanBuilder, Operator, Projection, lit, when,
 };
 
-use super::dependent::{default_of, is_correlated, named};
-use super::outer::{Bindings, bind, has_subquery, outer_columns};
+use super::builders::{default_of, first_column, join, named};
+use super::outer::{Bindings, bind, has_subquery, is_correlated, outer_columns};
+use super::{Input, Rewriter};
 
 /// Outer columns, and the expressions that they equal.
 type Keys = Vec<(Column, Expr)>;
@@ -26,13 +27,12 @@ pub(super) struct EqualAggregate {
     /// The subquery's value, over the columns of the aggregation.
     pub(super) value: Expr,
     /// The subquery's value without rows; `None` if that is NULL.
-    pub(super) value_of_none: Option<Expr>,
+    pub(super) empty_value: Option<Expr>,
 }
 
 impl EqualAggregate {
     pub(super) fn of(plan: &LogicalPlan) -> Result<Option<Self>> {
-        let (relation, field) = plan.schema().qualified_field(0);
-        let mut value = Expr::Column(Column::from((relation, field)));
+        let mut value = first_column(plan);
         let mut conditions: Vec<Expr> = Vec::new();
         let mut plan = plan;
         let aggregate = loop {
@@ -89,8 +89,32 @@ impl EqualAggregate {
             keys,
             aggregates: aggregate.aggr_expr.clone(),
             value,
-            value_of_none: (!is_null).then_some(none),
+            empty_value: (!is_null).then_some(none),
         }))
+    }
+}
+
+impl Rewriter {
+    /// Replaces an aggregation over rows equal to the outer columns by a LEFT JOIN with its groups.
+    pub(super) fn equal_aggregate(&mut self, shape: &EqualAggregate, input: &mut Input) -> Result<Expr> {
+        let (value_name, found_name) = (self.name("value"), self.name("found"));
+        let keys: Vec<(Column, Expr, String)> =
+            shape.keys.iter().map(|(column, key)| (column.clone(), key.clone(), self.name("key"))).collect();
+        let rows = self.plan(shape.rows.clone())?;
+        let groups = keys.iter().map(|(_, key, name)| key.clone().alias(name)).collect();
+        let grouped = Aggregate::try_new(Arc::new(rows), groups, shape.aggregates.clone())?;
+        let mut exprs: Vec<Expr> = keys.iter().map(|(_, _, name)| named(name)).collect();
+        exprs.push(shape.value.clone().alias(&value_name));
+        exprs.push(lit(true).alias(&found_name));
+        let right = LogicalPlanBuilder::from(LogicalPlan::Aggregate(grouped)).project(exprs)?.build()?;
+        let on = keys.iter().map(|(column, _, name)| (Expr::Column(column.clone()), named(name))).collect();
+        let left = std::mem::take(&mut input.plan);
+        input.plan = join(left, right, on, None, JoinType::Left, NullEquality::NullEqualsNothing)?;
+        let value = named(&value_name);
+        Ok(match &shape.empty_value {
+            None => value,
+            Some(none) => when(named(&found_name).is_null(), none.clone()).otherwise(value)?,
+        })
     }
 }
 

@@ -10,7 +10,7 @@ use datafusion::logical_expr::{
     Aggregate, Expr, ExprSchemable, GroupingSet, LogicalPlan, LogicalPlanBuilder, Union, cast, lit,
 };
 
-use super::dependent::named;
+use super::builders::named;
 use crate::error::Error;
 
 /// Returns a UNION ALL with the same rows and columns.

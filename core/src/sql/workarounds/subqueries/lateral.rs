@@ -11,9 +11,9 @@ use datafusion::common::{Column, JoinType, NullEquality, Result, TableReference}
 use datafusion::logical_expr::utils::conjunction;
 use datafusion::logical_expr::{Expr, Filter, Join, LogicalPlan, LogicalPlanBuilder};
 
-use super::dependent::join;
+use super::builders::{join, with_columns};
 use super::outer::{has_subquery, outer_columns};
-use super::{Input, Rewriter, with_columns};
+use super::{Input, Rewriter};
 use crate::error::Error;
 
 impl Rewriter {
@@ -31,7 +31,7 @@ impl Rewriter {
         let left = self.plan(Arc::unwrap_or_clone(node.left))?;
         let outer = outer_columns(subquery)?;
         let domain = self.domain(&outer, &Input { plan: left.clone(), original: left.clone() })?;
-        let mut rows = self.plan(domain.spread(subquery)?)?;
+        let mut rows = self.plan(domain.unnest(subquery)?)?;
         if let Some(alias) = &alias {
             rows = LogicalPlanBuilder::from(rows).alias(alias.clone())?.build()?;
         }

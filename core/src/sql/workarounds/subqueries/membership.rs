@@ -10,18 +10,21 @@
 
 use std::sync::Arc;
 
-use datafusion::common::{Column, JoinType, NullEquality, Result, ScalarValue};
+use datafusion::common::{JoinType, NullEquality, Result, ScalarValue};
 use datafusion::functions_aggregate::count::count_udaf;
 use datafusion::functions_aggregate::min_max::{max_udaf, min_udaf};
-use datafusion::logical_expr::expr::{AggregateFunction, Exists, InSubquery, SetComparison, SetQuantifier};
+use datafusion::logical_expr::expr::{Exists, InSubquery, SetComparison, SetQuantifier};
 use datafusion::logical_expr::{
     Aggregate, AggregateUDF, Distinct, Expr, ExprSchemable, Filter, LogicalPlan, LogicalPlanBuilder,
     Operator, Subquery, binary_expr, lit, when,
 };
 
-use super::dependent::{is_correlated, join, named};
-use super::outer::{as_outer, with_plan};
-use super::{Input, Rewriter, is_plain_correlation, refuse_volatile};
+use super::super::aggregates;
+use super::builders::{aggregate, first_column, join, named};
+use super::existence::is_plain_correlation;
+use super::outer::{as_outer, is_correlated, with_plan};
+use super::scalar::refuse_volatile;
+use super::{Input, Rewriter};
 use crate::error::Error;
 use crate::failpoint::is_planted;
 
@@ -100,7 +103,12 @@ impl Rewriter {
     }
 
     /// Rewrites `expr IN (subquery)` as an expression that can be NULL.
-    pub(super) fn in_value(&mut self, expr: Expr, subquery: &Subquery, input: &mut Input) -> Result<Expr> {
+    pub(super) fn in_three_valued(
+        &mut self,
+        expr: Expr,
+        subquery: &Subquery,
+        input: &mut Input,
+    ) -> Result<Expr> {
         let plan = without_order(&subquery.subquery);
         refuse_volatile(&plan)?;
         let matches = self.matches(&expr, &plan, input)?;
@@ -150,9 +158,9 @@ impl Rewriter {
         let SetComparison { expr, subquery, op, quantifier } = comparison;
         let is_any = quantifier == SetQuantifier::Any;
         match (op, is_any) {
-            (Operator::Eq, true) => return self.in_value(*expr, &subquery, input),
+            (Operator::Eq, true) => return self.in_three_valued(*expr, &subquery, input),
             (Operator::NotEq, false) => {
-                return Ok(Expr::Not(Box::new(self.in_value(*expr, &subquery, input)?)));
+                return Ok(Expr::Not(Box::new(self.in_three_valued(*expr, &subquery, input)?)));
             }
             _ => {}
         }
@@ -199,14 +207,10 @@ impl Rewriter {
         let name = self.name("extreme");
         let value = first_column(plan);
         let call = aggregate(function, value);
-        let call = super::super::aggregates::replace(call, plan.schema())?.data;
+        let call = aggregates::replace(call, plan.schema())?.data;
         let extreme = Aggregate::try_new(Arc::new(plan.clone()), Vec::new(), vec![call.alias(name)])?;
         self.scalar_of(&LogicalPlan::Aggregate(extreme), input)
     }
-}
-
-fn aggregate(function: Arc<AggregateUDF>, arg: Expr) -> Expr {
-    Expr::AggregateFunction(AggregateFunction::new_udf(function, vec![arg], false, None, Vec::new(), None))
 }
 
 /// Whether a comparison without a match is NULL instead of false.
@@ -217,11 +221,6 @@ fn is_unknown(expr: &Expr, state: &Expr) -> Expr {
 
 fn unknown() -> Expr {
     lit(ScalarValue::Boolean(None))
-}
-
-fn first_column(plan: &LogicalPlan) -> Expr {
-    let (relation, field) = plan.schema().qualified_field(0);
-    Expr::Column(Column::from((relation, field)))
 }
 
 /// Drops sorts and DISTINCT: neither order nor duplicates matter.

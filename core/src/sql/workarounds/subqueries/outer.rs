@@ -10,6 +10,7 @@ use datafusion::logical_expr::expr::{Exists, InSubquery, SetComparison};
 use datafusion::logical_expr::{Expr, Join, LogicalPlan, Subquery};
 
 use super::super::walk::schema_of_inputs;
+use crate::error::Error;
 
 /// A column of the enclosing query, and its field.
 #[derive(Clone, Debug, PartialEq)]
@@ -53,6 +54,11 @@ pub(super) fn outer_columns(plan: &LogicalPlan) -> Result<Vec<OuterColumn>> {
         Ok(if join.is_some() { TreeNodeRecursion::Jump } else { TreeNodeRecursion::Continue })
     })?;
     Ok(found)
+}
+
+/// Returns whether a plan references columns of the enclosing query.
+pub(super) fn is_correlated(plan: &LogicalPlan) -> Result<bool> {
+    Ok(!outer_columns(plan)?.is_empty())
 }
 
 /// Returns a join's right side and alias, if it references columns of the left side, as LATERAL does.
@@ -166,4 +172,27 @@ pub(super) fn with_plan(expr: Expr, plan: LogicalPlan) -> Result<Expr> {
         Expr::ScalarSubquery(subquery) => Expr::ScalarSubquery(replaced(&subquery)),
         other => other,
     })
+}
+
+/// Refuses an aggregate of outer columns only, which in SQL belongs to the enclosing query.
+///
+/// # Errors
+/// 0A000.
+pub(in crate::sql::workarounds) fn refuse_outer_aggregates(
+    expr: Expr,
+    _: &DFSchema,
+) -> Result<Transformed<Expr>> {
+    if let Expr::AggregateFunction(call) = &expr {
+        let args = &call.params.args;
+        let is_outer = args.iter().any(Expr::contains_outer);
+        if is_outer && args.iter().all(|arg| arg.column_refs().is_empty()) {
+            return Err(Error::unsupported(format!(
+                "{}() over columns of the enclosing query only",
+                call.func.name()
+            ))
+            .hint("compute it in a subquery in FROM of that query")
+            .into());
+        }
+    }
+    Ok(Transformed::no(expr))
 }

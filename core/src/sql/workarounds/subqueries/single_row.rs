@@ -4,27 +4,23 @@ use std::sync::Arc;
 
 use datafusion::arrow::array::{AsArray, Int64Array};
 use datafusion::arrow::datatypes::{DataType, Int64Type};
-use datafusion::common::{Column, Result};
+use datafusion::common::Result;
 use datafusion::functions_aggregate::count::count_udaf;
 use datafusion::functions_aggregate::first_last::first_value_udaf;
-use datafusion::logical_expr::expr::{AggregateFunction, ScalarFunction};
+use datafusion::logical_expr::expr::ScalarFunction;
 use datafusion::logical_expr::{
     ColumnarValue, Expr, LogicalPlan, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
     lit,
 };
 
+use super::builders::{aggregate, first_column};
 use crate::error::{Error, ErrorKind, SqlState};
 
 /// Returns aggregates over a plan's rows: the value of the first one, and the number of rows.
 pub(super) fn value_and_rows(plan: &LogicalPlan, value_name: &str, rows_name: &str) -> Vec<Expr> {
-    let (relation, field) = plan.schema().qualified_field(0);
-    let value = Expr::Column(Column::from((relation, field)));
-    let call = |func, args| {
-        Expr::AggregateFunction(AggregateFunction::new_udf(func, args, false, None, Vec::new(), None))
-    };
     vec![
-        call(first_value_udaf(), vec![value]).alias(value_name),
-        call(count_udaf(), vec![lit(1_i64)]).alias(rows_name),
+        aggregate(first_value_udaf(), first_column(plan)).alias(value_name),
+        aggregate(count_udaf(), lit(1_i64)).alias(rows_name),
     ]
 }
 
@@ -55,7 +51,7 @@ impl ScalarUDFImpl for SingleRow {
 
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
         let [value, rows] = args.args.as_slice() else {
-            return Err(Error::internal("single_row() has a value and a number").into());
+            return Err(Error::internal("single_row() takes a value and a number").into());
         };
         let counts = rows.to_array(args.number_rows)?;
         // Without rows the count has no value and no type.

@@ -13,7 +13,7 @@ use datafusion::sql::sqlparser::ast::{
 };
 
 use super::super::functions::NAMED_CAST;
-use super::{call, taken, text};
+use super::{function_call, taken, text};
 
 /// Gives the casts of a SELECT different names, if needed.
 pub(super) fn name_apart(select: &mut Select, order_by: Option<&mut OrderBy>) {
@@ -112,7 +112,7 @@ impl VisitorMut for Naming {
             && let Expr::Cast { data_type, .. } = expr
         {
             let ty = text(data_type.to_string());
-            *expr = call(NAMED_CAST, vec![taken(expr), ty]);
+            *expr = function_call(NAMED_CAST, vec![taken(expr), ty]);
         }
         ControlFlow::Continue(())
     }

@@ -8,17 +8,20 @@ use datafusion::sql::sqlparser::ast::{
     Value,
 };
 
-use super::{call, nested, number, taken};
+use super::{function_call, nested, number, taken};
 
 /// HAVING without GROUP BY makes one group of all rows, even without an aggregate.
 pub(super) fn of_having(select: &mut Select) {
-    let is_grouped = !matches!(&select.group_by, GroupByExpr::Expressions(parts, modifiers) if parts.is_empty() && modifiers.is_empty());
+    let is_grouped = match &select.group_by {
+        GroupByExpr::Expressions(parts, modifiers) => !parts.is_empty() || !modifiers.is_empty(),
+        GroupByExpr::All(_) => true,
+    };
     if is_grouped {
         return;
     }
     if let Some(having) = &mut select.having {
         let count = Expr::BinaryOp {
-            left: Box::new(call("count", vec![number("1")])),
+            left: Box::new(function_call("count", vec![number("1")])),
             op: BinaryOperator::GtEq,
             right: Box::new(number("0")),
         };
@@ -86,7 +89,7 @@ const ROLLUP_MAX: usize = 400;
 
 /// Writes grouping sets out, without repetition in a set, if a set repeats an expression, if sets are nested,
 /// or if another part stands beside them.
-pub(super) fn without_doubles(group_by: &mut GroupByExpr) {
+pub(super) fn write_out_sets(group_by: &mut GroupByExpr) {
     let GroupByExpr::Expressions(parts, _) = group_by else { return };
     let has_sets =
         parts.iter().any(|part| matches!(part, Expr::Cube(_) | Expr::Rollup(_) | Expr::GroupingSets(_)));
@@ -186,14 +189,14 @@ fn sets_of(part: &Expr) -> Option<Vec<Vec<Expr>>> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::super::cursor::written_query;
     use super::*;
+    use crate::sql::syntax_tree::written_query;
     use datafusion::sql::sqlparser::ast::SetExpr;
 
     fn grouped(by: &str) -> String {
         let query = written_query(&format!("SELECT 1 FROM t GROUP BY {by}")).unwrap();
         let SetExpr::Select(mut select) = *query.body else { panic!("{by}") };
-        without_doubles(&mut select.group_by);
+        write_out_sets(&mut select.group_by);
         select.group_by.to_string()
     }
 

@@ -1,8 +1,9 @@
-//! Rewrites of a parsed statement before planning: what the planner misreads, does not support, or plans in a
-//! way that no later rule can repair.
+//! Corrects the parser, and rewrites a parsed statement before planning: what the planner misreads, does not
+//! support, or plans in a way that no later rule can repair.
 //!
 //! | file | its one job |
 //! |---|---|
+//! | `grammar` | operators that the parser reads differently |
 //! | `literals` | numbers with exponents or too many digits, intervals |
 //! | `patterns` | LIKE with ESCAPE, LIKE ANY |
 //! | `quantified` | comparisons with the elements of an array |
@@ -14,6 +15,7 @@
 //! Invariant: a rewrite depends only on the text, not on tables or types, so rewriting once is enough.
 
 mod casts;
+pub(in crate::sql) mod grammar;
 mod grouping;
 mod literals;
 mod patterns;
@@ -80,7 +82,7 @@ impl VisitorMut for Rewriter {
         grouping::of_having(select);
         grouping::of_positions(select);
         grouping::without_rows(&mut select.group_by);
-        grouping::without_doubles(&mut select.group_by);
+        grouping::write_out_sets(&mut select.group_by);
         let windows = select
             .selection
             .as_mut()
@@ -144,7 +146,7 @@ fn rewritten(expr: &mut Expr) -> Result<()> {
         }
         Expr::Interval(interval) => literals::interval(interval, 1)?,
         Expr::AtTimeZone { timestamp, time_zone } => {
-            *expr = call("timezone", vec![taken(time_zone), taken(timestamp)]);
+            *expr = function_call("timezone", vec![taken(time_zone), taken(timestamp)]);
         }
         Expr::Collate { expr: inner, .. } => *expr = taken(inner),
         Expr::Like { .. } | Expr::ILike { .. } => patterns::rewrite(expr)?,
@@ -234,7 +236,7 @@ pub(crate) fn cast(expr: Expr, data_type: ast::DataType) -> Expr {
 }
 
 /// Returns a call of the named function.
-pub(crate) fn call(name: &str, args: Vec<Expr>) -> Expr {
+pub(crate) fn function_call(name: &str, args: Vec<Expr>) -> Expr {
     let args = args.into_iter().map(|arg| FunctionArg::Unnamed(FunctionArgExpr::Expr(arg))).collect();
     Expr::Function(Function {
         name: ObjectName::from(vec![Ident::new(name)]),

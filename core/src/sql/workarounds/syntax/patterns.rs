@@ -5,7 +5,7 @@ use datafusion::sql::sqlparser::ast::{
 };
 
 use super::super::functions::LIKE_PATTERN;
-use super::{call, joined, nested, taken, text};
+use super::{function_call, joined, nested, taken, text};
 use crate::error::{Error, ErrorKind, Result, SqlState};
 
 /// Rewrites `x [NOT] [I]LIKE pattern`.
@@ -25,7 +25,7 @@ pub(super) fn rewrite(expr: &mut Expr) -> Result<()> {
                 );
             }
         };
-        **pattern = call(LIKE_PATTERN, vec![taken(pattern), text(escape)]);
+        **pattern = function_call(LIKE_PATTERN, vec![taken(pattern), text(escape)]);
     } else if let Expr::Value(literal) = &**pattern
         && let ast::Value::SingleQuotedString(literal) = &literal.value
         && literal.bytes().rev().take_while(|byte| *byte == b'\\').count() % 2 == 1
@@ -79,6 +79,6 @@ fn quantified(is_any: bool, pattern: &mut Expr) -> Result<Option<(bool, Vec<Expr
 }
 
 fn no_list() -> Error {
-    Error::unsupported("LIKE ANY and LIKE ALL of anything but a list")
+    Error::unsupported("LIKE ANY or LIKE ALL with anything but a list")
         .hint("write LIKE ANY (ARRAY['a%', 'b%'])")
 }

@@ -3,7 +3,7 @@
 use datafusion::sql::sqlparser::ast::{Array, BinaryOperator, Expr};
 
 use super::super::functions::{ALL_OF, ANY_OF};
-use super::{boolean, call, rows, taken, text};
+use super::{boolean, function_call, rows, taken, text};
 use crate::error::Result;
 
 /// Rewrites a comparison with an array. One with a subquery stays; `= ANY` and `<> ALL` of a row become IN.
@@ -39,7 +39,7 @@ pub(super) fn rewrite(expr: &mut Expr) -> Result<()> {
             Expr::InList { expr: Box::new(value), list: elem, negated: true }
         }
         (array, _, op) => {
-            call(if is_any { ANY_OF } else { ALL_OF }, vec![text(op.to_string()), value, array])
+            function_call(if is_any { ANY_OF } else { ALL_OF }, vec![text(op.to_string()), value, array])
         }
     };
     Ok(())

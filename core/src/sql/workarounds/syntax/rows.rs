@@ -9,7 +9,7 @@ use datafusion::sql::sqlparser::ast::{
 
 use super::{boolean, joined, not, null};
 use crate::error::{Error, Result};
-use crate::sql::cursor::written_query;
+use crate::sql::syntax_tree::written_query;
 
 /// The alias of the searched rows, which no query uses.
 const ROWS: &str = "__rows";
@@ -99,7 +99,7 @@ fn row(expr: &Expr) -> Option<Vec<Expr>> {
 }
 
 fn different_lengths() -> Error {
-    Error::syntax("the rows that are compared have different lengths")
+    Error::syntax("the compared rows have different lengths")
 }
 
 fn all(conditions: impl IntoIterator<Item = Expr>) -> Expr {
@@ -226,7 +226,7 @@ fn lookup(select: &str, value: &[Expr], subquery: &mut Query) -> Result<Query> {
     let names: Vec<String> = (0..value.len()).map(column_name).collect();
     let mut query = written_query(&format!("{select} FROM (SELECT 1) AS {ROWS} ({})", names.join(", ")))?;
     let ast::SetExpr::Select(outer) = &mut *query.body else {
-        return Err(Error::internal("a query of ours is no SELECT"));
+        return Err(Error::internal("the rewritten query is not a SELECT"));
     };
     if let Some(ast::TableFactor::Derived { subquery: place, .. }) =
         outer.from.first_mut().map(|from| &mut from.relation)

@@ -7,7 +7,7 @@ use datafusion::sql::sqlparser::ast::{
 };
 
 use crate::error::{Error, ErrorKind, Result, SqlState};
-use crate::sql::cursor::fold;
+use crate::sql::syntax_tree::fold;
 
 /// The windows of a SELECT, each written out.
 pub(super) type Windows = Vec<(String, WindowSpec)>;
@@ -25,7 +25,7 @@ pub(super) fn of(select: &Select) -> Result<Windows> {
         }
         let spec = match &definition.1 {
             NamedWindowExpr::NamedWindow(other) => find(other, &known)?.clone(),
-            NamedWindowExpr::WindowSpec(spec) => whole(spec.clone(), &known)?,
+            NamedWindowExpr::WindowSpec(spec) => with_base(spec.clone(), &known)?,
         };
         known.push((name, spec));
     }
@@ -42,7 +42,7 @@ pub(super) fn write_out(function: &mut Function, known: &Windows) -> Result<()> 
             function.over = Some(WindowType::WindowSpec(find(&name, known)?.clone()));
         }
         Some(WindowType::WindowSpec(spec)) => {
-            function.over = Some(WindowType::WindowSpec(whole(spec, known)?));
+            function.over = Some(WindowType::WindowSpec(with_base(spec, known)?));
         }
         None => {}
     }
@@ -67,12 +67,12 @@ fn find<'a>(name: &Ident, known: &'a Windows) -> Result<&'a WindowSpec> {
             SqlState::UNDEFINED_OBJECT,
             format!("window \"{name}\" does not exist"),
         )
-        .hint("name it behind WINDOW of the same SELECT")
+        .hint("define it in the WINDOW clause of the same SELECT")
     })
 }
 
 /// Completes a window from its base: takes over PARTITION BY and, unless it has one itself, ORDER BY.
-fn whole(mut spec: WindowSpec, known: &Windows) -> Result<WindowSpec> {
+fn with_base(mut spec: WindowSpec, known: &Windows) -> Result<WindowSpec> {
     let Some(name) = spec.window_name.take() else { return Ok(spec) };
     let base = find(&name, known)?;
     let name = fold(&name);
@@ -80,7 +80,7 @@ fn whole(mut spec: WindowSpec, known: &Windows) -> Result<WindowSpec> {
         return Err(wrong(format!("PARTITION BY of window \"{name}\" cannot be overridden")));
     }
     if base.window_frame.is_some() {
-        return Err(wrong(format!("window \"{name}\" cannot be built on because it has a frame")));
+        return Err(wrong(format!("window \"{name}\" cannot be copied because it has a frame")));
     }
     if !spec.order_by.is_empty() && !base.order_by.is_empty() {
         return Err(wrong(format!("ORDER BY of window \"{name}\" cannot be overridden")));
