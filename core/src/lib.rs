@@ -14,7 +14,8 @@
 //! | `change_log` | what each commit changed: pure redo, and the source of every live query |
 //! | `hot_tier` | hot rows cached as columns; scans fill the cache |
 //! | `commit` | the single commit order: sequencer, group commit, installed snapshots, recovery |
-//! | `tables` | DataFusion table providers, scans, point reads, row validation, flush and compaction |
+//! | `tables` | DataFusion table providers, scans, point reads, row validation |
+//! | `segments` | the files of flushes, compactions and large INSERTs |
 //! | `maintenance` | backups, restoring them, checking a closed database |
 //! | `live_query` | subscriptions: snapshot, matching, delivery, resume |
 //! | `jobs` | background work: expiry of STREAM rows, flushes, compactions, trimming, backups |
@@ -61,6 +62,8 @@ pub mod hot_tier;
 pub mod commit;
 
 pub mod tables;
+
+pub mod segments;
 
 pub mod maintenance;
 

@@ -300,6 +300,20 @@ pub(crate) fn wire_type(ty: &DataType) -> DataType {
     }
 }
 
+/// Returns whether every value of `from` is a value of `to`, in the same order. Rows of both types can then
+/// be read as rows of `to`.
+pub fn is_widening(from: &DataType, to: &DataType) -> bool {
+    match (from, to) {
+        (DataType::Int16, DataType::Int32 | DataType::Int64)
+        | (DataType::Int32, DataType::Int64)
+        | (DataType::Float32, DataType::Float64) => true,
+        (DataType::Decimal128(digits, scale), DataType::Decimal128(more, same)) => {
+            scale == same && digits < more
+        }
+        _ => false,
+    }
+}
+
 fn unsupported_type(sql: &ast::DataType) -> Error {
     Error::unsupported(format!("type {sql}")).hint(SUPPORTED)
 }
@@ -461,6 +475,21 @@ mod tests {
         assert_eq!(wire_type(&list(dictionary)), list(DataType::Utf8));
         assert_eq!(wire_type(&DataType::UInt32), DataType::Int64);
         assert_eq!(wire_type(&DataType::Int64), DataType::Int64);
+    }
+
+    #[test]
+    fn a_wider_type_has_every_value_of_a_narrower_one() {
+        let decimal = |precision, scale| ColumnType::Decimal { precision, scale };
+        let check = |from: ColumnType, to: ColumnType, expected: bool| {
+            assert_eq!(is_widening(&from.arrow(), &to.arrow()), expected, "{from} to {to}");
+        };
+        check(ColumnType::SmallInt, ColumnType::BigInt, true);
+        check(ColumnType::Real, ColumnType::Double, true);
+        check(decimal(10, 2), decimal(12, 2), true);
+        check(decimal(10, 2), decimal(12, 3), false);
+        check(ColumnType::BigInt, ColumnType::Integer, false);
+        check(ColumnType::BigInt, ColumnType::Double, false);
+        check(ColumnType::Bytes, ColumnType::Text, false);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use super::segment::{Place, Segment};
 use super::store::SegmentStore;
 use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::ids::{SegmentId, Seq, TableId};
-use crate::storage::{Direction, KeyRange, Partition, StorageSnapshot, WriteBatch};
+use crate::storage::{Direction, KeyRange, Partition, StorageSnapshot, WriteBatch, blocking};
 
 /// The segments of one table.
 #[derive(Clone, Debug, Default)]
@@ -182,6 +182,22 @@ impl Manifest {
             self.deletion_vector(table, segment).map_or_else(RoaringBitmap::new, RoaringBitmap::clone);
         deleted.extend(marked_after(storage, segment, Seq::ZERO)?.into_iter().map(|(position, _)| position));
         Ok(deleted)
+    }
+
+    /// Returns for each segment the positions of its deleted rows, ascending.
+    ///
+    /// # Errors
+    /// As [`Manifest::deleted`].
+    pub async fn deleted_positions(
+        &self,
+        storage: &Arc<dyn StorageSnapshot>,
+        segments: &[Arc<Segment>],
+    ) -> Result<Vec<Vec<u32>>> {
+        let (manifest, storage) = (self.clone(), Arc::clone(storage));
+        let ids: Vec<_> = segments.iter().map(|segment| (segment.table, segment.id)).collect();
+        let deleted_in =
+            move |(table, segment)| Ok(manifest.deleted(&*storage, table, segment)?.into_iter().collect());
+        blocking(move || ids.into_iter().map(deleted_in).collect()).await
     }
 
     fn deletion_vector(&self, table: TableId, segment: SegmentId) -> Option<&RoaringBitmap> {
@@ -367,28 +383,28 @@ pub fn restore(
     let mut tables: BTreeMap<TableId, TableSegments> = BTreeMap::new();
     let mut retired = Vec::new();
     let mut deleted = HashMap::new();
-    records::visit(storage, Tag::DeletionVector, &mut |key, value| {
+    records::visit(storage, Tag::DeletionVector, |key, value| {
         deleted.insert(SegmentId(records::id(key)?), Arc::new(records::deletion_vector(value)?));
         Ok(())
     })?;
-    records::visit(storage, Tag::TableState, &mut |key, value| {
+    records::visit(storage, Tag::TableState, |key, value| {
         let table = tables.entry(TableId(records::id(key)?)).or_default();
         (table.flushed, table.moved) = records::state(value)?;
         Ok(())
     })?;
-    records::visit(storage, Tag::RetiredSegment, &mut |_, value| {
+    records::visit(storage, Tag::RetiredSegment, |_, value| {
         retired.push(shared(records::segment(value)?));
         Ok(())
     })?;
-    records::visit(storage, Tag::NextSegment, &mut |_, value| {
+    records::visit(storage, Tag::NextSegment, |_, value| {
         manifest.next = SegmentId(records::number(value)?);
         Ok(())
     })?;
-    records::visit(storage, Tag::Unpublished, &mut |key, value| {
+    records::visit(storage, Tag::Unpublished, |key, value| {
         manifest.unpublished.insert(TableId(records::id(key)?), records::unpublished(value)?);
         Ok(())
     })?;
-    records::visit(storage, Tag::Segment, &mut |key, value| {
+    records::visit(storage, Tag::Segment, |key, value| {
         let segment = records::segment(value)?;
         if *key != records::segment_key(segment.table, segment.id) {
             return Err(records::damaged());

@@ -77,7 +77,7 @@ pub struct Unpublished {
 pub(super) fn visit(
     storage: &dyn StorageSnapshot,
     tag: Tag,
-    visit: &mut dyn FnMut(&[u8], &[u8]) -> Result<()>,
+    mut visit: impl FnMut(&[u8], &[u8]) -> Result<()>,
 ) -> Result<()> {
     storage.visit(Partition::Cold, tag.range(), Direction::Forward, &mut |key, value| {
         visit(key, value)?;
@@ -96,7 +96,7 @@ pub fn is_removal(key: &[u8]) -> bool {
 /// # Errors
 /// XX001 when a record is damaged, and any error of the storage.
 pub fn assign_local_storage(storage: &dyn StorageSnapshot, batch: &mut WriteBatch) -> Result<()> {
-    visit(storage, Tag::Segment, &mut |key, value| {
+    visit(storage, Tag::Segment, |key, value| {
         let segment = Segment { storage: Arc::from(STORAGE_LOCAL), ..segment(value)? };
         batch.put(Partition::Cold, key.to_vec(), segment_value(&segment)?);
         Ok(())

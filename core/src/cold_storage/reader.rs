@@ -10,9 +10,9 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch};
+use arrow::array::RecordBatch;
 use arrow::compute::concat_batches;
-use arrow::datatypes::{Int64Type, SchemaRef};
+use arrow::datatypes::SchemaRef;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
@@ -20,99 +20,14 @@ use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{RowSelection, RowSelector};
 use parquet::arrow::async_reader::ParquetRecordBatchStreamBuilder;
 
+use super::layout::ReadSchema;
 use super::manifest::Manifest;
-use super::segment::{BLOCK_ROWS, COLUMN_SEQ, Place, Segment};
+use super::segment::{BLOCK_ROWS, Place, Segment};
+use super::segment_keys::SegmentKeys;
 use super::store::{OpenSegment, SegmentStore};
 use crate::error::{Error, Result};
-use crate::ids::{ScopeId, TableId};
-use crate::storage::keys::{KeyEncoder, scope_prefix};
+use crate::ids::{ColumnId, TableId};
 use crate::storage::{KeyRange, StorageSnapshot, blocking};
-
-/// How the key of a segment row is built from its columns.
-#[derive(Clone, Debug)]
-pub struct SegmentKeys {
-    table: TableId,
-    /// `None` for hidden keys.
-    encoder: Option<KeyEncoder>,
-    /// The positions of the key columns in the segment, in key order; or that of the hidden-key column.
-    columns: Vec<usize>,
-    /// The position of the column with the owner's id; `None` when all rows are shared.
-    scope: Option<usize>,
-}
-
-impl SegmentKeys {
-    /// Describes primary keys in `columns`, in key order, with the owner's id in column `scope`.
-    pub fn primary(table: TableId, encoder: KeyEncoder, columns: Vec<usize>, scope: Option<usize>) -> Self {
-        Self { table, encoder: Some(encoder), columns, scope }
-    }
-
-    /// Describes hidden keys in `column`.
-    pub fn hidden(table: TableId, column: usize, scope: Option<usize>) -> Self {
-        Self { table, encoder: None, columns: vec![column], scope }
-    }
-
-    /// Returns the columns that make up the key.
-    fn wanted(&self) -> Vec<usize> {
-        let mut wanted: Vec<usize> = self.columns.iter().copied().chain(self.scope).collect();
-        wanted.sort_unstable();
-        wanted.dedup();
-        wanted
-    }
-
-    /// Returns the keys of the rows of a batch that has all columns of the segment.
-    ///
-    /// # Errors
-    /// XX000 when a key column is missing or has another type.
-    pub fn of_rows(&self, batch: &RecordBatch) -> Result<Vec<Bytes>> {
-        self.of_columns(batch.num_rows(), |position| batch.columns().get(position))
-    }
-
-    /// Returns the keys of the rows of a batch that has only the columns of [`SegmentKeys::wanted`].
-    fn of_projected(&self, batch: &RecordBatch) -> Result<Vec<Bytes>> {
-        let wanted = self.wanted();
-        self.of_columns(batch.num_rows(), |position| {
-            batch.columns().get(wanted.iter().position(|wanted| *wanted == position)?)
-        })
-    }
-
-    fn of_columns<'a>(
-        &self,
-        rows: usize,
-        column: impl Fn(usize) -> Option<&'a ArrayRef>,
-    ) -> Result<Vec<Bytes>> {
-        let missing = || Error::internal("a batch does not have the key columns of its segment");
-        let scopes = match self.scope {
-            None => None,
-            Some(position) => {
-                let array = column(position).ok_or_else(missing)?;
-                Some(array.as_primitive_opt::<Int64Type>().ok_or_else(missing)?.values())
-            }
-        };
-        let scope_of = |row: usize| match scopes {
-            None => ScopeId::SHARED,
-            Some(scopes) => {
-                ScopeId(scopes.get(row).and_then(|scope| u64::try_from(*scope).ok()).unwrap_or_default())
-            }
-        };
-        let columns: Vec<ArrayRef> = self
-            .columns
-            .iter()
-            .map(|position| column(*position).map(Arc::clone).ok_or_else(missing))
-            .collect::<Result<_>>()?;
-        match (&self.encoder, columns.as_slice()) {
-            (Some(encoder), columns) => encoder.encode_each(self.table, scope_of, columns),
-            (None, [hidden]) => {
-                let hidden = hidden.as_fixed_size_binary_opt().ok_or_else(missing)?;
-                if hidden.len() != rows {
-                    return Err(missing());
-                }
-                let key = |row| [&scope_prefix(self.table, scope_of(row))[..], hidden.value(row)].concat();
-                Ok((0..rows).map(|row| Bytes::from(key(row))).collect())
-            }
-            (None, _) => Err(missing()),
-        }
-    }
-}
 
 impl Manifest {
     /// Returns the places of the live cold rows with the keys `wanted`, in that order; `None` where there is
@@ -156,7 +71,7 @@ impl Manifest {
         Ok(found)
     }
 
-    /// Returns the live cold row with the key `wanted`: its place, and all columns of its segment.
+    /// Returns the live cold row with the key `wanted`: its place, and its columns in `schema`.
     ///
     /// # Errors
     /// As [`Manifest::find`].
@@ -165,10 +80,11 @@ impl Manifest {
         storage: &Arc<dyn StorageSnapshot>,
         table: TableId,
         keys: &SegmentKeys,
+        schema: &Arc<ReadSchema>,
         wanted: &Bytes,
     ) -> Result<Option<(Place, RecordBatch)>> {
         for segment in self.segments(table).iter().rev() {
-            let found = self.store().find_row(storage, segment, keys, wanted).await?;
+            let found = self.store().find_row(storage, segment, keys, schema, wanted).await?;
             let Some((position, row)) = found else { continue };
             let place = Place { segment: segment.id, position };
             let (manifest, storage) = (self.clone(), Arc::clone(storage));
@@ -241,13 +157,15 @@ impl SegmentStore {
         Ok(found)
     }
 
-    /// Returns the position and all columns of the row with the key `wanted`; `None` when the segment lacks
-    /// it. Reads a small block once, with all columns; reads only the keys of a large one first.
+    /// Returns the position of the row with the key `wanted`, and its columns in `schema`; `None` when the
+    /// segment lacks it. Reads a small block once, with all columns; reads only the keys of a large one
+    /// first.
     async fn find_row(
         self: &Arc<Self>,
         storage: &Arc<dyn StorageSnapshot>,
         segment: &Arc<Segment>,
         keys: &SegmentKeys,
+        schema: &Arc<ReadSchema>,
         wanted: &Bytes,
     ) -> Result<Option<(u32, RecordBatch)>> {
         /// The approximate size limit of a small block, uncompressed.
@@ -262,59 +180,66 @@ impl SegmentStore {
         if row_bytes(&open).saturating_mul(u64::from(BLOCK_ROWS)) > SMALL_BLOCK_BYTES {
             let found = self.find(storage, segment, keys, std::slice::from_ref(wanted)).await?;
             return match found.into_iter().flatten().next() {
-                Some(position) => Ok(Some((position, self.rows(segment, &[position]).await?))),
+                Some(position) => Ok(Some((position, self.row(segment, schema, position).await?))),
                 None => Ok(None),
             };
         }
         let block = block_rows(segment, block_of(&open, wanted));
         let selected = selection(std::slice::from_ref(&block), &[], segment.rows);
-        let batch = self.read(segment, &open, ProjectionMask::all(), selected).await?;
+        let layout = open.layout(segment, schema)?;
+        let mask = layout.mask(open.metadata.parquet_schema());
+        let batch = self.read(segment, &open, mask, selected).await?;
+        let key_place = |id: ColumnId| layout.read_place(open.columns.position(id)?);
         let (mut low, mut high) = (0, batch.num_rows());
         while low < high {
             let middle = low + (high - low) / 2;
             let row = batch.slice(middle, 1);
-            let key = keys.of_rows(&row)?.pop().unwrap_or_default();
+            let key = keys.of_columns(1, |id| row.columns().get(key_place(id)?))?.pop().unwrap_or_default();
             match key.cmp(wanted) {
                 Ordering::Less => low = middle + 1,
                 Ordering::Greater => high = middle,
                 Ordering::Equal => {
                     let position = block.start + u32::try_from(middle).unwrap_or_default();
-                    return Ok(Some((position, with_commit(segment, row)?)));
+                    return Ok(Some((position, layout.apply(row, segment.commit)?)));
                 }
             }
         }
         Ok(None)
     }
 
-    /// Returns the rows at `positions`, ascending, with all columns.
-    ///
-    /// # Errors
-    /// As [`SegmentStore::positions`].
-    pub async fn rows(self: &Arc<Self>, segment: &Arc<Segment>, positions: &[u32]) -> Result<RecordBatch> {
+    async fn row(
+        self: &Arc<Self>,
+        segment: &Arc<Segment>,
+        schema: &Arc<ReadSchema>,
+        position: u32,
+    ) -> Result<RecordBatch> {
         let open = self.open(segment).await?;
-        let ranges: Vec<Range<u32>> = positions.iter().map(|position| *position..position + 1).collect();
-        let rows =
-            self.read(segment, &open, ProjectionMask::all(), selection(&ranges, &[], segment.rows)).await?;
-        with_commit(segment, rows)
+        let layout = open.layout(segment, schema)?;
+        let selected = selection(std::slice::from_ref(&(position..position + 1)), &[], segment.rows);
+        let mask = layout.mask(open.metadata.parquet_schema());
+        layout.apply(self.read(segment, &open, mask, selected).await?, segment.commit)
     }
 
-    /// Returns the selected rows, with all columns, ordered by position.
+    /// Returns the selected rows in the columns of `schema`, ordered by position.
     ///
     /// # Errors
     /// As [`SegmentStore::positions`]; the items of the stream likewise.
     pub async fn stream(
         self: &Arc<Self>,
         segment: &Arc<Segment>,
+        schema: &Arc<ReadSchema>,
         rows: RowSelection,
     ) -> Result<BoxStream<'static, Result<RecordBatch>>> {
         let open = self.open(segment).await?;
+        let layout = open.layout(segment, schema)?;
         let stream =
             ParquetRecordBatchStreamBuilder::new_with_metadata(self.reader(segment), open.metadata.clone())
+                .with_projection(layout.mask(open.metadata.parquet_schema()))
                 .with_row_selection(rows)
                 .with_batch_size(batch_rows(&open))
                 .build()?;
-        let segment = Arc::clone(segment);
-        Ok(stream.map(move |batch| with_commit(&segment, batch?)).boxed())
+        let commit = segment.commit;
+        Ok(stream.map(move |batch| layout.apply(batch?, commit)).boxed())
     }
 
     /// Returns the keys of all rows, ordered by position.
@@ -327,14 +252,14 @@ impl SegmentStore {
         keys: &SegmentKeys,
     ) -> Result<BoxStream<'static, Result<Vec<Bytes>>>> {
         let open = self.open(segment).await?;
-        let columns = ProjectionMask::roots(open.metadata.parquet_schema(), keys.wanted());
+        let columns = KeyColumns::of(&open, keys);
         let stream =
             ParquetRecordBatchStreamBuilder::new_with_metadata(self.reader(segment), open.metadata.clone())
-                .with_projection(columns)
+                .with_projection(columns.mask(&open))
                 .with_batch_size(BLOCK_ROWS as usize)
                 .build()?;
         let keys = keys.clone();
-        Ok(stream.map(move |batch| keys.of_projected(&batch?)).boxed())
+        Ok(stream.map(move |batch| columns.keys(&keys, &batch?)).boxed())
     }
 
     /// Returns the first position whose key is not below `key`.
@@ -359,10 +284,10 @@ impl SegmentStore {
         block: u32,
     ) -> Result<Vec<Bytes>> {
         let block = block_rows(segment, block);
-        let columns = ProjectionMask::roots(open.metadata.parquet_schema(), keys.wanted());
+        let columns = KeyColumns::of(open, keys);
         let selected = selection(std::slice::from_ref(&block), &[], segment.rows);
-        let batch = self.read(segment, open, columns, selected).await?;
-        let keys = keys.of_projected(&batch)?;
+        let batch = self.read(segment, open, columns.mask(open), selected).await?;
+        let keys = columns.keys(keys, &batch)?;
         if keys.len() != block.len() || !keys.is_sorted() {
             return Err(Error::corruption(format!(
                 "the rows of segment \"{}\" are not sorted by key",
@@ -391,17 +316,27 @@ impl SegmentStore {
     }
 }
 
-/// Sets `_seq` to the commit of a large INSERT; its object was written before the commit had a seq.
-fn with_commit(segment: &Segment, batch: RecordBatch) -> Result<RecordBatch> {
-    let Some(commit) = segment.commit else { return Ok(batch) };
-    let schema = batch.schema();
-    let position = schema.index_of(COLUMN_SEQ)?;
-    let seq = i64::try_from(commit.0).unwrap_or(i64::MAX);
-    let mut columns = batch.columns().to_vec();
-    if let Some(column) = columns.get_mut(position) {
-        *column = Arc::new(Int64Array::from_value(seq, batch.num_rows()));
+/// The key columns of a segment, ordered by their position in it.
+struct KeyColumns(Vec<(usize, ColumnId)>);
+
+impl KeyColumns {
+    fn of(open: &OpenSegment, keys: &SegmentKeys) -> Self {
+        let mut columns: Vec<_> =
+            keys.ids().filter_map(|id| Some((open.columns.position(id)?, id))).collect();
+        columns.sort_unstable();
+        Self(columns)
     }
-    Ok(RecordBatch::try_new(schema, columns)?)
+
+    fn mask(&self, open: &OpenSegment) -> ProjectionMask {
+        let positions = self.0.iter().map(|(position, _)| *position);
+        ProjectionMask::roots(open.metadata.parquet_schema(), positions)
+    }
+
+    /// Returns the keys of the rows of a batch that has only these columns.
+    fn keys(&self, keys: &SegmentKeys, batch: &RecordBatch) -> Result<Vec<Bytes>> {
+        let place = |wanted: ColumnId| self.0.iter().position(|(_, id)| *id == wanted);
+        keys.of_columns(batch.num_rows(), |id| batch.columns().get(place(id)?))
+    }
 }
 
 /// Returns the number of rows in a batch of about 8 MiB, by the mean row size.

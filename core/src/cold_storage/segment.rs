@@ -7,13 +7,19 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::ids::{SchemaVersion, SegmentId, Seq, TableId};
+use crate::ids::{ColumnId, SchemaVersion, SegmentId, Seq, TableId};
 use crate::storage::KeyRange;
 
 /// The storage that always exists: a folder of the data directory.
 pub const STORAGE_LOCAL: &str = "local";
 /// The column with the seq of the commit that wrote the row.
 pub const COLUMN_SEQ: &str = "_seq";
+/// The id of column `_seq` in segments. Columns of tables have lower ids: their [`ColumnId`].
+pub const COLUMN_ID_SEQ: ColumnId = ColumnId(2_000_000_001);
+/// The id of the column with the owner of a row, in segments of tables with user scope.
+pub const COLUMN_ID_USER: ColumnId = ColumnId(2_000_000_002);
+/// The id of the column with the hidden key, in segments of tables without a primary key.
+pub const COLUMN_ID_ROW: ColumnId = ColumnId(2_000_000_003);
 /// Bytes of a segment per checksum.
 pub(super) const CHECKSUM_BLOCK_BYTES: u64 = 64 << 10;
 /// Rows of a block. The footer has one key per block, and no page is larger: a lookup reads one block.

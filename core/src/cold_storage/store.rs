@@ -6,7 +6,6 @@
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use arrow::datatypes::SchemaRef;
 use bytes::Bytes;
 use datafusion::common::Statistics;
 use datafusion::datasource::physical_plan::parquet::metadata::DFParquetMetadata;
@@ -24,6 +23,7 @@ use quick_cache::sync::Cache;
 
 use super::checked_reader::CheckedReader;
 use super::key_index::KeyIndex;
+use super::layout::{FileColumns, ReadSchema, SegmentLayout};
 use super::location::StorageLocation;
 use super::manifest_records::filter_key;
 use super::object_storage::ObjectStorage;
@@ -36,6 +36,9 @@ use crate::storage::{Partition, StorageSnapshot, blocking};
 
 /// The expected number of cached segments.
 const CACHED_SEGMENTS: usize = 1_024;
+/// The layouts that are kept for a segment: those for the newest version, and for versions of older
+/// snapshots.
+const LAYOUTS_MAX: usize = 4;
 
 /// Opens and caches the segments of all storages.
 pub struct SegmentStore {
@@ -49,10 +52,45 @@ pub struct SegmentStore {
 /// The parsed footer of a segment.
 pub(super) struct OpenSegment {
     pub(super) metadata: ArrowReaderMetadata,
+    /// Its columns, by which `metadata` reads it.
+    pub(super) columns: FileColumns,
     /// The keys of rows 0, 2048, ...
     pub(super) fences: KeyIndex,
-    /// The result of [`SegmentStore::statistics`], after the first call.
-    statistics: OnceLock<Arc<Statistics>>,
+    /// The statistics of its columns, after the first call of [`SegmentStore::statistics`].
+    statistics: OnceLock<Statistics>,
+    /// Latest last.
+    layouts: Mutex<Vec<Arc<SegmentLayout>>>,
+}
+
+impl OpenSegment {
+    fn new(segment: &Segment, metadata: Arc<ParquetMetaData>) -> Result<Self> {
+        let metadata = ArrowReaderMetadata::try_new(metadata, ArrowReaderOptions::new())?;
+        let fences = fences_of(segment, &metadata)?;
+        let columns = FileColumns::of(metadata.schema().fields()).ok_or_else(|| {
+            Error::corruption(format!("segment \"{}\" has columns without ids", segment.path))
+                .hint("an unfinished version of this program wrote it; load the table again")
+        })?;
+        let options = ArrowReaderOptions::new().with_schema(Arc::clone(columns.schema()));
+        let metadata = ArrowReaderMetadata::try_new(Arc::clone(metadata.metadata()), options)?;
+        let (statistics, layouts) = (OnceLock::new(), Mutex::default());
+        Ok(Self { metadata, columns, fences, statistics, layouts })
+    }
+
+    /// Returns where the columns of `schema` are.
+    pub(super) fn layout(&self, segment: &Segment, schema: &Arc<ReadSchema>) -> Result<Arc<SegmentLayout>> {
+        let mut layouts = self.layouts.lock();
+        if let Some(known) = layouts.iter().find(|layout| layout.is_for(schema)) {
+            return Ok(Arc::clone(known));
+        }
+        let made = SegmentLayout::new(&self.columns, schema)
+            .map_err(|problem| Error::corruption(format!("segment \"{}\" {problem}", segment.path)))?;
+        let made = Arc::new(made);
+        if layouts.len() >= LAYOUTS_MAX {
+            layouts.remove(0);
+        }
+        layouts.push(Arc::clone(&made));
+        Ok(made)
+    }
 }
 
 #[derive(Clone)]
@@ -172,9 +210,7 @@ impl SegmentStore {
         self.opened
             .get_or_insert_async(&segment.id, async {
                 let metadata = self.reader(segment).get_metadata(None).await?;
-                let metadata = ArrowReaderMetadata::try_new(metadata, ArrowReaderOptions::new())?;
-                let fences = fences_of(segment, &metadata)?;
-                Ok(Arc::new(OpenSegment { metadata, fences, statistics: OnceLock::new() }))
+                Ok(Arc::new(OpenSegment::new(segment, metadata)?))
             })
             .await
     }
@@ -187,22 +223,37 @@ impl SegmentStore {
         Ok(Arc::clone(self.open(segment).await?.metadata.metadata()))
     }
 
-    /// Returns the column statistics in a segment's footer. `schema` is the segment schema of the table.
+    /// Returns where the columns of `schema` are in a segment.
     ///
     /// # Errors
-    /// As [`SegmentStore::row_groups`].
+    /// As [`SegmentStore::row_groups`]; XX001 when the segment has other columns than its table had.
+    pub async fn layout(
+        self: &Arc<Self>,
+        segment: &Arc<Segment>,
+        schema: &Arc<ReadSchema>,
+    ) -> Result<Arc<SegmentLayout>> {
+        self.open(segment).await?.layout(segment, schema)
+    }
+
+    /// Returns what the footer of a segment says of the columns of `schema`.
+    ///
+    /// # Errors
+    /// As [`SegmentStore::layout`].
     pub async fn statistics(
         self: &Arc<Self>,
         segment: &Arc<Segment>,
-        schema: &SchemaRef,
-    ) -> Result<Arc<Statistics>> {
+        schema: &Arc<ReadSchema>,
+    ) -> Result<Statistics> {
         let open = self.open(segment).await?;
-        if let Some(known) = open.statistics.get() {
-            return Ok(Arc::clone(known));
+        let layout = open.layout(segment, schema)?;
+        if open.statistics.get().is_none() {
+            let row_groups = open.metadata.metadata();
+            let columns = open.columns.schema();
+            let made = DFParquetMetadata::statistics_from_parquet_metadata(row_groups, columns)?;
+            let _ = open.statistics.set(made);
         }
-        let row_groups = open.metadata.metadata();
-        let made = DFParquetMetadata::statistics_from_parquet_metadata(row_groups, schema)?;
-        Ok(Arc::clone(open.statistics.get_or_init(|| Arc::new(made))))
+        let file = open.statistics.get().ok_or_else(|| Error::internal("statistics were just made"))?;
+        Ok(layout.statistics(file))
     }
 
     /// Reads a whole segment and verifies its checksums.

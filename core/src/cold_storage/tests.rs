@@ -10,7 +10,7 @@ use parquet::bloom_filter::Sbbf;
 
 use super::object_storage::Sink;
 use super::*;
-use crate::ids::{SchemaVersion, SegmentId, Seq, TableId};
+use crate::ids::{ColumnId, SchemaVersion, SegmentId, Seq, TableId};
 use crate::storage::{
     Direction, KeyRange, Partition, RocksStorage, StorageBackend, StorageOptions, WriteBatch,
 };
@@ -164,8 +164,10 @@ fn a_key_filter_is_frozen() {
     let keys: Vec<Bytes> = (0..20_u32).map(|key| Bytes::from(key.to_be_bytes().to_vec())).collect();
     let column: ArrayRef = Arc::new(Int64Array::from_iter_values(0..20));
     let batch = RecordBatch::try_from_iter([("id", column)]).unwrap();
+    let columns = vec![ReadColumn { id: ColumnId(1), absent: None }];
+    let schema = ReadSchema::new(batch.schema(), columns).unwrap();
     let sink = Sink::Memory(Vec::new());
-    let mut writer = SegmentWriter::new(sink, batch.schema(), Compression::UNCOMPRESSED).unwrap();
+    let mut writer = SegmentWriter::new(sink, &schema, Compression::UNCOMPRESSED).unwrap();
     writer.push(&batch, &keys).unwrap();
     assert_eq!(*writer.finish().unwrap().filter, FILTER);
     let filter = Sbbf::new(&FILTER);

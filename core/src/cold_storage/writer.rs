@@ -1,6 +1,11 @@
 //! Writes rows into a segment: Parquet, sorted by row key, with pages of at most [`BLOCK_ROWS`] rows.
 //!
 //! ```text
+//! footer, schema: each column has a field id (PARQUET:field_id), by which readers find it
+//!   1, 2, ...        a column of the table: its ColumnId, which is never reused
+//!   2000000001       _seq
+//!   2000000002       _user_id
+//!   2000000003       _row_id
 //! footer, key-value metadata
 //!   kalamdb:format   "1"
 //!   kalamdb:fences   base64 of the keys of rows 0, 2048, 4096, ...: each as length u32 LE, then its bytes
@@ -12,7 +17,6 @@
 
 use std::io::{self, Write};
 
-use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -26,6 +30,7 @@ use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 
 use super::key_index::KeyIndex;
+use super::layout::ReadSchema;
 use super::object_storage::{ObjectStorage, Sink};
 use super::segment::{BLOCK_ROWS, CHECKSUM_BLOCK_BYTES};
 use crate::error::{Error, ErrorKind, Result, SqlState};
@@ -76,11 +81,13 @@ impl WrittenSegment {
 }
 
 impl SegmentWriter {
-    /// Returns a writer for rows with `schema`; [`super::ObjectStorage::compression`] gives the compression.
+    /// Returns a writer for rows with these columns; [`super::ObjectStorage::compression`] gives the
+    /// compression.
     ///
     /// # Errors
     /// XX000 when Parquet lacks a type of the schema.
-    pub fn new(sink: Sink, schema: SchemaRef, compression: Compression) -> Result<Self> {
+    pub fn new(sink: Sink, columns: &ReadSchema, compression: Compression) -> Result<Self> {
+        let schema = columns.file_schema();
         let block_rows = BLOCK_ROWS as usize;
         let mut properties = WriterProperties::builder()
             .set_created_by(concat!("kalamdb ", env!("CARGO_PKG_VERSION")).to_owned())
@@ -232,7 +239,45 @@ impl Write for ChecksumSink {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use arrow::array::{ArrayRef, FixedSizeBinaryArray, Int64Array, StringArray};
+    use parquet::file::metadata::ParquetMetaDataReader;
+
     use super::*;
+    use crate::cold_storage::{COLUMN_ID_ROW, COLUMN_ID_SEQ, COLUMN_ID_USER, ReadColumn};
+    use crate::ids::ColumnId;
+
+    #[test]
+    fn the_field_ids_are_frozen() {
+        let row_ids = FixedSizeBinaryArray::try_from(vec![&[0_u8; 12]]).unwrap();
+        let columns: [(&str, ArrayRef, ColumnId); 5] = [
+            ("body", Arc::new(StringArray::from(vec!["x"])), ColumnId(7)),
+            ("n", Arc::new(Int64Array::from(vec![1])), ColumnId(3)),
+            ("_seq", Arc::new(Int64Array::from(vec![9])), COLUMN_ID_SEQ),
+            ("_user_id", Arc::new(Int64Array::from(vec![2])), COLUMN_ID_USER),
+            ("_row_id", Arc::new(row_ids), COLUMN_ID_ROW),
+        ];
+        let ids = columns.iter().map(|(_, _, id)| ReadColumn { id: *id, absent: None }).collect();
+        let batch = RecordBatch::try_from_iter(columns.map(|(name, array, _)| (name, array))).unwrap();
+        let schema = ReadSchema::new(batch.schema(), ids).unwrap();
+        let sink = Sink::Memory(Vec::new());
+        let mut writer = SegmentWriter::new(sink, &schema, Compression::UNCOMPRESSED).unwrap();
+        writer.push(&batch, &[Bytes::from_static(b"k")]).unwrap();
+        let Sink::Memory(bytes) = writer.finish().unwrap().sink else { panic!("the sink is memory") };
+        let metadata = ParquetMetaDataReader::new().parse_and_finish(&Bytes::from(bytes)).unwrap();
+        let fields = metadata.file_metadata().schema_descr().root_schema().get_fields();
+        let ids: Vec<(&str, i32)> =
+            fields.iter().map(|field| (field.name(), field.get_basic_info().id())).collect();
+        let expected = [
+            ("body", 7),
+            ("n", 3),
+            ("_seq", 2_000_000_001),
+            ("_user_id", 2_000_000_002),
+            ("_row_id", 2_000_000_003),
+        ];
+        assert_eq!(ids, expected);
+    }
 
     #[test]
     fn fences_come_back() {

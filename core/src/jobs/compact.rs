@@ -15,9 +15,7 @@ use crate::error::Result;
 use crate::failpoint;
 use crate::ids::{TableId, UserId};
 use crate::schema_registry::SchemaRegistry;
-use crate::tables::Control;
-use crate::tables::compact::{Compacted, compact};
-use crate::tables::flush::deleted_positions;
+use crate::segments::{Compacted, Control, compact};
 
 /// Segments with fewer rows are small.
 const SMALL_ROWS: u32 = 128 << 10;
@@ -94,7 +92,7 @@ pub(super) async fn segments_to_compact(
     candidates: Candidates,
 ) -> Result<Vec<Arc<Segment>>> {
     let segments = snapshot.cold.segments(table).to_vec();
-    let deleted = deleted_positions(snapshot, &segments).await?;
+    let deleted = snapshot.cold.deleted_positions(&snapshot.storage, &segments).await?;
     let is_small = |segment: &Segment| segment.rows < SMALL_ROWS && segment.bytes < SMALL_BYTES;
     let small = segments.iter().filter(|segment| is_small(segment)).count();
     let small_max = if candidates == Candidates::All { 2 } else { SMALL_SEGMENTS_MAX };

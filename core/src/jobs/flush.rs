@@ -18,10 +18,9 @@ use crate::error::Result;
 use crate::failpoint;
 use crate::ids::{TableId, UserId};
 use crate::schema_registry::SchemaRegistry;
+use crate::segments::{Control, PendingObjects, flush, flushed_keys};
 use crate::storage::keys::table_prefix;
 use crate::storage::{KeyRange, blocking};
-use crate::tables::Control;
-use crate::tables::flush::{PendingObjects, flush, flushed_keys};
 
 /// Flushes the hot rows of a table; returns the result of the job.
 pub(super) async fn flush_table(

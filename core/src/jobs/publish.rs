@@ -8,7 +8,8 @@
 //!   "format": 1, "database_id": "...", "epoch": 1, "seq": 42, "commit_ts": 1767225600000000,
 //!   "table_id": 1000, "namespace": "app", "table": "notes", "type": "user", "schema_version": 1,
 //!   "flushed_seq": 41,
-//!   "columns": [{"name": "id", "type": "BIGINT"}, ...],
+//!   "columns": [{"id": 1, "name": "id", "type": "BIGINT"}, {"id": 3, ..., "initial": "5"}, ...],
+//!   "layouts": [{"since_version": 1, "columns": [{"id": 1, "type": "INTEGER"}, ...]}, ...],
 //!   "segments": [{"storage": "local", "path": "1000/00000001-00000001.parquet", "rows": 10, "bytes": 2048,
 //!                 "schema_version": 1, "through_seq": 41, "commit_seq": null, "deleted_rows": 1,
 //!                 "deletion_vector": "base64 of a Roaring bitmap in its portable format, or null"}, ...]
@@ -18,6 +19,11 @@
 //! It lists the rows that are cold as of `seq`. Rows written after `flushed_seq` are hot and not in it,
 //! except those of segments with a `commit_seq`, which is the seq of all their rows: `_seq` inside the object
 //! is 0; ignore it. The last two manifests are kept, for readers that have just begun.
+//!
+//! `columns` are those of the newest table version. A segment has the columns of its `schema_version`, which
+//! `layouts` lists: the last layout since that version or an earlier one. A column keeps its id, which is
+//! also the `PARQUET:field_id` in the segment; its name and type may have changed. In a segment that is older
+//! than a column, all rows have its `initial` value, or NULL.
 //!
 //! Invariant: a manifest is published after the commit it describes, and that commit records that it is due.
 
@@ -36,7 +42,7 @@ use crate::commit::{ColdWrite, Committer, Snapshot, WriteSet};
 use crate::error::{ErrorKind, Result};
 use crate::failpoint;
 use crate::ids::{DatabaseId, Seq, TableId, UserId};
-use crate::schema_registry::{Durability, TableDefinition};
+use crate::schema_registry::{ColumnDefinition, Durability, RowLayout, TableDefinition};
 use crate::storage::blocking;
 
 /// The most marks moved by one commit.
@@ -138,9 +144,8 @@ pub(super) async fn commit(committer: &Committer, write: ColdWrite, read_seq: Se
 }
 
 fn manifest(snapshot: &Snapshot, definition: &TableDefinition, database: DatabaseId) -> Result<Value> {
-    let columns = definition.columns.iter();
-    let columns: Vec<Value> =
-        columns.map(|column| json!({ "name": column.name, "type": column.ty.to_string() })).collect();
+    let columns: Vec<Value> = definition.columns.iter().map(described_column).collect();
+    let layouts: Vec<Value> = definition.layouts().iter().map(described_layout).collect();
     let segments = snapshot.cold.segments(definition.id).iter();
     let segments: Vec<Value> = segments.map(|segment| described(snapshot, segment)).collect::<Result<_>>()?;
     Ok(json!({
@@ -156,8 +161,22 @@ fn manifest(snapshot: &Snapshot, definition: &TableDefinition, database: Databas
         "schema_version": definition.version.0,
         "flushed_seq": snapshot.cold.flushed(definition.id).0,
         "columns": columns,
+        "layouts": layouts,
         "segments": segments,
     }))
+}
+
+fn described_column(column: &ColumnDefinition) -> Value {
+    let mut described = json!({ "id": column.id.0, "name": column.name, "type": column.ty.to_string() });
+    if let (Some(initial), Some(described)) = (&column.initial, described.as_object_mut()) {
+        described.insert("initial".to_owned(), json!(initial));
+    }
+    described
+}
+
+fn described_layout(layout: &RowLayout) -> Value {
+    let columns = layout.columns.iter().map(|(id, ty)| json!({ "id": id.0, "type": ty.to_string() }));
+    json!({ "since_version": layout.since.0, "columns": columns.collect::<Vec<_>>() })
 }
 
 fn described(snapshot: &Snapshot, segment: &Segment) -> Result<Value> {

@@ -14,7 +14,7 @@ use crate::commit::{Committer, Snapshot};
 use crate::error::Result;
 use crate::failpoint;
 use crate::ids::{Epoch, TableId};
-use crate::tables::Control;
+use crate::segments::Control;
 
 /// Removes the objects and stored rows that an earlier process left behind. `opened` is the epoch in which
 /// this process began.

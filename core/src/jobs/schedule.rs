@@ -27,7 +27,7 @@ use crate::commit::Snapshot;
 use crate::error::{ErrorKind, Result};
 use crate::ids::{Epoch, Seq, TableId};
 use crate::schema_registry::{SchemaRegistry, TableDefinition};
-use crate::tables::Control;
+use crate::segments::Control;
 
 /// The most retries of a flush or compaction that fails for a transient reason.
 const RETRIES_MAX: u16 = 5;

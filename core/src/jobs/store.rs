@@ -28,7 +28,7 @@ use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::failpoint;
 use crate::ids::{JobId, NodeId};
 use crate::schema_registry::{Durability, SchemaRegistry, SystemTable, TableDefinition, TableSchemas};
-use crate::tables::{Control, Progress};
+use crate::segments::{Control, Progress};
 
 /// How often a running job shows its progress.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);

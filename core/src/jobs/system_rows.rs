@@ -46,7 +46,7 @@ impl SystemRows {
             for write in writer.inserts(ScopeId::SHARED, row, 0)? {
                 let RowWrite::Insert { key, .. } = &write else { continue };
                 let reader = PointReader::new(Arc::clone(&schemas), RowSchema::Write)?;
-                let stored = Arc::new(reader).read_key(&snapshot, key.clone(), i64::MIN).await?;
+                let stored = Arc::new(reader).read_key(&snapshot, None, key.clone(), i64::MIN).await?;
                 if stored.num_rows() == 0 {
                     rows.push(write);
                 } else {

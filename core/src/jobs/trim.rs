@@ -20,8 +20,8 @@ use crate::commit::{CommitFeed, Committer, Snapshot, WriteSet};
 use crate::error::Result;
 use crate::failpoint;
 use crate::ids::{Seq, UserId};
+use crate::segments::Control;
 use crate::storage;
-use crate::tables::Control;
 
 /// A smaller log is not trimmed for its size: a trim's own commits, some KiB, must not cause the next one.
 const LOG_BYTES_MIN: u64 = 64 << 10;

@@ -8,7 +8,7 @@ use crate::change_log::TableChanges;
 use crate::error::Result;
 use crate::ids::Seq;
 use crate::schema_registry::TableSchemas;
-use crate::tables::images;
+use crate::tables::decode_images;
 
 /// The changes of some commits to one table and scope, in order.
 #[derive(Debug)]
@@ -54,8 +54,8 @@ impl Images {
                 rows.push(row);
             }
         }
-        let old = images::decode(table, rows.iter().filter_map(|row| Some((&row.key, row.old.as_ref()?))))?;
-        let new = images::decode(table, rows.iter().filter_map(|row| Some((&row.key, row.new.as_ref()?))))?;
+        let old = decode_images(table, rows.iter().filter_map(|row| Some((&row.key, row.old.as_ref()?))))?;
+        let new = decode_images(table, rows.iter().filter_map(|row| Some((&row.key, row.new.as_ref()?))))?;
         Ok(Self { old, new, changes: changed })
     }
 }

@@ -8,7 +8,8 @@
 //!
 //! Segments have the full schema's columns, then `_user_id` (Int64, never NULL) if each user has their own
 //! rows, then `_row_id` (FixedSizeBinary(12), never NULL) if there is no primary key. In segments of a large
-//! INSERT `_seq` inside the object is 0; ignore it.
+//! INSERT `_seq` inside the object is 0; ignore it. Segments also have the ids of their columns; see
+//! `cold_storage::layout`.
 //!
 //! Invariant: equal fields of different tables share one allocation, so many similar tables stay cheap.
 
@@ -20,6 +21,9 @@ use dashmap::DashMap;
 use super::definition::TableDefinition;
 use super::options::ScopeKind;
 pub use crate::cold_storage::COLUMN_SEQ;
+use crate::cold_storage::{COLUMN_ID_ROW, COLUMN_ID_SEQ, COLUMN_ID_USER, ReadColumn, ReadSchema};
+use crate::error::Result;
+use crate::ids::ColumnId;
 use crate::types::{ColumnType, DATA_TYPE_METADATA_KEY};
 
 /// The stored key of the row.
@@ -117,12 +121,22 @@ pub(super) fn write(full: &Schema) -> SchemaRef {
     extended(full, [key, value, place])
 }
 
-/// Extends a full schema to the segment schema.
-pub(super) fn segment(full: &Schema, definition: &TableDefinition) -> SchemaRef {
+/// Extends a full schema to that of segments, with the ids of all columns.
+///
+/// # Errors
+/// 22P02 when the initial value of a column does not have its type.
+pub(super) fn segment(full: &Schema, definition: &TableDefinition) -> Result<ReadSchema> {
     let SystemFields { user, row_id, .. } = &*SYSTEM_FIELDS;
-    let user = (definition.options.scope == ScopeKind::User).then_some(user);
-    let row_id = (!definition.has_key()).then_some(row_id);
-    extended(full, user.into_iter().chain(row_id))
+    let user = (definition.options.scope == ScopeKind::User).then_some((user, COLUMN_ID_USER));
+    let row_id = (!definition.has_key()).then_some((row_id, COLUMN_ID_ROW));
+    let more: Vec<(&FieldRef, ColumnId)> = user.into_iter().chain(row_id).collect();
+    let mut columns = Vec::with_capacity(full.fields().len() + more.len());
+    for column in &definition.columns {
+        columns.push(ReadColumn { id: column.id, absent: Some(column.initial_value()?) });
+    }
+    let system = more.iter().map(|(_, id)| *id);
+    columns.extend([COLUMN_ID_SEQ].into_iter().chain(system).map(|id| ReadColumn { id, absent: None }));
+    ReadSchema::new(extended(full, more.iter().map(|(field, _)| *field)), columns)
 }
 
 fn extended<'a>(full: &'a Schema, more: impl IntoIterator<Item = &'a FieldRef>) -> SchemaRef {

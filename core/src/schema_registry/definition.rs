@@ -225,19 +225,17 @@ impl TableDefinition {
         !self.primary_key.is_empty()
     }
 
-    /// Returns how to build the keys of cold rows from the columns of this version's segments.
+    /// Returns how to build the keys of cold rows from the columns of segments.
     ///
     /// # Errors
     /// XX000 when a key column has a type that cannot be a key; no stored definition has one.
     pub fn segment_keys(&self) -> Result<SegmentKeys> {
-        // The table's columns, `_seq`, then the system columns that the table has; see `arrow_schema`.
-        let after_seq = self.columns.len() + 1;
         let is_scoped = self.options.scope == ScopeKind::User;
-        let scope = is_scoped.then_some(after_seq);
         if !self.has_key() {
-            return Ok(SegmentKeys::hidden(self.id, after_seq + usize::from(is_scoped), scope));
+            return Ok(SegmentKeys::hidden(self.id, is_scoped));
         }
-        Ok(SegmentKeys::primary(self.id, KeyEncoder::new(&self.key_types())?, self.key_positions(), scope))
+        let encoder = KeyEncoder::new(&self.key_types())?;
+        Ok(SegmentKeys::primary(self.id, encoder, self.primary_key.clone(), is_scoped))
     }
 
     /// Returns the column with that name.

@@ -19,6 +19,8 @@ pub use super::arrow_schema::{
     COLUMN_KEY, COLUMN_PLACE, COLUMN_ROW_ID, COLUMN_SEQ, COLUMN_USER, COLUMN_VALUE,
 };
 use super::definition::TableDefinition;
+use crate::cold_storage::{ReadColumn, ReadSchema};
+use crate::error::Result;
 use crate::ids::{SchemaVersion, TableId};
 
 /// The marker and the length before the flatbuffer of a schema message.
@@ -35,7 +37,7 @@ pub struct TableSchemas {
     /// Visible and `_seq` (Int64, never NULL).
     pub full: SchemaRef,
     write: OnceLock<SchemaRef>,
-    segment: OnceLock<SchemaRef>,
+    segment: OnceLock<Arc<ReadSchema>>,
     visible_ipc: OnceLock<Bytes>,
     encodings: Arc<AtomicU64>,
 }
@@ -47,9 +49,17 @@ impl TableSchemas {
         self.write.get_or_init(|| arrow_schema::write(&self.full))
     }
 
-    /// Returns the schema of segments: full and the system columns of a cold row's key. It is built once too.
-    pub fn segment(&self) -> &SchemaRef {
-        self.segment.get_or_init(|| arrow_schema::segment(&self.full, &self.definition))
+    /// Returns the columns of segments: full and the system columns of a cold row's key. They are built once
+    /// too. Segments of every version are read in these columns.
+    ///
+    /// # Errors
+    /// 22P02 when the initial value of a column does not have its type, which no stored definition has.
+    pub fn segment(&self) -> Result<&Arc<ReadSchema>> {
+        if let Some(built) = self.segment.get() {
+            return Ok(built);
+        }
+        let built = Arc::new(arrow_schema::segment(&self.full, &self.definition)?);
+        Ok(self.segment.get_or_init(|| built))
     }
 
     /// Returns the visible schema as one encapsulated IPC message: continuation marker, length, flatbuffer.
@@ -69,18 +79,23 @@ impl TableSchemas {
             visible: Arc::clone(&self.visible),
             full: Arc::clone(&self.full),
             write: OnceLock::from(Arc::clone(self.write())),
-            segment: OnceLock::from(Arc::clone(self.segment())),
+            segment: self
+                .segment()
+                .map_or_else(|_| OnceLock::new(), |built| OnceLock::from(Arc::clone(built))),
             visible_ipc: OnceLock::from(self.visible_ipc()),
             encodings: Arc::clone(&self.encodings),
         }
     }
 
     fn bytes(&self) -> usize {
-        let schemas = [Some(&self.visible), Some(&self.full), self.write.get(), self.segment.get()];
+        let segment = self.segment.get().map(|segment| segment.schema());
+        let schemas = [Some(&self.visible), Some(&self.full), self.write.get(), segment];
         let fields: usize = schemas.iter().flatten().map(|schema| schema.fields().len()).sum();
         let schemas = schemas.iter().flatten().count() * (size_of::<Schema>() + 4 * size_of::<usize>());
         let message = self.visible_ipc.get().map_or(0, Bytes::len);
-        size_of::<Self>() + schemas + fields * size_of::<usize>() + message + size_of::<(Key, Arc<Self>)>()
+        let columns = segment.map_or(0, |segment| segment.fields().len() * size_of::<ReadColumn>());
+        let entry = size_of::<Self>() + size_of::<(Key, Arc<Self>)>();
+        entry + schemas + fields * size_of::<usize>() + columns + message
     }
 }
 

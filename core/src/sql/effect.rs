@@ -10,9 +10,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{JobId, SubscriptionId, UserId};
 use crate::live_query::Subscription;
 use crate::maintenance::BackupUrl;
+use crate::segments::PendingObjects;
 use crate::sql::execution::Execution;
 use crate::sql::result::RowStream;
-use crate::tables::flush::PendingObjects;
 
 /// The effect of one statement, planned on one snapshot.
 pub(super) enum Effect {

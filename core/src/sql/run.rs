@@ -25,8 +25,8 @@ use crate::commit::{ColdWrite, LargeInsert, Receipt, TableWrite, WriteSet};
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoint;
 use crate::schema_registry::CatalogChange;
+use crate::segments::PendingObjects;
 use crate::system_tables::audit::{self, AuditEntry};
-use crate::tables::flush::PendingObjects;
 
 /// What a session asks for.
 #[derive(Clone, Copy)]

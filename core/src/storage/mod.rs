@@ -21,6 +21,7 @@ mod tests;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
@@ -48,7 +49,7 @@ impl Partition {
 }
 
 /// A range of keys: `start` is inclusive, `end` exclusive, `None` means to the last key.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct KeyRange {
     /// The first key that may be in the range.
     pub start: Vec<u8>,

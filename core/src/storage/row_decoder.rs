@@ -18,7 +18,7 @@ use datafusion::common::ScalarValue;
 use super::rows::{RowHeader, RowLayout, damaged};
 use crate::error::{Error, Result};
 use crate::ids::{ColumnId, SchemaVersion};
-use crate::types::ColumnType;
+use crate::types::{ColumnType, is_widening};
 
 /// A column to build.
 #[derive(Clone, Debug)]
@@ -55,12 +55,21 @@ pub struct RowDecoder {
 struct VersionPlan {
     since: SchemaVersion,
     nulls_bytes: usize,
-    /// Type and builder of each column up to the last requested one; `None` for columns that are skipped.
-    columns: Vec<(ColumnType, Option<usize>)>,
+    /// The columns up to the last requested one.
+    columns: Vec<StoredColumn>,
     /// Builders of columns that this version does not have.
     absent: Vec<usize>,
     /// All columns are read, so no byte may follow the last one.
     reads_all: bool,
+}
+
+/// A column of one layout.
+struct StoredColumn {
+    ty: ColumnType,
+    /// Its builder; `None` if the column is skipped.
+    builder: Option<usize>,
+    /// The type of the builder, if the column's type was changed later.
+    widened_to: Option<ColumnType>,
 }
 
 impl RowDecoder {
@@ -98,13 +107,14 @@ impl RowDecoder {
             })?;
         let (nulls, body) = rest.split_at_checked(plan.nulls_bytes).ok_or_else(damaged)?;
         let mut reader = RowReader { rest: body };
-        for (position, (ty, wanted)) in plan.columns.iter().enumerate() {
+        for (position, column) in plan.columns.iter().enumerate() {
             let null = nulls.get(position / 8).is_some_and(|byte| byte >> (position % 8) & 1 == 1);
-            match wanted.and_then(|index| self.builders.get_mut(index)) {
-                Some(builder) if null => builder.push_null(),
-                Some(builder) => builder.push(&mut reader)?,
-                None if null => {}
-                None => reader.skip(*ty)?,
+            match (column.builder.and_then(|index| self.builders.get_mut(index)), column.widened_to) {
+                (Some(builder), _) if null => builder.push_null(),
+                (Some(builder), None) => builder.push(&mut reader)?,
+                (Some(builder), Some(wider)) => builder.push_widened(column.ty, wider, &mut reader)?,
+                (None, _) if null => {}
+                (None, _) => reader.skip(column.ty)?,
             }
         }
         if plan.reads_all && !reader.rest.is_empty() {
@@ -145,8 +155,19 @@ impl VersionPlan {
         let wants = |wanted: ColumnId| {
             outputs.iter().position(|output| matches!(output, Output::Column { id, .. } if *id == wanted))
         };
-        let mut columns: Vec<_> = layout.columns.iter().map(|(id, ty)| (*ty, wants(*id))).collect();
-        let needed = columns.iter().rposition(|(_, wanted)| wanted.is_some()).map_or(0, |last| last + 1);
+        let mut columns: Vec<StoredColumn> = layout
+            .columns
+            .iter()
+            .map(|(id, ty)| {
+                let builder = wants(*id);
+                let widened_to = match builder.and_then(|index| outputs.get(index)) {
+                    Some(Output::Column { ty: wanted, .. }) if wanted != ty => Some(*wanted),
+                    _ => None,
+                };
+                StoredColumn { ty: *ty, builder, widened_to }
+            })
+            .collect();
+        let needed = columns.iter().rposition(|column| column.builder.is_some()).map_or(0, |last| last + 1);
         columns.truncate(needed);
         let absent = outputs
             .iter()
@@ -316,6 +337,36 @@ impl Builder {
                 builder.append(true);
             }
             Self::Seq(_) | Self::Key(_) | Self::Value(_) | Self::Place(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Pushes a value that was stored with the type `stored`, as one of the builder's type `wider`.
+    fn push_widened(
+        &mut self,
+        stored: ColumnType,
+        wider: ColumnType,
+        reader: &mut RowReader<'_>,
+    ) -> Result<()> {
+        let (from, to) = (stored.arrow(), wider.arrow());
+        if from != to && !is_widening(&from, &to) {
+            return Err(Error::corruption(format!("a stored row has a value of type {stored}, not {wider}")));
+        }
+        match (&mut *self, stored) {
+            (Self::Integer(builder, _), ColumnType::SmallInt) => {
+                builder.append_value(i16::from_le_bytes(reader.take()?).into());
+            }
+            (Self::BigInt(builder, _), ColumnType::SmallInt) => {
+                builder.append_value(i16::from_le_bytes(reader.take()?).into());
+            }
+            (Self::BigInt(builder, _), ColumnType::Integer) => {
+                builder.append_value(i32::from_le_bytes(reader.take()?).into());
+            }
+            (Self::Double(builder, _), ColumnType::Real) => {
+                builder.append_value(f32::from_le_bytes(reader.take()?).into());
+            }
+            // The other types are stored in the same form.
+            (builder, _) => builder.push(reader)?,
         }
         Ok(())
     }

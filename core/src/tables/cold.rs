@@ -1,17 +1,14 @@
-//! Plans the cold rows of a scan: their positions in segments, and the plan nodes that read them.
+//! Plans the cold rows of a scan: the plan nodes that read the positions of its description.
 //!
-//! Segments are sorted by key, so key ranges become position ranges, without the deleted rows. DataFusion's
-//! Parquet source reads them, and skips row groups and pages by its filters.
+//! DataFusion's Parquet source reads them, and skips row groups and pages by its filters. Each segment is
+//! read through its layout, whatever table version wrote it.
 //!
-//! Invariant: the positions are exactly the live rows of the ranges in the snapshot, so a filter that became
-//! a range need not be evaluated again.
+//! Invariant: the nodes read exactly the positions of the description.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use arrow::compute::SortOptions;
 use arrow::datatypes::{DataType, Field};
-use bytes::Bytes;
 use datafusion::catalog::Session;
 use datafusion::common::config::TableParquetOptions;
 use datafusion::common::stats::Precision;
@@ -28,14 +25,16 @@ use parquet::arrow::RowNumber;
 use parquet::arrow::arrow_reader::RowSelection;
 
 use super::cold_rows::{COLUMN_POSITION, COLUMN_SEGMENT, ColdRowsExec};
-use super::flush::deleted_positions;
-use super::source::{RowSchema, key_order};
-use crate::cold_storage::{CheckedReaderFactory, Segment, SegmentKeys, SegmentStore, selection};
+use super::description::{ScanDescription, key_order};
+use super::rows::RowSchema;
+use super::scan_handles::check_handles;
+use crate::cold_storage::{
+    COLUMN_ID_SEQ, CheckedReaderFactory, ReadSchema, Segment, SegmentColumns, SegmentStore,
+};
 use crate::commit::Snapshot;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ids::Seq;
 use crate::schema_registry::{ScopeKind, TableSchemas};
-use crate::storage::KeyRange;
 
 /// Up to this many files (or the target partitions, if more) have one partition each and keep their order.
 /// More files share partitions, and the rows have no order.
@@ -45,17 +44,13 @@ const PARTITION_ROWS_MIN: usize = 128 << 10;
 /// From this many rows on, estimates include the bounds of the columns.
 const ESTIMATED_ROWS_MIN: usize = 8 << 10;
 
-/// The parameters of a scan of cold rows.
+/// A scan of cold rows: its description, and the handles to read it with.
 pub(super) struct ColdScan<'a> {
-    pub(super) snapshot: &'a Snapshot,
-    pub(super) schemas: &'a Arc<TableSchemas>,
-    pub(super) columns: RowSchema,
-    /// Ascending and disjoint.
-    pub(super) ranges: &'a [KeyRange],
-    /// How many leading key columns have one value in all ranges.
-    pub(super) pinned: usize,
-    pub(super) projection: Option<&'a [usize]>,
-    pub(super) limit: Option<usize>,
+    description: &'a ScanDescription,
+    snapshot: &'a Snapshot,
+    schemas: &'a Arc<TableSchemas>,
+    /// The columns of the table in segments.
+    segment: &'a Arc<ReadSchema>,
 }
 
 /// The cold rows of a scan.
@@ -72,10 +67,23 @@ struct SegmentRead {
     selection: RowSelection,
 }
 
-impl ColdScan<'_> {
+impl<'a> ColdScan<'a> {
+    /// Returns the scan of the cold rows of a description.
+    ///
+    /// # Errors
+    /// XX000 when the handles are not those of the description.
+    pub(super) fn new(
+        description: &'a ScanDescription,
+        snapshot: &'a Snapshot,
+        schemas: &'a Arc<TableSchemas>,
+    ) -> Result<Self> {
+        check_handles(description, snapshot, schemas)?;
+        Ok(Self { description, snapshot, schemas, segment: schemas.segment()? })
+    }
+
     /// Returns the node that reads the rows, or `None` if the scan has no rows.
     pub(super) async fn plan(&self, state: &dyn Session) -> Result<Option<ColdPlan>> {
-        let reads = self.segment_reads().await?;
+        let reads = self.reads()?;
         if reads.is_empty() {
             return Ok(None);
         }
@@ -106,16 +114,16 @@ impl ColdScan<'_> {
             .with_parquet_file_reader_factory(Arc::new(factory));
         let builder = FileScanConfigBuilder::new(SegmentStore::url()?, Arc::new(source))
             .with_file_groups(groups)
-            .with_limit(self.limit);
-        let shown = self.columns.of(self.schemas);
-        if self.columns == RowSchema::Write {
+            .with_expr_adapter(Some(Arc::new(SegmentColumns::new(Arc::clone(self.segment)))))
+            .with_limit(self.description.limit);
+        if self.is_write() {
             let rows = DataSourceExec::from_data_source(builder.build());
-            let rows = Arc::new(ColdRowsExec::new(rows, self.schemas, self.projection)?);
+            let projection = self.description.projection.as_deref();
+            let rows = Arc::new(ColdRowsExec::new(rows, self.schemas, projection)?);
             let statistics = Statistics::new_unknown(&rows.schema());
             return Ok(Some(ColdPlan { rows, statistics }));
         }
-        let positions =
-            self.projection.map_or_else(|| (0..shown.fields().len()).collect(), <[usize]>::to_vec);
+        let positions = self.description.positions(self.schemas);
         let statistics = self.statistics(&reads, &positions).await?;
         let ordering = if ordered { self.ordering() } else { None };
         let config = builder
@@ -131,7 +139,7 @@ impl ColdScan<'_> {
     /// inexact, so the optimizer never answers a query from them. A USER table has no column statistics,
     /// because the bounds would include other users' rows.
     async fn statistics(&self, reads: &[SegmentRead], positions: &[usize]) -> Result<Statistics> {
-        let segment_schema = self.schemas.segment();
+        let segment_schema = self.segment.schema();
         let rows: usize = reads.iter().map(|read| read.selection.row_count()).sum();
         let bytes: u64 = reads.iter().map(|read| read.segment.bytes).sum();
         let all_rows: u64 = reads.iter().map(|read| u64::from(read.segment.rows)).sum();
@@ -146,17 +154,17 @@ impl ColdScan<'_> {
         let columns = Arc::new(segment_schema.project(positions)?);
         let mut parts = Vec::with_capacity(reads.len());
         for read in reads {
-            let known = self.snapshot.cold.store().statistics(&read.segment, segment_schema).await?;
-            parts.push(Statistics::clone(&known).project(Some(&positions)));
+            let known = self.snapshot.cold.store().statistics(&read.segment, self.segment).await?;
+            parts.push(known.project(Some(&positions)));
         }
         let merged = Statistics::try_merge_iter(&parts, &columns)?.to_inexact();
-        let seq_position = self.schemas.definition.columns.len();
+        let seq_position = self.segment.position(COLUMN_ID_SEQ);
         let has_other_seqs = reads.iter().any(|read| read.segment.commit.is_some());
         for (position, column) in positions.iter().zip(merged.column_statistics) {
             // Segments have no bounds for floats, and without bounds no other statistics.
             let is_float = segment_schema.field(*position).data_type().is_floating();
             if let Some(place) = statistics.column_statistics.get_mut(*position) {
-                let is_unknown = is_float || (*position == seq_position && has_other_seqs);
+                let is_unknown = is_float || (Some(*position) == seq_position && has_other_seqs);
                 *place = if is_unknown { ColumnStatistics::new_unknown() } else { column };
             }
         }
@@ -165,8 +173,8 @@ impl ColdScan<'_> {
 
     /// Returns the schema of a file; for a write, with the place of each row.
     fn table_schema(&self) -> TableSchema {
-        let file = TableSchema::builder(Arc::clone(self.schemas.segment()));
-        if self.columns != RowSchema::Write {
+        let file = TableSchema::builder(Arc::clone(self.segment.schema()));
+        if !self.is_write() {
             return file.build();
         }
         let segment = Arc::new(Field::new(COLUMN_SEGMENT, DataType::UInt32, false));
@@ -178,59 +186,41 @@ impl ColdScan<'_> {
     fn ordering(&self) -> Option<LexOrdering> {
         let definition = &self.schemas.definition;
         let options = SortOptions { descending: false, nulls_first: false };
-        let sorted = key_order(definition, self.pinned).filter_map(|position| {
+        let sorted = key_order(definition, self.description.pinned).filter_map(|position| {
             let column = definition.columns.get(position)?;
             Some(PhysicalSortExpr::new(Arc::new(Column::new(&column.name, position)), options))
         });
         LexOrdering::new(sorted)
     }
 
-    async fn segment_reads(&self) -> Result<Vec<SegmentRead>> {
-        let definition = &self.schemas.definition;
-        let overlaps = |segment: &&Arc<Segment>| self.ranges.iter().any(|range| segment.overlaps(range));
-        let segments: Vec<Arc<Segment>> =
-            self.snapshot.cold.segments(definition.id).iter().filter(overlaps).map(Arc::clone).collect();
-        if segments.is_empty() {
-            return Ok(Vec::new());
-        }
-        let keys = definition.segment_keys()?;
-        let deleted = deleted_positions(self.snapshot, &segments).await?;
-        let mut reads = Vec::with_capacity(segments.len());
-        for (segment, deleted) in segments.into_iter().zip(deleted) {
-            let positions = self.positions(&segment, &keys).await?;
-            let selection = selection(&positions, &deleted, segment.rows);
+    /// Whether the rows are read for an UPDATE or a DELETE.
+    fn is_write(&self) -> bool {
+        self.description.columns == RowSchema::Write
+    }
+
+    /// Returns the segments of the description with live rows.
+    fn reads(&self) -> Result<Vec<SegmentRead>> {
+        let mut reads = Vec::with_capacity(self.description.segments.len());
+        for rows in &self.description.segments {
+            let segment = self.snapshot.cold.segment(self.description.table, rows.segment);
+            let segment =
+                segment.ok_or_else(|| Error::internal("a scan names a segment of another snapshot"))?;
+            let selection = rows.selection(segment.rows);
             if selection.selects_any() {
-                reads.push(SegmentRead { segment, selection });
+                reads.push(SegmentRead { segment: Arc::clone(segment), selection });
             }
         }
         Ok(reads)
     }
 
-    /// Returns the positions of the ranges in a segment, ascending.
-    async fn positions(&self, segment: &Arc<Segment>, keys: &SegmentKeys) -> Result<Vec<Range<u32>>> {
-        if self.ranges.iter().any(|range| segment.is_within(range)) {
-            return Ok(vec![segment.positions()]);
-        }
-        let store = self.snapshot.cold.store();
-        let (points, ranges): (Vec<&KeyRange>, Vec<&KeyRange>) =
-            self.ranges.iter().filter(|range| segment.overlaps(range)).partition(|range| range.is_point());
-        let wanted: Vec<Bytes> = points.iter().map(|range| Bytes::copy_from_slice(&range.start)).collect();
-        let found = store.find(&self.snapshot.storage, segment, keys, &wanted).await?;
-        let mut positions: Vec<Range<u32>> =
-            found.into_iter().flatten().map(|position| position..position + 1).collect();
-        for range in ranges {
-            positions.push(store.positions(segment, keys, range).await?);
-        }
-        positions.sort_by_key(|range| range.start);
-        Ok(positions)
-    }
-
     /// Returns statistics with the true `_seq` of a large INSERT. DataFusion takes the value of a constant
     /// column from here, not from the file, where it is 0.
     fn of_commit(&self, commit: Seq) -> Statistics {
-        let mut statistics = Statistics::new_unknown(self.schemas.segment());
+        let mut statistics = Statistics::new_unknown(self.segment.schema());
         let seq = Precision::Exact(ScalarValue::Int64(Some(i64::try_from(commit.0).unwrap_or(i64::MAX))));
-        if let Some(column) = statistics.column_statistics.get_mut(self.schemas.definition.columns.len()) {
+        if let Some(position) = self.segment.position(COLUMN_ID_SEQ)
+            && let Some(column) = statistics.column_statistics.get_mut(position)
+        {
             column.null_count = Precision::Exact(0);
             column.min_value = seq.clone();
             column.max_value = seq;
@@ -241,7 +231,9 @@ impl ColdScan<'_> {
     /// Returns the file of a read; a large read is split by row groups into at most `parts_max` files.
     async fn files(&self, read: &SegmentRead, parts_max: usize) -> Result<Vec<PartitionedFile>> {
         let SegmentRead { segment, selection } = read;
-        let row_groups = self.snapshot.cold.store().row_groups(segment).await?;
+        let store = self.snapshot.cold.store();
+        let layout = store.layout(segment, self.segment).await?;
+        let row_groups = store.row_groups(segment).await?;
         let access = ParquetAccessPlan::try_new_from_overall_row_selection(
             selection.clone(),
             row_groups.row_groups(),
@@ -262,7 +254,11 @@ impl ColdScan<'_> {
             if let Some(commit) = segment.commit {
                 file = file.with_statistics(Arc::new(self.of_commit(commit)));
             }
-            if self.columns == RowSchema::Write {
+            // A scan with the positions of rows always needs its expressions rewritten.
+            if !layout.is_identity() || !self.is_write() {
+                file = file.with_arrow_schema(Arc::clone(layout.scan_schema()));
+            }
+            if self.is_write() {
                 file = file.with_partition_values(vec![ScalarValue::UInt32(Some(segment.id.0))]);
             }
             files.push(file);

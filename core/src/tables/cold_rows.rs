@@ -22,8 +22,8 @@ use datafusion::physical_plan::{
 };
 use futures::StreamExt;
 
-use super::source::project_schema;
-use crate::cold_storage::{Place, SegmentKeys};
+use super::rows::project_schema;
+use crate::cold_storage::{Place, ReadSchema, SegmentKeys};
 use crate::error::{Error, Result};
 use crate::ids::{SegmentId, Seq};
 use crate::schema_registry::{COLUMN_KEY, COLUMN_PLACE, COLUMN_VALUE, TableSchemas};
@@ -47,6 +47,8 @@ struct ColdRows {
     schemas: Arc<TableSchemas>,
     /// The projected write schema.
     schema: SchemaRef,
+    /// The columns of the rows.
+    segment: Arc<ReadSchema>,
     keys: SegmentKeys,
     encoder: RowEncoder,
 }
@@ -140,6 +142,7 @@ impl ColdRows {
         Ok(Self {
             schemas: Arc::clone(schemas),
             schema: project_schema(schemas.write(), projection)?,
+            segment: Arc::clone(schemas.segment()?),
             keys: definition.segment_keys()?,
             encoder: RowEncoder::new(definition.version, types),
         })
@@ -151,7 +154,7 @@ impl ColdRows {
             .fields()
             .iter()
             .map(|field| match field.name().as_str() {
-                COLUMN_KEY => binary(&self.keys.of_rows(batch)?),
+                COLUMN_KEY => binary(&self.keys.of_rows(batch, &self.segment)?),
                 COLUMN_VALUE => self.values(batch),
                 COLUMN_PLACE => places(batch),
                 name => column(batch, name).map(Arc::clone),

@@ -1,4 +1,5 @@
-//! Produces the rows of a scan: hot-tier chunks, and batches read from the store on blocking threads.
+//! Produces the rows of a scan: hot-tier chunks, batches read from the store on blocking threads, and the
+//! changed rows between them.
 //!
 //! Invariant: a row that has expired at the statement's time, or is already in a segment, is never returned.
 
@@ -11,7 +12,9 @@ use arrow::datatypes::SchemaRef;
 use arrow::record_batch::{RecordBatch, RecordBatchOptions};
 use bytes::Bytes;
 
-use super::source::{RowVisibility, Scan, ScanSource, row_decoder};
+use super::rows::{RowVisibility, is_expired, row_decoder};
+use super::scan_handles::Scan;
+use super::source::ScanSource;
 use crate::error::Result;
 use crate::hot_tier::{Decoded, Found, HotScan, Times};
 use crate::storage::row_decoder::RowDecoder;
@@ -39,7 +42,7 @@ pub(super) async fn next_batch(mut cursor: Cursor) -> Result<Option<(RecordBatch
         match cursor.sources.front() {
             None => return Ok(None),
             Some(ScanSource::Batches(_)) => cursor.take_computed()?,
-            Some(ScanSource::Stored(_)) => {
+            Some(ScanSource::Stored(_) | ScanSource::Changed { .. }) => {
                 if !cursor.take_chunk()? {
                     cursor = blocking(move || {
                         cursor.read_stored()?;
@@ -137,7 +140,7 @@ impl Cursor {
         let Some((first, rest)) = batches.split_first() else { return Ok(()) };
         self.sources.push_front(ScanSource::Batches(Arc::new(rest.to_vec())));
         let rows = first.num_rows();
-        let seq = i64::try_from(self.scan.snapshot.seq.0).unwrap_or(i64::MAX);
+        let seq = i64::try_from(self.scan.description.seq.0).unwrap_or(i64::MAX);
         let columns = self.wanted.iter().map(|position| match first.columns().get(*position) {
             Some(column) => Arc::clone(column),
             None => Arc::new(Int64Array::from_value(seq, rows)) as ArrayRef,
@@ -184,8 +187,8 @@ impl Cursor {
         }
     }
 
-    /// Reads stored sources until a batch is full or a chunk was read, and makes the rows ready. There may be
-    /// none although more remains to be read.
+    /// Reads stored and changed rows until a batch is full or a chunk was read, and makes the rows ready.
+    /// There may be none although more remains to be read.
     fn read_stored(&mut self) -> Result<()> {
         let batch_rows = match self.hot {
             Some(_) => self.scan.snapshot.hot.options().chunk_rows,
@@ -197,14 +200,19 @@ impl Cursor {
             visits: VISITS_MAX,
             times: Times::ALWAYS,
         };
-        while !budget.is_spent()
-            && let Some(ScanSource::Stored(range)) = self.sources.front()
-        {
-            if range.is_point() {
-                self.read_points(&mut budget)?;
-                continue;
-            }
-            let range = range.clone();
+        while !budget.is_spent() {
+            let range = match self.sources.front() {
+                Some(ScanSource::Stored(range)) if range.is_point() => {
+                    self.read_points(&mut budget)?;
+                    continue;
+                }
+                Some(ScanSource::Changed { .. }) => {
+                    self.read_changed(&mut budget)?;
+                    continue;
+                }
+                Some(ScanSource::Stored(range)) => range.clone(),
+                Some(ScanSource::Batches(_)) | None => break,
+            };
             match self.find(&range) {
                 Found::Store { end, positions } => {
                     self.sources.pop_front();
@@ -311,6 +319,17 @@ impl Cursor {
         }))
     }
 
+    /// Takes the next row of the open transaction. It has no seq yet, and it is not in a segment.
+    fn read_changed(&mut self, budget: &mut Budget) -> Result<()> {
+        let Some(ScanSource::Changed { key, row }) = self.sources.pop_front() else { return Ok(()) };
+        budget.visits = budget.visits.saturating_sub(1);
+        let (header, _) = RowHeader::read(&row)?;
+        if !is_expired(&header, self.scan.description.now_us) {
+            budget.decode(&mut self.decoder, &key, &row)?;
+        }
+        Ok(())
+    }
+
     /// Reads the next sources that are single keys with one request, as many as fit.
     fn read_points(&mut self, budget: &mut Budget) -> Result<()> {
         let mut keys = Vec::new();
@@ -363,10 +382,15 @@ impl Budget {
         }
         if let Some(expires_at) = header.expires_at {
             self.times.narrow(expires_at, visibility.now_us);
-            if expires_at <= visibility.now_us {
-                return Ok(());
-            }
         }
+        if is_expired(&header, visibility.now_us) {
+            return Ok(());
+        }
+        self.decode(decoder, key, row)
+    }
+
+    /// Decodes a row, and takes it from the budget.
+    fn decode(&mut self, decoder: &mut RowDecoder, key: &[u8], row: &[u8]) -> Result<()> {
         decoder.push(key, row)?;
         self.rows = self.rows.saturating_sub(1);
         self.bytes = self.bytes.saturating_sub(row.len());

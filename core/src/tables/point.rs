@@ -1,18 +1,21 @@
-//! Reads single rows by their whole primary key, without planning.
+//! Reads single rows by their whole primary key, without planning: from the overlay of the open transaction,
+//! the store, or a segment.
 
 use std::sync::Arc;
 
-use arrow::record_batch::{RecordBatch, RecordBatchOptions};
+use arrow::record_batch::RecordBatch;
 use bytes::Bytes;
 use datafusion::common::ScalarValue;
 
 use super::cold_rows::cold_row;
-use super::source::{RowSchema, RowVisibility, row_decoder};
+use super::overlay::Overlay;
+use super::rows::{RowSchema, RowVisibility, decode, is_expired};
 use crate::commit::Snapshot;
 use crate::error::{Error, Result};
 use crate::ids::ScopeId;
 use crate::schema_registry::TableSchemas;
 use crate::storage::keys::KeyEncoder;
+use crate::storage::rows::RowHeader;
 use crate::storage::{Partition, blocking};
 
 /// Reads rows of one table by key. Created once per prepared statement.
@@ -40,13 +43,15 @@ impl PointReader {
     }
 
     /// Returns the row whose key columns have `values` (in key order, in the columns' Arrow types) as a batch
-    /// of at most one row in the memoized schema. Rows that expired at or before `now_us` are invisible.
+    /// of at most one row in the memoized schema. Rows that expired at or before `now_us` are invisible. The
+    /// changes in `overlay` come before the rows of the snapshot.
     ///
     /// # Errors
     /// XX001 for damaged bytes; XX000 for the wrong number of values; 58030 when a segment cannot be read.
     pub async fn read(
         self: &Arc<Self>,
         snapshot: &Arc<Snapshot>,
+        overlay: Option<&Overlay>,
         scope: ScopeId,
         values: &[ScalarValue],
         now_us: i64,
@@ -58,7 +63,7 @@ impl PointReader {
         // A key that cannot be encoded, for example because it is too long, matches no row.
         let key = self.keys.encode_values(self.schemas.definition.id, scope, values).ok();
         match key.filter(|_| !is_null) {
-            Some(key) => self.read_key(snapshot, Bytes::from(key), now_us).await,
+            Some(key) => self.read_key(snapshot, overlay, Bytes::from(key), now_us).await,
             None => self.batch(None),
         }
     }
@@ -70,13 +75,20 @@ impl PointReader {
     pub async fn read_key(
         self: &Arc<Self>,
         snapshot: &Arc<Snapshot>,
+        overlay: Option<&Overlay>,
         key: Bytes,
         now_us: i64,
     ) -> Result<RecordBatch> {
+        if let Some(changed) = overlay.and_then(|overlay| overlay.row(&key)) {
+            return match changed {
+                Some(row) if !is_expired(&RowHeader::read(row)?.0, now_us) => self.batch(Some((&key, row))),
+                _ => self.batch(None),
+            };
+        }
         let (reader, at, stored) = (Arc::clone(self), Arc::clone(snapshot), Bytes::clone(&key));
         let hot = blocking(move || reader.read_hot(&at, &stored, now_us)).await?;
         match hot {
-            Some(row) => self.batch(Some((&key, row))),
+            Some(row) => self.batch(Some((&key, &row))),
             None => self.read_cold(snapshot, key).await,
         }
     }
@@ -95,7 +107,8 @@ impl PointReader {
             return self.batch(None);
         }
         let keys = definition.segment_keys()?;
-        let found = cold.find_row(&snapshot.storage, definition.id, &keys, &key).await?;
+        let segment = self.schemas.segment()?;
+        let found = cold.find_row(&snapshot.storage, definition.id, &keys, segment, &key).await?;
         let Some((place, row)) = found else { return self.batch(None) };
         if self.columns == RowSchema::Write {
             return cold_row(&self.schemas, &row, place);
@@ -105,14 +118,7 @@ impl PointReader {
         Ok(RecordBatch::try_new(Arc::clone(schema), columns)?)
     }
 
-    fn batch(&self, row: Option<(&Bytes, Bytes)>) -> Result<RecordBatch> {
-        let schema = Arc::clone(self.columns.of(&self.schemas));
-        let positions: Vec<usize> = (0..schema.fields().len()).collect();
-        let mut decoder = row_decoder(&self.schemas.definition, &positions)?;
-        if let Some((key, row)) = row {
-            decoder.push(key, &row)?;
-        }
-        let options = RecordBatchOptions::new().with_row_count(Some(decoder.len()));
-        Ok(RecordBatch::try_new_with_options(schema, decoder.finish()?, &options)?)
+    fn batch(&self, row: Option<(&Bytes, &Bytes)>) -> Result<RecordBatch> {
+        decode(&self.schemas, self.columns, row)
     }
 }

@@ -26,9 +26,13 @@ use datafusion::physical_plan::{ExecutionPlan, PhysicalExpr, SendableRecordBatch
 use datafusion::prelude::SessionConfig;
 
 use super::cold::{ColdPlan, ColdScan};
+use super::description::{ScanDescription, SegmentRows};
 use super::key_filter::{KeyFilter, key_filter};
+use super::overlay::Overlay;
+use super::rows::RowSchema;
 use super::scan::KalamScanExec;
-use super::source::{RowSchema, Scan, ScanSource};
+use super::scan_handles::Scan;
+use super::segment_rows::segment_rows;
 use crate::commit::Snapshot;
 use crate::error::{Error, Result};
 use crate::ids::ScopeId;
@@ -43,6 +47,8 @@ pub struct KalamTable {
     columns: RowSchema,
     scope: ScopeId,
     now_us: i64,
+    /// The changes of the open transaction.
+    overlay: Option<Arc<Overlay>>,
     computed: Option<Arc<Vec<RecordBatch>>>,
     constraints: Constraints,
 }
@@ -65,9 +71,16 @@ impl KalamTable {
             columns,
             scope,
             now_us,
+            overlay: None,
             computed: None,
             constraints: Constraints::new_unverified(constraints),
         }
+    }
+
+    /// Returns the same table as an open transaction has changed it. The overlay belongs to its scope.
+    #[must_use]
+    pub fn with_overlay(self, overlay: Arc<Overlay>) -> Self {
+        Self { overlay: Some(overlay), ..self }
     }
 
     /// Returns computed rows, in the table's visible schema; their `_seq` is that of `snapshot`.
@@ -108,7 +121,8 @@ impl KalamTable {
         &self.snapshot
     }
 
-    /// Returns whether the ranges certainly contain no hot row, as after a flush without later writes.
+    /// Returns whether the ranges certainly contain no stored row that is hot, as after a flush without later
+    /// writes.
     async fn has_no_hot_rows(&self, ranges: &[KeyRange]) -> Result<bool> {
         /// Rows to visit. After a flush, most stored rows are in segments already but not removed yet.
         const VISITS_MAX: usize = 256;
@@ -151,6 +165,7 @@ impl KalamTable {
             columns,
             scope: self.scope,
             now_us: self.now_us,
+            overlay: self.overlay.as_ref().map(Arc::clone),
             computed: self.computed.as_ref().map(Arc::clone),
             constraints: self.constraints.clone(),
         }
@@ -285,42 +300,54 @@ impl KalamTable {
         filter: KeyFilter,
         limit: Option<usize>,
     ) -> DataFusionResult<Arc<dyn ExecutionPlan>> {
-        let (sources, pinned, cold) = match &self.computed {
-            Some(batches) => (vec![ScanSource::Batches(Arc::clone(batches))], None, None),
-            None => {
-                let cold = ColdScan {
-                    snapshot: &self.snapshot,
-                    schemas: &self.schemas,
-                    columns: self.columns,
-                    ranges: &filter.ranges,
-                    pinned: filter.pinned,
-                    projection,
-                    limit,
-                };
-                let cold = cold.plan(state).await?;
-                if let Some(cold) = &cold
-                    && self.has_no_hot_rows(&filter.ranges).await?
-                {
-                    return Ok(Arc::clone(&cold.rows));
-                }
-                (filter.ranges.into_iter().map(ScanSource::Stored).collect(), Some(filter.pinned), cold)
-            }
-        };
-        let scan = Scan {
-            snapshot: Arc::clone(&self.snapshot),
-            schemas: Arc::clone(&self.schemas),
-            columns: self.columns,
-            scope: self.scope,
-            now_us: self.now_us,
-            sources,
-            pinned,
-        };
-        let hot = KalamScanExec::new(Arc::new(scan), projection, limit)?;
+        let (snapshot, schemas) = (Arc::clone(&self.snapshot), Arc::clone(&self.schemas));
+        if let Some(batches) = &self.computed {
+            let description = self.describe(filter, Vec::new(), projection, limit);
+            let scan = Scan::computed(description, snapshot, schemas, Arc::clone(batches))?;
+            return Ok(Arc::new(KalamScanExec::new(Arc::new(scan))?));
+        }
+        let overlay = self.overlay.as_deref();
+        let segments = segment_rows(&snapshot, &schemas.definition, &filter.ranges, overlay).await?;
+        let description = self.describe(filter, segments, projection, limit);
+        let cold = ColdScan::new(&description, &snapshot, &schemas)?.plan(state).await?;
+        if let Some(cold) = &cold
+            && !overlay.is_some_and(|overlay| overlay.has_rows_in(&description.ranges))
+            && self.has_no_hot_rows(&description.ranges).await?
+        {
+            return Ok(Arc::clone(&cold.rows));
+        }
+        let overlay = self.overlay.as_ref().map(Arc::clone);
+        let hot = KalamScanExec::new(Arc::new(Scan::stored(description, snapshot, schemas, overlay)?))?;
         match cold {
             Some(ColdPlan { rows, statistics }) => {
                 UnionExec::try_new(vec![Arc::new(hot.with_values_like(statistics)), rows])
             }
             None => Ok(Arc::new(hot)),
+        }
+    }
+
+    /// Describes a scan of this table.
+    fn describe(
+        &self,
+        filter: KeyFilter,
+        segments: Vec<SegmentRows>,
+        projection: Option<&[usize]>,
+        limit: Option<usize>,
+    ) -> ScanDescription {
+        let definition = &self.schemas.definition;
+        ScanDescription {
+            table: definition.id,
+            version: definition.version,
+            scope: self.scope,
+            columns: self.columns,
+            projection: projection.map(<[usize]>::to_vec),
+            ranges: filter.ranges,
+            pinned: filter.pinned,
+            segments,
+            seq: self.snapshot.seq,
+            flushed: self.snapshot.cold.flushed(definition.id),
+            now_us: self.now_us,
+            limit,
         }
     }
 }

@@ -1,8 +1,9 @@
-//! The plan node that streams the hot or computed rows of a table.
+//! The plan node that streams the hot rows of a table, those of the open transaction among them, or computed
+//! rows.
 //!
 //! At most two batches wait for the consumer. Dropping the stream ends the work after the batch in progress.
 //!
-//! Invariant: stored rows come in key order (or its reverse), each once.
+//! Invariant: rows come in key order (or its reverse), each once; computed ones in their own order.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -30,7 +31,10 @@ use datafusion::physical_plan::{
 use futures::{TryStreamExt, stream};
 
 use super::cursor::{Cursor, next_batch};
-use super::source::{Scan, ScanSource, key_order, project_schema};
+use super::description::key_order;
+use super::rows::project_schema;
+use super::scan_handles::Scan;
+use super::source::ScanSource;
 use crate::error::{Error, Result};
 use crate::schema_registry::FlushPolicy;
 use crate::storage::Direction;
@@ -56,12 +60,13 @@ pub struct KalamScanExec {
 }
 
 impl KalamScanExec {
-    pub(super) fn new(scan: Arc<Scan>, projection: Option<&[usize]>, fetch: Option<usize>) -> Result<Self> {
-        let table_schema = scan.columns.of(&scan.schemas);
-        let schema = project_schema(table_schema, projection)?;
-        let positions =
-            projection.map_or_else(|| (0..table_schema.fields().len()).collect(), <[usize]>::to_vec);
+    pub(super) fn new(scan: Arc<Scan>) -> Result<Self> {
+        let description = &scan.description;
+        let table_schema = description.columns.of(&scan.schemas);
+        let schema = project_schema(table_schema, description.projection.as_deref())?;
+        let positions = description.positions(&scan.schemas);
         let properties = properties(&scan, &schema, &positions, Direction::Forward);
+        let fetch = description.limit;
         Ok(Self {
             scan,
             positions,
@@ -101,7 +106,7 @@ impl KalamScanExec {
     }
 
     fn cursor(&self, batch_rows: usize) -> Result<Cursor> {
-        let mut sources: VecDeque<ScanSource> = self.scan.sources.iter().cloned().collect();
+        let mut sources: VecDeque<ScanSource> = self.scan.sources().into();
         // Chunks of the hot tier are in key order, and a reverse scan mostly reads few rows.
         let mut hot = self.scan.hot();
         if self.direction == Direction::Reverse {
@@ -118,8 +123,10 @@ impl KalamScanExec {
 /// Returns the key columns that order the rows, as positions in the output. The order ends before the first
 /// key column that is projected away.
 fn sort_columns(scan: &Scan, positions: &[usize]) -> Vec<usize> {
-    let Some(pinned) = scan.pinned else { return Vec::new() };
-    key_order(&scan.schemas.definition, pinned)
+    if scan.is_computed() {
+        return Vec::new();
+    }
+    key_order(&scan.schemas.definition, scan.description.pinned)
         .map_while(|position| positions.iter().position(|shown| *shown == position))
         .collect()
 }
@@ -167,13 +174,15 @@ impl DisplayAs for KalamScanExec {
             .map(|field| field.name().as_str())
             .collect();
         write!(f, "KalamScanExec: table={}, columns=[{}]", definition.qualified_name(), names.join(", "))?;
-        match self.scan.sources.as_slice() {
-            [ScanSource::Batches(_)] => write!(f, ", rows=computed")?,
-            [ScanSource::Stored(range)] if range.start.len() == SCOPE_PREFIX_BYTES => {
-                write!(f, ", keys=all")?
-            }
-            sources if sources.iter().all(is_point_source) => write!(f, ", points={}", sources.len())?,
-            sources => write!(f, ", ranges={}", sources.len())?,
+        let description = &self.scan.description;
+        match description.ranges.as_slice() {
+            _ if self.scan.is_computed() => write!(f, ", rows=computed")?,
+            [range] if range.start.len() == SCOPE_PREFIX_BYTES => write!(f, ", keys=all")?,
+            ranges if description.has_only_points() => write!(f, ", points={}", ranges.len())?,
+            ranges => write!(f, ", ranges={}", ranges.len())?,
+        }
+        if self.scan.has_changed_rows() {
+            write!(f, ", changed rows")?;
         }
         if self.direction == Direction::Reverse {
             write!(f, ", reverse")?;
@@ -223,11 +232,8 @@ impl ExecutionPlan for KalamScanExec {
         let batch_rows = context.session_config().batch_size().clamp(1, BATCH_ROWS_MAX);
         let cursor = self.cursor(batch_rows)?;
         let is_small = self.fetch.is_some_and(|fetch| fetch <= batch_rows)
-            || self
-                .scan
-                .sources
-                .iter()
-                .all(|source| is_point_source(source) || matches!(source, ScanSource::Batches(_)));
+            || self.scan.is_computed()
+            || self.scan.description.has_only_points();
         let metrics = BaselineMetrics::new(&self.metrics, partition);
         let batches = stream::try_unfold(cursor, next_batch).map_err(Into::into).inspect_ok(
             move |batch: &RecordBatch| {
@@ -271,8 +277,4 @@ impl ExecutionPlan for KalamScanExec {
         }
         Ok(SortOrderPushdownResult::Unsupported)
     }
-}
-
-fn is_point_source(source: &ScanSource) -> bool {
-    matches!(source, ScanSource::Stored(range) if range.is_point())
 }

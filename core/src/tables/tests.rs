@@ -1,158 +1,30 @@
 //! Writes rows and reads them back through DataFusion, over an in-memory store.
 
+mod fixture;
+mod overlays;
+
 use std::sync::Arc;
 
 use arrow::array::{
     Array, ArrayRef, AsArray, BinaryArray, BooleanArray, Date32Array, Decimal128Array, FixedSizeBinaryArray,
-    FixedSizeListArray, Float32Array, Float64Array, Int16Array, Int32Array, Int64Array, RecordBatch,
-    StringArray, Time64MicrosecondArray, TimestampMicrosecondArray,
+    FixedSizeListArray, Float32Array, Float64Array, Int16Array, Int32Array, RecordBatch, StringArray,
+    Time64MicrosecondArray, TimestampMicrosecondArray,
 };
 use arrow::datatypes::{DataType, Field, Int64Type};
 use arrow::util::pretty::pretty_format_batches;
 use bytes::Bytes;
 use datafusion::catalog::TableProvider;
 use datafusion::common::ScalarValue;
-use datafusion::physical_plan::displayable;
-use datafusion::prelude::{SessionConfig, SessionContext};
 use futures::StreamExt;
 
+use self::fixture::{ANN, BOB, Fixture, LIMITS, definition, numbers, texts};
 use super::*;
-use crate::cold_storage::{Manifest, SegmentStore};
-use crate::commit::{RowWrite, Snapshot};
+use crate::commit::RowWrite;
 use crate::error::{Result, SqlState};
-use crate::hot_tier::{HotChunks, HotOptions};
-use crate::ids::{ColumnId, Epoch, ScopeId, Seq, TableId, UserId};
-use crate::schema_registry::{
-    Catalog, ColumnDefinition, SchemaRegistry, SystemTable, TableDefinition, TableKind, TableOptions,
-    TableSchemas,
-};
-use crate::storage::rows::set_row_seq;
-use crate::storage::{Partition, RocksStorage, StorageBackend, StorageOptions, WriteBatch};
+use crate::ids::{ColumnId, SchemaVersion, ScopeId, SegmentId, Seq, TableId, UserId};
+use crate::schema_registry::{ColumnDefinition, SystemTable, TableDefinition, TableKind, TableSchemas};
+use crate::storage::{Direction, KeyRange, Partition};
 use crate::types::ColumnType;
-
-const ANN: ScopeId = ScopeId(7);
-const BOB: ScopeId = ScopeId(8);
-const LIMITS: RowLimits = RowLimits { row_bytes_max: 1 << 20 };
-
-/// A store, a registry and the seq of the last commit.
-struct Fixture {
-    storage: RocksStorage,
-    registry: SchemaRegistry,
-    seq: u64,
-}
-
-impl Fixture {
-    fn new() -> Self {
-        let storage = RocksStorage::in_memory(StorageOptions::default()).unwrap();
-        Self { storage, registry: SchemaRegistry::new(), seq: 0 }
-    }
-
-    fn snapshot(&self) -> Arc<Snapshot> {
-        Arc::new(Snapshot {
-            seq: Seq(self.seq),
-            commit_ts: 0,
-            epoch: Epoch(1),
-            catalog: Arc::new(Catalog::initial(0)),
-            storage: self.storage.snapshot(),
-            hot: Arc::new(HotChunks::new(HotOptions::of_bytes(64 << 20), Seq(self.seq))),
-            cold: Arc::new(Manifest::empty(SegmentStore::in_memory(0))),
-            log_floor: Seq::ZERO,
-        })
-    }
-
-    /// Applies valid writes as the sequencer does.
-    fn commit(&mut self, table: &TableDefinition, scope: ScopeId, writes: Vec<RowWrite>) {
-        self.seq += 1;
-        let mut batch = WriteBatch::new();
-        for (ordinal, write) in (0..).zip(writes) {
-            let put = |batch: &mut WriteBatch, key: Bytes, mut row: Vec<u8>| {
-                set_row_seq(&mut row, Seq(self.seq)).unwrap();
-                batch.put(Partition::Rows, key, row);
-            };
-            match write {
-                RowWrite::Insert { key, row } | RowWrite::Update { key, row, .. } => {
-                    put(&mut batch, key, row)
-                }
-                RowWrite::Append { row } => {
-                    let key = crate::storage::keys::hidden_key(table.id, scope, Seq(self.seq), ordinal);
-                    put(&mut batch, key.into(), row);
-                }
-                RowWrite::Delete { key, .. } => batch.delete(Partition::Rows, key),
-            }
-        }
-        self.storage.write(batch, false).unwrap();
-    }
-
-    fn insert(&mut self, schemas: &Arc<TableSchemas>, scope: ScopeId, columns: Vec<ArrayRef>, now_us: i64) {
-        let batch = RecordBatch::try_new(Arc::clone(&schemas.visible), columns).unwrap();
-        let writer = RowWriter::new(Arc::clone(schemas), LIMITS).unwrap();
-        let writes = writer.inserts(scope, &batch, now_us).unwrap();
-        self.commit(&schemas.definition, scope, writes);
-    }
-
-    fn provider(
-        &self,
-        schemas: &Arc<TableSchemas>,
-        columns: RowSchema,
-        scope: ScopeId,
-        now_us: i64,
-    ) -> Arc<KalamTable> {
-        Arc::new(KalamTable::stored(self.snapshot(), Arc::clone(schemas), columns, scope, now_us))
-    }
-
-    fn context(&self, provider: Arc<KalamTable>) -> SessionContext {
-        let config = SessionConfig::new().with_target_partitions(2);
-        let context = SessionContext::new_with_config(config);
-        context.register_table("t", provider).unwrap();
-        context
-    }
-
-    async fn query(&self, provider: Arc<KalamTable>, sql: &str) -> Vec<RecordBatch> {
-        self.context(provider).sql(sql).await.unwrap().collect().await.unwrap()
-    }
-
-    /// Returns the first column of a query, which is BIGINT.
-    async fn numbers(&self, provider: Arc<KalamTable>, sql: &str) -> Vec<i64> {
-        let batches = self.query(provider, sql).await;
-        batches
-            .iter()
-            .flat_map(|batch| batch.column(0).as_primitive::<Int64Type>().values().to_vec())
-            .collect()
-    }
-
-    async fn plan(&self, provider: Arc<KalamTable>, sql: &str) -> String {
-        let context = self.context(provider);
-        let plan = context.sql(sql).await.unwrap().create_physical_plan().await.unwrap();
-        displayable(plan.as_ref()).indent(false).to_string()
-    }
-}
-
-fn definition(kind: TableKind, columns: &[(&str, ColumnType)], key: &[usize]) -> Arc<TableDefinition> {
-    let columns =
-        columns.iter().map(|(name, ty)| ColumnDefinition::new(ColumnId(0), *name, *ty, true)).collect();
-    let mut options = TableOptions::defaults_for(kind);
-    options.ttl_seconds = (kind == TableKind::Stream).then_some(60);
-    let created = TableDefinition::create(
-        TableId(1000),
-        "app".into(),
-        "notes".into(),
-        kind,
-        columns,
-        key,
-        options,
-        UserId::ROOT,
-        1,
-    );
-    Arc::new(created.unwrap())
-}
-
-fn numbers(values: impl IntoIterator<Item = i64>) -> ArrayRef {
-    Arc::new(Int64Array::from_iter_values(values))
-}
-
-fn texts(values: impl IntoIterator<Item = String>) -> ArrayRef {
-    Arc::new(StringArray::from_iter_values(values))
-}
 
 fn every_type() -> Vec<(ColumnType, ArrayRef)> {
     let embedding = FixedSizeListArray::try_new(
@@ -358,7 +230,7 @@ async fn expired_rows_are_not_seen() {
     let read = async |now_us: i64| {
         let snapshot = fixture.snapshot();
         let key = [ScalarValue::Int64(Some(1))];
-        reader.read(&snapshot, ScopeId::SHARED, &key, now_us).await.unwrap().num_rows()
+        reader.read(&snapshot, None, ScopeId::SHARED, &key, now_us).await.unwrap().num_rows()
     };
     assert_eq!((read(0).await, read(60_000_000).await), (1, 0));
 }
@@ -503,13 +375,12 @@ fn images_are_decoded_in_the_full_schema() {
         fixture.registry.schemas(&definition(TableKind::Shared, &[("id", ColumnType::BigInt)], &[0]));
     fixture.insert(&schemas, ScopeId::SHARED, vec![numbers([1, 2])], 0);
     let snapshot = fixture.snapshot();
-    let range = crate::storage::KeyRange::all();
     let stored: Vec<(Bytes, Bytes)> = snapshot
         .storage
-        .scan(Partition::Rows, range, crate::storage::Direction::Forward)
+        .scan(Partition::Rows, KeyRange::all(), Direction::Forward)
         .map(|entry| entry.map(|(key, row)| (Bytes::from(key), Bytes::from(row))).unwrap())
         .collect();
-    let batch = images::decode(&schemas, stored.iter().map(|(key, row)| (key, row))).unwrap();
+    let batch = decode_images(&schemas, stored.iter().map(|(key, row)| (key, row))).unwrap();
     assert!(Arc::ptr_eq(&batch.schema(), &schemas.full));
     assert_eq!(batch.column(0).as_primitive::<Int64Type>().values(), &[1, 2]);
     assert_eq!(batch.column(1).as_primitive::<Int64Type>().values(), &[1, 1]);
@@ -528,4 +399,24 @@ fn what_clients_send_is_cast_to_the_column() {
     check(ColumnType::Integer, text("many"), Err(SqlState::INVALID_TEXT_REPRESENTATION));
     check(ColumnType::Uuid, text("many"), Err(SqlState::INVALID_TEXT_REPRESENTATION));
     check(ColumnType::Date, Arc::new(BooleanArray::from(vec![true])), Err(SqlState::DATATYPE_MISMATCH));
+}
+
+#[test]
+fn a_scan_can_be_described_as_text() {
+    let description = ScanDescription {
+        table: TableId(1000),
+        version: SchemaVersion(3),
+        scope: ANN,
+        columns: RowSchema::Full,
+        projection: Some(vec![2, 0]),
+        ranges: vec![KeyRange::point("a"), KeyRange { start: b"b".to_vec(), end: None }],
+        pinned: 1,
+        segments: vec![SegmentRows { segment: SegmentId(7), selected: vec![0..5, 7..9], deleted: vec![3] }],
+        seq: Seq(9),
+        flushed: Seq(4),
+        now_us: 5,
+        limit: None,
+    };
+    let text = serde_json::to_string(&description).unwrap();
+    assert_eq!(serde_json::from_str::<ScanDescription>(&text).unwrap(), description);
 }

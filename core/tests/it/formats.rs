@@ -489,7 +489,13 @@ async fn published_manifests_are_frozen() {
         "type": "user",
         "schema_version": 1,
         "flushed_seq": number(&manifest["flushed_seq"]),
-        "columns": [{ "name": "id", "type": "BIGINT" }, { "name": "body", "type": "TEXT" }],
+        "columns": [
+            { "id": 1, "name": "id", "type": "BIGINT" },
+            { "id": 2, "name": "body", "type": "TEXT" },
+        ],
+        "layouts": [
+            { "since_version": 1, "columns": [{ "id": 1, "type": "BIGINT" }, { "id": 2, "type": "TEXT" }] },
+        ],
         "segments": [
             // Position 0, in Roaring's portable format.
             segment(0, 10, 1, json!("OjAAAAEAAAAAAAAAEAAAAAAA")),

@@ -8,6 +8,7 @@ mod backup;
 mod bit_flips;
 mod check;
 mod cold;
+mod columns;
 mod disk_full;
 mod formats;
 mod hot;

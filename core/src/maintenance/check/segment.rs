@@ -10,7 +10,7 @@ use futures::stream::BoxStream;
 use parquet::bloom_filter::Sbbf;
 
 use super::Problems;
-use crate::cold_storage::{Segment, SegmentKeys, selection};
+use crate::cold_storage::{COLUMN_ID_SEQ, Segment, SegmentKeys, selection};
 use crate::commit::Snapshot;
 use crate::error::{Error, Result};
 use crate::schema_registry::TableSchemas;
@@ -27,12 +27,13 @@ pub(super) async fn read_all(
     let store = snapshot.cold.store();
     store.verify(segment).await?;
     let all = selection(std::slice::from_ref(&segment.positions()), &[], segment.rows);
-    let mut batches = store.stream(segment, all).await?;
-    let (mut rows, seq_position) = (0, schemas.definition.columns.len());
+    let schema = schemas.segment()?;
+    let mut batches = store.stream(segment, schema, all).await?;
+    let (mut rows, seq_position) = (0, schema.position(COLUMN_ID_SEQ));
     while let Some(batch) = batches.try_next().await? {
         rows += batch.num_rows() as u64;
-        let seqs =
-            batch.columns().get(seq_position).and_then(|column| column.as_primitive_opt::<Int64Type>());
+        let seqs = seq_position.and_then(|position| batch.columns().get(position));
+        let seqs = seqs.and_then(|column| column.as_primitive_opt::<Int64Type>());
         let seqs = seqs.ok_or_else(|| wrong(segment, "its rows have no seq"))?;
         let is_possible = |seq: &i64| u64::try_from(*seq).is_ok_and(|seq| seq <= segment.through.0);
         if !seqs.values().iter().all(is_possible) {

@@ -14,7 +14,7 @@ use crate::schema_registry::{SchemaRegistry, TableKind};
 use crate::storage::keys::{table_and_scope, table_prefix};
 use crate::storage::rows::row_seq;
 use crate::storage::{Direction, KeyRange, Partition, StorageSnapshot, after_prefix};
-use crate::tables::images;
+use crate::tables::decode_images;
 
 /// Headers of the change log that are read at once.
 const HEADERS: usize = 1_024;
@@ -168,7 +168,7 @@ fn check_record(
                 images.map(|image| (Bytes::clone(&change.key), Bytes::clone(image))).collect()
             };
             let pairs: Vec<(Bytes, Bytes)> = changes.rows.iter().flat_map(pairs).collect();
-            images::decode(&registry.schemas(definition), pairs.iter().map(|(key, row)| (key, row)))?;
+            decode_images(&registry.schemas(definition), pairs.iter().map(|(key, row)| (key, row)))?;
         }
     }
     Ok(())

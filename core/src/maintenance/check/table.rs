@@ -14,11 +14,11 @@ use crate::commit::Snapshot;
 use crate::error::{Error, Result};
 use crate::ids::ScopeId;
 use crate::schema_registry::{ScopeKind, TableDefinition, TableSchemas};
+use crate::segments::{CHUNK_BYTES_MAX, CHUNK_ROWS};
 use crate::storage::keys::{KeyEncoder, SCOPE_PREFIX_BYTES, table_and_scope, table_prefix};
 use crate::storage::rows::row_seq;
 use crate::storage::{Direction, KeyRange, Partition, blocking};
-use crate::tables::flush::{CHUNK_BYTES_MAX, CHUNK_ROWS, deleted_positions};
-use crate::tables::images;
+use crate::tables::decode_images;
 
 /// The bytes of a hidden key after table and scope.
 const HIDDEN_KEY_BYTES: usize = 12;
@@ -61,7 +61,7 @@ async fn cold_inputs(
 ) -> Result<Vec<Input>> {
     let segments = snapshot.cold.segments(schemas.definition.id);
     let layout = schemas.definition.segment_keys()?;
-    let deleted = deleted_positions(snapshot, segments).await?;
+    let deleted = snapshot.cold.deleted_positions(&snapshot.storage, segments).await?;
     let mut inputs = Vec::with_capacity(segments.len() + 1);
     for (segment, deleted) in segments.iter().zip(deleted) {
         report.deleted += deleted.len() as u64;
@@ -189,7 +189,7 @@ fn read_hot(snapshot: &Snapshot, schemas: &Arc<TableSchemas>, range: KeyRange) -
         }
         Ok(ControlFlow::Continue(()))
     })?;
-    let rows = images::decode(schemas, stored.iter().map(|(key, row)| (key, row)));
+    let rows = decode_images(schemas, stored.iter().map(|(key, row)| (key, row)));
     let checked = checked.and_then(|()| check_keys(&schemas.definition, &stored, &rows?));
     Ok(HotChunk { live, checked, rest })
 }

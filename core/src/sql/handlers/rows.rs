@@ -16,10 +16,9 @@ use super::target::Target;
 use crate::commit::{LargeInsert, RowWrite, TableWrite};
 use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::schema_registry::{TableDefinition, TableKind, TableSchemas};
+use crate::segments::{NewRows, PendingObjects, write_segments};
 use crate::sql::effect::Change;
 use crate::sql::execution::Execution;
-use crate::tables::flush::PendingObjects;
-use crate::tables::large_insert::{NewRows, write_segments};
 use crate::tables::{RowLimits, RowWriter, batch_value_bytes, value_bytes};
 
 /// A batch is encoded at once when NULL slots exceed `1 - 1/SPARSE_FACTOR` (3/4) of its bytes: encoded they

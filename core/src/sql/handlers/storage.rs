@@ -19,7 +19,6 @@ use crate::sql::execution::Execution;
 use crate::sql::result::RowStream;
 use crate::sql::text::cursor::QualifiedName;
 use crate::sql::text::statement::{MaintenanceKind, MaintenanceTarget};
-use crate::tables::flush::deleted_positions;
 
 static JOBS: LazyLock<SchemaRef> = LazyLock::new(|| {
     let text = |name: &str| Field::new(name, DataType::Utf8, false);
@@ -127,7 +126,7 @@ pub(in crate::sql) async fn show_manifest(execution: &Execution, name: &Qualifie
     let table = Arc::clone(execution.find(name)?);
     let snapshot = Arc::clone(&execution.snapshot);
     let segments = snapshot.cold.segments(table.id).to_vec();
-    let deleted = deleted_positions(&snapshot, &segments).await?;
+    let deleted = snapshot.cold.deleted_positions(&snapshot.storage, &segments).await?;
     let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
     let numbers = |values: Vec<i64>| Arc::new(Int64Array::from(values)) as ArrayRef;
     let of_each = |value: &dyn Fn(&crate::cold_storage::Segment) -> u64| {

@@ -146,7 +146,7 @@ impl Point {
             .collect::<Option<Vec<_>>>();
         let Some(key) = key else { return Ok(None) };
         let scope = definition.scope_for(execution.principal.user_id);
-        let batch = compiled.reader.read(&execution.snapshot, scope, &key, execution.now_us).await?;
+        let batch = compiled.reader.read(&execution.snapshot, None, scope, &key, execution.now_us).await?;
         let batch = match &compiled.projection {
             None => batch,
             Some(positions) => {

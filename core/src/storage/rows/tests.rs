@@ -238,6 +238,37 @@ fn rows_of_older_layouts_get_the_value_an_added_column_began_with() {
 }
 
 #[test]
+fn values_of_a_narrower_type_are_read_as_the_wider_one() {
+    let check = |from: ColumnType, value: ScalarValue, to: ColumnType, expected: Option<ScalarValue>| {
+        let columns = arbitrary::columns(&[from, ColumnType::Text], &[vec![value, "after".into()]]);
+        let types = vec![from, ColumnType::Text];
+        let row = RowEncoder::new(VERSION, types.clone()).encode(&columns, 1, None).unwrap().remove(0);
+        let outputs = vec![output(1, to), output(2, ColumnType::Text)];
+        let layout = layout(&types);
+        let mut decoder = RowDecoder::new(outputs, VERSION, std::slice::from_ref(&layout));
+        let decoded = decoder.push(b"k", &row).map(|()| decoder.finish().unwrap());
+        match expected {
+            None => assert_eq!(decoded.unwrap_err().kind(), ErrorKind::Corruption, "{from} to {to}"),
+            Some(expected) => {
+                let decoded = decoded.unwrap();
+                assert_eq!(ScalarValue::try_from_array(&decoded[0], 0).unwrap(), expected, "{from} to {to}");
+                assert_eq!(ScalarValue::try_from_array(&decoded[1], 0).unwrap(), ScalarValue::from("after"));
+            }
+        }
+    };
+    let decimal = |precision, scale| ColumnType::Decimal { precision, scale };
+    let number = |precision, scale| ScalarValue::Decimal128(Some(-1234), precision, scale);
+    check(ColumnType::SmallInt, ScalarValue::Int16(Some(-7)), ColumnType::Integer, Some((-7_i32).into()));
+    check(ColumnType::SmallInt, ScalarValue::Int16(Some(-7)), ColumnType::BigInt, Some((-7_i64).into()));
+    check(ColumnType::Integer, ScalarValue::Int32(Some(7)), ColumnType::BigInt, Some(7_i64.into()));
+    check(ColumnType::Integer, ScalarValue::Int32(None), ColumnType::BigInt, Some(ScalarValue::Int64(None)));
+    check(ColumnType::Real, ScalarValue::Float32(Some(1.5)), ColumnType::Double, Some(1.5_f64.into()));
+    check(decimal(10, 2), number(10, 2), decimal(12, 2), Some(number(12, 2)));
+    check(decimal(10, 2), number(10, 2), decimal(12, 3), None);
+    check(ColumnType::BigInt, ScalarValue::Int64(Some(7)), ColumnType::Integer, None);
+}
+
+#[test]
 fn bytes_behind_a_whole_row_are_damage() {
     let types = vec![ColumnType::Boolean];
     let columns = arbitrary::columns(&types, &[vec![ScalarValue::Boolean(Some(true))]]);

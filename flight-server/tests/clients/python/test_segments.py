@@ -44,6 +44,8 @@ def test_other_tools_read_segments(own_server):
         (path,) = segments(own_server, connection, "notes")
         table = parquet.read_table(path)
         assert table.column_names == ["id", "body", "price", "at", "_seq", "_user_id"]
+        ids = [int(field.metadata[b"PARQUET:field_id"]) for field in table.schema]
+        assert ids == [1, 2, 3, 4, 2_000_000_001, 2_000_000_002]
         assert table.select(stored.column_names).to_pylist() == stored.to_pylist()
         assert set(table["_user_id"].to_pylist()) == {1}
         query = f"SELECT count(*), sum(price), max(id), min(body) FROM read_parquet('{path}')"

@@ -13,12 +13,10 @@ use arrow::compute::interleave;
 use bytes::Bytes;
 
 use super::control::Control;
-use super::flush::{
+use super::files::{
     CHUNK_BYTES_MAX, CHUNK_ROWS, PendingObjects, PublishedSegments, SegmentsWriter, WrittenSegments,
     publish_segments,
 };
-use super::sizes::batch_value_bytes;
-use super::write::RowWriter;
 use crate::change_log::columns_part;
 use crate::commit::{LargeInsert, Snapshot};
 use crate::error::{Error, Result};
@@ -26,6 +24,7 @@ use crate::ids::{ScopeId, SegmentId, Seq};
 use crate::schema_registry::TableSchemas;
 use crate::storage::blocking;
 use crate::storage::keys::hidden_segment_key;
+use crate::tables::{RowWriter, batch_value_bytes};
 
 /// Chunks that may wait for the log writer.
 const CHUNKS_AHEAD: usize = 2;
@@ -181,7 +180,7 @@ impl Sorted {
             // The manifest entry of the segment has the seq of the commit.
             columns.push(Arc::new(Int64Array::from_value(Seq::ZERO.0.cast_signed(), keys.len())));
             columns.extend(writer.system_columns(&keys)?);
-            let batch = RecordBatch::try_new(Arc::clone(schemas.segment()), columns)?;
+            let batch = RecordBatch::try_new(Arc::clone(schemas.segment()?.schema()), columns)?;
             writer.push(&batch, &keys)?;
         }
         writer.finish()

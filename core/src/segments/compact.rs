@@ -17,10 +17,8 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 
 use super::control::Control;
-use super::flush::{
-    CHUNK_BYTES_MAX, CHUNK_ROWS, PublishedSegments, SegmentsWriter, deleted_positions, publish_segments,
-};
-use crate::cold_storage::{Place, Segment, SegmentKeys, selection};
+use super::files::{CHUNK_BYTES_MAX, CHUNK_ROWS, PublishedSegments, SegmentsWriter, publish_segments};
+use crate::cold_storage::{Place, ReadSchema, Segment, SegmentKeys, selection};
 use crate::commit::Snapshot;
 use crate::error::{Error, Result};
 use crate::ids::{ScopeId, SegmentId, UserId};
@@ -132,6 +130,8 @@ impl Picks {
 /// A k-way merge of segments.
 struct Compaction {
     snapshot: Arc<Snapshot>,
+    /// The columns of the new segments, in which the old ones are read.
+    schema: Arc<ReadSchema>,
     segment_keys: SegmentKeys,
     inputs: Vec<Input>,
     /// The next key of each input that has one.
@@ -144,9 +144,11 @@ impl Compaction {
         schemas: &Arc<TableSchemas>,
         segments: &[Arc<Segment>],
     ) -> Result<Self> {
-        let deleted = deleted_positions(snapshot, segments).await?;
+        let deleted = snapshot.cold.deleted_positions(&snapshot.storage, segments).await?;
+        let schema = schemas.segment()?;
         let mut compaction = Self {
             snapshot: Arc::clone(snapshot),
+            schema: Arc::clone(schema),
             segment_keys: schemas.definition.segment_keys()?,
             inputs: Vec::with_capacity(segments.len()),
             next: BinaryHeap::new(),
@@ -158,8 +160,8 @@ impl Compaction {
             compaction.inputs.push(Input {
                 segment: segment.id,
                 positions: alive.into_iter(),
-                batches: snapshot.cold.store().stream(segment, rows).await?,
-                batch: RecordBatch::new_empty(Arc::clone(schemas.segment())),
+                batches: snapshot.cold.store().stream(segment, schema, rows).await?,
+                batch: RecordBatch::new_empty(Arc::clone(schema.schema())),
                 keys: Vec::new(),
                 at: 0,
                 row_bytes: 0,
@@ -177,7 +179,7 @@ impl Compaction {
         while input.at >= input.keys.len() {
             let Some(batch) = input.batches.next().await else { return Ok(()) };
             input.batch = batch?;
-            input.keys = self.segment_keys.of_rows(&input.batch)?;
+            input.keys = self.segment_keys.of_rows(&input.batch, &self.schema)?;
             input.at = 0;
             input.row_bytes = input.batch.get_array_memory_size() / input.batch.num_rows().max(1);
         }

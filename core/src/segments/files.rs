@@ -1,29 +1,24 @@
-//! Writes the hot rows of a table to segments.
+//! The files of new segments: written in key order, brought to stable storage, verified, described.
 //!
-//! The store returns rows in the key order of segments, so they are written as they come, in chunks.
-//!
-//! Invariant: the segments contain exactly the rows of the snapshot that are not in a segment yet, each once.
+//! Invariant: a segment is on stable storage and verified before a commit names it. The objects of segments
+//! that no commit names are removed.
 
-use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, FixedSizeBinaryArray, Int64Array, RecordBatch};
 use bytes::Bytes;
 
 use super::control::Control;
-use super::sizes::batch_value_bytes;
-use super::source::row_decoder;
 use crate::cold_storage::{
     NewSegment, ObjectStorage, Place, Segment, SegmentStore, SegmentWriter, WrittenSegment,
 };
 use crate::commit::{Receipt, Snapshot};
 use crate::error::{Error, Result, SqlState};
 use crate::failpoint;
-use crate::ids::{SegmentId, Seq};
+use crate::ids::SegmentId;
 use crate::schema_registry::{ScopeKind, TableSchemas};
-use crate::storage::keys::{SCOPE_PREFIX_BYTES, table_and_scope, table_prefix};
-use crate::storage::rows::RowHeader;
-use crate::storage::{Direction, KeyRange, Partition, blocking};
+use crate::storage::keys::{SCOPE_PREFIX_BYTES, table_and_scope};
+use crate::tables::batch_value_bytes;
 
 /// The maximum number of rows in a chunk, which is decoded and written at once.
 pub(crate) const CHUNK_ROWS: usize = 8_192;
@@ -78,23 +73,6 @@ impl Drop for PendingObjects {
     fn drop(&mut self) {
         self.paths.iter().for_each(|path| self.storage.discard(path));
     }
-}
-
-/// Writes the hot rows of `snapshot` to segments, which are durable and verified on return; `next_id` gives
-/// their ids.
-///
-/// # Errors
-/// 57014 when cancelled, 58030 when the storage fails, XX001 for damaged rows or segments.
-pub async fn flush(
-    snapshot: &Arc<Snapshot>,
-    schemas: &Arc<TableSchemas>,
-    next_id: impl Fn() -> SegmentId + Send + Sync + 'static,
-    control: &Control,
-    now_us: i64,
-) -> Result<PublishedSegments> {
-    let writer = SegmentsWriter::new(snapshot, schemas, Arc::new(next_id), control)?;
-    let written = blocking(move || write_hot(writer)).await?;
-    publish_segments(snapshot, schemas, written, control, now_us).await
 }
 
 /// Brings written segments to stable storage, verifies and describes them.
@@ -165,21 +143,13 @@ pub(super) type WrittenSegments = (Vec<Written>, PendingObjects);
 
 /// Writes rows in key order into as many segments as they need.
 pub(super) struct SegmentsWriter {
-    snapshot: Arc<Snapshot>,
-    schemas: Arc<TableSchemas>,
+    pub(super) snapshot: Arc<Snapshot>,
+    pub(super) schemas: Arc<TableSchemas>,
     next_id: Arc<dyn Fn() -> SegmentId + Send + Sync>,
     open: Option<(SegmentId, String, SegmentWriter)>,
     done: Vec<Written>,
     objects: PendingObjects,
-    control: Control,
-}
-
-fn write_hot(mut writer: SegmentsWriter) -> Result<WrittenSegments> {
-    let mut rest = Some(KeyRange::prefix(table_prefix(writer.schemas.definition.id)));
-    while let Some(range) = rest {
-        rest = writer.write_hot(range)?;
-    }
-    writer.finish()
+    pub(super) control: Control,
 }
 
 impl SegmentsWriter {
@@ -195,38 +165,6 @@ impl SegmentsWriter {
         let objects = PendingObjects { storage, paths: Vec::new() };
         let control = control.clone();
         Ok(Self { snapshot, schemas, next_id, open: None, done: Vec::new(), objects, control })
-    }
-
-    /// Writes the first hot rows of a key range; returns the rest of the range.
-    fn write_hot(&mut self, range: KeyRange) -> Result<Option<KeyRange>> {
-        self.control.check()?;
-        let flushed = self.snapshot.cold.flushed(self.schemas.definition.id);
-        let shown: Vec<usize> = (0..self.schemas.full.fields().len()).collect();
-        let mut decoder = row_decoder(&self.schemas.definition, &shown)?;
-        let (mut keys, mut bytes, mut visits) = (Vec::new(), 0, 0);
-        let mut stopped_at = None;
-        let end = range.end.clone();
-        self.snapshot.storage.visit(Partition::Rows, range, Direction::Forward, &mut |key, row| {
-            visits += 1;
-            let (header, _) = RowHeader::read(row)?;
-            if header.seq > flushed {
-                decoder.push(key, row)?;
-                keys.push(Bytes::copy_from_slice(key));
-                bytes += row.len();
-            }
-            if keys.len() >= CHUNK_ROWS || bytes >= CHUNK_BYTES_MAX || visits >= 8 * CHUNK_ROWS {
-                stopped_at = Some([key, &[0]].concat());
-                return Ok(ControlFlow::Break(()));
-            }
-            Ok(ControlFlow::Continue(()))
-        })?;
-        if !keys.is_empty() {
-            let mut columns = decoder.finish()?;
-            columns.extend(self.system_columns(&keys)?);
-            let batch = RecordBatch::try_new(Arc::clone(self.schemas.segment()), columns)?;
-            self.push(&batch, &keys)?;
-        }
-        Ok(stopped_at.map(|start| KeyRange { start, end }))
     }
 
     /// Returns the columns of a segment that follow those of the full schema.
@@ -277,11 +215,8 @@ impl SegmentsWriter {
         let path = SegmentStore::path(self.schemas.definition.id, self.snapshot.epoch, id);
         self.objects.paths.push(path.clone());
         let storage = &self.objects.storage;
-        let writer = SegmentWriter::new(
-            storage.create(&path)?,
-            Arc::clone(self.schemas.segment()),
-            storage.compression(),
-        )?;
+        let writer =
+            SegmentWriter::new(storage.create(&path)?, self.schemas.segment()?, storage.compression())?;
         Ok((id, path, writer))
     }
 
@@ -292,45 +227,4 @@ impl SegmentsWriter {
         }
         Ok((self.done, self.objects))
     }
-}
-
-/// Returns for each segment the positions of its deleted rows, ascending.
-///
-/// # Errors
-/// XX001 when a mark is damaged, and any error of the storage.
-pub async fn deleted_positions(snapshot: &Snapshot, segments: &[Arc<Segment>]) -> Result<Vec<Vec<u32>>> {
-    let (storage, cold) = (Arc::clone(&snapshot.storage), Arc::clone(&snapshot.cold));
-    let ids: Vec<_> = segments.iter().map(|segment| (segment.table, segment.id)).collect();
-    let deleted_in =
-        move |(table, segment)| Ok(cold.deleted(&*storage, table, segment)?.into_iter().collect());
-    blocking(move || ids.into_iter().map(deleted_in).collect()).await
-}
-
-/// Returns keys of stored rows in `range` that are already in segments, and the rest of the range.
-///
-/// # Errors
-/// XX001 for damaged rows, and any error of the storage.
-pub fn flushed_keys(
-    snapshot: &Snapshot,
-    range: KeyRange,
-    flushed: Seq,
-) -> Result<(Vec<Bytes>, Option<KeyRange>)> {
-    /// Rows that one commit removes.
-    const KEYS_MAX: usize = 4_096;
-    /// Rows visited for one commit.
-    const VISITS_MAX: usize = 65_536;
-    let (mut keys, mut visits, mut stopped_at) = (Vec::new(), 0, None);
-    let end = range.end.clone();
-    snapshot.storage.visit(Partition::Rows, range, Direction::Forward, &mut |key, row| {
-        visits += 1;
-        if RowHeader::read(row)?.0.seq <= flushed {
-            keys.push(Bytes::copy_from_slice(key));
-        }
-        if keys.len() >= KEYS_MAX || visits >= VISITS_MAX {
-            stopped_at = Some([key, &[0]].concat());
-            return Ok(ControlFlow::Break(()));
-        }
-        Ok(ControlFlow::Continue(()))
-    })?;
-    Ok((keys, stopped_at.map(|start| KeyRange { start, end })))
 }
