@@ -78,7 +78,7 @@ pub struct Segment {
     pub commit: Option<Seq>,
     /// The creation time, microseconds UTC.
     pub created_at: i64,
-    /// The CRC-32 of each [`CHECKSUM_BLOCK_BYTES`] of the object, as u32 LE.
+    /// The CRC-32 of each `CHECKSUM_BLOCK_BYTES` of the object, as u32 LE.
     #[serde(serialize_with = "to_base64", deserialize_with = "from_base64")]
     pub checksums: Vec<u8>,
 }
@@ -99,7 +99,7 @@ impl Segment {
         0..self.rows
     }
 
-    /// Returns the checksum of a block of [`CHECKSUM_BLOCK_BYTES`].
+    /// Returns the checksum of a block of `CHECKSUM_BLOCK_BYTES`.
     pub fn checksum(&self, block: usize) -> Option<u32> {
         let bytes = self.checksums.get(block * 4..)?.first_chunk::<4>()?;
         Some(u32::from_le_bytes(*bytes))

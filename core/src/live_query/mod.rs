@@ -8,7 +8,7 @@
 //!
 //! It plans no SQL (the statement layer hands over a [`LiveQueryPlan`]) and speaks no wire protocol.
 //!
-//! Invariant: a subscriber's frames fold to the query's result at every `complete_through`; see [`frame`].
+//! Invariant: a subscriber's frames fold to the query's result at every `complete_through`; see `frame`.
 
 mod canonical;
 mod catch_up;

@@ -42,7 +42,7 @@ pub(crate) struct Planning<'a> {
     pub(crate) renamed: &'a HashMap<String, String>,
 }
 
-/// A live query, ready to run. [`LiveQueryPlan::extract`] creates it.
+/// A live query, ready to run. `LiveQueryPlan::extract` creates it.
 #[derive(Clone, Debug)]
 pub struct LiveQueryPlan {
     pub(crate) table: Arc<TableSchemas>,
