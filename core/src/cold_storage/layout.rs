@@ -16,7 +16,7 @@ use datafusion::common::{ColumnStatistics, ScalarValue, Statistics};
 use parquet::arrow::{PARQUET_FIELD_ID_META_KEY, ProjectionMask};
 use parquet::schema::types::SchemaDescriptor;
 
-use super::segment::COLUMN_ID_SEQ;
+use super::segment::{COLUMN_ID_ROW, COLUMN_ID_SEQ, COLUMN_ID_USER, COLUMN_SEQ};
 use crate::error::{Error, Result};
 use crate::ids::{ColumnId, Seq};
 use crate::types::is_widening;
@@ -76,11 +76,23 @@ pub(super) struct FileColumns {
 }
 
 impl FileColumns {
-    /// Takes the ids from the fields; `None` when a field has none.
-    pub(super) fn of<'a>(fields: impl IntoIterator<Item = &'a FieldRef>) -> Option<Self> {
+    /// Takes the ids from the fields; `None` when only some have one.
+    ///
+    /// The segments of the first versions have no ids. No statement could change columns then, so their
+    /// columns are those of the table, numbered from 1, `_seq`, and then the owner and the hidden key.
+    pub(super) fn of(fields: &[FieldRef]) -> Option<Self> {
+        let seq = fields.iter().position(|field| field.name() == COLUMN_SEQ);
+        let has_ids = fields.iter().any(|field| id_of(field).is_some());
         let (mut plain, mut ids) = (Vec::new(), Vec::new());
-        for field in fields {
-            ids.push(id_of(field)?);
+        for (field, number) in fields.iter().zip(1..) {
+            let id = match seq {
+                _ if has_ids => id_of(field)?,
+                Some(seq) if ids.len() < seq => ColumnId(number),
+                _ if field.name() == COLUMN_SEQ => COLUMN_ID_SEQ,
+                _ if *field.data_type() == DataType::Int64 => COLUMN_ID_USER,
+                _ => COLUMN_ID_ROW,
+            };
+            ids.push(id);
             let mut field = Field::clone(field);
             field.metadata_mut().remove(PARQUET_FIELD_ID_META_KEY);
             plain.push(field);
@@ -379,6 +391,24 @@ mod tests {
         let narrower = "has values of type Int32 in column \"n\", not Int16";
         check(&[("n", DataType::Int16, 1, None)], narrower);
         let without_id: FieldRef = Arc::new(Field::new("n", DataType::Int32, true));
-        assert!(FileColumns::of([&without_id]).is_none());
+        let with_id: FieldRef = Arc::new(with_id(&without_id, ColumnId(1)));
+        assert!(FileColumns::of(&[with_id, without_id]).is_none());
+    }
+
+    #[test]
+    fn columns_without_ids_are_numbered() {
+        let field = |name, ty| -> FieldRef { Arc::new(Field::new(name, ty, false)) };
+        let mut fields = vec![
+            field("n", DataType::Int64),
+            field("key", DataType::FixedSizeBinary(12)),
+            field(COLUMN_SEQ, DataType::Int64),
+            field("_user_id", DataType::Int64),
+            field("_row_id", DataType::FixedSizeBinary(12)),
+        ];
+        let file = FileColumns::of(&fields).unwrap();
+        let expected = [ColumnId(1), ColumnId(2), COLUMN_ID_SEQ, COLUMN_ID_USER, COLUMN_ID_ROW];
+        assert_eq!(file.ids, expected);
+        fields.remove(3);
+        assert_eq!(FileColumns::of(&fields).unwrap().ids[3], COLUMN_ID_ROW);
     }
 }

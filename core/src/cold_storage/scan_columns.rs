@@ -42,9 +42,9 @@ impl PhysicalExprAdapterFactory for SegmentColumns {
 /// Returns the layout of a file; `None` if it has exactly the wanted columns. Columns that the reader itself
 /// adds follow those of the file.
 fn layout(wanted: &Arc<ReadSchema>, file_schema: &SchemaRef) -> Result<Option<SegmentLayout>, Error> {
-    let stored = file_schema.fields().iter().take_while(|field| id_of(field).is_some());
-    let file = FileColumns::of(stored).filter(|file| !file.schema().fields().is_empty());
-    match file {
+    let stored = file_schema.fields().iter().take_while(|field| id_of(field).is_some()).count();
+    let stored = file_schema.fields().get(..stored).unwrap_or_default();
+    match FileColumns::of(stored).filter(|_| !stored.is_empty()) {
         Some(file) => SegmentLayout::new(&file, wanted)
             .map(Some)
             .map_err(|problem| Error::corruption(format!("a segment {problem}"))),

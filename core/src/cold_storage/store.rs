@@ -68,7 +68,6 @@ impl OpenSegment {
         let fences = fences_of(segment, &metadata)?;
         let columns = FileColumns::of(metadata.schema().fields()).ok_or_else(|| {
             Error::corruption(format!("segment \"{}\" has columns without ids", segment.path))
-                .hint("an unfinished version of this program wrote it; load the table again")
         })?;
         let options = ArrowReaderOptions::new().with_schema(Arc::clone(columns.schema()));
         let metadata = ArrowReaderMetadata::try_new(Arc::clone(metadata.metadata()), options)?;

@@ -1,6 +1,6 @@
 //! Writes segments: hot rows in a flush, other segments in a compaction, new rows of a large INSERT.
 //!
-//! This room makes the files; a job or a statement commits them. It reads rows through `tables` and
+//! This module writes the files; a job or a statement commits them. It reads rows through `tables` and
 //! `cold_storage`, and has no reader of its own.
 //!
 //! | file | its one job |

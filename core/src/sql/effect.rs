@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::commit::{LargeInsert, WriteSet};
 use crate::error::{Error, ErrorKind, Result};
-use crate::ids::{JobId, SubscriptionId, UserId};
+use crate::ids::{JobId, Seq, SubscriptionId, UserId};
 use crate::live_query::Subscription;
 use crate::maintenance::BackupUrl;
 use crate::segments::PendingObjects;
@@ -24,8 +24,8 @@ pub(super) enum Effect {
     Denied(Denial),
     /// The statement starts a live query.
     Subscription(Subscription),
-    /// The statement found nothing to do.
-    Nothing,
+    /// The statement found nothing to do, as of this seq.
+    Nothing(Seq),
 }
 
 /// What a statement changes.
@@ -74,6 +74,11 @@ pub(super) enum FollowUp {
 }
 
 impl Effect {
+    /// The statement found nothing to do.
+    pub(super) fn nothing(execution: &Execution) -> Self {
+        Self::Nothing(execution.snapshot.seq)
+    }
+
     /// Returns a refusal as a [`Denial`], and any other error as it is.
     pub(super) fn denied(action: &'static str, target: &str, error: Error) -> Result<Self> {
         if error.kind() != ErrorKind::PermissionDenied {

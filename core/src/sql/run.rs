@@ -9,9 +9,9 @@
 use std::sync::Arc;
 
 use datafusion::common::ScalarValue;
-use tracing::debug;
+use tracing::{debug, warn};
 
-use super::effect::{AuditNote, Change, Denial, Effect};
+use super::effect::{AuditNote, Change, Denial, Effect, FollowUp};
 use super::engine::Engine;
 use super::execution::Execution;
 use super::handlers;
@@ -41,11 +41,10 @@ pub(super) enum Request<'a> {
 pub(super) async fn run(mut execution: Execution, request: Request<'_>) -> Result<Outcome> {
     let mut attempts = Attempts::new(&execution);
     loop {
-        let seq = execution.snapshot.seq;
         match effect(&execution, request).await? {
             Effect::Rows(rows) => return Ok(Outcome::Rows(rows)),
             Effect::Subscription(subscription) => return Ok(Outcome::Subscription(subscription)),
-            Effect::Nothing => return Ok(Outcome::Affected(Affected { rows: 0, seq })),
+            Effect::Nothing(seq) => return Ok(Outcome::Affected(Affected { rows: 0, seq })),
             Effect::Denied(denial) => attempts.deny(&execution, denial).await?,
             Effect::Change(change) => {
                 if let Some(outcome) = attempts.commit(&execution, *change).await? {
@@ -95,24 +94,37 @@ impl Attempts {
             set.tables.push(audit_row(execution, note)?);
         }
         let receipt = match segments {
-            Some((insert, objects)) => self.commit_segments(insert, set, objects).await?,
-            None => self.commit_set(set).await?,
+            Some((insert, objects)) => self.commit_segments(insert, set, objects).await,
+            None => self.commit_set(set).await,
         };
-        let Some(receipt) = receipt else { return Ok(None) };
+        // A job can be ended while the store refuses writes.
+        if let (Err(error), Some(FollowUp::CancelJob(job))) = (&receipt, &follow_up)
+            && error.kind() == ErrorKind::Unavailable
+        {
+            self.ctx.jobs.cancel(job)?;
+        }
+        let Some(receipt) = receipt? else { return Ok(None) };
         match follow_up {
             Some(follow_up) => handlers::follow_up(&self.ctx, follow_up, receipt.seq).await.map(Some),
             None => Ok(Some(Outcome::Affected(Affected { rows, seq: receipt.seq }))),
         }
     }
 
-    /// Commits the audit row of a refusal, then returns the refusal as an error. `Ok` means that the
-    /// statement must be planned again.
+    /// Commits the audit row of a refusal, then returns the refusal as an error, also if the row cannot be
+    /// written: the refusal must not depend on what the user may not know. `Ok` means that the statement must
+    /// be planned again.
     async fn deny(&mut self, execution: &Execution, denial: Denial) -> Result<()> {
         let mut change = Change::new(execution);
         change.note(&format!("{} DENIED", denial.action), &denial.target, None, None);
-        match self.commit(execution, change).await? {
-            Some(_) => Err(denial.error),
-            None => Ok(()),
+        // Only the audit log conflicts here, which uses up no attempt of the statement.
+        self.left += 1;
+        match self.commit(execution, change).await {
+            Ok(Some(_)) => Err(denial.error),
+            Ok(None) => Ok(()),
+            Err(error) => {
+                warn!(%error, action = denial.action, "a refusal could not be audited");
+                Err(denial.error)
+            }
         }
     }
 

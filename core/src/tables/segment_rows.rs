@@ -38,11 +38,18 @@ pub(super) async fn segment_rows(
     let deleted = snapshot.cold.deleted_positions(&snapshot.storage, &segments).await?;
     let mut rows = Vec::with_capacity(segments.len());
     for (segment, deleted) in segments.iter().zip(deleted) {
-        let deleted = match overlay {
+        let mut deleted = match overlay {
             Some(overlay) => overlay.unite_deleted(segment.id, deleted),
             None => deleted,
         };
         let selected = positions(snapshot, segment, &keys, ranges).await?;
+        // Both are ascending. What a scan keeps is what it reads.
+        let mut wanted = selected.iter().peekable();
+        deleted.retain(|position| {
+            while wanted.next_if(|range| range.end <= *position).is_some() {}
+            wanted.peek().is_some_and(|range| range.contains(position))
+        });
+        deleted.shrink_to_fit();
         rows.push(SegmentRows { segment: segment.id, selected, deleted });
     }
     Ok(rows)

@@ -1,10 +1,11 @@
 //! What other programs read and wrote: a database of an earlier version, and the manifests beside segments.
 //!
-//! `core/tests/fixtures/format-1.zip` is a database of format 1. Every later version must open and read it,
-//! so it never changes: a new format gets a file of its own. If the file is missing,
-//! `WRITE_FIXTURE=1 cargo test --workspace --test it formats` writes it with the present version.
+//! The archives in `core/tests/fixtures` are databases of format 1. Every later version must open and read
+//! them, so they never change: a new form gets an archive of its own. `format-1.zip` has segments without
+//! column ids. `WRITE_FIXTURE=1 cargo test --workspace --test it formats` writes the last archive with the
+//! present version, if it is missing.
 //!
-//! The archive has the data directory (`data`) and two resume tokens of live queries (`NAME.token`).
+//! Each archive has the data directory (`data`) and two resume tokens of live queries (`NAME.token`).
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -112,8 +113,10 @@ const NOTES_CHANGES: &[&str] = &["1|21|hot", "1|22|NULL", "1|23|third epoch", "2
 /// What `root` missed since his token: a part of the log with rows as columns.
 const BULK_CHANGES: &[&str] = &["1|1|v1", "1|2|v2", "1|3|v3"];
 
-fn archive_path() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join("fixtures").join("format-1.zip")
+const ARCHIVES: [&str; 2] = ["format-1.zip", "format-1-column-ids.zip"];
+
+fn archive_path(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join("fixtures").join(name)
 }
 
 async fn open(data_dir: &Path, large_insert_bytes: usize) -> (Database, Arc<ManualClock>) {
@@ -309,7 +312,7 @@ async fn change_tables(database: &Database) {
 }
 
 async fn write_fixture() {
-    let archive = archive_path();
+    let archive = archive_path(ARCHIVES[ARCHIVES.len() - 1]);
     let folder = tempfile::tempdir().unwrap();
     let data_dir = folder.path().join("data");
     let (notes, bulk) = fill(&data_dir).await;
@@ -337,9 +340,9 @@ async fn write_fixture() {
     assert!(fs::metadata(&archive).unwrap().len() <= FIXTURE_BYTES_MAX, "{}", archive.display());
 }
 
-/// Unpacks the fixture into `folder`.
-fn unpack(folder: &Path) {
-    let path = archive_path();
+/// Unpacks an archive into `folder`.
+fn unpack(archive: &str, folder: &Path) {
+    let path = archive_path(archive);
     let file = File::open(&path).unwrap_or_else(|error| {
         panic!("{} is missing ({error}); the top of formats.rs says how to get it", path.display())
     });
@@ -378,8 +381,14 @@ async fn a_database_of_format_1_is_read_and_written() {
     if std::env::var_os("WRITE_FIXTURE").is_some() {
         write_fixture().await;
     }
+    for archive in ARCHIVES {
+        read_and_write(archive).await;
+    }
+}
+
+async fn read_and_write(archive: &str) {
     let folder = tempfile::tempdir().unwrap();
-    unpack(folder.path());
+    unpack(archive, folder.path());
     let data_dir = folder.path().join("data");
     assert_eq!(check(&data_dir).await.unwrap().problems, Vec::<String>::new());
 

@@ -8,7 +8,7 @@ use crate::sql::execution::Execution;
 /// Changes the namespace of the session.
 pub(in crate::sql) fn use_namespace(execution: &Execution, namespace: &str) -> Result<Effect> {
     execution.set_namespace(namespace)?;
-    Ok(Effect::Nothing)
+    Ok(Effect::nothing(execution))
 }
 
 /// Ends a live query. Users end their own, administrators any; to other users it does not exist.

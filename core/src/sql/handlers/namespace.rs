@@ -15,7 +15,7 @@ pub(in crate::sql) fn create(execution: &Execution, name: &str, if_not_exists: b
         return Effect::denied("CREATE NAMESPACE", name, error);
     }
     if if_not_exists && execution.snapshot.catalog.namespace(name).is_some() {
-        return Ok(Effect::Nothing);
+        return Ok(Effect::nothing(execution));
     }
     validate_new_namespace(name)?;
     let mut change = Change::new(execution);
@@ -42,7 +42,7 @@ pub(in crate::sql) fn drop(
     let catalog = &execution.snapshot.catalog;
     let Some(namespace) = catalog.namespace(name) else {
         if if_exists {
-            return Ok(Effect::Nothing);
+            return Ok(Effect::nothing(execution));
         }
         return Err(Error::namespace_not_found(name));
     };

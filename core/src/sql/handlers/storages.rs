@@ -38,7 +38,7 @@ pub(in crate::sql) fn create(execution: &Execution, statement: &CreateStorage) -
     }
     if execution.snapshot.catalog.storage(name).is_some() {
         if statement.if_not_exists {
-            return Ok(Effect::Nothing);
+            return Ok(Effect::nothing(execution));
         }
         return Err(Error::new(
             ErrorKind::AlreadyExists,
@@ -105,7 +105,7 @@ pub(in crate::sql) fn drop(execution: &Execution, name: &str, if_exists: bool) -
         return Effect::denied("DROP STORAGE", name, error);
     }
     if if_exists && execution.snapshot.catalog.storage(name).is_none() {
-        return Ok(Effect::Nothing);
+        return Ok(Effect::nothing(execution));
     }
     find(execution, name)?;
     if execution.snapshot.cold.needs(name) {

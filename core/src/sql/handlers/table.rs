@@ -32,7 +32,7 @@ pub(in crate::sql) fn create(execution: &Execution, table: &CreateTable) -> Resu
     }
     if catalog.table(&namespace, &table.name.name).is_some() {
         if table.if_not_exists {
-            return Ok(Effect::Nothing);
+            return Ok(Effect::nothing(execution));
         }
         return Err(Error::new(
             ErrorKind::AlreadyExists,
@@ -79,7 +79,7 @@ pub(in crate::sql) fn alter(execution: &Execution, statement: &AlterTable) -> Re
     let table = match execution.find(&statement.name) {
         Ok(table) => table,
         Err(error) if statement.if_exists && error.kind() == ErrorKind::NotFound => {
-            return Ok(Effect::Nothing);
+            return Ok(Effect::nothing(execution));
         }
         Err(error) => return Err(error),
     };
@@ -92,7 +92,7 @@ pub(in crate::sql) fn alter(execution: &Execution, statement: &AlterTable) -> Re
         change.apply(table.kind, &mut options)?;
     }
     if options == table.options {
-        return Ok(Effect::Nothing);
+        return Ok(Effect::nothing(execution));
     }
     let definition = table.with_options(execution.now_us, options)?;
     let values = statement
@@ -147,7 +147,7 @@ pub(in crate::sql) fn drop(
         change.note("DROP TABLE", &full_name, None, None);
     }
     if change.set.catalog.is_empty() {
-        return Ok(Effect::Nothing);
+        return Ok(Effect::nothing(execution));
     }
     Ok(change.into())
 }

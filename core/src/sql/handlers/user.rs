@@ -27,7 +27,7 @@ pub(in crate::sql) async fn create(execution: &Execution, user: &CreateUser) -> 
     let catalog = &execution.snapshot.catalog;
     if catalog.user_by_name(&user.name).is_some() {
         if user.if_not_exists {
-            return Ok(Effect::Nothing);
+            return Ok(Effect::nothing(execution));
         }
         return Err(Error::new(
             ErrorKind::AlreadyExists,
@@ -102,7 +102,7 @@ pub(in crate::sql) fn drop(execution: &Execution, name: &str, if_exists: bool) -
     }
     let user = match find(execution, name) {
         Ok(user) => user,
-        Err(_) if if_exists => return Ok(Effect::Nothing),
+        Err(_) if if_exists => return Ok(Effect::nothing(execution)),
         Err(error) => return Err(error),
     };
     if user.id == UserId::ROOT {

@@ -3,6 +3,7 @@
 //! Invariant: `Debug` prints no password.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
 use datafusion::sql::sqlparser::ast;
@@ -16,16 +17,22 @@ use crate::live_query::SubscribeRequest;
 use crate::maintenance::BackupUrl;
 
 /// A statement that passed the guard and the parser.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Parsed {
     pub(crate) sql: Arc<str>,
     pub(crate) statement: Statement,
     pub(crate) parameters: ParameterNames,
     /// The text names `_seq`, so tables show it (never in wildcards).
     pub(crate) names_seq: bool,
-    /// The statement has expressions, so it may have parameters. No other statement does, and no other has a
-    /// password.
+    /// The statement has expressions, so it may have parameters. A statement without them may contain a
+    /// password, so its text is not cached.
     pub(crate) has_expressions: bool,
+}
+
+impl fmt::Debug for Parsed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Parsed").field("statement", &self.statement).finish_non_exhaustive()
+    }
 }
 
 /// A parsed statement.
