@@ -64,6 +64,8 @@ pub(super) fn configure(config: &mut SessionConfig) {
     options.execution.time_zone = Some("UTC".to_owned());
     // The logical plan's nullability is right; the physical plan's is too cautious and fails this check.
     options.execution.skip_physical_aggregate_schema_check = true;
+    // An idle partition would read files of others, also below a LIMIT, where sorted files must stay apart.
+    options.execution.enable_file_stream_work_stealing = false;
 }
 
 /// Returns the session state for making a physical plan from an optimised plan.

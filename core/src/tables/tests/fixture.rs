@@ -157,6 +157,8 @@ impl Fixture {
     pub(super) fn context(&self, provider: Arc<KalamTable>) -> SessionContext {
         let mut config = SessionConfig::new().with_target_partitions(2).with_batch_size(self.batch_rows);
         config.options_mut().execution.parquet.schema_force_view_types = false;
+        // As in the engine; see docs/sql-correctness.md.
+        config.options_mut().execution.enable_file_stream_work_stealing = false;
         let context = SessionContext::new_with_config(config);
         self.cold.store().register(&context.runtime_env());
         context.register_table("t", provider).unwrap();
