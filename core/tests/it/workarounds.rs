@@ -19,6 +19,8 @@ use serde::Deserialize;
 use crate::cold::flush;
 use crate::session::{run, text};
 
+/// How often DataFusion must be right about a fault before its work-around can go.
+const ASKED: usize = 5;
 const FILE: &str = include_str!("workarounds.toml");
 
 #[derive(Deserialize)]
@@ -164,7 +166,13 @@ fn answer(fault: &Fault) -> Answer {
 
 #[test]
 fn datafusion_alone_is_still_wrong() {
-    let news: Vec<String> = faults().iter().filter_map(|fault| fault.news(&answer(fault))).collect();
+    // A plan can depend on the order in which DataFusion walks its hash maps, which differs each time.
+    let news_each_time = |fault: &Fault| {
+        let mut news = (0..ASKED).map(|_| fault.news(&answer(fault)));
+        let first = news.next().flatten()?;
+        news.all(|news| news.is_some()).then_some(first)
+    };
+    let news: Vec<String> = faults().iter().filter_map(news_each_time).collect();
     assert!(news.is_empty(), "{}", news.join("\n"));
 }
 
