@@ -37,7 +37,7 @@ deb = $(package)/kalamdb_$(version)_$(shell dpkg --print-architecture).deb
 first_build = @[ -e $(CARGO_TARGET_DIR)/$(1)/kalamdb ] || echo "The first build compiles 400 crates and RocksDB: $(2). Later builds compile what has changed."
 
 .PHONY: help run test bench bench-quick fmt check lint doc deny build program release install deb test-rust test-examples test-python \
-        test-java test-deb guards guards-long guards-faults setup-build setup-postgres setup-python setup-tools setup-deny setup-corpora
+        test-java test-deb guards guards-long guards-faults guests setup-build setup-postgres setup-python setup-tools setup-deny setup-corpora
 
 help: ## Lists the targets.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 18
@@ -103,6 +103,9 @@ guards-long: setup-build setup-postgres setup-corpora ## Runs the guards at leng
 
 guards-faults: build setup-postgres setup-corpora ## Checks that the guards find every fault that can be planted in the planner.
 	$(guards) -- --faults
+
+guests: setup-build ## Measures what the worst statements and connections of a user do to others; release build.
+	GUESTS_WHOLE=1 cargo test --release --workspace --test guests -- --nocapture
 
 test-examples: build setup-python ## Runs every program under client-examples/, each against its own server.
 	$(limit) $(CARGO_TARGET_DIR)/debug/example-embedded

@@ -20,6 +20,7 @@ use crate::live_query::{LiveQueryManager, LiveQueryParts};
 use crate::platform;
 use crate::schema_registry::{FlushPolicy, SchemaRegistry};
 use crate::storage::blocking;
+use crate::workload::{EngineThreads, empty_spill};
 
 /// The file in the data directory that holds [`AppContext::secret`].
 const SECRET_FILE: &str = "secret";
@@ -32,6 +33,8 @@ pub struct AppContext {
     pub config: Config,
     /// The flush policy of tables created without `FLUSH_POLICY`.
     pub flush_policy: FlushPolicy,
+    /// The threads that plan and run statements.
+    pub engine_threads: Arc<EngineThreads>,
     /// The source of wall-clock time.
     pub clock: Arc<dyn Clock>,
     /// The key that seals tokens. It is created with the database and never shown.
@@ -63,13 +66,17 @@ impl AppContext {
             blocking(move || {
                 let committer = Committer::open_config(&config, clock)?;
                 let secret = match &config.data_dir {
-                    Some(dir) => stored_secret(&dir.join(SECRET_FILE))?,
+                    Some(dir) => {
+                        empty_spill(dir)?;
+                        stored_secret(&dir.join(SECRET_FILE))?
+                    }
                     None => rand::random(),
                 };
                 Ok((committer, secret))
             })
             .await?
         };
+        let engine_threads = EngineThreads::start(&config)?;
         let schema_registry = Arc::new(SchemaRegistry::new());
         let live_queries = LiveQueryManager::start(LiveQueryParts {
             committer: Arc::clone(&committer),
@@ -91,6 +98,7 @@ impl AppContext {
             node_id,
             config,
             flush_policy,
+            engine_threads,
             clock,
             secret,
             committer,
@@ -101,14 +109,22 @@ impl AppContext {
         }))
     }
 
-    /// Ends live queries, then background jobs, then the committer. Jobs flush until `flush_until` at most.
+    /// Ends live queries, then background jobs, the committer and statements. Jobs flush until `flush_until`
+    /// at most.
     ///
     /// # Errors
     /// When committed data cannot be synced to disk.
     pub async fn shutdown(&self, flush_until: Instant) -> Result<()> {
         self.live_queries.shutdown().await;
         self.jobs.shutdown(flush_until).await;
-        self.committer.shutdown().await?;
+        let committed = self.committer.shutdown().await;
+        let threads = Arc::clone(&self.engine_threads);
+        let ended = blocking(move || {
+            threads.shutdown();
+            Ok(())
+        })
+        .await;
+        committed.and(ended)?;
         info!(node = %self.node_id, "database closed");
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! Settings of the core: plain data with defaults; names carry the units. The embedder decides where they
 //! come from (flags, environment, files).
 
+use std::num::NonZero;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -35,6 +36,12 @@ pub struct Config {
     /// An INSERT of at least this many bytes is written directly as segments and is never hot. Inserts of
     /// mostly NULLs and tables in a bucket are exempt; 0 disables it.
     pub large_insert_bytes: usize,
+    /// How many statements have threads of their own when each keeps all its partitions busy; 0 means four
+    /// per processor, and at least 8.
+    pub statements_running_max: usize,
+    /// The most processor time that a statement may use in one step, which cannot be interrupted. A statement
+    /// that uses more ends with 54000; 0 sets no limit.
+    pub step_cpu_ms_max: u64,
     /// Memory that all running queries share. Beyond it sorts and joins spill, or fail with 53200.
     pub query_memory_bytes: usize,
     /// Bytes that queries may spill to disk.
@@ -120,6 +127,8 @@ impl Default for Config {
             statement_rows_max: 5_000_000,
             statement_bytes_max: 1 << 30,
             large_insert_bytes: 8 << 20,
+            statements_running_max: 0,
+            step_cpu_ms_max: 5_000,
             query_memory_bytes: 1 << 30,
             spill_bytes_max: 10 << 30,
             query_partitions: 2,
@@ -177,6 +186,14 @@ impl Config {
                 .hint("use 1 to 64 letters, digits and hyphens"));
         }
         Ok(NodeId(self.node_id.as_str().into()))
+    }
+
+    /// Returns [`Config::statements_running_max`] with its default filled in.
+    pub(crate) fn statements_running_max(&self) -> usize {
+        match self.statements_running_max {
+            0 => std::thread::available_parallelism().map_or(1, NonZero::get).saturating_mul(4).max(8),
+            statements => statements,
+        }
     }
 
     /// Checks every setting.

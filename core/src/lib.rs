@@ -8,6 +8,7 @@
 //! | [`ids`], [`error`], [`config`], [`clock`], [`access`], `casts`, `types` | the basic types |
 //! | [`failpoint`] | named points at which tests end the process or make a step fail |
 //! | `platform` | what depends on the operating system |
+//! | `workload` | the threads of statements, and how a statement is stopped |
 //! | `storage` | ordered bytes on disk: the trait, RocksDB, the frozen key and row encodings |
 //! | `cold_storage` | Parquet segments: the manifest, writing, lookups by key |
 //! | `schema_registry` | tables, users and namespaces (the catalog) and their memoized Arrow schemas |
@@ -48,6 +49,8 @@ mod casts;
 pub mod types;
 
 mod platform;
+
+pub mod workload;
 
 pub mod storage;
 
@@ -90,6 +93,7 @@ pub use live_query::{
     Subscription,
 };
 pub use sql::{
-    Affected, Outcome, Params, Prepared, ResultSchema, RowStream, STACK_BYTES, Session, SplitStatements,
-    StatementKind, TableInfo, split_statements,
+    Affected, Outcome, Params, Prepared, ResultSchema, RowStream, Session, SplitStatements, StatementKind,
+    TableInfo, split_statements,
 };
+pub use workload::STACK_BYTES;

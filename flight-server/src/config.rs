@@ -38,6 +38,9 @@ const FOREIGN_VARIABLES: [&str; 13] = [
 /// Prefixes of the variables that Kubernetes sets for a service called "kalamdb".
 const PLATFORM_PREFIXES: [&str; 2] = ["port_", "service_"];
 
+/// The least that is read of a connection before a login.
+const ANONYMOUS_READ_BYTES_MIN: usize = 32 << 10;
+
 /// Everything `kalamdb serve` needs to know.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
@@ -57,6 +60,19 @@ pub struct ServerConfig {
     pub message_bytes_max: usize,
     /// Maximum bytes of rows and parameters that the server holds for all clients together. Default 2 GiB.
     pub inbound_bytes_max: usize,
+    /// The most connections of one IPv4 address or IPv6 /64. Default 0: no limit.
+    pub connections_per_address_max: usize,
+    /// The most connections with a login of one user. Default 1,000.
+    pub connections_per_user_max: usize,
+    /// The most connections without a login that one address keeps when there are too many in all.
+    /// Default 256.
+    pub anonymous_per_address_max: usize,
+    /// The most bytes read of a connection before a login. Default 48 KiB.
+    pub anonymous_read_bytes_max: usize,
+    /// The most calls in flight on a connection before a login. Default 8.
+    pub anonymous_calls_per_connection_max: usize,
+    /// The most logins whose passwords wait to be checked. Default 4,096.
+    pub logins_waiting_max: usize,
     /// How long open calls may take to end after SIGTERM, in milliseconds. Default 8,000; at most 10,000 are
     /// used.
     pub drain_ms: u64,
@@ -116,6 +132,12 @@ struct ServerSettings {
     reflection: bool,
     message_bytes_max: usize,
     inbound_bytes_max: usize,
+    connections_per_address_max: usize,
+    connections_per_user_max: usize,
+    anonymous_per_address_max: usize,
+    anonymous_read_bytes_max: usize,
+    anonymous_calls_per_connection_max: usize,
+    logins_waiting_max: usize,
     drain_ms: u64,
     log_level: String,
     log_format: LogFormat,
@@ -132,10 +154,37 @@ impl Default for ServerSettings {
             reflection: true,
             message_bytes_max: 64 << 20,
             inbound_bytes_max: 2 << 30,
+            connections_per_address_max: 0,
+            connections_per_user_max: 1_000,
+            anonymous_per_address_max: 256,
+            anonymous_read_bytes_max: 48 << 10,
+            anonymous_calls_per_connection_max: 8,
+            logins_waiting_max: 4_096,
             drain_ms: 8_000,
             log_level: "info".to_owned(),
             log_format: LogFormat::Text,
         }
+    }
+}
+
+impl ServerSettings {
+    fn validate(&self) -> Result<(), ConfigError> {
+        let positive = [
+            ("connections_per_user_max", self.connections_per_user_max),
+            ("anonymous_per_address_max", self.anonymous_per_address_max),
+            ("anonymous_calls_per_connection_max", self.anonymous_calls_per_connection_max),
+            ("logins_waiting_max", self.logins_waiting_max),
+        ];
+        if let Some((name, _)) = positive.iter().find(|(_, value)| *value == 0) {
+            return Err(ConfigError(format!("setting \"{name}\" must be greater than 0")));
+        }
+        // An encrypted handshake and the headers of a login must fit.
+        if self.anonymous_read_bytes_max < ANONYMOUS_READ_BYTES_MIN {
+            return Err(ConfigError(format!(
+                "setting \"anonymous_read_bytes_max\" must be at least {ANONYMOUS_READ_BYTES_MIN}"
+            )));
+        }
+        Ok(())
     }
 }
 
@@ -198,6 +247,7 @@ impl ServerConfig {
         let core: Config = typed(core)?;
         let server: ServerSettings = typed(server)?;
         core.validate().map_err(|error| error.to_string())?;
+        server.validate()?;
         let config = Self {
             listen: resolve("listen", &server.listen)?,
             http_listen: match server.http_listen.as_str() {
@@ -216,6 +266,12 @@ impl ServerConfig {
             reflection: server.reflection,
             message_bytes_max: server.message_bytes_max,
             inbound_bytes_max: server.inbound_bytes_max,
+            connections_per_address_max: server.connections_per_address_max,
+            connections_per_user_max: server.connections_per_user_max,
+            anonymous_per_address_max: server.anonymous_per_address_max,
+            anonymous_read_bytes_max: server.anonymous_read_bytes_max,
+            anonymous_calls_per_connection_max: server.anonymous_calls_per_connection_max,
+            logins_waiting_max: server.logins_waiting_max,
             drain_ms: server.drain_ms.min(10_000),
             log_level: server.log_level,
             log_format: server.log_format,
@@ -413,6 +469,13 @@ mod tests {
         check(None, &[], &[("listen", "0.0.0.0:8815")], "--insecure");
         check(None, &[], &[("http_listen", "0.0.0.0:8815")], "--insecure");
         check(None, &[], &[("tls_cert", "a.pem")], "must be set together");
+        check(
+            None,
+            &[],
+            &[("connections_per_user_max", "0")],
+            "\"connections_per_user_max\" must be greater",
+        );
+        check(None, &[], &[("anonymous_read_bytes_max", "100")], "must be at least 32768");
         check(None, &[], &[("log_format", "xml")], "setting \"log_format\": unknown variant `xml`");
     }
 

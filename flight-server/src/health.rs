@@ -1,13 +1,11 @@
 //! gRPC health: the `grpc.health.v1` status of the whole server and of each service.
 //!
-//! Invariant: the status is SERVING only while the server accepts writes and new calls. Health over HTTP has
-//! the same condition for writes.
+//! Invariant: the status is SERVING only while the server takes new calls and its probe has found no fault.
+//! Health over HTTP shows the same faults.
 
 use std::convert::Infallible;
-use std::time::Duration;
 
 use arrow_flight::flight_service_server::FlightServiceServer;
-use tokio::time::interval;
 use tokio_util::sync::CancellationToken;
 use tonic::server::NamedService;
 use tonic_health::ServingStatus;
@@ -15,9 +13,7 @@ use tonic_health::server::HealthReporter;
 
 use crate::flight_sql::FlightSqlService;
 use crate::live::LiveQueryService;
-
-/// How often the acceptance of writes is checked.
-const CHECK_INTERVAL: Duration = Duration::from_millis(500);
+use crate::probe::Health;
 
 /// The empty name for the whole server, and the names of its services.
 const SERVICES: [&str; 3] = ["", FlightServiceServer::<FlightSqlService>::NAME, LiveQueryService::NAME];
@@ -29,25 +25,25 @@ pub(crate) async fn set(reporter: &HealthReporter, status: ServingStatus) {
     }
 }
 
-/// Updates the statuses, which start as SERVING, while it is polled: by `accepts_writes` until `shutdown`
-/// fires, and NOT_SERVING afterwards.
+/// Updates the statuses, which start as SERVING, while it is polled: by `health` until `shutdown` fires, and
+/// NOT_SERVING afterwards.
 pub(crate) async fn follow(
     reporter: HealthReporter,
-    accepts_writes: impl Fn() -> bool,
+    mut health: Health,
     shutdown: CancellationToken,
 ) -> Infallible {
-    let mut ticks = interval(CHECK_INTERVAL);
     let mut last = ServingStatus::Serving;
     loop {
-        tokio::select! {
-            biased;
-            () = shutdown.cancelled() => break,
-            _ = ticks.tick() => {}
-        }
-        let status = if accepts_writes() { ServingStatus::Serving } else { ServingStatus::NotServing };
+        let is_well = health.faults().is_empty();
+        let status = if is_well { ServingStatus::Serving } else { ServingStatus::NotServing };
         if status != last {
             set(&reporter, status).await;
             last = status;
+        }
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => break,
+            () = health.changed() => {}
         }
     }
     set(&reporter, ServingStatus::NotServing).await;
@@ -56,14 +52,13 @@ pub(crate) async fn follow(
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicBool, Ordering};
-
     use tonic::Request;
-    use tonic_health::pb::health_server::Health;
+    use tonic_health::pb::health_server::Health as _;
     use tonic_health::pb::{HealthCheckRequest, health_check_response};
     use tonic_health::server::HealthService;
 
     use super::*;
+    use crate::probe::Fault;
 
     async fn until(service: &HealthService, expected: health_check_response::ServingStatus) {
         for name in SERVICES {
@@ -79,23 +74,25 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_cannot_write_or_goes_down_does_not_serve() {
+    async fn who_is_not_well_or_goes_down_does_not_serve() {
         use health_check_response::ServingStatus::{NotServing, Serving};
-        static ACCEPTS_WRITES: AtomicBool = AtomicBool::new(true);
-        for end in ["a failed write", "shutdown"] {
-            ACCEPTS_WRITES.store(true, Ordering::Relaxed);
+        for end in ["a fault", "shutdown"] {
             let (reporter, shutdown) = (HealthReporter::new(), CancellationToken::new());
             let service = HealthService::from_health_reporter(reporter.clone());
+            let (found, health) = Health::for_test();
             set(&reporter, ServingStatus::Serving).await;
-            let following =
-                tokio::spawn(follow(reporter, || ACCEPTS_WRITES.load(Ordering::Relaxed), shutdown.clone()));
+            let following = tokio::spawn(follow(reporter, health, shutdown.clone()));
             until(&service, Serving).await;
             if end == "shutdown" {
-                shutdown.cancel()
+                shutdown.cancel();
             } else {
-                ACCEPTS_WRITES.store(false, Ordering::Relaxed)
+                found.send_replace(vec![Fault::WritesAreRefused]);
             }
             until(&service, NotServing).await;
+            if end == "a fault" {
+                found.send_replace(Vec::new());
+                until(&service, Serving).await;
+            }
             following.abort();
         }
     }

@@ -18,6 +18,8 @@ use kalamdb_core::Database;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::probe::Health;
+
 /// The content type of Prometheus' text format.
 const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -30,21 +32,22 @@ pub struct HttpServer {
 }
 
 impl HttpServer {
-    /// Binds the port.
+    /// Binds the port. `health_of_server` is that of the server beside it.
     ///
     /// # Errors
     /// When the address is in use or does not belong to this machine.
     pub async fn bind(
         listen: SocketAddr,
         database: Database,
+        health_of_server: Health,
         shutdown: CancellationToken,
     ) -> io::Result<Self> {
         let listener = TcpListener::bind(listen).await.map_err(|error| {
             io::Error::new(error.kind(), format!("cannot listen on {listen} for HTTP: {error}"))
         })?;
         let address = listener.local_addr()?;
-        let router =
-            Router::new().route("/healthz", get(health)).route("/metrics", get(metrics)).with_state(database);
+        let health_page: Router = Router::new().route("/healthz", get(health)).with_state(health_of_server);
+        let router = Router::new().route("/metrics", get(metrics)).with_state(database).merge(health_page);
         Ok(Self { listener, address, router, shutdown })
     }
 
@@ -60,12 +63,13 @@ impl HttpServer {
     }
 }
 
-/// 503 while writes are refused: from a failed write until the store is reopened, or while the disk is full.
-async fn health(State(database): State<Database>) -> (StatusCode, &'static str) {
-    match database.context().committer.accepts_writes() {
-        true => (StatusCode::OK, "ok\n"),
-        false => {
-            (StatusCode::SERVICE_UNAVAILABLE, "writes are refused: the disk is full, or a write failed\n")
+/// `ok`, or 503 and a line for each fault that the server's probe found.
+async fn health(State(health): State<Health>) -> (StatusCode, String) {
+    match health.faults().as_slice() {
+        [] => (StatusCode::OK, "ok\n".to_owned()),
+        faults => {
+            let lines = faults.iter().map(|fault| format!("{}\n", fault.message()));
+            (StatusCode::SERVICE_UNAVAILABLE, lines.collect())
         }
     }
 }

@@ -23,13 +23,12 @@ use crate::connection::{self, ConnectionLimits};
 use crate::flight_sql::{FlightSqlService, FlightState};
 use crate::health;
 use crate::offload::Offloaded;
+use crate::probe::{Health, Probe};
+use crate::sessions::Sessions;
 
 /// An error before or while serving.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
 
-/// Limits of open connections; a further connection is closed at once.
-const CONNECTION_LIMITS: ConnectionLimits =
-    ConnectionLimits { connections_max: 10_000, anonymous_max: 1_000, login_time: Duration::from_secs(10) };
 /// Concurrent calls per connection, including live queries.
 const STREAMS_PER_CONNECTION_MAX: u32 = 256;
 const HEADER_BYTES_MAX: u32 = 16 << 10;
@@ -37,9 +36,9 @@ const HEADER_BYTES_MAX: u32 = 16 << 10;
 /// in a local error.
 const PENDING_RESETS_MAX: usize = 20;
 const LOCAL_RESETS_MAX: usize = 1_024;
-/// How much a client may send ahead; large enough for a bulk load to fill the line.
-const STREAM_WINDOW_BYTES: u32 = 8 << 20;
-const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+/// How much a client may send ahead after its login; large enough for a bulk load to fill the line.
+const STREAM_WINDOW_BYTES: u32 = 2 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
 /// Fewer, larger HTTP/2 frames than the default of 16 KiB.
 const FRAME_BYTES_MAX: u32 = 256 << 10;
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
@@ -75,15 +74,18 @@ pub struct Server {
     local_addr: SocketAddr,
     database: Database,
     authenticator: Arc<Authenticator>,
+    sessions: Arc<Sessions>,
     state: Arc<FlightState>,
     /// Ends endless streams; fired after the caller's token.
     closing: CancellationToken,
+    connection_limits: ConnectionLimits,
     tls: Option<ServerTlsConfig>,
     reflection: bool,
     message_bytes_max: usize,
     drain: Duration,
     /// The runtime for calls.
     runtime: Handle,
+    probe: Probe,
 }
 
 impl Server {
@@ -97,20 +99,30 @@ impl Server {
             .map_err(|error| format!("cannot listen on {}: {error}", config.listen))?;
         let local_addr = listener.local_addr()?;
         let closing = CancellationToken::new();
-        let authenticator = Arc::new(Authenticator::new(database.clone()));
-        let state = FlightState::new(database.clone(), Arc::clone(&authenticator), config, closing.clone());
+        let authenticator = Arc::new(Authenticator::new(database.clone(), config));
+        let sessions = Arc::new(Sessions::default());
+        let state = FlightState::new(
+            database.clone(),
+            Arc::clone(&authenticator),
+            Arc::clone(&sessions),
+            config,
+            closing.clone(),
+        );
         Ok(Self {
             listener,
             local_addr,
             database,
             authenticator,
+            sessions,
             state: Arc::new(state),
             closing,
+            connection_limits: ConnectionLimits::from(config),
             tls: tls(config).await?,
             reflection: config.reflection,
             message_bytes_max: config.message_bytes_max,
             drain: Duration::from_millis(config.drain_ms),
             runtime: Handle::current(),
+            probe: Probe::new(),
         })
     }
 
@@ -131,6 +143,11 @@ impl Server {
         FlightMonitor { state: Arc::clone(&self.state) }
     }
 
+    /// Returns the server's health, which is checked while it serves.
+    pub fn health(&self) -> Health {
+        self.probe.health()
+    }
+
     /// Serves until `shutdown` fires, then gives open calls the drain time to end.
     ///
     /// # Errors
@@ -138,12 +155,13 @@ impl Server {
     pub async fn serve(self, shutdown: CancellationToken) -> Result<(), BoxError> {
         let (reporter, health_service) = tonic_health::server::health_reporter();
         health::set(&reporter, ServingStatus::Serving).await;
-        let committer = Arc::clone(&self.database.context().committer);
-        let health = health::follow(reporter, move || committer.accepts_writes(), shutdown.clone());
+        let health = health::follow(reporter, self.probe.health(), shutdown.clone());
+        let database = self.database.clone();
+        let calls = self.runtime.clone();
         let flight = FlightServiceServer::new(FlightSqlService::new(Arc::clone(&self.state)))
             .max_decoding_message_size(self.message_bytes_max)
             .max_encoding_message_size(usize::MAX);
-        let live = crate::live::service(self.database, self.closing.clone());
+        let live = crate::live::service(self.database, self.sessions, self.closing.clone());
         let reflection = if self.reflection { Some(reflection()?) } else { None };
 
         let mut builder = tonic::transport::Server::builder();
@@ -157,7 +175,7 @@ impl Server {
             .add_service(health_service)
             .add_optional_service(reflection);
 
-        let incoming = connection::accept(self.listener, CONNECTION_LIMITS);
+        let incoming = connection::accept(self.listener, self.connection_limits);
         let stop = {
             let shutdown = shutdown.clone();
             async move { shutdown.cancelled().await }
@@ -179,6 +197,7 @@ impl Server {
             }
             never = self.state.sweep() => match never {},
             never = health => match never {},
+            never = self.probe.run(&database, &calls) => match never {},
         }
     }
 }

@@ -3,7 +3,7 @@
 //! Invariant: manifest and rows change in the same batch, so in every snapshot each row has one live place.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -12,7 +12,7 @@ use roaring::RoaringBitmap;
 
 use super::key_index::KeyIndex;
 use super::manifest_records::{self as records, Tag, Unpublished};
-use super::marks::{is_marked, marked_after};
+use super::marks::{is_marked, marked_after, marked_in};
 use super::segment::{Place, Segment};
 use super::store::SegmentStore;
 use crate::error::{Error, ErrorKind, Result, SqlState};
@@ -181,6 +181,29 @@ impl Manifest {
         let mut deleted =
             self.deletion_vector(table, segment).map_or_else(RoaringBitmap::new, RoaringBitmap::clone);
         deleted.extend(marked_after(storage, segment, Seq::ZERO)?.into_iter().map(|(position, _)| position));
+        Ok(deleted)
+    }
+
+    /// Returns the positions of the deleted rows of a segment in `ranges`, ascending. The ranges are
+    /// ascending and disjoint. Deleted rows outside of them cost nothing.
+    ///
+    /// # Errors
+    /// As [`Manifest::deleted`].
+    pub fn deleted_in(
+        &self,
+        storage: &dyn StorageSnapshot,
+        table: TableId,
+        segment: SegmentId,
+        ranges: &[Range<u32>],
+    ) -> Result<Vec<u32>> {
+        let mut deleted = marked_in(storage, segment, ranges)?;
+        if let Some(vector) = self.deletion_vector(table, segment) {
+            let ranges = ranges.iter().filter(|range| !range.is_empty());
+            deleted.extend(ranges.flat_map(|range| vector.range(range.clone())));
+        }
+        // The list consists of a few ascending runs, which the stable sort merges.
+        deleted.sort();
+        deleted.dedup();
         Ok(deleted)
     }
 
@@ -462,3 +485,6 @@ pub fn inconsistencies(storage: &dyn StorageSnapshot, manifest: &Manifest) -> Re
     }
     Ok(inconsistencies)
 }
+
+#[cfg(test)]
+mod tests;

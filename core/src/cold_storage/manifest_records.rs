@@ -13,7 +13,7 @@
 //!
 //! Invariant: every key begins with the byte of its [`Tag`], and only this file knows the bytes.
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
 use roaring::RoaringBitmap;
@@ -140,6 +140,12 @@ pub(super) fn mark_key(place: Place) -> Vec<u8> {
 /// Returns the range of the keys of all marks of a segment.
 pub(super) fn mark_keys(segment: SegmentId) -> KeyRange {
     KeyRange::prefix(Tag::Mark.key(segment.0))
+}
+
+/// Returns the range of the keys of the marks of a segment at the positions of `range`.
+pub(super) fn mark_keys_in(segment: SegmentId, range: &Range<u32>) -> KeyRange {
+    let key = |position| mark_key(Place { segment, position });
+    KeyRange { start: key(range.start), end: Some(key(range.end)) }
 }
 
 /// Returns the id in a key that has no other number.

@@ -15,7 +15,7 @@ use super::moves::{ChangedKeys, Move};
 use super::recovery::{OpenStore, Recovered, recover};
 use super::reopening::Backoff;
 use super::sequencer::Sequencer;
-use super::state::{CommitState, Pending, PreparedSet, outcome_unknown};
+use super::state::{CommitState, Pending, PreparedSet, QueueItem, outcome_unknown, sequencer_ended};
 use super::unique_key::{check_not_cold, inserted_keys};
 use super::validation::LastChanges;
 use super::{CommitFeed, EpochHistory, LargeInsert, Receipt, Snapshot, WriteSet};
@@ -83,7 +83,7 @@ pub struct Committer {
     options: CommitterOptions,
     hot_limit: HotLimit,
     queue_permits: Arc<Semaphore>,
-    queue: Mutex<Option<mpsc::Sender<Pending>>>,
+    queue: Mutex<Option<mpsc::Sender<QueueItem>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -179,8 +179,9 @@ impl Committer {
     ///
     /// # Errors
     /// 40001 when another commit came first, 23505 for a taken key, 54000 for too large a set, 08007 when the
-    /// write failed and its outcome is unknown, 58030 from then on until the store is reopened, 53100 when
-    /// the disk is full or hot rows exceed `hot_bytes_max`, 57P01 while closing, or catalog errors.
+    /// write failed and its outcome is unknown, 58030 from then on until the store is reopened and after the
+    /// end of the sequencer, 53100 when the disk is full or hot rows exceed `hot_bytes_max`, 57P01 while
+    /// closing, or catalog errors.
     pub async fn commit(&self, set: WriteSet) -> Result<Receipt> {
         if set.is_empty() {
             let snapshot = self.state.snapshot.load();
@@ -217,14 +218,39 @@ impl Committer {
         let queue = self.queue.lock().clone().ok_or_else(Error::shutting_down)?;
         let (answer, answered) = oneshot::channel();
         let prepared = PreparedSet { set, trim, cold_checked };
-        let pending = Pending { prepared, bytes, answer, _permit: permit };
-        queue.send(pending).await.map_err(|_| Error::shutting_down())?;
+        let pending = Box::new(Pending { prepared, bytes, answer, _permit: permit });
+        queue.send(QueueItem::Set(pending)).await.map_err(|_| self.takes_no_more())?;
         drop(queue);
         if self.is_poisoned() {
             self.wake();
         }
         // The sequencer answers every set it takes, unless it panics.
         answered.await.unwrap_or_else(|_| Err(outcome_unknown()))
+    }
+
+    /// Waits until the sequencer has done what was queued before.
+    ///
+    /// # Errors
+    /// 58030 when the sequencer has ended, 57P01 while closing.
+    pub async fn ping(&self) -> Result<()> {
+        let queue = self.queue.lock().clone().ok_or_else(Error::shutting_down)?;
+        let (answer, answered) = oneshot::channel();
+        queue.send(QueueItem::Ping(answer)).await.map_err(|_| self.takes_no_more())?;
+        drop(queue);
+        if self.is_poisoned() {
+            self.wake();
+        }
+        answered.await.map_err(|_| self.takes_no_more())
+    }
+
+    /// Returns the error for work that finds nobody at the other end of the queue.
+    fn takes_no_more(&self) -> Error {
+        if self.queue.lock().is_some() { sequencer_ended() } else { Error::shutting_down() }
+    }
+
+    /// Whether the sequencer's thread has ended although the database is open.
+    pub fn sequencer_has_ended(&self) -> bool {
+        self.queue.lock().is_some() && self.thread.lock().as_ref().is_some_and(JoinHandle::is_finished)
     }
 
     /// Begins a flush of the hot rows of a table. Rows that change meanwhile are recorded.
@@ -300,9 +326,10 @@ impl Committer {
         self.state.is_poisoned()
     }
 
-    /// Whether rows can be written: no failed write awaits a reopening, and the disk has room.
+    /// Whether rows can be written: no failed write awaits a reopening, the sequencer runs, and the disk has
+    /// room.
     pub fn accepts_writes(&self) -> bool {
-        !self.is_poisoned() && self.check_disk_space().is_ok()
+        !self.is_poisoned() && !self.sequencer_has_ended() && self.check_disk_space().is_ok()
     }
 
     /// Refuses work that needs room on the disk of the data directory when there is too little.

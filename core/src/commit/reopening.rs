@@ -15,7 +15,7 @@ use tokio::sync::mpsc::Receiver;
 use tokio::sync::mpsc::error::TryRecvError;
 
 use super::recovery::{OpenStore, Recovered, recover};
-use super::state::{CommitState, Pending};
+use super::state::{CommitState, QueueItem};
 use crate::error::{Error, Result};
 use crate::failpoint;
 use crate::ids::Seq;
@@ -30,7 +30,7 @@ pub(super) fn reopen_until_it_works(
     store: &OpenStore,
     state: &CommitState,
     backoff: &mut Backoff,
-    queue: &mut Receiver<Pending>,
+    queue: &mut Receiver<QueueItem>,
 ) -> Option<Seq> {
     let mut pause = backoff.begin();
     while refuse_for(pause, state, queue) {
@@ -51,13 +51,17 @@ pub(super) fn reopen_until_it_works(
 }
 
 /// Refuses queued sets for the time of `pause`. Returns whether more can come.
-fn refuse_for(pause: Duration, state: &CommitState, queue: &mut Receiver<Pending>) -> bool {
+fn refuse_for(pause: Duration, state: &CommitState, queue: &mut Receiver<QueueItem>) -> bool {
     let until = Instant::now() + pause;
     loop {
         match queue.try_recv() {
-            Ok(pending) => {
+            Ok(QueueItem::Set(pending)) => {
                 // If the caller stopped waiting, nobody needs the error.
                 let _ = pending.answer.send(Err(state.refusal()));
+                continue;
+            }
+            Ok(QueueItem::Ping(answer)) => {
+                let _ = answer.send(());
                 continue;
             }
             Err(TryRecvError::Disconnected) => return false,

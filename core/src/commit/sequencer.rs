@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use super::group::{CommitGroup, GroupContext};
 use super::recovery::{OpenStore, put_last_commit};
 use super::reopening::{Backoff, reopen_until_it_works};
-use super::state::{CommitState, Pending, outcome_unknown, poisoned};
+use super::state::{CommitState, Pending, QueueItem, outcome_unknown, poisoned};
 use super::validation::{GroupState, LastChanges};
 use super::{Snapshot, WriteSet};
 use crate::error::Result;
@@ -40,16 +40,28 @@ pub(super) struct Sequencer {
 
 impl Sequencer {
     /// Runs until every sender of the queue is gone and the queue is empty.
-    pub(super) fn run(mut self, mut queue: mpsc::Receiver<Pending>) {
+    pub(super) fn run(mut self, mut queue: mpsc::Receiver<QueueItem>) {
         while let Some(first) = queue.blocking_recv() {
-            let mut bytes = first.bytes;
-            let mut group = vec![first];
-            while group.len() < GROUP_LEN_MAX && bytes < GROUP_BYTES_MAX {
-                let Ok(next) = queue.try_recv() else { break };
-                bytes += next.bytes;
-                group.push(next);
+            let (mut group, mut bytes, mut pings) = (Vec::new(), 0, Vec::new());
+            let mut next = Some(first);
+            while let Some(item) = next {
+                match item {
+                    QueueItem::Set(pending) => {
+                        bytes += pending.bytes;
+                        group.push(*pending);
+                    }
+                    QueueItem::Ping(answer) => pings.push(answer),
+                }
+                let is_full = group.len() >= GROUP_LEN_MAX || bytes >= GROUP_BYTES_MAX;
+                next = if is_full { None } else { queue.try_recv().ok() };
             }
-            self.commit(group);
+            if !group.is_empty() {
+                self.commit(group);
+            }
+            for answer in pings {
+                // Whoever asked may have stopped waiting.
+                let _ = answer.send(());
+            }
             if self.state.is_poisoned()
                 && let Some(seq) =
                     reopen_until_it_works(&self.store, &self.state, &mut self.backoff, &mut queue)

@@ -46,6 +46,14 @@ impl CommitState {
     }
 }
 
+/// What the sequencer takes from its queue.
+pub(super) enum QueueItem {
+    /// A write set.
+    Set(Box<Pending>),
+    /// A question whether the sequencer is at work, answered after the sets before it.
+    Ping(oneshot::Sender<()>),
+}
+
 /// A write set in the queue.
 pub(super) struct Pending {
     pub(super) prepared: PreparedSet,
@@ -71,6 +79,16 @@ pub(super) fn poisoned() -> Error {
         "the database takes no writes because an earlier write to disk failed",
     )
     .hint("the store is being reopened automatically; writes resume then")
+}
+
+/// Returns the error for writes after the sequencer's thread has ended.
+pub(super) fn sequencer_ended() -> Error {
+    Error::new(
+        ErrorKind::Unavailable,
+        SqlState::IO_ERROR,
+        "the database takes no writes because the thread that orders them has ended",
+    )
+    .hint("restart the server; its log has the reason")
 }
 
 /// Returns the error for a write of a group that could not be written.

@@ -17,6 +17,7 @@ use crate::ids::TableId;
 use crate::schema_registry::{
     NAMESPACE_PUBLIC, NAMESPACE_SYSTEM, ScopeKind, TableDefinition, TableKind, TableSchemas,
 };
+use crate::workload::StatementControl;
 
 /// How tables appear to a statement.
 #[derive(Clone, Copy, Debug, Default)]
@@ -50,6 +51,8 @@ impl Settings {
 pub(crate) struct Execution {
     ctx: Arc<AppContext>,
     pub(crate) engine: Arc<Engine>,
+    /// Stops the statement, in all its attempts.
+    pub(crate) control: Arc<StatementControl>,
     settings: Arc<Settings>,
     pub(crate) snapshot: Arc<Snapshot>,
     /// The user, with the role in the snapshot.
@@ -74,7 +77,8 @@ impl Execution {
         let principal = current(principal, &snapshot)?;
         let (ctx, engine, settings) = (Arc::clone(ctx), Arc::clone(engine), Arc::clone(settings));
         let (namespace, now_us) = (settings.namespace(), ctx.clock.now_us());
-        Ok(Self { ctx, engine, settings, snapshot, principal, namespace, now_us })
+        let control = StatementControl::new(&ctx.config);
+        Ok(Self { ctx, engine, control, settings, snapshot, principal, namespace, now_us })
     }
 
     /// Returns the view of the same statement, at the same time, on the newest snapshot.

@@ -4,13 +4,15 @@
 //!
 //! | entry | job |
 //! |---|---|
-//! | `limits` | limits on the size of plans, on the stack and on the age of a query's snapshot |
+//! | `limits` | limits on the size of plans, and the stack for deep statements |
 //! | `syntax_tree` | names, expressions and queries as syntax trees |
 //! | `workarounds` | corrects wrong results of DataFusion and of the SQL parser |
+//! | `pump` | runs a query on the engine, beside its reader |
 //! | `result` | parameters in, rows or a count out |
 //! | `text` | from text to a parsed statement |
 //! | `functions` | the database's own functions, and limits on the size of results |
 //! | `password`, `retry_queue` | password hashes; turns for statements that retry after a conflict |
+//! | `guests` | DataFusion's plans as guests: they pause, and stop when told |
 //! | `engine` | DataFusion as this database configures it |
 //! | `execution` | one statement's snapshot, principal and time |
 //! | `effect` | what a statement wants |
@@ -26,11 +28,13 @@ mod effect;
 mod engine;
 mod execution;
 mod functions;
+mod guests;
 mod handlers;
 mod hot;
 mod limits;
 pub(crate) mod password;
 mod plan;
+mod pump;
 mod result;
 mod retry_queue;
 mod run;
@@ -40,7 +44,6 @@ mod text;
 mod workarounds;
 
 pub(crate) use engine::Engine;
-pub use limits::stack::STACK_BYTES;
 pub use plan::description::StatementKind;
 pub use result::{Affected, Outcome, Params, ResultSchema, RowStream};
 pub use session::{Prepared, Session, TableInfo};

@@ -11,9 +11,10 @@ use bytes::Bytes;
 use datafusion::arrow::array::RecordBatch;
 use datafusion::arrow::datatypes::SchemaRef;
 use datafusion::common::ScalarValue;
-use futures::stream::BoxStream;
+use futures::stream::{self, BoxStream};
 use futures::{Stream, StreamExt, TryStreamExt};
 
+use super::pump::{Query, Reader};
 use crate::error::{Error, Result};
 use crate::ids::Seq;
 use crate::live_query::Subscription;
@@ -125,6 +126,8 @@ pub struct ResultSchema {
 
 /// The rows of a query: a stream of batches that all have `schema`. Dropping it cancels the query.
 ///
+/// The query runs on the threads of the database, at most two batches ahead of the reader.
+///
 /// # Examples
 /// ```
 /// use futures::TryStreamExt;
@@ -150,21 +153,64 @@ pub struct RowStream {
     pub schema_ipc: Option<Bytes>,
     /// The commit of the snapshot that was read.
     pub seq: Seq,
-    batches: BoxStream<'static, Result<RecordBatch>>,
+    source: Source,
+}
+
+/// Where batches come from.
+enum Source {
+    /// From memory. `None` once it was taken.
+    Ready(Option<RecordBatch>),
+    /// From a query that begins with the first request.
+    Planned(Query),
+    Running(Reader<RecordBatch>),
 }
 
 impl RowStream {
-    pub(crate) fn new(
-        schema: ResultSchema,
-        seq: Seq,
-        batches: impl Stream<Item = Result<RecordBatch>> + Send + 'static,
-    ) -> Self {
-        Self { schema: schema.schema, schema_ipc: schema.ipc, seq, batches: batches.boxed() }
+    fn new(schema: ResultSchema, seq: Seq, source: Source) -> Self {
+        Self { schema: schema.schema, schema_ipc: schema.ipc, seq, source }
     }
 
     /// Returns a stream of one batch that already exists.
     pub(crate) fn of(schema: ResultSchema, seq: Seq, batch: RecordBatch) -> Self {
-        Self::new(schema, seq, futures::stream::iter([Ok(batch)]))
+        Self::new(schema, seq, Source::Ready(Some(batch)))
+    }
+
+    /// Returns the batches of a query.
+    pub(crate) fn planned(schema: ResultSchema, seq: Seq, query: Query) -> Self {
+        Self::new(schema, seq, Source::Planned(query))
+    }
+
+    /// Returns what `encode` makes of each batch, in order. A query ends with its first error. If it has not
+    /// begun, it begins now, and its batches are encoded where it runs, not by the reader.
+    ///
+    /// # Examples
+    /// ```
+    /// use futures::TryStreamExt;
+    /// use kalamdb_core::Database;
+    ///
+    /// # #[tokio::main]
+    /// # async fn main() -> kalamdb_core::Result<()> {
+    /// # let database = Database::open_in_memory().await?;
+    /// # let session = database.session_for("root")?;
+    /// let rows = session.execute("SELECT value FROM generate_series(1, 20000)", ()).await?.rows()?;
+    /// let counts: Vec<usize> = rows.encoded(|batch| Ok(vec![batch.num_rows()])).try_collect().await?;
+    /// assert_eq!(counts.iter().sum::<usize>(), 20_000);
+    /// # database.shutdown().await
+    /// # }
+    /// ```
+    pub fn encoded<T: Send + 'static>(
+        self,
+        mut encode: impl FnMut(RecordBatch) -> Result<Vec<T>> + Send + 'static,
+    ) -> BoxStream<'static, Result<T>> {
+        match self.source {
+            Source::Ready(batch) => {
+                stream::iter(batch.into_iter().flat_map(move |batch| each(encode(batch)))).boxed()
+            }
+            Source::Planned(query) => query.start(encode).boxed(),
+            Source::Running(batches) => {
+                batches.flat_map(move |batch| stream::iter(each(batch.and_then(&mut encode)))).boxed()
+            }
+        }
     }
 
     /// Collects all batches.
@@ -172,7 +218,7 @@ impl RowStream {
     /// # Errors
     /// The first error of the stream.
     pub async fn collect(self) -> Result<Vec<RecordBatch>> {
-        self.batches.try_collect().await
+        self.try_collect().await
     }
 }
 
@@ -180,8 +226,28 @@ impl Stream for RowStream {
     type Item = Result<RecordBatch>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.batches.poll_next_unpin(cx)
+        let source = &mut self.source;
+        loop {
+            match source {
+                Source::Ready(batch) => return Poll::Ready(batch.take().map(Ok)),
+                Source::Running(batches) => return batches.poll_next_unpin(cx),
+                Source::Planned(_) => {
+                    if let Source::Planned(query) = std::mem::replace(source, Source::Ready(None)) {
+                        *source = Source::Running(query.start(|batch| Ok(vec![batch])));
+                    }
+                }
+            }
+        }
     }
+}
+
+/// Returns the items of a result, or its error.
+fn each<T>(encoded: Result<Vec<T>>) -> impl Iterator<Item = Result<T>> {
+    let (items, error) = match encoded {
+        Ok(items) => (items, None),
+        Err(error) => (Vec::new(), Some(Err(error))),
+    };
+    items.into_iter().map(Ok).chain(error)
 }
 
 impl fmt::Debug for RowStream {

@@ -2,7 +2,8 @@
 //!
 //! Each attempt takes a snapshot, asks a handler for the [`Effect`], and commits it. When another commit came
 //! first, the statement is planned again on a fresh snapshot. The statement's time is taken once, before the
-//! first attempt.
+//! first attempt. Handlers run on the engine, except those with a small amount of work. Commits are awaited
+//! on the caller's threads.
 //!
 //! Invariant: no other module of `sql` commits.
 
@@ -29,19 +30,19 @@ use crate::segments::PendingObjects;
 use crate::system_tables::audit::{self, AuditEntry};
 
 /// What a session asks for.
-#[derive(Clone, Copy)]
-pub(super) enum Request<'a> {
+#[derive(Clone)]
+pub(super) enum Request {
     /// A statement, once per row of parameters; all of it is one commit.
-    Statement(&'a KnownStatement, &'a [Vec<ScalarValue>]),
+    Statement(Arc<KnownStatement>, Arc<[Vec<ScalarValue>]>),
     /// Rows that are appended to a table.
-    Append(&'a Append),
+    Append(Arc<Append>),
 }
 
 /// Runs a request.
-pub(super) async fn run(mut execution: Execution, request: Request<'_>) -> Result<Outcome> {
+pub(super) async fn run(mut execution: Execution, request: Request) -> Result<Outcome> {
     let mut attempts = Attempts::new(&execution);
     loop {
-        match effect(&execution, request).await? {
+        match effect(&execution, &request).await? {
             Effect::Rows(rows) => return Ok(Outcome::Rows(rows)),
             Effect::Subscription(subscription) => return Ok(Outcome::Subscription(subscription)),
             Effect::Nothing(seq) => return Ok(Outcome::Affected(Affected { rows: 0, seq })),
@@ -56,16 +57,35 @@ pub(super) async fn run(mut execution: Execution, request: Request<'_>) -> Resul
     }
 }
 
-async fn effect(execution: &Execution, request: Request<'_>) -> Result<Effect> {
+/// Returns the effect of a request. Small work is done on the caller's thread, everything else on the engine.
+async fn effect(execution: &Execution, request: &Request) -> Result<Effect> {
+    if let Request::Statement(statement, params) = request {
+        // What needs no plan needs no deep stack either.
+        if statement.shape.is_small(params)
+            && let Some(effect) = statement.shape.effect(execution, params).await?
+        {
+            return Ok(effect);
+        }
+        if handlers::is_quick(&statement.parsed.statement) {
+            return Deep::new(handlers::effect(execution, &statement.parsed, params)).await;
+        }
+    }
+    let (owned, request) = (execution.clone(), request.clone());
+    let work = Deep::new(async move { effect_on_engine(&owned, &request).await });
+    execution.ctx().engine_threads.run(&execution.control, work).await
+}
+
+async fn effect_on_engine(execution: &Execution, request: &Request) -> Result<Effect> {
     match request {
         Request::Statement(statement, params) => {
-            // What needs no plan needs no deep stack either.
-            if let Some(effect) = statement.shape.effect(execution, params).await? {
+            if !statement.shape.is_small(params)
+                && let Some(effect) = statement.shape.effect(execution, params).await?
+            {
                 return Ok(effect);
             }
-            Deep::new(handlers::effect(execution, &statement.parsed, params)).await
+            handlers::effect(execution, &statement.parsed, params).await
         }
-        Request::Append(append) => Deep::new(handlers::insert::append(execution, append)).await,
+        Request::Append(append) => handlers::insert::append(execution, append).await,
     }
 }
 

@@ -17,7 +17,7 @@ use super::execution::{Execution, Settings, TableVisibility};
 use super::handlers;
 use super::handlers::insert::Append;
 use super::hot::KnownStatement;
-use super::limits::stack::{Deep, deep};
+use super::limits::stack::deep;
 use super::plan::description::{Description, StatementKind};
 use super::plan::parameter_types::fitting;
 use super::plan::planner;
@@ -120,9 +120,10 @@ impl Session {
     /// # Errors
     /// Any error of a statement; each says what is wrong and how to go on.
     pub async fn execute(&self, sql: &str, params: impl Into<Params>) -> Result<Outcome> {
-        let statement = self.statement(sql)?;
-        let params = statement.parsed.parameters.values(params.into())?;
-        run(self.begin()?, Request::Statement(&statement, &[params])).await
+        let params = params.into();
+        let statement = self.statement(sql).await?;
+        let params = statement.parsed.parameters.values(params)?;
+        run(self.begin()?, Request::Statement(statement, Arc::from([params]))).await
     }
 
     /// Parses a statement and determines its parameters and result, without running it.
@@ -150,10 +151,9 @@ impl Session {
     /// # Errors
     /// As [`Session::execute`], for errors that are known before a statement runs.
     pub async fn prepare(&self, sql: &str) -> Result<Prepared> {
-        let statement = self.statement(sql)?;
-        let description =
-            Deep::new(async { handlers::describe(&self.begin()?, &statement.parsed, None) }).await?;
-        Ok(Prepared { session: self.clone(), statement, description: Arc::new(description) })
+        let statement = self.statement(sql).await?;
+        let description = Arc::new(self.describe(&statement, None).await?);
+        Ok(Prepared { session: self.clone(), statement, description })
     }
 
     /// Starts a live query.
@@ -185,14 +185,16 @@ impl Session {
     /// # Errors
     /// As [`Session::execute`], and 0A000 for a query that cannot be kept up to date.
     pub async fn subscribe(&self, request: SubscribeRequest) -> Result<Subscription> {
-        let parsed = deep(|| parse(&request.sql, &self.inner.ctx.config))?;
-        let Statement::Query(query) = &parsed.statement else {
-            return Err(Error::unsupported("a live query of anything but a SELECT"));
-        };
-        let params = parsed.parameters.values(Params::Positional(request.params.clone()))?;
-        let visibility = TableVisibility { names_seq: parsed.names_seq, target: None };
-        Deep::new(async { handlers::subscribe::start(&self.begin()?, query, visibility, &params, &request) })
-            .await
+        self.on_engine(move |execution| {
+            let parsed = parse(&request.sql, &execution.ctx().config)?;
+            let Statement::Query(query) = &parsed.statement else {
+                return Err(Error::unsupported("a live query of anything but a SELECT"));
+            };
+            let params = parsed.parameters.values(Params::Positional(request.params.clone()))?;
+            let visibility = TableVisibility { names_seq: parsed.names_seq, target: None };
+            handlers::subscribe::start(execution, query, visibility, &params, &request)
+        })
+        .await
     }
 
     /// Appends rows to a table in one commit. Columns are matched by name and cast; others get defaults.
@@ -226,7 +228,7 @@ impl Session {
         batches: Vec<RecordBatch>,
     ) -> Result<Affected> {
         let table = table_name(namespace, table);
-        run(self.begin()?, Request::Append(&Append { table, batches })).await?.affected()
+        run(self.begin()?, Request::Append(Arc::new(Append { table, batches }))).await?.affected()
     }
 
     /// Checks that rows can be appended to a table, so that no client sends them in vain.
@@ -257,13 +259,45 @@ impl Session {
         Ok(self.begin()?.readable_namespaces())
     }
 
-    fn statement(&self, sql: &str) -> Result<Arc<KnownStatement>> {
+    /// Runs `work` on the engine, with enough stack, on the database as of now.
+    async fn on_engine<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Execution) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let execution = self.begin()?;
+        let control = Arc::clone(&execution.control);
+        let work = async move { deep(|| work(&execution)) };
+        self.inner.ctx.engine_threads.run(&control, work).await
+    }
+
+    /// Describes a statement, for these values if there are any.
+    async fn describe(
+        &self,
+        statement: &Arc<KnownStatement>,
+        values: Option<Vec<ScalarValue>>,
+    ) -> Result<Description> {
+        let statement = Arc::clone(statement);
+        self.on_engine(move |execution| handlers::describe(execution, &statement.parsed, values.as_deref()))
+            .await
+    }
+
+    /// Returns the statement of a text. Long texts are parsed on the engine.
+    async fn statement(&self, sql: &str) -> Result<Arc<KnownStatement>> {
         if let Some(known) = self.inner.statements.lock().by_text.get(sql) {
             return Ok(Arc::clone(known));
         }
+        if sql.len() > STATEMENT_KEPT_BYTES_MAX {
+            let sql = sql.to_owned();
+            return self
+                .on_engine(move |execution| {
+                    let parsed = parse(&sql, &execution.ctx().config)?;
+                    Ok(Arc::new(KnownStatement::new(parsed)))
+                })
+                .await;
+        }
         let parsed = deep(|| parse(sql, &self.inner.ctx.config))?;
         // Only statements with expressions repeat often. Others can have a password.
-        let keep = sql.len() <= STATEMENT_KEPT_BYTES_MAX && parsed.has_expressions;
+        let keep = parsed.has_expressions;
         let known = Arc::new(KnownStatement::new(parsed));
         if keep {
             let mut statements = self.inner.statements.lock();
@@ -328,7 +362,7 @@ impl Prepared {
     ///
     /// # Errors
     /// As [`Session::prepare`], and 42P02 unless exactly the statement's parameters have values.
-    pub fn with_values(&self, params: impl Into<Params>) -> Result<Self> {
+    pub async fn with_values(&self, params: impl Into<Params>) -> Result<Self> {
         let params = self.statement.parsed.parameters.values(params.into())?;
         let mut fits = true;
         for (index, value) in params.iter().enumerate() {
@@ -341,8 +375,7 @@ impl Prepared {
         if fits {
             return Ok(self.clone());
         }
-        let parsed = &self.statement.parsed;
-        let description = deep(|| handlers::describe(&self.session.begin()?, parsed, Some(&params)))?;
+        let description = self.session.describe(&self.statement, Some(params)).await?;
         Ok(Self { description: Arc::new(description), ..self.clone() })
     }
 
@@ -352,7 +385,8 @@ impl Prepared {
     /// As [`Session::execute`], and 0A000 when the result no longer has the announced schema.
     pub async fn execute(&self, params: impl Into<Params>) -> Result<Outcome> {
         let params = self.statement.parsed.parameters.values(params.into())?;
-        let outcome = run(self.session.begin()?, Request::Statement(&self.statement, &[params])).await?;
+        let request = Request::Statement(Arc::clone(&self.statement), Arc::from([params]));
+        let outcome = run(self.session.begin()?, request).await?;
         if let (Outcome::Rows(rows), Some(announced)) = (&outcome, &self.description.schema)
             && !planner::same_columns(&rows.schema, &announced.schema)
         {
@@ -391,7 +425,8 @@ impl Prepared {
         if !self.description.takes_rows {
             return Err(Error::invalid("only INSERT, UPDATE and DELETE take several rows of parameters"));
         }
-        run(self.session.begin()?, Request::Statement(&self.statement, &rows)).await?.affected()
+        let request = Request::Statement(Arc::clone(&self.statement), rows.into());
+        run(self.session.begin()?, request).await?.affected()
     }
 }
 

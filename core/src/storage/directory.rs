@@ -6,6 +6,7 @@
 //! DATA_DIR/store/       RocksDB
 //! DATA_DIR/segments/    Parquet
 //! DATA_DIR/spool/       Parquet files during their upload to an object store
+//! DATA_DIR/spill/       what running queries cannot keep in memory
 //! DATA_DIR/synced-seq   28 bytes: "KSEQ" | epoch u32 LE | seq u64 LE | not seq u64 LE | not epoch u32 LE
 //! DATA_DIR/RESTORING    exists while a backup is restored into the directory
 //! ```

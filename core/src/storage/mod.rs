@@ -1,7 +1,8 @@
 //! Durable ordered bytes: four partitions, written in atomic batches and read through snapshots.
 //!
 //! This module knows bytes, not tables; [`keys`] and [`rows`] define the bytes of the `Rows` partition.
-//! Storage is synchronous. Async code enters it only through [`blocking`], once per batch of work.
+//! Storage is synchronous. Async code enters it only through [`blocking`], once per batch of work, except for
+//! single keys in memory, see [`StorageSnapshot::get_cached`].
 //!
 //! Invariant: a batch becomes visible and durable as a whole or not at all, and a snapshot never changes.
 
@@ -293,6 +294,17 @@ pub type Visitor<'a> = dyn FnMut(&[u8], &[u8]) -> Result<std::ops::ControlFlow<(
 /// Keys with their values, in scan order.
 pub type Entries<'a> = Box<dyn Iterator<Item = Result<(Box<[u8]>, Box<[u8]>)>> + 'a>;
 
+/// What the memory of a store tells about a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cached {
+    /// The value of the key.
+    Found(Bytes),
+    /// The key is absent.
+    Absent,
+    /// Only the disk can tell.
+    Unknown,
+}
+
 /// The state of a store at one moment.
 pub trait StorageSnapshot: Send + Sync {
     /// Returns the value of a key.
@@ -300,6 +312,15 @@ pub trait StorageSnapshot: Send + Sync {
     /// # Errors
     /// `Corruption` when a checksum does not match, `Unavailable` when the files cannot be read.
     fn get(&self, partition: Partition, key: &[u8]) -> Result<Option<Bytes>>;
+
+    /// Returns the value of a key from memory alone: it never waits for a disk, so it needs no thread that
+    /// may block. The default knows nothing.
+    ///
+    /// # Errors
+    /// As [`StorageSnapshot::get`].
+    fn get_cached(&self, _partition: Partition, _key: &[u8]) -> Result<Cached> {
+        Ok(Cached::Unknown)
+    }
 
     /// Returns the values of many keys, in the order of `keys`.
     ///

@@ -86,6 +86,56 @@ fn a_snapshot_does_not_change_and_outlives_its_store() {
 }
 
 #[test]
+fn what_is_in_memory_is_told_without_the_disk() {
+    on_every_backend(|storage| {
+        put_all(storage, Partition::Rows, &[b"a", b"b"]);
+        let before = storage.snapshot();
+        let mut batch = WriteBatch::new();
+        batch.delete(Partition::Rows, &b"b"[..]);
+        storage.write(batch, true).unwrap();
+        let snapshot = storage.snapshot();
+        let value = |key: &'static [u8]| Cached::Found(Bytes::from([b"value of ", key].concat()));
+        assert_eq!(snapshot.get_cached(Partition::Rows, b"a").unwrap(), value(b"a"));
+        assert_eq!(snapshot.get_cached(Partition::Rows, b"b").unwrap(), Cached::Absent);
+        assert_eq!(snapshot.get_cached(Partition::Log, b"a").unwrap(), Cached::Absent);
+        assert_eq!(before.get_cached(Partition::Rows, b"b").unwrap(), value(b"b"));
+    });
+}
+
+#[test]
+fn memory_never_contradicts_the_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let open = || {
+        let directory = Arc::new(DataDirectory::open(folder.path()).unwrap());
+        RocksStorage::open(directory, StorageOptions::default()).unwrap()
+    };
+    let keys: Vec<Vec<u8>> = (0..10_000_u32).map(|number| number.to_be_bytes().to_vec()).collect();
+    let storage = open();
+    let refs: Vec<&[u8]> = keys.iter().step_by(2).map(Vec::as_slice).collect();
+    put_all(&storage, Partition::Rows, &refs);
+    drop(storage);
+    // The values are in a file now, and no block of it is in memory.
+    let storage = open();
+    let snapshot = storage.snapshot();
+    let mut unknown = 0;
+    for key in &keys {
+        let cached = snapshot.get_cached(Partition::Rows, key).unwrap();
+        let stored = snapshot.get(Partition::Rows, key).unwrap();
+        match cached {
+            Cached::Found(value) => assert_eq!(Some(value), stored),
+            Cached::Absent => assert_eq!(None, stored),
+            Cached::Unknown => unknown += 1,
+        }
+        // The read has brought the block into memory.
+        if let Some(stored) = stored {
+            let cached = snapshot.get_cached(Partition::Rows, key).unwrap();
+            assert_eq!(cached, Cached::Found(stored));
+        }
+    }
+    assert!(unknown < keys.len() / 4, "{unknown} reads needed the disk");
+}
+
+#[test]
 fn scans_keep_to_their_range_in_both_directions() {
     let prefix = |table: u8, rest: &[u8]| [&[0, 0, 0, table, 0, 0, 0, 0, 0, 0, 0, 1][..], rest].concat();
     on_every_backend(|storage| {

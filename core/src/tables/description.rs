@@ -55,7 +55,7 @@ pub struct SegmentRows {
     pub segment: SegmentId,
     /// The positions of the ranges, ascending and disjoint.
     pub selected: Vec<Range<u32>>,
-    /// The positions of rows that are overwritten or deleted, ascending.
+    /// The positions of overwritten or deleted rows, ascending: every selected one, perhaps others.
     pub deleted: Vec<u32>,
 }
 

@@ -16,7 +16,7 @@ use crate::ids::ScopeId;
 use crate::schema_registry::TableSchemas;
 use crate::storage::keys::KeyEncoder;
 use crate::storage::rows::RowHeader;
-use crate::storage::{Partition, blocking};
+use crate::storage::{Cached, Partition, blocking};
 
 /// Reads rows of one table by key. Created once per prepared statement.
 #[derive(Debug)]
@@ -49,7 +49,7 @@ impl PointReader {
     /// # Errors
     /// XX001 for damaged bytes; XX000 for the wrong number of values; 58030 when a segment cannot be read.
     pub async fn read(
-        self: &Arc<Self>,
+        &self,
         snapshot: &Arc<Snapshot>,
         overlay: Option<&Overlay>,
         scope: ScopeId,
@@ -73,7 +73,7 @@ impl PointReader {
     /// # Errors
     /// XX001 for damaged bytes; 58030 when a segment cannot be read.
     pub async fn read_key(
-        self: &Arc<Self>,
+        &self,
         snapshot: &Arc<Snapshot>,
         overlay: Option<&Overlay>,
         key: Bytes,
@@ -85,19 +85,18 @@ impl PointReader {
                 _ => self.batch(None),
             };
         }
-        let (reader, at, stored) = (Arc::clone(self), Arc::clone(snapshot), Bytes::clone(&key));
-        let hot = blocking(move || reader.read_hot(&at, &stored, now_us)).await?;
-        match hot {
-            Some(row) => self.batch(Some((&key, &row))),
-            None => self.read_cold(snapshot, key).await,
-        }
-    }
-
-    fn read_hot(&self, snapshot: &Snapshot, key: &[u8], now_us: i64) -> Result<Option<Bytes>> {
+        let stored = match snapshot.storage.get_cached(Partition::Rows, &key)? {
+            Cached::Found(row) => Some(row),
+            Cached::Absent => None,
+            Cached::Unknown => {
+                let (at, key) = (Arc::clone(snapshot), Bytes::clone(&key));
+                blocking(move || at.storage.get(Partition::Rows, &key)).await?
+            }
+        };
         let visibility = RowVisibility { now_us, flushed: snapshot.cold.flushed(self.schemas.definition.id) };
-        match snapshot.storage.get(Partition::Rows, key)? {
-            Some(row) if visibility.is_visible(&row)? => Ok(Some(row)),
-            _ => Ok(None),
+        match stored {
+            Some(row) if visibility.is_visible(&row)? => self.batch(Some((&key, &row))),
+            _ => self.read_cold(snapshot, key).await,
         }
     }
 

@@ -1,6 +1,7 @@
 //! Finds the cold rows of key ranges: their positions in segments.
 //!
-//! Segments are sorted by key, so key ranges become position ranges, without the deleted rows.
+//! Segments are sorted by key, so key ranges become position ranges, without the deleted rows. A range costs
+//! as much as its own deleted rows, not as those of the whole segment.
 //!
 //! Invariant: the positions are exactly the live rows of the ranges in the snapshot, so a filter that became
 //! a range need not be evaluated again. The rows that an overlay replaces count as deleted.
@@ -15,10 +16,11 @@ use super::overlay::Overlay;
 use crate::cold_storage::{Segment, SegmentKeys};
 use crate::commit::Snapshot;
 use crate::error::Result;
+use crate::ids::TableId;
 use crate::schema_registry::TableDefinition;
-use crate::storage::KeyRange;
+use crate::storage::{KeyRange, blocking};
 
-/// Returns the cold rows of `ranges`, which are ascending and disjoint.
+/// Returns the cold rows of `ranges`, which are ascending and disjoint; only of segments that have some.
 ///
 /// # Errors
 /// XX001 when a segment is damaged, 58030 when it cannot be read.
@@ -35,27 +37,42 @@ pub(super) async fn segment_rows(
         return Ok(Vec::new());
     }
     let keys = definition.segment_keys()?;
-    let deleted = snapshot.cold.deleted_positions(&snapshot.storage, &segments).await?;
     let mut rows = Vec::with_capacity(segments.len());
-    for (segment, deleted) in segments.iter().zip(deleted) {
-        let mut deleted = match overlay {
-            Some(overlay) => overlay.unite_deleted(segment.id, deleted),
-            None => deleted,
-        };
+    for segment in &segments {
         let selected = positions(snapshot, segment, &keys, ranges).await?;
-        // Both are ascending. What a scan keeps is what it reads.
-        let mut wanted = selected.iter().peekable();
-        deleted.retain(|position| {
-            while wanted.next_if(|range| range.end <= *position).is_some() {}
-            wanted.peek().is_some_and(|range| range.contains(position))
-        });
-        deleted.shrink_to_fit();
-        rows.push(SegmentRows { segment: segment.id, selected, deleted });
+        if !selected.is_empty() {
+            rows.push(SegmentRows { segment: segment.id, selected, deleted: Vec::new() });
+        }
+    }
+    let mut rows = find_deleted(snapshot, definition.id, rows).await?;
+    if let Some(overlay) = overlay {
+        for rows in &mut rows {
+            rows.deleted = overlay.unite_deleted(rows.segment, std::mem::take(&mut rows.deleted));
+        }
     }
     Ok(rows)
 }
 
-/// Returns the positions of the ranges in a segment, ascending.
+/// Adds the positions of the deleted rows among the selected ones.
+async fn find_deleted(
+    snapshot: &Snapshot,
+    table: TableId,
+    mut rows: Vec<SegmentRows>,
+) -> Result<Vec<SegmentRows>> {
+    if rows.is_empty() {
+        return Ok(rows);
+    }
+    let (cold, storage) = (Arc::clone(&snapshot.cold), Arc::clone(&snapshot.storage));
+    blocking(move || {
+        for rows in &mut rows {
+            rows.deleted = cold.deleted_in(&*storage, table, rows.segment, &rows.selected)?;
+        }
+        Ok(rows)
+    })
+    .await
+}
+
+/// Returns the positions of the ranges in a segment, ascending; no empty ranges.
 async fn positions(
     snapshot: &Snapshot,
     segment: &Arc<Segment>,
@@ -75,6 +92,7 @@ async fn positions(
     for range in ranges {
         positions.push(store.positions(segment, keys, range).await?);
     }
+    positions.retain(|range| !range.is_empty());
     positions.sort_by_key(|range| range.start);
     Ok(positions)
 }

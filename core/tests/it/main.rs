@@ -11,6 +11,7 @@ mod cold;
 mod columns;
 mod disk_full;
 mod formats;
+mod guests;
 mod hot;
 mod jobs;
 mod large_insert;

@@ -3,20 +3,24 @@
 //! Invariant: the layer passes a request on only if its path is open or its extensions carry an identity.
 
 use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use futures::future::BoxFuture;
 use http::header::AUTHORIZATION;
 use http::{HeaderMap, Request, Response};
-use kalamdb_core::Seq;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use kalamdb_core::{Error, Seq};
+use tonic::Status;
 use tonic::body::Body;
 use tower::{Layer, Service};
 use tracing::Instrument;
 
-use super::{Authenticator, Credentials, Identified, missing};
-use crate::connection::ConnectionInfo;
+use super::{Authenticator, Credentials, Identified, Origin, missing, session_name};
+use crate::connection::{CallGuard, ConnectionInfo};
 use crate::status::{add_sqlstate, to_status};
 
 const HANDSHAKE: &str = "/arrow.flight.protocol.FlightService/Handshake";
@@ -87,7 +91,7 @@ where
         let method = request.uri().path().to_owned();
         let request_id = uuid::Uuid::new_v4().simple().to_string();
         let peer =
-            request.extensions().get::<ConnectionInfo>().map(|info| tracing::field::display(info.peer));
+            request.extensions().get::<ConnectionInfo>().map(|info| tracing::field::display(info.peer()));
         let span = tracing::info_span!("request", request_id, method, peer, user = tracing::field::Empty);
         let recorder = span.clone();
         let work = async move {
@@ -96,25 +100,21 @@ where
                 request.extensions_mut().insert(Deadline(deadline));
             }
             if is_open(&method) {
-                let mut response = inner.call(request).await?;
-                add_sqlstate(response.headers_mut());
-                return Ok(response);
+                let call = begin_call(request.extensions().get());
+                return match call {
+                    Ok(call) => {
+                        let mut response = inner.call(request).await?;
+                        add_sqlstate(response.headers_mut());
+                        Ok(response.map(|body| held(body, call)))
+                    }
+                    Err(error) => Ok(to_status(&error).into_http()),
+                };
             }
             // A body is not `Sync`, so the future borrows nothing of the request across an await.
-            let connection = request.extensions().get::<ConnectionInfo>().cloned();
-            let number = connection.as_ref().map_or(0, |connection| connection.number);
-            let min_seq = min_seq(request.headers());
-            let identified = match credentials(request.headers()) {
-                Ok(credentials) => authenticator.identify(&credentials, number, min_seq).await,
-                Err(error) => Err(error),
-            };
-            match identified {
+            let asked = Asked::read(&request);
+            match identify(&authenticator, asked).await {
                 Ok(Identified { identity, renewed }) => {
                     recorder.record("user", &*identity.principal.username);
-                    if let Some(connection) = connection {
-                        connection.mark_logged_in();
-                    }
-                    request.extensions_mut().insert(identity.principal.clone());
                     request.extensions_mut().insert(identity);
                     let mut response = inner.call(request).await?;
                     add_sqlstate(response.headers_mut());
@@ -130,11 +130,81 @@ where
     }
 }
 
+/// What the layer reads of a request.
+struct Asked {
+    credentials: Credentials,
+    origin: Origin,
+    /// The lowest seq that the call must see: one that the caller has seen elsewhere.
+    min_seq: Option<Seq>,
+}
+
+impl Asked {
+    fn read(request: &Request<Body>) -> Result<Self, Error> {
+        let headers = request.headers();
+        let connection = request.extensions().get::<ConnectionInfo>().cloned();
+        Ok(Self {
+            credentials: credentials(headers)?,
+            origin: Origin { connection, session_name: session_name(headers)? },
+            min_seq: min_seq(headers),
+        })
+    }
+}
+
+/// Checks the credentials of a request, then waits until it can see what it must see.
+async fn identify(authenticator: &Authenticator, asked: Result<Asked, Error>) -> Result<Identified, Error> {
+    let Asked { credentials, origin, min_seq } = asked?;
+    // After the login the connection may have more calls.
+    let _call = begin_call(origin.connection.as_ref())?;
+    let identified = authenticator.identify(&credentials, origin).await?;
+    if let Some(seq) = min_seq {
+        authenticator.reach(seq).await?;
+    }
+    Ok(identified)
+}
+
+fn begin_call(connection: Option<&ConnectionInfo>) -> Result<Option<CallGuard>, Error> {
+    connection.map_or(Ok(None), ConnectionInfo::begin_call)
+}
+
+/// Keeps a call counted until its answer is sent.
+fn held(body: Body, call: Option<CallGuard>) -> Body {
+    match call {
+        Some(call) => Body::new(HeldBody { body, _call: call }),
+        None => body,
+    }
+}
+
+/// The answer of a call that is counted as in flight.
+struct HeldBody {
+    body: Body,
+    _call: CallGuard,
+}
+
+impl HttpBody for HeldBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
 fn is_open(path: &str) -> bool {
     path == HANDSHAKE || OPEN_SERVICES.iter().any(|service| path.starts_with(service))
 }
 
-fn credentials(headers: &HeaderMap) -> Result<Credentials, kalamdb_core::Error> {
+fn credentials(headers: &HeaderMap) -> Result<Credentials, Error> {
     if let Some(header) = headers.get(AUTHORIZATION) {
         return Credentials::parse(header.as_bytes());
     }
@@ -144,7 +214,6 @@ fn credentials(headers: &HeaderMap) -> Result<Credentials, kalamdb_core::Error> 
     }
 }
 
-/// Reads the lowest seq that the call must see: one that the caller has seen elsewhere.
 fn min_seq(headers: &HeaderMap) -> Option<Seq> {
     headers.get(SEQ_HEADER)?.to_str().ok()?.parse().ok().map(Seq)
 }

@@ -4,13 +4,16 @@
 //! every call does not pay for the password hash each time. Each use compares the user's auth generation, so
 //! a changed password takes effect at once.
 //!
-//! A login that is delayed because its name failed waits before it takes a verification slot, and each name
-//! has only a share of these slots: guessing at one name does not lock out other names.
+//! A login that is delayed because its name failed waits before it takes its place in the line, and each name
+//! has only a share of the line: guessing at one name does not lock out other names. In the line the networks
+//! of the clients take turns.
 //!
 //! Invariant: the duration of a failed login does not reveal whether the name exists; the delay depends only
 //! on the name as sent.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
+use std::num::NonZero;
 use std::time::{Duration, Instant};
 
 use kalamdb_core::access::Principal;
@@ -19,12 +22,11 @@ use kalamdb_core::{Database, Error, ErrorKind, SqlState};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
+use super::turns::Turns;
 use crate::seal::{MAC_BYTES, SealKey};
 
-/// Password hashes computed at the same time; each needs about 19 MiB and one core.
-const VERIFYING_MAX: usize = 2;
-/// Logins that wait for verification or are being verified; more are refused.
-const WAITING_MAX: usize = 256;
+/// How long a login waits for its turn.
+const WAIT_MAX: Duration = Duration::from_secs(60);
 /// Logins of one name that are delayed, waiting or being verified; more are refused.
 const WAITING_PER_NAME_MAX: usize = 64;
 /// Logins that are delayed because their name failed; more are refused.
@@ -56,8 +58,7 @@ pub(super) struct Logins {
     digests: SealKey,
     remembered: Mutex<HashMap<[u8; MAC_BYTES], Remembered>>,
     failures: Mutex<HashMap<String, Failures>>,
-    verifying: Semaphore,
-    waiting: Semaphore,
+    turns: Turns,
     delayed: Semaphore,
     /// The number of logins per name that are delayed, waiting or being verified.
     names: Mutex<HashMap<String, usize>>,
@@ -82,25 +83,30 @@ impl Drop for NamePermit<'_> {
 }
 
 impl Logins {
-    pub(super) fn new(database: Database) -> Self {
+    /// Lets at most `waiting_max` logins wait for verification.
+    pub(super) fn new(database: Database, waiting_max: usize) -> Self {
         let digests = SealKey::derive(database.secret(), "remembered credentials");
         Self {
             database,
             digests,
             remembered: Mutex::default(),
             failures: Mutex::default(),
-            verifying: Semaphore::new(VERIFYING_MAX),
-            waiting: Semaphore::new(WAITING_MAX),
+            turns: Turns::new(verifying_max(), waiting_max),
             delayed: Semaphore::new(DELAYED_MAX),
             names: Mutex::default(),
         }
     }
 
-    /// Returns the principal of valid credentials.
+    /// Returns the principal of valid credentials, which came from a client in `network`.
     ///
     /// # Errors
     /// 28P01, the same for an unknown name and a wrong password; 53300 when too many logins wait.
-    pub(super) async fn verify(&self, username: &str, password: &str) -> Result<Principal, Error> {
+    pub(super) async fn verify(
+        &self,
+        username: &str,
+        password: &str,
+        network: IpAddr,
+    ) -> Result<Principal, Error> {
         let digest = self.digest(username, password);
         if let Some(principal) = self.recall(&digest) {
             return Ok(principal);
@@ -111,8 +117,8 @@ impl Logins {
             let _delayed = self.delayed.try_acquire().map_err(|_| too_many())?;
             tokio::time::sleep(delay).await;
         }
-        let _waiting = self.waiting.try_acquire().map_err(|_| too_many())?;
-        let _verifying = self.verifying.acquire().await.map_err(|_| Error::shutting_down())?;
+        let turn = tokio::time::timeout(WAIT_MAX, self.turns.take(network)).await;
+        let _turn = turn.ok().flatten().ok_or_else(too_many)?;
         // A login with the same credentials may have finished in the meantime.
         if let Some(principal) = self.recall(&digest) {
             return Ok(principal);
@@ -206,6 +212,12 @@ impl Logins {
     }
 }
 
+/// Returns the number of passwords that are checked at the same time, which is that of the core's threads for
+/// them: more would wait there, in no order of networks.
+fn verifying_max() -> usize {
+    (std::thread::available_parallelism().map_or(1, NonZero::get) / 4).max(2)
+}
+
 fn too_many() -> Error {
     Error::new(ErrorKind::ResourceExhausted, SqlState::TOO_MANY, "too many logins are waiting")
         .hint("try again in a moment, and log in once per connection")
@@ -220,6 +232,17 @@ mod tests {
 
     use super::*;
 
+    const LOCAL: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+    /// Logins that may wait in these tests.
+    const WAITING_MAX: usize = 256;
+
+    async fn logins() -> (Database, Logins) {
+        let config = Config { root_password: Some("the right one".to_owned()), ..Config::in_memory() };
+        let database = Database::open(config).await.unwrap();
+        let logins = Logins::new(database.clone(), WAITING_MAX);
+        (database, logins)
+    }
+
     /// Polls each login once; returns the ones that are pending, and the number of refused ones.
     async fn begin<'a>(
         logins: &'a Logins,
@@ -229,7 +252,7 @@ mod tests {
         let mut waiting = Vec::new();
         let mut refused = 0;
         for _ in 0..count {
-            let mut login: BoxFuture<'a, _> = Box::pin(logins.verify(name, "a wrong guess"));
+            let mut login: BoxFuture<'a, _> = Box::pin(logins.verify(name, "a wrong guess", LOCAL));
             match futures::poll!(&mut login) {
                 Poll::Pending => waiting.push(login),
                 Poll::Ready(Err(error)) => {
@@ -244,9 +267,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn guessing_at_some_names_does_not_keep_the_others_out() {
-        let config = Config { root_password: Some("the right one".to_owned()), ..Config::in_memory() };
-        let database = Database::open(config).await.unwrap();
-        let logins = Logins::new(database.clone());
+        let (database, logins) = logins().await;
         let names: Vec<String> =
             (0..WAITING_MAX / WAITING_PER_NAME_MAX + 1).map(|n| format!("name{n}")).collect();
         for name in &names {
@@ -261,9 +282,31 @@ mod tests {
             delayed.push(waiting);
         }
         // More logins are delayed than may wait for verification, yet this one need not wait for them.
-        assert!(logins.verify("root", "the right one").await.is_ok());
+        assert!(logins.verify("root", "the right one", LOCAL).await.is_ok());
         drop(delayed);
         assert!(logins.names.lock().is_empty());
+        database.shutdown().await.unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn only_a_full_line_refuses_and_not_who_comes_from_elsewhere() {
+        let (database, logins) = logins().await;
+        let names: Vec<String> = (0..WAITING_MAX + verifying_max()).map(|n| format!("name{n}")).collect();
+        let mut flood = Vec::new();
+        for name in &names {
+            let (waiting, refused) = begin(&logins, name, 1).await;
+            assert_eq!((waiting.len(), refused), (1, 0), "{name}");
+            flood.push(waiting);
+        }
+        let (_, refused) = begin(&logins, "one more", 1).await;
+        assert_eq!(refused, 1);
+        let elsewhere = IpAddr::from([10, 0, 0, 1]);
+        let login =
+            tokio::time::timeout(Duration::from_secs(30), logins.verify("root", "the right one", elsewhere));
+        // The flood waits for its turns, and the login of another network is the next.
+        let (login, _) = tokio::join!(login, async { drop(flood.drain(..verifying_max())) });
+        assert!(login.expect("its turn comes soon").is_ok());
+        drop(flood);
         database.shutdown().await.unwrap();
     }
 }

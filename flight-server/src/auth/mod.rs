@@ -7,10 +7,13 @@
 //! Invariant: only Handshake and the paths of `OPEN_SERVICES` are reachable without credentials. A new
 //! service is closed until it is named there.
 
+mod cookie;
 mod layer;
 mod login;
 mod token;
+mod turns;
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use base64::Engine;
@@ -18,10 +21,14 @@ use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use kalamdb_core::access::Principal;
 use kalamdb_core::{Database, Error, ErrorKind, Seq, SqlState};
+use tonic::metadata::{Ascii, MetadataValue};
 
+pub(crate) use self::cookie::{SET_COOKIE, SessionName, new_session_name, session_name};
 pub(crate) use self::layer::{AuthLayer, Deadline};
 use self::login::Logins;
 use self::token::{Token, Tokens};
+use crate::config::ServerConfig;
+use crate::connection::ConnectionInfo;
 
 /// Go's client omits the padding, other clients do not.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
@@ -35,13 +42,19 @@ const AUTHORIZATION_BYTES_MAX: usize = 4_096;
 /// How long a call waits for a seq that is not reached yet.
 const REACH_TIME_MAX: Duration = Duration::from_secs(5);
 
-/// Which session a request belongs to.
+/// Which session of its user a request belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum SessionKey {
-    /// The session of a bearer token; each Handshake creates one.
-    Token([u8; 16]),
-    /// The session of an HTTP/2 connection, for clients that send Basic on every call.
-    Connection(u64),
+    /// The session of an HTTP/2 connection and the bearer token sent over it; `None` for Basic credentials.
+    /// So clients that were given the same token do not see each other's `USE`.
+    Connection {
+        /// The session's part of the token; each Handshake makes another one.
+        token: Option<[u8; 16]>,
+        /// The connection's number.
+        connection: u64,
+    },
+    /// The session whose name the client sends.
+    Named(SessionName),
 }
 
 /// The caller, its session and its connection.
@@ -49,8 +62,34 @@ pub(crate) enum SessionKey {
 pub(crate) struct Identity {
     pub(crate) principal: Principal,
     pub(crate) session: SessionKey,
-    /// The connection's number.
-    pub(crate) connection: u64,
+    pub(crate) connection: Option<ConnectionInfo>,
+}
+
+impl Identity {
+    /// Whether the client sent the name of its session.
+    pub(crate) fn has_named_session(&self) -> bool {
+        matches!(self.session, SessionKey::Named(_))
+    }
+}
+
+/// What a request shows of its sender besides its credentials.
+#[derive(Clone, Debug)]
+pub(crate) struct Origin {
+    pub(crate) connection: Option<ConnectionInfo>,
+    pub(crate) session_name: Option<SessionName>,
+}
+
+impl Origin {
+    fn identity(self, principal: Principal, token: Option<[u8; 16]>) -> Identity {
+        let session = match self.session_name {
+            Some(name) => SessionKey::Named(name),
+            None => {
+                let connection = self.connection.as_ref().map_or(0, ConnectionInfo::number);
+                SessionKey::Connection { token, connection }
+            }
+        };
+        Identity { principal, session, connection: self.connection }
+    }
 }
 
 /// The result of a successful credentials check.
@@ -73,40 +112,46 @@ pub(crate) struct Authenticator {
     database: Database,
     tokens: Tokens,
     logins: Logins,
+    /// Whether connections are encrypted.
+    has_tls: bool,
 }
 
 impl Authenticator {
-    pub(crate) fn new(database: Database) -> Self {
+    pub(crate) fn new(database: Database, config: &ServerConfig) -> Self {
         let tokens = Tokens::new(&database);
-        let logins = Logins::new(database.clone());
-        Self { database, tokens, logins }
+        let logins = Logins::new(database.clone(), config.logins_waiting_max);
+        Self { database, tokens, logins, has_tls: config.tls.is_some() }
     }
 
-    /// Checks the credentials of a request on connection `connection`, then waits until the commit `min_seq`
-    /// is readable.
+    /// Checks the credentials of a request, and records the login on its connection.
     pub(crate) async fn identify(
         &self,
         credentials: &Credentials,
-        connection: u64,
-        min_seq: Option<Seq>,
+        origin: Origin,
     ) -> Result<Identified, Error> {
         let identified = match credentials {
-            Credentials::Bearer(text) => self.identify_bearer(text, connection)?,
+            Credentials::Bearer(text) => self.identify_bearer(text, origin)?,
             Credentials::Basic { username, password } => {
-                let principal = self.logins.verify(username, password).await?;
-                let session = SessionKey::Connection(connection);
-                let identity = Identity { principal, session, connection };
-                Identified { identity, renewed: None }
+                let principal = self.verify(username, password, origin.connection.as_ref()).await?;
+                Identified { identity: origin.identity(principal, None), renewed: None }
             }
         };
-        match min_seq {
-            Some(seq) if seq > self.database.seq() => self.reach(seq).await?,
-            _ => {}
+        if let Some(connection) = &identified.identity.connection {
+            connection.mark_logged_in(identified.identity.principal.user_id)?;
         }
         Ok(identified)
     }
 
-    async fn reach(&self, seq: Seq) -> Result<(), Error> {
+    /// Returns the cookie that tells the name of a session to its client.
+    pub(crate) fn session_cookie(&self, name: SessionName) -> Result<MetadataValue<Ascii>, Error> {
+        cookie::cookie(name, self.has_tls)
+    }
+
+    /// Waits until commit `seq` is readable.
+    pub(crate) async fn reach(&self, seq: Seq) -> Result<(), Error> {
+        if seq <= self.database.seq() {
+            return Ok(());
+        }
         match tokio::time::timeout(REACH_TIME_MAX, self.database.wait_for(seq)).await {
             Ok(reached) => reached,
             Err(_) => Err(Error::new(
@@ -119,22 +164,45 @@ impl Authenticator {
     }
 
     /// Checks the credentials of a Handshake and returns a bearer token. The token always names a new
-    /// session, so that connections that share a token do not close each other's statements.
-    pub(crate) async fn handshake(&self, credentials: &Credentials) -> Result<String, Error> {
-        match credentials {
-            Credentials::Bearer(text) => Ok(self.tokens.fork(self.open_token(text)?)),
-            Credentials::Basic { username, password } => {
-                let principal = self.logins.verify(username, password).await?;
-                let generation = self.database.auth_generation(principal.user_id)?;
-                Ok(self.tokens.issue(principal.user_id, generation))
+    /// session, also on a connection that has one already.
+    pub(crate) async fn handshake(
+        &self,
+        credentials: &Credentials,
+        connection: Option<&ConnectionInfo>,
+    ) -> Result<String, Error> {
+        let (user, token) = match credentials {
+            Credentials::Bearer(text) => {
+                let token = self.open_token(text)?;
+                (token.user_id, self.tokens.fork(token))
             }
+            Credentials::Basic { username, password } => {
+                let principal = self.verify(username, password, connection).await?;
+                let generation = self.database.auth_generation(principal.user_id)?;
+                (principal.user_id, self.tokens.issue(principal.user_id, generation))
+            }
+        };
+        if let Some(connection) = connection {
+            connection.mark_logged_in(user)?;
         }
+        Ok(token)
     }
 
-    fn identify_bearer(&self, text: &str, connection: u64) -> Result<Identified, Error> {
+    async fn verify(
+        &self,
+        username: &str,
+        password: &str,
+        connection: Option<&ConnectionInfo>,
+    ) -> Result<Principal, Error> {
+        // The connection stays open while its login waits.
+        let _login = connection.map(ConnectionInfo::begin_login);
+        let network = connection.map_or(Ipv4Addr::UNSPECIFIED.into(), ConnectionInfo::network);
+        self.logins.verify(username, password, network).await
+    }
+
+    fn identify_bearer(&self, text: &str, origin: Origin) -> Result<Identified, Error> {
         let token = self.open_token(text)?;
         let principal = self.database.principal(token.user_id).map_err(|_| token::refused())?;
-        let identity = Identity { principal, session: SessionKey::Token(token.session), connection };
+        let identity = origin.identity(principal, Some(token.session));
         Ok(Identified { identity, renewed: self.tokens.renew(token) })
     }
 

@@ -135,7 +135,9 @@ async fn serve(mut config: ServerConfig, calls: &Handle) -> Result<(), Failure> 
     let server = Server::bind(database.clone(), &config).await?.calls_on(calls.clone());
     let address = server.local_addr();
     let http = match config.http_listen {
-        Some(listen) => Some(http::HttpServer::bind(listen, database.clone(), shutdown.clone()).await?),
+        Some(listen) => {
+            Some(http::HttpServer::bind(listen, database.clone(), server.health(), shutdown.clone()).await?)
+        }
         None => None,
     };
     let http_address = http.as_ref().map(http::HttpServer::local_addr);

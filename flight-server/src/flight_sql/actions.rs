@@ -64,7 +64,7 @@ pub(super) async fn run(state: &FlightState, caller: &Caller, action: Action) ->
         }
         "ClosePreparedStatement" => {
             let request: ActionClosePreparedStatementRequest = unpack(&body)?;
-            state.prepared.close(caller.user(), &request.prepared_statement_handle);
+            state.prepared.close(&caller.session, &request.prepared_statement_handle);
             Ok(Vec::new())
         }
         "CancelQuery" => {
@@ -87,10 +87,11 @@ pub(super) async fn run(state: &FlightState, caller: &Caller, action: Action) ->
             let endpoint = statement::renew(state, caller, &statement_handle(&ticket.ticket)?)?;
             Ok(vec![endpoint.encode_to_vec().into()])
         }
-        "SetSessionOptions" => Ok(vec![session_options::set(&caller.session, &body)?]),
+        session_options::SET => Ok(vec![session_options::set(&caller.session, &body)?]),
         "GetSessionOptions" => Ok(vec![session_options::get(&caller.session)]),
         "CloseSession" => {
-            Ok(vec![session_options::close(&state.sessions, &state.prepared, &caller.identity)])
+            state.prepared.close_session(&caller.session);
+            Ok(vec![session_options::close(&state.sessions, &caller.identity)])
         }
         other => Err(refuse(other, &body)),
     }

@@ -1,4 +1,6 @@
-//! Delivers the messages of a DoGet: a task runs the query beside its reader.
+//! Delivers the messages of a DoGet: a task passes them on to the reader.
+//!
+//! The messages of a query come from the threads of the database. The task evaluates live queries itself.
 //!
 //! Invariants: dropping the delivered stream drops the query; a slow reader does not keep a query alive after
 //! it was cancelled, after the caller's deadline or, if it is endless, after a shutdown.
@@ -23,13 +25,13 @@ use crate::status::{deadline_passed, from_core};
 
 /// Messages that are sent without a task if they are ready at once.
 const READY_MESSAGES_MAX: usize = 4;
-/// Messages produced ahead of the reader; beyond this the query waits.
-const MESSAGES_AHEAD_MAX: usize = 2;
+/// Messages that wait for the reader here; a query has made a few more. Beyond this it waits.
+const MESSAGES_AHEAD_MAX: usize = 1;
 
 /// The messages of a query before they are delivered.
 pub(super) type Messages = BoxStream<'static, Result<FlightData>>;
 
-/// Runs a stream in a task beside its reader. An endless stream also has the token of the server's shutdown.
+/// Delivers a stream by a task. An endless stream also has the token of the server's shutdown.
 pub(super) fn deliver(
     mut messages: Messages,
     guard: RunningGuard,

@@ -2,7 +2,7 @@
 //!
 //! Drivers send credentials in the `authorization` header (JDBC, ADBC, ODBC, pyarrow's basic token) or as a
 //! `BasicAuth` message (older Flight clients). The token returns in headers, in trailers and as the payload,
-//! so each kind finds it.
+//! so each kind finds it. A client that sends no name of a session gets one as a cookie.
 //!
 //! Invariant: every Handshake starts a session, even one with a valid bearer token, which JDBC sends if it
 //! was given one.
@@ -15,7 +15,7 @@ use prost::Message;
 use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 use tonic::{Code, Response, Status};
 
-use crate::auth::{Authenticator, Credentials, missing};
+use crate::auth::{Authenticator, Credentials, SET_COOKIE, missing, new_session_name, session_name};
 use crate::connection::ConnectionInfo;
 
 /// The messages of a Handshake's answer.
@@ -35,10 +35,8 @@ pub(super) async fn log_in(
             (credentials_of(&first)?, first.protocol_version)
         }
     };
-    let token = authenticator.handshake(&credentials).await?;
-    if let Some(connection) = connection {
-        connection.mark_logged_in();
-    }
+    let has_name = session_name(headers.as_ref())?.is_some();
+    let token = authenticator.handshake(&credentials, connection).await?;
     let payload = HandshakeResponse { protocol_version, payload: token.clone().into_bytes().into() };
     let header = MetadataValue::<Ascii>::try_from(format!("Bearer {token}"))
         .map_err(|error| Error::internal("a token is not a header value").source(error))?;
@@ -48,6 +46,10 @@ pub(super) async fn log_in(
     let end = Status::with_metadata(Code::Ok, "", trailers);
     let mut response = Response::new(stream::iter([Ok(payload), Err(end)]).boxed());
     response.metadata_mut().insert("authorization", header);
+    if !has_name {
+        let cookie = authenticator.session_cookie(new_session_name())?;
+        response.metadata_mut().insert(SET_COOKIE, cookie);
+    }
     Ok(response)
 }
 

@@ -11,7 +11,7 @@
 //! | `metadata`, `sql_info`, `type_info` | catalogs, tables, keys, server capabilities, types |
 //! | `actions`, `session_options`, `handshake` | DoAction, the options of a session, logging in |
 //! | `state` | what all calls share, and the caller of one call |
-//! | `sessions`, `queries`, `budget` | sessions, prepared statements, running queries, all bounded |
+//! | `handles`, `queries`, `budget` | prepared statements, running queries, all bounded |
 //! | `ticket`, `encode`, `messages` | bytes |
 //! | `wire` | reading requests, and the refusals that several calls share |
 //!
@@ -27,6 +27,7 @@ mod actions;
 mod budget;
 mod delivery;
 mod encode;
+mod handles;
 mod handshake;
 mod inbound;
 mod ingest;
@@ -38,7 +39,6 @@ mod prepared;
 mod queries;
 mod service;
 mod session_options;
-mod sessions;
 mod sql_info;
 mod state;
 mod statement;

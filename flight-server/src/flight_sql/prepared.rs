@@ -10,16 +10,17 @@ use arrow::datatypes::Schema;
 use arrow_flight::sql::{ActionCreatePreparedStatementRequest, DoPutPreparedStatementResult};
 use bytes::Bytes;
 use kalamdb_core::schema_registry::encode_schema;
-use kalamdb_core::{Prepared, Result, StatementKind, UserId};
+use kalamdb_core::{Prepared, Result, StatementKind};
 use prost::Message;
 
+use super::handles::PreparedStatements;
 use super::inbound::Inbound;
 use super::messages::CreatePreparedStatementResult;
 use super::parameters::Parameters;
-use super::sessions::PreparedStatements;
 use super::state::{Caller, FlightState};
 use super::update::{self, WriteOutcome};
 use super::{statement, wire};
+use crate::sessions::OpenSession;
 
 /// Prepares a statement and opens a handle of the caller for it.
 pub(super) async fn create(
@@ -33,7 +34,7 @@ pub(super) async fn create(
     let dataset_schema =
         if is_update { Bytes::new() } else { statement::result_schema(state, &prepared).ipc() };
     let parameter_schema = parameter_schema(&prepared);
-    let handle = state.prepared.open(&caller.identity, prepared)?;
+    let handle = state.prepared.open(&caller.session, prepared)?;
     Ok(CreatePreparedStatementResult {
         prepared_statement_handle: Bytes::copy_from_slice(&handle),
         dataset_schema,
@@ -45,14 +46,14 @@ pub(super) async fn create(
 /// Binds the parameters of a DoPut to a query, or to an update that runs in a later call.
 pub(super) async fn bind(
     statements: &PreparedStatements,
-    user: UserId,
+    session: &OpenSession,
     handle: Bytes,
     inbound: &mut Inbound,
 ) -> Result<Bytes> {
     // Checked before the data is read, so that an unknown handle costs nothing.
-    let entry = statements.get(user, &handle)?;
+    let entry = statements.get(session, &handle)?;
     let parameters = Parameters::read(inbound, &entry.prepared).await?;
-    statements.bind(user, &handle, parameters.into_bound(&entry.prepared)?)?;
+    statements.bind(session, &handle, parameters.into_bound(&entry.prepared)?)?;
     let result = DoPutPreparedStatementResult { prepared_statement_handle: Some(handle) };
     Ok(result.encode_to_vec().into())
 }
@@ -60,11 +61,11 @@ pub(super) async fn bind(
 /// Runs an update with the parameters of a DoPut: each row is one execution; all of them are one commit.
 pub(super) async fn update(
     statements: &PreparedStatements,
-    user: UserId,
+    session: &OpenSession,
     handle: &[u8],
     inbound: &mut Inbound,
 ) -> Result<WriteOutcome> {
-    let entry = statements.get(user, handle)?;
+    let entry = statements.get(session, handle)?;
     let parameters = Parameters::read(inbound, &entry.prepared).await?;
     if parameters.were_sent {
         return update::run_rows(&entry.prepared, parameters.rows()?).await;

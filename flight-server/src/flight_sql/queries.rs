@@ -17,8 +17,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::budget::{Budget, Charge};
 use super::encode::WireSchema;
+use super::handles::statement_bytes;
 use super::parameters::Bound;
-use super::sessions::statement_bytes;
 use super::ticket::QueryId;
 
 /// Planned queries that wait for their DoGet; beyond this the oldest is dropped.

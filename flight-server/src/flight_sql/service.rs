@@ -26,7 +26,8 @@ use super::state::{Caller, FlightState};
 use super::ticket::unknown_ticket;
 use super::update::{WriteOutcome, write_outcome};
 use super::wire::{DataStream, command, malformed, no_substrait, no_transaction, put_seq};
-use super::{actions, ingest, metadata, prepared, statement};
+use super::{actions, ingest, metadata, prepared, session_options, statement};
+use crate::auth::SET_COOKIE;
 use crate::status::from_core;
 
 type Answer<T> = std::result::Result<Response<T>, Status>;
@@ -130,9 +131,16 @@ impl FlightService for FlightSqlService {
     async fn do_action(&self, request: Request<Action>) -> Answer<Self::DoActionStream> {
         catch_panics(async {
             let caller = self.state.caller(request.extensions())?;
-            let bodies = actions::run(&self.state, &caller, request.into_inner()).await?;
+            let action = request.into_inner();
+            let is_set = action.r#type == session_options::SET;
+            let bodies = actions::run(&self.state, &caller, action).await?;
             let results = bodies.into_iter().map(|body| Ok(arrow_flight::Result { body }));
-            Ok(Response::new(stream::iter(results.collect::<Vec<_>>()).boxed()))
+            let mut response = Response::new(stream::iter(results.collect::<Vec<_>>()).boxed());
+            if is_set && !caller.identity.has_named_session() {
+                let cookie = session_options::name(&self.state, &caller)?;
+                response.metadata_mut().insert(SET_COOKIE, cookie);
+            }
+            Ok(response)
         })
         .await
     }
@@ -166,7 +174,7 @@ async fn info(
             statement::text_info(state, caller, descriptor, &query.query).await
         }
         Command::CommandPreparedStatementQuery(query) => {
-            let entry = state.prepared.get(caller.user(), &query.prepared_statement_handle)?;
+            let entry = state.prepared.get(&caller.session, &query.prepared_statement_handle)?;
             statement::prepared_info(state, caller, descriptor, entry.prepared, entry.bound).await
         }
         other => metadata::info(&state.encodings, descriptor, &other).map(Response::new),
@@ -186,7 +194,7 @@ async fn schema(state: &FlightState, caller: &Caller, descriptor: &FlightDescrip
             Ok(statement::result_schema(state, &prepared).ipc())
         }
         Command::CommandPreparedStatementQuery(query) => {
-            let entry = state.prepared.get(caller.user(), &query.prepared_statement_handle)?;
+            let entry = state.prepared.get(&caller.session, &query.prepared_statement_handle)?;
             Ok(statement::result_schema(state, &entry.prepared).ipc())
         }
         other => Ok(metadata::wire_schema(&state.encodings, &other)?.ipc()),
@@ -210,8 +218,9 @@ async fn put(
     caller: &Caller,
     messages: Streaming<FlightData>,
 ) -> Result<(Bytes, Option<WriteOutcome>)> {
-    let user = caller.user();
-    let mut inbound = Inbound::new(messages, state.message_bytes_max, &state.inbound_budget, user)?;
+    let session = &caller.session;
+    let (bytes_max, budget) = (state.message_bytes_max, &state.inbound_budget);
+    let mut inbound = Inbound::new(messages, bytes_max, budget, caller.user())?;
     let Some(first) = inbound.first().await? else {
         // Some drivers send no message when they ingest a table or a reader without rows.
         return Ok((DoPutUpdateResult { record_count: 0 }.encode_to_vec().into(), None));
@@ -221,18 +230,18 @@ async fn put(
         Command::CommandStatementUpdate(update) => {
             no_transaction(update.transaction_id.as_ref())?;
             inbound.drain().await?;
-            write_outcome(caller.session.execute(&update.query, ()).await?).await?
+            write_outcome(session.execute(&update.query, ()).await?).await?
         }
         Command::CommandPreparedStatementUpdate(update) => {
             let handle = update.prepared_statement_handle;
-            prepared::update(&state.prepared, user, &handle, &mut inbound).await?
+            prepared::update(&state.prepared, session, &handle, &mut inbound).await?
         }
         Command::CommandPreparedStatementQuery(query) => {
             let handle = query.prepared_statement_handle;
-            return Ok((prepared::bind(&state.prepared, user, handle, &mut inbound).await?, None));
+            return Ok((prepared::bind(&state.prepared, session, handle, &mut inbound).await?, None));
         }
         Command::CommandStatementIngest(request) => {
-            ingest::ingest(&caller.session, state.database.config(), request, &mut inbound).await?
+            ingest::ingest(session, state.database.config(), request, &mut inbound).await?
         }
         Command::CommandStatementSubstraitPlan(_) => return Err(no_substrait()),
         other => return Err(malformed(&format!("\"{}\" is not a DoPut command", other.type_url()))),

@@ -9,15 +9,19 @@ use std::collections::HashMap;
 use bytes::Bytes;
 use kalamdb_core::{Result, Session};
 use prost::Message;
+use tonic::metadata::{Ascii, MetadataValue};
 
 use super::messages::{
     CloseSessionResult, CloseSessionStatus, GetSessionOptionsResult, OptionValue, SessionOptionError,
     SessionOptionErrorValue, SessionOptionValue, SetSessionOptionsRequest, SetSessionOptionsResult,
 };
-use super::sessions::{PreparedStatements, Sessions};
+use super::state::{Caller, FlightState};
 use super::wire::{CATALOG, decode};
 use crate::auth::Identity;
+use crate::sessions::Sessions;
 
+/// The action that sets options.
+pub(super) const SET: &str = "SetSessionOptions";
 const DEFAULT_NAMESPACE: &str = "public";
 
 /// Sets options of a session and returns an error for each refused one.
@@ -42,9 +46,13 @@ pub(super) fn get(session: &Session) -> Bytes {
     GetSessionOptionsResult { session_options }.encode_to_vec().into()
 }
 
-/// Ends the session of a caller and closes its prepared statements.
-pub(super) fn close(sessions: &Sessions, statements: &PreparedStatements, identity: &Identity) -> Bytes {
-    statements.close_session(identity);
+/// Gives the session of a caller a name, and returns the cookie that tells it to the client.
+pub(super) fn name(state: &FlightState, caller: &Caller) -> Result<MetadataValue<Ascii>> {
+    state.authenticator.session_cookie(state.sessions.name(&caller.session))
+}
+
+/// Ends the session of a caller.
+pub(super) fn close(sessions: &Sessions, identity: &Identity) -> Bytes {
     sessions.close(identity);
     CloseSessionResult { status: CloseSessionStatus::Closed as i32 }.encode_to_vec().into()
 }

@@ -8,17 +8,18 @@ use std::time::{Duration, Instant};
 
 use arrow::datatypes::Schema;
 use kalamdb_core::clock::{Clock, SystemClock};
-use kalamdb_core::{Database, Result, Session, UserId};
+use kalamdb_core::{Database, Result, UserId};
 use tokio_util::sync::CancellationToken;
 use tonic::Extensions;
 
 use super::budget::Budget;
 use super::encode::{SchemaEncodings, WireSchema};
+use super::handles::PreparedStatements;
 use super::queries::{PlannedQueries, RunningQueries};
-use super::sessions::{PreparedStatements, Sessions};
 use crate::auth::{Authenticator, Deadline, Identity};
 use crate::config::ServerConfig;
 use crate::seal::SealKey;
+use crate::sessions::{OpenSession, Sessions};
 
 /// Maximum bytes of prepared statements, their parameters and queries between GetFlightInfo and DoGet, in
 /// total and per user.
@@ -33,7 +34,7 @@ pub(crate) struct FlightState {
     pub(super) authenticator: Arc<Authenticator>,
     pub(super) ticket_key: SealKey,
     pub(super) clock: Arc<dyn Clock>,
-    pub(super) sessions: Sessions,
+    pub(super) sessions: Arc<Sessions>,
     pub(super) prepared: PreparedStatements,
     pub(super) planned: PlannedQueries,
     pub(super) running: Arc<RunningQueries>,
@@ -53,6 +54,7 @@ impl FlightState {
     pub(crate) fn new(
         database: Database,
         authenticator: Arc<Authenticator>,
+        sessions: Arc<Sessions>,
         config: &ServerConfig,
         shutdown: CancellationToken,
     ) -> Self {
@@ -62,7 +64,7 @@ impl FlightState {
             no_columns: WireSchema::of(&Arc::new(Schema::empty()), None, &encodings),
             ticket_key: SealKey::derive(database.secret(), "ticket"),
             clock: Arc::new(SystemClock),
-            sessions: Sessions::default(),
+            sessions,
             prepared: PreparedStatements::new(Arc::clone(&kept)),
             planned: PlannedQueries::new(kept),
             running: Arc::default(),
@@ -107,7 +109,7 @@ impl FlightState {
 /// The caller, its session and its deadline.
 pub(super) struct Caller {
     pub(super) identity: Identity,
-    pub(super) session: Session,
+    pub(super) session: OpenSession,
     pub(super) deadline: Option<Instant>,
 }
 

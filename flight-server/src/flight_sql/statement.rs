@@ -24,7 +24,7 @@ use super::state::{Caller, FlightState};
 use super::ticket::{QueryId, StatementTicket, TicketBody, schema_hash, unknown_ticket};
 use super::update::{self, WriteOutcome};
 use super::wire::{DataStream, SEQ_KEY, put_seq};
-use super::{live, sessions};
+use super::{handles, live};
 use crate::seal::SealKey;
 
 /// Long enough to hand partitions to other processes, short enough to limit the use of a lost ticket.
@@ -57,19 +57,19 @@ pub(super) async fn prepared_info(
             Ok(update_info(state, caller, descriptor, written))
         }
         StatementKind::Query | StatementKind::Subscribe => {
-            query_info(state, caller, descriptor, prepared, bound)
+            query_info(state, caller, descriptor, prepared, bound).await
         }
     }
 }
 
-fn query_info(
+async fn query_info(
     state: &FlightState,
     caller: &Caller,
     descriptor: FlightDescriptor,
     prepared: Prepared,
     bound: Arc<Bound>,
 ) -> Result<Response<FlightInfo>> {
-    let prepared = prepared.with_values(bound.params())?;
+    let prepared = prepared.with_values(bound.params()).await?;
     let schema = result_schema(state, &prepared);
     let fits = bound.messages().len() <= TICKET_PARAMETER_BYTES_MAX;
     let schema_hash = schema_hash(&schema.ipc());
@@ -95,7 +95,7 @@ fn query_info(
     let planned = PlannedQuery { prepared, bound, schema };
     let kept = state.planned.put(ticket.query, caller.user(), planned, ticket.expires_at);
     // A query that is not kept is planned again from its ticket, if the ticket has its parameters.
-    if kept || fits { Ok(Response::new(info)) } else { Err(sessions::too_much()) }
+    if kept || fits { Ok(Response::new(info)) } else { Err(handles::too_much()) }
 }
 
 fn update_info(
@@ -216,7 +216,7 @@ async fn plan_again(
         return Err(unknown_ticket());
     }
     let bound = Bound::of_messages(parameters)?;
-    let prepared = prepared.with_values(bound.params())?;
+    let prepared = prepared.with_values(bound.params()).await?;
     let schema = result_schema(state, &prepared);
     Ok(PlannedQuery { prepared, bound: Arc::new(bound), schema })
 }
@@ -254,24 +254,19 @@ async fn run_advertised(
     }
 }
 
-/// Returns the schema message, then every batch. The first two messages carry the seq: some clients show the
-/// metadata of the schema message, others that of a batch.
+/// Returns the schema message, then every batch, encoded where the query runs. The first two messages carry
+/// the seq: some clients show the metadata of the schema message, others that of a batch.
 fn rows_to_messages(rows: RowStream, schema: WireSchema, query: QueryId) -> Messages {
     let metadata = query_metadata(query, Some(rows.seq), None);
     let first = schema.message(metadata.clone());
     let mut encoder = BatchEncoder::new(schema);
     let mut metadata = Some(metadata);
-    let batches = rows.flat_map(move |batch| {
-        let messages = match batch.and_then(|batch| encoder.encode(batch)) {
-            Ok(mut messages) => {
-                if let Some(message) = messages.first_mut() {
-                    message.app_metadata = metadata.take().unwrap_or_default();
-                }
-                messages.into_iter().map(Ok).collect()
-            }
-            Err(error) => vec![Err(error)],
-        };
-        stream::iter(messages)
+    let batches = rows.encoded(move |batch| {
+        let mut messages = encoder.encode(batch)?;
+        if let Some(message) = messages.first_mut() {
+            message.app_metadata = metadata.take().unwrap_or_default();
+        }
+        Ok(messages)
     });
     stream::iter([Ok(first)]).chain(batches).boxed()
 }

@@ -15,6 +15,7 @@ pub(crate) use self::wire::frame_header;
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes};
@@ -23,13 +24,15 @@ use http::HeaderValue;
 use http::header::CONTENT_TYPE;
 use http_body::{Body as HttpBody, Frame as HttpFrame};
 use kalamdb_core::live_query::{CloseReason, FrameBody, Subscription};
-use kalamdb_core::{Database, Error, ErrorKind, Principal, SqlState};
+use kalamdb_core::{Database, Error, ErrorKind, SqlState};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::body::Body;
 use tonic::codec::{DecodeBuf, Decoder, Streaming};
 use tonic::server::NamedService;
 use tonic::{Code, Status};
 
+use crate::auth::Identity;
+use crate::sessions::Sessions;
 use crate::status::{plain, to_status};
 
 /// The path of the only method.
@@ -37,16 +40,21 @@ const SUBSCRIBE_PATH: &str = "/kalamdb.live.v1.LiveQuery/Subscribe";
 /// The largest request; SQL and parameters have smaller limits.
 const REQUEST_BYTES_MAX: usize = 16 << 20;
 
-/// The service, for a tonic router whose auth layer puts a [`Principal`] into the requests' extensions.
+/// The service, for a tonic router whose auth layer puts an identity into the requests' extensions.
 #[derive(Clone)]
 pub struct LiveQueryService {
     database: Database,
+    sessions: Arc<Sessions>,
     shutdown: CancellationToken,
 }
 
 /// Creates the service. Its streams end with a `closed` frame and UNAVAILABLE once `shutdown` is cancelled.
-pub fn service(database: Database, shutdown: CancellationToken) -> LiveQueryService {
-    LiveQueryService { database, shutdown }
+pub(crate) fn service(
+    database: Database,
+    sessions: Arc<Sessions>,
+    shutdown: CancellationToken,
+) -> LiveQueryService {
+    LiveQueryService { database, sessions, shutdown }
 }
 
 impl NamedService for LiveQueryService {
@@ -77,14 +85,16 @@ impl tower_service::Service<http::Request<Body>> for LiveQueryService {
 impl LiveQueryService {
     async fn subscribe(self, request: http::Request<Body>) -> Result<http::Response<Body>, Error> {
         let (head, body) = request.into_parts();
-        let principal = head.extensions.get::<Principal>().cloned().ok_or_else(crate::auth::missing)?;
+        let identity = head.extensions.get::<Identity>().ok_or_else(crate::auth::missing)?;
+        // The session of the client's statements, so that a live query sees what `USE` has set.
+        let session = self.sessions.resolve(&self.database, identity);
         if head.headers.get("grpc-encoding").is_some_and(|encoding| encoding != "identity") {
             return Err(Error::unsupported("a compressed request"));
         }
         let mut messages = Streaming::new_request(RawDecoder, body, None, Some(REQUEST_BYTES_MAX));
         let message = messages.message().await.map_err(unreadable)?;
         let request = request::decode(message.ok_or_else(|| Error::invalid("the call has no request"))?)?;
-        let subscription = self.database.session(&principal).subscribe(request).await?;
+        let subscription = session.subscribe(request).await?;
 
         let mut response = http::Response::new(Body::new(FrameStream {
             state: State::Running(subscription),

@@ -10,9 +10,12 @@ use kalamdb_proto::live::v1::SubscribeRequest;
 use kalamdb_proto::live::v1::frame::Body;
 use kalamdb_proto::live::v1::live_query_client::LiveQueryClient;
 use tonic::{Code, Request};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
 
-use crate::server::Server;
-use crate::{NOTES, kalamdb, stdout_of, text};
+use crate::server::{PASSWORD, Server};
+use crate::{NOTES, kalamdb, run, stdout_of, text};
 
 /// The program with only a data directory and a free port.
 fn plain(data_dir: &Path, arguments: &[&str]) -> Command {
@@ -88,6 +91,43 @@ async fn health_and_metrics_are_served_over_http() {
     assert!(metrics.contains("\nkalamdb_commit_seq "), "{metrics}");
     assert!(get(address, "/nothing").starts_with("HTTP/1.1 404"));
     server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn both_health_checks_say_that_the_sequencer_has_ended() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let mut command = plain(folder.path(), &["--http-listen", "127.0.0.1:0"]);
+    // The first commits are those of the start.
+    command.env("KALAMDB_ROOT_PASSWORD", PASSWORD).env("FAILPOINTS", "commit::write=20*off->panic");
+    let server = Server::spawn(command).await.expect("start");
+    let http = http_address(&server).await;
+    let tables: Vec<String> = (0..30).map(|number| format!("CREATE TABLE t{number} (id BIGINT)")).collect();
+    let output = run(&server, &["sql", "-c", &tables.join("; ")]);
+    assert!(text(&output.stderr).contains("[08007]"), "{}", text(&output.stderr));
+
+    let died = Instant::now();
+    let page = loop {
+        let page = get(&http, "/healthz");
+        if page.starts_with("HTTP/1.1 503") {
+            break page;
+        }
+        assert!(died.elapsed() < Duration::from_secs(10), "{page}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    assert!(page.ends_with("writes are refused: the sequencer has ended; restart the server\n"), "{page}");
+    let mut health = HealthClient::new(server.channel().await);
+    loop {
+        let request = HealthCheckRequest { service: String::new() };
+        let status = health.check(request).await.expect("health is open").into_inner().status();
+        if status == ServingStatus::NotServing {
+            break;
+        }
+        assert!(died.elapsed() < Duration::from_secs(10), "{status:?}");
+    }
+    let output = run(&server, &["sql", "-c", "CREATE TABLE more (id BIGINT)"]);
+    assert!(text(&output.stderr).contains("[58030]"), "{}", text(&output.stderr));
+    assert_eq!(stdout_of(&server, &["sql", "-c", "SELECT 1 AS one"]), "one\n1\n", "reads go on");
+    server.kill();
 }
 
 /// Returns the address of health and metrics from the server's log.

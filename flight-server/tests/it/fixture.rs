@@ -71,7 +71,7 @@ impl Fixture {
     pub(crate) async fn stranger(&self) -> Client {
         let channel = Channel::from_shared(self.url.clone()).expect("url").connect().await.expect("connect");
         let inner = FlightServiceClient::new(channel).max_decoding_message_size(64 << 20);
-        Client { inner, authorization: None }
+        Client { inner, authorization: None, headers: Vec::new() }
     }
 
     /// Opens a connection that logs in as root by Handshake.
@@ -106,11 +106,18 @@ impl Fixture {
 pub(crate) struct Client {
     pub(crate) inner: FlightServiceClient<Channel>,
     authorization: Option<MetadataValue<Ascii>>,
+    /// Further headers of every call.
+    headers: Vec<(&'static str, MetadataValue<Ascii>)>,
 }
 
 impl Client {
     pub(crate) fn authorize(&mut self, authorization: &str) {
         self.authorization = Some(authorization.parse().expect("header value"));
+    }
+
+    /// Sends a header with every call from now on.
+    pub(crate) fn send_always(&mut self, name: &'static str, value: &str) {
+        self.headers.push((name, value.parse().expect("header value")));
     }
 
     pub(crate) fn authorization(&self) -> String {
@@ -121,6 +128,9 @@ impl Client {
         let mut request = Request::new(message);
         if let Some(authorization) = &self.authorization {
             request.metadata_mut().insert("authorization", authorization.clone());
+        }
+        for (name, value) in &self.headers {
+            request.metadata_mut().insert(*name, value.clone());
         }
         request
     }

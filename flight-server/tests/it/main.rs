@@ -12,4 +12,6 @@ mod live;
 mod metadata;
 mod prepared;
 mod queries;
+mod sessions;
+mod strangers;
 mod updates;

@@ -181,7 +181,7 @@ struct SessionError {
     value: i32,
 }
 
-async fn set(client: &mut Client, name: &str, value: &str) -> Option<i32> {
+pub(crate) async fn set(client: &mut Client, name: &str, value: &str) -> Option<i32> {
     let option = SessionOption { string_value: Some(value.to_owned()) };
     let request = SessionOptions { options: [(name.to_owned(), option)].into() };
     let results = client.run_action("SetSessionOptions", request.encode_to_vec()).await.unwrap();
@@ -189,7 +189,7 @@ async fn set(client: &mut Client, name: &str, value: &str) -> Option<i32> {
     result.errors.get(name).map(|error| error.value)
 }
 
-async fn get(client: &mut Client, name: &str) -> Option<String> {
+pub(crate) async fn get(client: &mut Client, name: &str) -> Option<String> {
     let results = client.run_action("GetSessionOptions", Vec::new()).await.unwrap();
     let result = SessionOptions::decode(results[0].clone()).unwrap();
     result.options.get(name).and_then(|option| option.string_value.clone())

@@ -85,6 +85,53 @@ async fn while_the_store_cannot_be_reopened_reads_go_on_and_writes_say_why_not()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_ping_is_answered_after_the_sets_before_it_and_also_while_writes_are_refused() {
+    let fixture = Fixture::new().await;
+    let held = fixture.storage.hold_next_write();
+    let mut insert = Box::pin(fixture.insert(1, "held"));
+    assert!(futures::poll!(&mut insert).is_pending());
+    held.entered();
+    let mut ping = Box::pin(fixture.committer.ping());
+    assert!(futures::poll!(&mut ping).is_pending());
+    held.release();
+    insert.await.unwrap();
+    ping.await.unwrap();
+
+    fixture.storage.reopen_fails.store(true, Ordering::SeqCst);
+    *fixture.storage.fault.lock() = Some(Fault::Lost);
+    assert_eq!(state_of(&fixture.insert(2, "unknown").await), "08007");
+    fixture.committer.ping().await.unwrap();
+    assert!(fixture.committer.is_poisoned());
+    fixture.committer.shutdown().await.unwrap();
+    assert_eq!(fixture.committer.ping().await.unwrap_err().sqlstate().0, "57P01");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_the_sequencer_has_ended_writes_say_so_and_reads_go_on() {
+    let fixture = Fixture::new().await;
+    fixture.insert(1, "kept").await.unwrap();
+    assert!(fixture.committer.accepts_writes());
+    fixture.storage.write_panics.store(true, Ordering::SeqCst);
+    assert_eq!(state_of(&fixture.insert(2, "unknown").await), "08007");
+    let ended = async {
+        while !fixture.committer.sequencer_has_ended() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), ended).await.unwrap();
+    assert!(!fixture.committer.accepts_writes());
+    for error in
+        [fixture.insert(3, "refused").await.unwrap_err(), fixture.committer.ping().await.unwrap_err()]
+    {
+        assert_eq!((error.kind(), error.sqlstate().0), (ErrorKind::Unavailable, "58030"), "{error}");
+        assert!(error.to_string().contains("restart the server"), "{error}");
+    }
+    assert!(stored(&fixture.snapshot(), &fixture.shared, SHARED, 1).is_some());
+    assert!(fixture.committer.shutdown().await.is_err(), "the panic is not hidden");
+    assert!(!fixture.committer.sequencer_has_ended(), "it is closed now");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_database_whose_store_cannot_be_reopened_can_be_closed() {
     let fixture = Fixture::new().await;
     fixture.storage.reopen_fails.store(true, Ordering::SeqCst);

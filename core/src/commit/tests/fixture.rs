@@ -36,6 +36,8 @@ pub(super) struct TestStorage {
     /// The fault of the next write, and of all later ones until the store is reopened.
     pub(super) fault: Mutex<Option<Fault>>,
     pub(super) reopen_fails: AtomicBool,
+    /// Whether the next write panics.
+    pub(super) write_panics: AtomicBool,
     pub(super) synced_writes: AtomicUsize,
     pub(super) writes: AtomicUsize,
 }
@@ -74,6 +76,7 @@ impl TestStorage {
             gate: Mutex::new(None),
             fault: Mutex::new(None),
             reopen_fails: AtomicBool::new(false),
+            write_panics: AtomicBool::new(false),
             synced_writes: AtomicUsize::new(0),
             writes: AtomicUsize::new(0),
         })
@@ -99,6 +102,7 @@ impl StorageBackend for TestStorage {
             enter.send(()).unwrap();
             released.recv().unwrap();
         }
+        assert!(!self.write_panics.load(Ordering::SeqCst), "a test lets the write panic");
         let fault = *self.fault.lock();
         if let Some(fault) = fault {
             if fault == Fault::Kept {

@@ -25,6 +25,8 @@ use datafusion::sql::sqlparser::ast;
 use self::ordering::OrderRule;
 use super::functions::capped::{CapRule, capped};
 use super::functions::generators::{Generator, generators};
+use super::guests::options::GuestOptions;
+use super::guests::rule::with_stops;
 use super::password::Passwords;
 use super::retry_queue::RetryQueues;
 use super::workarounds;
@@ -32,6 +34,7 @@ use crate::app_context::AppContext;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::types::ColumnType;
+use crate::workload::{StatementControl, spill_folder};
 
 /// The state that all sessions share to plan and run queries.
 pub(crate) struct Engine {
@@ -59,10 +62,11 @@ impl Engine {
                 return Err(Error::internal(format!("there is no optimizer rule \"{off}\"")));
             }
         }
+        let logical_rules = with_stops(logical_rules);
         let mut base = SessionStateBuilder::new()
             .with_session_id(ctx.node_id.to_string())
             .with_config(session_config(&ctx.config)?)
-            .with_runtime_env(Arc::new(runtime(&ctx.config)?.build()?))
+            .with_runtime_env(Arc::new(runtime(&ctx.config).build()?))
             .with_expr_planners(workarounds::operators())
             .with_default_features()
             .with_analyzer_rules(rules)
@@ -81,9 +85,12 @@ impl Engine {
         Ok(Self { base, generator, passwords: Arc::default(), retry_queues: RetryQueues::default() })
     }
 
-    /// Returns the DataFusion state of one statement. `NOW()` is `now_us`, in microseconds since 1970.
-    pub(crate) fn state(&self, now_us: i64) -> SessionState {
+    /// Returns the DataFusion state of one statement. `NOW()` is `now_us`, in microseconds since 1970. Rules
+    /// and functions find `control` in the options.
+    pub(crate) fn state(&self, now_us: i64, control: &Arc<StatementControl>) -> SessionState {
         let mut state = self.base.clone();
+        // Before the start of the execution, which keeps the options.
+        state.config_mut().options_mut().extensions.insert(GuestOptions(Arc::clone(control)));
         state.mark_start_execution();
         state.execution_props_mut().query_execution_start_time = DateTime::from_timestamp_micros(now_us);
         state
@@ -110,27 +117,16 @@ fn session_config(config: &Config) -> Result<SessionConfig> {
     Ok(session)
 }
 
-fn runtime(config: &Config) -> Result<RuntimeEnvBuilder> {
+fn runtime(config: &Config) -> RuntimeEnvBuilder {
     let mode = match &config.data_dir {
-        Some(dir) => {
-            let spill = dir.join("spill");
-            std::fs::create_dir_all(&spill).map_err(|error| {
-                crate::error::Error::new(
-                    crate::error::ErrorKind::Unavailable,
-                    crate::error::SqlState::IO_ERROR,
-                    "the spill folder in the data directory cannot be created",
-                )
-                .source(error)
-            })?;
-            DiskManagerMode::Directories(vec![spill])
-        }
+        Some(dir) => DiskManagerMode::Directories(vec![spill_folder(dir)]),
         None => DiskManagerMode::OsTmpDirectory,
     };
     let disk =
         DiskManagerBuilder::default().with_mode(mode).with_max_temp_directory_size(config.spill_bytes_max);
-    Ok(RuntimeEnvBuilder::new()
+    RuntimeEnvBuilder::new()
         .with_memory_pool(Arc::new(FairSpillPool::new(config.query_memory_bytes)))
-        .with_disk_manager_builder(disk))
+        .with_disk_manager_builder(disk)
 }
 
 pub(crate) fn type_planner() -> Arc<dyn TypePlanner> {

@@ -78,6 +78,12 @@ pub(super) async fn effect(
     }
 }
 
+/// Whether a statement plans nothing and does little, so that it needs no thread of the engine. Among them
+/// are the statements that end others: they must run when all threads are busy.
+pub(super) fn is_quick(statement: &Statement) -> bool {
+    matches!(statement, Statement::Use { .. } | Statement::KillLiveQuery { .. } | Statement::KillJob { .. })
+}
+
 /// Returns the parameters and the result schema of a statement, without running it. The schema of a query is
 /// that for the values of its parameters, if there are any.
 pub(super) fn describe(

@@ -26,6 +26,8 @@ use crate::types::ColumnType;
 
 /// The most rows of literals; beyond this, planning no longer dominates the cost.
 const INSERT_ROWS_MAX: usize = 1_000;
+/// The most bytes of values that are written without a thread of the engine.
+const SMALL_BYTES_MAX: usize = 256 << 10;
 
 /// `INSERT INTO table (columns) VALUES (...), ...` of literals and parameters.
 pub(in crate::sql) struct InsertValues {
@@ -74,11 +76,11 @@ impl InsertValues {
         execution: &Execution,
         definition: &Arc<TableDefinition>,
     ) -> Option<Arc<CompiledInsert>> {
-        let mut compiled = self.compiled.lock();
-        if let Some(compiled) = &*compiled
+        let known = self.compiled.lock().as_ref().map(Arc::clone);
+        if let Some(compiled) = known
             && Arc::ptr_eq(&compiled.definition, definition)
         {
-            return Some(Arc::clone(compiled));
+            return Some(compiled);
         }
         let schemas = execution.schemas(definition);
         let target =
@@ -87,8 +89,19 @@ impl InsertValues {
         let writer = Arc::new(writer(execution, &schemas).ok()?);
         let fresh =
             Arc::new(CompiledInsert { definition: Arc::clone(definition), schemas, target, writer, types });
-        *compiled = Some(Arc::clone(&fresh));
+        *self.compiled.lock() = Some(Arc::clone(&fresh));
         Some(fresh)
+    }
+
+    /// Whether few rows of few bytes are inserted.
+    pub(super) fn is_small(&self, params: &[Vec<ScalarValue>]) -> bool {
+        if self.rows.len().saturating_mul(params.len()) > INSERT_ROWS_MAX {
+            return false;
+        }
+        let values = params
+            .iter()
+            .flat_map(|given| self.rows.iter().flatten().map(move |operand| operand.bytes(given)));
+        values.fold(0, usize::saturating_add) <= SMALL_BYTES_MAX
     }
 
     pub(super) async fn change(

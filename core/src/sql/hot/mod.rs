@@ -60,6 +60,15 @@ impl Shape {
         shape.filter(|_| !parsed.names_seq).unwrap_or(Self::Planned)
     }
 
+    /// Whether [`Shape::effect`] does little work.
+    pub(crate) fn is_small(&self, params: &[Vec<ScalarValue>]) -> bool {
+        match self {
+            Self::Planned => false,
+            Self::Point(_) => true,
+            Self::Insert(insert) => insert.is_small(params),
+        }
+    }
+
     /// Returns the effect of the statement, once per row of parameters; `None` leaves it to the planned path.
     pub(crate) async fn effect(
         &self,
@@ -71,6 +80,22 @@ impl Shape {
             (Self::Insert(insert), _) => Ok(insert.change(execution, params).await?.map(Effect::from)),
             (Self::Planned | Self::Point(_), _) => Ok(None),
         }
+    }
+}
+
+impl Operand {
+    /// Returns about how many bytes the value takes as a parameter of `params`.
+    fn bytes(&self, params: &[ScalarValue]) -> usize {
+        /// The least size of a value.
+        const BYTES_MIN: usize = 8;
+        let of = |value: &ScalarValue| value.size().saturating_sub(size_of::<ScalarValue>());
+        let bytes = match self {
+            Self::Literal(value) => of(value),
+            Self::Decimal(text) => text.len(),
+            Self::Parameter(index) => params.get(*index).map_or(0, of),
+            Self::Default => 0,
+        };
+        bytes.saturating_add(BYTES_MIN)
     }
 }
 
@@ -110,4 +135,35 @@ fn number(text: &str, sign: &str) -> Option<Operand> {
     }
     let is_decimal = text.contains('.') && text.bytes().all(|byte| b"0123456789.-".contains(&byte));
     is_decimal.then_some(Operand::Decimal(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::sql::text::parse::parse;
+
+    fn is_small(sql: &str, params: &[Vec<ScalarValue>]) -> bool {
+        KnownStatement::new(parse(sql, &Config::in_memory()).unwrap()).shape.is_small(params)
+    }
+
+    #[test]
+    fn callers_do_only_little_work_themselves() {
+        let none = [Vec::new()];
+        assert!(is_small("SELECT * FROM t WHERE id = 1", &none));
+        assert!(!is_small("SELECT * FROM t WHERE id > 1", &none));
+        assert!(is_small("INSERT INTO t VALUES (1, 'a'), (2, 'b')", &none));
+        assert!(!is_small("INSERT INTO t SELECT * FROM u", &none));
+        assert!(!is_small("UPDATE t SET a = 1 WHERE id = 1", &none));
+
+        let row = |bytes: usize| vec![ScalarValue::from("x".repeat(bytes))];
+        let insert = "INSERT INTO t VALUES ($1)";
+        assert!(is_small(insert, &[row(200 << 10)]));
+        assert!(!is_small(insert, &[row(300 << 10)]));
+        assert!(!is_small(insert, &vec![row(2 << 10); 150]), "together the values are large");
+        assert!(is_small(insert, &vec![row(1); 1_000]));
+        assert!(!is_small(insert, &vec![row(1); 1_001]));
+        // A value that is used twice counts twice.
+        assert!(!is_small("INSERT INTO t VALUES ($1), ($1)", &[row(200 << 10)]));
+    }
 }

@@ -120,14 +120,14 @@ impl Point {
         execution: &Execution,
         definition: &Arc<TableDefinition>,
     ) -> Option<Arc<CompiledPoint>> {
-        let mut compiled = self.compiled.lock();
-        if let Some(compiled) = &*compiled
+        let known = self.compiled.lock().as_ref().map(Arc::clone);
+        if let Some(compiled) = known
             && Arc::ptr_eq(&compiled.definition, definition)
         {
-            return Some(Arc::clone(compiled));
+            return Some(compiled);
         }
         let fresh = Arc::new(self.compile(execution, definition)?);
-        *compiled = Some(Arc::clone(&fresh));
+        *self.compiled.lock() = Some(Arc::clone(&fresh));
         Some(fresh)
     }
 

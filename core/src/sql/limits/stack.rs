@@ -10,8 +10,8 @@ use std::task::{Context, Poll};
 use futures::Stream;
 use futures::stream::BoxStream;
 
-/// The stack that the deepest statement that passes the guard needs, with a wide margin.
-pub const STACK_BYTES: usize = 16 << 20;
+use crate::workload::STACK_BYTES;
+
 /// With less free stack than this, work continues on a new stack.
 const RED_ZONE_BYTES: usize = 6 << 20;
 

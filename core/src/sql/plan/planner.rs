@@ -5,15 +5,15 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use datafusion::arrow::array::{RecordBatch, RecordBatchOptions};
 use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::catalog::default_table_source::source_as_provider;
-use datafusion::common::tree_node::TreeNodeRecursion;
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::common::{ParamValues, ScalarValue};
-use datafusion::execution::SessionState;
+use datafusion::execution::{SessionState, TaskContext};
 use datafusion::logical_expr::LogicalPlan;
+use datafusion::physical_plan::streaming::StreamingTableExec;
 use datafusion::physical_plan::{ExecutionPlan, execute_stream};
 use datafusion::sql::planner::{ParserOptions, PlannerContext, SqlToRel};
 use datafusion::sql::sqlparser::ast;
@@ -28,19 +28,21 @@ use crate::error::{Error, Result};
 use crate::live_query::{Planning, refuse_subqueries};
 use crate::schema_registry::TableDefinition;
 use crate::sql::execution::{Execution, TableVisibility};
-use crate::sql::limits::age_limit::AgeLimited;
+use crate::sql::guests::plan::guard_plan;
 use crate::sql::limits::complexity;
-use crate::sql::limits::stack::DeepStream;
+use crate::sql::pump::Query;
 use crate::sql::result::{ResultSchema, RowStream};
 use crate::sql::text::statement::Parsed;
 use crate::sql::workarounds;
 use crate::tables::KalamTable;
 use crate::types;
+use crate::workload::StatementControl;
 
 /// A logical plan with the state it was made with.
 pub(crate) struct Planned {
     pub(crate) plan: LogicalPlan,
     pub(crate) state: SessionState,
+    pub(crate) control: Arc<StatementControl>,
     /// The use of parameters such as `$1`, where it is more than a comparison.
     pub(crate) uses: HashMap<String, ParameterUse>,
     /// The result names of columns that have an internal name in the plan.
@@ -63,7 +65,7 @@ pub(crate) fn plan(
 ) -> Result<Planned> {
     let operators_max = execution.ctx().config.sql_operators_max;
     complexity::check_statement(&statement, operators_max)?;
-    let state = execution.engine.state(execution.now_us);
+    let state = execution.engine.state(execution.now_us, &execution.control);
     let options = &state.config_options().sql_parser;
     let options = ParserOptions::new()
         .with_parse_float_as_decimal(options.parse_float_as_decimal)
@@ -77,7 +79,7 @@ pub(crate) fn plan(
     let plan = planned.map_err(|error| names.explain(error))?;
     complexity::check_plan(&plan, operators_max)?;
     let uses = parameter_types::computed(&plan)?;
-    Ok(Planned { plan, state, uses, renamed })
+    Ok(Planned { plan, state, control: Arc::clone(&execution.control), uses, renamed })
 }
 
 /// Plans the query of a SELECT statement.
@@ -178,7 +180,8 @@ impl Planned {
         let optimised = self.state.optimizer().optimize(analysed, &self.state, |_, _| {})?;
         let optimised = workarounds::guard(optimised)?;
         let state = workarounds::state_for(&optimised, &self.state);
-        Ok(self.state.query_planner().create_physical_plan(&optimised, &state).await?)
+        let physical = self.state.query_planner().create_physical_plan(&optimised, &state).await?;
+        Ok(guard_plan(physical, &self.control)?)
     }
 
     /// Runs the plan once per row of parameters, all of the same types, and passes every batch to `take`.
@@ -190,7 +193,7 @@ impl Planned {
         let types = self.resolve(params.first().map_or(0, Vec::len))?.0;
         for params in params {
             let physical = self.physical(self.bind(&types, params)?.plan).await?;
-            let mut batches = execute_stream(physical, self.state.task_ctx())?;
+            let mut batches = execute_stream(Arc::clone(&physical), self.task_context(&physical))?;
             while let Some(batch) = batches.next().await {
                 take(batch?)?;
             }
@@ -254,19 +257,38 @@ impl Planned {
         }
     }
 
-    /// Runs the query.
+    /// Plans the query; it runs when its rows are requested.
     pub(crate) async fn rows(&self, execution: &Execution, params: &[ScalarValue]) -> Result<RowStream> {
         let (plan, schema) = self.bound_query(execution, params)?;
         let physical = match plan {
             LogicalPlan::Explain(_) => self.physical(plan).await?,
             plan => self.physical_of_analysed(plan).await?,
         };
-        let batches = execute_stream(physical, self.state.task_ctx())?;
-        let schema_of_rows = Arc::clone(&schema.schema);
-        let batches = batches.map(move |batch| with_schema(&schema_of_rows, batch?)).boxed();
-        let age_max = Duration::from_secs(execution.ctx().config.snapshot_age_max_s);
-        let batches = AgeLimited::new(DeepStream::new(batches).boxed(), age_max);
-        Ok(RowStream::new(schema, execution.snapshot.seq, batches))
+        let (context, row_schema) = (self.task_context(&physical), Arc::clone(&schema.schema));
+        let query = Query::new(&execution.ctx().engine_threads, &execution.control, move || {
+            let batches = execute_stream(physical, context)?;
+            Ok(batches.map(move |batch| with_schema(&row_schema, batch?)).boxed())
+        });
+        Ok(RowStream::planned(schema, execution.snapshot.seq, query))
+    }
+
+    /// Returns the context in which a plan runs. It has functions only for `information_schema`, which lists
+    /// them: a copy of all of them costs as much as a short query.
+    fn task_context(&self, plan: &Arc<dyn ExecutionPlan>) -> Arc<TaskContext> {
+        let lists_functions = plan.exists(|node| Ok(node.is::<StreamingTableExec>())).unwrap_or(true);
+        if lists_functions {
+            return self.state.task_ctx();
+        }
+        Arc::new(TaskContext::new(
+            None,
+            self.state.session_id().to_owned(),
+            self.state.config().clone(),
+            HashMap::new(),
+            HashMap::new(),
+            HashMap::new(),
+            HashMap::new(),
+            Arc::clone(self.state.runtime_env()),
+        ))
     }
 }
 

@@ -12,7 +12,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Weak};
 
-use ::rocksdb::{Cache, ColumnFamily, DB, DBIterator, DBPinnableSlice, IteratorMode, ReadOptions};
+use ::rocksdb::{
+    Cache, ColumnFamily, DB, DBIterator, DBPinnableSlice, ErrorKind as RocksErrorKind, IteratorMode,
+    ReadOptions, ReadTier,
+};
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use self_cell::self_cell;
@@ -21,7 +24,8 @@ use super::errors::{read_error, reopening};
 use super::options::family_name;
 use crate::error::{Error, Result};
 use crate::storage::{
-    DataDirectory, Direction, Entries, KeyRange, Partition, StorageSnapshot, Visitor, after_prefix, keys,
+    Cached, DataDirectory, Direction, Entries, KeyRange, Partition, StorageSnapshot, Visitor, after_prefix,
+    keys,
 };
 
 /// From this many keys on, a batched read is cheaper than single reads.
@@ -194,6 +198,20 @@ impl StorageSnapshot for SnapshotHandle {
             .get_pinned_cf_opt(store.family(partition)?, key, &snapshot.read_options())
             .map_err(|error| read_error(error, "could not read from the store"))?;
         Ok(found.map(copied))
+    }
+
+    fn get_cached(&self, partition: Partition, key: &[u8]) -> Result<Cached> {
+        let snapshot = self.open()?;
+        let store = snapshot.borrow_owner();
+        let mut options = snapshot.read_options();
+        // Memtables and the block cache. A read that needs a file is incomplete.
+        options.set_read_tier(ReadTier::BlockCache);
+        match store.db.get_pinned_cf_opt(store.family(partition)?, key, &options) {
+            Ok(Some(value)) => Ok(Cached::Found(copied(value))),
+            Ok(None) => Ok(Cached::Absent),
+            Err(error) if error.kind() == RocksErrorKind::Incomplete => Ok(Cached::Unknown),
+            Err(error) => Err(read_error(error, "could not read from the store")),
+        }
     }
 
     fn multi_get(&self, partition: Partition, keys: &[Bytes]) -> Result<Vec<Option<Bytes>>> {

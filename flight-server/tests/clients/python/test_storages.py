@@ -101,7 +101,9 @@ class FaultyProxy:
         """Gives the next connections the fault; closes the open ones, so that new connections follow."""
         self.faults.extend([fault] * connections)
         for connection in list(self.open):
-            connection.close()
+            # Closing alone would not end the calls of other threads that wait for bytes.
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     def accept(self):
         while True:
