@@ -16,6 +16,7 @@ use datafusion::arrow::compute::kernels::numeric;
 use datafusion::arrow::datatypes::{DataType, Decimal128Type, Float32Type, Float64Type};
 use datafusion::common::{Result, ScalarValue};
 use datafusion::logical_expr::expr::ScalarFunction;
+use datafusion::logical_expr::simplify::{ExprSimplifyResult, SimplifyContext};
 use datafusion::logical_expr::type_coercion::binary::BinaryTypeCoercer;
 use datafusion::logical_expr::{
     ColumnarValue, Expr, Operator, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility,
@@ -197,6 +198,16 @@ impl ScalarUDFImpl for Arithmetic {
 
     fn signature(&self) -> &Signature {
         &self.signature
+    }
+
+    /// An operation on a NULL is NULL, so its other operand is not computed, as in PostgreSQL.
+    fn simplify(&self, args: Vec<Expr>, context: &SimplifyContext) -> Result<ExprSimplifyResult> {
+        if !args.iter().any(|arg| matches!(arg, Expr::Literal(value, _) if value.is_null())) {
+            return Ok(ExprSimplifyResult::Original(args));
+        }
+        let types: Vec<_> = args.iter().map(|arg| context.get_data_type(arg)).collect::<Result<_>>()?;
+        let null = ScalarValue::try_new_null(&self.return_type(&types)?)?;
+        Ok(ExprSimplifyResult::Simplified(Expr::Literal(null, None)))
     }
 
     fn coerce_types(&self, types: &[DataType]) -> Result<Vec<DataType>> {
