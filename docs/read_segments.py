@@ -1,6 +1,6 @@
 """Reads the flushed rows of a KalamDB table without KalamDB: python read_segments.py FOLDER_OF_THE_STORAGE TABLE_ID"""
 
-import base64, json, pathlib, re, sys
+import base64, datetime, json, pathlib, re, sys, uuid
 
 import pyarrow as arrow
 import pyarrow.parquet as parquet
@@ -11,6 +11,11 @@ TYPES = {
     "REAL": arrow.float32(), "DOUBLE": arrow.float64(), "TEXT": arrow.string(), "JSON": arrow.string(),
     "FILE": arrow.string(), "BYTES": arrow.binary(), "DATE": arrow.date32(), "TIME": arrow.time64("us"),
     "TIMESTAMP": arrow.timestamp("us"), "TIMESTAMPTZ": arrow.timestamp("us", "UTC"), "UUID": arrow.binary(16),
+}
+# How to read a value of a type from its text, where Arrow's cast cannot or reads another value.
+PARSERS = {
+    "BYTES": lambda text: bytes.fromhex(text.removeprefix("\\x")), "TIME": datetime.time.fromisoformat,
+    "UUID": lambda text: uuid.UUID(text).bytes, "EMBEDDING": json.loads,
 }
 FIRST_SYSTEM_COLUMN = 2_000_000_001
 
@@ -44,7 +49,9 @@ def in_newest_columns(columns, rows):
         elif initial is None:
             shown[column["name"]] = arrow.nulls(rows.num_rows, type)
         else:
-            shown[column["name"]] = arrow.array([initial] * rows.num_rows, arrow.string()).cast(type)
+            parse = PARSERS.get(column["type"].split("(")[0])
+            value = arrow.scalar(parse(initial), type) if parse else arrow.scalar(initial).cast(type)
+            shown[column["name"]] = arrow.repeat(value, rows.num_rows)
     for id, place in stored.items():
         if id >= FIRST_SYSTEM_COLUMN:
             shown[rows.column_names[place]] = rows.column(place)

@@ -104,6 +104,7 @@ async fn write(kalam: &Kalam, first: u64, count: u64) -> Result<()> {
             updated_at: 0,
             last_login_at: None,
             auth_generation: 1,
+            settings: Default::default(),
         }));
     }
     context.committer.commit(users).await?;

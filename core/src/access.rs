@@ -142,7 +142,7 @@ impl Principal {
         self.role >= level.min_writer()
     }
 
-    /// Returns whether the principal may read the tables of namespace `system`.
+    /// Returns whether the principal may read all tables of namespace `system`. Every user may read some.
     pub fn may_read_system(&self) -> bool {
         self.role >= Role::Dba
     }

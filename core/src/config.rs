@@ -36,16 +36,43 @@ pub struct Config {
     /// An INSERT of at least this many bytes is written directly as segments and is never hot. Inserts of
     /// mostly NULLs and tables in a bucket are exempt; 0 disables it.
     pub large_insert_bytes: usize,
-    /// How many statements have threads of their own when each keeps all its partitions busy; 0 means four
-    /// per processor, and at least 8.
+    /// The most statements that run at the same time; 0 means four per processor, and at least 8. Others wait
+    /// for their turn. Reads by a whole key and small INSERTs of values need no turn.
     pub statements_running_max: usize,
+    /// The most statements of one user that run at the same time; 0 means three quarters of all.
+    pub statements_running_per_user_max: usize,
+    /// The most statements that wait for their turn; more are refused.
+    pub statements_queued_max: usize,
+    /// The most statements of one user that wait for their turn.
+    pub statements_queued_per_user_max: usize,
+    /// How long a statement waits for its turn before it is refused; 0 sets no limit.
+    pub statement_queue_timeout_ms: u64,
     /// The most processor time that a statement may use in one step, which cannot be interrupted. A statement
     /// that uses more ends with 54000; 0 sets no limit.
     pub step_cpu_ms_max: u64,
-    /// Memory that all running queries share. Beyond it sorts and joins spill, or fail with 53200.
+    /// The most steps, of about a nanosecond, that a function may need for one row, as estimated before the
+    /// call. A call that may need more is refused with 54000; 0 sets no limit.
+    pub function_cost_max: u64,
+    /// How long a statement may take, from its arrival until its last row is read; 0 sets no limit. A session
+    /// can SET another `statement_timeout`.
+    pub statement_timeout_ms: u64,
+    /// How long a session may do nothing before it ends; 0 sets no limit. A session can SET another
+    /// `idle_session_timeout`.
+    pub idle_session_timeout_ms: u64,
+    /// Statements that take longer are logged; 0 logs none.
+    pub slow_statement_ms: u64,
+    /// Memory that all statements, prepared statements and sent rows share. Beyond it sorts and groups
+    /// spill, and the rest ends with 53200; 0 means a quarter of the memory of the machine or of its control
+    /// group, and at most 1 GiB.
     pub query_memory_bytes: usize,
-    /// Bytes that queries may spill to disk.
+    /// The part of it that one user may have; 0 means half of it.
+    pub user_memory_bytes: usize,
+    /// The part of it that one statement may have; 0 means half of it.
+    pub statement_memory_bytes: usize,
+    /// Bytes that all statements together may spill to disk. Beyond it they end with 53400.
     pub spill_bytes_max: u64,
+    /// Bytes that one statement may spill; 0 means a quarter of `spill_bytes_max`.
+    pub statement_spill_bytes_max: u64,
     /// Partitions of a query plan.
     pub query_partitions: usize,
     /// Rows in one batch of a scan.
@@ -56,6 +83,11 @@ pub struct Config {
     pub commit_ring_bytes: usize,
     /// Bytes of encoded frames that one live query keeps for its slow subscribers.
     pub live_ring_bytes: usize,
+    /// Bytes of frames that were made for single subscribers and wait to be sent. Beyond it they are dropped,
+    /// and made again when they can be sent; 0 sets no limit.
+    pub live_held_bytes_max: usize,
+    /// As `live_held_bytes_max`, for the subscribers of one user.
+    pub live_held_per_user_bytes_max: usize,
     /// The most live queries in the process.
     pub subscriptions_max: usize,
     /// The most live queries of one user.
@@ -98,6 +130,11 @@ pub struct Config {
     pub snapshot_age_max_s: u64,
     /// How often an autocommit statement is retried after a conflict with another commit.
     pub conflict_retries_max: usize,
+    /// Bytes of changed rows that a live query evaluates at once; a larger commit is read in pieces. Tests
+    /// lower it to cut small commits.
+    #[doc(hidden)]
+    #[serde(skip)]
+    pub live_piece_bytes: usize,
     /// Planner settings for tests that compare plans of one query.
     #[doc(hidden)]
     #[serde(skip)]
@@ -128,14 +165,27 @@ impl Default for Config {
             statement_bytes_max: 1 << 30,
             large_insert_bytes: 8 << 20,
             statements_running_max: 0,
+            statements_running_per_user_max: 0,
+            statements_queued_max: 1_000,
+            statements_queued_per_user_max: 250,
+            statement_queue_timeout_ms: 30_000,
             step_cpu_ms_max: 5_000,
-            query_memory_bytes: 1 << 30,
+            function_cost_max: 500_000_000,
+            statement_timeout_ms: 0,
+            idle_session_timeout_ms: 0,
+            slow_statement_ms: 1_000,
+            query_memory_bytes: 0,
+            user_memory_bytes: 0,
+            statement_memory_bytes: 0,
             spill_bytes_max: 10 << 30,
+            statement_spill_bytes_max: 0,
             query_partitions: 2,
             batch_rows: 8_192,
             commit_queue_len_max: 4_096,
             commit_ring_bytes: 32 << 20,
             live_ring_bytes: 4 << 20,
+            live_held_bytes_max: 64 << 20,
+            live_held_per_user_bytes_max: 16 << 20,
             subscriptions_max: 100_000,
             subscriptions_per_user_max: 1_000,
             change_log_retention_s: 7 * 24 * 3_600,
@@ -156,6 +206,7 @@ impl Default for Config {
             disk_free_min_bytes: 64 << 20,
             snapshot_age_max_s: 600,
             conflict_retries_max: 100,
+            live_piece_bytes: 1 << 20,
             planner: PlannerOverrides::default(),
         }
     }
@@ -196,6 +247,22 @@ impl Config {
         }
     }
 
+    /// Returns [`Config::statements_running_per_user_max`] with its default filled in.
+    pub(crate) fn statements_running_per_user_max(&self) -> usize {
+        match self.statements_running_per_user_max {
+            0 => (self.statements_running_max().saturating_mul(3) / 4).max(1),
+            statements => statements,
+        }
+    }
+
+    /// Returns [`Config::function_cost_max`], or the largest number for no limit.
+    pub(crate) fn function_cost_max(&self) -> u64 {
+        match self.function_cost_max {
+            0 => u64::MAX,
+            steps => steps,
+        }
+    }
+
     /// Checks every setting.
     ///
     /// # Errors
@@ -208,7 +275,8 @@ impl Config {
             ("row_bytes_max", self.row_bytes_max),
             ("statement_rows_max", self.statement_rows_max),
             ("statement_bytes_max", self.statement_bytes_max),
-            ("query_memory_bytes", self.query_memory_bytes),
+            ("statements_queued_max", self.statements_queued_max),
+            ("statements_queued_per_user_max", self.statements_queued_per_user_max),
             ("query_partitions", self.query_partitions),
             ("batch_rows", self.batch_rows),
             ("commit_queue_len_max", self.commit_queue_len_max),
@@ -224,6 +292,23 @@ impl Config {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_user_leaves_some_of_the_running_statements_to_others() {
+        let of_user = |statements_running_max, statements_running_per_user_max| {
+            let config =
+                Config { statements_running_max, statements_running_per_user_max, ..Config::in_memory() };
+            config.statements_running_per_user_max()
+        };
+        assert_eq!((of_user(8, 0), of_user(1, 0), of_user(8, 3)), (6, 1, 3));
+        assert!(Config::in_memory().statements_running_max() > of_user(0, 0));
+        for invalid in [
+            Config { statements_queued_max: 0, ..Config::in_memory() },
+            Config { statements_queued_per_user_max: 0, ..Config::in_memory() },
+        ] {
+            assert!(invalid.validate().is_err());
+        }
+    }
 
     #[test]
     fn node_ids_are_checked() {

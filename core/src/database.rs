@@ -19,6 +19,7 @@
 //!
 //! Invariant: a [`Session`] exists only for an existing user, and that user alone decides what it may see.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,7 +38,8 @@ use crate::ids::{DatabaseId, NodeId, Seq, UserId};
 use crate::schema_registry::{CatalogChange, RegistryCounters, UserRecord};
 use crate::sql::Engine;
 use crate::sql::Session;
-use crate::sql::password::{Passwords, login_failed};
+use crate::sql::password::{self, Passwords, login_failed};
+use crate::workload::SessionOrigin;
 
 /// The user created with the database.
 const ROOT: &str = "root";
@@ -149,6 +151,11 @@ impl Database {
         }
     }
 
+    /// Returns the number of passwords that are checked at the same time.
+    pub fn passwords_at_once(&self) -> usize {
+        password::threads()
+    }
+
     /// Returns the current principal of a user.
     ///
     /// # Errors
@@ -173,7 +180,13 @@ impl Database {
 
     /// Opens a session for an authenticated user.
     pub fn session(&self, principal: &Principal) -> Session {
-        Session::new(Arc::clone(&self.inner.ctx), Arc::clone(&self.inner.engine), principal.clone())
+        self.session_from(principal, SessionOrigin::default())
+    }
+
+    /// Opens a session for an authenticated user, from where `origin` says; `system.sessions` shows it.
+    pub fn session_from(&self, principal: &Principal, origin: SessionOrigin) -> Session {
+        let (ctx, engine) = (Arc::clone(&self.inner.ctx), Arc::clone(&self.inner.engine));
+        Session::new(ctx, engine, principal.clone(), origin)
     }
 
     /// Opens a session for a user without a password, for embedders that authenticate users themselves.
@@ -242,6 +255,12 @@ impl Database {
         &self.inner.ctx
     }
 
+    /// Tells all running statements to stop: they end with 57P01. For servers that shut down, before their
+    /// connections close.
+    pub fn end_statements(&self) {
+        self.inner.ctx.statements.stop_all();
+    }
+
     /// Ends live queries and background jobs, commits waiting writes and closes the store. Tables with many
     /// hot rows are flushed first, for at most `shutdown_flush_ms`.
     ///
@@ -290,6 +309,7 @@ async fn create_root(ctx: &AppContext, passwords: &Passwords) -> Result<Option<S
         updated_at: now,
         last_login_at: None,
         auth_generation: 1,
+        settings: BTreeMap::new(),
     };
     let mut set = WriteSet::new(UserId::SYSTEM, snapshot.seq);
     set.catalog.push(CatalogChange::PutUser(root));

@@ -6,6 +6,7 @@
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::io;
 
 use datafusion::arrow::error::ArrowError;
 use datafusion::common::SchemaError;
@@ -110,6 +111,7 @@ impl SqlState {
     pub const OBJECT_IN_USE: Self = Self("55006");
     pub const QUERY_CANCELED: Self = Self("57014");
     pub const SHUTTING_DOWN: Self = Self("57P01");
+    pub const IDLE_SESSION_TIMEOUT: Self = Self("57P05");
     pub const IO_ERROR: Self = Self("58030");
     pub const DATA_CORRUPTED: Self = Self("XX001");
     pub const INTERNAL: Self = Self("XX000");
@@ -230,6 +232,12 @@ impl Error {
             .hint("run the statement again")
     }
 
+    /// A limit of memory (53200); the message names it.
+    pub fn out_of_memory(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::ResourceExhausted, SqlState::OUT_OF_MEMORY, message)
+            .hint("ask for less at a time, close unused statements, or raise the limit")
+    }
+
     /// Stored bytes are damaged (XX001).
     pub fn corruption(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Corruption, SqlState::DATA_CORRUPTED, message)
@@ -282,6 +290,10 @@ impl From<DataFusionError> for Error {
             DataFusionError::Context(_, inner) | DataFusionError::Diagnostic(_, inner) => (*inner).into(),
             DataFusionError::Shared(inner) => from_shared(&inner),
             DataFusionError::ArrowError(inner, _) => (*inner).into(),
+            DataFusionError::IoError(inner) => {
+                let other = |inner: io::Error| Error::internal("the query failed").source(inner);
+                inner.downcast::<Error>().unwrap_or_else(other)
+            }
             DataFusionError::ParquetError(inner) => (*inner).into(),
             DataFusionError::SQL(inner, _) => Error::syntax(inner.to_string()),
             DataFusionError::Plan(message) => {
@@ -291,10 +303,7 @@ impl From<DataFusionError> for Error {
             DataFusionError::NotImplemented(feature) => {
                 Error::new(ErrorKind::Unsupported, SqlState::FEATURE_NOT_SUPPORTED, client_text(&feature))
             }
-            DataFusionError::ResourcesExhausted(message) => {
-                Error::new(ErrorKind::ResourceExhausted, SqlState::OUT_OF_MEMORY, client_text(&message))
-                    .hint("select less, or raise query_memory_bytes")
-            }
+            DataFusionError::ResourcesExhausted(message) => Error::out_of_memory(client_text(&message)),
             DataFusionError::Execution(message) => {
                 Error::new(ErrorKind::InvalidArgument, SqlState::DATA_EXCEPTION, client_text(&message))
             }
@@ -317,7 +326,7 @@ fn plan_reason(message: &str) -> &str {
 fn from_shared(error: &DataFusionError) -> Error {
     let mut cause: Option<&(dyn StdError + 'static)> = Some(error);
     while let Some(current) = cause {
-        if let Some(ours) = current.downcast_ref::<Error>() {
+        if let Some(ours) = ours(current) {
             return Error {
                 kind: ours.kind,
                 sqlstate: ours.sqlstate,
@@ -347,6 +356,15 @@ fn from_shared(error: &DataFusionError) -> Error {
         cause = current.source();
     }
     Error::internal("the query failed").source(error.to_string())
+}
+
+/// Returns our error, if this is one or that of a writer that failed with one.
+fn ours<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a Error> {
+    let io = match error.downcast_ref::<ArrowError>() {
+        Some(ArrowError::IoError(_, io)) => Some(io),
+        _ => error.downcast_ref::<io::Error>(),
+    };
+    error.downcast_ref::<Error>().or_else(|| io?.get_ref()?.downcast_ref::<Error>())
 }
 
 fn from_schema_error(error: &SchemaError) -> Error {
@@ -393,7 +411,14 @@ impl From<ParquetError> for Error {
 
 impl From<ArrowError> for Error {
     fn from(error: ArrowError) -> Self {
-        let ArrowError::ExternalError(inner) = error else { return from_arrow(&error) };
+        let inner = match error {
+            ArrowError::ExternalError(inner) => inner,
+            ArrowError::IoError(text, inner) => {
+                let other = |inner: io::Error| from_arrow(&ArrowError::IoError(text, inner));
+                return inner.downcast::<Error>().unwrap_or_else(other);
+            }
+            other => return from_arrow(&other),
+        };
         match inner.downcast::<Error>() {
             Ok(ours) => *ours,
             Err(other) => match other.downcast::<DataFusionError>() {
@@ -434,6 +459,8 @@ fn client_text(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     #[test]
@@ -445,5 +472,15 @@ mod tests {
             back.to_string(),
             "[42P01] table \"app.notes\" does not exist (SHOW TABLES lists the tables you can read)"
         );
+    }
+
+    #[test]
+    fn ours_survives_a_writer_of_rows() {
+        let spilled = || ArrowError::from(io::Error::other(Error::out_of_memory("no room")));
+        let own: Error = DataFusionError::from(spilled()).into();
+        let shared: Error = DataFusionError::Shared(Arc::new(spilled().into())).into();
+        for error in [own, shared, spilled().into()] {
+            assert_eq!((error.sqlstate(), error.message()), (SqlState::OUT_OF_MEMORY, "no room"));
+        }
     }
 }

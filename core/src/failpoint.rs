@@ -73,14 +73,15 @@ pub const FAULTS: &[&str] = &[
 ];
 
 /// Prefix of the points at which a test holds a statement that is planned but not committed. The qualified
-/// table name follows, so a test holds only statements of its own tables.
+/// name of its table follows, or the name of the object that it defines, so a test holds only its own
+/// statements.
 pub const PLANNED: &str = "statement::planned ";
 
 /// Lets a test hold a statement that is about to commit: the point's callback runs and may wait.
 #[inline]
-pub(crate) fn planned(table: impl FnOnce() -> String) {
+pub(crate) fn planned(object: impl FnOnce() -> String) {
     if fail::has_failpoints() {
-        fail::eval(&format!("{PLANNED}{}", table()), |_| ());
+        fail::eval(&format!("{PLANNED}{}", object()), |_| ());
     }
 }
 

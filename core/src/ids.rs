@@ -30,7 +30,7 @@ number! {
     Seq(u64)
 }
 number! {
-    /// A table. System tables have 1 to 8; users' tables start at [`TableId::FIRST_USER_TABLE`].
+    /// A table. System tables have 1 to 10; users' tables start at [`TableId::FIRST_USER_TABLE`].
     TableId(u32)
 }
 number! {
@@ -69,6 +69,14 @@ number! {
 number! {
     /// A running live query, unique within a process.
     SubscriptionId(u64)
+}
+number! {
+    /// A running statement, unique within a process.
+    QueryId(u64)
+}
+number! {
+    /// A session, unique within a process.
+    SessionId(u64)
 }
 
 impl Seq {

@@ -8,8 +8,8 @@
 //! | [`ids`], [`error`], [`config`], [`clock`], [`access`], `casts`, `types` | the basic types |
 //! | [`failpoint`] | named points at which tests end the process or make a step fail |
 //! | `platform` | what depends on the operating system |
-//! | `workload` | the threads of statements, and how a statement is stopped |
 //! | `storage` | ordered bytes on disk: the trait, RocksDB, the frozen key and row encodings |
+//! | `workload` | statements as guests: their threads, turns, memory, spilled rows, and how one is stopped |
 //! | `cold_storage` | Parquet segments: the manifest, writing, lookups by key |
 //! | `schema_registry` | tables, users and namespaces (the catalog) and their memoized Arrow schemas |
 //! | `change_log` | what each commit changed: pure redo, and the source of every live query |
@@ -20,7 +20,7 @@
 //! | `maintenance` | backups, restoring them, checking a closed database |
 //! | `live_query` | subscriptions: snapshot, matching, delivery, resume |
 //! | `jobs` | background work: expiry of STREAM rows, flushes, compactions, trimming, backups |
-//! | `system_tables` | the rows of the eight tables of namespace `system` |
+//! | `system_tables` | the rows of the ten tables of namespace `system` |
 //! | `app_context` | the parts that live as long as the database is open, built once, in order |
 //! | `sql` | statements: parse, route in one `match`, execute |
 //! | `database` | the embedding API on top |
@@ -50,9 +50,9 @@ pub mod types;
 
 mod platform;
 
-pub mod workload;
-
 pub mod storage;
+
+pub mod workload;
 
 pub mod cold_storage;
 
@@ -87,13 +87,13 @@ pub use config::{Config, PlannerOverrides};
 pub use database::Database;
 pub use datafusion::common::ScalarValue;
 pub use error::{Error, ErrorKind, Result, SqlState};
-pub use ids::{DatabaseId, NodeId, Seq, SubscriptionId, UserId};
+pub use ids::{DatabaseId, NodeId, Seq, SessionId, SubscriptionId, UserId};
 pub use live_query::{
     CloseReason, EncodedBatch, Frame, FrameBody, ResetReason, SnapshotMode, SubscribeRequest, SubscribeStart,
     Subscription,
 };
 pub use sql::{
-    Affected, Outcome, Params, Prepared, ResultSchema, RowStream, Session, SplitStatements, StatementKind,
-    TableInfo, split_statements,
+    Affected, Appending, Outcome, Params, Prepared, ResultSchema, RowStream, Session, SplitStatements,
+    StatementKind, TableInfo, parse_time, split_statements,
 };
-pub use workload::STACK_BYTES;
+pub use workload::{Call, STACK_BYTES, SessionKind, SessionOrigin, StopReason};

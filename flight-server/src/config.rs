@@ -38,8 +38,8 @@ const FOREIGN_VARIABLES: [&str; 13] = [
 /// Prefixes of the variables that Kubernetes sets for a service called "kalamdb".
 const PLATFORM_PREFIXES: [&str; 2] = ["port_", "service_"];
 
-/// The least that is read of a connection before a login.
-const ANONYMOUS_READ_BYTES_MIN: usize = 32 << 10;
+/// The least that is read of a connection before a login: an HTTP/2 frame, and headers.
+const ANONYMOUS_READ_BYTES_MIN: usize = 40 << 10;
 
 /// Everything `kalamdb serve` needs to know.
 #[derive(Clone, Debug)]
@@ -64,12 +64,12 @@ pub struct ServerConfig {
     pub connections_per_address_max: usize,
     /// The most connections with a login of one user. Default 1,000.
     pub connections_per_user_max: usize,
-    /// The most connections without a login that one address keeps when there are too many in all.
-    /// Default 256.
+    /// The most connections without a login that one IPv4 address or IPv6 /48 keeps when there are too many
+    /// in all. Default 256.
     pub anonymous_per_address_max: usize,
-    /// The most bytes read of a connection before a login. Default 48 KiB.
+    /// The most bytes held of what a connection sends before a login. Default 48 KiB.
     pub anonymous_read_bytes_max: usize,
-    /// The most calls in flight on a connection before a login. Default 8.
+    /// The most calls in flight on a connection before a login, without those that wait for it. Default 8.
     pub anonymous_calls_per_connection_max: usize,
     /// The most logins whose passwords wait to be checked. Default 4,096.
     pub logins_waiting_max: usize,
@@ -475,7 +475,7 @@ mod tests {
             &[("connections_per_user_max", "0")],
             "\"connections_per_user_max\" must be greater",
         );
-        check(None, &[], &[("anonymous_read_bytes_max", "100")], "must be at least 32768");
+        check(None, &[], &[("anonymous_read_bytes_max", "100")], "must be at least 40960");
         check(None, &[], &[("log_format", "xml")], "setting \"log_format\": unknown variant `xml`");
     }
 

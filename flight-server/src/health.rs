@@ -1,7 +1,7 @@
 //! gRPC health: the `grpc.health.v1` status of the whole server and of each service.
 //!
-//! Invariant: the status is SERVING only while the server takes new calls and its probe has found no fault.
-//! Health over HTTP shows the same faults.
+//! Invariant: the status is SERVING only while the server takes new calls and its probe has found no fatal
+//! fault. Health over HTTP shows the same faults, and the others.
 
 use std::convert::Infallible;
 
@@ -34,8 +34,7 @@ pub(crate) async fn follow(
 ) -> Infallible {
     let mut last = ServingStatus::Serving;
     loop {
-        let is_well = health.faults().is_empty();
-        let status = if is_well { ServingStatus::Serving } else { ServingStatus::NotServing };
+        let status = if health.is_serving() { ServingStatus::Serving } else { ServingStatus::NotServing };
         if status != last {
             set(&reporter, status).await;
             last = status;
@@ -58,7 +57,7 @@ mod tests {
     use tonic_health::server::HealthService;
 
     use super::*;
-    use crate::probe::Fault;
+    use crate::probe::{Fault, Part};
 
     async fn until(service: &HealthService, expected: health_check_response::ServingStatus) {
         for name in SERVICES {
@@ -86,11 +85,11 @@ mod tests {
             if end == "shutdown" {
                 shutdown.cancel();
             } else {
-                found.send_replace(vec![Fault::WritesAreRefused]);
+                found.send_replace(vec![Fault::Stuck(Part::Commits)]);
             }
             until(&service, NotServing).await;
             if end == "a fault" {
-                found.send_replace(Vec::new());
+                found.send_replace(vec![Fault::Slow(Part::Commits), Fault::WritesAreRefused]);
                 until(&service, Serving).await;
             }
             following.abort();

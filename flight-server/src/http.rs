@@ -63,14 +63,13 @@ impl HttpServer {
     }
 }
 
-/// `ok`, or 503 and a line for each fault that the server's probe found.
+/// `ok`, or 503 for a server that only a restart can help; then a line for each fault that its probe found.
 async fn health(State(health): State<Health>) -> (StatusCode, String) {
-    match health.faults().as_slice() {
-        [] => (StatusCode::OK, "ok\n".to_owned()),
-        faults => {
-            let lines = faults.iter().map(|fault| format!("{}\n", fault.message()));
-            (StatusCode::SERVICE_UNAVAILABLE, lines.collect())
-        }
+    let faults = health.faults();
+    let lines: String = faults.iter().map(|fault| format!("{}\n", fault.message())).collect();
+    match faults.iter().any(|fault| fault.is_fatal()) {
+        false => (StatusCode::OK, format!("ok\n{lines}")),
+        true => (StatusCode::SERVICE_UNAVAILABLE, lines),
     }
 }
 
@@ -120,10 +119,15 @@ fn collect(database: &Database) -> Vec<Metric> {
     let live = context.live_queries.counters();
     let storage = context.committer.storage_metrics();
     let hot = context.committer.snapshot().hot.counters();
+    let statements = context.admission.counters();
+    let given_up = context.engine_threads.given_up() as u64;
     vec![
         gauge("kalamdb_up", "1 while the process serves.", 1),
         counter("kalamdb_commit_seq", "Number of the newest commit.", database.seq().0),
         gauge("kalamdb_commit_queue_length", "Queued write sets.", context.committer.queue_len() as u64),
+        gauge("kalamdb_statements_running", "Statements that have a slot.", statements.running as u64),
+        gauge("kalamdb_statements_waiting", "Statements that wait for a slot.", statements.waiting as u64),
+        gauge("kalamdb_given_up_threads", "Threads of statements that do not end.", given_up),
         gauge("kalamdb_storage_disk_bytes", "Bytes of live data files, without the log.", storage.disk_bytes),
         gauge("kalamdb_storage_memtable_bytes", "Bytes in memtables.", storage.memtable_bytes),
         gauge("kalamdb_storage_cache_bytes", "Bytes in the block cache.", storage.cache_bytes),
@@ -135,6 +139,12 @@ fn collect(database: &Database) -> Vec<Metric> {
         gauge("kalamdb_live_subscriptions", "Running live queries.", live.subscriptions as u64),
         gauge("kalamdb_live_distinct_queries", "Distinct running live queries.", live.groups as u64),
         gauge("kalamdb_live_ring_bytes", "Bytes of frames kept for subscribers.", live.ring_bytes as u64),
+        gauge("kalamdb_live_held_bytes", "Bytes of frames that wait to be sent.", live.held_bytes as u64),
+        counter(
+            "kalamdb_live_evictions_total",
+            "Frames that were dropped before they were sent, to be made again.",
+            live.evictions,
+        ),
         gauge("kalamdb_live_frontier_seq", "Newest commit matched with all live queries.", live.frontier.0),
         counter(
             "kalamdb_live_evaluations_total",
@@ -144,7 +154,7 @@ fn collect(database: &Database) -> Vec<Metric> {
         counter("kalamdb_live_frames_total", "Frames delivered to subscribers.", live.frames),
         counter(
             "kalamdb_live_log_reads_total",
-            "Reads of the change log by slow subscribers.",
+            "Reads of the change log, for slow subscribers and for large commits.",
             live.log_reads,
         ),
         counter("kalamdb_live_resets_total", "Live queries restarted from a new snapshot.", live.resets),
@@ -163,12 +173,28 @@ fn collect(database: &Database) -> Vec<Metric> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::probe::{Fault, Part};
+
+    #[tokio::test]
+    async fn health_names_every_fault_and_is_503_only_for_a_fatal_one() {
+        let (found, health_of_server) = Health::for_test();
+        let page = || health(State(health_of_server.clone()));
+        assert_eq!(page().await, (StatusCode::OK, "ok\n".to_owned()));
+        let slow = Fault::Slow(Part::Statements);
+        found.send_replace(vec![slow, Fault::WritesAreRefused]);
+        let lines = format!("{}\n{}\n", slow.message(), Fault::WritesAreRefused.message());
+        assert_eq!(page().await, (StatusCode::OK, format!("ok\n{lines}")));
+        let stuck = Fault::Stuck(Part::Statements);
+        found.send_replace(vec![stuck]);
+        assert_eq!(page().await, (StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", stuck.message())));
+    }
 
     #[tokio::test]
     async fn metrics_are_prometheus_text() {
         let database = Database::open_in_memory().await.expect("database");
         let text = render(&database);
         assert!(text.contains("# TYPE kalamdb_commit_seq counter\nkalamdb_commit_seq "), "{text}");
+        assert!(text.contains("\nkalamdb_given_up_threads 0\n"), "{text}");
         for line in text.lines().filter(|line| !line.starts_with('#')) {
             let (name, value) = line.split_once(' ').expect("name and value");
             assert!(name.starts_with("kalamdb_") && value.parse::<u64>().is_ok(), "{line}");

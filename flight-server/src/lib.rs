@@ -17,8 +17,8 @@
 //! | `health`, [`http`] | health over gRPC; health and metrics over HTTP |
 //! | [`config`], [`cli`], [`logging`] | settings, the command line, log lines |
 //!
-//! Invariant: no handler decides who the caller is. `auth` puts the principal into the request's extensions,
-//! and a request without one never reaches a handler.
+//! Invariant: no handler decides who the caller is. `auth` puts the caller's identity into the request's
+//! extensions, and a request without one never reaches a handler.
 
 mod auth;
 pub mod cli;

@@ -1,7 +1,8 @@
 //! Runs calls on their own runtime, apart from the connections they arrived on.
 //!
-//! A query may keep a processor busy for a long time between two batches. Invariant: it occupies only the
-//! threads of that runtime, so connections, keep-alives and signals are served under any load.
+//! A call parses, reads by key, writes a few rows and delivers; what its statement costs beyond that runs on
+//! the engine of the core. Many calls at once are work all the same. Invariant: they occupy only the threads
+//! of that runtime, so connections, keep-alives and signals are served under any load.
 
 use std::convert::Infallible;
 use std::task::{Context, Poll};

@@ -39,11 +39,14 @@ const LOCAL_RESETS_MAX: usize = 1_024;
 /// How much a client may send ahead after its login; large enough for a bulk load to fill the line.
 const STREAM_WINDOW_BYTES: u32 = 2 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
-/// Fewer, larger HTTP/2 frames than the default of 16 KiB.
-const FRAME_BYTES_MAX: u32 = 256 << 10;
+/// Larger HTTP/2 frames than the default of 16 KiB. A frame is read whole, also before a login, where
+/// `anonymous_read_bytes_max` limits what is read.
+const FRAME_BYTES_MAX: u32 = 32 << 10;
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The last part of the drain time, in which clients of statements that still run are told why they end.
+const LAST_WORDS: Duration = Duration::from_millis(200);
 
 /// Counters of the Flight service: past work and current load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,7 +103,7 @@ impl Server {
         let local_addr = listener.local_addr()?;
         let closing = CancellationToken::new();
         let authenticator = Arc::new(Authenticator::new(database.clone(), config));
-        let sessions = Arc::new(Sessions::default());
+        let sessions = Arc::new(Sessions::new(config.connections_per_user_max));
         let state = FlightState::new(
             database.clone(),
             Arc::clone(&authenticator),
@@ -183,11 +186,14 @@ impl Server {
         let serving = router.serve_with_incoming_shutdown(incoming, stop);
         let closing = self.closing;
         let drain = self.drain;
+        let ending = database.clone();
         let drained = async move {
             shutdown.cancelled().await;
             info!(drain_ms = drain.as_millis(), "draining open calls");
             closing.cancel();
-            tokio::time::sleep(drain).await;
+            tokio::time::sleep(drain.saturating_sub(LAST_WORDS)).await;
+            ending.end_statements();
+            tokio::time::sleep(drain.min(LAST_WORDS)).await;
         };
         tokio::select! {
             result = serving => Ok(result?),

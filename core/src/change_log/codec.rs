@@ -21,6 +21,7 @@ use bytes::Bytes;
 
 use super::columns::{self, PART_FORMAT_COLUMNS};
 use super::fields::{FieldReader, damaged, length};
+use super::window::Window;
 use super::{CommitRecord, LoggedInsert, PART_BYTES_MAX, RowChange, RowOp, TableChanges};
 use crate::error::{Error, Result};
 use crate::ids::{DatabaseId, Epoch, SchemaVersion, ScopeId, Seq, Shard, TableId, UserId};
@@ -97,18 +98,20 @@ pub(super) fn part_key(table: TableId, scope: ScopeId, seq: Seq, part: u32) -> V
     key
 }
 
-/// Returns the range of the parts of commits after `after` up to `up_to` in this table and scope.
-pub(super) fn part_range(table: TableId, scope: ScopeId, after: Seq, up_to: Seq) -> KeyRange {
+/// Returns the range of the parts from part `first` of commit `seq` up to commit `up_to` in this table and
+/// scope.
+pub(super) fn part_range(table: TableId, scope: ScopeId, (seq, first): (Seq, u32), up_to: Seq) -> KeyRange {
     KeyRange {
-        start: commit_prefix(table, scope, Seq(after.0.saturating_add(1))),
+        start: part_key(table, scope, seq, first),
         end: KeyRange::prefix(commit_prefix(table, scope, up_to)).end,
     }
 }
 
-/// Returns the seq in a part's key.
-pub(super) fn part_seq(key: &[u8]) -> Result<Seq> {
-    let bytes = key.get(13..).and_then(|rest| rest.first_chunk::<8>()).ok_or_else(damaged)?;
-    Ok(Seq(u64::from_be_bytes(*bytes)))
+/// Returns the seq and the number in a part's key.
+pub(super) fn part_of(key: &[u8]) -> Result<(Seq, u32)> {
+    let (seq, part) = key.get(13..).and_then(|rest| rest.split_first_chunk::<8>()).ok_or_else(damaged)?;
+    let part = part.try_into().map_err(|_| damaged())?;
+    Ok((Seq(u64::from_be_bytes(*seq)), u32::from_be_bytes(part)))
 }
 
 fn commit_prefix(table: TableId, scope: ScopeId, seq: Seq) -> Vec<u8> {
@@ -260,29 +263,58 @@ pub(super) fn decode_header(value: &[u8]) -> Result<CommitHeader> {
 /// Adds the changes of one part of commit `seq` to `rows`. Those of a row-wise part share its memory. Returns
 /// the version of the definition that encoded them.
 pub(super) fn decode_part(value: &Bytes, seq: Seq, rows: &mut Vec<RowChange>) -> Result<SchemaVersion> {
+    let mut all = Window::ALL;
+    decode_some(value, seq, &mut all, rows).map(|part| part.version)
+}
+
+/// A part of which some changes were decoded.
+pub(super) struct DecodedPart {
+    /// The version of the definition that encoded them.
+    pub(super) version: SchemaVersion,
+    /// The number of all its changes.
+    pub(super) rows: u32,
+}
+
+/// As [`decode_part`], but adds only the changes that `window` takes.
+pub(super) fn decode_some(
+    value: &Bytes,
+    seq: Seq,
+    window: &mut Window,
+    rows: &mut Vec<RowChange>,
+) -> Result<DecodedPart> {
     let mut reader = FieldReader { bytes: value };
     let [format] = reader.take()?;
     let version = SchemaVersion(reader.u32()?);
     let count = reader.u32()?;
     match format {
-        PART_FORMAT_ROWS => {}
-        PART_FORMAT_COLUMNS => {
-            columns::decode(reader.bytes, version, count, seq, rows)?;
-            return Ok(version);
-        }
+        PART_FORMAT_ROWS => decode_row_wise(value, reader, count, window, rows)?,
+        PART_FORMAT_COLUMNS => columns::decode((version, count), reader.bytes, seq, window, rows)?,
         _ => return Err(damaged()),
     }
+    Ok(DecodedPart { version, rows: count })
+}
+
+fn decode_row_wise(
+    value: &Bytes,
+    mut reader: FieldReader<'_>,
+    count: u32,
+    window: &mut Window,
+    rows: &mut Vec<RowChange>,
+) -> Result<()> {
     for _ in 0..count {
+        if window.is_full() {
+            return Ok(());
+        }
         let [op] = reader.take()?;
         let key = value.slice_ref(reader.variable()?);
         let mut image = || reader.variable().map(|bytes| Some(value.slice_ref(bytes)));
-        rows.push(match op {
+        let change = match op {
             OP_INSERT => RowChange { op: RowOp::Insert, key, old: None, new: image()? },
             OP_DELETE => RowChange { op: RowOp::Delete, key, old: image()?, new: None },
             OP_UPDATE => RowChange { op: RowOp::Update, key, old: image()?, new: image()? },
             _ => return Err(damaged()),
-        });
+        };
+        window.take(change, rows);
     }
-    reader.end()?;
-    Ok(version)
+    reader.end()
 }

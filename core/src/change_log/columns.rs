@@ -19,6 +19,7 @@ use arrow::ipc::writer::StreamWriter;
 use bytes::Bytes;
 
 use super::fields::{FieldReader, damaged, length};
+use super::window::Window;
 use super::{RowChange, RowOp};
 use crate::error::{Error, Result};
 use crate::ids::{SchemaVersion, Seq};
@@ -28,6 +29,8 @@ use crate::types::ColumnType;
 /// The format byte of a part in columnar form.
 pub(super) const PART_FORMAT_COLUMNS: u8 = 2;
 const ZSTD_LEVEL: i32 = 1;
+/// Rows that are decoded at once, so that few are decoded in vain when a reader has enough.
+const ROWS_AT_ONCE: usize = 256;
 
 /// Encodes a part: rows of one version of a table, whose columns have `types`, and their keys.
 ///
@@ -67,15 +70,16 @@ pub(crate) fn encode(
     Ok(part.into())
 }
 
-/// Adds the rows of a part to `rows`; `bytes` begin at its checksum.
+/// Adds the rows of a part that `window` takes to `rows`. `bytes` begin at its checksum; the version and the
+/// number of rows stand before it.
 ///
 /// # Errors
 /// `Corruption` when the bytes are not what was written.
 pub(super) fn decode(
+    (version, count): (SchemaVersion, u32),
     bytes: &[u8],
-    version: SchemaVersion,
-    count: u32,
     seq: Seq,
+    window: &mut Window,
     rows: &mut Vec<RowChange>,
 ) -> Result<()> {
     let mut reader = FieldReader { bytes };
@@ -87,19 +91,36 @@ pub(super) fn decode(
         serde_json::from_slice(reader.variable()?).map_err(|error| damaged().source(error))?;
     let frame = zstd::Decoder::new(reader.bytes).map_err(|error| damaged().source(error))?;
     let encoder = RowEncoder::new(version, types);
-    let before = rows.len();
+    let mut seen = 0;
     for batch in StreamReader::try_new(frame, None).map_err(|error| damaged().source(error))? {
         let batch = batch.map_err(|error| damaged().source(error))?;
-        let (keys, columns) = batch.columns().split_first().ok_or_else(damaged)?;
-        let keys = keys.as_binary_opt::<i32>().ok_or_else(damaged)?;
-        let encoded = encoder.encode(columns, batch.num_rows(), None)?;
-        for (key, mut row) in keys.iter().zip(encoded) {
-            set_row_seq(&mut row, seq)?;
-            let key = Bytes::copy_from_slice(key.ok_or_else(damaged)?);
-            rows.push(RowChange { op: RowOp::Insert, key, old: None, new: Some(row.into()) });
+        seen += batch.num_rows();
+        let mut start = window.leave_out(batch.num_rows());
+        while start < batch.num_rows() && !window.is_full() {
+            let some = batch.slice(start, ROWS_AT_ONCE.min(batch.num_rows() - start));
+            start += some.num_rows();
+            decode_rows(&some, &encoder, seq, window, rows)?;
         }
     }
-    if rows.len() - before == count as usize { Ok(()) } else { Err(damaged()) }
+    if seen == count as usize { Ok(()) } else { Err(damaged()) }
+}
+
+fn decode_rows(
+    batch: &RecordBatch,
+    encoder: &RowEncoder,
+    seq: Seq,
+    window: &mut Window,
+    rows: &mut Vec<RowChange>,
+) -> Result<()> {
+    let (keys, columns) = batch.columns().split_first().ok_or_else(damaged)?;
+    let keys = keys.as_binary_opt::<i32>().ok_or_else(damaged)?;
+    let encoded = encoder.encode(columns, batch.num_rows(), None)?;
+    for (key, mut row) in keys.iter().zip(encoded) {
+        set_row_seq(&mut row, seq)?;
+        let key = Bytes::copy_from_slice(key.ok_or_else(damaged)?);
+        window.take(RowChange { op: RowOp::Insert, key, old: None, new: Some(row.into()) }, rows);
+    }
+    Ok(())
 }
 
 fn checksum(version: SchemaVersion, count: u32, body: &[u8]) -> u32 {

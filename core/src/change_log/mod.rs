@@ -18,6 +18,7 @@ mod fields;
 mod reader;
 #[cfg(test)]
 mod tests;
+mod window;
 
 use bytes::Bytes;
 
@@ -28,7 +29,7 @@ use crate::storage::WriteBatch;
 
 pub use codec::{CommitHeader, TableSummary};
 pub(crate) use columns::encode as columns_part;
-pub use reader::{LogSlice, floor, header, headers, last_header, read, read_record};
+pub use reader::{LogPiece, LogPosition, floor, header, headers, last_header, read_piece, read_record};
 
 pub(crate) use reader::{TrimStep, is_floor_key, put_floor, trim};
 
@@ -55,6 +56,8 @@ pub struct CommitRecord {
     pub tables: Vec<TableChanges>,
     /// Rows inserted as segments, into a table and scope not in `tables`. Only the log has the rows.
     pub large_insert: Option<LoggedInsert>,
+    /// What [`CommitRecord::stub`] has left of `tables`.
+    pub stubs: Vec<ChangesStub>,
 }
 
 /// A large INSERT, without its rows.
@@ -77,6 +80,21 @@ pub struct TableChanges {
     pub scope: ScopeId,
     /// The changes, in the order they apply.
     pub rows: Vec<RowChange>,
+}
+
+/// Row changes of one commit in one table and scope, without the rows, which the log has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChangesStub {
+    /// The table.
+    pub table: TableId,
+    /// The owner of the rows.
+    pub scope: ScopeId,
+    /// The bytes that the changes took in memory.
+    pub bytes: usize,
+    /// The number of inserted and updated rows.
+    pub written_rows: u64,
+    /// The bytes of keys and new images of these rows.
+    pub written_bytes: u64,
 }
 
 /// The kind of a row change.
@@ -111,19 +129,57 @@ impl RowChange {
     }
 }
 
+impl TableChanges {
+    /// Returns about how many bytes of memory the changes take.
+    pub fn bytes(&self) -> usize {
+        let row = |change: &RowChange| change.bytes() + size_of::<RowChange>();
+        size_of::<Self>() + self.rows.iter().map(row).sum::<usize>()
+    }
+
+    /// Returns the bytes of key and new image of each inserted or updated row.
+    pub fn written(&self) -> impl Iterator<Item = usize> {
+        self.rows.iter().filter_map(|change| Some(change.key.len() + change.new.as_ref()?.len()))
+    }
+
+    fn stub(&self) -> ChangesStub {
+        ChangesStub {
+            table: self.table,
+            scope: self.scope,
+            bytes: self.bytes(),
+            written_rows: self.written().count() as u64,
+            written_bytes: self.written().map(|bytes| bytes as u64).sum(),
+        }
+    }
+}
+
 impl CommitRecord {
     /// Returns about how many bytes of memory the record takes.
     pub fn bytes(&self) -> usize {
-        let row = |change: &RowChange| change.bytes() + size_of::<RowChange>();
-        let table =
-            |changes: &TableChanges| size_of::<TableChanges>() + changes.rows.iter().map(row).sum::<usize>();
         // The largest catalog change is the definition of a table; a wide one takes a few KiB.
-        size_of::<Self>() + self.catalog.len() * 2_048 + self.tables.iter().map(table).sum::<usize>()
+        size_of::<Self>()
+            + self.catalog.len() * 2_048
+            + self.tables.iter().map(TableChanges::bytes).sum::<usize>()
+            + self.stubs.len() * size_of::<ChangesStub>()
     }
 
     /// Returns about how many bytes the record takes in the log.
     pub fn logged_bytes(&self) -> u64 {
-        self.bytes() as u64 + self.large_insert.map_or(0, |insert| insert.bytes)
+        let left_out: usize = self.stubs.iter().map(|stub| stub.bytes).sum();
+        (self.bytes() + left_out) as u64 + self.large_insert.map_or(0, |insert| insert.bytes)
+    }
+
+    /// Returns the record without the rows of its changes.
+    #[must_use]
+    pub fn stub(&self) -> Self {
+        let stubs = self.stubs.iter().copied().chain(self.tables.iter().map(TableChanges::stub)).collect();
+        Self { catalog: self.catalog.clone(), tables: Vec::new(), stubs, ..*self }
+    }
+
+    /// Whether only the log has the rows of this table and scope.
+    pub fn is_only_logged(&self, table: TableId, scope: ScopeId) -> bool {
+        let inserted = self.large_insert.iter().map(|insert| (insert.summary.table, insert.summary.scope));
+        let mut places = inserted.chain(self.stubs.iter().map(|stub| (stub.table, stub.scope)));
+        places.any(|place| place == (table, scope))
     }
 
     /// Returns the changes of one table and scope.

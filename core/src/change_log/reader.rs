@@ -7,11 +7,12 @@ use std::ops::ControlFlow;
 use bytes::Bytes;
 
 use super::codec::{
-    CommitHeader, all_headers, decode_header, decode_part, header_key, header_range, part_key, part_range,
-    part_seq,
+    CommitHeader, all_headers, decode_header, decode_part, decode_some, header_key, header_range, part_key,
+    part_of, part_range,
 };
 use super::fields::damaged;
-use super::{CommitRecord, RowChange, TableChanges};
+use super::window::Window;
+use super::{CommitRecord, TableChanges};
 use crate::error::Result;
 use crate::ids::{ScopeId, Seq, TableId};
 use crate::storage::{Direction, KeyRange, Partition, StorageSnapshot, WriteBatch};
@@ -22,13 +23,42 @@ const FLOOR_KEY: &[u8] = b"log_floor";
 /// The most commits that one step of trimming removes.
 const TRIM_COMMITS_MAX: usize = 10_000;
 
-/// A slice of the log of one table and scope.
+/// A place in the log of one table and scope: before a row of a part of a commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LogPosition {
+    /// The commit.
+    pub seq: Seq,
+    /// The part of its changes.
+    pub part: u32,
+    /// The row of this part.
+    pub row: u32,
+}
+
+impl LogPosition {
+    /// Returns the position after the whole of commit `seq`.
+    pub fn after(seq: Seq) -> Self {
+        Self { seq: Seq(seq.0.saturating_add(1)), part: 0, row: 0 }
+    }
+
+    /// Returns the last commit of which nothing follows.
+    pub fn complete(self) -> Seq {
+        Seq(self.seq.0.saturating_sub(1))
+    }
+
+    /// Whether it is the beginning of a commit.
+    pub fn is_between_commits(self) -> bool {
+        (self.part, self.row) == (0, 0)
+    }
+}
+
+/// A piece of the log of one table and scope.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LogSlice {
-    /// The commits that changed it, in order, each with all its changes.
+pub struct LogPiece {
+    /// The changes, in order. Those of the first commit may have begun in an earlier piece, and those of the
+    /// last one may go on in the next piece.
     pub changes: Vec<(Seq, TableChanges)>,
-    /// There is no other change up to this seq. Reading continues after it.
-    pub complete_through: Seq,
+    /// Where the next piece begins: after all that this one has, and after nothing else.
+    pub next: LogPosition,
 }
 
 /// Returns the seq up to which the log has been trimmed.
@@ -52,54 +82,58 @@ pub(crate) fn put_floor(batch: &mut WriteBatch, seq: Seq) {
     batch.put(Partition::Meta, FLOOR_KEY, seq.0.to_be_bytes().to_vec());
 }
 
-/// Returns the changes of one table and scope in the commits after `after` up to `up_to`. Stops at the end of
-/// a commit once about `bytes_max` bytes are read, but never before the first commit. `None` if the log was
-/// trimmed beyond `after`.
+/// Returns the changes of one table and scope from a position on, in commits up to `up_to`: about `bytes_max`
+/// bytes of rows, so a part of a large commit. `None` if the log was trimmed beyond the position.
 ///
 /// # Errors
 /// `Corruption` when an entry is damaged, and any error of the storage.
-pub fn read(
+pub fn read_piece(
     storage: &dyn StorageSnapshot,
-    table: TableId,
-    scope: ScopeId,
-    after: Seq,
+    (table, scope): (TableId, ScopeId),
+    from: LogPosition,
     up_to: Seq,
     bytes_max: usize,
-) -> Result<Option<LogSlice>> {
-    if after < floor(storage)? {
+) -> Result<Option<LogPiece>> {
+    if from.complete() < floor(storage)? {
         return Ok(None);
     }
-    let mut slice = LogSlice { changes: Vec::new(), complete_through: up_to.max(after) };
-    let mut bytes = 0;
-    let range = part_range(table, scope, after, up_to);
+    let mut piece = LogPiece { changes: Vec::new(), next: from.max(LogPosition::after(up_to)) };
+    if from.seq > up_to {
+        return Ok(Some(piece));
+    }
+    let mut window = Window::of_bytes(bytes_max);
+    let range = part_range(table, scope, (from.seq, from.part), up_to);
     storage.visit(Partition::Log, range, Direction::Forward, &mut |key, value| {
-        let seq = part_seq(key)?;
-        let last = slice.changes.last().map(|(last, _)| *last);
-        if let Some(last) = last
-            && last != seq
-            && bytes >= bytes_max
-        {
-            slice.complete_through = last;
+        let (seq, part) = part_of(key)?;
+        if window.is_full() {
+            piece.next = LogPosition { seq, part, row: 0 };
             return Ok(ControlFlow::Break(()));
         }
-        let value = Bytes::copy_from_slice(value);
+        let first = if (seq, part) == (from.seq, from.part) { from.row } else { 0 };
+        window.begin_part(first);
         let mut rows = Vec::new();
-        let version = decode_part(&value, seq, &mut rows)?;
-        // The bytes of the rows, because the entry may be compressed and far smaller.
-        bytes += rows.iter().map(RowChange::bytes).sum::<usize>();
-        match slice.changes.last_mut() {
+        let decoded = decode_some(&Bytes::copy_from_slice(value), seq, &mut window, &mut rows)?;
+        let row = first.saturating_add(u32::try_from(rows.len()).map_err(|_| damaged())?);
+        match piece.changes.last_mut() {
             Some((last, changes)) if *last == seq => changes.rows.append(&mut rows),
-            _ => slice.changes.push((seq, TableChanges { table, version, scope, rows })),
+            _ => {
+                let version = decoded.version;
+                piece.changes.push((seq, TableChanges { table, version, scope, rows }));
+            }
         }
-        Ok(ControlFlow::Continue(()))
+        if row < decoded.rows {
+            piece.next = LogPosition { seq, part, row };
+            return Ok(ControlFlow::Break(()));
+        }
+        if row > decoded.rows { Err(damaged()) } else { Ok(ControlFlow::Continue(())) }
     })?;
-    Ok(Some(slice))
+    Ok(Some(piece))
 }
 
 /// Returns the header of one commit; `None` if it was trimmed or does not exist yet.
 ///
 /// # Errors
-/// As [`read`].
+/// As [`read_piece`].
 pub fn header(storage: &dyn StorageSnapshot, seq: Seq) -> Result<Option<CommitHeader>> {
     storage.get(Partition::Log, &header_key(seq))?.map(|value| decode_header(&value)).transpose()
 }
@@ -108,7 +142,7 @@ pub fn header(storage: &dyn StorageSnapshot, seq: Seq) -> Result<Option<CommitHe
 /// trimmed beyond `after`.
 ///
 /// # Errors
-/// As [`read`].
+/// As [`read_piece`].
 pub fn headers(
     storage: &dyn StorageSnapshot,
     after: Seq,
@@ -132,7 +166,7 @@ pub fn headers(
 /// Returns the header of the last commit; `None` if the log is empty.
 ///
 /// # Errors
-/// As [`read`].
+/// As [`read_piece`].
 pub fn last_header(storage: &dyn StorageSnapshot) -> Result<Option<CommitHeader>> {
     let mut last = None;
     storage.visit(Partition::Log, all_headers(), Direction::Reverse, &mut |_, value| {
@@ -145,7 +179,7 @@ pub fn last_header(storage: &dyn StorageSnapshot) -> Result<Option<CommitHeader>
 /// Returns a whole commit, with its rows in segments like any others; `None` if trimmed or still to come.
 ///
 /// # Errors
-/// As [`read`]; `Corruption` also when a part of it is missing.
+/// As [`read_piece`]; `Corruption` also when a part of it is missing.
 pub fn read_record(storage: &dyn StorageSnapshot, seq: Seq) -> Result<Option<CommitRecord>> {
     let Some(header) = header(storage, seq)? else { return Ok(None) };
     let mut tables = Vec::with_capacity(header.tables.len());
@@ -177,6 +211,7 @@ pub fn read_record(storage: &dyn StorageSnapshot, seq: Seq) -> Result<Option<Com
         catalog: header.catalog,
         tables,
         large_insert: None,
+        stubs: Vec::new(),
     }))
 }
 

@@ -42,6 +42,7 @@ fn record(seq: u64, tables: Vec<TableChanges>) -> CommitRecord {
         catalog: Vec::new(),
         tables,
         large_insert: None,
+        stubs: Vec::new(),
     }
 }
 
@@ -62,10 +63,40 @@ fn read_seqs(
     after: u64,
     up_to: u64,
 ) -> Option<Vec<u64>> {
-    let slice =
-        read(snapshot, TableId(table), ScopeId(scope), Seq(after), Seq(up_to), usize::MAX).unwrap()?;
-    assert_eq!(slice.complete_through, Seq(up_to.max(after)));
-    Some(slice.changes.iter().map(|(seq, _)| seq.0).collect())
+    let (place, after) = ((TableId(table), ScopeId(scope)), LogPosition::after(Seq(after)));
+    let piece = read_piece(snapshot, place, after, Seq(up_to), usize::MAX).unwrap()?;
+    assert_eq!(piece.next, after.max(LogPosition::after(Seq(up_to))));
+    Some(piece.changes.iter().map(|(seq, _)| seq.0).collect())
+}
+
+/// Reads the log piece by piece; each commit of a piece is an entry of the result.
+fn read_in_pieces(
+    snapshot: &dyn StorageSnapshot,
+    place: (TableId, ScopeId),
+    up_to: Seq,
+    mut bytes_max: impl FnMut() -> usize,
+) -> Vec<(Seq, TableChanges)> {
+    let mut changes = Vec::new();
+    let mut position = LogPosition::after(Seq::ZERO);
+    while position.seq <= up_to {
+        let piece = read_piece(snapshot, place, position, up_to, bytes_max()).unwrap().unwrap();
+        assert!(piece.next > position, "{position:?}");
+        changes.extend(piece.changes);
+        position = piece.next;
+    }
+    changes
+}
+
+/// Puts the pieces of each commit together.
+fn joined(pieces: Vec<(Seq, TableChanges)>) -> Vec<(Seq, TableChanges)> {
+    let mut whole: Vec<(Seq, TableChanges)> = Vec::new();
+    for (seq, changes) in pieces {
+        match whole.last_mut() {
+            Some((last, before)) if *last == seq => before.rows.extend(changes.rows),
+            _ => whole.push((seq, changes)),
+        }
+    }
+    whole
 }
 
 fn row_change() -> impl Strategy<Value = RowChange> {
@@ -100,12 +131,33 @@ proptest! {
         let snapshot = store_with(std::slice::from_ref(&record)).snapshot();
         prop_assert_eq!(read_record(&*snapshot, Seq(9)).unwrap().unwrap(), record.clone());
         for table in &record.tables {
-            let slice = read(&*snapshot, table.table, table.scope, Seq(8), Seq(9), 0).unwrap().unwrap();
-            prop_assert_eq!(slice.changes, vec![(Seq(9), table.clone())]);
+            let place = (table.table, table.scope);
+            let from = LogPosition::after(Seq(8));
+            let piece = read_piece(&*snapshot, place, from, Seq(9), usize::MAX).unwrap().unwrap();
+            prop_assert_eq!(piece.changes, vec![(Seq(9), table.clone())]);
         }
         let header = last_header(&*snapshot).unwrap().unwrap();
         prop_assert_eq!((header.database, header.seq, header.principal), (DATABASE, Seq(9), UserId(5)));
         prop_assert_eq!(header.catalog, record.catalog);
+    }
+
+    #[test]
+    fn pieces_of_any_size_are_the_whole_log(
+        commits in prop::collection::vec(prop::collection::vec(row_change(), 0..12), 1..6),
+        sizes in prop::collection::vec(0_usize..200, 1..8),
+    ) {
+        let record = |(seq, rows)| record(seq, vec![changes(1, 7, rows)]);
+        let commits: Vec<_> = (1..).zip(commits).map(record).collect();
+        let snapshot = store_with(&commits).snapshot();
+        let mut sizes = sizes.iter().copied().cycle();
+        let (place, up_to) = ((TableId(1), ScopeId(7)), Seq(commits.len() as u64));
+        let pieces = read_in_pieces(&*snapshot, place, up_to, || sizes.next().unwrap());
+        let expected: Vec<_> = commits
+            .iter()
+            .filter(|commit| !commit.tables[0].rows.is_empty())
+            .map(|commit| (commit.seq, commit.tables[0].clone()))
+            .collect();
+        prop_assert_eq!(joined(pieces), expected);
     }
 
     #[test]
@@ -154,19 +206,29 @@ fn a_scope_reads_only_its_own_changes() {
 }
 
 #[test]
-fn a_read_ends_at_a_commit_once_it_has_enough() {
-    let commits: Vec<_> =
-        (1..=4).map(|seq| record(seq, vec![changes(1, 0, vec![insert("k", &[0; 100])])])).collect();
+fn a_piece_ends_within_a_commit_once_it_has_enough() {
+    let rows = |seq: u64| (0..3).map(|row| insert(&format!("{seq}{row}"), &[0; 98])).collect();
+    let commits: Vec<_> = (1..=2).map(|seq| record(seq, vec![changes(1, 0, rows(seq))])).collect();
     let snapshot = store_with(&commits).snapshot();
-    let read = |after| read(&*snapshot, TableId(1), ScopeId(0), Seq(after), Seq(9), 150).unwrap().unwrap();
-    let first = read(0);
-    assert_eq!((first.changes.len(), first.complete_through), (2, Seq(2)));
-    let second = read(2);
-    assert_eq!((second.changes.len(), second.complete_through), (2, Seq(9)));
+    let read = |from| {
+        let piece = read_piece(&*snapshot, (TableId(1), ScopeId(0)), from, Seq(9), 150).unwrap().unwrap();
+        let rows: Vec<_> = piece.changes.iter().map(|(seq, changes)| (seq.0, changes.rows.len())).collect();
+        (rows, piece.next)
+    };
+    let at = |seq: u64, row: u32| LogPosition { seq: Seq(seq), part: 0, row };
+    assert_eq!(read(LogPosition::after(Seq(0))), (vec![(1, 2)], at(1, 2)));
+    assert_eq!(read(at(1, 2)), (vec![(1, 1), (2, 1)], at(2, 1)));
+    assert_eq!(read(at(2, 1)), (vec![(2, 2)], LogPosition::after(Seq(9))));
+    assert_eq!(at(2, 1).complete(), Seq(1));
+    assert!(!at(2, 1).is_between_commits() && at(2, 0).is_between_commits());
+    // A commit that is complete says so, also when the piece ends with it.
+    assert_eq!(read(at(1, 1)), (vec![(1, 2)], at(2, 0)));
+    let beyond = read_piece(&*snapshot, (TableId(1), ScopeId(0)), at(1, 4), Seq(9), 150);
+    assert_eq!(beyond.unwrap_err().kind(), ErrorKind::Corruption);
 }
 
 #[test]
-fn large_commits_are_cut_into_parts_and_read_as_one() {
+fn large_commits_are_cut_into_parts_and_read_in_pieces_or_as_one() {
     let rows: Vec<_> =
         (0..5).map(|row| insert(&format!("k{row}"), &vec![row; PART_BYTES_MAX * 2 / 5])).collect();
     let mut rows_with_giant = rows.clone();
@@ -174,9 +236,68 @@ fn large_commits_are_cut_into_parts_and_read_as_one() {
     let record = record(1, vec![changes(1, 0, rows_with_giant)]);
     let snapshot = store_with(std::slice::from_ref(&record)).snapshot();
     assert_eq!(header(&*snapshot, Seq(1)).unwrap().unwrap().tables[0].parts, 4);
-    let slice = read(&*snapshot, TableId(1), ScopeId(0), Seq(0), Seq(1), 1).unwrap().unwrap();
-    assert_eq!(slice.changes, vec![(Seq(1), record.tables[0].clone())]);
+    let place = (TableId(1), ScopeId(0));
+    for bytes_max in [1, PART_BYTES_MAX / 2, PART_BYTES_MAX, usize::MAX] {
+        let pieces = read_in_pieces(&*snapshot, place, Seq(1), || bytes_max);
+        for (_, piece) in &pieces {
+            let but_last: usize = piece.rows.iter().rev().skip(1).map(RowChange::bytes).sum();
+            assert!(but_last < bytes_max, "only the last row may exceed the limit");
+        }
+        assert_eq!(joined(pieces), vec![(Seq(1), record.tables[0].clone())]);
+    }
     assert_eq!(read_record(&*snapshot, Seq(1)).unwrap().unwrap(), record);
+}
+
+#[test]
+fn rows_as_columns_are_read_in_pieces() {
+    const ROWS: usize = 1_000;
+    let keys: Vec<Bytes> = (0..ROWS).map(|row| format!("k{row:04}").into()).collect();
+    let values: ArrayRef = Arc::new(StringArray::from_iter_values((0..ROWS).map(|row| row.to_string())));
+    let part = columns_part(SchemaVersion(1), &[ColumnType::Text], &keys, &[values]).unwrap();
+    let mut record = record(1, Vec::new());
+    let (table, scope, version) = (TableId(1), ScopeId(0), SchemaVersion(1));
+    let summary = TableSummary { table, scope, version, parts: 1, rows: ROWS as u64 };
+    record.large_insert = Some(LoggedInsert { summary, bytes: part.len() as u64 });
+    let storage = RocksStorage::in_memory(StorageOptions::default()).unwrap();
+    let mut batch = WriteBatch::new();
+    append(&mut batch, DATABASE, &record, std::slice::from_ref(&part)).unwrap();
+    storage.write(batch, false).unwrap();
+    let mut all = Vec::new();
+    decode_part(&part, Seq(1), &mut all).unwrap();
+    let pieces = read_in_pieces(&*storage.snapshot(), (table, scope), Seq(1), || 1_000);
+    assert!(pieces.len() > 2);
+    assert_eq!(joined(pieces), vec![(Seq(1), changes(1, 0, all))]);
+}
+
+#[test]
+fn a_position_within_a_trimmed_commit_is_gone() {
+    let rows = |seq: u64| vec![insert(&format!("a{seq}"), b"v"), insert(&format!("b{seq}"), b"v")];
+    let storage = store_with(&[1, 2, 3].map(|seq| record(seq, vec![changes(1, 0, rows(seq))])));
+    storage.write(trim(&*storage.snapshot(), Seq(2)).unwrap().unwrap().batch, false).unwrap();
+    let snapshot = storage.snapshot();
+    let read = |seq, row| {
+        let from = LogPosition { seq: Seq(seq), part: 0, row };
+        let piece = read_piece(&*snapshot, (TableId(1), ScopeId(0)), from, Seq(3), usize::MAX).unwrap();
+        piece.map(|piece| piece.changes[0].1.rows.len())
+    };
+    assert_eq!([read(2, 0), read(2, 1), read(3, 0), read(3, 1)], [None, None, Some(2), Some(1)]);
+}
+
+#[test]
+fn a_stub_says_what_the_record_changed() {
+    let update =
+        RowChange { op: RowOp::Update, key: "k".into(), old: Some("old".into()), new: Some("n".into()) };
+    let delete = RowChange { op: RowOp::Delete, key: "d".into(), old: Some("x".into()), new: None };
+    let record = record(1, vec![changes(1, 7, vec![insert("i", b"vv"), update, delete])]);
+    let stub = record.stub();
+    let [changed] = stub.stubs[..] else { panic!("{stub:?}") };
+    assert_eq!((changed.table, changed.scope), (TableId(1), ScopeId(7)));
+    assert_eq!((changed.written_rows, changed.written_bytes), (2, 5));
+    assert!(stub.tables.is_empty() && stub.bytes() < record.bytes());
+    assert!(stub.logged_bytes() >= record.logged_bytes());
+    assert!(stub.is_only_logged(TableId(1), ScopeId(7)) && !stub.is_only_logged(TableId(1), ScopeId(8)));
+    assert!(!record.is_only_logged(TableId(1), ScopeId(7)));
+    assert_eq!(stub.stub(), stub);
 }
 
 #[test]

@@ -5,7 +5,8 @@
 //! segment has an id, so readers find it by its id. The layout of a segment is made once per table version.
 //!
 //! Invariant: a column is read by its id alone. A column that was dropped and added again under its name has
-//! another id, and shows no value of the old one.
+//! another id, and shows no value of the old one. A segment lacks only columns of later table versions; any
+//! other segment is an error, not a row with NULL.
 
 use std::sync::Arc;
 
@@ -18,7 +19,7 @@ use parquet::schema::types::SchemaDescriptor;
 
 use super::segment::{COLUMN_ID_ROW, COLUMN_ID_SEQ, COLUMN_ID_USER, COLUMN_SEQ};
 use crate::error::{Error, Result};
-use crate::ids::{ColumnId, Seq};
+use crate::ids::{ColumnId, SchemaVersion, Seq};
 use crate::types::is_widening;
 
 /// The columns that a reader wants, in every segment of a table.
@@ -33,8 +34,17 @@ pub struct ReadSchema {
 pub struct ReadColumn {
     /// Its id.
     pub id: ColumnId,
-    /// The value in rows that are older than the column; `None` for a column that every segment has.
-    pub absent: Option<ScalarValue>,
+    /// What segments without the column show; `None` for a column that every segment has.
+    pub absent: Option<AbsentColumn>,
+}
+
+/// A column that older segments lack.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AbsentColumn {
+    /// The first table version with the column.
+    pub since: SchemaVersion,
+    /// The value in rows of earlier versions.
+    pub value: ScalarValue,
 }
 
 impl ReadSchema {
@@ -76,28 +86,31 @@ pub(super) struct FileColumns {
 }
 
 impl FileColumns {
-    /// Takes the ids from the fields; `None` when only some have one.
+    /// Takes the ids from the fields. The error says what is wrong with the segment.
     ///
     /// The segments of the first versions have no ids. No statement could change columns then, so their
     /// columns are those of the table, numbered from 1, `_seq`, and then the owner and the hidden key.
-    pub(super) fn of(fields: &[FieldRef]) -> Option<Self> {
+    pub(super) fn of(fields: &[FieldRef]) -> std::result::Result<Self, String> {
         let seq = fields.iter().position(|field| field.name() == COLUMN_SEQ);
         let has_ids = fields.iter().any(|field| id_of(field).is_some());
         let (mut plain, mut ids) = (Vec::new(), Vec::new());
         for (field, number) in fields.iter().zip(1..) {
             let id = match seq {
-                _ if has_ids => id_of(field)?,
+                _ if has_ids => id_of(field).ok_or("has columns without ids")?,
                 Some(seq) if ids.len() < seq => ColumnId(number),
                 _ if field.name() == COLUMN_SEQ => COLUMN_ID_SEQ,
                 _ if *field.data_type() == DataType::Int64 => COLUMN_ID_USER,
                 _ => COLUMN_ID_ROW,
             };
+            if ids.contains(&id) {
+                return Err(format!("has two columns with the id {id}"));
+            }
             ids.push(id);
             let mut field = Field::clone(field);
             field.metadata_mut().remove(PARQUET_FIELD_ID_META_KEY);
             plain.push(field);
         }
-        Some(Self { schema: Arc::new(Schema::new(plain)), ids })
+        Ok(Self { schema: Arc::new(Schema::new(plain)), ids })
     }
 
     /// Returns the schema of the rows, without ids.
@@ -108,6 +121,22 @@ impl FileColumns {
     /// Returns the position of the column with that id.
     pub(super) fn position(&self, id: ColumnId) -> Option<usize> {
         self.ids.iter().position(|known| *known == id)
+    }
+
+    /// Returns the position of a key column, whose type never changes. The error says what is wrong with the
+    /// segment.
+    pub(super) fn key_position(&self, id: ColumnId, ty: &DataType) -> std::result::Result<usize, String> {
+        let position = self.position(id).ok_or_else(|| format!("lacks the key column with the id {id}"))?;
+        let field = self.schema.field(position);
+        if field.data_type() != ty {
+            return Err(other_type(field.data_type(), field.name(), ty));
+        }
+        Ok(position)
+    }
+
+    /// Returns the memory that it takes.
+    pub(super) fn bytes(&self) -> usize {
+        size_of::<Self>() + self.schema.fields().size() + self.ids.len() * size_of::<ColumnId>()
     }
 
     /// Returns the schema for a scan by DataFusion that wants other columns than the segment has: with ids,
@@ -189,6 +218,31 @@ impl SegmentLayout {
         Ok(Self { wanted, columns, read, width: file.ids.len(), is_identity, scan_schema })
     }
 
+    /// Checks that a segment of a table version lacks only columns of later ones. The error says what is
+    /// wrong with the segment.
+    pub(super) fn check_version(&self, version: SchemaVersion) -> std::result::Result<(), String> {
+        for ((column, wanted), field) in
+            self.columns.iter().zip(&self.wanted.columns).zip(self.wanted.schema.fields())
+        {
+            let is_later = wanted.absent.as_ref().is_some_and(|absent| absent.since > version);
+            if matches!(column, FileColumn::Absent(_)) && !is_later {
+                return Err(lacks(field));
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the memory that the layout takes. The wanted columns do not count: all segments share them.
+    pub(super) fn bytes(&self) -> usize {
+        let absent = self.columns.iter().map(|column| match column {
+            FileColumn::Stored { .. } => 0,
+            FileColumn::Absent(value) => heap_bytes(value),
+        });
+        let columns = self.columns.len() * size_of::<FileColumn>() + absent.sum::<usize>();
+        let scanned = if self.is_identity { 0 } else { self.scan_schema.fields().size() };
+        size_of::<Self>() + columns + self.read.len() * size_of::<usize>() + scanned
+    }
+
     /// Returns whether this is the layout for `wanted`.
     pub(super) fn is_for(&self, wanted: &Arc<ReadSchema>) -> bool {
         Arc::ptr_eq(&self.wanted, wanted)
@@ -251,6 +305,16 @@ impl SegmentLayout {
         Ok(RecordBatch::try_new(Arc::clone(&self.wanted.schema), columns)?)
     }
 
+    /// Returns the bytes of a row in the columns at `positions`; `widths` are those of the segment's columns.
+    pub(super) fn row_bytes(&self, positions: &[usize], widths: &[usize]) -> usize {
+        let columns = positions.iter().filter_map(|position| self.columns.get(*position));
+        let bytes = columns.map(|column| match column {
+            FileColumn::Stored { position, .. } => widths.get(*position).copied().unwrap_or_default(),
+            FileColumn::Absent(value) => heap_bytes(value),
+        });
+        bytes.fold(0, usize::saturating_add)
+    }
+
     /// Returns the statistics of the wanted columns, from those of all columns of the segment. Nothing is
     /// known of columns that are cast or absent.
     pub(super) fn statistics(&self, file: &Statistics) -> Statistics {
@@ -284,10 +348,8 @@ fn file_column(
     column: &ReadColumn,
 ) -> std::result::Result<FileColumn, String> {
     let Some(position) = file.position(column.id) else {
-        let absent = column.absent.clone();
-        return absent
-            .map(FileColumn::Absent)
-            .ok_or_else(|| format!("lacks the column \"{}\"", field.name()));
+        let absent = column.absent.as_ref().ok_or_else(|| lacks(field))?;
+        return Ok(FileColumn::Absent(absent.value.clone()));
     };
     let (stored, wanted) = (file.schema.field(position).data_type(), field.data_type());
     let values = match stored {
@@ -295,120 +357,23 @@ fn file_column(
         values => values,
     };
     if values != wanted && !is_widening(values, wanted) {
-        return Err(format!("has values of type {stored} in column \"{}\", not {wanted}", field.name()));
+        return Err(other_type(stored, field.name(), wanted));
     }
     Ok(FileColumn::Stored { position, is_cast: stored != wanted })
 }
 
-#[cfg(test)]
-mod tests {
-    use arrow::array::{ArrayRef, AsArray, Int32Array, StringArray};
-    use arrow::datatypes::Int64Type;
-
-    use super::*;
-
-    fn wanted(columns: &[(&str, DataType, u32, Option<ScalarValue>)]) -> Arc<ReadSchema> {
-        let fields = columns.iter().map(|(name, ty, ..)| Field::new(*name, ty.clone(), true));
-        let schema = Arc::new(Schema::new(fields.collect::<Vec<_>>()));
-        let columns =
-            columns.iter().map(|(_, _, id, absent)| ReadColumn { id: ColumnId(*id), absent: absent.clone() });
-        Arc::new(ReadSchema::new(schema, columns.collect()).unwrap())
-    }
-
-    /// A segment with the columns `n INTEGER` (1), `t TEXT` (2), `b BYTES` (3), `_seq`.
-    fn segment() -> FileColumns {
-        let columns = wanted(&[
-            ("n", DataType::Int32, 1, None),
-            ("t", DataType::Utf8, 2, None),
-            ("b", DataType::Binary, 3, None),
-            ("_seq", DataType::Int64, COLUMN_ID_SEQ.0, None),
-        ]);
-        FileColumns::of(columns.file_schema().fields()).unwrap()
-    }
-
-    #[test]
-    fn columns_are_found_cast_and_filled() {
-        let later = wanted(&[
-            ("t", DataType::Int64, 1, Some(ScalarValue::Int64(None))),
-            ("_seq", DataType::Int64, COLUMN_ID_SEQ.0, None),
-            ("n", DataType::Int64, 4, Some(ScalarValue::Int64(Some(5)))),
-        ]);
-        let layout = SegmentLayout::new(&segment(), &later).unwrap();
-        assert!(!layout.is_identity() && layout.is_for(&later));
-        assert_eq!(
-            (layout.read_place(0), layout.read_place(1), layout.read_place(3)),
-            (Some(0), None, Some(1))
-        );
-        let numbers: ArrayRef = Arc::new(Int32Array::from(vec![Some(1), None]));
-        let seqs: ArrayRef = Arc::new(Int64Array::from(vec![0, 0]));
-        let read = RecordBatch::try_from_iter([("n", numbers), ("_seq", seqs)]).unwrap();
-        let rows = layout.apply(read, Some(Seq(9))).unwrap();
-        assert!(Arc::ptr_eq(rows.schema_ref(), later.schema()));
-        let column = |place: usize| rows.column(place).as_primitive::<Int64Type>().iter().collect::<Vec<_>>();
-        assert_eq!(column(0), [Some(1), None]);
-        assert_eq!(column(1), [Some(9), Some(9)]);
-        assert_eq!(column(2), [Some(5), Some(5)]);
-    }
-
-    #[test]
-    fn the_same_columns_are_left_alone() {
-        let same = wanted(&[("n", DataType::Int32, 1, None), ("t", DataType::Utf8, 2, None)]);
-        let file = FileColumns::of(same.file_schema().fields()).unwrap();
-        let layout = SegmentLayout::new(&file, &same).unwrap();
-        assert!(layout.is_identity() && Arc::ptr_eq(layout.scan_schema(), same.schema()));
-        let numbers: ArrayRef = Arc::new(Int32Array::from(vec![1]));
-        let texts: ArrayRef = Arc::new(StringArray::from(vec!["x"]));
-        let rows = RecordBatch::try_new(Arc::clone(same.schema()), vec![numbers, texts]).unwrap();
-        assert_eq!(layout.apply(rows.clone(), None).unwrap(), rows);
-        // Another column under the name and in the place of an old one.
-        let other = wanted(&[
-            ("n", DataType::Int32, 1, None),
-            ("t", DataType::Utf8, 3, Some(ScalarValue::Utf8(None))),
-        ]);
-        let layout = SegmentLayout::new(&file, &other).unwrap();
-        assert!(!layout.is_identity());
-        assert!(layout.scan_schema().fields().iter().all(|field| id_of(field).is_some()));
-    }
-
-    #[test]
-    fn bytes_under_the_name_of_a_text_are_not_read_as_text() {
-        let later = wanted(&[
-            ("b", DataType::Utf8, 4, Some(ScalarValue::Utf8(None))),
-            ("old", DataType::Binary, 3, None),
-        ]);
-        let layout = SegmentLayout::new(&segment(), &later).unwrap();
-        let scanned = layout.scan_schema().field_with_name("b").unwrap().data_type().clone();
-        assert!(matches!(scanned, DataType::Dictionary(..)), "{scanned}");
-    }
-
-    #[test]
-    fn segments_with_other_columns_are_refused() {
-        let check = |columns: &[(&str, DataType, u32, Option<ScalarValue>)], expected: &str| {
-            let problem = SegmentLayout::new(&segment(), &wanted(columns)).unwrap_err();
-            assert_eq!(problem, expected);
-        };
-        check(&[("x", DataType::Int64, 9, None)], "lacks the column \"x\"");
-        let narrower = "has values of type Int32 in column \"n\", not Int16";
-        check(&[("n", DataType::Int16, 1, None)], narrower);
-        let without_id: FieldRef = Arc::new(Field::new("n", DataType::Int32, true));
-        let with_id: FieldRef = Arc::new(with_id(&without_id, ColumnId(1)));
-        assert!(FileColumns::of(&[with_id, without_id]).is_none());
-    }
-
-    #[test]
-    fn columns_without_ids_are_numbered() {
-        let field = |name, ty| -> FieldRef { Arc::new(Field::new(name, ty, false)) };
-        let mut fields = vec![
-            field("n", DataType::Int64),
-            field("key", DataType::FixedSizeBinary(12)),
-            field(COLUMN_SEQ, DataType::Int64),
-            field("_user_id", DataType::Int64),
-            field("_row_id", DataType::FixedSizeBinary(12)),
-        ];
-        let file = FileColumns::of(&fields).unwrap();
-        let expected = [ColumnId(1), ColumnId(2), COLUMN_ID_SEQ, COLUMN_ID_USER, COLUMN_ID_ROW];
-        assert_eq!(file.ids, expected);
-        fields.remove(3);
-        assert_eq!(FileColumns::of(&fields).unwrap().ids[3], COLUMN_ID_ROW);
-    }
+fn lacks(field: &Field) -> String {
+    format!("lacks the column \"{}\"", field.name())
 }
+
+fn other_type(stored: &DataType, column: &str, wanted: &DataType) -> String {
+    format!("has values of type {stored} in column \"{column}\", not {wanted}")
+}
+
+/// Returns the memory that a value takes outside of itself.
+pub(super) fn heap_bytes(value: &ScalarValue) -> usize {
+    value.size().saturating_sub(size_of::<ScalarValue>())
+}
+
+#[cfg(test)]
+mod tests;

@@ -44,10 +44,11 @@ mod storages;
 mod store;
 #[cfg(test)]
 mod tests;
+mod widths;
 mod writer;
 
 pub use key_index::KeyIndex;
-pub use layout::{ReadColumn, ReadSchema, SegmentLayout};
+pub use layout::{AbsentColumn, ReadColumn, ReadSchema, SegmentLayout};
 pub use location::{CONNECTION_OPTIONS, StorageLocation, provider_variables};
 pub use manifest::{
     ColdChange, Manifest, NewSegment, TableSegments, inconsistencies, restore, storage_in_use,

@@ -24,7 +24,7 @@ use super::layout::ReadSchema;
 use super::manifest::Manifest;
 use super::segment::{BLOCK_ROWS, Place, Segment};
 use super::segment_keys::SegmentKeys;
-use super::store::{OpenSegment, SegmentStore};
+use super::store::{OpenSegment, SegmentStore, unfit};
 use crate::error::{Error, Result};
 use crate::ids::{ColumnId, TableId};
 use crate::storage::{KeyRange, StorageSnapshot, blocking};
@@ -186,10 +186,11 @@ impl SegmentStore {
         }
         let block = block_rows(segment, block_of(&open, wanted));
         let selected = selection(std::slice::from_ref(&block), &[], segment.rows);
-        let layout = open.layout(segment, schema)?;
+        let layout = self.layout_in(&open, segment, schema)?;
         let mask = layout.mask(open.metadata.parquet_schema());
         let batch = self.read(segment, &open, mask, selected).await?;
-        let key_place = |id: ColumnId| layout.read_place(open.columns.position(id)?);
+        let columns = KeyColumns::of(segment, &open, keys)?;
+        let key_place = |id: ColumnId| layout.read_place(columns.position(id)?);
         let (mut low, mut high) = (0, batch.num_rows());
         while low < high {
             let middle = low + (high - low) / 2;
@@ -214,7 +215,7 @@ impl SegmentStore {
         position: u32,
     ) -> Result<RecordBatch> {
         let open = self.open(segment).await?;
-        let layout = open.layout(segment, schema)?;
+        let layout = self.layout_in(&open, segment, schema)?;
         let selected = selection(std::slice::from_ref(&(position..position + 1)), &[], segment.rows);
         let mask = layout.mask(open.metadata.parquet_schema());
         layout.apply(self.read(segment, &open, mask, selected).await?, segment.commit)
@@ -231,7 +232,7 @@ impl SegmentStore {
         rows: RowSelection,
     ) -> Result<BoxStream<'static, Result<RecordBatch>>> {
         let open = self.open(segment).await?;
-        let layout = open.layout(segment, schema)?;
+        let layout = self.layout_in(&open, segment, schema)?;
         let stream =
             ParquetRecordBatchStreamBuilder::new_with_metadata(self.reader(segment), open.metadata.clone())
                 .with_projection(layout.mask(open.metadata.parquet_schema()))
@@ -252,7 +253,7 @@ impl SegmentStore {
         keys: &SegmentKeys,
     ) -> Result<BoxStream<'static, Result<Vec<Bytes>>>> {
         let open = self.open(segment).await?;
-        let columns = KeyColumns::of(&open, keys);
+        let columns = KeyColumns::of(segment, &open, keys)?;
         let stream =
             ParquetRecordBatchStreamBuilder::new_with_metadata(self.reader(segment), open.metadata.clone())
                 .with_projection(columns.mask(&open))
@@ -284,7 +285,7 @@ impl SegmentStore {
         block: u32,
     ) -> Result<Vec<Bytes>> {
         let block = block_rows(segment, block);
-        let columns = KeyColumns::of(open, keys);
+        let columns = KeyColumns::of(segment, open, keys)?;
         let selected = selection(std::slice::from_ref(&block), &[], segment.rows);
         let batch = self.read(segment, open, columns.mask(open), selected).await?;
         let keys = columns.keys(keys, &batch)?;
@@ -320,11 +321,23 @@ impl SegmentStore {
 struct KeyColumns(Vec<(usize, ColumnId)>);
 
 impl KeyColumns {
-    fn of(open: &OpenSegment, keys: &SegmentKeys) -> Self {
-        let mut columns: Vec<_> =
-            keys.ids().filter_map(|id| Some((open.columns.position(id)?, id))).collect();
+    /// Finds the key columns.
+    ///
+    /// # Errors
+    /// XX001 when one is missing or has another type.
+    fn of(segment: &Segment, open: &OpenSegment, keys: &SegmentKeys) -> Result<Self> {
+        let mut columns = Vec::new();
+        for (id, ty) in keys.columns() {
+            let position = open.columns.key_position(id, &ty);
+            columns.push((position.map_err(|problem| unfit(segment, &problem))?, id));
+        }
         columns.sort_unstable();
-        Self(columns)
+        Ok(Self(columns))
+    }
+
+    /// Returns the position of a key column in the segment.
+    fn position(&self, wanted: ColumnId) -> Option<usize> {
+        self.0.iter().find(|(_, id)| *id == wanted).map(|(position, _)| *position)
     }
 
     fn mask(&self, open: &OpenSegment) -> ProjectionMask {

@@ -44,13 +44,12 @@ impl PhysicalExprAdapterFactory for SegmentColumns {
 fn layout(wanted: &Arc<ReadSchema>, file_schema: &SchemaRef) -> Result<Option<SegmentLayout>, Error> {
     let stored = file_schema.fields().iter().take_while(|field| id_of(field).is_some()).count();
     let stored = file_schema.fields().get(..stored).unwrap_or_default();
-    match FileColumns::of(stored).filter(|_| !stored.is_empty()) {
-        Some(file) => SegmentLayout::new(&file, wanted)
-            .map(Some)
-            .map_err(|problem| Error::corruption(format!("a segment {problem}"))),
-        None if file_schema.fields().starts_with(wanted.schema().fields()) => Ok(None),
-        None => Err(Error::corruption("a segment has columns without ids")),
-    }
+    let layout = match stored {
+        [] if file_schema.fields().starts_with(wanted.schema().fields()) => return Ok(None),
+        [] => Err("has columns without ids".to_owned()),
+        stored => FileColumns::of(stored).and_then(|file| SegmentLayout::new(&file, wanted)),
+    };
+    layout.map(Some).map_err(|problem| Error::corruption(format!("a segment {problem}")))
 }
 
 /// Rewrites expressions for one segment.
@@ -106,15 +105,17 @@ mod tests {
     use datafusion::logical_expr::Operator;
     use datafusion::physical_expr::expressions::binary;
 
-    use super::super::layout::ReadColumn;
+    use super::super::layout::{AbsentColumn, ReadColumn};
     use super::*;
-    use crate::ids::ColumnId;
+    use crate::ids::{ColumnId, SchemaVersion};
 
     fn wanted(columns: &[(&str, DataType, u32, Option<ScalarValue>)]) -> Arc<ReadSchema> {
         let fields: Vec<Field> =
             columns.iter().map(|(name, ty, ..)| Field::new(*name, ty.clone(), true)).collect();
-        let ids =
-            columns.iter().map(|(_, _, id, absent)| ReadColumn { id: ColumnId(*id), absent: absent.clone() });
+        let ids = columns.iter().map(|(_, _, id, absent)| {
+            let absent = absent.clone().map(|value| AbsentColumn { since: SchemaVersion(2), value });
+            ReadColumn { id: ColumnId(*id), absent }
+        });
         Arc::new(ReadSchema::new(Arc::new(Schema::new(fields)), ids.collect()).unwrap())
     }
 

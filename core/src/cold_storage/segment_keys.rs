@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
-use arrow::datatypes::Int64Type;
+use arrow::datatypes::{DataType, Int64Type};
 use bytes::Bytes;
 
 use super::layout::ReadSchema;
@@ -38,9 +38,14 @@ impl SegmentKeys {
         Self { table, encoder: None, columns: vec![COLUMN_ID_ROW], scope }
     }
 
-    /// Returns the columns that make up the key.
-    pub(super) fn ids(&self) -> impl Iterator<Item = ColumnId> {
-        self.columns.iter().copied().chain(self.scope)
+    /// Returns the columns that make up the key, with their types.
+    pub(super) fn columns(&self) -> impl Iterator<Item = (ColumnId, DataType)> {
+        let types = match &self.encoder {
+            Some(encoder) => encoder.types().iter().map(|ty| ty.arrow()).collect(),
+            None => vec![DataType::FixedSizeBinary(12)],
+        };
+        let scope = self.scope.map(|id| (id, DataType::Int64));
+        self.columns.iter().copied().zip(types).chain(scope)
     }
 
     /// Returns the keys of the rows of a batch with the columns of `schema`.

@@ -1,13 +1,14 @@
 //! The segments of all storages: opens, caches and removes them.
 //!
-//! Invariant: a segment is durable and verified before a commit may name it, and its object is removed only
-//! when no snapshot contains it.
+//! Invariants: a segment is durable and verified before a commit may name it, and its object is removed only
+//! when no snapshot contains it. Nobody waits for another who loads a segment.
 
 use std::path::{Path as FilePath, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use bytes::Bytes;
-use datafusion::common::Statistics;
+use datafusion::common::stats::Precision;
+use datafusion::common::{ColumnStatistics, Statistics};
 use datafusion::datasource::physical_plan::parquet::metadata::DFParquetMetadata;
 use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::execution::runtime_env::RuntimeEnv;
@@ -23,12 +24,13 @@ use quick_cache::sync::Cache;
 
 use super::checked_reader::CheckedReader;
 use super::key_index::KeyIndex;
-use super::layout::{FileColumns, ReadSchema, SegmentLayout};
+use super::layout::{FileColumns, ReadSchema, SegmentLayout, heap_bytes};
 use super::location::StorageLocation;
 use super::manifest_records::filter_key;
 use super::object_storage::ObjectStorage;
 use super::segment::{STORAGE_LOCAL, Segment};
 use super::storages::Storages;
+use super::widths::value_bytes;
 use super::writer::{FENCES_KEY, FORMAT, FORMAT_KEY, read_fences};
 use crate::error::{Error, Result};
 use crate::ids::{DatabaseId, Epoch, SegmentId, TableId};
@@ -49,47 +51,63 @@ pub struct SegmentStore {
     retired: Mutex<Vec<Arc<Segment>>>,
 }
 
-/// The parsed footer of a segment.
+/// The parsed footer of a segment, and what was made from it. It never changes, because the cache must not
+/// see its size change: [`SegmentStore::extend`] puts a larger one in its place.
+#[derive(Clone)]
 pub(super) struct OpenSegment {
     pub(super) metadata: ArrowReaderMetadata,
     /// Its columns, by which `metadata` reads it.
-    pub(super) columns: FileColumns,
+    pub(super) columns: Arc<FileColumns>,
     /// The keys of rows 0, 2048, ...
-    pub(super) fences: KeyIndex,
+    pub(super) fences: Arc<KeyIndex>,
+    /// The bytes of a value of each column.
+    widths: Arc<[usize]>,
     /// The statistics of its columns, after the first call of [`SegmentStore::statistics`].
-    statistics: OnceLock<Statistics>,
+    statistics: Option<Arc<Statistics>>,
     /// Latest last.
-    layouts: Mutex<Vec<Arc<SegmentLayout>>>,
+    layouts: Vec<Arc<SegmentLayout>>,
+    /// The memory that all this takes.
+    bytes: u64,
 }
 
 impl OpenSegment {
     fn new(segment: &Segment, metadata: Arc<ParquetMetaData>) -> Result<Self> {
         let metadata = ArrowReaderMetadata::try_new(metadata, ArrowReaderOptions::new())?;
-        let fences = fences_of(segment, &metadata)?;
-        let columns = FileColumns::of(metadata.schema().fields()).ok_or_else(|| {
-            Error::corruption(format!("segment \"{}\" has columns without ids", segment.path))
-        })?;
+        let fences = Arc::new(fences_of(segment, &metadata)?);
+        let columns = FileColumns::of(metadata.schema().fields());
+        let columns = Arc::new(columns.map_err(|problem| unfit(segment, &problem))?);
         let options = ArrowReaderOptions::new().with_schema(Arc::clone(columns.schema()));
         let metadata = ArrowReaderMetadata::try_new(Arc::clone(metadata.metadata()), options)?;
-        let (statistics, layouts) = (OnceLock::new(), Mutex::default());
-        Ok(Self { metadata, columns, fences, statistics, layouts })
+        let widths = Arc::from(value_bytes(metadata.metadata(), columns.schema()));
+        let open =
+            Self { metadata, columns, fences, widths, statistics: None, layouts: Vec::new(), bytes: 0 };
+        Ok(open.weighed())
     }
 
-    /// Returns where the columns of `schema` are.
-    pub(super) fn layout(&self, segment: &Segment, schema: &Arc<ReadSchema>) -> Result<Arc<SegmentLayout>> {
-        let mut layouts = self.layouts.lock();
-        if let Some(known) = layouts.iter().find(|layout| layout.is_for(schema)) {
-            return Ok(Arc::clone(known));
-        }
-        let made = SegmentLayout::new(&self.columns, schema)
-            .map_err(|problem| Error::corruption(format!("segment \"{}\" {problem}", segment.path)))?;
-        let made = Arc::new(made);
-        if layouts.len() >= LAYOUTS_MAX {
-            layouts.remove(0);
-        }
-        layouts.push(Arc::clone(&made));
-        Ok(made)
+    fn weighed(self) -> Self {
+        let footer = self.metadata.metadata().memory_size() + self.fences.bytes();
+        // The reader has its own form of the columns, of about the same size.
+        let columns = 2 * self.columns.bytes() + size_of_val(&*self.widths);
+        let statistics = self.statistics.as_deref().map_or(0, statistics_bytes);
+        let layouts: usize = self.layouts.iter().map(|layout| layout.bytes()).sum();
+        let bytes = size_of::<Self>() + footer + columns + statistics + layouts;
+        Self { bytes: bytes as u64, ..self }
     }
+}
+
+fn statistics_bytes(statistics: &Statistics) -> usize {
+    let column_bytes = |column: &ColumnStatistics| {
+        let values = [&column.min_value, &column.max_value, &column.sum_value];
+        let values = values.into_iter().filter_map(Precision::get_value);
+        size_of::<ColumnStatistics>() + values.map(heap_bytes).sum::<usize>()
+    };
+    size_of::<Statistics>() + statistics.column_statistics.iter().map(column_bytes).sum::<usize>()
+}
+
+/// Returns the error for a segment that does not have the columns of its table.
+pub(super) fn unfit(segment: &Segment, problem: &str) -> Error {
+    Error::corruption(format!("segment \"{}\" {problem}", segment.path))
+        .hint("restore it from a backup; other tables are not affected")
 }
 
 #[derive(Clone)]
@@ -97,7 +115,7 @@ struct OpenedBytes;
 
 impl Weighter<SegmentId, Arc<OpenSegment>> for OpenedBytes {
     fn weight(&self, _: &SegmentId, open: &Arc<OpenSegment>) -> u64 {
-        open.metadata.metadata().memory_size() as u64
+        open.bytes
     }
 }
 
@@ -201,17 +219,55 @@ impl SegmentStore {
         CheckedReader { storages: Arc::clone(&self.storages), segment: Arc::clone(segment) }
     }
 
-    /// Returns the footer of a segment.
+    /// Returns the footer of a segment. Each caller that does not find it in the cache reads it: another
+    /// that has begun may get no thread for long.
     ///
     /// # Errors
     /// XX001 when it is damaged or missing, 58030 when it cannot be read.
     pub(super) async fn open(self: &Arc<Self>, segment: &Arc<Segment>) -> Result<Arc<OpenSegment>> {
-        self.opened
-            .get_or_insert_async(&segment.id, async {
-                let metadata = self.reader(segment).get_metadata(None).await?;
-                Ok(Arc::new(OpenSegment::new(segment, metadata)?))
-            })
-            .await
+        if let Some(open) = self.opened.get(&segment.id) {
+            return Ok(open);
+        }
+        let metadata = self.reader(segment).get_metadata(None).await?;
+        let open = Arc::new(OpenSegment::new(segment, metadata)?);
+        self.opened.get_or_insert_with(&segment.id, || Ok(open))
+    }
+
+    /// Adds to the cached footer of a segment. One that was evicted meanwhile does not come back.
+    fn extend(&self, segment: &Segment, add: impl FnOnce(&mut OpenSegment)) {
+        if let Some(cached) = self.opened.peek(&segment.id) {
+            let mut larger = OpenSegment::clone(&cached);
+            add(&mut larger);
+            let _ = self.opened.replace(segment.id, Arc::new(larger.weighed()), true);
+        }
+    }
+
+    /// Returns where the columns of `schema` are in an open segment.
+    ///
+    /// # Errors
+    /// XX001 when the segment has other columns than its table had.
+    pub(super) fn layout_in(
+        &self,
+        open: &OpenSegment,
+        segment: &Segment,
+        schema: &Arc<ReadSchema>,
+    ) -> Result<Arc<SegmentLayout>> {
+        if let Some(known) = open.layouts.iter().find(|layout| layout.is_for(schema)) {
+            return Ok(Arc::clone(known));
+        }
+        let layout = SegmentLayout::new(&open.columns, schema).and_then(|layout| {
+            layout.check_version(segment.version)?;
+            Ok(Arc::new(layout))
+        });
+        let layout = layout.map_err(|problem| unfit(segment, &problem))?;
+        self.extend(segment, |open| {
+            open.layouts.retain(|known| !known.is_for(schema));
+            open.layouts.push(Arc::clone(&layout));
+            if open.layouts.len() > LAYOUTS_MAX {
+                open.layouts.remove(0);
+            }
+        });
+        Ok(layout)
     }
 
     /// Returns the footer of a segment as Parquet metadata.
@@ -231,7 +287,8 @@ impl SegmentStore {
         segment: &Arc<Segment>,
         schema: &Arc<ReadSchema>,
     ) -> Result<Arc<SegmentLayout>> {
-        self.open(segment).await?.layout(segment, schema)
+        let open = self.open(segment).await?;
+        self.layout_in(&open, segment, schema)
     }
 
     /// Returns what the footer of a segment says of the columns of `schema`.
@@ -244,15 +301,30 @@ impl SegmentStore {
         schema: &Arc<ReadSchema>,
     ) -> Result<Statistics> {
         let open = self.open(segment).await?;
-        let layout = open.layout(segment, schema)?;
-        if open.statistics.get().is_none() {
-            let row_groups = open.metadata.metadata();
-            let columns = open.columns.schema();
-            let made = DFParquetMetadata::statistics_from_parquet_metadata(row_groups, columns)?;
-            let _ = open.statistics.set(made);
+        let layout = self.layout_in(&open, segment, schema)?;
+        if let Some(known) = &open.statistics {
+            return Ok(layout.statistics(known));
         }
-        let file = open.statistics.get().ok_or_else(|| Error::internal("statistics were just made"))?;
-        Ok(layout.statistics(file))
+        let (row_groups, columns) = (open.metadata.metadata(), open.columns.schema());
+        let made = DFParquetMetadata::statistics_from_parquet_metadata(row_groups, columns)?;
+        let made = Arc::new(made);
+        self.extend(segment, |open| open.statistics = Some(Arc::clone(&made)));
+        Ok(layout.statistics(&made))
+    }
+
+    /// Returns about how many bytes a row of a segment takes in the columns at `positions` of `schema`, where
+    /// rows are widest.
+    ///
+    /// # Errors
+    /// As [`SegmentStore::layout`].
+    pub async fn row_bytes(
+        self: &Arc<Self>,
+        segment: &Arc<Segment>,
+        schema: &Arc<ReadSchema>,
+        positions: &[usize],
+    ) -> Result<usize> {
+        let open = self.open(segment).await?;
+        Ok(self.layout_in(&open, segment, schema)?.row_bytes(positions, &open.widths))
     }
 
     /// Reads a whole segment and verifies its checksums.
@@ -282,21 +354,22 @@ impl SegmentStore {
         .boxed()
     }
 
-    /// Returns the key filter of a segment, from `storage`.
+    /// Returns the key filter of a segment, from `storage` if it is not in the cache, as
+    /// [`SegmentStore::open`].
     ///
     /// # Errors
     /// XX001 when it is missing or damaged.
     pub async fn filter(&self, storage: &Arc<dyn StorageSnapshot>, segment: &Segment) -> Result<Arc<Sbbf>> {
-        let (id, storage) = (segment.id, Arc::clone(storage));
-        self.filters
-            .get_or_insert_async(&id, async {
-                let bits = blocking(move || storage.get(Partition::Cold, &filter_key(id))).await?;
-                let bits = bits.filter(|bits| !bits.is_empty() && bits.len() % 32 == 0).ok_or_else(|| {
-                    Error::corruption(format!("the key filter of segment \"{}\" is damaged", segment.path))
-                })?;
-                Ok(Arc::new(Sbbf::new(&bits)))
-            })
-            .await
+        let id = segment.id;
+        if let Some(filter) = self.filters.get(&id) {
+            return Ok(filter);
+        }
+        let storage = Arc::clone(storage);
+        let bits = blocking(move || storage.get(Partition::Cold, &filter_key(id))).await?;
+        let bits = bits.filter(|bits| !bits.is_empty() && bits.len() % 32 == 0).ok_or_else(|| {
+            Error::corruption(format!("the key filter of segment \"{}\" is damaged", segment.path))
+        })?;
+        self.filters.get_or_insert_with(&id, || Ok(Arc::new(Sbbf::new(&bits))))
     }
 
     /// Adds segments that the newest snapshot no longer contains.
@@ -355,3 +428,6 @@ fn fences_of(segment: &Segment, metadata: &ArrowReaderMetadata) -> Result<KeyInd
     }
     entry(FENCES_KEY).and_then(read_fences).ok_or_else(damaged)
 }
+
+#[cfg(test)]
+mod tests;

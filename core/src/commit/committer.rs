@@ -2,6 +2,7 @@
 //!
 //! Invariant: every snapshot taken after a commit's receipt was returned contains that commit.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -15,7 +16,7 @@ use super::moves::{ChangedKeys, Move};
 use super::recovery::{OpenStore, Recovered, recover};
 use super::reopening::Backoff;
 use super::sequencer::Sequencer;
-use super::state::{CommitState, Pending, PreparedSet, QueueItem, outcome_unknown, sequencer_ended};
+use super::state::{CommitState, Pending, PreparedSet, QueueItem, Turn, outcome_unknown, sequencer_ended};
 use super::unique_key::{check_not_cold, inserted_keys};
 use super::validation::LastChanges;
 use super::{CommitFeed, EpochHistory, LargeInsert, Receipt, Snapshot, WriteSet};
@@ -27,8 +28,8 @@ use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::hot_tier::HotOptions;
 use crate::ids::{DatabaseId, SegmentId, Seq, TableId};
 use crate::storage::{
-    self, DataDirectory, DiskSpace, KeyRange, Partition, RocksStorage, StorageBackend, StorageMetrics,
-    StorageOptions,
+    self, DataDirectory, DiskSpace, Features, KeyRange, Partition, RocksStorage, StorageBackend,
+    StorageMetrics, StorageOptions,
 };
 
 /// The queue's bytes are counted in this unit, because a semaphore counts in 32 bits.
@@ -76,9 +77,19 @@ impl From<&Config> for CommitterOptions {
     }
 }
 
+/// A set that a writer has handed over.
+enum Queued {
+    /// There was nothing to commit.
+    Done(Receipt),
+    /// It waits for its turn, and its writer for the answer.
+    Waits(Arc<Turn>, oneshot::Receiver<Result<Receipt>>),
+}
+
 /// Commits write sets and hands out snapshots.
 pub struct Committer {
     storage: Arc<dyn StorageBackend>,
+    /// `None` for a database in memory.
+    directory: Option<Arc<DataDirectory>>,
     state: Arc<CommitState>,
     options: CommitterOptions,
     hot_limit: HotLimit,
@@ -124,7 +135,12 @@ impl Committer {
             )?,
             None => SegmentStore::in_memory(options.segment_cache_bytes),
         };
-        let store = OpenStore { storage: Arc::clone(&storage), directory, clock, hot: options.hot };
+        let store = OpenStore {
+            storage: Arc::clone(&storage),
+            directory: directory.as_ref().map(Arc::clone),
+            clock,
+            hot: options.hot,
+        };
         let Recovered { database, epochs, snapshot } = recover(&store, segments, None)?;
         let (seq, next_segment) = (snapshot.seq, snapshot.cold.next());
         tracing::info!(database = %database, epoch = snapshot.epoch.0, seq = seq.0, "recovered the store");
@@ -134,8 +150,8 @@ impl Committer {
             epochs: ArcSwap::from_pointee(epochs),
             poisoned: AtomicBool::new(false),
             reopenings: AtomicU64::new(0),
-            disk: store
-                .directory
+            steps: AtomicU64::new(0),
+            disk: directory
                 .as_ref()
                 .map(|directory| DiskSpace::new(directory.path(), options.disk_free_min_bytes)),
             next_segment: AtomicU32::new(next_segment.0),
@@ -155,6 +171,7 @@ impl Committer {
             .map_err(|error| Error::internal("the sequencer could not be started").source(error))?;
         Ok(Arc::new(Self {
             storage,
+            directory,
             state,
             options,
             hot_limit: HotLimit::new(options.hot_bytes_max),
@@ -183,9 +200,45 @@ impl Committer {
     /// end of the sequencer, 53100 when the disk is full or hot rows exceed `hot_bytes_max`, 57P01 while
     /// closing, or catalog errors.
     pub async fn commit(&self, set: WriteSet) -> Result<Receipt> {
+        self.commit_unless(set, std::future::pending()).await
+    }
+
+    /// As [`Committer::commit`], but gives the set up when `stopped` completes before its turn, and then
+    /// returns the error of `stopped`. A set whose turn has come is committed or refused, and the caller
+    /// learns which.
+    pub(crate) async fn commit_unless(
+        &self,
+        set: WriteSet,
+        stopped: impl Future<Output = Error>,
+    ) -> Result<Receipt> {
+        let mut stopped = pin!(stopped);
+        let queued = tokio::select! {
+            biased;
+            queued = self.enqueue(set) => queued?,
+            error = &mut stopped => return Err(error),
+        };
+        let (turn, mut answered) = match queued {
+            Queued::Done(receipt) => return Ok(receipt),
+            Queued::Waits(turn, answered) => (turn, answered),
+        };
+        let answer = tokio::select! {
+            biased;
+            answer = &mut answered => answer,
+            error = &mut stopped => {
+                if turn.decide() {
+                    return Err(error);
+                }
+                answered.await
+            }
+        };
+        // The sequencer answers every set it takes, unless it panics.
+        answer.unwrap_or_else(|_| Err(outcome_unknown()))
+    }
+
+    /// Prepares a set and puts it into the queue.
+    async fn enqueue(&self, set: WriteSet) -> Result<Queued> {
         if set.is_empty() {
-            let snapshot = self.state.snapshot.load();
-            return Ok(Receipt { seq: snapshot.seq, commit_ts: snapshot.commit_ts });
+            return Ok(Queued::Done(self.last_receipt()));
         }
         if self.is_poisoned() {
             return Err(self.state.refusal());
@@ -205,8 +258,7 @@ impl Committer {
         };
         let only_trims = set.tables.is_empty() && set.catalog.is_empty() && set.cold.is_none();
         if trim.is_none() && set.trim_log_to.is_some() && only_trims {
-            let snapshot = self.state.snapshot.load();
-            return Ok(Receipt { seq: snapshot.seq, commit_ts: snapshot.commit_ts });
+            return Ok(Queued::Done(self.last_receipt()));
         }
         let cold_checked = self.check_cold_keys(&set).await?;
         let held = bytes + set.large_insert().map_or(0, LargeInsert::key_bytes);
@@ -217,15 +269,19 @@ impl Committer {
             .map_err(|_| Error::shutting_down())?;
         let queue = self.queue.lock().clone().ok_or_else(Error::shutting_down)?;
         let (answer, answered) = oneshot::channel();
-        let prepared = PreparedSet { set, trim, cold_checked };
-        let pending = Box::new(Pending { prepared, bytes, answer, _permit: permit });
+        let (prepared, turn) = (PreparedSet { set, trim, cold_checked }, Arc::<Turn>::default());
+        let pending = Box::new(Pending { prepared, bytes, turn: Arc::clone(&turn), answer, _permit: permit });
         queue.send(QueueItem::Set(pending)).await.map_err(|_| self.takes_no_more())?;
         drop(queue);
         if self.is_poisoned() {
             self.wake();
         }
-        // The sequencer answers every set it takes, unless it panics.
-        answered.await.unwrap_or_else(|_| Err(outcome_unknown()))
+        Ok(Queued::Waits(turn, answered))
+    }
+
+    fn last_receipt(&self) -> Receipt {
+        let snapshot = self.state.snapshot.load();
+        Receipt { seq: snapshot.seq, commit_ts: snapshot.commit_ts }
     }
 
     /// Waits until the sequencer has done what was queued before.
@@ -316,6 +372,11 @@ impl Committer {
         self.state.database
     }
 
+    /// Returns the features that the data directory uses: those of the newest snapshot, and maybe more.
+    pub fn features(&self) -> Features {
+        self.directory.as_ref().map(|directory| directory.features()).unwrap_or_default()
+    }
+
     /// Returns which seqs of which epochs are part of the history.
     pub fn epochs(&self) -> Arc<EpochHistory> {
         self.state.epochs.load_full()
@@ -363,6 +424,11 @@ impl Committer {
     /// Returns how often the store was reopened after a failed write.
     pub fn reopenings(&self) -> u64 {
         self.state.reopenings.load(Ordering::Relaxed)
+    }
+
+    /// Returns how many steps the sequencer has done: while it works, the number grows.
+    pub fn steps(&self) -> u64 {
+        self.state.steps.load(Ordering::Relaxed)
     }
 
     /// Returns how many write sets wait for the sequencer.

@@ -1,7 +1,8 @@
 //! The latest commits, in memory, for those who follow them.
 //!
 //! The ring is bounded in bytes. Publishing never waits: it evicts the oldest commits. A follower that falls
-//! behind reads the change log instead.
+//! behind reads the change log instead. Of a large commit the ring has only a stub, which says what changed.
+//! So it sends only those to the log who follow what it changed.
 //!
 //! Invariant: the ring has no gap and ends at the published seq.
 
@@ -13,6 +14,9 @@ use tokio::sync::watch;
 
 use crate::change_log::CommitRecord;
 use crate::ids::Seq;
+
+/// A commit that takes more than this fraction of the ring is replaced by its stub.
+const STUB_FRACTION: usize = 4;
 
 /// A handle to the latest commits; clones share the ring.
 #[derive(Clone, Debug)]
@@ -76,7 +80,7 @@ impl CommitFeed {
                 "the ring has no gap"
             );
             last = Some(record.seq);
-            let bytes = record.bytes();
+            let (record, bytes) = stub_if_large(record, ring.bytes_max);
             ring.bytes += bytes;
             ring.records.push_back((record, bytes));
         }
@@ -102,10 +106,24 @@ impl CommitFeed {
     }
 }
 
+/// Returns what the ring keeps of a commit, and its bytes.
+fn stub_if_large(record: Arc<CommitRecord>, ring_bytes_max: usize) -> (Arc<CommitRecord>, usize) {
+    let bytes = record.bytes();
+    if bytes <= ring_bytes_max / STUB_FRACTION || record.tables.is_empty() {
+        return (record, bytes);
+    }
+    let stub = record.stub();
+    let bytes = stub.bytes();
+    (Arc::new(stub), bytes)
+}
+
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
-    use crate::ids::{Epoch, Shard, UserId};
+    use crate::change_log::{RowChange, RowOp, TableChanges};
+    use crate::ids::{Epoch, SchemaVersion, ScopeId, Shard, TableId, UserId};
 
     fn record(seq: u64) -> Arc<CommitRecord> {
         Arc::new(CommitRecord {
@@ -117,7 +135,16 @@ mod tests {
             catalog: Vec::new(),
             tables: Vec::new(),
             large_insert: None,
+            stubs: Vec::new(),
         })
+    }
+
+    fn with_row(seq: u64, bytes: usize) -> Arc<CommitRecord> {
+        let new = Some(Bytes::from(vec![0; bytes]));
+        let row = RowChange { op: RowOp::Insert, key: Bytes::from_static(b"k"), old: None, new };
+        let (table, version, scope) = (TableId(1_000), SchemaVersion(1), ScopeId::SHARED);
+        let tables = vec![TableChanges { table, version, scope, rows: vec![row] }];
+        Arc::new(CommitRecord { tables, ..CommitRecord::clone(&record(seq)) })
     }
 
     fn seqs(feed: &CommitFeed, after: u64) -> Option<Vec<u64>> {
@@ -149,6 +176,19 @@ mod tests {
         assert_eq!((seqs(&feed, 1), seqs(&feed, 3)), (None, Some(vec![])));
         feed.publish([record(4)]);
         assert_eq!((seqs(&feed, 3), feed.published()), (Some(vec![4]), Seq(4)));
+    }
+
+    #[test]
+    fn of_a_large_commit_only_a_stub_is_kept() {
+        let feed = CommitFeed::starting_after(Seq(0), 64 << 10);
+        feed.publish([with_row(1, 100), with_row(2, 1 << 20), with_row(3, 100)]);
+        let records = feed.after(Seq(0)).unwrap();
+        let rows: Vec<_> = records.iter().map(|record| record.tables.len()).collect();
+        assert_eq!(rows, [1, 0, 1]);
+        let only_logged = records.iter().map(|record| record.is_only_logged(TableId(1_000), ScopeId::SHARED));
+        assert_eq!(only_logged.collect::<Vec<_>>(), [false, true, false]);
+        assert_eq!(records[1].stubs[0].written_rows, 1);
+        assert!(feed.size().1 < 64 << 10);
     }
 
     #[test]

@@ -90,6 +90,7 @@ impl CommitGroup {
             catalog: set.catalog,
             tables,
             large_insert,
+            stubs: Vec::new(),
         };
         let start = self.batch.mark();
         match self.redo(group_state, &record, set.cold, context) {

@@ -85,8 +85,8 @@ impl Sequencer {
         let context = GroupContext { before: &before, state: &self.state };
         let mut group_state = GroupState::new(&*before.storage, &self.last_changes, now_us);
         for pending in pendings {
-            // The caller stopped waiting before the set's turn.
-            if pending.answer.is_closed() {
+            // The caller stopped waiting before the set's turn, or gave it up.
+            if pending.answer.is_closed() || !pending.turn.decide() {
                 continue;
             }
             let Pending { prepared, answer, _permit, .. } = pending;
@@ -95,9 +95,11 @@ impl Sequencer {
                 Err(error) => Err(error),
             };
             answers.push((answer, result, _permit));
+            self.state.note_step();
         }
         drop(group_state);
         let written = self.write(&mut group);
+        self.state.note_step();
         let failed = written.is_err();
         let synced = (group.sync && !failed).then_some(group.seq);
         failpoint::kill_point("commit::installed");

@@ -24,6 +24,8 @@ pub(super) struct CommitState {
     pub(super) poisoned: AtomicBool,
     /// How often the store was reopened.
     pub(super) reopenings: AtomicU64,
+    /// Sets that were checked and groups that were written.
+    pub(super) steps: AtomicU64,
     /// `None` for a database in memory.
     pub(super) disk: Option<DiskSpace>,
     pub(super) next_segment: AtomicU32,
@@ -32,6 +34,11 @@ pub(super) struct CommitState {
 }
 
 impl CommitState {
+    /// Counts a step of the sequencer.
+    pub(super) fn note_step(&self) {
+        self.steps.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Whether a write failed and the store is not reopened yet.
     pub(super) fn is_poisoned(&self) -> bool {
         self.poisoned.load(Ordering::Acquire)
@@ -58,9 +65,21 @@ pub(super) enum QueueItem {
 pub(super) struct Pending {
     pub(super) prepared: PreparedSet,
     pub(super) bytes: usize,
+    pub(super) turn: Arc<Turn>,
     pub(super) answer: oneshot::Sender<Result<Receipt>>,
     /// Its share of the byte budget of the queue, released when the set is done.
     pub(super) _permit: OwnedSemaphorePermit,
+}
+
+/// The turn of a write set, which either the sequencer takes or its writer gives up.
+#[derive(Debug, Default)]
+pub(super) struct Turn(AtomicBool);
+
+impl Turn {
+    /// Takes or gives up the turn. Only the first call succeeds.
+    pub(super) fn decide(&self) -> bool {
+        !self.0.swap(true, Ordering::AcqRel)
+    }
 }
 
 /// A write set and what was prepared for it before its turn.

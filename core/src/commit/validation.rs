@@ -125,7 +125,11 @@ impl<'a> GroupState<'a> {
             return Err(segments_have_changed(table));
         }
         if self.last_changes.changed_after(table.id, insert.scope, checked) {
+            // Without the rows that changed since, the keys must be looked up again.
             let since = feed.after(checked).ok_or_else(|| segments_have_changed(table))?;
+            if since.iter().any(|record| record.is_only_logged(table.id, insert.scope)) {
+                return Err(segments_have_changed(table));
+            }
             insert.check_free_of_commits(&since)?;
         }
         let mut taken = self.rows.iter().filter(|(_, state)| state.is_some()).map(|(key, _)| key);

@@ -79,6 +79,7 @@ fn record(seq: u64, tables: Vec<(TableId, Vec<Vec<u8>>)>) -> CommitRecord {
         catalog: Vec::new(),
         tables: tables.collect(),
         large_insert: None,
+        stubs: Vec::new(),
     }
 }
 

@@ -71,8 +71,7 @@ impl BackupTask {
     }
 
     async fn back_up(&self, url: &BackupUrl, id: &JobId, stop: CancellationToken) -> Result<String> {
-        let committer = &self.store.committer;
-        let backup = back_up(&committer.snapshot(), committer.database_id(), url, id, &stop).await?;
+        let backup = back_up(&self.store.committer, url, id, &stop).await?;
         Ok(format!("wrote {} objects of {} bytes as of seq {}", backup.objects, backup.bytes, backup.seq))
     }
 }

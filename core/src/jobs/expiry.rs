@@ -1,8 +1,9 @@
 //! Deletes STREAM rows after their time, so that subscribers see them go and their space is freed.
 //!
 //! Queries hide an expired row at once, by their own clock. This task deletes it in an ordinary commit, at
-//! most a tick later. It learns of rows from the commits it follows, and from a scan of the STREAM tables: at
-//! start, after it fell behind the commits, and when more rows wait than its queue holds.
+//! most a tick later. It learns of rows from the commits it follows, of large ones from the change log, and
+//! from a scan of the STREAM tables: at start, after it fell behind the commits, and when more rows wait than
+//! its queue holds.
 //!
 //! Invariant: only the version of a row that was found expired is deleted. Its seq is checked when the delete
 //! is planned, and again by the sequencer.
@@ -17,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::expiry_queue::{Due, ExpiryQueue};
-use crate::change_log::CommitRecord;
+use crate::change_log::{self, CommitRecord, LogPosition, TableChanges};
 use crate::clock::Clock;
 use crate::commit::{CommitFeed, Committer, RowWrite, Snapshot, TableWrite, WriteSet};
 use crate::error::{ErrorKind, Result};
@@ -31,6 +32,8 @@ use crate::storage::{self, Direction, KeyRange, Partition, keys};
 const QUEUE_LEN_MAX: usize = 200_000;
 /// Rows deleted per commit.
 const ROWS_PER_COMMIT: usize = 2_000;
+/// Bytes read from the change log at once.
+const PIECE_BYTES: usize = 1 << 20;
 
 pub(super) struct Expiry {
     pub(super) committer: Arc<Committer>,
@@ -43,6 +46,8 @@ pub(super) struct Expiry {
 struct Known {
     queue: ExpiryQueue,
     followed: Seq,
+    /// Followed commits whose rows are only in the change log, with the tables and scopes of these rows.
+    unread: Vec<(Seq, (TableId, ScopeId))>,
 }
 
 impl Expiry {
@@ -85,6 +90,10 @@ impl Expiry {
         if !follow(feed, &self.committer, &mut current) {
             current = self.scan().await?;
         }
+        current = match self.read_log(current).await? {
+            Some(current) => current,
+            None => self.scan().await?,
+        };
         let now = self.clock.now_us();
         loop {
             let due: Vec<_> =
@@ -120,7 +129,30 @@ impl Expiry {
                     Ok(if stop.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
                 })?;
             }
-            Ok(Known { queue, followed: snapshot.seq })
+            Ok(Known { queue, followed: snapshot.seq, unread: Vec::new() })
+        })
+        .await
+    }
+
+    /// Records the rows of commits that are only in the change log; `None` when they are not there any more.
+    async fn read_log(&self, mut known: Known) -> Result<Option<Known>> {
+        if known.unread.is_empty() {
+            return Ok(Some(known));
+        }
+        let snapshot = self.committer.snapshot();
+        storage::blocking(move || {
+            for (seq, place) in std::mem::take(&mut known.unread) {
+                let mut position = LogPosition::after(Seq(seq.0.saturating_sub(1)));
+                while position.seq <= seq {
+                    let log = snapshot.storage.as_ref();
+                    let Some(piece) = change_log::read_piece(log, place, position, seq, PIECE_BYTES)? else {
+                        return Ok(None);
+                    };
+                    piece.changes.iter().for_each(|(seq, changes)| note(*seq, changes, &mut known.queue));
+                    position = piece.next;
+                }
+            }
+            Ok(Some(known))
         })
         .await
     }
@@ -166,24 +198,29 @@ fn follow(feed: &CommitFeed, committer: &Committer, known: &mut Known) -> bool {
     }
     let catalog = Arc::clone(&committer.snapshot().catalog);
     for record in &records {
-        note(record, &catalog, &mut known.queue);
+        note_record(record, &catalog, known);
         known.followed = record.seq;
     }
     true
 }
 
-fn note(record: &CommitRecord, catalog: &Catalog, queue: &mut ExpiryQueue) {
-    for changes in &record.tables {
-        // A table missing from the newest catalog has no rows to delete.
-        let expires = catalog.table_by_id(changes.table).is_some_and(|table| table.kind == TableKind::Stream);
-        if !expires {
-            continue;
-        }
-        for change in &changes.rows {
-            let Some(Ok((header, _))) = change.new.as_deref().map(RowHeader::read) else { continue };
-            if let Some(at) = header.expires_at {
-                queue.push(Due { at, seq: record.seq, key: change.key.as_ref().into() });
-            }
+fn note_record(record: &CommitRecord, catalog: &Catalog, known: &mut Known) {
+    // A table missing from the newest catalog has no rows to delete.
+    let expires =
+        |table: TableId| catalog.table_by_id(table).is_some_and(|table| table.kind == TableKind::Stream);
+    for changes in record.tables.iter().filter(|changes| expires(changes.table)) {
+        note(record.seq, changes, &mut known.queue);
+    }
+    for stub in record.stubs.iter().filter(|stub| expires(stub.table) && stub.written_rows > 0) {
+        known.unread.push((record.seq, (stub.table, stub.scope)));
+    }
+}
+
+fn note(seq: Seq, changes: &TableChanges, queue: &mut ExpiryQueue) {
+    for change in &changes.rows {
+        let Some(Ok((header, _))) = change.new.as_deref().map(RowHeader::read) else { continue };
+        if let Some(at) = header.expires_at {
+            queue.push(Due { at, seq, key: change.key.as_ref().into() });
         }
     }
 }

@@ -14,7 +14,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::change_log::{CommitRecord, TableChanges};
+use crate::change_log::CommitRecord;
 use crate::clock::Clock;
 use crate::commit::{Committer, Snapshot};
 use crate::error::Result;
@@ -37,10 +37,12 @@ pub(super) struct HotRows {
 }
 
 impl HotRows {
-    fn add(&mut self, bytes: usize, at: i64) {
-        self.rows += 1;
-        self.bytes += bytes as u64;
-        self.since.get_or_insert(at);
+    fn add(&mut self, written: Written) {
+        if written.rows > 0 {
+            self.rows += written.rows;
+            self.bytes += written.bytes;
+            self.since.get_or_insert(written.at);
+        }
     }
 
     /// Whether a policy requires a flush now.
@@ -69,12 +71,20 @@ struct Counted {
 }
 
 impl Counted {
-    fn add(&mut self, bytes: usize, at: i64) {
-        self.hot.add(bytes, at);
+    fn add(&mut self, written: Written) {
+        self.hot.add(written);
         if let Some(after_flush) = &mut self.after_flush {
-            after_flush.add(bytes, at);
+            after_flush.add(written);
         }
     }
+}
+
+/// Rows that were written to a table.
+#[derive(Clone, Copy, Debug)]
+struct Written {
+    rows: u64,
+    bytes: u64,
+    at: i64,
 }
 
 impl HotSizes {
@@ -89,7 +99,7 @@ impl HotSizes {
             let visited =
                 snapshot.storage.visit(Partition::Rows, range, Direction::Forward, &mut |key, row| {
                     if row_seq(row)? > flushed {
-                        hot.add(key.len() + row.len(), now_us);
+                        hot.add(Written { rows: 1, bytes: (key.len() + row.len()) as u64, at: now_us });
                     }
                     Ok(if stop.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
                 });
@@ -103,20 +113,25 @@ impl HotSizes {
 
     /// Counts a commit.
     fn note(&mut self, record: &CommitRecord) {
-        for changes in &record.tables {
-            let counted = self.tables.entry(changes.table).or_default();
-            for (bytes, at) in added(record, changes) {
-                counted.add(bytes, at);
-            }
+        for (table, written) in written(record) {
+            self.tables.entry(table).or_default().add(written);
         }
         self.followed = record.seq;
     }
 }
 
-/// Returns the bytes of each row that a commit writes to a table, and its time.
-fn added(record: &CommitRecord, changes: &TableChanges) -> impl Iterator<Item = (usize, i64)> {
+/// Returns what a commit writes row by row, by table. Rows of a large INSERT are never hot.
+fn written(record: &CommitRecord) -> impl Iterator<Item = (TableId, Written)> {
     let at = record.commit_ts;
-    changes.rows.iter().filter_map(move |change| Some((change.key.len() + change.new.as_ref()?.len(), at)))
+    let in_memory = record.tables.iter().map(move |changes| {
+        let bytes = changes.written().map(|bytes| bytes as u64).sum();
+        (changes.table, Written { rows: changes.written().count() as u64, bytes, at })
+    });
+    let stubs = record
+        .stubs
+        .iter()
+        .map(move |stub| (stub.table, Written { rows: stub.written_rows, bytes: stub.written_bytes, at }));
+    in_memory.chain(stubs)
 }
 
 /// Counts hot rows as they are committed.
@@ -217,11 +232,10 @@ impl HotCounter {
         let Some(sizes) = &mut *sizes else { return };
         let mut after_flush = HotRows::default();
         // Rows already counted that are not part of the flush.
-        for record in self.committer.commits().after(through).unwrap_or_default() {
-            let is_counted = record.seq <= sizes.followed;
-            for changes in record.tables.iter().filter(|changes| is_counted && changes.table == table) {
-                added(&record, changes).for_each(|(bytes, at)| after_flush.add(bytes, at));
-            }
+        let records = self.committer.commits().after(through).unwrap_or_default();
+        for record in records.iter().filter(|record| record.seq <= sizes.followed) {
+            let of_table = written(record).filter(|(written_to, _)| *written_to == table);
+            of_table.for_each(|(_, written)| after_flush.add(written));
         }
         sizes.tables.entry(table).or_default().after_flush = Some(after_flush);
     }
@@ -251,7 +265,45 @@ impl HotCounter {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
+    use crate::change_log::{RowChange, RowOp, TableChanges};
+    use crate::ids::{Epoch, SchemaVersion, ScopeId, Shard, UserId};
+
+    #[test]
+    fn a_stub_counts_like_its_commit() {
+        let row = |op, old: &[u8], new: &[u8]| {
+            let image = |bytes: &[u8]| (!bytes.is_empty()).then(|| Bytes::copy_from_slice(bytes));
+            RowChange { op, key: Bytes::from_static(b"key"), old: image(old), new: image(new) }
+        };
+        let table = TableId(1_000);
+        let record = CommitRecord {
+            seq: Seq(1),
+            commit_ts: 7,
+            epoch: Epoch(1),
+            shard: Shard(0),
+            principal: UserId::ROOT,
+            catalog: Vec::new(),
+            tables: vec![TableChanges {
+                table,
+                version: SchemaVersion(1),
+                scope: ScopeId::SHARED,
+                rows: vec![
+                    row(RowOp::Insert, b"", b"new"),
+                    row(RowOp::Update, b"old", b"newer"),
+                    row(RowOp::Delete, b"old", b""),
+                ],
+            }],
+            large_insert: None,
+            stubs: Vec::new(),
+        };
+        for record in [&record, &record.stub()] {
+            let mut sizes = HotSizes { tables: HashMap::new(), followed: Seq::ZERO };
+            sizes.note(record);
+            assert_eq!(sizes.tables[&table].hot, HotRows { rows: 2, bytes: 14, since: Some(7) });
+        }
+    }
 
     #[test]
     fn each_part_of_a_policy_counts_alone() {

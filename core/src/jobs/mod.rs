@@ -50,7 +50,7 @@ use crate::clock::Clock;
 use crate::commit::Committer;
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::ids::{JobId, NodeId};
+use crate::ids::{JobId, NodeId, TableId};
 use crate::maintenance::BackupUrl;
 use crate::schema_registry::{SchemaRegistry, SystemTable, TableDefinition};
 
@@ -82,6 +82,7 @@ pub struct JobManager {
     moves: mpsc::Sender<MoveRequest>,
     waiting: Arc<Waiting>,
     backups: Backups,
+    hot: Arc<HotCounter>,
     /// Cancelled first at shutdown, so that rows are flushed once more.
     closing: CancellationToken,
     shutdown_flush: Duration,
@@ -113,7 +114,7 @@ impl JobManager {
         let scheduler = FlushScheduler {
             store: Arc::clone(&store),
             registry,
-            hot,
+            hot: Arc::clone(&hot),
             interval_ms: config.flush_check_interval_ms,
             opened: store.committer.snapshot().epoch,
             requests,
@@ -131,6 +132,7 @@ impl JobManager {
             moves,
             waiting,
             backups,
+            hot,
             closing,
             shutdown_flush: Duration::from_millis(shutdown_flush_ms),
             stop,
@@ -223,6 +225,12 @@ impl JobManager {
     /// ```
     pub async fn wait(&self, id: &JobId) {
         self.store.wait(id).await;
+    }
+
+    /// Returns the mean size of the hot rows of a table, in bytes; 0 while it is unknown.
+    pub fn hot_row_bytes(&self, table: TableId) -> usize {
+        let hot = self.hot.of(table);
+        usize::try_from(hot.bytes / hot.rows.max(1)).unwrap_or(usize::MAX)
     }
 
     /// Returns the number of queued and running jobs.

@@ -23,7 +23,9 @@
 //! `columns` are those of the newest table version. A segment has the columns of its `schema_version`, which
 //! `layouts` lists: the last layout since that version or an earlier one. A column keeps its id, which is
 //! also the `PARQUET:field_id` in the segment; its name and type may have changed. In a segment that is older
-//! than a column, all rows have its `initial` value, or NULL.
+//! than a column, all rows have its `initial` value, or NULL. That is a text, which the reader casts to the
+//! type of the column: `true`, `-5`, `0.50`, `Infinity`, `\x00ff`, `2026-01-02 03:04:05.5+00`, a UUID with
+//! hyphens, `[1, 2.5]` for an EMBEDDING.
 //!
 //! Invariant: a manifest is published after the commit it describes, and that commit records that it is due.
 

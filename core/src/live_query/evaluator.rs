@@ -27,6 +27,7 @@ use datafusion::arrow::compute::{
 };
 use datafusion::arrow::datatypes::{DataType, Field, FieldRef, Int64Type, Schema, SchemaRef};
 use datafusion::common::DFSchema;
+use datafusion::common::config::{ConfigOptions, Extensions};
 use datafusion::execution::SessionState;
 use datafusion::logical_expr::Expr;
 use datafusion::physical_expr::PhysicalExpr;
@@ -79,6 +80,7 @@ impl Evaluator {
         let seq_position = columns.iter().position(|column| *column == seq_column).unwrap_or_default();
         let input = DFSchema::try_from(full.project(&columns)?)?;
         let key_columns = key_columns(table, &outputs);
+        let state = &lasting(state);
         let filter = filter.map(|filter| state.create_physical_expr(filter, &input)).transpose()?;
         let mut compiled = Vec::with_capacity(outputs.len());
         for output in outputs {
@@ -291,6 +293,16 @@ fn equal_rows(old: &ArrayRef, new: &ArrayRef) -> Result<BooleanArray> {
     }
     let compare = make_comparator(old, new, SortOptions::default())?;
     Ok((0..old.len()).map(|row| Some(compare(row, row).is_eq())).collect())
+}
+
+/// Returns the state for expressions that outlive their statement: without the options that belong to the
+/// statement, such as its control, which functions would ask.
+fn lasting(state: &SessionState) -> SessionState {
+    let mut options = ConfigOptions::clone(state.config_options());
+    options.extensions = Extensions::new();
+    let mut lasting = state.clone();
+    lasting.execution_props_mut().config_options = Some(Arc::new(options));
+    lasting
 }
 
 /// Returns the columns of the full schema that `filter` and `outputs` name, and `_seq`, ascending.

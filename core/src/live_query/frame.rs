@@ -10,15 +10,20 @@
 //! are a multiset over the query's columns: 1 adds a row, 2 removes one equal row, 3 does not occur. A
 //! `Reset` discards everything folded so far.
 
+use std::collections::HashMap;
+
 use bytes::Bytes;
 use datafusion::arrow::array::RecordBatch;
+use datafusion::arrow::buffer::Buffer;
 use datafusion::arrow::datatypes::SchemaRef;
 use datafusion::arrow::error::ArrowError;
+use datafusion::arrow::ipc::reader::read_record_batch;
+use datafusion::arrow::ipc::root_as_message;
 use datafusion::arrow::ipc::writer::{
     DictionaryTracker, EncodedData, IpcDataGenerator, IpcWriteContext, IpcWriteOptions, write_message,
 };
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ids::{Seq, SubscriptionId};
 
 /// The row appeared: it was written, or began to match.
@@ -36,7 +41,8 @@ pub struct Frame {
     pub complete_through: Seq,
     /// Where to resume. Present only if the client, having folded every frame, then has a complete state.
     pub resume_token: Option<Bytes>,
-    /// More of the same snapshot or commit follows in the next frame.
+    /// The client does not have a complete state: more of the same snapshot or commit follows, or it would
+    /// have followed if the stream did not end or start over.
     pub more: bool,
     /// When the frame was created, microseconds UTC.
     pub server_time_us: i64,
@@ -124,7 +130,7 @@ impl ResetReason {
 pub enum CloseReason {
     /// `snapshot = only`, or `up_to_seq` was reached.
     Completed,
-    /// `KILL LIVE QUERY`.
+    /// `KILL LIVE QUERY`, or the end of the session.
     Killed,
     /// The table was dropped.
     TableDropped,
@@ -164,7 +170,7 @@ impl CloseReason {
     }
 }
 
-/// Rows, as an Arrow batch for readers in this process and as IPC bytes for all others.
+/// Rows as IPC bytes, which all subscribers of a query share.
 #[derive(Clone, Debug)]
 pub struct EncodedBatch {
     /// One encapsulated IPC RecordBatch message without dictionaries:
@@ -172,8 +178,8 @@ pub struct EncodedBatch {
     pub ipc: Bytes,
     /// The number of rows.
     pub rows: usize,
-    /// The rows.
-    pub batch: RecordBatch,
+    /// The columns of the rows.
+    pub schema: SchemaRef,
 }
 
 /// Marker and length before the header of an encapsulated message.
@@ -181,17 +187,31 @@ const PREFIX_BYTES: usize = 8;
 
 impl EncodedBatch {
     /// Encodes `batch`, which must not have dictionary columns.
-    pub(crate) fn encode(batch: RecordBatch) -> Result<Self> {
+    pub(crate) fn encode(batch: &RecordBatch) -> Result<Self> {
         let options = IpcWriteOptions::default();
         let mut tracker = DictionaryTracker::new(true);
         let (dictionaries, data) = IpcDataGenerator::default().encode(
-            &batch,
+            batch,
             &mut tracker,
             &options,
             &mut IpcWriteContext::default(),
         )?;
         assert!(dictionaries.is_empty(), "a live query's columns have no dictionaries");
-        Ok(Self { ipc: encapsulate(data, &options)?, rows: batch.num_rows(), batch })
+        Ok(Self { ipc: encapsulate(data, &options)?, rows: batch.num_rows(), schema: batch.schema() })
+    }
+
+    /// Returns the rows as an Arrow batch, which shares the memory of the message.
+    ///
+    /// # Errors
+    /// XX000 when `ipc` is not a message of this schema.
+    pub fn batch(&self) -> Result<RecordBatch> {
+        let no_batch = || Error::internal("a frame of a live query has no record batch");
+        let (header, body) = self.header_and_body();
+        let message = root_as_message(&header).map_err(|_| no_batch())?;
+        let rows = message.header_as_record_batch().ok_or_else(no_batch)?;
+        let schema = SchemaRef::clone(&self.schema);
+        let (dictionaries, version) = (HashMap::new(), message.version());
+        Ok(read_record_batch(&Buffer::from(body), rows, schema, &dictionaries, None, &version)?)
     }
 
     /// Splits the message into Flight's `data_header` and `data_body`, without a copy.
@@ -210,12 +230,12 @@ fn encapsulate(data: EncodedData, options: &IpcWriteOptions) -> Result<Bytes, Ar
     Ok(message.into())
 }
 
-/// Returns the bytes a frame holds: its message, and the rows as arrays, which take about as much.
+/// Returns the bytes that a frame holds.
 pub(crate) fn held_bytes(frame: &Frame) -> usize {
     /// The frame itself, its token and its place in a ring.
     const FRAME_BYTES: usize = 256;
     match &frame.body {
-        FrameBody::Snapshot(rows) | FrameBody::Delta(rows) => FRAME_BYTES + 2 * rows.ipc.len(),
+        FrameBody::Snapshot(rows) | FrameBody::Delta(rows) => FRAME_BYTES + rows.ipc.len(),
         _ => FRAME_BYTES,
     }
 }

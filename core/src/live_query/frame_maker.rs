@@ -12,6 +12,7 @@ use datafusion::arrow::array::RecordBatch;
 use super::evaluator::delivered_seqs;
 use super::frame::{EncodedBatch, Frame, FrameBody};
 use super::token::{CommitPosition, Sealer, TokenScope};
+use crate::change_log::LogPosition;
 use crate::clock::Clock;
 use crate::commit::Committer;
 use crate::error::Result;
@@ -95,6 +96,30 @@ impl FrameMaker {
         Ok(entries)
     }
 
+    /// Returns the frames of delta rows from a piece of the change log that ends before `next`. If the last
+    /// commit goes on after the piece, none of its frames completes it.
+    pub(crate) fn piece(&self, batch: &RecordBatch, next: LogPosition) -> Result<Vec<Arc<Frame>>> {
+        let through = next.complete();
+        let complete = delivered_seqs(batch).partition_point(|seq| seq_of(*seq) <= through);
+        let entries = self.entries(&batch.slice(0, complete), through)?;
+        let mut frames: Vec<_> = entries.into_iter().flat_map(|entry| entry.frames).collect();
+        let mut parts = Vec::new();
+        self.cut_rows(batch, complete..batch.num_rows(), &mut parts)?;
+        let unfinished = |part| self.incomplete(through, MoreFollows::Yes, FrameBody::Delta(part));
+        frames.extend(parts.into_iter().map(|part| Arc::new(unfinished(part))));
+        Ok(frames)
+    }
+
+    /// Returns the last frame of a commit in place of `frame`, which announced more rows that did not come.
+    pub(crate) fn completed(&self, frame: &Frame, through: Seq) -> Frame {
+        let body = match &frame.body {
+            FrameBody::Delta(rows) => FrameBody::Delta(rows.clone()),
+            _ => FrameBody::Progress,
+        };
+        // The bytes are the same for all subscribers, whenever they come to this frame.
+        Frame { server_time_us: frame.server_time_us, ..self.complete(through, body) }
+    }
+
     /// Halves the rows at commit boundaries until each part fits a frame.
     fn cut_commits(&self, batch: &RecordBatch, rows: Range<usize>, entries: &mut Vec<Entry>) -> Result<()> {
         let seqs = delivered_seqs(batch).get(rows.clone()).unwrap_or_default();
@@ -108,7 +133,7 @@ impl FrameMaker {
             return Ok(());
         }
         if rows.len() <= self.limits.rows_max {
-            let part = EncodedBatch::encode(batch.slice(rows.start, rows.len()))?;
+            let part = EncodedBatch::encode(&batch.slice(rows.start, rows.len()))?;
             if part.ipc.len() <= self.limits.bytes_max {
                 let frame = self.complete(last_seq, FrameBody::Delta(part));
                 entries.push(Entry { first: first_seq, through: last_seq, frames: vec![Arc::new(frame)] });
@@ -134,7 +159,7 @@ impl FrameMaker {
             return Ok(());
         }
         if rows.len() <= self.limits.rows_max {
-            let part = EncodedBatch::encode(batch.slice(rows.start, rows.len()))?;
+            let part = EncodedBatch::encode(&batch.slice(rows.start, rows.len()))?;
             if part.ipc.len() <= self.limits.bytes_max || rows.len() == 1 {
                 parts.push(part);
                 return Ok(());
@@ -160,6 +185,7 @@ impl FrameMaker {
     }
 }
 
-fn seq_of(value: i64) -> Seq {
+/// Returns the commit that `_seq` names.
+pub(crate) fn seq_of(value: i64) -> Seq {
     Seq(u64::try_from(value).unwrap_or_default())
 }

@@ -1,7 +1,8 @@
 //! Equal subscriptions: evaluated and encoded once, delivered from one bounded ring.
 //!
-//! The ring holds entries of whole commits. Readers are cursors, so a slow reader costs nothing: once the
-//! ring no longer reaches back to its cursor, it reads the change log. New entries always evict the oldest.
+//! The ring holds entries of whole commits. Readers are cursors that take frame by frame, so a slow reader
+//! costs nothing: once the ring no longer reaches back to its cursor, it reads the change log. New entries
+//! always evict the oldest. Large commits are not kept at all; all readers take them from the log.
 //!
 //! Invariant: once the matcher has adopted the group, the ring holds everything the query delivers for the
 //! commits after `floor` up to the matcher's frontier, except those of a `gap`.
@@ -15,21 +16,29 @@ use datafusion::arrow::array::RecordBatch;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use super::cursor::Cursor;
 use super::frame::{Frame, FrameBody, held_bytes};
 use super::frame_maker::{Entry, FrameLimits, FrameMaker};
 use super::images::Images;
 use super::plan::LiveQueryPlan;
 use super::token::Fingerprint;
+use crate::change_log::LogPosition;
 use crate::error::{Error, Result};
 use crate::ids::{SchemaVersion, ScopeId, Seq, TableId};
+
+/// A commit in several frames is not kept when they take more than this fraction of the ring.
+const ENTRY_FRACTION: usize = 4;
 
 /// A group of equal subscriptions.
 pub(crate) struct QueryGroup {
     pub(crate) key: GroupKey,
     pub(crate) plan: LiveQueryPlan,
     pub(crate) maker: FrameMaker,
-    /// Chunks of the change log for members that the ring does not serve.
-    pub(super) chunks: LogChunks,
+    /// Chunks of the change log that members can take from others.
+    pub(super) chunks: Mutex<VecDeque<KeptChunk>>,
+    /// Held during an evaluation of the change log, so that other members wait for its result instead of
+    /// evaluating the same chunk.
+    pub(super) evaluating: tokio::sync::Mutex<()>,
     ring: Mutex<FrameRing>,
     ring_bytes_max: usize,
     /// Bytes in all rings of the process, and their limit.
@@ -59,7 +68,18 @@ struct FrameRing {
     floor: Seq,
     /// The last commits up to this one may be missing from the ring, because their evaluation failed.
     gap: Seq,
-    entries: VecDeque<Entry>,
+    /// The query delivered nothing for the commits after the first and up to the second, which are before
+    /// the floor.
+    quiet: (Seq, Seq),
+    entries: VecDeque<RingEntry>,
+    bytes: usize,
+}
+
+/// An entry, and where in it each frame begins.
+struct RingEntry {
+    entry: Entry,
+    /// For each frame the number of rows before it.
+    starts: Vec<usize>,
     bytes: usize,
 }
 
@@ -70,26 +90,80 @@ pub(crate) struct RingTotal {
 }
 
 /// The result of reading a ring at a cursor.
-pub(crate) enum RingRead {
-    /// The next frames, and the cursor after them.
-    Frames(Vec<Arc<Frame>>, Seq),
-    /// The next commits are only in the change log: the ring does not reach back to the cursor, lacks commits
+pub(super) enum RingRead {
+    /// The next frame.
+    Frame(Arc<Frame>),
+    /// What follows this cursor is only in the change log: the ring does not reach back to it, lacks commits
     /// after it, or has an entry that the cursor or `up_to` splits.
-    Behind,
+    Behind(Cursor),
     /// Nothing follows the cursor.
     UpToDate,
 }
 
-/// The frames of a group for one range of the change log.
+/// The frames of a group for one piece of the change log.
 pub(super) struct LogChunk {
-    pub(super) after: Seq,
-    pub(super) through: Seq,
+    pub(super) id: u64,
+    /// Where the piece begins, and how many delivered rows of it are not in the frames.
+    pub(super) from: Cursor,
+    /// Where the next piece begins.
+    pub(super) next: LogPosition,
+    /// The commit of the first row in the frames.
+    pub(super) first: Option<Seq>,
     pub(super) frames: Vec<Arc<Frame>>,
+    pub(super) bytes: usize,
+    /// Rows at the beginning of the piece that are not in the frames; fewer than wanted if it has no others.
+    pub(super) left_out: usize,
 }
 
-/// The chunks of a group that a member still delivers. The lock is held during an evaluation, so that other
-/// members wait for its result instead of evaluating the same chunk.
-pub(super) type LogChunks = tokio::sync::Mutex<VecDeque<Weak<LogChunk>>>;
+/// A chunk that members can take.
+pub(super) enum KeptChunk {
+    /// As long as a member holds it.
+    Held(Weak<LogChunk>),
+    /// It has no frames, so nobody holds it.
+    Empty(Arc<LogChunk>),
+}
+
+impl KeptChunk {
+    pub(super) fn is_held(&self) -> bool {
+        match self {
+            Self::Held(chunk) => chunk.strong_count() > 0,
+            Self::Empty(_) => true,
+        }
+    }
+
+    pub(super) fn get(&self) -> Option<Arc<LogChunk>> {
+        match self {
+            Self::Held(chunk) => chunk.upgrade(),
+            Self::Empty(chunk) => Some(Arc::clone(chunk)),
+        }
+    }
+}
+
+impl LogChunk {
+    /// Returns the number of the frame that follows `cursor`, if the chunk has what follows it and nothing
+    /// after `up_to`.
+    pub(super) fn frame_after(&self, cursor: Cursor, up_to: Option<Seq>) -> Option<usize> {
+        let last = if self.next.is_between_commits() { self.next.complete() } else { self.next.seq };
+        if self.from.position != cursor.position || up_to.is_some_and(|up_to| last > up_to) {
+            return None;
+        }
+        let mut rows = self.from.rows;
+        if self.frames.is_empty() {
+            return (rows <= cursor.rows).then_some(0);
+        }
+        for (number, frame) in self.frames.iter().enumerate() {
+            if rows == cursor.rows {
+                return Some(number);
+            }
+            // Only rows of a commit that the client does not have completely are counted.
+            match &frame.body {
+                FrameBody::Delta(delta) if frame.more && rows < cursor.rows => rows += delta.rows,
+                _ => return None,
+            }
+        }
+        (rows == cursor.rows).then_some(self.frames.len())
+    }
+}
 
 impl QueryGroup {
     pub(crate) fn new(
@@ -103,7 +177,8 @@ impl QueryGroup {
             key,
             plan,
             maker,
-            chunks: LogChunks::default(),
+            chunks: Mutex::default(),
+            evaluating: tokio::sync::Mutex::default(),
             ring: Mutex::default(),
             ring_bytes_max,
             total,
@@ -129,14 +204,18 @@ impl QueryGroup {
             .unwrap_or_else(|_| Err(Error::internal("an expression of the live query failed")))
     }
 
-    /// Delivers the changes of the commits up to `through`.
-    pub(crate) fn push(&self, batch: &RecordBatch, through: Seq) -> Result<()> {
-        let entries = self.maker.entries(batch, through)?;
+    /// Delivers the changes of the commits after `matched` up to `through`.
+    pub(crate) fn push(&self, batch: &RecordBatch, matched: Seq, through: Seq) -> Result<()> {
+        let entries: Vec<_> = self.maker.entries(batch, through)?.into_iter().map(RingEntry::new).collect();
+        let bytes_max = self.ring_bytes_max / ENTRY_FRACTION;
+        if entries.iter().any(|entry| entry.starts.len() > 1 && entry.bytes > bytes_max) {
+            self.skip_to(matched, through);
+            return Ok(());
+        }
         let mut ring = self.ring.lock();
         for entry in entries {
-            let bytes = entry_bytes(&entry);
-            ring.bytes += bytes;
-            self.total.bytes.fetch_add(bytes, Ordering::Relaxed);
+            ring.bytes += entry.bytes;
+            self.total.bytes.fetch_add(entry.bytes, Ordering::Relaxed);
             ring.entries.push_back(entry);
         }
         // The newest entry stays if it alone fits the limit of all rings. So readers that keep up are served
@@ -152,21 +231,25 @@ impl QueryGroup {
     }
 
     fn evict(&self, ring: &mut FrameRing) {
-        if let Some(entry) = ring.entries.pop_front() {
-            let bytes = entry_bytes(&entry);
-            ring.bytes -= bytes;
-            self.total.bytes.fetch_sub(bytes, Ordering::Relaxed);
-            ring.floor = ring.floor.max(entry.through);
+        if let Some(evicted) = ring.entries.pop_front() {
+            ring.bytes -= evicted.bytes;
+            self.total.bytes.fetch_sub(evicted.bytes, Ordering::Relaxed);
+            ring.floor = ring.floor.max(evicted.entry.through);
         }
     }
 
-    /// Drops everything up to `frontier`, which the matcher skipped. Readers use the change log.
-    pub(crate) fn skip_to(&self, frontier: Seq) {
+    /// Drops everything up to `through`; readers use the change log. The ring has what the query delivers up
+    /// to `matched`, and the commits after it were skipped.
+    pub(crate) fn skip_to(&self, matched: Seq, through: Seq) {
         let mut ring = self.ring.lock();
+        if ring.adopted {
+            let last = ring.entries.back().map_or(ring.floor, |last| last.entry.through);
+            ring.quiet = (last.max(ring.gap), matched);
+        }
         while !ring.entries.is_empty() {
             self.evict(&mut ring);
         }
-        ring.floor = frontier;
+        ring.floor = through;
         drop(ring);
         self.wake();
     }
@@ -179,23 +262,34 @@ impl QueryGroup {
     }
 
     /// Reads what follows `cursor`, up to `up_to` if there is one.
-    pub(crate) fn read(&self, cursor: Seq, up_to: Option<Seq>) -> RingRead {
+    pub(super) fn read(&self, cursor: Cursor, up_to: Option<Seq>) -> RingRead {
+        if !cursor.position.is_between_commits() {
+            return RingRead::Behind(cursor);
+        }
         let ring = self.ring.lock();
         if !ring.adopted {
-            return RingRead::UpToDate;
+            return if cursor.rows == 0 { RingRead::UpToDate } else { RingRead::Behind(cursor) };
         }
-        if cursor < ring.floor {
-            return RingRead::Behind;
+        let done = cursor.complete();
+        if done < ring.floor {
+            return RingRead::Behind(ring.past_quiet(cursor, up_to));
         }
-        let position = ring.entries.partition_point(|entry| entry.through <= cursor);
-        match ring.entries.get(position) {
-            None if cursor < ring.gap => RingRead::Behind,
-            Some(entry) if cursor < ring.gap && entry.first > ring.gap => RingRead::Behind,
-            None => RingRead::UpToDate,
-            Some(entry) if entry.first <= cursor || up_to.is_some_and(|up_to| entry.through > up_to) => {
-                RingRead::Behind
-            }
-            Some(entry) => RingRead::Frames(entry.frames.clone(), entry.through),
+        let position = ring.entries.partition_point(|entry| entry.entry.through <= done);
+        let Some(RingEntry { entry, starts, .. }) = ring.entries.get(position) else {
+            let has_all = done >= ring.gap && cursor.rows == 0;
+            return if has_all { RingRead::UpToDate } else { RingRead::Behind(cursor) };
+        };
+        let is_missing = done < ring.gap && entry.first > ring.gap;
+        let is_split = entry.first <= done || up_to.is_some_and(|up_to| entry.through > up_to);
+        // Rows are counted within the commit after `done`, which then has this entry for itself.
+        let number = match cursor.rows {
+            0 => Some(0),
+            rows if entry.first == done.next() => starts.binary_search(&rows).ok(),
+            _ => None,
+        };
+        match number.and_then(|number| entry.frames.get(number)) {
+            Some(frame) if !is_missing && !is_split => RingRead::Frame(Arc::clone(frame)),
+            _ => RingRead::Behind(cursor),
         }
     }
 
@@ -226,6 +320,93 @@ impl Drop for QueryGroup {
     }
 }
 
-fn entry_bytes(entry: &Entry) -> usize {
-    entry.frames.iter().map(|frame| held_bytes(frame)).sum()
+impl FrameRing {
+    /// Moves a cursor before the floor past commits for which the query delivered nothing. So members that
+    /// were up to date read the change log from the same position.
+    fn past_quiet(&self, cursor: Cursor, up_to: Option<Seq>) -> Cursor {
+        let (after, through) = self.quiet;
+        let through = up_to.map_or(through, |up_to| through.min(up_to));
+        let done = cursor.complete();
+        let is_quiet = after <= done && done < through && cursor.rows == 0;
+        if is_quiet { Cursor::after(through) } else { cursor }
+    }
+}
+
+impl RingEntry {
+    fn new(entry: Entry) -> Self {
+        let mut rows = 0;
+        let begins = |frame: &Arc<Frame>| {
+            let begin = rows;
+            if let FrameBody::Delta(delta) = &frame.body {
+                rows += delta.rows;
+            }
+            begin
+        };
+        let starts = entry.frames.iter().map(begins).collect();
+        let bytes = entry.frames.iter().map(|frame| held_bytes(frame)).sum();
+        Self { entry, starts, bytes }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use datafusion::arrow::datatypes::Schema;
+
+    use super::*;
+    use crate::live_query::frame::EncodedBatch;
+
+    fn delta(complete_through: u64, rows: usize, more: bool) -> Arc<Frame> {
+        let rows = EncodedBatch { ipc: Bytes::new(), rows, schema: Arc::new(Schema::empty()) };
+        Arc::new(Frame {
+            complete_through: Seq(complete_through),
+            resume_token: None,
+            more,
+            server_time_us: 0,
+            body: FrameBody::Delta(rows),
+        })
+    }
+
+    fn chunk(from: Cursor, next: LogPosition, frames: Vec<Arc<Frame>>) -> LogChunk {
+        LogChunk { id: 1, from, next, first: None, frames, bytes: 0, left_out: from.rows }
+    }
+
+    fn within(seq: u64, row: u32) -> LogPosition {
+        LogPosition { seq: Seq(seq), part: 0, row }
+    }
+
+    #[test]
+    fn a_chunk_serves_cursors_at_the_frames_of_its_first_commit() {
+        let at = |rows| Cursor { rows, ..Cursor::after(Seq(4)) };
+        // Commit 5 in three frames, then commit 6.
+        let frames = vec![delta(4, 10, true), delta(4, 5, true), delta(5, 5, false), delta(6, 1, false)];
+        let whole = chunk(at(0), LogPosition::after(Seq(6)), frames.clone());
+        let number = |rows| whole.frame_after(at(rows), None);
+        assert_eq!([number(0), number(10), number(15)], [Some(0), Some(1), Some(2)]);
+        assert_eq!([number(5), number(20), number(21)], [None; 3]);
+        assert_eq!(whole.frame_after(Cursor::after(Seq(5)), None), None);
+        let rest = chunk(at(10), LogPosition::after(Seq(6)), frames[1..].to_vec());
+        let number = |rows| rest.frame_after(at(rows), None);
+        assert_eq!([number(0), number(10), number(15)], [None, Some(0), Some(1)]);
+    }
+
+    #[test]
+    fn a_chunk_serves_nobody_who_wants_less() {
+        let from = Cursor::after(Seq(4));
+        for (next, last) in [(LogPosition::after(Seq(6)), 6), (within(6, 3), 6), (within(7, 1), 7)] {
+            let chunk = chunk(from, next, vec![delta(4, 1, true)]);
+            assert_eq!(chunk.frame_after(from, Some(Seq(last))), Some(0));
+            assert_eq!(chunk.frame_after(from, Some(Seq(last - 1))), None);
+        }
+    }
+
+    #[test]
+    fn a_chunk_without_frames_serves_those_who_have_all_its_rows() {
+        let at = |rows| Cursor { rows, ..Cursor::after(Seq(4)) };
+        let chunk = chunk(at(7), within(5, 9), Vec::new());
+        assert_eq!([6, 7, 8].map(|rows| chunk.frame_after(at(rows), None)), [None, Some(0), Some(0)]);
+        // All frames of an unfinished commit are delivered.
+        let delivered = super::LogChunk { frames: vec![delta(4, 3, true)], ..chunk };
+        assert_eq!(delivered.frame_after(at(10), None), Some(1));
+    }
 }

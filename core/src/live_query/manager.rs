@@ -4,9 +4,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
+use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
@@ -24,7 +26,11 @@ use crate::clock::Clock;
 use crate::commit::Committer;
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result, SqlState};
-use crate::ids::{Seq, SubscriptionId, UserId};
+use crate::ids::{Seq, SessionId, SubscriptionId, UserId};
+use crate::workload::{EngineThreads, SessionInfo};
+
+/// How often it is checked which subscribers are idle.
+const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The arguments of [`LiveQueryManager::start`].
 pub struct LiveQueryParts<'a> {
@@ -34,6 +40,8 @@ pub struct LiveQueryParts<'a> {
     pub clock: Arc<dyn Clock>,
     /// The database's secret, which seals resume tokens.
     pub secret: [u8; 32],
+    /// The threads that read snapshots and the change log.
+    pub engine_threads: Arc<EngineThreads>,
     /// Limits.
     pub config: &'a Config,
 }
@@ -42,7 +50,8 @@ pub struct LiveQueryParts<'a> {
 pub struct LiveQueryManager {
     state: Arc<LiveState>,
     stop: CancellationToken,
-    matcher: Mutex<Option<JoinHandle<()>>>,
+    /// The matcher, and the task that takes from idle subscribers what they hold.
+    tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
 /// One running live query, as `system.live_queries` shows it.
@@ -89,6 +98,10 @@ pub struct LiveCounters {
     pub frames: u64,
     /// Reads of the change log by subscribers whose position was not in a ring.
     pub log_reads: u64,
+    /// Frames and scans that were taken from subscribers who had not sent them yet.
+    pub evictions: u64,
+    /// Bytes that subscribers hold: of frames that were made for them and wait to be sent.
+    pub held_bytes: usize,
     /// RESETs, each followed by a fresh snapshot.
     pub resets: u64,
     /// Bytes in all rings.
@@ -100,28 +113,36 @@ pub struct LiveCounters {
 impl LiveQueryManager {
     /// Starts the matcher. Must be called within a tokio runtime.
     pub fn start(parts: LiveQueryParts<'_>) -> Arc<Self> {
-        let LiveQueryParts { committer, clock, secret, config } = parts;
-        let state = Arc::new(LiveState::new(committer, clock, &secret, config));
+        let LiveQueryParts { committer, clock, secret, engine_threads, config } = parts;
+        let state = Arc::new(LiveState::new(committer, clock, &secret, engine_threads, config));
         let stop = CancellationToken::new();
         let matcher = tokio::spawn(matcher::run(Arc::clone(&state), stop.clone()));
-        Arc::new(Self { state, stop, matcher: Mutex::new(Some(matcher)) })
+        let sweeper = tokio::spawn(sweep(Arc::clone(&state), stop.clone()));
+        Arc::new(Self { state, stop, tasks: Mutex::new(vec![matcher, sweeper]) })
     }
 
-    /// Starts a live query of `principal`. The caller has checked its right to read the table.
+    /// Starts a live query of `principal` in a session. The caller has checked its right to read the table.
     ///
     /// # Errors
     /// 53300 beyond the limits; 22023 for a start or token that does not fit the query; 40001 when the table
-    /// changed since the query was planned.
-    pub fn subscribe(
+    /// changed since the query was planned; the end of the session.
+    pub(crate) fn subscribe(
         &self,
         principal: &Principal,
+        session: &Arc<SessionInfo>,
         plan: LiveQueryPlan,
         request: &SubscribeRequest,
     ) -> Result<Subscription> {
         let state = &self.state;
         let group = state.join(principal, plan, frame_limits(request))?;
         // The snapshot is taken after joining, so the matcher shows all later commits to the group.
-        let membership = Membership { state: Arc::clone(state), user: principal.user_id, group, id: None };
+        let membership = Membership {
+            state: Arc::clone(state),
+            user: principal.user_id,
+            group,
+            id: None,
+            session: Some(session.hold_live_query()),
+        };
         let snapshot = state.committer.snapshot();
         let subscriber = Subscriber::as_of(principal, &snapshot.catalog);
         check_current(&membership.group.plan, &subscriber, &snapshot.catalog)
@@ -159,6 +180,11 @@ impl LiveQueryManager {
         Ok(())
     }
 
+    /// Ends the live queries of a session; the last frame of each has the message.
+    pub(crate) fn end_session(&self, session: SessionId, message: &str) {
+        self.state.end_session(session, message);
+    }
+
     /// Returns the owner of a live query; `None` if no live query has this number.
     pub fn owner(&self, id: SubscriptionId) -> Option<UserId> {
         self.state.subscriptions.get(&id).map(|entry| entry.subscriber.principal.user_id)
@@ -194,24 +220,38 @@ impl LiveQueryManager {
             evaluations: state.counters.evaluations.load(Ordering::Relaxed),
             frames: state.counters.frames.load(Ordering::Relaxed),
             log_reads: state.counters.log_reads.load(Ordering::Relaxed),
+            evictions: state.held.evictions(),
+            held_bytes: state.held.bytes(),
             resets: state.counters.resets.load(Ordering::Relaxed),
             ring_bytes: state.rings.bytes.load(Ordering::Relaxed),
             frontier: *state.frontier.borrow(),
         }
     }
 
-    /// Ends all live queries with `Closed{Shutdown}`, then the matcher. Nobody can subscribe afterwards.
+    /// Ends all live queries with `Closed{Shutdown}`, then the tasks. Nobody can subscribe afterwards.
     pub async fn shutdown(&self) {
         self.state.members.lock().closed = true;
         for entry in &self.state.subscriptions {
             entry.end(Stop::new(CloseReason::Shutdown, "the server is shutting down"));
         }
         self.stop.cancel();
-        let matcher = self.matcher.lock().take();
-        if let Some(matcher) = matcher
-            && let Err(failure) = matcher.await
-        {
-            error!(%failure, "the live query matcher failed");
+        let tasks = std::mem::take(&mut *self.tasks.lock());
+        for task in tasks {
+            if let Err(failure) = task.await {
+                error!(%failure, "a task of the live queries failed");
+            }
+        }
+    }
+}
+
+/// Takes from idle subscribers what they hold, until `stop`.
+async fn sweep(state: Arc<LiveState>, stop: CancellationToken) {
+    let mut ticks = interval(SWEEP_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = ticks.tick() => state.held.evict_idle(Instant::now()),
         }
     }
 }

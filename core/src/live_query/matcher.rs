@@ -2,11 +2,12 @@
 //!
 //! If commits come faster than it can evaluate them and have left the ring of recent commits, it does not
 //! catch up: the groups drop what they hold, and each subscriber reads the change log from its own position.
+//! It skips a large commit in the same way, but only for the groups of the table and scope that it changes.
 //!
 //! Invariant: the frontier moves to a seq only after every group has everything up to it, and after every
 //! subscription that a catalog change up to it ends has been told.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -17,7 +18,7 @@ use super::group::QueryGroup;
 use super::images::Images;
 use super::registry::LiveState;
 use super::stop::Stop;
-use crate::change_log::CommitRecord;
+use crate::change_log::{CommitRecord, TableChanges};
 use crate::error::{Error, Result};
 use crate::ids::{SchemaVersion, ScopeId, Seq, TableId};
 use crate::schema_registry::CatalogChange;
@@ -83,9 +84,10 @@ fn skip(state: &Arc<LiveState>) {
     let snapshot = state.committer.snapshot();
     debug!(seq = snapshot.seq.0, "live queries fell behind the commits and read the change log");
     adopt(state, snapshot.seq);
+    let matched = *state.frontier.borrow();
     for groups in &state.by_table {
         for group in groups.value() {
-            group.skip_to(snapshot.seq);
+            group.skip_to(matched, snapshot.seq);
         }
     }
     state.end_outdated(&snapshot.catalog);
@@ -102,14 +104,15 @@ fn adopt(state: &LiveState, frontier: Seq) {
 /// Shows `records`, the next commits, to the groups they affect.
 async fn follow(state: &Arc<LiveState>, records: &[Arc<CommitRecord>]) {
     let Some(through) = records.last().map(|record| record.seq) else { return };
-    adopt(state, *state.frontier.borrow());
+    let matched = *state.frontier.borrow();
+    adopt(state, matched);
     let work = touched(state, records);
     let rows: usize = work.iter().map(|work| work.rows * work.groups.len()).sum();
     let evaluate = {
         let (state, records) = (Arc::clone(state), records.to_vec());
         move || {
             for work in work {
-                work.evaluate(&state, &records, through);
+                work.evaluate(&state, &records, matched, through);
             }
             Ok(())
         }
@@ -145,39 +148,42 @@ fn can_end(state: &LiveState, change: &CatalogChange) -> bool {
 struct Work {
     place: (TableId, ScopeId),
     groups: Vec<Arc<QueryGroup>>,
+    /// The rows to evaluate.
     rows: usize,
-    /// Some of the changes are only in the change log, not in memory.
-    only_logged: bool,
+    /// Some of the changes are only in the change log, or are too many to evaluate at once.
+    from_log: bool,
 }
 
 /// Returns the work for the tables and scopes of `records` that have subscribers.
 fn touched(state: &LiveState, records: &[Arc<CommitRecord>]) -> Vec<Work> {
-    let mut places: HashMap<(TableId, ScopeId), (usize, bool)> = HashMap::new();
-    for changes in records.iter().flat_map(|record| &record.tables) {
-        places.entry((changes.table, changes.scope)).or_default().0 += changes.rows.len();
+    let mut places: HashSet<(TableId, ScopeId)> = HashSet::new();
+    for record in records {
+        places.extend(record.tables.iter().map(|changes| (changes.table, changes.scope)));
+        places.extend(record.stubs.iter().map(|stub| (stub.table, stub.scope)));
+        places.extend(record.large_insert.map(|insert| (insert.summary.table, insert.summary.scope)));
     }
-    for insert in records.iter().filter_map(|record| record.large_insert) {
-        places.entry((insert.summary.table, insert.summary.scope)).or_default().1 = true;
-    }
-    places
-        .into_iter()
-        .filter_map(|(place, (rows, only_logged))| {
-            let groups: Vec<_> = state
-                .by_table
-                .get(&place)?
-                .iter()
-                .filter(|group| group.is_adopted())
-                .map(Arc::clone)
-                .collect();
-            Some(Work { place, groups, rows, only_logged })
-        })
-        .collect()
+    let work = |place: (TableId, ScopeId)| {
+        let groups: Vec<_> =
+            state.by_table.get(&place)?.iter().filter(|group| group.is_adopted()).map(Arc::clone).collect();
+        let (table, scope) = place;
+        let changes = || records.iter().filter_map(move |record| record.changes_of(table, scope));
+        let from_log = changes().any(|changes| is_large(changes, state.piece_bytes))
+            || records.iter().any(|record| record.is_only_logged(table, scope));
+        let rows = if from_log { 0 } else { changes().map(|changes| changes.rows.len()).sum() };
+        Some(Work { place, groups, rows, from_log })
+    };
+    places.into_iter().filter_map(work).collect()
+}
+
+/// Whether the changes of a commit are read from the log, in pieces.
+fn is_large(changes: &TableChanges, piece_bytes: usize) -> bool {
+    changes.rows.len() > ROWS_AT_ONCE || changes.bytes() > piece_bytes
 }
 
 impl Work {
-    fn evaluate(self, state: &LiveState, records: &[Arc<CommitRecord>], through: Seq) {
-        if self.only_logged {
-            self.groups.iter().for_each(|group| group.skip_to(through));
+    fn evaluate(self, state: &LiveState, records: &[Arc<CommitRecord>], matched: Seq, through: Seq) {
+        if self.from_log {
+            self.groups.iter().for_each(|group| group.skip_to(matched, through));
             return;
         }
         let changes: Vec<_> = records
@@ -194,7 +200,7 @@ impl Work {
                 decoded = Some((version, Images::decode(&group.plan.table, current).map_err(Arc::new)));
             }
             let delivered = match &decoded {
-                Some((_, Ok(images))) => show(state, &group, images, through).map_err(Arc::new),
+                Some((_, Ok(images))) => show(state, &group, images, matched, through).map_err(Arc::new),
                 Some((_, Err(error))) => Err(Arc::clone(error)),
                 None => Ok(()),
             };
@@ -205,10 +211,10 @@ impl Work {
     }
 }
 
-fn show(state: &LiveState, group: &QueryGroup, images: &Images, through: Seq) -> Result<()> {
+fn show(state: &LiveState, group: &QueryGroup, images: &Images, matched: Seq, through: Seq) -> Result<()> {
     state.counters.evaluations.fetch_add(1, Ordering::Relaxed);
     match group.changes(images)? {
-        Some(batch) => group.push(&batch, through),
+        Some(batch) => group.push(&batch, matched, through),
         None => Ok(()),
     }
 }

@@ -4,7 +4,8 @@
 //! distinct query once over the changes of a commit, and puts the encoded frames into the query's bounded
 //! ring. A subscriber is a cursor. It reads the ring; the change log, if the ring no longer reaches back to
 //! the cursor; and a fresh snapshot, announced by a RESET, if the log does not either. Nothing waits for a
-//! slow subscriber, and nothing is queued for it.
+//! slow subscriber, and nothing is queued for it. What was made for it but is not sent yet can be dropped and
+//! made again at any time.
 //!
 //! It plans no SQL (the statement layer hands over a [`LiveQueryPlan`]) and speaks no wire protocol.
 //!
@@ -12,19 +13,24 @@
 
 mod canonical;
 mod catch_up;
+mod cursor;
+mod driver;
 mod evaluator;
 mod frame;
 mod frame_maker;
 mod group;
+mod held;
 mod images;
 mod manager;
 mod matcher;
 mod plan;
 mod registry;
+mod scan;
 mod start;
 mod stop;
 mod subscription;
 mod token;
+mod turns;
 
 use std::time::Duration;
 

@@ -4,6 +4,7 @@
 //! as long as it has a member.
 
 use std::collections::HashMap;
+use std::num::NonZero;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -11,35 +12,41 @@ use dashmap::DashMap;
 use datafusion::execution::SessionState;
 use datafusion::prelude::{SessionConfig, SessionContext};
 use parking_lot::Mutex;
-use tokio::sync::{Semaphore, watch};
-use tracing::debug;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tracing::{Instrument, debug, error};
 
 use super::SubscribeRequest;
+use super::frame::CloseReason;
 use super::frame_maker::{FrameLimits, FrameMaker};
 use super::group::{GroupKey, QueryGroup, RingTotal};
+use super::held::Held;
 use super::plan::LiveQueryPlan;
 use super::stop::{Stop, Subscriber, cannot_begin, check_current};
 use super::token::{Sealer, SecurityFingerprint, TokenScope};
+use super::turns::Turns;
 use crate::access::Principal;
 use crate::clock::Clock;
 use crate::commit::Committer;
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result, SqlState};
-use crate::ids::{ScopeId, Seq, SubscriptionId, TableId, UserId};
+use crate::ids::{ScopeId, Seq, SessionId, SubscriptionId, TableId, UserId};
 use crate::schema_registry::Catalog;
+use crate::workload::{EngineThreads, SessionHold};
 
 /// All rings together hold at most this many times the bytes of one ring.
 const RINGS_MAX: usize = 64;
-/// Chunks of the change log evaluated at the same time in the whole process. One can be as large as the
-/// largest commit.
-const CHUNKS_AT_ONCE: usize = 2;
+/// Pieces of the change log, and scans of snapshots, that are read at the same time; more if there are more
+/// processors.
+const READS_AT_ONCE: usize = 4;
 
 /// The state shared by the manager, the matcher and the subscriptions.
 pub(super) struct LiveState {
     pub(super) committer: Arc<Committer>,
     pub(super) clock: Arc<dyn Clock>,
     /// For scans of snapshots.
-    pub(super) session: SessionState,
+    pub(super) session: Arc<SessionState>,
+    engine: Arc<EngineThreads>,
     /// Commits up to this one have been matched.
     pub(super) frontier: watch::Sender<Seq>,
     /// The groups that must see the changes of a table and scope.
@@ -49,8 +56,14 @@ pub(super) struct LiveState {
     pub(super) counters: Counters,
     pub(super) subscriptions: DashMap<SubscriptionId, Arc<Registered>>,
     pub(super) members: Mutex<Members>,
-    /// Each permit allows the evaluation of one chunk of the change log.
-    pub(super) chunk_permits: Arc<Semaphore>,
+    /// What subscribers hold.
+    pub(super) held: Arc<Held>,
+    /// For evaluations of the change log, each of which takes a bounded time.
+    pub(super) log_turns: Turns,
+    /// For reading snapshots.
+    pub(super) scan_turns: Turns,
+    /// Bytes of rows per piece of the change log.
+    pub(super) piece_bytes: usize,
     sealer: Sealer,
     ring_bytes_max: usize,
     pub(super) rings: Arc<RingTotal>,
@@ -82,8 +95,11 @@ impl LiveState {
         committer: Arc<Committer>,
         clock: Arc<dyn Clock>,
         secret: &[u8; 32],
+        engine: Arc<EngineThreads>,
         config: &Config,
     ) -> Self {
+        let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let reads = READS_AT_ONCE.max(processors);
         let mut session = SessionConfig::new().with_target_partitions(1).with_batch_size(config.batch_rows);
         session.options_mut().execution.parquet.schema_force_view_types = false;
         let snapshot = committer.snapshot();
@@ -93,14 +109,18 @@ impl LiveState {
         Self {
             committer,
             clock,
-            session: context.state(),
+            session: Arc::new(context.state()),
+            engine,
             frontier: watch::Sender::new(frontier),
             by_table: DashMap::new(),
             pending: Mutex::default(),
             counters: Counters::default(),
             subscriptions: DashMap::new(),
             members: Mutex::default(),
-            chunk_permits: Arc::new(Semaphore::new(CHUNKS_AT_ONCE)),
+            held: Held::new(config),
+            log_turns: Turns::new(reads),
+            scan_turns: Turns::new(reads),
+            piece_bytes: config.live_piece_bytes.max(1),
             sealer: Sealer::new(secret),
             ring_bytes_max: config.live_ring_bytes,
             rings: Arc::new(RingTotal {
@@ -111,6 +131,15 @@ impl LiveState {
             subscriptions_per_user_max: config.subscriptions_per_user_max,
             last_id: AtomicU64::new(0),
         }
+    }
+
+    /// Runs work for a subscriber on the threads of statements and waits for it.
+    pub(super) async fn on_engine<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        let mut work = self.engine.spawn_task(work);
+        std::future::poll_fn(|cx| work.poll_join(cx)).await
     }
 
     /// Finds or creates the group of equal subscriptions and counts the new member.
@@ -216,6 +245,7 @@ impl LiveState {
         let registered = Arc::new(Registered {
             id,
             subscriber,
+            session: membership.session.as_ref().map(|hold| hold.session().id()),
             group: Arc::clone(&membership.group),
             stop: watch::Sender::new(None),
             sql: request.sql.clone(),
@@ -235,7 +265,20 @@ impl LiveState {
         // An earlier change of the catalog is seen here; a later one ends this subscription too.
         check_current(&registered.group.plan, &registered.subscriber, &self.committer.snapshot().catalog)
             .map_err(|stop| cannot_begin(&stop))?;
+        // The same for the end of the session.
+        if let Some(hold) = &membership.session {
+            hold.session().check()?;
+        }
         Ok((registered, membership))
+    }
+
+    /// Ends the subscriptions of a session.
+    pub(super) fn end_session(&self, session: SessionId, message: &str) {
+        for entry in &self.subscriptions {
+            if entry.session == Some(session) {
+                entry.end(Stop::new(CloseReason::Killed, message));
+            }
+        }
     }
 
     /// Ends subscriptions whose table or user was dropped or changed.
@@ -263,10 +306,28 @@ impl LiveState {
     }
 }
 
+/// Runs work for a subscriber as a task. It goes on while nobody polls the returned future, and ends when
+/// the future is dropped.
+pub(super) async fn in_task<T: Send + 'static>(
+    work: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<T> {
+    let mut task = JoinSet::new();
+    task.spawn(work.in_current_span());
+    match task.join_next().await {
+        Some(Ok(result)) => result,
+        Some(Err(failure)) if failure.is_panic() => {
+            error!(%failure, "a live query panicked");
+            Err(Error::internal("the live query could not be evaluated").source(failure))
+        }
+        Some(Err(_)) | None => Err(Error::shutting_down()),
+    }
+}
+
 /// The registry's entry of a subscription.
 pub(super) struct Registered {
     pub(super) id: SubscriptionId,
     pub(super) subscriber: Subscriber,
+    pub(super) session: Option<SessionId>,
     pub(super) group: Arc<QueryGroup>,
     pub(super) stop: watch::Sender<Option<Stop>>,
     pub(super) sql: String,
@@ -297,6 +358,8 @@ pub(super) struct Membership {
     pub(super) user: UserId,
     pub(super) group: Arc<QueryGroup>,
     pub(super) id: Option<SubscriptionId>,
+    /// Counts the live query for its session.
+    pub(super) session: Option<SessionHold>,
 }
 
 impl Drop for Membership {

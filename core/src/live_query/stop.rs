@@ -101,3 +101,12 @@ pub(super) fn check_current(
 pub(super) fn cannot_begin(stop: &Stop) -> Error {
     Error::conflict(format!("the live query cannot begin: {}", stop.message))
 }
+
+/// Returns one stream's copy of an error that ends several streams.
+pub(super) fn repeated(error: &Arc<Error>) -> Error {
+    let own = Error::new(error.kind(), error.sqlstate(), error.message()).source(Arc::clone(error));
+    match error.hint_text() {
+        Some(hint) => own.hint(hint),
+        None => own,
+    }
+}

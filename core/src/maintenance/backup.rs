@@ -16,10 +16,10 @@ use tracing::warn;
 use super::backup_store::{BackupStore, BackupUrl};
 use super::format::{BackupManifest, CLAIM, MANIFEST, ObjectDigest, SEGMENTS, STORE, StoreWriter};
 use crate::cold_storage::{Segment, is_removal};
-use crate::commit::Snapshot;
+use crate::commit::{Committer, Snapshot};
 use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::failpoint;
-use crate::ids::{DatabaseId, JobId, Seq};
+use crate::ids::{JobId, Seq};
 use crate::storage::{Direction, KeyRange, Partition, blocking};
 
 /// The partitions of the store that a backup includes.
@@ -44,19 +44,28 @@ pub struct BackupSummary {
     pub bytes: u64,
 }
 
-/// Writes the database as of `snapshot` to `url`, which must be empty except for leftovers of the same job.
+/// Writes the database as of its last commit to `url`, which must be empty except for leftovers of the same
+/// job.
 ///
 /// # Errors
 /// 42710 when `url` is not empty, 57014 when `stop` is cancelled, 58030 when it cannot be written, XX001 for
 /// damaged segments.
 pub async fn back_up(
-    snapshot: &Arc<Snapshot>,
-    database: DatabaseId,
+    committer: &Committer,
     url: &BackupUrl,
     job: &JobId,
     stop: &CancellationToken,
 ) -> Result<BackupSummary> {
-    let mut backup = Backup::new(url.create().await?, Arc::clone(snapshot), database, stop.clone());
+    let snapshot = committer.snapshot();
+    let mut backup = Backup {
+        store: url.create().await?,
+        // A feature is recorded before its first use, so these are all features of the snapshot.
+        manifest: BackupManifest::new(committer.database_id(), &snapshot, committer.features()),
+        snapshot,
+        stop: stop.clone(),
+        begun: Vec::new(),
+        upload: None,
+    };
     let outcome = tokio::select! {
         outcome = backup.run(url, job) => outcome,
         () = async {
@@ -82,17 +91,6 @@ struct Backup {
 }
 
 impl Backup {
-    fn new(
-        store: BackupStore,
-        snapshot: Arc<Snapshot>,
-        database: DatabaseId,
-        stop: CancellationToken,
-    ) -> Self {
-        let tables = snapshot.catalog.tables().map(|table| table.qualified_name()).collect();
-        let manifest = BackupManifest::new(database, snapshot.seq, snapshot.commit_ts, tables);
-        Self { store, snapshot, manifest, stop, begun: Vec::new(), upload: None }
-    }
-
     async fn run(&mut self, url: &BackupUrl, job: &JobId) -> Result<BackupSummary> {
         self.check_stop()?;
         let claim = Bytes::from(format!("kalamdb backup\njob {job}\n"));
@@ -281,4 +279,39 @@ fn taken(url: &BackupUrl, others: &[String]) -> Error {
 fn cancelled() -> Error {
     Error::new(ErrorKind::Cancelled, SqlState::QUERY_CANCELED, "the job was cancelled")
         .hint("the partial backup is removed; if that fails, the log says so")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::SystemClock;
+    use crate::commit::CommitterOptions;
+    use crate::maintenance::restore;
+    use crate::storage::{DataDirectory, RocksStorage, StorageOptions};
+
+    #[tokio::test]
+    async fn a_backup_has_the_features_of_its_directory() {
+        let folder = tempfile::tempdir().unwrap();
+        let directory = Arc::new(DataDirectory::open(&folder.path().join("data")).unwrap());
+        let storage = RocksStorage::open(Arc::clone(&directory), StorageOptions::default()).unwrap();
+        let (storage, clock) = (Arc::new(storage), Arc::new(SystemClock));
+        let options = CommitterOptions::default();
+        let committer = Committer::open(storage, Some(Arc::clone(&directory)), clock, options).unwrap();
+        directory.use_feature("time-travel").unwrap();
+        let backup = folder.path().join("backup");
+        let url = BackupUrl::parse(&format!("file://{}", backup.display())).unwrap();
+        let job = JobId("BK-1".to_owned());
+        back_up(&committer, &url, &job, &CancellationToken::new()).await.unwrap();
+        committer.shutdown().await.unwrap();
+        let manifest = std::fs::read_to_string(backup.join(MANIFEST)).unwrap();
+        assert!(manifest.contains("\"time-travel\""), "{manifest}");
+
+        // No program knows this feature, so this one refuses its own backup.
+        let restored = folder.path().join("restored");
+        let error = restore(&url, &restored).await.unwrap_err();
+        assert_eq!(error.sqlstate(), SqlState::OBJECT_NOT_IN_STATE);
+        assert!(error.message().starts_with("the backup uses the feature \"time-travel\""), "{error}");
+        assert!(error.hint_text().unwrap().contains("newer kalamdb"), "{error}");
+        assert!(!restored.exists());
+    }
 }

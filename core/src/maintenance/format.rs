@@ -6,7 +6,8 @@
 //!                                              | partition u8 (1 Meta, 2 Rows, 4 Cold)
 //!                                              | per entry: key length u32, key, value length u32, value
 //! URL/segments/TABLE/EPOCH-SEGMENT.parquet   the segment, byte for byte
-//! URL/manifest.json                          created last: without it there is no backup
+//! URL/manifest.json                          created last: without it there is no backup. Its `features` are
+//!                                              those of the data directory, as in `FORMAT`
 //! ```
 //!
 //! Numbers are little-endian; numbers in names have eight digits. A backup omits the change log: a restored
@@ -20,9 +21,10 @@ use object_store::path::Path;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::commit::Snapshot;
 use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::ids::{DatabaseId, Seq};
-use crate::storage::{Partition, WriteBatch};
+use crate::storage::{Features, Partition, WriteBatch, check_known};
 
 /// The format this program writes, and the newest it reads.
 const FORMAT: u32 = 1;
@@ -45,6 +47,9 @@ pub(super) const STORE: &str = "store";
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct BackupManifest {
     pub(super) format: u32,
+    /// The features of the data directory; a program that does not know one of them refuses the backup.
+    #[serde(default, skip_serializing_if = "Features::is_empty")]
+    pub(super) features: Features,
     /// The version of the program that made the backup, for people.
     pub(super) program: String,
     /// The id of the database that was backed up; a restored database gets another id.
@@ -71,9 +76,17 @@ pub(super) struct BackupObject {
 
 impl BackupManifest {
     /// Creates a manifest of this program's version, without objects.
-    pub(super) fn new(database_id: DatabaseId, seq: Seq, commit_ts: i64, tables: Vec<String>) -> Self {
-        let program = env!("CARGO_PKG_VERSION").to_owned();
-        Self { format: FORMAT, program, database_id, seq, commit_ts, tables, objects: Vec::new() }
+    pub(super) fn new(database_id: DatabaseId, snapshot: &Snapshot, features: Features) -> Self {
+        Self {
+            format: FORMAT,
+            features,
+            program: env!("CARGO_PKG_VERSION").to_owned(),
+            database_id,
+            seq: snapshot.seq,
+            commit_ts: snapshot.commit_ts,
+            tables: snapshot.catalog.tables().map(|table| table.qualified_name()).collect(),
+            objects: Vec::new(),
+        }
     }
 
     pub(super) fn encode(&self) -> Result<Vec<u8>> {
@@ -82,15 +95,18 @@ impl BackupManifest {
     }
 
     /// # Errors
-    /// XX001 when it is damaged, 55000 when it is newer than this program.
+    /// XX001 when it is damaged, 55000 when it is newer than this program or uses a feature that this program
+    /// does not know.
     pub(super) fn decode(bytes: &[u8]) -> Result<Self> {
         /// The part of a manifest that all formats share.
         #[derive(Deserialize)]
         struct AnyFormat {
             format: u32,
+            #[serde(default)]
+            features: Features,
         }
         let unreadable = |error| damaged(MANIFEST, "it cannot be read").source(error);
-        let AnyFormat { format } = serde_json::from_slice(bytes).map_err(unreadable)?;
+        let AnyFormat { format, features } = serde_json::from_slice(bytes).map_err(unreadable)?;
         if format > FORMAT {
             return Err(Error::new(
                 ErrorKind::Unavailable,
@@ -99,6 +115,7 @@ impl BackupManifest {
             )
             .hint("restore it with the version that made it, or a newer one"));
         }
+        check_known("the backup", &features)?;
         serde_json::from_slice(bytes).map_err(unreadable)
     }
 }
@@ -315,6 +332,7 @@ mod tests {
         assert_eq!(writer.raw, *b"KBAK\x01\x02\x01\0\0\0k\x05\0\0\0value");
         let manifest = BackupManifest {
             format: 1,
+            features: Features::new(),
             program: "0.1.0".to_owned(),
             database_id: DatabaseId(uuid::Uuid::from_bytes([7; 16])),
             seq: Seq(9),
@@ -331,8 +349,14 @@ mod tests {
             "objects":[{"path":"store/00000000.zst","bytes":3,"sha256":"ab"}]}"#;
         assert_eq!(BackupManifest::decode(text.as_bytes()).unwrap(), manifest);
         assert_eq!(BackupManifest::decode(&manifest.encode().unwrap()).unwrap(), manifest);
-        let newer = BackupManifest::decode(br#"{"format":2,"objects":{}}"#).unwrap_err();
-        assert_eq!(newer.sqlstate(), SqlState::OBJECT_NOT_IN_STATE);
+        let with_feature = BackupManifest { features: Features::from(["x".to_owned()]), ..manifest };
+        let text = String::from_utf8(with_feature.encode().unwrap()).unwrap();
+        assert!(text.starts_with("{\n  \"format\": 1,\n  \"features\": [\n    \"x\"\n  ],\n"), "{text}");
+        // A program refuses an unknown feature even if it cannot read the rest.
+        for newer in [r#"{"format":2,"objects":{}}"#, r#"{"format":1,"features":["x"],"objects":{}}"#] {
+            let error = BackupManifest::decode(newer.as_bytes()).unwrap_err();
+            assert_eq!(error.sqlstate(), SqlState::OBJECT_NOT_IN_STATE, "{newer}");
+        }
         assert_eq!(BackupManifest::decode(b"{}").unwrap_err().kind(), ErrorKind::Corruption);
     }
 }

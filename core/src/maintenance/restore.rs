@@ -74,14 +74,15 @@ pub struct RestoreSummary {
 ///
 /// # Errors
 /// 42704 when there is no backup; XX001 with the object's name when an object is damaged, missing or
-/// unexpected; 55000 when the directory is not empty or the backup is newer than this program; 58030 when
-/// something cannot be read or written.
+/// unexpected; 55000 when the directory is not empty, or the backup is newer than this program or uses a
+/// feature that it does not know; 58030 when something cannot be read or written.
 pub async fn restore(url: &BackupUrl, data_dir: &FilePath) -> Result<RestoreSummary> {
     let store = url.open()?;
     let manifest = read_manifest(&store, url).await?;
     check_names(&store, &manifest).await?;
     let path = data_dir.to_owned();
-    let directory = Arc::new(blocking(move || DataDirectory::begin_restore(&path)).await?);
+    let features = manifest.features.clone();
+    let directory = Arc::new(blocking(move || DataDirectory::begin_restore(&path, features)).await?);
     let outcome = fill(&store, &manifest, &directory).await;
     blocking(move || {
         if outcome.is_ok() {

@@ -21,7 +21,9 @@ use dashmap::DashMap;
 use super::definition::TableDefinition;
 use super::options::ScopeKind;
 pub use crate::cold_storage::COLUMN_SEQ;
-use crate::cold_storage::{COLUMN_ID_ROW, COLUMN_ID_SEQ, COLUMN_ID_USER, ReadColumn, ReadSchema};
+use crate::cold_storage::{
+    AbsentColumn, COLUMN_ID_ROW, COLUMN_ID_SEQ, COLUMN_ID_USER, ReadColumn, ReadSchema,
+};
 use crate::error::Result;
 use crate::ids::ColumnId;
 use crate::types::{ColumnType, DATA_TYPE_METADATA_KEY};
@@ -131,8 +133,13 @@ pub(super) fn segment(full: &Schema, definition: &TableDefinition) -> Result<Rea
     let row_id = (!definition.has_key()).then_some((row_id, COLUMN_ID_ROW));
     let more: Vec<(&FieldRef, ColumnId)> = user.into_iter().chain(row_id).collect();
     let mut columns = Vec::with_capacity(full.fields().len() + more.len());
+    let since = definition.added_in();
     for column in &definition.columns {
-        columns.push(ReadColumn { id: column.id, absent: Some(column.initial_value()?) });
+        let absent = match since.get(&column.id) {
+            Some(since) => Some(AbsentColumn { since: *since, value: column.initial_value()? }),
+            None => None,
+        };
+        columns.push(ReadColumn { id: column.id, absent });
     }
     let system = more.iter().map(|(_, id)| *id);
     columns.extend([COLUMN_ID_SEQ].into_iter().chain(system).map(|id| ReadColumn { id, absent: None }));

@@ -42,7 +42,7 @@ pub struct Catalog {
 }
 
 impl Catalog {
-    /// Creates the catalog of a new database: namespaces `public` and `system`, the eight system tables,
+    /// Creates the catalog of a new database: namespaces `public` and `system`, the ten system tables,
     /// storage `local`, no users.
     pub fn initial(created_at: i64) -> Self {
         let mut catalog = Self {

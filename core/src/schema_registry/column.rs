@@ -4,11 +4,15 @@
 
 use std::sync::Arc;
 
+use arrow::array::AsArray;
+use arrow::datatypes::DataType;
 use datafusion::common::ScalarValue;
 use serde::{Deserialize, Serialize};
 
+use crate::casts::cast;
 use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::ids::ColumnId;
+use crate::storage::canonical;
 use crate::types::ColumnType;
 
 /// One column.
@@ -28,8 +32,10 @@ pub struct ColumnDefinition {
     /// The maximum number of characters of a text column declared with a length.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub length_max: Option<u32>,
-    /// The value in rows written before the column existed, as a literal's text; NULL when absent. It is the
-    /// column's default, evaluated once when the column was added.
+    /// The value in rows written before the column existed, NULL when absent. It is the column's default,
+    /// evaluated once when the column was added, in the form of a cast to TEXT (an EMBEDDING as in
+    /// [`ColumnType::parse_text`]). When the type becomes wider, the value is cast like all others: REAL
+    /// 0.1 becomes DOUBLE 0.10000000149011612.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub initial: Option<String>,
 }
@@ -50,6 +56,19 @@ impl ColumnDefinition {
             Some(text) => self.ty.parse_text(text),
             None => Ok(ScalarValue::try_from(&self.ty.arrow())?),
         }
+    }
+
+    /// Returns `initial` for a version of the column in which it has the type `ty`: its own, or a wider one.
+    ///
+    /// # Errors
+    /// As [`ColumnDefinition::initial_value`].
+    pub(super) fn initial_in(&self, ty: ColumnType) -> Result<Option<String>> {
+        if self.initial.is_none() || matches!(ty, ColumnType::Embedding(_)) {
+            return Ok(self.initial.clone());
+        }
+        let value = canonical(&cast(&self.initial_value()?.to_array()?, &ty.arrow())?);
+        let text = cast(&value, &DataType::Utf8)?;
+        Ok(Some(text.as_string::<i32>().value(0).to_owned()))
     }
 }
 

@@ -3,9 +3,10 @@
 //!
 //! Invariant: a definition is immutable. An ALTER makes the next version with
 //! [`TableDefinition::next_version`]; rows written under an older version are read through
-//! [`TableDefinition::layout`] and never rewritten for it.
+//! [`TableDefinition::layout`] and never rewritten for it. So the key never changes, and the type of a column
+//! only becomes wider.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -19,7 +20,7 @@ use crate::cold_storage::SegmentKeys;
 use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::ids::{ColumnId, SchemaVersion, ScopeId, TableId, UserId};
 use crate::storage::keys::KeyEncoder;
-use crate::types::ColumnType;
+use crate::types::{ColumnType, is_widening};
 
 pub use crate::storage::rows::RowLayout;
 
@@ -123,10 +124,11 @@ impl TableDefinition {
 
     /// Returns the next version of the table, changed by `change`. When the stored columns change, the old
     /// layout joins the history, so that older rows stay readable. `change` takes ids of added columns from
-    /// `next_column_id` and advances it.
+    /// `next_column_id` and advances it. It cannot change `initial`: the columns keep their initial values.
     ///
     /// # Errors
-    /// What `change` returns, and whatever [`TableDefinition::validate`] refuses.
+    /// What `change` returns; 0A000 when it changes the key, or a type to one that is not wider; XX000 when
+    /// it reuses the id of a dropped column; and whatever [`TableDefinition::validate`] refuses.
     pub fn next_version(
         &self,
         updated_at: i64,
@@ -139,12 +141,56 @@ impl TableDefinition {
         next.updated_at = updated_at;
         next.history.clone_from(&self.history);
         next.layout_since = self.layout_since;
+        next.keep_columns(self)?;
         if next.stored_columns() != self.stored_columns() {
             next.history.push(RowLayout { since: self.layout_since, columns: self.stored_columns() });
             next.layout_since = next.version;
         }
         next.validate()?;
         Ok(next)
+    }
+
+    /// Checks that rows of the version `old` can be read as rows of this one, and sets the initial values:
+    /// those of `old`, cast to wider types, and those of new columns in their one form.
+    fn keep_columns(&mut self, old: &Self) -> Result<()> {
+        let table = old.qualified_name();
+        let recreate = "create another table and copy the rows";
+        if self.primary_key != old.primary_key {
+            let change = format!("changing the primary key of table \"{table}\"");
+            return Err(Error::unsupported(change).hint(recreate));
+        }
+        self.next_column_id = self.next_column_id.max(old.next_column_id);
+        for column in &mut self.columns {
+            let Some(before) = old.column_by_id(column.id) else {
+                if column.id < old.next_column_id {
+                    return Err(Error::internal(format!(
+                        "column \"{}\" of table \"{table}\" has the id {} of a dropped column",
+                        column.name, column.id
+                    )));
+                }
+                column.initial = column.initial_in(column.ty)?;
+                continue;
+            };
+            if column.ty != before.ty {
+                if self.primary_key.contains(&column.id) {
+                    let change =
+                        format!("changing the type of key column \"{}\" of table \"{table}\"", column.name);
+                    return Err(Error::unsupported(change).hint(recreate));
+                }
+                let change = format!(
+                    "changing column \"{}\" of table \"{table}\" from {} to {}",
+                    column.name, before.ty, column.ty
+                );
+                if !is_widening(&before.ty.arrow(), &column.ty.arrow()) {
+                    return Err(Error::unsupported(change).hint(
+                        "a type can only become wider: SMALLINT to INTEGER or BIGINT, INTEGER to BIGINT, \
+                         REAL to DOUBLE, DECIMAL to more digits with the same scale",
+                    ));
+                }
+            }
+            column.initial = before.initial_in(column.ty)?;
+        }
+        Ok(())
     }
 
     /// Returns the table with other options and the same version: rows, segments, schemas and resume tokens
@@ -182,10 +228,13 @@ impl TableDefinition {
         }
     }
 
-    /// Returns whether a principal may read its rows (in USER tables, their own rows).
+    /// Returns whether a principal may read its rows (in USER tables and some system tables, their own rows).
     pub fn is_readable_by(&self, principal: &Principal) -> bool {
         match (self.kind, self.options.scope) {
-            (TableKind::System, _) => principal.may_read_system(),
+            (TableKind::System, _) => {
+                principal.may_read_system()
+                    || SystemTable::from_id(self.id).is_some_and(SystemTable::is_for_all)
+            }
             (_, ScopeKind::User) => true,
             (_, ScopeKind::Shared) => principal.may_read_shared(self.options.access_level),
         }
@@ -268,6 +317,18 @@ impl TableDefinition {
     pub fn layouts(&self) -> Vec<RowLayout> {
         let newest = RowLayout { since: self.layout_since, columns: self.stored_columns() };
         self.history.iter().cloned().chain([newest]).collect()
+    }
+
+    /// Returns the columns that older segments lack, with the first version that has them.
+    pub(super) fn added_in(&self) -> HashMap<ColumnId, SchemaVersion> {
+        let mut added = HashMap::new();
+        for layout in self.layouts() {
+            for (id, _) in layout.columns {
+                added.entry(id).or_insert(layout.since);
+            }
+        }
+        added.retain(|_, since| *since > SchemaVersion(1));
+        added
     }
 
     fn stored_columns(&self) -> Vec<(ColumnId, ColumnType)> {

@@ -61,6 +61,9 @@ pub struct UserRecord {
     pub last_login_at: Option<i64>,
     /// Grows when the password or the role changes; tokens of an older generation are refused.
     pub auth_generation: u32,
+    /// What ALTER USER has set for the user's sessions, by name; times are in milliseconds.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub settings: BTreeMap<String, String>,
 }
 
 impl UserRecord {

@@ -1,4 +1,4 @@
-//! The definitions of the eight tables of namespace `system`. `system_tables` and `jobs` make their rows.
+//! The definitions of the ten tables of namespace `system`. `system_tables` and `jobs` make their rows.
 //!
 //! Invariant: a column's id is its position. A new column is appended and raises the table's version.
 //!
@@ -55,6 +55,8 @@ fn comment(table: SystemTable) -> &'static str {
         SystemTable::Tables => "every table",
         SystemTable::AuditLogs => "who changed what",
         SystemTable::Stats => "numbers about this node",
+        SystemTable::Queries => "statements running on this node",
+        SystemTable::Sessions => "sessions open on this node",
     }
 }
 
@@ -68,6 +70,8 @@ fn columns(table: SystemTable) -> &'static [SystemColumn] {
         SystemTable::Tables => TABLES,
         SystemTable::AuditLogs => AUDIT_LOGS,
         SystemTable::Stats => STATS,
+        SystemTable::Queries => QUERIES,
+        SystemTable::Sessions => SESSIONS,
     }
 }
 
@@ -183,6 +187,45 @@ const AUDIT_LOGS: &[SystemColumn] = &[
 ];
 
 const STATS: &[SystemColumn] = &[("metric_name", Text, NOT_NULL), ("metric_value", Text, NULL)];
+
+const QUERIES: &[SystemColumn] = &[
+    ("query_id", Text, NOT_NULL),
+    ("session_id", Text, NOT_NULL),
+    ("user_id", Text, NOT_NULL),
+    ("username", Text, NOT_NULL),
+    ("client_address", Text, NULL),
+    ("application_name", Text, NOT_NULL),
+    ("kind", Text, NOT_NULL),
+    ("state", Text, NOT_NULL),
+    ("wait_event", Text, NULL),
+    ("query", Text, NOT_NULL),
+    ("started_at", TimestampTz, NOT_NULL),
+    ("age_ms", BigInt, NOT_NULL),
+    ("rows", BigInt, NOT_NULL),
+    ("memory_bytes", BigInt, NOT_NULL),
+    ("memory_peak_bytes", BigInt, NOT_NULL),
+    ("spill_bytes", BigInt, NOT_NULL),
+    ("cpu_ms", BigInt, NOT_NULL),
+    ("statement_timeout_ms", BigInt, NULL),
+    ("node_id", Text, NOT_NULL),
+];
+
+const SESSIONS: &[SystemColumn] = &[
+    ("session_id", Text, NOT_NULL),
+    ("user_id", Text, NOT_NULL),
+    ("username", Text, NOT_NULL),
+    ("client_address", Text, NULL),
+    ("application_name", Text, NOT_NULL),
+    ("kind", Text, NOT_NULL),
+    ("namespace", Text, NOT_NULL),
+    ("started_at", TimestampTz, NOT_NULL),
+    ("last_active_at", TimestampTz, NOT_NULL),
+    ("queries", BigInt, NOT_NULL),
+    ("prepared", BigInt, NOT_NULL),
+    ("live_queries", BigInt, NOT_NULL),
+    ("memory_bytes", BigInt, NOT_NULL),
+    ("node_id", Text, NOT_NULL),
+];
 
 #[cfg(test)]
 mod tests {

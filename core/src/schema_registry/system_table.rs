@@ -23,11 +23,15 @@ pub enum SystemTable {
     AuditLogs,
     /// Metrics of this process; rows are computed at scan.
     Stats,
+    /// Running statements; rows are computed at scan.
+    Queries,
+    /// Open sessions; rows are computed at scan.
+    Sessions,
 }
 
 impl SystemTable {
     /// All system tables, ordered by id.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::Users,
         Self::Jobs,
         Self::Namespaces,
@@ -36,6 +40,8 @@ impl SystemTable {
         Self::Tables,
         Self::AuditLogs,
         Self::Stats,
+        Self::Queries,
+        Self::Sessions,
     ];
 
     /// Returns the table's fixed number.
@@ -49,6 +55,8 @@ impl SystemTable {
             Self::Tables => 6,
             Self::AuditLogs => 7,
             Self::Stats => 8,
+            Self::Queries => 9,
+            Self::Sessions => 10,
         })
     }
 
@@ -68,7 +76,14 @@ impl SystemTable {
             Self::Tables => "tables",
             Self::AuditLogs => "audit_logs",
             Self::Stats => "stats",
+            Self::Queries => "queries",
+            Self::Sessions => "sessions",
         }
+    }
+
+    /// Returns whether every user may read it. Each sees their own rows, administrators see all.
+    pub fn is_for_all(self) -> bool {
+        matches!(self, Self::Queries | Self::Sessions)
     }
 
     /// Returns whether its rows are stored like those of a SHARED table; others are computed at scan.

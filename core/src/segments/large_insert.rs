@@ -40,7 +40,8 @@ pub struct NewRows {
 }
 
 /// Writes rows to segments that are on stable storage and verified on return; `next_id` assigns their ids.
-/// Returns the insert to commit and its objects, which the caller must keep once a commit may name them.
+/// Keeps `turn` meanwhile, also while a thread writes for a caller that has gone. Returns the insert to
+/// commit and its objects, which the caller must keep once a commit may name them.
 ///
 /// # Errors
 /// As [`RowWriter::inserts`]; 58030 when the storage of the segments fails.
@@ -50,15 +51,21 @@ pub async fn write_segments(
     rows: NewRows,
     next_id: impl Fn() -> SegmentId + Send + Sync + 'static,
     now_us: i64,
+    turn: impl Send + 'static,
 ) -> Result<(LargeInsert, PendingObjects)> {
     let control = Control::default();
     let scope = rows.scope;
     let number = next_id();
     let segments = SegmentsWriter::new(snapshot, schemas, Arc::new(next_id), &control)?;
     let table = Arc::clone(schemas);
-    let (written, log) = blocking(move || write(segments, &table, rows, number)).await?;
+    let (written, log, turn) = blocking(move || {
+        let (written, log) = write(segments, &table, rows, number)?;
+        Ok((written, log, turn))
+    })
+    .await?;
     let PublishedSegments { segments, objects, .. } =
         publish_segments(snapshot, schemas, written, &control, now_us).await?;
+    drop(turn);
     Ok((LargeInsert { table: Arc::clone(&schemas.definition), scope, added: segments, log }, objects))
 }
 

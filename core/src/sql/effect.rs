@@ -3,16 +3,20 @@
 //!
 //! Invariant: all changes of a statement are one commit, and its audit rows are part of it.
 
+use std::sync::Arc;
+
 use serde_json::Value;
 
 use crate::commit::{LargeInsert, WriteSet};
 use crate::error::{Error, ErrorKind, Result};
-use crate::ids::{JobId, Seq, SubscriptionId, UserId};
+use crate::ids::{JobId, QueryId, Seq, SessionId, SubscriptionId, UserId};
 use crate::live_query::Subscription;
 use crate::maintenance::BackupUrl;
+use crate::schema_registry::TableDefinition;
 use crate::segments::PendingObjects;
 use crate::sql::execution::Execution;
 use crate::sql::result::RowStream;
+use crate::sql::text::statement::MaintenanceKind;
 
 /// The effect of one statement, planned on one snapshot.
 pub(super) enum Effect {
@@ -24,6 +28,8 @@ pub(super) enum Effect {
     Denied(Denial),
     /// The statement starts a live query.
     Subscription(Subscription),
+    /// The statement sets this password: it is planned again, with the hash in the [`Execution`].
+    NewPassword(String),
     /// The statement found nothing to do, as of this seq.
     Nothing(Seq),
 }
@@ -67,10 +73,26 @@ pub(super) struct Denial {
 pub(super) enum FollowUp {
     /// Ends a live query.
     KillLiveQuery(SubscriptionId),
+    /// Ends a statement.
+    KillQuery(QueryId),
+    /// Ends a session.
+    KillSession(SessionId),
+    /// Queues a job for each of these tables and returns the jobs.
+    Maintain(MaintenanceKind, Vec<Arc<TableDefinition>>),
     /// Starts a backup and returns its job.
     BackUp(BackupUrl),
     /// Ends a job.
     CancelJob(JobId),
+}
+
+impl FollowUp {
+    /// Whether it ends work that may be the reason why the store refuses writes.
+    pub(super) fn ends_work(&self) -> bool {
+        match self {
+            Self::KillLiveQuery(_) | Self::KillQuery(_) | Self::KillSession(_) | Self::CancelJob(_) => true,
+            Self::Maintain(..) | Self::BackUp(_) => false,
+        }
+    }
 }
 
 impl Effect {

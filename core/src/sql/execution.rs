@@ -1,23 +1,25 @@
-//! One statement's view of the database: a snapshot, the principal, and the namespace of unqualified names.
+//! One statement's view of the database: a snapshot, the principal, and the namespace of unqualified names;
+//! and the settings of its session.
 //!
 //! Invariant: a statement reads one snapshot and no other. Only this module resolves tables, and checks the
 //! rights to read and write them.
 
 use std::sync::Arc;
-
-use parking_lot::RwLock;
+use std::time::Duration;
 
 use super::engine::Engine;
+use super::settings::{SetValue, Setting, TimeSetting, TimeSources, show_time, time_of_user};
 use super::text::cursor::QualifiedName;
 use crate::access::Principal;
 use crate::app_context::AppContext;
 use crate::commit::{Snapshot, WriteSet};
+use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::ids::TableId;
 use crate::schema_registry::{
-    NAMESPACE_PUBLIC, NAMESPACE_SYSTEM, ScopeKind, TableDefinition, TableKind, TableSchemas,
+    NAMESPACE_PUBLIC, ScopeKind, TableDefinition, TableKind, TableSchemas, UserRecord,
 };
-use crate::workload::StatementControl;
+use crate::workload::{Call, SessionInfo, Settings, StatementControl, StatementParts, StopReason};
 
 /// How tables appear to a statement.
 #[derive(Clone, Copy, Debug, Default)]
@@ -28,22 +30,17 @@ pub(crate) struct TableVisibility {
     pub(crate) target: Option<TableId>,
 }
 
-/// The settings of a session.
-pub(crate) struct Settings {
-    namespace: RwLock<Arc<str>>,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self { namespace: RwLock::new(Arc::from(NAMESPACE_PUBLIC)) }
-    }
-}
-
-impl Settings {
-    /// Returns the namespace of unqualified table names.
-    pub(crate) fn namespace(&self) -> Arc<str> {
-        Arc::clone(&self.namespace.read())
-    }
+/// What a session gives to its statements.
+pub(crate) struct Origin<'a> {
+    pub(crate) ctx: &'a Arc<AppContext>,
+    pub(crate) engine: &'a Arc<Engine>,
+    pub(crate) session: &'a Arc<SessionInfo>,
+    /// The user, as of the login.
+    pub(crate) principal: &'a Principal,
+    /// In place of the namespace that the session has set.
+    pub(crate) namespace: Option<&'a Arc<str>>,
+    /// The call of the client.
+    pub(crate) call: Option<&'a Call>,
 }
 
 /// The context of a statement.
@@ -53,32 +50,80 @@ pub(crate) struct Execution {
     pub(crate) engine: Arc<Engine>,
     /// Stops the statement, in all its attempts.
     pub(crate) control: Arc<StatementControl>,
-    settings: Arc<Settings>,
     pub(crate) snapshot: Arc<Snapshot>,
     /// The user, with the role in the snapshot.
     pub(crate) principal: Principal,
     pub(crate) namespace: Arc<str>,
     /// Microseconds since 1970: the value of `NOW()`, and the time that decides which rows have expired.
     pub(crate) now_us: i64,
+    /// The hash of the password that the statement sets, once it is computed.
+    pub(crate) password_hash: Option<String>,
 }
 
 impl Execution {
-    /// Returns a statement's view of the database, as of now.
+    /// Begins a statement: lists it, and returns its view of the database, as of now. `text` is `None` for
+    /// one that may contain a password.
+    ///
+    /// # Errors
+    /// 28000 when the user no longer exists, or has another password or role since just now; 57P01, 57P05 or
+    /// 08000 when the session has ended; 57014 when the call was ended.
+    pub(crate) fn begin(origin: &Origin<'_>, kind: &'static str, text: Option<Arc<str>>) -> Result<Self> {
+        let Origin { ctx, session, call, .. } = *origin;
+        let snapshot = ctx.committer.snapshot();
+        let principal = current(origin.principal, &snapshot)?;
+        let user = snapshot.catalog.user(principal.user_id);
+        let timeout = statement_timeout(origin, user.map(|user| &**user));
+        let parts = StatementParts {
+            session,
+            principal: &principal,
+            auth_generation: user.map(|user| user.auth_generation),
+            kind,
+            text,
+            timeout,
+            memory: ctx.memory.statement(principal.user_id),
+        };
+        let control = ctx.statements.begin(parts, call)?;
+        let execution = Self::resume(origin, control)?;
+        // Who follows the changes of users sees a statement that is listed. This one changed before.
+        let generation = execution.snapshot.catalog.user(principal.user_id).map(|user| user.auth_generation);
+        if generation != execution.control.auth_generation() {
+            return Err(StopReason::LoggedOut.error());
+        }
+        Ok(execution)
+    }
+
+    /// Returns the view of the database of work that is no statement, as of now.
     ///
     /// # Errors
     /// 28000 when the user no longer exists.
-    pub(crate) fn begin(
-        ctx: &Arc<AppContext>,
-        engine: &Arc<Engine>,
-        principal: &Principal,
-        settings: &Arc<Settings>,
-    ) -> Result<Self> {
+    pub(crate) fn view(origin: &Origin<'_>) -> Result<Self> {
+        let Origin { ctx, session, principal, .. } = *origin;
+        let control = ctx.statements.unlisted(StatementParts {
+            session,
+            principal,
+            auth_generation: None,
+            kind: "",
+            text: None,
+            timeout: None,
+            memory: ctx.memory.statement(principal.user_id),
+        });
+        Self::resume(origin, control)
+    }
+
+    /// Returns the view of the database of a statement that has begun, as of now.
+    ///
+    /// # Errors
+    /// 28000 when the user no longer exists.
+    pub(crate) fn resume(origin: &Origin<'_>, control: Arc<StatementControl>) -> Result<Self> {
+        let Origin { ctx, engine, session, .. } = *origin;
         let snapshot = ctx.committer.snapshot();
-        let principal = current(principal, &snapshot)?;
-        let (ctx, engine, settings) = (Arc::clone(ctx), Arc::clone(engine), Arc::clone(settings));
-        let (namespace, now_us) = (settings.namespace(), ctx.clock.now_us());
-        let control = StatementControl::new(&ctx.config);
-        Ok(Self { ctx, engine, control, settings, snapshot, principal, namespace, now_us })
+        let principal = current(origin.principal, &snapshot)?;
+        let namespace = match origin.namespace {
+            Some(namespace) => Arc::clone(namespace),
+            None => Arc::clone(&session.settings().read().namespace),
+        };
+        let (ctx, engine, now_us) = (Arc::clone(ctx), Arc::clone(engine), ctx.clock.now_us());
+        Ok(Self { ctx, engine, control, snapshot, principal, namespace, now_us, password_hash: None })
     }
 
     /// Returns the view of the same statement, at the same time, on the newest snapshot.
@@ -102,8 +147,48 @@ impl Execution {
             None if namespace == super::INFORMATION_SCHEMA => Arc::from(namespace),
             None => return Err(Error::namespace_not_found(namespace)),
         };
-        *self.settings.namespace.write() = name;
+        self.session().settings().write().namespace = name;
         Ok(())
+    }
+
+    /// Returns the session.
+    pub(crate) fn session(&self) -> &Arc<SessionInfo> {
+        self.control.session()
+    }
+
+    /// Changes a setting of the session.
+    pub(crate) fn set(&self, value: &SetValue) {
+        let session = self.session();
+        let mut settings = session.settings().write();
+        match value {
+            SetValue::Time(TimeSetting::Statement, ms) => settings.statement_timeout_ms = *ms,
+            SetValue::Time(TimeSetting::IdleSession, ms) => settings.idle_session_timeout_ms = *ms,
+            SetValue::ApplicationName(name) => {
+                settings.application_name = match name {
+                    Some(name) => Arc::from(name.as_str()),
+                    None => Arc::clone(session.application()),
+                };
+            }
+        }
+    }
+
+    /// Gives all settings of the session their defaults.
+    pub(crate) fn reset_all(&self) {
+        let session = self.session();
+        *session.settings().write() = Settings {
+            namespace: Arc::from(NAMESPACE_PUBLIC),
+            statement_timeout_ms: None,
+            idle_session_timeout_ms: None,
+            application_name: Arc::clone(session.application()),
+        };
+    }
+
+    /// Returns the value of a setting that counts for the session, as text.
+    pub(crate) fn setting(&self, setting: Setting) -> String {
+        match setting {
+            Setting::Time(setting) => show_time(session_time_ms(setting, &self.ctx, self.session())),
+            Setting::ApplicationName => self.session().settings().read().application_name.to_string(),
+        }
     }
 
     pub(crate) fn ctx(&self) -> &Arc<AppContext> {
@@ -184,15 +269,10 @@ impl Execution {
         self.snapshot.catalog.tables().filter(|table| self.may_read(table))
     }
 
-    /// Returns the namespaces the principal may see, ordered by name.
+    /// Returns the namespaces, ordered by name. All users may see them: everybody reads some system tables.
     pub(crate) fn readable_namespaces(&self) -> Vec<Arc<str>> {
-        let mut names: Vec<Arc<str>> = self
-            .snapshot
-            .catalog
-            .namespaces()
-            .filter(|namespace| &*namespace.name != NAMESPACE_SYSTEM || self.principal.may_read_system())
-            .map(|namespace| Arc::clone(&namespace.name))
-            .collect();
+        let namespaces = self.snapshot.catalog.namespaces();
+        let mut names: Vec<Arc<str>> = namespaces.map(|namespace| Arc::clone(&namespace.name)).collect();
         names.push(Arc::from(super::INFORMATION_SCHEMA));
         names.sort();
         names
@@ -201,6 +281,42 @@ impl Execution {
     /// Returns an empty write set, planned on this snapshot.
     pub(crate) fn write_set(&self) -> WriteSet {
         WriteSet::new(self.principal.user_id, self.snapshot.seq)
+    }
+}
+
+/// Returns how long a statement of a user may take.
+fn statement_timeout(origin: &Origin<'_>, user: Option<&UserRecord>) -> Option<Duration> {
+    let of_call = origin.call.and_then(Call::timeout);
+    let of_call = of_call.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+    let sources = time_sources(TimeSetting::Statement, &origin.ctx.config, origin.session, user);
+    let ms = TimeSources { of_call, ..sources }.effective_ms();
+    (ms > 0).then(|| Duration::from_millis(ms))
+}
+
+/// Returns the time that counts for a session, in milliseconds; 0 sets no limit.
+pub(crate) fn session_time_ms(setting: TimeSetting, ctx: &AppContext, session: &SessionInfo) -> u64 {
+    let snapshot = ctx.committer.snapshot();
+    let user = snapshot.catalog.user(session.user()).map(|user| &**user);
+    time_sources(setting, &ctx.config, session, user).effective_ms()
+}
+
+fn time_sources(
+    setting: TimeSetting,
+    config: &Config,
+    session: &SessionInfo,
+    user: Option<&UserRecord>,
+) -> TimeSources {
+    let settings = session.settings().read();
+    let (of_session, default) = match setting {
+        TimeSetting::Statement => (settings.statement_timeout_ms, config.statement_timeout_ms),
+        TimeSetting::IdleSession => (settings.idle_session_timeout_ms, config.idle_session_timeout_ms),
+    };
+    TimeSources {
+        of_call: None,
+        of_session,
+        of_user: user.and_then(|user| time_of_user(&user.settings, setting)),
+        default,
+        may_exceed: user.is_some_and(|user| user.principal().may_administer()),
     }
 }
 

@@ -1,7 +1,8 @@
 //! Password hashes: argon2id with OWASP's parameters, on threads of their own.
 //!
 //! A hash takes 19 MiB and keeps a core busy for some ten milliseconds. So a few threads compute them, one
-//! after the other, in memory that each thread uses again, and the threads of other work never wait.
+//! after the other, in memory that each thread uses again, and the threads of other work never wait. They go
+//! before statements and after all other work, so a flood of logins takes little from commits and calls.
 //!
 //! Invariant: logins with an unknown name and with a wrong password take the same time and fail alike.
 
@@ -17,6 +18,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use crate::error::{Error, ErrorKind, Result, SqlState};
+use crate::platform::{self, LOGIN_PRIORITY};
 
 const MEMORY_KIB: u32 = 19_456;
 const PASSES: u32 = 2;
@@ -34,15 +36,40 @@ const MEMORY_KEPT_FOR: Duration = Duration::from_secs(60);
 type Job = Box<dyn FnOnce(&mut Vec<Block>) + Send>;
 
 /// Computes and compares password hashes.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Passwords {
-    /// The queue of the threads, which begin with the first password and end with this struct.
-    queue: Mutex<Option<SyncSender<Job>>>,
+    /// The queue of the threads, which end with this struct.
+    queue: SyncSender<Job>,
     /// The hash to compare with for unknown names, made at its first use.
     dummy: Arc<OnceLock<String>>,
 }
 
 impl Passwords {
+    /// Starts the threads.
+    ///
+    /// # Errors
+    /// 58030 when the operating system refuses.
+    pub(crate) fn start() -> Result<Self> {
+        let (queue, jobs) = sync_channel(WAITING_MAX);
+        let jobs = Arc::new(Mutex::new(jobs));
+        for _ in 0..threads() {
+            let jobs = Arc::clone(&jobs);
+            let work = move || {
+                if let Err(error) = platform::lower_thread_priority(LOGIN_PRIORITY) {
+                    tracing::debug!(%error, "a thread for passwords keeps its priority");
+                }
+                run(&jobs);
+            };
+            std::thread::Builder::new().name("kalam-login".to_owned()).spawn(work).map_err(|error| {
+                let message = "the threads for passwords cannot be started";
+                Error::new(ErrorKind::Unavailable, SqlState::IO_ERROR, message)
+                    .hint("raise the limit of threads")
+                    .source(error)
+            })?;
+        }
+        Ok(Self { queue, dummy: Arc::default() })
+    }
+
     /// Returns the hash of a new password, in PHC format.
     ///
     /// # Errors
@@ -92,36 +119,17 @@ impl Passwords {
                 let _ = answer.send(work(memory));
             }
         });
-        self.queue()?.try_send(job).map_err(|error| match error {
+        self.queue.try_send(job).map_err(|error| match error {
             TrySendError::Full(_) => too_many(),
             TrySendError::Disconnected(_) => Error::internal("no thread checks passwords"),
         })?;
         // Only a panic leaves a job without an answer.
         answered.await.unwrap_or_else(|_| Err(Error::internal("a password could not be hashed")))
     }
-
-    /// Returns the queue; starts the threads first if there are none.
-    fn queue(&self) -> Result<SyncSender<Job>> {
-        let mut queue = self.queue.lock();
-        if let Some(jobs) = &*queue {
-            return Ok(jobs.clone());
-        }
-        let (sender, jobs) = sync_channel(WAITING_MAX);
-        let jobs = Arc::new(Mutex::new(jobs));
-        for _ in 0..threads() {
-            let jobs = Arc::clone(&jobs);
-            std::thread::Builder::new()
-                .name("kalam-login".to_owned())
-                .spawn(move || run(&jobs))
-                .map_err(|error| Error::internal("a thread for passwords could not start").source(error))?;
-        }
-        *queue = Some(sender.clone());
-        Ok(sender)
-    }
 }
 
 /// Returns the number of passwords that are checked at the same time.
-fn threads() -> usize {
+pub(crate) fn threads() -> usize {
     (std::thread::available_parallelism().map_or(1, NonZero::get) / 4).max(2)
 }
 
@@ -216,79 +224,4 @@ pub(crate) fn login_failed() -> Error {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Hashes made by the reference implementation: with our parameters, and with small ones.
-    const OLD: [(&str, &str); 2] = [
-        (
-            "an old password",
-            "$argon2id$v=19$m=19456,t=2,p=1$AAECAwQFBgcICQoLDA0ODw$\
-             FwW61Tn2s4+vbmzLTOwDxBZvgx/vVIW9QI9+06iUw9c",
-        ),
-        (
-            "a smaller one",
-            "$argon2id$v=19$m=64,t=1,p=1$c2FsdHNhbHRzYWx0c2FsdA$1G/2jLTF/O7BmdniqcKIXPFfrtehpnIi",
-        ),
-    ];
-
-    #[tokio::test]
-    async fn hashes_of_earlier_programs_are_known_again() {
-        let passwords = Passwords::default();
-        for (password, hash) in OLD {
-            let hash = || Some(hash.to_owned());
-            assert!(passwords.verify(password, hash()).await.unwrap(), "{password}");
-            assert!(!passwords.verify("another password", hash()).await.unwrap(), "{password}");
-        }
-    }
-
-    #[tokio::test]
-    async fn a_hash_has_the_parameters_of_the_first_release_and_matches_its_password_alone() {
-        let passwords = Passwords::default();
-        let hash = passwords.hash("correct horse").await.unwrap();
-        assert!(hash.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{hash}");
-        assert_eq!(hash.len(), OLD[0].1.len(), "{hash}");
-        assert_ne!(hash, passwords.hash("correct horse").await.unwrap(), "the salt differs");
-        assert!(passwords.verify("correct horse", Some(hash.clone())).await.unwrap());
-        assert!(!passwords.verify("correct horses", Some(hash)).await.unwrap());
-        assert!(!passwords.verify("correct horse", None).await.unwrap());
-        for damaged in ["", "$argon2id$v=19$m=19456,t=2,p=1", "$scrypt$v=19$m=64,t=1,p=1$c2FsdHNhbHQ$AAAA"] {
-            let error = passwords.verify("correct horse", Some(damaged.to_owned())).await.unwrap_err();
-            assert_eq!(error.sqlstate(), SqlState::DATA_CORRUPTED, "{damaged}: {error}");
-        }
-    }
-
-    #[tokio::test]
-    async fn who_stops_waiting_costs_nothing_and_a_panic_one_answer() {
-        let passwords = Passwords::default();
-        let (begun, mut has_begun) = tokio::sync::mpsc::channel::<()>(2 * threads());
-        let mut release = Vec::new();
-        let mut busy = Vec::new();
-        for _ in 0..threads() {
-            let (go, wait) = std::sync::mpsc::channel::<()>();
-            release.push(go);
-            let begun = begun.clone();
-            busy.push(Box::pin(passwords.compute(move |_| {
-                begun.blocking_send(()).unwrap();
-                wait.recv().unwrap();
-                Ok(())
-            })));
-        }
-        for work in &mut busy {
-            assert!(futures::poll!(work).is_pending());
-        }
-        for _ in 0..threads() {
-            has_begun.recv().await.unwrap();
-        }
-        // All threads are busy: this one is given up before its turn.
-        let mut given_up = Box::pin(passwords.compute(|_| -> Result<()> { panic!("nobody waits") }));
-        assert!(futures::poll!(&mut given_up).is_pending());
-        drop(given_up);
-        drop(release);
-        for work in busy {
-            let error = work.await.unwrap_err();
-            assert_eq!(error.sqlstate(), SqlState::INTERNAL, "{error}");
-        }
-        assert!(passwords.compute(|_| Ok(true)).await.unwrap(), "the threads go on");
-    }
-}
+mod tests;

@@ -11,13 +11,15 @@ use bytes::Bytes;
 use datafusion::arrow::array::RecordBatch;
 use datafusion::arrow::datatypes::SchemaRef;
 use datafusion::common::ScalarValue;
+use futures::future::{self, BoxFuture};
 use futures::stream::{self, BoxStream};
-use futures::{Stream, StreamExt, TryStreamExt};
+use futures::{FutureExt, Stream, StreamExt, TryStreamExt};
 
 use super::pump::{Query, Reader};
 use crate::error::{Error, Result};
 use crate::ids::Seq;
 use crate::live_query::Subscription;
+use crate::workload::Slot;
 
 /// The values of a statement's parameters.
 #[derive(Clone, Debug, Default)]
@@ -178,6 +180,31 @@ impl RowStream {
     /// Returns the batches of a query.
     pub(crate) fn planned(schema: ResultSchema, seq: Seq, query: Query) -> Self {
         Self::new(schema, seq, Source::Planned(query))
+    }
+
+    /// Returns the rows with the slot that their query runs in.
+    pub(super) fn in_slot(self, slot: Option<Slot>) -> Self {
+        let source = match (self.source, slot) {
+            (Source::Planned(query), Some(slot)) => Source::Planned(query.in_slot(slot)),
+            (source, _) => source,
+        };
+        Self { source, ..self }
+    }
+
+    /// Whether the rows are still to be made by a query.
+    pub(crate) fn are_to_be_made(&self) -> bool {
+        !matches!(self.source, Source::Ready(_))
+    }
+
+    /// Waits until the query must end before its last row, and returns its error. A reader that does not read
+    /// learns so that it need not wait.
+    pub fn stopped(&self) -> BoxFuture<'static, Error> {
+        let control = match &self.source {
+            Source::Ready(_) => None,
+            Source::Planned(query) => Some(query.control()),
+            Source::Running(reader) => reader.control(),
+        };
+        control.map_or_else(|| future::pending().boxed(), |control| control.stop_error().boxed())
     }
 
     /// Returns what `encode` makes of each batch, in order. A query ends with its first error. If it has not

@@ -3,39 +3,40 @@
 //! Invariant: the layer that authenticated sets the principal when it creates the session; no statement
 //! changes it. Each statement checks that the user still exists, and takes the role from its snapshot.
 
-use std::collections::HashMap;
+mod answer;
+mod options;
+mod prepared;
+
 use std::fmt;
 use std::sync::Arc;
 
 use datafusion::arrow::array::RecordBatch;
-use datafusion::arrow::datatypes::FieldRef;
 use datafusion::common::ScalarValue;
 use parking_lot::Mutex;
 
+pub use self::answer::Appending;
+use self::answer::{on_engine, run_to_answer};
+pub use self::prepared::Prepared;
 use super::engine::Engine;
-use super::execution::{Execution, Settings, TableVisibility};
+use super::execution::{Execution, Origin, TableVisibility};
 use super::handlers;
-use super::handlers::insert::Append;
 use super::hot::KnownStatement;
+use super::kept::KeptStatements;
 use super::limits::stack::deep;
-use super::plan::description::{Description, StatementKind};
-use super::plan::parameter_types::fitting;
-use super::plan::planner;
-use super::result::{Affected, Outcome, Params, ResultSchema};
-use super::run::{Request, run};
+use super::plan::description::Description;
+use super::result::{Affected, Outcome, Params};
+use super::run::Request;
 use super::text::cursor::QualifiedName;
 use super::text::parse::parse;
 use super::text::statement::Statement;
 use crate::access::Principal;
 use crate::app_context::AppContext;
 use crate::error::{Error, Result};
+use crate::ids::SessionId;
 use crate::live_query::{SubscribeRequest, Subscription};
-use crate::schema_registry::{TableDefinition, TableKind, TableSchemas};
+use crate::schema_registry::{NAMESPACE_PUBLIC, TableDefinition, TableKind, TableSchemas};
+use crate::workload::{Call, SessionInfo, SessionOrigin};
 
-/// The most parsed statements that a session caches, and the most bytes of their texts. A full cache is
-/// emptied: a session repeats few texts or none.
-const STATEMENTS_KEPT_MAX: usize = 256;
-const STATEMENTS_KEPT_BYTES_MAX: usize = 256 << 10;
 /// Longer texts are not cached: they are bulk loads, which do not repeat.
 const STATEMENT_KEPT_BYTES_MAX: usize = 16 << 10;
 
@@ -43,27 +44,35 @@ const STATEMENT_KEPT_BYTES_MAX: usize = 16 << 10;
 #[derive(Clone)]
 pub struct Session {
     inner: Arc<Inner>,
+    /// In place of the current namespace.
+    namespace: Option<Arc<str>>,
+    /// The call of the client that the statements belong to.
+    call: Option<Call>,
 }
 
 struct Inner {
     ctx: Arc<AppContext>,
     engine: Arc<Engine>,
     principal: Principal,
-    settings: Arc<Settings>,
+    info: Arc<SessionInfo>,
     statements: Mutex<KeptStatements>,
 }
 
-#[derive(Default)]
-struct KeptStatements {
-    by_text: HashMap<Arc<str>, Arc<KnownStatement>>,
-    /// The bytes of all texts.
-    bytes: usize,
-}
-
 impl Session {
-    pub(crate) fn new(ctx: Arc<AppContext>, engine: Arc<Engine>, principal: Principal) -> Self {
-        let settings = Arc::default();
-        Self { inner: Arc::new(Inner { ctx, engine, principal, settings, statements: Mutex::default() }) }
+    pub(crate) fn new(
+        ctx: Arc<AppContext>,
+        engine: Arc<Engine>,
+        principal: Principal,
+        origin: SessionOrigin,
+    ) -> Self {
+        let info = ctx.sessions.open(&principal, origin, NAMESPACE_PUBLIC);
+        let inner = Inner { ctx, engine, principal, info, statements: Mutex::default() };
+        Self { inner: Arc::new(inner), namespace: None, call: None }
+    }
+
+    /// Returns the number of the session, as in `system.sessions`.
+    pub fn id(&self) -> SessionId {
+        self.inner.info.id()
     }
 
     /// Returns the user that the session acts for.
@@ -73,7 +82,10 @@ impl Session {
 
     /// Returns the namespace of unqualified table names.
     pub fn namespace(&self) -> Arc<str> {
-        self.inner.settings.namespace()
+        match &self.namespace {
+            Some(namespace) => Arc::clone(namespace),
+            None => Arc::clone(&self.inner.info.settings().read().namespace),
+        }
     }
 
     /// Changes the namespace of unqualified table names.
@@ -81,16 +93,41 @@ impl Session {
     /// # Errors
     /// 3F000 when it does not exist.
     pub fn set_namespace(&self, namespace: &str) -> Result<()> {
-        self.begin()?.set_namespace(namespace)
+        self.view()?.set_namespace(namespace)
     }
 
-    /// Returns a statement's view of the database, as of now.
-    ///
-    /// # Errors
-    /// 28000 when the user no longer exists.
-    pub(crate) fn begin(&self) -> Result<Execution> {
-        let Inner { ctx, engine, principal, settings, .. } = &*self.inner;
-        Execution::begin(ctx, engine, principal, settings)
+    /// Returns the same session with another namespace of unqualified table names.
+    #[must_use]
+    pub fn in_namespace(&self, namespace: &str) -> Self {
+        Self { namespace: Some(Arc::from(namespace)), ..self.clone() }
+    }
+
+    /// Returns the same session for the statements of a call, which end with it.
+    #[must_use]
+    pub fn in_call(&self, call: &Call) -> Self {
+        Self { call: Some(call.clone()), ..self.clone() }
+    }
+
+    fn origin(&self) -> Origin<'_> {
+        let Inner { ctx, engine, principal, info, .. } = &*self.inner;
+        let (namespace, call) = (self.namespace.as_ref(), self.call.as_ref());
+        Origin { ctx, engine, session: info, principal, namespace, call }
+    }
+
+    /// Begins a statement.
+    fn begin(&self, kind: &'static str, text: Option<Arc<str>>) -> Result<Execution> {
+        Execution::begin(&self.origin(), kind, text)
+    }
+
+    /// Begins to run a statement that is parsed.
+    fn begin_known(&self, known: &KnownStatement) -> Result<Execution> {
+        let statement = &known.parsed.statement;
+        self.begin(statement.kind(), shown(known))
+    }
+
+    /// Returns a view of the database, as of now, for what is no statement.
+    pub(super) fn view(&self) -> Result<Execution> {
+        Execution::view(&self.origin())
     }
 
     /// Runs one statement.
@@ -123,7 +160,8 @@ impl Session {
         let params = params.into();
         let statement = self.statement(sql).await?;
         let params = statement.parsed.parameters.values(params)?;
-        run(self.begin()?, Request::Statement(statement, Arc::from([params]))).await
+        let execution = self.begin_known(&statement)?;
+        run_to_answer(execution, Request::Statement(statement, Arc::from([params]))).await
     }
 
     /// Parses a statement and determines its parameters and result, without running it.
@@ -152,8 +190,8 @@ impl Session {
     /// As [`Session::execute`], for errors that are known before a statement runs.
     pub async fn prepare(&self, sql: &str) -> Result<Prepared> {
         let statement = self.statement(sql).await?;
-        let description = Arc::new(self.describe(&statement, None).await?);
-        Ok(Prepared { session: self.clone(), statement, description })
+        let description = self.describe(&statement, None).await?;
+        Ok(Prepared::new(self.clone(), statement, description))
     }
 
     /// Starts a live query.
@@ -185,7 +223,8 @@ impl Session {
     /// # Errors
     /// As [`Session::execute`], and 0A000 for a query that cannot be kept up to date.
     pub async fn subscribe(&self, request: SubscribeRequest) -> Result<Subscription> {
-        self.on_engine(move |execution| {
+        let execution = self.begin("SUBSCRIBE", Some(Arc::from(request.sql.as_str())))?;
+        on_engine(execution, move |execution| {
             let parsed = parse(&request.sql, &execution.ctx().config)?;
             let Statement::Query(query) = &parsed.statement else {
                 return Err(Error::unsupported("a live query of anything but a SELECT"));
@@ -227,16 +266,22 @@ impl Session {
         table: &str,
         batches: Vec<RecordBatch>,
     ) -> Result<Affected> {
-        let table = table_name(namespace, table);
-        run(self.begin()?, Request::Append(Arc::new(Append { table, batches }))).await?.affected()
+        self.begin_append(namespace, table)?.finish(batches).await
     }
 
-    /// Checks that rows can be appended to a table, so that no client sends them in vain.
+    /// Begins to append rows to a table before there are any, so that no client sends them in vain.
     ///
     /// # Errors
     /// 42P01 or 3F000 when it does not exist, 42501 when the principal may not write it.
-    pub fn check_append(&self, namespace: Option<&str>, table: &str) -> Result<()> {
-        self.begin()?.writable(&table_name(namespace, table)).map(|_| ())
+    pub fn begin_append(&self, namespace: Option<&str>, table: &str) -> Result<Appending> {
+        let table = table_name(namespace, table);
+        let text = match &table.namespace {
+            Some(namespace) => format!("append to {namespace}.{}", table.name),
+            None => format!("append to {}", table.name),
+        };
+        let execution = self.begin("APPEND", Some(Arc::from(text)))?;
+        execution.writable(&table)?;
+        Ok(Appending::new(self.clone(), &execution, table))
     }
 
     /// Returns the tables that the principal may read, ordered by namespace and name.
@@ -244,7 +289,7 @@ impl Session {
     /// # Errors
     /// 28000 when the user no longer exists.
     pub fn tables(&self) -> Result<Vec<TableInfo>> {
-        let execution = self.begin()?;
+        let execution = self.view()?;
         let tables = execution.readable_tables();
         Ok(tables
             .map(|definition| TableInfo::new(self.inner.ctx.schema_registry.schemas(definition)))
@@ -256,18 +301,7 @@ impl Session {
     /// # Errors
     /// 28000 when the user no longer exists.
     pub fn namespaces(&self) -> Result<Vec<Arc<str>>> {
-        Ok(self.begin()?.readable_namespaces())
-    }
-
-    /// Runs `work` on the engine, with enough stack, on the database as of now.
-    async fn on_engine<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Execution) -> Result<T> + Send + 'static,
-    ) -> Result<T> {
-        let execution = self.begin()?;
-        let control = Arc::clone(&execution.control);
-        let work = async move { deep(|| work(&execution)) };
-        self.inner.ctx.engine_threads.run(&control, work).await
+        Ok(self.view()?.readable_namespaces())
     }
 
     /// Describes a statement, for these values if there are any.
@@ -276,39 +310,39 @@ impl Session {
         statement: &Arc<KnownStatement>,
         values: Option<Vec<ScalarValue>>,
     ) -> Result<Description> {
+        let execution = self.begin("PREPARE", shown(statement))?;
+        if handlers::is_quick(&statement.parsed.statement) {
+            return handlers::describe(&execution, &statement.parsed, values.as_deref());
+        }
         let statement = Arc::clone(statement);
-        self.on_engine(move |execution| handlers::describe(execution, &statement.parsed, values.as_deref()))
-            .await
+        on_engine(execution, move |execution| {
+            handlers::describe(execution, &statement.parsed, values.as_deref())
+        })
+        .await
     }
 
     /// Returns the statement of a text. Long texts are parsed on the engine.
     async fn statement(&self, sql: &str) -> Result<Arc<KnownStatement>> {
-        if let Some(known) = self.inner.statements.lock().by_text.get(sql) {
-            return Ok(Arc::clone(known));
+        if let Some(known) = self.inner.statements.lock().get(sql) {
+            return Ok(known);
         }
         if sql.len() > STATEMENT_KEPT_BYTES_MAX {
             let sql = sql.to_owned();
-            return self
-                .on_engine(move |execution| {
-                    let parsed = parse(&sql, &execution.ctx().config)?;
-                    Ok(Arc::new(KnownStatement::new(parsed)))
-                })
-                .await;
+            // Only the parser knows whether the text has a password.
+            let execution = self.begin("PARSE", None)?;
+            return on_engine(execution, move |execution| {
+                let parsed = parse(&sql, &execution.ctx().config)?;
+                Ok(Arc::new(KnownStatement::new(parsed)))
+            })
+            .await;
         }
         let parsed = deep(|| parse(sql, &self.inner.ctx.config))?;
         // Only statements with expressions repeat often. Others can have a password.
         let keep = parsed.has_expressions;
         let known = Arc::new(KnownStatement::new(parsed));
         if keep {
-            let mut statements = self.inner.statements.lock();
-            let full = statements.by_text.len() >= STATEMENTS_KEPT_MAX
-                || statements.bytes + sql.len() > STATEMENTS_KEPT_BYTES_MAX;
-            if full {
-                *statements = KeptStatements::default();
-            }
-            if statements.by_text.insert(Arc::clone(&known.parsed.sql), Arc::clone(&known)).is_none() {
-                statements.bytes += sql.len();
-            }
+            let memory = self.inner.ctx.memory.users().user(self.inner.principal.user_id);
+            self.inner.statements.lock().keep(&known, &memory);
         }
         Ok(known)
     }
@@ -320,123 +354,13 @@ impl fmt::Debug for Session {
     }
 }
 
+/// Returns the text of a statement as others may see it.
+fn shown(known: &KnownStatement) -> Option<Arc<str>> {
+    (!known.parsed.statement.has_secret()).then(|| Arc::clone(&known.parsed.sql))
+}
+
 fn table_name(namespace: Option<&str>, table: &str) -> QualifiedName {
     QualifiedName { namespace: namespace.map(str::to_owned), name: table.to_owned() }
-}
-
-/// A parsed and described statement, to run with values.
-#[derive(Clone)]
-pub struct Prepared {
-    session: Session,
-    statement: Arc<KnownStatement>,
-    description: Arc<Description>,
-}
-
-impl Prepared {
-    /// Returns the text.
-    pub fn sql(&self) -> &str {
-        &self.statement.parsed.sql
-    }
-
-    /// Returns the kind of its result.
-    pub fn kind(&self) -> StatementKind {
-        self.description.kind
-    }
-
-    /// Returns the schema of the rows, for queries and live queries.
-    pub fn schema(&self) -> Option<&ResultSchema> {
-        self.description.schema.as_ref()
-    }
-
-    /// Returns the parameters, `$1 .. $n` or the names of `:name`: nullable, of types every driver can set.
-    pub fn parameters(&self) -> &[FieldRef] {
-        &self.description.parameters
-    }
-
-    /// Returns the session it belongs to.
-    pub fn session(&self) -> &Session {
-        &self.session
-    }
-
-    /// Returns the statement described for these values: 1.5 beside an integer can change a column's type.
-    ///
-    /// # Errors
-    /// As [`Session::prepare`], and 42P02 unless exactly the statement's parameters have values.
-    pub async fn with_values(&self, params: impl Into<Params>) -> Result<Self> {
-        let params = self.statement.parsed.parameters.values(params.into())?;
-        let mut fits = true;
-        for (index, value) in params.iter().enumerate() {
-            let name = format!("${}", index + 1);
-            if let Some(Some(ty)) = self.description.types.get(&name) {
-                let used = self.description.uses.get(&name).copied();
-                fits &= fitting(value, ty, used)?.is_some();
-            }
-        }
-        if fits {
-            return Ok(self.clone());
-        }
-        let description = self.session.describe(&self.statement, Some(params)).await?;
-        Ok(Self { description: Arc::new(description), ..self.clone() })
-    }
-
-    /// Runs the statement.
-    ///
-    /// # Errors
-    /// As [`Session::execute`], and 0A000 when the result no longer has the announced schema.
-    pub async fn execute(&self, params: impl Into<Params>) -> Result<Outcome> {
-        let params = self.statement.parsed.parameters.values(params.into())?;
-        let request = Request::Statement(Arc::clone(&self.statement), Arc::from([params]));
-        let outcome = run(self.session.begin()?, request).await?;
-        if let (Outcome::Rows(rows), Some(announced)) = (&outcome, &self.description.schema)
-            && !planner::same_columns(&rows.schema, &announced.schema)
-        {
-            return Err(
-                Error::unsupported("a prepared statement whose result changed").hint("prepare it again")
-            );
-        }
-        Ok(outcome)
-    }
-
-    /// Runs a write once per row of values, in one commit.
-    ///
-    /// # Examples
-    /// ```
-    /// use kalamdb_core::{Database, ScalarValue};
-    ///
-    /// # #[tokio::main]
-    /// # async fn main() -> kalamdb_core::Result<()> {
-    /// # let database = Database::open_in_memory().await?;
-    /// # let session = database.session_for("root")?;
-    /// # session.execute("CREATE TABLE points (id BIGINT PRIMARY KEY, x BIGINT)", ()).await?;
-    /// let insert = session.prepare("INSERT INTO points VALUES ($1, $2)").await?;
-    /// let rows = (1..=3_i64).map(|id| vec![ScalarValue::from(id), ScalarValue::from(10 * id)]).collect();
-    /// let written = insert.execute_batch(rows).await?;
-    /// assert_eq!(written.rows, 3);
-    /// # database.shutdown().await
-    /// # }
-    /// ```
-    ///
-    /// # Errors
-    /// As [`Prepared::execute`]; 22023 for anything but INSERT, UPDATE and DELETE.
-    pub async fn execute_batch(&self, rows: Vec<Vec<ScalarValue>>) -> Result<Affected> {
-        let names = &self.statement.parsed.parameters;
-        let rows =
-            rows.into_iter().map(|row| names.values(Params::Positional(row))).collect::<Result<Vec<_>>>()?;
-        if !self.description.takes_rows {
-            return Err(Error::invalid("only INSERT, UPDATE and DELETE take several rows of parameters"));
-        }
-        let request = Request::Statement(Arc::clone(&self.statement), rows.into());
-        run(self.session.begin()?, request).await?.affected()
-    }
-}
-
-impl fmt::Debug for Prepared {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Prepared")
-            .field("sql", &self.sql())
-            .field("kind", &self.kind())
-            .finish_non_exhaustive()
-    }
 }
 
 /// A table as a principal sees it.

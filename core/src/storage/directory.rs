@@ -68,12 +68,12 @@ impl DataDirectory {
         Self::open(path)
     }
 
-    /// Locks an empty directory, created when missing, as the target of a restore. The directory cannot be
-    /// opened until [`DataDirectory::end_restore`].
+    /// Locks an empty directory, created when missing, as the target of a restore of a backup that uses
+    /// `features`. The directory cannot be opened until [`DataDirectory::end_restore`].
     ///
     /// # Errors
     /// 55000 when the directory is not empty, else as [`DataDirectory::open`].
-    pub(crate) fn begin_restore(path: &Path) -> Result<Self> {
+    pub(crate) fn begin_restore(path: &Path, features: Features) -> Result<Self> {
         fs::create_dir_all(path).map_err(|error| unusable(path, error))?;
         let mut entries = fs::read_dir(path).map_err(|error| unusable(path, error))?;
         if entries.next().is_some() {
@@ -87,7 +87,7 @@ impl DataDirectory {
             Err(error) if error.kind() == IoErrorKind::AlreadyExists => return Err(not_empty(path)),
             marked => marked.map_err(|error| unusable(path, error))?,
         }
-        Self::locked(path, Features::new(), lock)
+        Self::locked(path, features, lock)
     }
 
     /// Makes a restored directory ready to open. The caller has closed its store.
@@ -145,6 +145,11 @@ impl DataDirectory {
         format::write(&self.path.join("FORMAT"), &more).map_err(|error| unusable(&self.path, error))?;
         *features = more;
         Ok(())
+    }
+
+    /// Returns the features that the directory uses.
+    pub(crate) fn features(&self) -> Features {
+        self.features.lock().clone()
     }
 
     /// Creates the directory at `path` and its missing parents durably: a name is durable once its parent
@@ -326,18 +331,32 @@ mod tests {
     fn what_is_restored_in_part_cannot_be_opened() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("data");
-        drop(DataDirectory::begin_restore(&path).unwrap());
+        let begin = || DataDirectory::begin_restore(&path, Features::new());
+        drop(begin().unwrap());
         let error = DataDirectory::open(&path).unwrap_err();
         assert!(error.to_string().contains("an incomplete restore"), "{error}");
-        let error = DataDirectory::begin_restore(&path).unwrap_err();
+        let error = begin().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::AlreadyExists);
         fs::remove_dir_all(&path).unwrap();
-        let directory = DataDirectory::begin_restore(&path).unwrap();
+        let directory = begin().unwrap();
         fs::create_dir(directory.store_path()).unwrap();
         directory.undo_restore().unwrap();
         assert_eq!(fs::read_dir(&path).unwrap().count(), 0);
-        DataDirectory::begin_restore(&path).unwrap().end_restore().unwrap();
+        begin().unwrap().end_restore().unwrap();
         DataDirectory::open(&path).unwrap();
+    }
+
+    #[test]
+    fn a_restored_directory_names_the_features_of_its_backup() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("data");
+        let features = Features::from(["indexes".to_owned(), "alter-table".to_owned()]);
+        let directory = DataDirectory::begin_restore(&path, features.clone()).unwrap();
+        assert!(!path.join("FORMAT").exists());
+        directory.end_restore().unwrap();
+        assert_eq!(directory.features(), features);
+        let format = fs::read_to_string(path.join("FORMAT")).unwrap();
+        assert_eq!(format, "kalamdb\nformat 1\nfeatures alter-table indexes\n");
     }
 
     #[test]

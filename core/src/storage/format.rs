@@ -3,7 +3,7 @@
 //! ```text
 //! kalamdb
 //! format 1
-//! features NAME NAME ...     in alphabetical order; nothing after `features` when there are none
+//! features NAME NAME ...     in alphabetical order; only the word `features` if there are none
 //! ```
 //!
 //! A feature is something that a directory may contain and that a program without it would misread. Its name
@@ -27,7 +27,7 @@ const VERSION: u32 = 1;
 pub(super) const KNOWN_FEATURES: &[&str] = &[];
 
 /// The names of the features a directory uses.
-pub(super) type Features = BTreeSet<String>;
+pub type Features = BTreeSet<String>;
 
 /// Returns the features in the text of a FORMAT file, for a program that knows the features `known`.
 ///
@@ -50,12 +50,25 @@ pub(super) fn parse(text: &str, known: &[&str]) -> Result<Features> {
         )));
     }
     let features: Features = names.split_whitespace().map(str::to_owned).collect();
-    if let Some(unknown) = features.iter().find(|feature| !known.contains(&feature.as_str())) {
-        return Err(newer(format!(
-            "the data directory uses the feature \"{unknown}\", which this program does not know"
-        )));
-    }
+    check_features("the data directory", &features, known)?;
     Ok(features)
+}
+
+/// Checks that this program can read `object`, which uses `features`.
+///
+/// # Errors
+/// 55000 with the name of an unknown feature.
+pub(crate) fn check_known(object: &str, features: &Features) -> Result<()> {
+    check_features(object, features, KNOWN_FEATURES)
+}
+
+fn check_features(object: &str, features: &Features, known: &[&str]) -> Result<()> {
+    match features.iter().find(|feature| !known.contains(&feature.as_str())) {
+        Some(unknown) => {
+            Err(newer(format!("{object} uses the feature \"{unknown}\", which this program does not know")))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Writes a temporary file and renames it, so that a crash leaves the file as it was or the new one.

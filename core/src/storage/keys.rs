@@ -96,6 +96,11 @@ impl KeyEncoder {
         }
     }
 
+    /// Returns the types of the key columns, in key order.
+    pub fn types(&self) -> &[ColumnType] {
+        &self.types
+    }
+
     /// Returns the keys of rows, in one allocation; `columns` are the key columns, in key order.
     ///
     /// # Errors

@@ -29,6 +29,8 @@ use crate::error::{Error, Result};
 pub(crate) use columns::canonical;
 pub use directory::DataDirectory;
 pub use disk_space::{DiskSpace, Room};
+pub use format::Features;
+pub(crate) use format::check_known;
 pub use rocksdb::{RocksStorage, StorageOptions};
 
 /// A separate key space with its own memtable and files.

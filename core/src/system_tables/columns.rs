@@ -65,6 +65,12 @@ pub(super) fn counts(name: &'static str, values: impl Iterator<Item = u64>) -> C
     (name, Arc::new(values.map(|value| i64::try_from(value).unwrap_or(i64::MAX)).collect::<Int64Array>()))
 }
 
+/// Builds a BIGINT column of counts with NULLs.
+pub(super) fn optional_counts(name: &'static str, values: impl Iterator<Item = Option<u64>>) -> Column {
+    let values = values.map(|value| value.map(|value| i64::try_from(value).unwrap_or(i64::MAX)));
+    (name, Arc::new(values.collect::<Int64Array>()))
+}
+
 /// Builds an INTEGER column.
 pub(super) fn integers(name: &'static str, values: impl Iterator<Item = usize>) -> Column {
     (name, Arc::new(values.map(|value| i32::try_from(value).unwrap_or(i32::MAX)).collect::<Int32Array>()))

@@ -66,6 +66,8 @@ fn metrics(sources: &SystemSources<'_>) -> Vec<(&'static str, String)> {
         ("live_query_log_reads", live.log_reads.to_string()),
         ("live_query_resets", live.resets.to_string()),
         ("live_query_ring_bytes", live.ring_bytes.to_string()),
+        ("live_query_held_bytes", live.held_bytes.to_string()),
+        ("live_query_evictions", live.evictions.to_string()),
         ("live_query_frontier_seq", live.frontier.to_string()),
         ("jobs_running", sources.jobs.running().to_string()),
         ("users", snapshot.catalog.user_count().to_string()),

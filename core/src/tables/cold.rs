@@ -59,6 +59,8 @@ pub(super) struct ColdPlan {
     pub(super) rows: Arc<dyn ExecutionPlan>,
     /// Estimates for the optimizer.
     pub(super) statistics: Statistics,
+    /// About how many bytes a row takes, where rows are widest.
+    pub(super) row_bytes: usize,
 }
 
 /// The rows to read from one segment.
@@ -116,14 +118,15 @@ impl<'a> ColdScan<'a> {
             .with_file_groups(groups)
             .with_expr_adapter(Some(Arc::new(SegmentColumns::new(Arc::clone(self.segment)))))
             .with_limit(self.description.limit);
+        let positions = self.description.positions(self.schemas);
+        let row_bytes = self.row_bytes(&reads, &positions).await?;
         if self.is_write() {
             let rows = DataSourceExec::from_data_source(builder.build());
             let projection = self.description.projection.as_deref();
             let rows = Arc::new(ColdRowsExec::new(rows, self.schemas, projection)?);
             let statistics = Statistics::new_unknown(&rows.schema());
-            return Ok(Some(ColdPlan { rows, statistics }));
+            return Ok(Some(ColdPlan { rows, statistics, row_bytes }));
         }
-        let positions = self.description.positions(self.schemas);
         let statistics = self.statistics(&reads, &positions).await?;
         let ordering = if ordered { self.ordering() } else { None };
         let config = builder
@@ -132,7 +135,18 @@ impl<'a> ColdScan<'a> {
             .with_projection_indices(Some(positions.clone()))?
             .build();
         let rows = DataSourceExec::from_data_source(config);
-        Ok(Some(ColdPlan { rows, statistics: statistics.project(Some(&positions)) }))
+        Ok(Some(ColdPlan { rows, statistics: statistics.project(Some(&positions)), row_bytes }))
+    }
+
+    /// Returns about how many bytes a row takes, where rows are widest. A write reads whole rows.
+    async fn row_bytes(&self, reads: &[SegmentRead], positions: &[usize]) -> Result<usize> {
+        let all: Vec<usize> = (0..self.segment.schema().fields().len()).collect();
+        let positions: &[usize] = if self.is_write() { &all } else { positions };
+        let (store, mut widest) = (self.snapshot.cold.store(), 0);
+        for read in reads {
+            widest = widest.max(store.row_bytes(&read.segment, self.segment, positions).await?);
+        }
+        Ok(widest)
     }
 
     /// Returns estimates for the reads: the number of rows, and column statistics for `positions`. All are

@@ -6,6 +6,7 @@
 use std::fmt;
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
@@ -51,6 +52,8 @@ pub struct KalamTable {
     overlay: Option<Arc<Overlay>>,
     computed: Option<Arc<Vec<RecordBatch>>>,
     constraints: Constraints,
+    /// About how many bytes a cold row takes, where rows are widest, in the scans so far.
+    cold_row_bytes: AtomicUsize,
 }
 
 impl KalamTable {
@@ -74,6 +77,7 @@ impl KalamTable {
             overlay: None,
             computed: None,
             constraints: Constraints::new_unverified(constraints),
+            cold_row_bytes: AtomicUsize::new(0),
         }
     }
 
@@ -168,7 +172,14 @@ impl KalamTable {
             overlay: self.overlay.as_ref().map(Arc::clone),
             computed: self.computed.as_ref().map(Arc::clone),
             constraints: self.constraints.clone(),
+            cold_row_bytes: AtomicUsize::new(0),
         }
+    }
+
+    /// Returns about how many bytes a cold row takes in the columns that the scans planned so far read, where
+    /// rows are widest.
+    pub fn cold_row_bytes(&self) -> usize {
+        self.cold_row_bytes.load(Ordering::Relaxed)
     }
 }
 
@@ -281,7 +292,8 @@ impl KalamTable {
         let left = left.iter().map(unqualified).collect::<DataFusionResult<Vec<_>>>()?;
         let Some(predicate) = conjunction(left) else { return Ok(rows) };
         let predicate = state.create_physical_expr(predicate, &columns)?;
-        let rows: Arc<dyn ExecutionPlan> = Arc::new(FilterExec::try_new(predicate, rows)?);
+        let filter = FilterExec::try_new(predicate, rows)?.with_batch_size(state.config().batch_size())?;
+        let rows: Arc<dyn ExecutionPlan> = Arc::new(filter);
         if read.len() == shown.len() {
             return Ok(rows);
         }
@@ -310,6 +322,9 @@ impl KalamTable {
         let segments = segment_rows(&snapshot, &schemas.definition, &filter.ranges, overlay).await?;
         let description = self.describe(filter, segments, projection, limit);
         let cold = ColdScan::new(&description, &snapshot, &schemas)?.plan(state).await?;
+        if let Some(cold) = &cold {
+            self.cold_row_bytes.fetch_max(cold.row_bytes, Ordering::Relaxed);
+        }
         if let Some(cold) = &cold
             && !overlay.is_some_and(|overlay| overlay.has_rows_in(&description.ranges))
             && self.has_no_hot_rows(&description.ranges).await?
@@ -319,7 +334,7 @@ impl KalamTable {
         let overlay = self.overlay.as_ref().map(Arc::clone);
         let hot = KalamScanExec::new(Arc::new(Scan::stored(description, snapshot, schemas, overlay)?))?;
         match cold {
-            Some(ColdPlan { rows, statistics }) => {
+            Some(ColdPlan { rows, statistics, .. }) => {
                 UnionExec::try_new(vec![Arc::new(hot.with_values_like(statistics)), rows])
             }
             None => Ok(Arc::new(hot)),

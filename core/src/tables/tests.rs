@@ -23,7 +23,7 @@ use crate::commit::RowWrite;
 use crate::error::{Result, SqlState};
 use crate::ids::{ColumnId, SchemaVersion, ScopeId, SegmentId, Seq, TableId, UserId};
 use crate::schema_registry::{ColumnDefinition, SystemTable, TableDefinition, TableKind, TableSchemas};
-use crate::storage::{Direction, KeyRange, Partition};
+use crate::storage::{Direction, Entries, KeyRange, Partition, StorageSnapshot, Visitor};
 use crate::types::ColumnType;
 
 fn every_type() -> Vec<(ColumnType, ArrayRef)> {
@@ -121,7 +121,7 @@ async fn every_provider_shows_the_memoized_schema() {
             table.name
         );
     }
-    assert_eq!(fixture.registry.counters().builds, 11);
+    assert_eq!(fixture.registry.counters().builds, 13);
 }
 
 /// Creates a table with PRIMARY KEY (room, id) and 3 rooms of 10,000 rows each.
@@ -233,6 +233,51 @@ async fn expired_rows_are_not_seen() {
         reader.read(&snapshot, None, ScopeId::SHARED, &key, now_us).await.unwrap().num_rows()
     };
     assert_eq!((read(0).await, read(60_000_000).await), (1, 0));
+}
+
+/// A store of which nothing is in memory.
+struct OnDisk(Arc<dyn StorageSnapshot>);
+
+impl StorageSnapshot for OnDisk {
+    fn get(&self, partition: Partition, key: &[u8]) -> Result<Option<Bytes>> {
+        self.0.get(partition, key)
+    }
+
+    fn multi_get(&self, partition: Partition, keys: &[Bytes]) -> Result<Vec<Option<Bytes>>> {
+        self.0.multi_get(partition, keys)
+    }
+
+    fn scan<'a>(&'a self, partition: Partition, range: KeyRange, direction: Direction) -> Entries<'a> {
+        self.0.scan(partition, range, direction)
+    }
+
+    fn visit(
+        &self,
+        partition: Partition,
+        range: KeyRange,
+        direction: Direction,
+        visit: &mut Visitor<'_>,
+    ) -> Result<()> {
+        self.0.visit(partition, range, direction, visit)
+    }
+}
+
+#[tokio::test]
+async fn a_row_that_only_the_disk_has_is_found_by_its_key() {
+    let mut fixture = Fixture::new();
+    let columns = [("id", ColumnType::BigInt), ("n", ColumnType::BigInt)];
+    let schemas = fixture.registry.schemas(&definition(TableKind::Shared, &columns, &[0]));
+    fixture.insert(&schemas, ScopeId::SHARED, vec![numbers([1, 2]), numbers([10, 20])], 0);
+    fixture.flush(&schemas).await;
+    fixture.insert(&schemas, ScopeId::SHARED, vec![numbers([3]), numbers([30])], 0);
+    let mut snapshot = Arc::into_inner(fixture.snapshot()).unwrap();
+    snapshot.storage = Arc::new(OnDisk(snapshot.storage));
+    let (snapshot, reader) = (Arc::new(snapshot), PointReader::new(schemas, RowSchema::Visible).unwrap());
+    for (id, expected) in [(1, vec![10_i64]), (2, vec![20]), (3, vec![30]), (4, vec![])] {
+        let key = [ScalarValue::Int64(Some(id))];
+        let row = reader.read(&snapshot, None, ScopeId::SHARED, &key, 0).await.unwrap();
+        assert_eq!(row.column(1).as_primitive::<Int64Type>().values(), &expected[..], "{id}");
+    }
 }
 
 #[tokio::test]

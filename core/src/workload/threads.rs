@@ -18,18 +18,22 @@ use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::task::{JoinError, JoinSet};
 use tracing::{Instrument, debug, error};
 
-use super::busy::Busy;
-use super::control::{StatementControl, StopReason};
+use super::busy::{Busy, BusyThreads};
+use super::control::StatementControl;
+use super::reason::StopReason;
+use super::turns::RESERVED_SLOTS;
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result, SqlState};
-use crate::platform;
+use crate::platform::{self, STATEMENT_PRIORITY};
 
 /// The stack that the deepest statement that passes the guard needs, with a wide margin.
 pub const STACK_BYTES: usize = 16 << 20;
 /// The most threads that run statements. Idle threads cost only address space.
 const WORKERS_MAX: usize = 1_024;
 /// The most threads that read and write files for statements; further work waits for one of them.
-const BLOCKING_THREADS_MAX: usize = 64;
+pub(super) const BLOCKING_THREADS_MAX: usize = 64;
+/// Threads that may be given up before statements that could need to be given up too are refused.
+pub(crate) const GIVEN_UP_MAX: usize = 2;
 /// How long [`EngineThreads::shutdown`] waits for steps that still run.
 const SHUTDOWN_WAIT: Duration = Duration::from_millis(500);
 
@@ -38,28 +42,33 @@ pub struct EngineThreads {
     /// `None` after the shutdown.
     runtime: Mutex<Option<Runtime>>,
     handle: Handle,
+    busy: Arc<BusyThreads>,
     is_closed: Arc<AtomicBool>,
 }
 
 impl EngineThreads {
-    /// Starts the threads: enough for `statements_running_max` statements that keep all their partitions
-    /// busy, for two more, and for one that is always free.
+    /// Starts the threads: enough for all statements that may run and keep all their partitions busy, for as
+    /// many more as may be given up, and for one that is always free.
     ///
     /// # Errors
     /// 58030 when the operating system refuses.
     pub(crate) fn start(config: &Config) -> Result<Arc<Self>> {
-        let statements = config.statements_running_max().saturating_add(2);
+        let statements = config.statements_running_max().saturating_add(RESERVED_SLOTS + GIVEN_UP_MAX);
         let workers = statements.saturating_mul(config.query_partitions).saturating_add(2).min(WORKERS_MAX);
+        let busy = Arc::new(BusyThreads::default());
+        let (starting, ending) = (Arc::clone(&busy), Arc::clone(&busy));
         let runtime = Builder::new_multi_thread()
             .thread_name("kalam-engine")
             .worker_threads(workers)
             .max_blocking_threads(BLOCKING_THREADS_MAX)
             .thread_stack_size(STACK_BYTES)
-            .on_thread_start(|| {
-                if let Err(error) = platform::lower_thread_priority() {
+            .on_thread_start(move || {
+                if let Err(error) = platform::lower_thread_priority(STATEMENT_PRIORITY) {
                     debug!(%error, "a thread of the engine keeps its priority");
                 }
+                starting.add_current();
             })
+            .on_thread_stop(move || ending.remove_current())
             .enable_all()
             .build()
             .map_err(|error| {
@@ -72,16 +81,26 @@ impl EngineThreads {
                 .source(error)
             })?;
         let handle = runtime.handle().clone();
-        Ok(Arc::new(Self { runtime: Mutex::new(Some(runtime)), handle, is_closed: Arc::default() }))
+        Ok(Arc::new(Self { runtime: Mutex::new(Some(runtime)), handle, busy, is_closed: Arc::default() }))
     }
 
     /// Starts work of a statement. It ends at its next pause when the returned value is dropped.
     pub(crate) fn spawn<T: Send + 'static>(
         &self,
+        control: &Arc<StatementControl>,
+        work: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Work<T> {
+        self.spawn_task(Stepped { control: Arc::clone(control), work: Box::pin(work) })
+    }
+
+    /// Starts work that belongs to no statement. It ends at its next pause when the returned value is
+    /// dropped.
+    pub(crate) fn spawn_task<T: Send + 'static>(
+        &self,
         work: impl Future<Output = Result<T>> + Send + 'static,
     ) -> Work<T> {
         let mut task = JoinSet::new();
-        task.spawn_on(Stepped(Box::pin(work)).in_current_span(), &self.handle);
+        task.spawn_on(work.in_current_span(), &self.handle);
         Work { task, is_closed: Arc::clone(&self.is_closed) }
     }
 
@@ -92,7 +111,7 @@ impl EngineThreads {
         control: &Arc<StatementControl>,
         work: impl Future<Output = Result<T>> + Send + 'static,
     ) -> Result<T> {
-        let mut work = self.spawn(work);
+        let mut work = self.spawn(control, work);
         let mut caller = Caller { control, has_answer: false };
         let result = tokio::select! {
             biased;
@@ -108,13 +127,27 @@ impl EngineThreads {
     /// # Errors
     /// 57P01 after the end of the engine.
     pub async fn ping(&self) -> Result<()> {
-        let mut work = self.spawn(async { Ok(()) });
+        let mut work = self.spawn_task(async { Ok(()) });
         std::future::poll_fn(|cx| work.poll_join(cx)).await
+    }
+
+    /// Returns how many steps of statements have ended: while the threads work, the number grows.
+    pub fn steps(&self) -> u64 {
+        self.busy.steps()
     }
 
     /// Returns the number of tasks that work for statements.
     pub fn tasks(&self) -> usize {
         self.handle.metrics().num_alive_tasks()
+    }
+
+    /// Returns the number of threads that are given up: their statements were told to stop and do not.
+    pub fn given_up(&self) -> usize {
+        self.busy.given_up()
+    }
+
+    pub(super) fn busy_threads(&self) -> &Arc<BusyThreads> {
+        &self.busy
     }
 
     /// Ends all work, and waits a moment for steps that still run. Further work is refused. Blocks.
@@ -184,15 +217,18 @@ impl Drop for Caller<'_> {
     }
 }
 
-/// Work, each poll of which is a step.
-struct Stepped<F>(Pin<Box<F>>);
+/// Work, each poll of which is a step of its statement.
+struct Stepped<F> {
+    control: Arc<StatementControl>,
+    work: Pin<Box<F>>,
+}
 
 impl<F: Future> Future for Stepped<F> {
     type Output = F::Output;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        let _busy = Busy::enter();
-        self.0.as_mut().poll(cx)
+        let _busy = Busy::enter(&self.control);
+        self.work.as_mut().poll(cx)
     }
 }
 
@@ -227,7 +263,7 @@ mod tests {
         let priority = || rustix::process::getpriority_process(None).unwrap();
         let own = priority();
         let of_engine = threads.run(&control, async move { Ok(priority()) }).await.unwrap();
-        assert_eq!(of_engine, own.max(platform::LOW_PRIORITY));
+        assert_eq!(of_engine, own.max(STATEMENT_PRIORITY));
     }
 
     #[tokio::test]
@@ -266,7 +302,7 @@ mod tests {
     #[tokio::test]
     async fn after_the_end_nothing_looks_complete() {
         let (threads, control) = started();
-        let mut cut_off = threads.spawn(pending::<Result<()>>());
+        let mut cut_off = threads.spawn(&control, pending::<Result<()>>());
         let closer = Arc::clone(&threads);
         std::thread::spawn(move || closer.shutdown()).join().unwrap();
         let ended = std::future::poll_fn(|cx| cut_off.poll_join(cx)).await;

@@ -167,7 +167,7 @@ impl TestDatabase {
             self.session(copy).subscribe(request(SnapshotMode::Only)).await.map_err(failure)?;
         while let Some(frame) = subscription.next().await {
             if let FrameBody::Snapshot(rows) = &frame.map_err(failure)?.body {
-                batches.push(without_system_columns(&rows.batch));
+                batches.push(without_system_columns(&rows.batch().unwrap()));
             }
         }
         let notations = batches.first().map_or_else(Vec::new, |batch| notations(&batch.schema()));
@@ -184,8 +184,9 @@ impl TestDatabase {
         while let Some(frame) = subscription.next().await {
             let frame = frame.map_err(failure)?;
             if let FrameBody::Delta(rows) = &frame.body {
-                let ops = rows.batch.column(0).as_primitive::<UInt8Type>();
-                for (op, line) in ops.values().iter().zip(lines(&[without_system_columns(&rows.batch)])) {
+                let batch = rows.batch().unwrap();
+                let ops = batch.column(0).as_primitive::<UInt8Type>();
+                for (op, line) in ops.values().iter().zip(lines(&[without_system_columns(&batch)])) {
                     let key = line.split('|').nth(id).unwrap().to_owned();
                     match *op {
                         OP_DELETE => folded.remove(&key),

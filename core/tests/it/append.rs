@@ -96,12 +96,12 @@ async fn parts_of_a_large_batch_are_not_counted_as_the_whole() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_right_to_append_can_be_asked_before() {
     let (database, root) = with_table("id BIGINT PRIMARY KEY", Config::in_memory()).await;
-    root.check_append(None, "t").unwrap();
-    root.check_append(Some("public"), "t").unwrap();
-    assert_eq!(root.check_append(None, "u").unwrap_err().sqlstate(), SqlState::UNDEFINED_TABLE);
-    assert_eq!(root.check_append(Some("u"), "t").unwrap_err().sqlstate(), SqlState::INVALID_SCHEMA_NAME);
+    root.begin_append(None, "t").unwrap();
+    root.begin_append(Some("public"), "t").unwrap();
+    assert_eq!(root.begin_append(None, "u").unwrap_err().sqlstate(), SqlState::UNDEFINED_TABLE);
+    assert_eq!(root.begin_append(Some("u"), "t").unwrap_err().sqlstate(), SqlState::INVALID_SCHEMA_NAME);
     root.execute("CREATE USER guest WITH PASSWORD 'a password' ROLE user", ()).await.unwrap();
     let guest = database.session_for("guest").unwrap();
-    assert_eq!(guest.check_append(None, "t").unwrap_err().kind(), ErrorKind::PermissionDenied);
+    assert_eq!(guest.begin_append(None, "t").unwrap_err().kind(), ErrorKind::PermissionDenied);
     database.shutdown().await.unwrap();
 }

@@ -337,9 +337,7 @@ async fn a_backup_that_is_ended_leaves_nothing() {
     let url = BackupUrl::parse(&url_of(&place)).unwrap();
     let committer = &database.context().committer;
     let job = JobId("BK-000000000000".to_owned());
-    let back_up = async |stop: &CancellationToken| {
-        maintenance::back_up(&committer.snapshot(), committer.database_id(), &url, &job, stop).await
-    };
+    let back_up = async |stop: &CancellationToken| maintenance::back_up(committer, &url, &job, stop).await;
     let stop = CancellationToken::new();
     stop.cancel();
     assert_eq!(back_up(&stop).await.unwrap_err().sqlstate(), SqlState::QUERY_CANCELED);

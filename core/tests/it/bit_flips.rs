@@ -117,7 +117,7 @@ async fn changes(database: &Database) -> Result<Vec<String>, Error> {
     let mut changes = Vec::new();
     while let Some(frame) = stream.next().await {
         if let FrameBody::Delta(rows) = &frame?.body {
-            changes.extend(text(std::slice::from_ref(&rows.batch)));
+            changes.extend(text(&[rows.batch().unwrap()]));
         }
     }
     Ok(changes)

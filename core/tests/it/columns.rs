@@ -7,7 +7,7 @@ use std::sync::Arc;
 use kalamdb_core::commit::WriteSet;
 use kalamdb_core::ids::ColumnId;
 use kalamdb_core::maintenance::check;
-use kalamdb_core::schema_registry::{CatalogChange, ColumnDefinition, TableDefinition};
+use kalamdb_core::schema_registry::{CatalogChange, ColumnDefault, ColumnDefinition, TableDefinition};
 use kalamdb_core::types::ColumnType;
 use kalamdb_core::{Config, Database, Session, UserId};
 
@@ -23,7 +23,11 @@ async fn open(data_dir: &Path, large_insert_bytes: usize) -> (Database, Session)
 }
 
 /// Commits the next version of a table. Returns a session that knows no other version.
-async fn alter(database: &Database, table: &str, change: impl FnOnce(&mut TableDefinition)) -> Session {
+pub(crate) async fn alter(
+    database: &Database,
+    table: &str,
+    change: impl FnOnce(&mut TableDefinition),
+) -> Session {
     let committer = &database.context().committer;
     let snapshot = committer.snapshot();
     let before = snapshot.catalog.table("app", table).unwrap();
@@ -49,6 +53,12 @@ async fn assert_sound(database: Database, data_dir: &Path) {
     assert_eq!(check(data_dir).await.unwrap().problems, Vec::<String>::new());
 }
 
+/// Drops the column `v` and adds it again.
+fn add_again(table: &mut TableDefinition) {
+    table.columns[1] = ColumnDefinition::new(table.next_column_id, "v", ColumnType::BigInt, true);
+    table.next_column_id = ColumnId(table.next_column_id.0 + 1);
+}
+
 /// The new column has the name, the type and the place of the old one: the Arrow schemas of both versions are
 /// equal.
 async fn check_column_added_again(create: &str, large_insert_bytes: usize) {
@@ -59,11 +69,7 @@ async fn check_column_added_again(create: &str, large_insert_bytes: usize) {
     flush(&database, "app.t").await;
     assert_rows(&root, &[("SELECT count(v), max(v) FROM app.t", &["5000|5000"])]).await;
     drop(root);
-    let root = alter(&database, "t", |table| {
-        table.columns[1] = ColumnDefinition::new(table.next_column_id, "v", ColumnType::BigInt, true);
-        table.next_column_id = ColumnId(table.next_column_id.0 + 1);
-    })
-    .await;
+    let root = alter(&database, "t", add_again).await;
     assert_rows(
         &root,
         &[
@@ -194,6 +200,92 @@ async fn columns_keep_their_values_whatever_they_are_called_and_wherever_they_st
         }
         assert_rows(&root, changed).await;
         assert_eq!(rows(&root, unchanged, ()).await, expected, "{step}");
+    }
+    drop(root);
+    assert_sound(database, folder.path()).await;
+}
+
+/// A point read reads a whole block of narrow rows, but only one of wide rows.
+#[tokio::test(flavor = "multi_thread")]
+async fn point_reads_of_older_segments_see_what_was_deleted_and_changed_since() {
+    let folder = tempfile::tempdir().unwrap();
+    let (database, mut root) = open(folder.path(), 8 << 20).await;
+    for (table, pad) in [("narrow", "'x'"), ("wide", "repeat('x', 600) || value::TEXT")] {
+        let qualified = format!("app.{table}");
+        run(&root, &format!("CREATE TABLE {qualified} (id BIGINT PRIMARY KEY, v BIGINT, pad TEXT)")).await;
+        let rows = format!("SELECT value, value, {pad} FROM generate_series(1, 5000)");
+        run(&root, &format!("INSERT INTO {qualified} {rows}")).await;
+        flush(&database, &qualified).await;
+        drop(root);
+        root = alter(&database, table, add_again).await;
+        assert_eq!(run(&root, &format!("DELETE FROM {qualified} WHERE id = 7")).await, 1);
+        assert_eq!(run(&root, &format!("UPDATE {qualified} SET pad = 'new' WHERE id = 8")).await, 1);
+        assert_eq!(run(&root, &format!("UPDATE {qualified} SET v = 1 WHERE id = 3000")).await, 1);
+        for step in ["marks", "FLUSH", "COMPACT"] {
+            if step != "marks" {
+                complete(&database, step, &qualified).await;
+            }
+            let lines: [(u32, &[&str]); 5] =
+                [(7, &[]), (8, &["8|NULL|new"]), (9, &["9|NULL|x"]), (3000, &["3000|1|x"]), (5001, &[])];
+            for (id, expected) in lines {
+                let select = "SELECT id, v, CASE WHEN pad = 'new' THEN pad ELSE left(pad, 1) END";
+                let sql = format!("{select} FROM {qualified} WHERE id = {id}");
+                assert_eq!(rows_of(&root, &sql).await, expected, "{step}: {sql}");
+                let sql = format!("SELECT id, v FROM {qualified} WHERE id = {id}");
+                let cut: Vec<&str> = expected.iter().map(|line| line.rsplit_once('|').unwrap().0).collect();
+                assert_eq!(rows_of(&root, &sql).await, cut, "{step}: {sql}");
+            }
+        }
+    }
+    drop(root);
+    assert_sound(database, folder.path()).await;
+}
+
+async fn rows_of(session: &Session, sql: &str) -> Vec<String> {
+    rows(session, sql, ()).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_initial_value_is_cast_when_its_column_becomes_wider() {
+    let folder = tempfile::tempdir().unwrap();
+    let (database, root) = open(folder.path(), 8 << 20).await;
+    run(&root, "CREATE TABLE app.t (id BIGINT PRIMARY KEY)").await;
+    run(&root, "INSERT INTO app.t VALUES (1)").await;
+    flush(&database, "app.t").await;
+    run(&root, "INSERT INTO app.t VALUES (2)").await;
+    drop(root);
+    let root = alter(&database, "t", |table| {
+        let mut added = ColumnDefinition::new(table.next_column_id, "r", ColumnType::Real, true);
+        added.initial = Some("0.1".to_owned());
+        added.default = Some(ColumnDefault::Literal("0.1".to_owned()));
+        table.columns.push(added);
+        table.next_column_id = ColumnId(table.next_column_id.0 + 1);
+    })
+    .await;
+    run(&root, "INSERT INTO app.t (id) VALUES (3)").await;
+    drop(root);
+    let root = alter(&database, "t", |table| table.columns[1].ty = ColumnType::Double).await;
+    run(&root, "INSERT INTO app.t (id) VALUES (4)").await;
+    // The first row is in a segment without the column, the second is stored without it, the third has it as
+    // REAL. Only the last one has the DOUBLE.
+    for step in ["hot", "FLUSH", "COMPACT"] {
+        if step != "hot" {
+            complete(&database, step, "app.t").await;
+        }
+        let (real, double) = ("0.10000000149011612", "0.1");
+        let expected = [real, real, real, double];
+        assert_eq!(rows_of(&root, "SELECT r FROM app.t ORDER BY id").await, expected, "{step}");
+        for (id, expected) in (1..).zip(expected) {
+            assert_eq!(rows_of(&root, &format!("SELECT r FROM app.t WHERE id = {id}")).await, [expected]);
+        }
+        assert_rows(
+            &root,
+            &[
+                ("SELECT id FROM app.t WHERE r = 0.1::REAL ORDER BY id", &["1", "2", "3"]),
+                ("SELECT id FROM app.t WHERE r = 0.1::DOUBLE", &["4"]),
+            ],
+        )
+        .await;
     }
     drop(root);
     assert_sound(database, folder.path()).await;

@@ -252,7 +252,8 @@ impl Follower {
             }
             match &frame.body {
                 FrameBody::Snapshot(rows) | FrameBody::Delta(rows) => {
-                    let ids = rows.batch.column(2).as_primitive::<Int64Type>();
+                    let batch = rows.batch().unwrap();
+                    let ids = batch.column(2).as_primitive::<Int64Type>();
                     self.ids.extend(ids.values());
                 }
                 FrameBody::Reset { .. } | FrameBody::Closed { .. } => panic!("{frame:?}"),

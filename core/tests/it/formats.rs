@@ -16,7 +16,10 @@ use std::time::Duration;
 use futures::StreamExt;
 use kalamdb_core::clock::ManualClock;
 use kalamdb_core::cold_storage::marked_after;
+use kalamdb_core::ids::ColumnId;
 use kalamdb_core::maintenance::check;
+use kalamdb_core::schema_registry::ColumnDefinition;
+use kalamdb_core::types::ColumnType;
 use kalamdb_core::{
     Config, Database, Frame, FrameBody, Seq, Session, SubscribeRequest, SubscribeStart, Subscription,
 };
@@ -26,6 +29,7 @@ use zip::{ZipArchive, ZipWriter};
 
 use crate::backup::objects;
 use crate::cold::{complete, flush};
+use crate::columns::alter;
 use crate::session::{fails, rows, run, text};
 
 /// 2026-01-01. The clock of a fixture stands still, so its rows do not expire and its change log is kept.
@@ -167,8 +171,8 @@ async fn resumed(session: &Session, sql: &str, token: Vec<u8>, count: usize) -> 
         match &frame.body {
             FrameBody::Delta(rows) => {
                 let without_seq: Vec<usize> =
-                    (0..rows.batch.num_columns()).filter(|column| *column != 1).collect();
-                changes.extend(text(&[rows.batch.project(&without_seq).unwrap()]));
+                    (0..rows.schema.fields().len()).filter(|column| *column != 1).collect();
+                changes.extend(text(&[rows.batch().unwrap().project(&without_seq).unwrap()]));
             }
             FrameBody::Progress => {}
             other => panic!("{sql}: {other:?} after {changes:?}"),
@@ -512,5 +516,67 @@ async fn published_manifests_are_frozen() {
         ],
     });
     assert_eq!(manifest, expected);
+    database.shutdown().await.unwrap();
+}
+
+/// Columns with initial values as a statement may give them. `initial-values.json` has the published ones;
+/// `read_segments.py` is tested with it.
+const INITIAL_VALUES: &[(&str, ColumnType, Option<&str>)] = &[
+    ("b", ColumnType::Boolean, Some("t")),
+    ("s", ColumnType::SmallInt, Some("-5")),
+    ("i", ColumnType::Integer, Some(" 7 ")),
+    ("l", ColumnType::BigInt, Some("9223372036854775807")),
+    ("r", ColumnType::Real, Some("0.10")),
+    ("d", ColumnType::Double, Some("-infinity")),
+    ("n", ColumnType::Decimal { precision: 10, scale: 2 }, Some("0.5")),
+    ("t", ColumnType::Text, Some("täxt")),
+    ("v", ColumnType::Bytes, Some(r"a\\b")),
+    ("j", ColumnType::Json, Some(r#"{"a": [1]}"#)),
+    ("at", ColumnType::Timestamp, Some("2026-01-02 03:04:05.50")),
+    ("atz", ColumnType::TimestampTz, Some("2026-01-02T03:04:05+02:00")),
+    ("day", ColumnType::Date, Some("2026-01-02")),
+    ("clock", ColumnType::Time, Some("03:04:05.500")),
+    ("u", ColumnType::Uuid, Some("00112233-4455-6677-8899-AABBCCDDEEFF")),
+    ("e", ColumnType::Embedding(2), Some("[1, 2.5]")),
+    ("f", ColumnType::File, Some(r#"{"name": "x"}"#)),
+    ("none", ColumnType::Text, None),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn initial_values_are_published_in_one_form() {
+    let folder = tempfile::tempdir().unwrap();
+    let (database, _) = open(folder.path(), 8 << 20).await;
+    let create = "CREATE TABLE app.t (id BIGINT PRIMARY KEY)";
+    run_as(&database, "root", &["CREATE NAMESPACE app", create, "INSERT INTO app.t VALUES (1)"]).await;
+    flush(&database, "app.t").await;
+    let root = alter(&database, "t", |table| {
+        for ((name, ty, initial), id) in INITIAL_VALUES.iter().zip(table.next_column_id.0..) {
+            let mut added = ColumnDefinition::new(ColumnId(id), *name, *ty, true);
+            added.initial = initial.map(str::to_owned);
+            table.columns.push(added);
+            table.next_column_id = ColumnId(id + 1);
+        }
+    })
+    .await;
+    run(&root, "INSERT INTO app.t (id) VALUES (2)").await;
+    flush(&database, "app.t").await;
+    let manifest = newest_manifest(&database, &folder.path().join("segments").join("1000")).await;
+    let expected: Value = serde_json::from_str(include_str!("../fixtures/initial-values.json")).unwrap();
+    assert_eq!(manifest["columns"], expected);
+    let older = "true|-5|7|9223372036854775807|0.1|-inf|0.50|täxt|615c62|{\"a\": [1]}|2026-01-02T03:04:05.500\
+                 |2026-01-02T01:04:05Z|2026-01-02|03:04:05.500|00112233445566778899aabbccddeeff|[1.0, 2.5]\
+                 |{\"name\": \"x\"}|NULL";
+    let newer = ["NULL"; 18].join("|");
+    let columns = "b, s, i, l, r, d, n, t, v, j, at, atz, day, clock, u, e, f, none";
+    for step in ["flushed", "COMPACT"] {
+        if step == "COMPACT" {
+            complete(&database, step, "app.t").await;
+        }
+        for (id, expected) in [(1, older), (2, newer.as_str())] {
+            let sql = format!("SELECT {columns} FROM app.t WHERE id = {id}");
+            assert_eq!(rows(&root, &sql, ()).await, [expected], "{step}");
+        }
+    }
+    drop(root);
     database.shutdown().await.unwrap();
 }

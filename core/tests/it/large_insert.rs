@@ -205,7 +205,8 @@ async fn live_queries_see_it_as_one_commit_once() {
             tokio::time::timeout(Duration::from_secs(20), live.next()).await.expect("a frame in time");
         match &frame.unwrap().unwrap().body {
             FrameBody::Delta(changes) => {
-                let seqs = changes.batch.column(1).as_primitive::<Int64Type>();
+                let batch = changes.batch().unwrap();
+                let seqs = batch.column(1).as_primitive::<Int64Type>();
                 seqs.values().iter().for_each(|seq| *commits.entry(*seq).or_default() += 1);
             }
             FrameBody::Progress => {}

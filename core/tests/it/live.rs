@@ -1,10 +1,11 @@
 //! Live queries against their promise: folding a stream's frames gives the query's result at every
 //! `complete_through`.
 //!
-//! The property test writes at random from several sessions, subscribes, disconnects, resumes and restarts
-//! the database. Its rings are so small that subscribers fall back to the change log and to RESETs. At each
-//! frontier a subscriber reaches, its rows are compared with a SELECT on that commit's snapshot, if one was
-//! kept. `KALAMDB_SEED` and `KALAMDB_CASES` choose the cases; a failure names its seed.
+//! The property test writes at random from several sessions, subscribes, pauses, disconnects, resumes and
+//! restarts the database. Its rings are so small that subscribers fall back to the change log and to RESETs.
+//! Commits are read in pieces of a few rows, and frames that wait to be sent are dropped and made again. At
+//! each frontier a subscriber reaches, its rows are compared with a SELECT on that commit's snapshot, if one
+//! was kept. `KALAMDB_SEED` and `KALAMDB_CASES` choose the cases; a failure names its seed.
 
 pub(crate) mod client;
 
@@ -311,6 +312,9 @@ fn random_config(random: &mut StdRng, data_dir: Option<std::path::PathBuf>) -> C
         commit_ring_bytes: *[0, 2_000, 32 << 20].choose(random).expect("some"),
         large_insert_bytes: *[1, 100, 16 << 20].choose(random).expect("some"),
         live_ring_bytes: *[0, 1_500, 4 << 20].choose(random).expect("some"),
+        live_piece_bytes: *[1, 150, 600, 1 << 20].choose(random).expect("some"),
+        live_held_bytes_max: *[1, 6_000, 64 << 20].choose(random).expect("some"),
+        live_held_per_user_bytes_max: *[1, 3_000, 16 << 20].choose(random).expect("some"),
         change_log_bytes_max: *[3_000, 40_000, 4 << 30].choose(random).expect("some"),
         trim_interval_ms: 20,
         expiry_interval_ms: 50,
@@ -323,6 +327,7 @@ struct Totals {
     compared: usize,
     frames: u64,
     log_reads: u64,
+    evictions: u64,
     resets: u64,
 }
 
@@ -332,6 +337,7 @@ impl Totals {
         let live = database.context().live_queries.counters();
         self.frames += live.frames;
         self.log_reads += live.log_reads;
+        self.evictions += live.evictions;
         self.resets += live.resets;
     }
 }
@@ -474,5 +480,6 @@ async fn folding_the_frames_gives_the_query_at_every_frontier() {
     assert!(totals.compared as u64 >= cases, "frontiers were compared: {totals:?}");
     if cases >= 100 {
         assert!(totals.log_reads > 0 && totals.resets > 0, "the change log and RESETs were used: {totals:?}");
+        assert!(totals.evictions > 0, "frames were made again: {totals:?}");
     }
 }

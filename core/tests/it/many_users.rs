@@ -33,6 +33,7 @@ async fn create_users(database: &Database) {
             updated_at: 0,
             last_login_at: None,
             auth_generation: 1,
+            settings: Default::default(),
         }));
     }
     database.context().committer.commit(set).await.unwrap();

@@ -201,7 +201,7 @@ impl Follower {
                 frame = tokio::time::timeout(Duration::from_secs(20), stream.next()) => {
                     let frame = frame.expect("a frame in time").expect("a frame").unwrap();
                     if let FrameBody::Delta(rows) = &frame.body {
-                        self.told_of.extend(seqs(&rows.batch));
+                        self.told_of.extend(seqs(&rows.batch().unwrap()));
                     }
                     self.client.take(&frame).unwrap();
                 }

@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use http::header::AUTHORIZATION;
+use http::header::{AUTHORIZATION, USER_AGENT};
 use http::{HeaderMap, Request, Response};
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use kalamdb_core::{Error, Seq};
+use kalamdb_core::{Error, Seq, parse_time};
 use tonic::Status;
 use tonic::body::Body;
 use tower::{Layer, Service};
@@ -30,6 +30,12 @@ const FLIGHT_TOKEN: &str = "auth-token-bin";
 
 /// The header in which a caller passes on the seq of a result or a commit.
 const SEQ_HEADER: &str = "kalamdb-seq";
+
+/// The header with the `statement_timeout` of a call.
+const TIMEOUT_HEADER: &str = "kalamdb-statement-timeout";
+
+/// The most characters of a client's name.
+const APPLICATION_CHARS_MAX: usize = 128;
 
 /// Services that need no credentials. The router has reflection only if the settings enable it.
 const OPEN_SERVICES: [&str; 3] = [
@@ -123,7 +129,12 @@ where
                     }
                     Ok(response)
                 }
-                Err(error) => Ok(to_status(&error).into_http()),
+                Err(error) => {
+                    if let Some(connection) = request.extensions().get::<ConnectionInfo>().cloned() {
+                        connection.discard(request.into_body());
+                    }
+                    Ok(to_status(&error).into_http())
+                }
             }
         };
         Box::pin(work.instrument(span))
@@ -144,7 +155,12 @@ impl Asked {
         let connection = request.extensions().get::<ConnectionInfo>().cloned();
         Ok(Self {
             credentials: credentials(headers)?,
-            origin: Origin { connection, session_name: session_name(headers)? },
+            origin: Origin {
+                connection,
+                session_name: session_name(headers)?,
+                application: application(headers),
+                statement_timeout: statement_timeout(headers)?,
+            },
             min_seq: min_seq(headers),
         })
     }
@@ -153,9 +169,9 @@ impl Asked {
 /// Checks the credentials of a request, then waits until it can see what it must see.
 async fn identify(authenticator: &Authenticator, asked: Result<Asked, Error>) -> Result<Identified, Error> {
     let Asked { credentials, origin, min_seq } = asked?;
-    // After the login the connection may have more calls.
-    let _call = begin_call(origin.connection.as_ref())?;
+    let waiting = origin.connection.as_ref().map_or(Ok(None), ConnectionInfo::begin_waiting)?;
     let identified = authenticator.identify(&credentials, origin).await?;
+    drop(waiting);
     if let Some(seq) = min_seq {
         authenticator.reach(seq).await?;
     }
@@ -214,6 +230,19 @@ fn credentials(headers: &HeaderMap) -> Result<Credentials, Error> {
     }
 }
 
+/// Returns what the client calls itself.
+fn application(headers: &HeaderMap) -> Option<String> {
+    let text = headers.get(USER_AGENT)?.to_str().ok()?;
+    Some(text.chars().take(APPLICATION_CHARS_MAX).collect())
+}
+
+/// Reads the `statement_timeout` of a call, in the units of SET.
+fn statement_timeout(headers: &HeaderMap) -> Result<Option<Duration>, Error> {
+    let Some(header) = headers.get(TIMEOUT_HEADER) else { return Ok(None) };
+    let ms = parse_time(TIMEOUT_HEADER, header.to_str().unwrap_or_default())?;
+    Ok(Some(Duration::from_millis(ms)))
+}
+
 fn min_seq(headers: &HeaderMap) -> Option<Seq> {
     headers.get(SEQ_HEADER)?.to_str().ok()?.parse().ok().map(Seq)
 }
@@ -253,6 +282,22 @@ mod tests {
             "/new",
         ] {
             assert!(!is_open(path), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_call_may_say_how_long_its_statements_may_take() {
+        let check = |text: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(TIMEOUT_HEADER, text.parse().unwrap());
+            statement_timeout(&headers)
+        };
+        assert_eq!(statement_timeout(&HeaderMap::new()).unwrap(), None);
+        for (text, ms) in [("0", 0), ("250", 250), ("5s", 5_000), ("2min", 120_000)] {
+            assert_eq!(check(text).unwrap(), Some(Duration::from_millis(ms)));
+        }
+        for bad in ["", "soon", "-1", "5 hours"] {
+            assert_eq!(check(bad).unwrap_err().sqlstate().0, "22023", "{bad}");
         }
     }
 

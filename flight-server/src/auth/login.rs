@@ -5,7 +5,7 @@
 //! a changed password takes effect at once.
 //!
 //! A login that is delayed because its name failed waits before it takes its place in the line, and each name
-//! has only a share of the line: guessing at one name does not lock out other names. In the line the networks
+//! has only a share of the line: guessing at one name does not lock out other names. In the line the sites
 //! of the clients take turns.
 //!
 //! Invariant: the duration of a failed login does not reveal whether the name exists; the delay depends only
@@ -13,7 +13,6 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::num::NonZero;
 use std::time::{Duration, Instant};
 
 use kalamdb_core::access::Principal;
@@ -86,18 +85,20 @@ impl Logins {
     /// Lets at most `waiting_max` logins wait for verification.
     pub(super) fn new(database: Database, waiting_max: usize) -> Self {
         let digests = SealKey::derive(database.secret(), "remembered credentials");
+        // More would wait in the core, in no order of sites.
+        let verifying_max = database.passwords_at_once();
         Self {
             database,
             digests,
             remembered: Mutex::default(),
             failures: Mutex::default(),
-            turns: Turns::new(verifying_max(), waiting_max),
+            turns: Turns::new(verifying_max, waiting_max),
             delayed: Semaphore::new(DELAYED_MAX),
             names: Mutex::default(),
         }
     }
 
-    /// Returns the principal of valid credentials, which came from a client in `network`.
+    /// Returns the principal of valid credentials, which came from a client in `site`.
     ///
     /// # Errors
     /// 28P01, the same for an unknown name and a wrong password; 53300 when too many logins wait.
@@ -105,7 +106,7 @@ impl Logins {
         &self,
         username: &str,
         password: &str,
-        network: IpAddr,
+        site: IpAddr,
     ) -> Result<Principal, Error> {
         let digest = self.digest(username, password);
         if let Some(principal) = self.recall(&digest) {
@@ -117,7 +118,7 @@ impl Logins {
             let _delayed = self.delayed.try_acquire().map_err(|_| too_many())?;
             tokio::time::sleep(delay).await;
         }
-        let turn = tokio::time::timeout(WAIT_MAX, self.turns.take(network)).await;
+        let turn = tokio::time::timeout(WAIT_MAX, self.turns.take(site)).await;
         let _turn = turn.ok().flatten().ok_or_else(too_many)?;
         // A login with the same credentials may have finished in the meantime.
         if let Some(principal) = self.recall(&digest) {
@@ -212,12 +213,6 @@ impl Logins {
     }
 }
 
-/// Returns the number of passwords that are checked at the same time, which is that of the core's threads for
-/// them: more would wait there, in no order of networks.
-fn verifying_max() -> usize {
-    (std::thread::available_parallelism().map_or(1, NonZero::get) / 4).max(2)
-}
-
 fn too_many() -> Error {
     Error::new(ErrorKind::ResourceExhausted, SqlState::TOO_MANY, "too many logins are waiting")
         .hint("try again in a moment, and log in once per connection")
@@ -291,7 +286,8 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn only_a_full_line_refuses_and_not_who_comes_from_elsewhere() {
         let (database, logins) = logins().await;
-        let names: Vec<String> = (0..WAITING_MAX + verifying_max()).map(|n| format!("name{n}")).collect();
+        let verifying_max = database.passwords_at_once();
+        let names: Vec<String> = (0..WAITING_MAX + verifying_max).map(|n| format!("name{n}")).collect();
         let mut flood = Vec::new();
         for name in &names {
             let (waiting, refused) = begin(&logins, name, 1).await;
@@ -303,8 +299,8 @@ mod tests {
         let elsewhere = IpAddr::from([10, 0, 0, 1]);
         let login =
             tokio::time::timeout(Duration::from_secs(30), logins.verify("root", "the right one", elsewhere));
-        // The flood waits for its turns, and the login of another network is the next.
-        let (login, _) = tokio::join!(login, async { drop(flood.drain(..verifying_max())) });
+        // The flood waits for its turns, and the login of another site is the next.
+        let (login, _) = tokio::join!(login, async { drop(flood.drain(..verifying_max)) });
         assert!(login.expect("its turn comes soon").is_ok());
         drop(flood);
         database.shutdown().await.unwrap();

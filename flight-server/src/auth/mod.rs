@@ -2,7 +2,7 @@
 //!
 //! Every call accepts `authorization: Basic` and `authorization: Bearer`. Handshake trades the first for the
 //! second, so a client pays for the slow password hash once. Behind the layer, a request with credentials
-//! carries an [`Identity`] and a [`Principal`] in its extensions; handlers read them only there.
+//! carries an [`Identity`] in its extensions; handlers find the caller only there.
 //!
 //! Invariant: only Handshake and the paths of `OPEN_SERVICES` are reachable without credentials. A new
 //! service is closed until it is named there.
@@ -20,7 +20,7 @@ use base64::Engine;
 use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use kalamdb_core::access::Principal;
-use kalamdb_core::{Database, Error, ErrorKind, Seq, SqlState};
+use kalamdb_core::{Call, Database, Error, ErrorKind, Seq, SqlState};
 use tonic::metadata::{Ascii, MetadataValue};
 
 pub(crate) use self::cookie::{SET_COOKIE, SessionName, new_session_name, session_name};
@@ -63,9 +63,18 @@ pub(crate) struct Identity {
     pub(crate) principal: Principal,
     pub(crate) session: SessionKey,
     pub(crate) connection: Option<ConnectionInfo>,
+    /// What the client calls itself.
+    pub(crate) application: Option<String>,
+    /// The `statement_timeout` of the call.
+    pub(crate) statement_timeout: Option<Duration>,
 }
 
 impl Identity {
+    /// Returns a call of the client, with the limits that it asks for.
+    pub(crate) fn call(&self) -> Call {
+        self.statement_timeout.map_or_else(Call::default, Call::with_timeout)
+    }
+
     /// Whether the client sent the name of its session.
     pub(crate) fn has_named_session(&self) -> bool {
         matches!(self.session, SessionKey::Named(_))
@@ -77,6 +86,8 @@ impl Identity {
 pub(crate) struct Origin {
     pub(crate) connection: Option<ConnectionInfo>,
     pub(crate) session_name: Option<SessionName>,
+    pub(crate) application: Option<String>,
+    pub(crate) statement_timeout: Option<Duration>,
 }
 
 impl Origin {
@@ -88,7 +99,8 @@ impl Origin {
                 SessionKey::Connection { token, connection }
             }
         };
-        Identity { principal, session, connection: self.connection }
+        let Self { connection, application, statement_timeout, .. } = self;
+        Identity { principal, session, connection, application, statement_timeout }
     }
 }
 
@@ -163,8 +175,8 @@ impl Authenticator {
         }
     }
 
-    /// Checks the credentials of a Handshake and returns a bearer token. The token always names a new
-    /// session, also on a connection that has one already.
+    /// Checks the credentials of a Handshake and returns a bearer token. Each token is another one, so calls
+    /// that send no name of a session begin a session with it, also on a connection that has one already.
     pub(crate) async fn handshake(
         &self,
         credentials: &Credentials,
@@ -193,10 +205,17 @@ impl Authenticator {
         password: &str,
         connection: Option<&ConnectionInfo>,
     ) -> Result<Principal, Error> {
+        let Some(connection) = connection else {
+            return self.logins.verify(username, password, Ipv4Addr::UNSPECIFIED.into()).await;
+        };
         // The connection stays open while its login waits.
-        let _login = connection.map(ConnectionInfo::begin_login);
-        let network = connection.map_or(Ipv4Addr::UNSPECIFIED.into(), ConnectionInfo::network);
-        self.logins.verify(username, password, network).await
+        let _login = connection.begin_login();
+        let _turn = connection.login_turn().await;
+        let verified = self.logins.verify(username, password, connection.site()).await;
+        if verified.as_ref().is_err_and(|error| error.kind() == ErrorKind::Unauthenticated) {
+            connection.note_failed_login();
+        }
+        verified
     }
 
     fn identify_bearer(&self, text: &str, origin: Origin) -> Result<Identified, Error> {

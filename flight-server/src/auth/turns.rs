@@ -1,7 +1,7 @@
-//! Whose password is checked next: the networks of the clients take turns.
+//! Whose password is checked next: the sites of the clients (IPv4 addresses, /48 of IPv6) take turns.
 //!
-//! A flood of logins from one network waits for itself. Logins of other networks are checked in the next
-//! round, and when the line is full, the newest login of the network with the most makes room for them.
+//! A flood of logins from one site waits for itself. Logins of other sites are checked in the next round, and
+//! when the line is full, the newest login of the site with the most makes room for them.
 //!
 //! Invariants: nobody waits while another password may be checked; a login that is given up leaves the line
 //! at once and never keeps a turn.
@@ -24,10 +24,10 @@ struct Line {
     running: usize,
     waiting: usize,
     last_ticket: u64,
-    /// Networks with waiting logins, in the order of their next turns.
+    /// Sites with waiting logins, in the order of their next turns.
     ring: VecDeque<IpAddr>,
-    /// The waiting logins of each network of the ring, by ticket and so by age.
-    networks: HashMap<IpAddr, BTreeMap<u64, oneshot::Sender<()>>>,
+    /// The waiting logins of each site of the ring, by ticket and so by age.
+    sites: HashMap<IpAddr, BTreeMap<u64, oneshot::Sender<()>>>,
 }
 
 /// The right to check a password, until it is dropped.
@@ -45,20 +45,20 @@ impl Turns {
         Self { running_max, waiting_max, line: Mutex::default() }
     }
 
-    /// Waits for a turn. Returns `None` if the line is full, or when it was and another network needed room.
-    pub(super) async fn take(&self, network: IpAddr) -> Option<Turn<'_>> {
+    /// Waits for a turn. Returns `None` if the line is full, or when it was and another site needed room.
+    pub(super) async fn take(&self, site: IpAddr) -> Option<Turn<'_>> {
         let (ticket, called) = {
             let mut line = self.line.lock();
             if line.running < self.running_max {
                 line.running += 1;
                 return Some(Turn(self));
             }
-            if line.waiting >= self.waiting_max && !line.make_room_for(network) {
+            if line.waiting >= self.waiting_max && !line.make_room_for(site) {
                 return None;
             }
-            line.push(network)
+            line.push(site)
         };
-        let mut waiting = Waiting { turns: self, network, ticket, called, is_over: false };
+        let mut waiting = Waiting { turns: self, site, ticket, called, is_over: false };
         let is_called = (&mut waiting.called).await.is_ok();
         waiting.is_over = true;
         is_called.then(|| Turn(self))
@@ -78,55 +78,55 @@ impl Turns {
 }
 
 impl Line {
-    fn push(&mut self, network: IpAddr) -> (u64, oneshot::Receiver<()>) {
+    fn push(&mut self, site: IpAddr) -> (u64, oneshot::Receiver<()>) {
         let (call, called) = oneshot::channel();
         self.last_ticket += 1;
         self.waiting += 1;
-        let waiting = self.networks.entry(network).or_default();
+        let waiting = self.sites.entry(site).or_default();
         if waiting.is_empty() {
-            self.ring.push_back(network);
+            self.ring.push_back(site);
         }
         waiting.insert(self.last_ticket, call);
         (self.last_ticket, called)
     }
 
-    /// Takes the oldest login of the network whose turn it is.
+    /// Takes the oldest login of the site whose turn it is.
     fn next(&mut self) -> Option<oneshot::Sender<()>> {
-        let network = self.ring.pop_front()?;
-        let waiting = self.networks.get_mut(&network)?;
+        let site = self.ring.pop_front()?;
+        let waiting = self.sites.get_mut(&site)?;
         let (_, call) = waiting.pop_first()?;
         self.waiting -= 1;
         if waiting.is_empty() {
-            self.networks.remove(&network);
+            self.sites.remove(&site);
         } else {
-            self.ring.push_back(network);
+            self.ring.push_back(site);
         }
         Some(call)
     }
 
     /// Takes a login out of the line, if it is still there.
-    fn remove(&mut self, network: IpAddr, ticket: u64) {
-        let Some(waiting) = self.networks.get_mut(&network) else { return };
+    fn remove(&mut self, site: IpAddr, ticket: u64) {
+        let Some(waiting) = self.sites.get_mut(&site) else { return };
         if waiting.remove(&ticket).is_none() {
             return;
         }
         self.waiting -= 1;
         if waiting.is_empty() {
-            self.networks.remove(&network);
-            self.ring.retain(|other| *other != network);
+            self.sites.remove(&site);
+            self.ring.retain(|other| *other != site);
         }
     }
 
-    /// Refuses the newest login of the network with the most, unless the newcomer's has as many.
+    /// Refuses the newest login of the site with the most, unless the newcomer's has as many.
     fn make_room_for(&mut self, newcomer: IpAddr) -> bool {
-        let own = self.networks.get(&newcomer).map_or(0, BTreeMap::len);
-        let Some((network, waiting)) = self.networks.iter().max_by_key(|(_, waiting)| waiting.len()) else {
+        let own = self.sites.get(&newcomer).map_or(0, BTreeMap::len);
+        let Some((site, waiting)) = self.sites.iter().max_by_key(|(_, waiting)| waiting.len()) else {
             return false;
         };
-        let (network, newest) = (*network, waiting.keys().next_back().copied());
+        let (site, newest) = (*site, waiting.keys().next_back().copied());
         match newest {
             Some(ticket) if waiting.len() > own + 1 => {
-                self.remove(network, ticket);
+                self.remove(site, ticket);
                 true
             }
             _ => false,
@@ -137,7 +137,7 @@ impl Line {
 /// A login in the line.
 struct Waiting<'a> {
     turns: &'a Turns,
-    network: IpAddr,
+    site: IpAddr,
     ticket: u64,
     called: oneshot::Receiver<()>,
     /// Whether it got its turn or was refused.
@@ -153,7 +153,7 @@ impl Drop for Waiting<'_> {
         match self.called.try_recv() {
             // It was called when it was about to be given up.
             Ok(()) => self.turns.pass_on(),
-            Err(_) => self.turns.line.lock().remove(self.network, self.ticket),
+            Err(_) => self.turns.line.lock().remove(self.site, self.ticket),
         }
     }
 }
@@ -167,23 +167,23 @@ mod tests {
 
     use super::*;
 
-    fn network(number: u8) -> IpAddr {
+    fn site(number: u8) -> IpAddr {
         IpAddr::from([10, 0, 0, number])
     }
 
     fn is_empty(turns: &Turns) -> bool {
         let line = turns.line.lock();
-        line.running == 0 && line.waiting == 0 && line.ring.is_empty() && line.networks.is_empty()
+        line.running == 0 && line.waiting == 0 && line.ring.is_empty() && line.sites.is_empty()
     }
 
     #[tokio::test]
-    async fn networks_take_turns() {
+    async fn sites_take_turns() {
         let turns = Turns::new(1, 100);
-        let mut turn = turns.take(network(0)).await;
+        let mut turn = turns.take(site(0)).await;
         assert!(turn.is_some());
         let mut waiting: Vec<(u8, BoxFuture<'_, Option<Turn<'_>>>)> = Vec::new();
         for from in [1, 1, 1, 1, 2, 2, 3] {
-            let mut login: BoxFuture<'_, _> = Box::pin(turns.take(network(from)));
+            let mut login: BoxFuture<'_, _> = Box::pin(turns.take(site(from)));
             assert!(futures::poll!(&mut login).is_pending());
             waiting.push((from, login));
         }
@@ -208,17 +208,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_full_line_has_room_for_another_network() {
+    async fn a_full_line_has_room_for_another_site() {
         let turns = Turns::new(1, 3);
-        let turn = turns.take(network(1)).await;
+        let turn = turns.take(site(1)).await;
         let mut flood: Vec<BoxFuture<'_, _>> = Vec::new();
         for _ in 0..3 {
-            let mut login: BoxFuture<'_, _> = Box::pin(turns.take(network(1)));
+            let mut login: BoxFuture<'_, _> = Box::pin(turns.take(site(1)));
             assert!(futures::poll!(&mut login).is_pending());
             flood.push(login);
         }
-        assert!(turns.take(network(1)).await.is_none(), "the flood refuses itself");
-        let mut other: BoxFuture<'_, _> = Box::pin(turns.take(network(2)));
+        assert!(turns.take(site(1)).await.is_none(), "the flood refuses itself");
+        let mut other: BoxFuture<'_, _> = Box::pin(turns.take(site(2)));
         assert!(futures::poll!(&mut other).is_pending());
         assert!(matches!(futures::poll!(&mut flood[2]), Poll::Ready(None)), "the newest made room");
         // Whoever is given up makes room too, even after its call.
@@ -238,7 +238,7 @@ mod tests {
                 let mut running: Vec<Turn<'_>> = Vec::new();
                 for (step, from, which) in steps {
                     match step {
-                        0 => waiting.push(Box::pin(turns.take(network(from)))),
+                        0 => waiting.push(Box::pin(turns.take(site(from)))),
                         1 if !waiting.is_empty() => drop(waiting.swap_remove(which % waiting.len())),
                         2 if !running.is_empty() => drop(running.swap_remove(which % running.len())),
                         _ => {}

@@ -144,9 +144,43 @@ mod tests {
         let mut rest = Box::pin(rest);
         let waiting = tokio::time::timeout(Duration::from_millis(50), &mut rest).await;
         assert!(waiting.is_err(), "nothing more is read");
+        // Bytes of a refused call that are gone do not count, until there were too many.
+        assert!(info.state.give_back(4));
+        let waiting = tokio::time::timeout(Duration::from_millis(50), &mut rest).await;
+        assert!(waiting.is_err(), "four more are read, not six");
+        assert!(!info.state.give_back(8 << 20));
         let logging_in = async { info.mark_logged_in(UserId(1)).unwrap() };
         let (rest, ()) = tokio::join!(rest, logging_in);
         assert_eq!(&rest, b"abcdef");
+    }
+
+    #[tokio::test]
+    async fn calls_with_credentials_wait_for_the_first_login() {
+        let limits = ConnectionLimits {
+            anonymous_calls_per_connection_max: 1,
+            shared_calls_max: 8,
+            ..ConnectionLimits::default()
+        };
+        let (address, mut accepted) = listening(limits).await;
+        let (_client, connection) = connect(address, &mut accepted).await;
+        let info = connection.connect_info();
+        let first = info.begin_waiting().unwrap();
+        let others = [(); 2].map(|()| info.begin_waiting().unwrap());
+        assert!(first.is_some() && others.iter().all(Option::is_some));
+        assert_eq!(info.begin_call().unwrap_err().sqlstate().0, "53300", "one without credentials");
+        assert_eq!(info.begin_waiting().unwrap_err().sqlstate().0, "53300", "a quarter of eight");
+        let turn = info.login_turn().await;
+        assert!(turn.is_some());
+        let mut waits = [(); 2].map(|()| Box::pin(info.login_turn()));
+        for wait in &mut waits {
+            assert!(futures::poll!(wait).is_pending());
+        }
+        info.mark_logged_in(UserId(1)).unwrap();
+        for wait in waits {
+            assert!(wait.await.is_none(), "all of them go on");
+        }
+        assert!(info.begin_waiting().unwrap().is_none());
+        drop((turn, first, others));
     }
 
     #[tokio::test]

@@ -4,19 +4,31 @@
 //! socket itself stops reading after some bytes until a call had valid credentials. They are enough for an
 //! encrypted handshake and a login. The windows of HTTP/2 are the same for all connections and no such limit.
 //!
-//! Invariant: before a login no more than the limit is read, and the connection ends in time whatever the
+//! What a client has sent with a call that is refused stands before its next call. So the body of such a call
+//! is read and thrown away, piece by piece, and the socket reads as many bytes again.
+//!
+//! Invariant: before a login no more than the limit is held, and the connection ends in time whatever the
 //! client sends or leaves unread.
 
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use bytes::Bytes;
+use http_body::Body as _;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
+use tonic::body::Body;
 use tonic::transport::server::Connected;
 
 use super::ConnectionInfo;
+use super::state::State;
+
+/// The bytes of HTTP/2 around each piece of a body.
+const FRAME_HEADER_BYTES: usize = 9;
 
 /// An accepted socket.
 pub(crate) struct Connection {
@@ -69,8 +81,9 @@ impl Connection {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        self.anonymous_bytes_left += self.info.state.take_back();
         if self.anonymous_bytes_left == 0 {
-            // A login, the end of the time or the order to close wakes this task.
+            // A login, bytes given back, the end of the time or the order to close wakes this task.
             return Poll::Pending;
         }
         let most = self.anonymous_bytes_left.min(buffer.remaining());
@@ -80,6 +93,19 @@ impl Connection {
         self.anonymous_bytes_left -= bytes;
         buffer.advance(bytes);
         Poll::Ready(Ok(()))
+    }
+}
+
+/// Reads the body of a refused call to its end and throws it away, unless the connection has sent too many
+/// such bytes. The end of the connection ends the body.
+pub(super) async fn discard(state: Arc<State>, mut body: Body) {
+    let Ok(_permit) = state.discards.try_acquire() else { return };
+    while let Some(Ok(frame)) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+        let bytes = frame.data_ref().map_or(0, Bytes::len);
+        drop(frame);
+        if !state.give_back(bytes + FRAME_HEADER_BYTES) {
+            return;
+        }
     }
 }
 

@@ -1,8 +1,12 @@
 //! The table of open connections: how many there may be, and who goes when there are too many.
 //!
-//! A newcomer is not refused while connections without a login stand in its way: one of them is closed. Those
-//! whose credentials are being checked are spared, and clients of a crowded network go first, so a flood
-//! from one network closes its own connections.
+//! A newcomer is not refused while connections without a login stand in its way: one of them is closed. The
+//! one with the most wrong passwords goes first, then one that does nothing, at a crowded site, so a flood
+//! from one site closes its own connections. A connection whose first password is being checked is spared,
+//! unless its site has more than the newcomer's.
+//!
+//! A *network* is what one client can change at will: an IPv4 address or the /64 of an IPv6 address. A *site*
+//! may have many of them: it is an IPv4 address or the /48 of an IPv6 address.
 //!
 //! Invariant: the counts are those of the connections in the table, and none exceeds its limit.
 
@@ -22,6 +26,10 @@ use crate::config::ServerConfig;
 const CONNECTIONS_MAX: usize = 10_000;
 /// Connections without a login.
 const ANONYMOUS_MAX: usize = 1_000;
+/// Calls that wait for the login of their connections beyond those that each connection may have.
+const SHARED_CALLS_MAX: usize = 4_096;
+/// The part of them that one site may have.
+const SHARED_CALLS_PARTS: usize = 4;
 /// How long a connection may stay without a login.
 const LOGIN_TIME: Duration = Duration::from_secs(10);
 
@@ -36,12 +44,14 @@ pub(crate) struct ConnectionLimits {
     pub(crate) connections_per_user_max: usize,
     /// Connections without a login.
     pub(crate) anonymous_max: usize,
-    /// Connections without a login of one network that are kept when there are too many in all.
+    /// Connections without a login of one site that are kept when there are too many in all.
     pub(crate) anonymous_per_address_max: usize,
     /// Bytes that are read of a connection before a login.
     pub(crate) anonymous_read_bytes_max: usize,
     /// Calls in flight on a connection before a login.
     pub(crate) anonymous_calls_per_connection_max: usize,
+    /// Calls with credentials beyond those, of all connections.
+    pub(crate) shared_calls_max: usize,
     /// How long a connection may stay without a login, not counting the time in which one is checked.
     pub(crate) login_time: Duration,
 }
@@ -56,6 +66,7 @@ impl From<&ServerConfig> for ConnectionLimits {
             anonymous_per_address_max: config.anonymous_per_address_max,
             anonymous_read_bytes_max: config.anonymous_read_bytes_max,
             anonymous_calls_per_connection_max: config.anonymous_calls_per_connection_max,
+            shared_calls_max: SHARED_CALLS_MAX,
             login_time: LOGIN_TIME,
         }
     }
@@ -72,18 +83,28 @@ impl Default for ConnectionLimits {
             anonymous_per_address_max: 256,
             anonymous_read_bytes_max: 48 << 10,
             anonymous_calls_per_connection_max: 8,
+            shared_calls_max: SHARED_CALLS_MAX,
             login_time: LOGIN_TIME,
         }
     }
 }
 
-/// Returns the part of an address that one client cannot change at will: an IPv4 address, or the first half
-/// of an IPv6 address.
-pub(super) fn network(address: IpAddr) -> IpAddr {
+/// Returns the network of an address: an IPv4 address, or the /64 of an IPv6 address.
+fn network(address: IpAddr) -> IpAddr {
+    cut(address, 64)
+}
+
+/// Returns the site of an address: an IPv4 address, or the /48 of an IPv6 address.
+pub(super) fn site(address: IpAddr) -> IpAddr {
+    cut(address, 48)
+}
+
+/// Returns the first bits of an IPv6 address; a whole IPv4 address.
+fn cut(address: IpAddr, bits: u32) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => {
-            let host = u128::from(u64::MAX);
-            IpAddr::V6(Ipv6Addr::from(u128::from(address) & !host))
+            let others = u128::MAX >> bits;
+            IpAddr::V6(Ipv6Addr::from(u128::from(address) & !others))
         }
         address => address,
     }
@@ -104,6 +125,8 @@ struct Table {
     logged_in: HashMap<u64, LoggedIn>,
     networks: HashMap<IpAddr, NetworkCounts>,
     users: HashMap<UserId, usize>,
+    /// Calls beyond those that each connection may have, by site.
+    shared_calls: HashMap<IpAddr, usize>,
 }
 
 #[derive(Debug)]
@@ -141,7 +164,7 @@ impl OpenConnections {
         let mut table = self.table.lock();
         let per_address_max = limits.connections_per_address_max;
         if per_address_max > 0 && table.counts(network).open >= per_address_max {
-            let Some(number) = table.oldest_idle_of(network) else { return false };
+            let Some(number) = table.least_welcome_of(network) else { return false };
             table.close(number);
         }
         let is_full = |table: &Table| {
@@ -187,6 +210,59 @@ impl OpenConnections {
     pub(super) fn leave(&self, state: &State) {
         self.table.lock().remove(state.number);
     }
+
+    /// Counts a call beyond those that its connection may have. `None` if there are too many, in all or of
+    /// its site.
+    pub(super) fn share(self: &Arc<Self>, state: &State) -> Option<SharedCall> {
+        let (site, most) = (site(state.peer.ip()), self.limits.shared_calls_max);
+        let mut table = self.table.lock();
+        let of_site = table.shared_calls.get(&site).copied().unwrap_or_default();
+        let all: usize = table.shared_calls.values().sum();
+        if all >= most || of_site >= most.div_ceil(SHARED_CALLS_PARTS) {
+            return None;
+        }
+        table.shared_calls.insert(site, of_site + 1);
+        Some(SharedCall { open: Arc::clone(self), site })
+    }
+}
+
+/// A call beyond those that its connection may have.
+#[derive(Debug)]
+pub(super) struct SharedCall {
+    open: Arc<OpenConnections>,
+    site: IpAddr,
+}
+
+impl Drop for SharedCall {
+    fn drop(&mut self) {
+        let mut table = self.open.table.lock();
+        if let Some(of_site) = table.shared_calls.get_mut(&self.site) {
+            *of_site -= 1;
+            if *of_site == 0 {
+                table.shared_calls.remove(&self.site);
+            }
+        }
+    }
+}
+
+/// Which connection without a login goes first: the one of the greatest rank.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Rank {
+    failed_logins: u32,
+    is_idle: bool,
+    /// Connections without a login of its site.
+    of_site: usize,
+    of_network: usize,
+    age: u64,
+    number: u64,
+    network: IpAddr,
+}
+
+impl Rank {
+    /// Whether it goes for any newcomer: it has failed, or does nothing.
+    fn may_always_go(&self) -> bool {
+        self.failed_logins > 0 || self.is_idle
+    }
 }
 
 impl Table {
@@ -194,33 +270,46 @@ impl Table {
         self.networks.get(&network).copied().unwrap_or_default()
     }
 
-    fn idle(&self) -> impl DoubleEndedIterator<Item = (u64, IpAddr)> {
-        let idle = self.anonymous.iter().filter(|(_, anonymous)| !anonymous.state.is_logging_in());
-        idle.map(|(number, anonymous)| (*number, anonymous.network))
+    /// Returns the connection without a login that goes to make room for a newcomer. `None` if the newcomer
+    /// must go: its site has enough connections, or as many as any other, and all are at their first login.
+    fn least_welcome(&self, newcomer: IpAddr, per_site_max: usize) -> Option<u64> {
+        let sites = self.sites();
+        let own = sites.get(&site(newcomer)).copied().unwrap_or_default();
+        let may_go = |of: IpAddr| own <= per_site_max || site(of) == site(newcomer);
+        let last = self.ranks(&sites).filter(|rank| may_go(rank.network)).max()?;
+        (last.may_always_go() || last.of_site > own + 1).then_some(last.number)
     }
 
-    fn oldest_idle_of(&self, network: IpAddr) -> Option<u64> {
-        self.idle().find(|(_, of)| *of == network).map(|(number, _)| number)
+    /// As [`Table::least_welcome`], but only among the connections of the newcomer's network.
+    fn least_welcome_of(&self, newcomer: IpAddr) -> Option<u64> {
+        let sites = self.sites();
+        let last = self.ranks(&sites).filter(|rank| rank.network == newcomer).max()?;
+        last.may_always_go().then_some(last.number)
     }
 
-    /// Returns the connection without a login that goes to make room for a newcomer. `None` if all of them
-    /// are logging in and no network has more than the newcomer's.
-    fn least_welcome(&self, newcomer: IpAddr, per_address_max: usize) -> Option<u64> {
-        let own = self.counts(newcomer).anonymous;
-        if own > per_address_max
-            && let Some(number) = self.oldest_idle_of(newcomer)
-        {
-            return Some(number);
+    /// Returns the number of connections without a login at each site.
+    fn sites(&self) -> HashMap<IpAddr, usize> {
+        let mut sites: HashMap<IpAddr, usize> = HashMap::new();
+        for anonymous in self.anonymous.values() {
+            *sites.entry(site(anonymous.network)).or_default() += 1;
         }
-        // The last of the largest wins: the oldest, because the youngest comes first.
-        let crowd = |network: IpAddr| self.counts(network).anonymous;
-        if let Some((number, _)) = self.idle().rev().max_by_key(|(_, network)| crowd(*network)) {
-            return Some(number);
-        }
-        // All are logging in. The youngest has waited least.
-        let (number, youngest) =
-            self.anonymous.iter().max_by_key(|(_, anonymous)| crowd(anonymous.network))?;
-        (crowd(youngest.network) > own + 1).then_some(*number)
+        sites
+    }
+
+    fn ranks(&self, sites: &HashMap<IpAddr, usize>) -> impl Iterator<Item = Rank> {
+        self.anonymous.iter().map(move |(number, Anonymous { network, state })| {
+            let is_idle = !state.is_logging_in();
+            Rank {
+                failed_logins: state.failed_logins(),
+                is_idle,
+                of_site: sites.get(&site(*network)).copied().unwrap_or_default(),
+                of_network: self.counts(*network).anonymous,
+                // The oldest of those that do nothing; the youngest of the others, which has waited least.
+                age: if is_idle { u64::MAX - number } else { *number },
+                number: *number,
+                network: *network,
+            }
+        })
     }
 
     /// Tells a connection without a login to close, and forgets it.

@@ -11,6 +11,7 @@
 //!
 //! Clients that only connect must not use up memory or the slots of those that log in. So a connection
 //! without a login has few calls and few bytes, keeps its slot only for a short time, and is the first to go.
+//! A client that sends many calls at once on a new connection is not refused: they wait for its first login.
 //!
 //! Invariant: a connection is in the table from its acceptance until its socket is dropped or it is told to
 //! close; it counts as one without a login until the first call with valid credentials.
@@ -25,10 +26,12 @@ use std::sync::Arc;
 
 use kalamdb_core::ids::UserId;
 use kalamdb_core::{Error, ErrorKind, SqlState};
+use tokio::sync::SemaphorePermit;
+use tonic::body::Body;
 
 pub(crate) use self::accept::accept;
 pub(crate) use self::limits::ConnectionLimits;
-use self::limits::{OpenConnections, network};
+use self::limits::{OpenConnections, SharedCall, site};
 use self::state::State;
 pub(crate) use self::state::{CallGuard, LoginGuard};
 
@@ -50,10 +53,9 @@ impl ConnectionInfo {
         self.state.peer
     }
 
-    /// Returns the network of the client, which shares limits: its IPv4 address or the /64 of its IPv6
-    /// address.
-    pub(crate) fn network(&self) -> IpAddr {
-        network(self.state.peer.ip())
+    /// Returns the site of the client: its IPv4 address or the /48 of its IPv6 address.
+    pub(crate) fn site(&self) -> IpAddr {
+        site(self.state.peer.ip())
     }
 
     /// Whether the connection is closed.
@@ -65,6 +67,11 @@ impl ConnectionInfo {
     pub(crate) fn mark_closed(&self) {
         self.state.mark_closed();
         self.open.leave(&self.state);
+    }
+
+    /// Ends the connection, whatever its calls do.
+    pub(crate) fn close(&self) {
+        self.state.close();
     }
 
     /// Records a login of `user` on the connection, which from now on may stay and send.
@@ -89,24 +96,70 @@ impl ConnectionInfo {
         LoginGuard::new(Arc::clone(&self.state))
     }
 
-    /// Counts a call of a connection without a login; `None` after the login.
+    /// Waits until no other password of the connection is being checked, so that many calls at once cost one
+    /// check. Nobody waits after a login.
+    pub(crate) async fn login_turn(&self) -> Option<SemaphorePermit<'_>> {
+        self.state.login_turn().await
+    }
+
+    /// Records that a password was wrong.
+    pub(crate) fn note_failed_login(&self) {
+        self.state.note_failed_login();
+    }
+
+    /// Counts a call that needs no credentials on a connection without a login; `None` after the login.
     ///
     /// # Errors
-    /// 53300 when too many such calls are in flight.
+    /// 53300 when too many calls of the connection are in flight.
     pub(crate) fn begin_call(&self) -> Result<Option<CallGuard>, Error> {
         if self.state.is_logged_in() {
             return Ok(None);
         }
-        let most = self.open.limits().anonymous_calls_per_connection_max;
-        match CallGuard::new(&self.state, most) {
-            Some(guard) => Ok(Some(guard)),
-            None => Err(Error::new(
-                ErrorKind::ResourceExhausted,
-                SqlState::TOO_MANY,
-                format!("{most} calls are in flight on a connection without a login"),
-            )
-            .hint("wait for the answer to the login before you send more calls")),
+        self.own_call().map(Some).ok_or_else(|| self.too_many_calls())
+    }
+
+    /// Counts a call with credentials until they are checked; `None` after a login. It may be one more than
+    /// the connection may have.
+    ///
+    /// # Errors
+    /// 53300 when too many calls of all connections wait.
+    pub(crate) fn begin_waiting(&self) -> Result<Option<WaitingCall>, Error> {
+        if self.state.is_logged_in() {
+            return Ok(None);
         }
+        let own = self.own_call();
+        let shared = if own.is_none() { self.open.share(&self.state) } else { None };
+        if own.is_none() && shared.is_none() {
+            return Err(self.too_many_calls());
+        }
+        Ok(Some(WaitingCall { _own: own, _shared: shared }))
+    }
+
+    fn own_call(&self) -> Option<CallGuard> {
+        CallGuard::new(&self.state, self.open.limits().anonymous_calls_per_connection_max)
+    }
+
+    fn too_many_calls(&self) -> Error {
+        let most = self.open.limits().anonymous_calls_per_connection_max;
+        Error::new(
+            ErrorKind::ResourceExhausted,
+            SqlState::TOO_MANY,
+            format!("{most} calls are in flight on a connection without a login"),
+        )
+        .hint("wait for the answer to the login before you send more calls")
+    }
+
+    /// Throws away what the client sends with a refused call, so that the connection can read its next one.
+    pub(crate) fn discard(&self, body: Body) {
+        if !self.state.is_logged_in() {
+            tokio::spawn(gate::discard(Arc::clone(&self.state), body));
+        }
+    }
+
+    /// Whether the connection was told to end.
+    #[cfg(test)]
+    pub(crate) fn is_closing(&self) -> bool {
+        self.state.is_closing()
     }
 
     /// Returns a connection without a socket.
@@ -117,4 +170,11 @@ impl ConnectionInfo {
         assert!(open.enter(&state));
         Self { state, open }
     }
+}
+
+/// A call with credentials on a connection without a login.
+#[derive(Debug)]
+pub(crate) struct WaitingCall {
+    _own: Option<CallGuard>,
+    _shared: Option<SharedCall>,
 }

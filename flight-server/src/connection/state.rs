@@ -4,9 +4,16 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
 use futures::task::AtomicWaker;
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+/// The bytes of refused calls that a connection without a login may send in vain, in all. They are more than
+/// a client sends before it hears of a refusal.
+const DISCARDED_BYTES_MAX: usize = 8 << 20;
+/// Bodies of refused calls that are read at the same time.
+const DISCARDED_BODIES_MAX: usize = 8;
 
 /// What the parts of the server share about one connection.
 #[derive(Debug)]
@@ -20,8 +27,18 @@ pub(super) struct State {
     is_closed: AtomicBool,
     /// Calls whose credentials are being checked.
     logins: AtomicUsize,
+    /// Passwords that were wrong.
+    failed_logins: AtomicU32,
+    /// The right to have a password checked; closed by a login.
+    login_turn: Semaphore,
     /// Calls in flight that began before a login.
     calls: AtomicUsize,
+    /// The right to have the body of a refused call read.
+    pub(super) discards: Semaphore,
+    /// Bytes of such bodies that may still be read.
+    discarded_bytes_left: AtomicUsize,
+    /// Bytes that were read and are gone, for the reader to read as many again.
+    bytes_back: AtomicUsize,
     /// The task that reads the socket.
     pub(super) reader: AtomicWaker,
 }
@@ -36,7 +53,12 @@ impl State {
             is_closing: AtomicBool::new(false),
             is_closed: AtomicBool::new(false),
             logins: AtomicUsize::new(0),
+            failed_logins: AtomicU32::new(0),
+            login_turn: Semaphore::new(1),
             calls: AtomicUsize::new(0),
+            discards: Semaphore::new(DISCARDED_BODIES_MAX),
+            discarded_bytes_left: AtomicUsize::new(DISCARDED_BYTES_MAX),
+            bytes_back: AtomicUsize::new(0),
             reader: AtomicWaker::new(),
         }
     }
@@ -45,9 +67,10 @@ impl State {
         self.is_logged_in.load(Ordering::Acquire)
     }
 
-    /// Lets the reader go on.
+    /// Lets the reader go on, and the calls that wait for a login.
     pub(super) fn mark_logged_in(&self) {
         self.is_logged_in.store(true, Ordering::Release);
+        self.login_turn.close();
         self.reader.wake();
     }
 
@@ -72,6 +95,37 @@ impl State {
     /// Whether credentials of a call are being checked.
     pub(super) fn is_logging_in(&self) -> bool {
         self.logins.load(Ordering::Acquire) > 0
+    }
+
+    /// Waits until no other password of the connection is being checked. Returns `None` after a login.
+    pub(super) async fn login_turn(&self) -> Option<SemaphorePermit<'_>> {
+        self.login_turn.acquire().await.ok()
+    }
+
+    /// Returns how many passwords were wrong.
+    pub(super) fn failed_logins(&self) -> u32 {
+        self.failed_logins.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn note_failed_login(&self) {
+        self.failed_logins.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Lets the reader read as many bytes again as those of a refused call that are gone. Returns false when
+    /// the connection has sent too many of them.
+    pub(super) fn give_back(&self, bytes: usize) -> bool {
+        let left = |left: usize| left.checked_sub(bytes);
+        if self.discarded_bytes_left.fetch_update(Ordering::AcqRel, Ordering::Acquire, left).is_err() {
+            return false;
+        }
+        self.bytes_back.fetch_add(bytes, Ordering::AcqRel);
+        self.reader.wake();
+        true
+    }
+
+    /// Returns the bytes that were given back since the last time.
+    pub(super) fn take_back(&self) -> usize {
+        self.bytes_back.swap(0, Ordering::AcqRel)
     }
 }
 

@@ -28,7 +28,10 @@ use super::{prepared, session_options, statement};
 /// The actions, with their descriptions for `list_actions`.
 const ACTIONS: [(&str, &str); 8] = [
     ("CreatePreparedStatement", "Prepares a statement: Any(ActionCreatePreparedStatementRequest)."),
-    ("ClosePreparedStatement", "Closes a prepared statement: Any(ActionClosePreparedStatementRequest)."),
+    (
+        "ClosePreparedStatement",
+        "Closes a prepared statement and ends its queries: Any(ActionClosePreparedStatementRequest).",
+    ),
     (
         "CancelQuery",
         "Cancels a running query: Any(ActionCancelQueryRequest). Deprecated: use CancelFlightInfo.",
@@ -37,7 +40,7 @@ const ACTIONS: [(&str, &str); 8] = [
     ("RenewFlightEndpoint", "Renews a ticket: RenewFlightEndpointRequest."),
     ("SetSessionOptions", "Sets options of the session: SetSessionOptionsRequest."),
     ("GetSessionOptions", "Returns the options of the session: GetSessionOptionsRequest."),
-    ("CloseSession", "Ends the session and closes its prepared statements: CloseSessionRequest."),
+    ("CloseSession", "Ends the session, what it runs and its prepared statements: CloseSessionRequest."),
 ];
 
 /// Lists the actions.
@@ -64,7 +67,9 @@ pub(super) async fn run(state: &FlightState, caller: &Caller, action: Action) ->
         }
         "ClosePreparedStatement" => {
             let request: ActionClosePreparedStatementRequest = unpack(&body)?;
-            state.prepared.close(&caller.session, &request.prepared_statement_handle);
+            let handle = &request.prepared_statement_handle;
+            state.prepared.close(&caller.session, handle);
+            state.running.end_handle(handle, caller.session.id());
             Ok(Vec::new())
         }
         "CancelQuery" => {
@@ -88,10 +93,10 @@ pub(super) async fn run(state: &FlightState, caller: &Caller, action: Action) ->
             Ok(vec![endpoint.encode_to_vec().into()])
         }
         session_options::SET => Ok(vec![session_options::set(&caller.session, &body)?]),
-        "GetSessionOptions" => Ok(vec![session_options::get(&caller.session)]),
+        "GetSessionOptions" => Ok(vec![session_options::get(&caller.session)?]),
         "CloseSession" => {
             state.prepared.close_session(&caller.session);
-            Ok(vec![session_options::close(&state.sessions, &caller.identity)])
+            Ok(vec![session_options::close(&state.sessions, &caller.session)])
         }
         other => Err(refuse(other, &body)),
     }

@@ -3,16 +3,17 @@
 //! The messages of a query come from the threads of the database. The task evaluates live queries itself.
 //!
 //! Invariants: dropping the delivered stream drops the query; a slow reader does not keep a query alive after
-//! it was cancelled, after the caller's deadline or, if it is endless, after a shutdown.
+//! its statement or its call was ended, after the caller's deadline or, if it is endless, after a shutdown.
 
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::time::Instant;
 
 use arrow_flight::FlightData;
+use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt, stream};
-use kalamdb_core::{Error, ErrorKind, Result, SqlState};
+use kalamdb_core::{Error, Result};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -31,13 +32,18 @@ const MESSAGES_AHEAD_MAX: usize = 1;
 /// The messages of a query before they are delivered.
 pub(super) type Messages = BoxStream<'static, Result<FlightData>>;
 
-/// Delivers a stream by a task. An endless stream also has the token of the server's shutdown.
-pub(super) fn deliver(
-    mut messages: Messages,
-    guard: RunningGuard,
-    deadline: Option<Instant>,
-    shutdown: Option<CancellationToken>,
-) -> DataStream {
+/// What ends a stream before its last message.
+pub(super) struct Until {
+    /// The end of its statement or of its call.
+    pub(super) ended: BoxFuture<'static, Error>,
+    /// When the caller gives up.
+    pub(super) deadline: Option<Instant>,
+    /// For an endless stream: the server's shutdown.
+    pub(super) shutdown: Option<CancellationToken>,
+}
+
+/// Delivers a stream by a task.
+pub(super) fn deliver(mut messages: Messages, guard: RunningGuard, until: Until) -> DataStream {
     // Messages that are ready at once (for a point query, all of them) need no task.
     let mut ready = Vec::new();
     while ready.len() < READY_MESSAGES_MAX {
@@ -47,7 +53,7 @@ pub(super) fn deliver(
             None => break,
         }
     }
-    let stop = stop(guard.token().clone(), deadline, shutdown);
+    let stop = stop(until);
     let (sender, receiver) = mpsc::channel(MESSAGES_AHEAD_MAX);
     let work = async move {
         let last = pump(messages, stop, &sender).await;
@@ -63,11 +69,8 @@ pub(super) fn deliver(
 }
 
 /// Waits for an event that ends a stream early; returns the stream's status.
-async fn stop(
-    cancelled_by_owner: CancellationToken,
-    deadline: Option<Instant>,
-    shutdown: Option<CancellationToken>,
-) -> Status {
+async fn stop(until: Until) -> Status {
+    let Until { ended, deadline, shutdown } = until;
     let at_deadline = async {
         match deadline {
             Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
@@ -81,7 +84,7 @@ async fn stop(
         }
     };
     tokio::select! {
-        () = cancelled_by_owner.cancelled() => from_core(cancelled()),
+        error = ended => from_core(error),
         () = at_deadline => deadline_passed(),
         () = going_down => from_core(Error::shutting_down()),
     }
@@ -114,9 +117,4 @@ async fn pump(
             Err(_) => return Some(from_core(Error::internal("the query could not be completed"))),
         }
     }
-}
-
-/// Returns the error for a query that its owner cancelled.
-pub(super) fn cancelled() -> Error {
-    Error::new(ErrorKind::Cancelled, SqlState::QUERY_CANCELED, "the query was cancelled")
 }

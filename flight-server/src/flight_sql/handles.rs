@@ -1,11 +1,12 @@
 //! Prepared statements: each is named by 128 random bits and belongs to a session of a user.
 //!
 //! A gRPC client reconnects without telling its caller, and its session ends with the connection. So for some
-//! minutes another session of the same user can go on with a handle whose connection is closed.
+//! minutes another session of the same user can go on with a handle whose session has ended in this way. On a
+//! connection a new login begins a new session, which goes on with the handles of the connection.
 //!
 //! Invariants: the map is bounded in entries and bytes and drops the longest-idle entries first; entries idle
-//! for too long are dropped even if there is room; nobody reaches an entry of another user or another open
-//! session.
+//! for too long are dropped even if there is room; nobody reaches an entry of another user, or of an open
+//! session of another connection.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,11 +15,10 @@ use kalamdb_core::ids::UserId;
 use kalamdb_core::{Error, ErrorKind, Prepared, Result, SqlState};
 use parking_lot::Mutex;
 
-use super::budget::{Budget, Charge, Exhausted};
+use super::budget::{Budget, Charge};
 use super::parameters::Bound;
-use crate::connection::ConnectionInfo;
 use crate::idle_map::IdleMap;
-use crate::sessions::{OpenSession, SessionId};
+use crate::sessions::OpenSession;
 
 /// Prepared statements of the whole process; at this limit the longest-idle tenth is dropped.
 const PREPARED_MAX: usize = 20_000;
@@ -28,8 +28,6 @@ const PREPARED_PER_USER_MAX: usize = 2_000;
 const PREPARED_IDLE_MAX: Duration = Duration::from_secs(3_600);
 /// How long a statement waits for another session of its user after its connection was closed.
 const ORPHANED_MAX: Duration = Duration::from_secs(300);
-/// Factor from a text's length to the memory of its parsed form: a two-character literal is a tree node.
-const STATEMENT_BYTES_FACTOR: usize = 32;
 
 /// The name of a prepared statement.
 pub(crate) type Handle = [u8; 16];
@@ -37,31 +35,41 @@ pub(crate) type Handle = [u8; 16];
 /// A prepared statement and its bound parameters.
 #[derive(Clone)]
 pub(crate) struct PreparedEntry {
+    pub(crate) handle: Handle,
     pub(crate) prepared: Prepared,
     pub(crate) bound: Arc<Bound>,
-    owner: UserId,
-    session: SessionId,
-    /// The connection that the session ends with.
-    connection: Option<ConnectionInfo>,
-    /// When it was first noticed that the connection is closed.
+    /// The session that may use it.
+    session: OpenSession,
+    /// When it was first noticed that the session has ended with its connection.
     orphaned_at: Option<Instant>,
     _charge: Arc<Charge>,
 }
 
 impl PreparedEntry {
     fn belongs_to(&self, session: &OpenSession) -> bool {
-        self.owner == session.user() && (self.session == session.id || self.is_orphaned())
+        self.owner() == session.user()
+            && !self.has_ended()
+            && (self.session.id() == session.id()
+                || self.session.shares_connection_with(session)
+                || self.is_orphaned())
+    }
+
+    fn owner(&self) -> UserId {
+        self.session.user()
+    }
+
+    /// Whether its session, or the one that prepared it, has ended otherwise than with its connection.
+    fn has_ended(&self) -> bool {
+        self.session.has_ended() || self.prepared.session().has_ended()
     }
 
     fn is_orphaned(&self) -> bool {
-        let is_closed = self.connection.as_ref().is_some_and(ConnectionInfo::is_closed);
-        is_closed && self.orphaned_at.is_none_or(|at| at.elapsed() <= ORPHANED_MAX)
+        self.session.is_cut_off() && self.orphaned_at.is_none_or(|at| at.elapsed() <= ORPHANED_MAX)
     }
 
     /// Makes the session the owner of the statement.
     fn adopt(&mut self, session: &OpenSession) {
-        self.session = session.id;
-        self.connection = session.connection.clone();
+        self.session = session.clone();
         self.orphaned_at = None;
     }
 }
@@ -88,18 +96,17 @@ impl PreparedStatements {
         let mut map = self.map.lock();
         // Count only when there are enough entries to exceed the limit.
         if map.entries.len() >= PREPARED_PER_USER_MAX {
-            let open = map.entries.values().filter(|(_, entry)| entry.owner == owner).count();
+            let open = map.entries.values().filter(|(_, entry)| entry.owner() == owner).count();
             if open >= PREPARED_PER_USER_MAX {
-                map.evict_longest_idle(|_, entry| entry.owner == owner);
+                map.evict_longest_idle(|_, entry| entry.owner() == owner);
             }
         }
         let charge = Arc::new(self.charge(&mut map, owner, statement_bytes(&prepared), None)?);
         let entry = PreparedEntry {
+            handle,
             prepared,
             bound: Arc::default(),
-            owner,
-            session: session.id,
-            connection: session.connection.clone(),
+            session: session.clone(),
             orphaned_at: None,
             _charge: charge,
         };
@@ -107,8 +114,9 @@ impl PreparedStatements {
         Ok(handle)
     }
 
-    /// Charges bytes to the budget and drops longest-idle statements if needed: first the user's own, and
-    /// others' only if the total limit is reached. `kept` is never dropped.
+    /// Charges bytes to the budget, and drops longest-idle statements when the budget is used up: first the
+    /// user's own, and others' only if the limit of all is reached. `kept` is never dropped. Memory that is
+    /// used up otherwise costs nobody a statement.
     fn charge(
         &self,
         map: &mut IdleMap<Handle, PreparedEntry>,
@@ -117,27 +125,34 @@ impl PreparedStatements {
         kept: Option<Handle>,
     ) -> Result<Charge> {
         loop {
-            let exhausted = match self.budget.charge(owner, bytes) {
+            let limit = match self.budget.charge(owner, bytes) {
                 Ok(charge) => return Ok(charge),
-                Err(exhausted) => exhausted,
+                Err(limit) => limit,
             };
+            let is_of_all = limit == self.budget.of_all();
             let is_evictable = |handle: &Handle, _: &PreparedEntry| Some(*handle) != kept;
-            let is_own =
-                |handle: &Handle, entry: &PreparedEntry| entry.owner == owner && is_evictable(handle, entry);
-            let made_room = map.evict_longest_idle(is_own)
-                || (exhausted == Exhausted::ByAll && map.evict_longest_idle(is_evictable));
+            let is_own = |handle: &Handle, entry: &PreparedEntry| {
+                entry.owner() == owner && is_evictable(handle, entry)
+            };
+            let is_of_budget = is_of_all || limit == self.budget.of_user();
+            let made_room = (is_of_budget && map.evict_longest_idle(is_own))
+                || (is_of_all && map.evict_longest_idle(is_evictable));
             if !made_room {
-                return Err(too_much());
+                return Err(limit.into());
             }
         }
     }
 
-    /// Drops statements that have been idle for too long, or whose connection was closed some minutes ago.
+    /// Drops statements that have been idle for too long, or whose session has ended, some minutes ago if it
+    /// ended with its connection.
     pub(crate) fn sweep(&self, now: Instant) {
         let mut map = self.map.lock();
         map.sweep(now, PREPARED_IDLE_MAX);
         map.entries.retain(|_, (_, entry)| {
-            if !entry.connection.as_ref().is_some_and(ConnectionInfo::is_closed) {
+            if entry.has_ended() {
+                return false;
+            }
+            if !entry.session.is_cut_off() {
                 return true;
             }
             let orphaned_at = *entry.orphaned_at.get_or_insert(now);
@@ -148,7 +163,7 @@ impl PreparedStatements {
     /// Returns the statement of a handle of this session.
     ///
     /// # Errors
-    /// 26000, the same for an unknown handle, another user's and another open session's.
+    /// 26000, the same for an unknown handle, another user's and that of another connection's open session.
     pub(crate) fn get(&self, session: &OpenSession, handle: &[u8]) -> Result<PreparedEntry> {
         let key: Handle = handle.try_into().map_err(|_| unknown())?;
         Ok(find(&mut self.map.lock(), session, key)?.clone())
@@ -182,10 +197,7 @@ impl PreparedStatements {
 
     /// Drops the statements of a session that ends.
     pub(crate) fn close_session(&self, session: &OpenSession) {
-        self.map
-            .lock()
-            .entries
-            .retain(|_, (_, entry)| entry.owner != session.user() || entry.session != session.id);
+        self.map.lock().entries.retain(|_, (_, entry)| entry.session.id() != session.id());
     }
 }
 
@@ -197,7 +209,7 @@ fn find<'a>(
 ) -> Result<&'a mut PreparedEntry> {
     match map.touch(&key) {
         Some(entry) if entry.belongs_to(session) => {
-            if entry.session != session.id || session.connection.is_none() {
+            if entry.session.id() != session.id() {
                 entry.adopt(session);
             }
             Ok(entry)
@@ -211,19 +223,9 @@ fn unknown() -> Error {
         .hint("prepare it again; a statement ends with its session, after an unused hour and at a restart")
 }
 
-/// Estimates the memory of a statement in parsed form, in bytes.
+/// Returns the memory of a statement that is kept, in bytes.
 pub(super) fn statement_bytes(prepared: &Prepared) -> usize {
-    size_of::<PreparedEntry>() + prepared.sql().len().saturating_mul(STATEMENT_BYTES_FACTOR)
-}
-
-/// Returns the error for statements and parameters that find no room.
-pub(super) fn too_much() -> Error {
-    Error::new(
-        ErrorKind::ResourceExhausted,
-        SqlState::OUT_OF_MEMORY,
-        "prepared statements and their parameters exceed the server's limit",
-    )
-    .hint("close unused statements, and load rows with bulk ingest")
+    size_of::<PreparedEntry>() + prepared.size()
 }
 
 #[cfg(test)]
@@ -232,6 +234,7 @@ mod tests {
 
     use super::*;
     use crate::auth::{Identity, SessionKey};
+    use crate::connection::ConnectionInfo;
     use crate::sessions::Sessions;
 
     /// A database with sessions of root, and of a user that does not exist.
@@ -252,10 +255,25 @@ mod tests {
 
         /// Returns the session of a user's connection.
         fn session(&self, principal: &Principal, connection: &ConnectionInfo) -> OpenSession {
-            let session = SessionKey::Connection { token: None, connection: connection.number() };
+            let key = SessionKey::Connection { token: None, connection: connection.number() };
+            self.session_of(principal, key, connection)
+        }
+
+        fn session_of(
+            &self,
+            principal: &Principal,
+            session: SessionKey,
+            connection: &ConnectionInfo,
+        ) -> OpenSession {
             let connection = Some(connection.clone());
-            let identity = Identity { principal: principal.clone(), session, connection };
-            self.sessions.resolve(&self.database, &identity)
+            let identity = Identity {
+                principal: principal.clone(),
+                session,
+                connection,
+                application: None,
+                statement_timeout: None,
+            };
+            self.sessions.resolve(&self.database, &identity).unwrap()
         }
 
         async fn prepared(&self, sql: &str) -> Prepared {
@@ -274,7 +292,9 @@ mod tests {
         let ann = fixture.session(&fixture.root, &connection);
         let bob = fixture.session(&fixture.nobody, &connection);
         let prepared = fixture.prepared("SELECT $1").await;
-        let statements = PreparedStatements::new(Budget::new(100_000, 50_000));
+        let size = statement_bytes(&prepared);
+        let budget = Budget::for_test(200_000, 3 * size + 50_000);
+        let statements = PreparedStatements::new(budget);
         let of_bob = statements.open(&bob, prepared.clone()).unwrap();
         let handles: Vec<Handle> = (0..3).map(|_| statements.open(&ann, prepared.clone()).unwrap()).collect();
         for handle in &handles {
@@ -285,8 +305,9 @@ mod tests {
         // Binding again replaces the parameters; parameters that can never fit are refused.
         statements.bind(&ann, &handles[2], bound(20_000)).unwrap();
         assert!(statements.get(&ann, &handles[1]).is_ok());
-        let error = statements.bind(&ann, &handles[2], bound(50_001)).unwrap_err();
+        let error = statements.bind(&ann, &handles[2], bound(2 * size + 50_001)).unwrap_err();
         assert_eq!(error.sqlstate(), SqlState::OUT_OF_MEMORY, "{error}");
+        assert!(error.message().starts_with("the user has reached its limit"), "{error}");
         assert!(statements.get(&bob, &of_bob).is_ok());
 
         // A running statement keeps its parameters after it is closed.
@@ -306,7 +327,7 @@ mod tests {
         let fixture = Fixture::new().await;
         let ann = fixture.session(&fixture.root, &ConnectionInfo::for_test(1));
         let prepared = fixture.prepared("SELECT 1").await;
-        let statements = PreparedStatements::new(Budget::new(1 << 30, 1 << 30));
+        let statements = PreparedStatements::new(Budget::for_test(1 << 30, 1 << 30));
         let handles: Vec<Handle> =
             (0..PREPARED_PER_USER_MAX).map(|_| statements.open(&ann, prepared.clone()).unwrap()).collect();
         // The first one was used just now, so the second one is the longest idle.
@@ -327,7 +348,7 @@ mod tests {
         let other = fixture.session(&fixture.root, &second);
         let stranger = fixture.session(&fixture.nobody, &second);
         let prepared = fixture.prepared("SELECT 1").await;
-        let statements = PreparedStatements::new(Budget::new(1 << 20, 1 << 20));
+        let statements = PreparedStatements::new(Budget::for_test(1 << 20, 1 << 20));
         let [used, unused] = [(); 2].map(|()| statements.open(&one, prepared.clone()).unwrap());
 
         let error = statements.get(&other, &used).err().unwrap();
@@ -347,6 +368,43 @@ mod tests {
         assert!(statements.get(&other, &used).is_ok());
         statements.close_session(&other);
         assert!(statements.get(&other, &used).is_err());
+        fixture.database.shutdown().await.unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_new_login_on_a_connection_goes_on_with_its_handles() {
+        let fixture = Fixture::new().await;
+        let connection = ConnectionInfo::for_test(1);
+        let login = |user: &Principal, token: u8| {
+            let key = SessionKey::Connection { token: Some([token; 16]), connection: connection.number() };
+            fixture.session_of(user, key, &connection)
+        };
+        let (before, after) = (login(&fixture.root, 1), login(&fixture.root, 2));
+        assert_ne!(before.id(), after.id());
+        let statements = PreparedStatements::new(Budget::for_test(1 << 20, 1 << 20));
+        let handle = statements.open(&before, fixture.prepared("SELECT 1").await).unwrap();
+        assert!(statements.get(&login(&fixture.nobody, 3), &handle).is_err());
+        assert!(statements.get(&after, &handle).is_ok());
+        statements.close_session(&after);
+        assert!(statements.get(&before, &handle).is_err(), "it was the new session's");
+        fixture.database.shutdown().await.unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_handle_lives_as_long_as_a_session_whose_name_is_used() {
+        let fixture = Fixture::new().await;
+        let (first, second) = (ConnectionInfo::for_test(1), ConnectionInfo::for_test(2));
+        let open = fixture.session(&fixture.root, &first);
+        let statements = PreparedStatements::new(Budget::for_test(1 << 20, 1 << 20));
+        let handle = statements.open(&open, fixture.prepared("SELECT 1").await).unwrap();
+        let name = fixture.sessions.name(&open).unwrap();
+        let by_name = || fixture.session_of(&fixture.root, SessionKey::Named(name), &second);
+        by_name();
+        first.mark_closed();
+        let now = Instant::now();
+        statements.sweep(now);
+        statements.sweep(now + ORPHANED_MAX + Duration::from_secs(1));
+        assert!(statements.get(&by_name(), &handle).is_ok());
         fixture.database.shutdown().await.unwrap();
     }
 }

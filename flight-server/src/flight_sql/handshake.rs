@@ -4,8 +4,8 @@
 //! `BasicAuth` message (older Flight clients). The token returns in headers, in trailers and as the payload,
 //! so each kind finds it. A client that sends no name of a session gets one as a cookie.
 //!
-//! Invariant: every Handshake starts a session, even one with a valid bearer token, which JDBC sends if it
-//! was given one.
+//! Invariant: every Handshake returns a token that no other one has returned, even one with a valid bearer
+//! token, which JDBC sends if it was given one. A session begins with the first call that sends the token.
 
 use arrow_flight::{BasicAuth, HandshakeRequest, HandshakeResponse};
 use futures::stream::BoxStream;

@@ -3,8 +3,6 @@
 //! Invariant: delivered bytes stay charged to the user until the [`Inbound`] is dropped, so callers keep it
 //! as long as the data.
 
-use std::sync::Arc;
-
 use arrow_flight::FlightData;
 use kalamdb_core::{Error, ErrorKind, Result, SqlState, UserId};
 use tonic::{Code, Streaming};
@@ -29,10 +27,10 @@ impl Inbound {
     pub(super) fn new(
         messages: Streaming<FlightData>,
         message_bytes_max: usize,
-        budget: &Arc<Budget>,
+        budget: &Budget,
         user: UserId,
     ) -> Result<Self> {
-        let held = budget.charge(user, 0).map_err(|_| too_much_inbound())?;
+        let held = budget.charge(user, 0)?;
         Ok(Self { messages, message_bytes_max, first: None, bytes: 0, held })
     }
 
@@ -46,8 +44,8 @@ impl Inbound {
     /// Returns the next message, or `None` at the end.
     ///
     /// # Errors
-    /// 08000 for a malformed message, 54000 for one over the limit, 53200 when all clients together have sent
-    /// too much, 57014 when the client disconnected.
+    /// 08000 for a malformed message, 54000 for one over the limit, 53200 when the user or all clients
+    /// together have sent too much, 57014 when the client disconnected.
     pub(super) async fn next(&mut self) -> Result<Option<FlightData>> {
         if let Some(first) = self.first.take() {
             return Ok(Some(first));
@@ -55,7 +53,7 @@ impl Inbound {
         let Some(message) = self.read().await? else { return Ok(None) };
         // Headers count too: a dictionary or an empty batch may have only a header.
         let bytes = message.data_header.len() + message.data_body.len();
-        self.held.grow(bytes).map_err(|_| too_much_inbound())?;
+        self.held.grow(bytes)?;
         self.bytes = self.bytes.saturating_add(bytes);
         Ok(Some(message))
     }
@@ -90,13 +88,4 @@ impl Inbound {
             .source(status),
         })
     }
-}
-
-fn too_much_inbound() -> Error {
-    Error::new(
-        ErrorKind::ResourceExhausted,
-        SqlState::OUT_OF_MEMORY,
-        "the rows and parameters of all clients exceed the server's limit",
-    )
-    .hint("retry after other loads, send less at once, or raise inbound_bytes_max")
 }

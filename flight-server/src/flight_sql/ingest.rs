@@ -5,6 +5,8 @@
 //!
 //! Invariant: when a call returns, all of its rows are in the table or none of them.
 
+use std::pin::pin;
+
 use arrow::array::RecordBatch;
 use arrow_flight::sql::{
     CommandStatementIngest, TableDefinitionOptions, TableExistsOption, TableNotExistOption,
@@ -28,12 +30,19 @@ pub(super) async fn ingest(
     inbound: &mut Inbound,
 ) -> Result<WriteOutcome> {
     check(&command)?;
-    // Checked before the data is read, so that forbidden rows cost nothing.
-    session.check_append(command.schema.as_deref(), &command.table)?;
+    // Begun before the data is read, so that forbidden rows cost nothing and the upload can be ended.
+    let appending = session.begin_append(command.schema.as_deref(), &command.table)?;
+    let mut stopped = pin!(appending.stopped());
     let mut decoder = Decoder::default();
     let mut batches: Vec<RecordBatch> = Vec::new();
     let mut rows = 0_usize;
-    while let Some(data) = inbound.next().await? {
+    loop {
+        let data = tokio::select! {
+            biased;
+            error = &mut stopped => return Err(error),
+            data = inbound.next() => data?,
+        };
+        let Some(data) = data else { break };
         if inbound.bytes() > config.statement_bytes_max {
             return Err(too_large(config.statement_rows_max, config.statement_bytes_max));
         }
@@ -47,8 +56,7 @@ pub(super) async fn ingest(
             batches.push(batch);
         }
     }
-    let affected = session.append(command.schema.as_deref(), &command.table, batches).await?;
-    Ok(affected.into())
+    Ok(appending.finish(batches).await?.into())
 }
 
 fn check(command: &CommandStatementIngest) -> Result<()> {

@@ -60,18 +60,20 @@ pub(super) async fn bind(
 
 /// Runs an update with the parameters of a DoPut: each row is one execution; all of them are one commit.
 pub(super) async fn update(
-    statements: &PreparedStatements,
-    session: &OpenSession,
+    state: &FlightState,
+    caller: &Caller,
     handle: &[u8],
     inbound: &mut Inbound,
 ) -> Result<WriteOutcome> {
-    let entry = statements.get(session, handle)?;
-    let parameters = Parameters::read(inbound, &entry.prepared).await?;
+    let entry = state.prepared.get(&caller.session, handle)?;
+    let _running = state.running.enter(caller.running(None, Some(entry.handle)));
+    let prepared = entry.prepared.in_call(&caller.call);
+    let parameters = Parameters::read(inbound, &prepared).await?;
     if parameters.were_sent {
-        return update::run_rows(&entry.prepared, parameters.rows()?).await;
+        return update::run_rows(&prepared, parameters.rows()?).await;
     }
     // The call carried no parameters: use the ones bound before.
-    update::run_bound(&entry.prepared, &entry.bound).await
+    update::run_bound(&prepared, &entry.bound).await
 }
 
 /// Encodes the schema of a statement's parameters; always present, because drivers read a missing one as "not

@@ -136,8 +136,10 @@ impl FlightService for FlightSqlService {
             let bodies = actions::run(&self.state, &caller, action).await?;
             let results = bodies.into_iter().map(|body| Ok(arrow_flight::Result { body }));
             let mut response = Response::new(stream::iter(results.collect::<Vec<_>>()).boxed());
-            if is_set && !caller.identity.has_named_session() {
-                let cookie = session_options::name(&self.state, &caller)?;
+            if is_set
+                && !caller.identity.has_named_session()
+                && let Some(cookie) = session_options::name(&self.state, &caller)?
+            {
                 response.metadata_mut().insert(SET_COOKIE, cookie);
             }
             Ok(response)
@@ -175,7 +177,7 @@ async fn info(
         }
         Command::CommandPreparedStatementQuery(query) => {
             let entry = state.prepared.get(&caller.session, &query.prepared_statement_handle)?;
-            statement::prepared_info(state, caller, descriptor, entry.prepared, entry.bound).await
+            statement::prepared_info(state, caller, descriptor, entry).await
         }
         other => metadata::info(&state.encodings, descriptor, &other).map(Response::new),
     }
@@ -234,7 +236,7 @@ async fn put(
         }
         Command::CommandPreparedStatementUpdate(update) => {
             let handle = update.prepared_statement_handle;
-            prepared::update(&state.prepared, session, &handle, &mut inbound).await?
+            prepared::update(state, caller, &handle, &mut inbound).await?
         }
         Command::CommandPreparedStatementQuery(query) => {
             let handle = query.prepared_statement_handle;

@@ -1,6 +1,7 @@
 //! SetSessionOptions, GetSessionOptions, CloseSession: the options of a session that drivers see.
 //!
-//! `catalog` accepts only the one catalog; `schema` is the namespace for unqualified names.
+//! `catalog` accepts only the one catalog; `schema` is the namespace for unqualified names; the others are
+//! the settings of SET.
 //!
 //! Invariant: an unknown option is refused by name, never stored and ignored.
 
@@ -17,12 +18,14 @@ use super::messages::{
 };
 use super::state::{Caller, FlightState};
 use super::wire::{CATALOG, decode};
-use crate::auth::Identity;
-use crate::sessions::Sessions;
+use crate::sessions::{OpenSession, Sessions};
 
 /// The action that sets options.
 pub(super) const SET: &str = "SetSessionOptions";
 const DEFAULT_NAMESPACE: &str = "public";
+/// The options that are settings of SET. A time can also be an integer, in milliseconds.
+const TIMES: [&str; 2] = ["statement_timeout", "idle_session_timeout"];
+const APPLICATION: &str = "application_name";
 
 /// Sets options of a session and returns an error for each refused one.
 pub(super) fn set(session: &Session, body: &Bytes) -> Result<Bytes> {
@@ -37,23 +40,23 @@ pub(super) fn set(session: &Session, body: &Bytes) -> Result<Bytes> {
 }
 
 /// Returns the options of a session.
-pub(super) fn get(session: &Session) -> Bytes {
-    let text = |value: &str| SessionOptionValue { option_value: Some(OptionValue::String(value.to_owned())) };
-    let session_options = HashMap::from([
-        ("catalog".to_owned(), text(CATALOG)),
-        ("schema".to_owned(), text(&session.namespace())),
-    ]);
-    GetSessionOptionsResult { session_options }.encode_to_vec().into()
+pub(super) fn get(session: &Session) -> Result<Bytes> {
+    let mut options = vec![("catalog", CATALOG.to_owned()), ("schema", session.namespace().to_string())];
+    options.extend(session.options()?);
+    let text = |value| SessionOptionValue { option_value: Some(OptionValue::String(value)) };
+    let session_options = options.into_iter().map(|(name, value)| (name.to_owned(), text(value))).collect();
+    Ok(GetSessionOptionsResult { session_options }.encode_to_vec().into())
 }
 
-/// Gives the session of a caller a name, and returns the cookie that tells it to the client.
-pub(super) fn name(state: &FlightState, caller: &Caller) -> Result<MetadataValue<Ascii>> {
-    state.authenticator.session_cookie(state.sessions.name(&caller.session))
+/// Gives the session of a caller a name, and returns the cookie that tells it to the client; `None` if the
+/// user has too many sessions.
+pub(super) fn name(state: &FlightState, caller: &Caller) -> Result<Option<MetadataValue<Ascii>>> {
+    state.sessions.name(&caller.session).map(|name| state.authenticator.session_cookie(name)).transpose()
 }
 
 /// Ends the session of a caller.
-pub(super) fn close(sessions: &Sessions, identity: &Identity) -> Bytes {
-    sessions.close(identity);
+pub(super) fn close(sessions: &Sessions, session: &OpenSession) -> Bytes {
+    sessions.close(session);
     CloseSessionResult { status: CloseSessionStatus::Closed as i32 }.encode_to_vec().into()
 }
 
@@ -65,7 +68,10 @@ fn set_option(
     let text = match value {
         None => None,
         Some(OptionValue::String(text)) => Some(text),
-        Some(_) if matches!(name, "catalog" | "schema") => return Err(SessionOptionErrorValue::InvalidValue),
+        Some(OptionValue::Int64(number)) if TIMES.contains(&name) => Some(number.to_string()),
+        Some(_) if matches!(name, "catalog" | "schema" | APPLICATION) || TIMES.contains(&name) => {
+            return Err(SessionOptionErrorValue::InvalidValue);
+        }
         Some(_) => return Err(SessionOptionErrorValue::InvalidName),
     };
     match name {
@@ -76,6 +82,9 @@ fn set_option(
         "schema" => session
             .set_namespace(text.as_deref().unwrap_or(DEFAULT_NAMESPACE))
             .map_err(|_| SessionOptionErrorValue::InvalidValue),
+        name if name == APPLICATION || TIMES.contains(&name) => {
+            session.set_option(name, text.as_deref()).map_err(|_| SessionOptionErrorValue::InvalidValue)
+        }
         _ => Err(SessionOptionErrorValue::InvalidName),
     }
 }

@@ -11,20 +11,21 @@ use std::sync::Arc;
 use arrow_flight::sql::{ProstMessageExt, TicketStatementQuery};
 use arrow_flight::{FlightDescriptor, FlightEndpoint, FlightInfo, Ticket};
 use bytes::Bytes;
-use futures::{StreamExt, stream};
+use futures::{FutureExt, StreamExt, stream};
 use kalamdb_core::{Error, ErrorKind, Outcome, Prepared, Result, RowStream, Seq, SqlState, StatementKind};
 use prost::Message;
 use tonic::Response;
 
-use super::delivery::{Messages, cancelled, deliver};
+use super::delivery::{Messages, Until, deliver};
 use super::encode::{BatchEncoder, WireSchema};
+use super::handles::{Handle, PreparedEntry};
+use super::live;
 use super::parameters::Bound;
 use super::queries::PlannedQuery;
 use super::state::{Caller, FlightState};
 use super::ticket::{QueryId, StatementTicket, TicketBody, schema_hash, unknown_ticket};
 use super::update::{self, WriteOutcome};
 use super::wire::{DataStream, SEQ_KEY, put_seq};
-use super::{handles, live};
 use crate::seal::SealKey;
 
 /// Long enough to hand partitions to other processes, short enough to limit the use of a lost ticket.
@@ -40,24 +41,37 @@ pub(super) async fn text_info(
     sql: &str,
 ) -> Result<Response<FlightInfo>> {
     let prepared = caller.session.prepare(sql).await?;
-    prepared_info(state, caller, descriptor, prepared, Arc::default()).await
+    info(state, caller, descriptor, prepared, (Arc::default(), None)).await
 }
 
-/// Returns the FlightInfo of a prepared statement and its parameters. An update runs here, once.
+/// Returns the FlightInfo of a prepared statement and its parameters.
 pub(super) async fn prepared_info(
     state: &FlightState,
     caller: &Caller,
     descriptor: FlightDescriptor,
+    entry: PreparedEntry,
+) -> Result<Response<FlightInfo>> {
+    let prepared = entry.prepared.in_call(&caller.call);
+    info(state, caller, descriptor, prepared, (entry.bound, Some(entry.handle))).await
+}
+
+/// Returns the FlightInfo of a statement with its parameters, and its handle if it has one. An update runs
+/// here, once.
+async fn info(
+    state: &FlightState,
+    caller: &Caller,
+    descriptor: FlightDescriptor,
     prepared: Prepared,
-    bound: Arc<Bound>,
+    (bound, handle): (Arc<Bound>, Option<Handle>),
 ) -> Result<Response<FlightInfo>> {
     match prepared.kind() {
         StatementKind::Update => {
+            let _running = state.running.enter(caller.running(None, handle));
             let written = update::run_bound(&prepared, &bound).await?;
             Ok(update_info(state, caller, descriptor, written))
         }
         StatementKind::Query | StatementKind::Subscribe => {
-            query_info(state, caller, descriptor, prepared, bound).await
+            query_info(state, caller, descriptor, prepared, (bound, handle)).await
         }
     }
 }
@@ -67,7 +81,7 @@ async fn query_info(
     caller: &Caller,
     descriptor: FlightDescriptor,
     prepared: Prepared,
-    bound: Arc<Bound>,
+    (bound, handle): (Arc<Bound>, Option<Handle>),
 ) -> Result<Response<FlightInfo>> {
     let prepared = prepared.with_values(bound.params()).await?;
     let schema = result_schema(state, &prepared);
@@ -79,6 +93,7 @@ async fn query_info(
             namespace: caller.session.namespace().to_string(),
             sql: prepared.sql().to_owned(),
             parameters: bound.messages().clone(),
+            handle,
         },
         false => TicketBody::ServerHeld { schema_hash },
     };
@@ -92,10 +107,12 @@ async fn query_info(
         ordered: false,
         app_metadata: query_metadata(ticket.query, None, None),
     };
-    let planned = PlannedQuery { prepared, bound, schema };
-    let kept = state.planned.put(ticket.query, caller.user(), planned, ticket.expires_at);
-    // A query that is not kept is planned again from its ticket, if the ticket has its parameters.
-    if kept || fits { Ok(Response::new(info)) } else { Err(handles::too_much()) }
+    let planned = PlannedQuery { prepared, bound, schema, handle };
+    match state.planned.put(ticket.query, caller.user(), planned, ticket.expires_at) {
+        Err(limit) if !fits => Err(limit.into()),
+        // A query that is not kept is planned again from its ticket, which has its parameters.
+        Ok(()) | Err(_) => Ok(Response::new(info)),
+    }
 }
 
 fn update_info(
@@ -185,10 +202,15 @@ pub(super) async fn data(
             put_seq(response.metadata_mut(), seq);
             Ok(response)
         }
-        TicketBody::Statement { schema_hash: advertised, namespace, sql, parameters } => {
+        TicketBody::Statement { schema_hash: advertised, namespace, sql, parameters, handle } => {
             let planned = match state.planned.take(ticket.query) {
                 Some(planned) => planned,
-                None => plan_again(state, caller, &namespace, &sql, parameters).await?,
+                None => {
+                    let _running = state.running.enter(caller.running(Some(ticket.query), handle));
+                    let (prepared, bound) = plan_again(caller, &namespace, &sql, parameters).await?;
+                    let schema = result_schema(state, &prepared);
+                    PlannedQuery { prepared, bound: Arc::new(bound), schema, handle }
+                }
             };
             run_advertised(state, caller, ticket.query, planned, advertised).await
         }
@@ -201,24 +223,19 @@ pub(super) async fn data(
 
 /// Plans a query from its ticket alone.
 async fn plan_again(
-    state: &FlightState,
     caller: &Caller,
     namespace: &str,
     sql: &str,
     parameters: Bytes,
-) -> Result<PlannedQuery> {
-    // Use another session, so that the caller's namespace does not change.
-    let session = state.database.session(&caller.identity.principal);
-    session.set_namespace(namespace)?;
-    let prepared = session.prepare(sql).await?;
+) -> Result<(Prepared, Bound)> {
+    // The caller's namespace may have changed since, and does not change here.
+    let prepared = caller.session.in_namespace(namespace).prepare(sql).await?;
     if prepared.kind() == StatementKind::Update {
         // Only queries get such tickets, so the text has changed its meaning.
         return Err(unknown_ticket());
     }
     let bound = Bound::of_messages(parameters)?;
-    let prepared = prepared.with_values(bound.params()).await?;
-    let schema = result_schema(state, &prepared);
-    Ok(PlannedQuery { prepared, bound: Arc::new(bound), schema })
+    Ok((prepared.with_values(bound.params()).await?, bound))
 }
 
 /// Runs a query whose columns must still have the hash `advertised`.
@@ -232,23 +249,30 @@ async fn run_advertised(
     if schema_hash(&planned.schema.ipc()) != advertised {
         return Err(schema_changed());
     }
-    let guard = state.running.enter(query, caller.user());
-    let outcome = tokio::select! {
-        outcome = planned.prepared.execute(planned.bound.params()) => outcome?,
-        () = guard.token().cancelled() => return Err(cancelled()),
-    };
-    match outcome {
+    let guard = state.running.enter(caller.running(Some(query), planned.handle));
+    let call_ended = caller.call.ended();
+    let prepared = planned.prepared.in_call(&caller.call);
+    match prepared.execute(planned.bound.params()).await? {
         Outcome::Rows(rows) => {
-            let seq = rows.seq;
+            let (seq, stopped) = (rows.seq, rows.stopped());
+            let ended = async move {
+                tokio::select! {
+                    biased;
+                    error = stopped => error,
+                    error = call_ended => error,
+                }
+            };
             let messages = rows_to_messages(rows, planned.schema, query);
-            let mut response = Response::new(deliver(messages, guard, caller.deadline, None));
+            let until = Until { ended: ended.boxed(), deadline: caller.deadline, shutdown: None };
+            let mut response = Response::new(deliver(messages, guard, until));
             put_seq(response.metadata_mut(), seq);
             Ok(response)
         }
         Outcome::Subscription(subscription) => {
             let messages = live::messages(subscription, planned.schema);
             let shutdown = Some(state.shutdown.clone());
-            Ok(Response::new(deliver(messages, guard, caller.deadline, shutdown)))
+            let until = Until { ended: call_ended.boxed(), deadline: caller.deadline, shutdown };
+            Ok(Response::new(deliver(messages, guard, until)))
         }
         Outcome::Affected(_) => Err(Error::internal("a query returned a row count")),
     }

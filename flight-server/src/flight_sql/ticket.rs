@@ -11,6 +11,7 @@
 //!     | parameters (u32 len, messages of parameters.rs)
 //!   kind 2, update done: rows i64 | seq u64
 //!   kind 3, statement whose parameters are too large to travel: schema hash u64
+//!   kind 4, statement that was prepared: all of kind 1 | its handle [16]
 //! | seal [32], HMAC-SHA256 of all of the above by the database's key for tickets
 //! ```
 //!
@@ -25,6 +26,7 @@ const VERSION: u8 = 1;
 const KIND_STATEMENT: u8 = 1;
 const KIND_UPDATE_DONE: u8 = 2;
 const KIND_SERVER_HELD: u8 = 3;
+const KIND_PREPARED: u8 = 4;
 const HEADER_BYTES: usize = 1 + 1 + 8 + 8 + 16;
 
 /// Identifies one GetFlightInfo and the DoGets of its tickets, in logs and in `app_metadata`.
@@ -56,8 +58,14 @@ pub(crate) struct StatementTicket {
 /// What DoGet must do for a ticket.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum TicketBody {
-    /// Run the statement; the result must still have the advertised schema.
-    Statement { schema_hash: u64, namespace: String, sql: String, parameters: Bytes },
+    /// Run the statement; the result must still have the advertised schema. Who closes its handle ends it.
+    Statement {
+        schema_hash: u64,
+        namespace: String,
+        sql: String,
+        parameters: Bytes,
+        handle: Option<[u8; 16]>,
+    },
     /// The update ran when the ticket was made; return an empty result.
     UpdateDone { rows: i64, seq: Seq },
     /// Run the statement that the server holds with its parameters, if it still does.
@@ -70,7 +78,8 @@ impl StatementTicket {
         let mut out = Vec::with_capacity(256);
         out.push(VERSION);
         out.push(match self.body {
-            TicketBody::Statement { .. } => KIND_STATEMENT,
+            TicketBody::Statement { handle: None, .. } => KIND_STATEMENT,
+            TicketBody::Statement { handle: Some(_), .. } => KIND_PREPARED,
             TicketBody::UpdateDone { .. } => KIND_UPDATE_DONE,
             TicketBody::ServerHeld { .. } => KIND_SERVER_HELD,
         });
@@ -78,11 +87,14 @@ impl StatementTicket {
         out.extend_from_slice(&self.expires_at.to_le_bytes());
         out.extend_from_slice(&self.query.0);
         match &self.body {
-            TicketBody::Statement { schema_hash, namespace, sql, parameters } => {
+            TicketBody::Statement { schema_hash, namespace, sql, parameters, handle } => {
                 out.extend_from_slice(&schema_hash.to_le_bytes());
                 put_bytes(&mut out, namespace.as_bytes());
                 put_bytes(&mut out, sql.as_bytes());
                 put_bytes(&mut out, parameters);
+                if let Some(handle) = handle {
+                    out.extend_from_slice(handle);
+                }
             }
             TicketBody::UpdateDone { rows, seq } => {
                 out.extend_from_slice(&rows.to_le_bytes());
@@ -104,17 +116,17 @@ impl StatementTicket {
         let kind = body.get_u8();
         let owner = UserId(body.get_u64_le());
         let expires_at = body.get_i64_le();
-        let mut query = [0; 16];
-        body.copy_to_slice(&mut query);
+        let query = get_array(&mut body)?;
         if owner != caller || expires_at <= now_us {
             return None;
         }
         let body = match kind {
-            KIND_STATEMENT => TicketBody::Statement {
+            KIND_STATEMENT | KIND_PREPARED => TicketBody::Statement {
                 schema_hash: body.try_get_u64_le().ok()?,
                 namespace: get_string(&mut body)?,
                 sql: get_string(&mut body)?,
                 parameters: get_bytes(&mut body)?,
+                handle: if kind == KIND_PREPARED { Some(get_array(&mut body)?) } else { None },
             },
             KIND_UPDATE_DONE => TicketBody::UpdateDone {
                 rows: body.try_get_i64_le().ok()?,
@@ -156,6 +168,12 @@ pub(crate) fn get_bytes(input: &mut Bytes) -> Option<Bytes> {
     (len <= input.len()).then(|| input.split_to(len))
 }
 
+fn get_array(input: &mut Bytes) -> Option<[u8; 16]> {
+    let mut array = [0; 16];
+    input.try_copy_to_slice(&mut array).ok()?;
+    Some(array)
+}
+
 fn get_string(input: &mut Bytes) -> Option<String> {
     String::from_utf8(get_bytes(input)?.into()).ok()
 }
@@ -181,10 +199,11 @@ mod tests {
             sql in ".*",
             namespace in ".*",
             schema_hash: u64,
-            parameters: Vec<u8>
+            parameters: Vec<u8>,
+            handle: Option<[u8; 16]>
         ) {
             let parameters = parameters.into();
-            let statement = TicketBody::Statement { schema_hash, namespace, sql, parameters };
+            let statement = TicketBody::Statement { schema_hash, namespace, sql, parameters, handle };
             for made in [ticket(statement), ticket(TicketBody::ServerHeld { schema_hash })] {
                 prop_assert_eq!(StatementTicket::open(&made.seal(&key()), &key(), UserId(7), 0), Some(made));
             }
@@ -212,13 +231,15 @@ mod tests {
             assert_eq!(made.seal(&key()), sealed);
             assert_eq!(StatementTicket::open(&sealed, &key(), UserId(7), 0), Some(made));
         };
+        let statement = |handle| TicketBody::Statement {
+            schema_hash: 0x0102,
+            namespace: "app".to_owned(),
+            sql: "SELECT 1".to_owned(),
+            parameters: Bytes::from_static(&[9, 8]),
+            handle,
+        };
         check(
-            TicketBody::Statement {
-                schema_hash: 0x0102,
-                namespace: "app".to_owned(),
-                sql: "SELECT 1".to_owned(),
-                parameters: Bytes::from_static(&[9, 8]),
-            },
+            statement(None),
             1,
             // Schema hash, then namespace, statement and parameters, each after its length.
             b"\x02\x01\0\0\0\0\0\0\x03\0\0\0app\x08\0\0\0SELECT 1\x02\0\0\0\x09\x08",
@@ -236,6 +257,14 @@ mod tests {
             3,
             b"\x02\x01\0\0\0\0\0\0",
             "XTA5V239hcAHJFJtnJGWn7ds3kp2WU9DXCbhpO/5zEo=",
+        );
+        check(
+            statement(Some([5; 16])),
+            4,
+            // As kind 1, then the handle.
+            b"\x02\x01\0\0\0\0\0\0\x03\0\0\0app\x08\0\0\0SELECT 1\x02\0\0\0\x09\x08\
+              \x05\x05\x05\x05\x05\x05\x05\x05\x05\x05\x05\x05\x05\x05\x05\x05",
+            "oAPEcWGIlesld19OWCkDrh5cYIMe3C/rTsMZuBLAOTA=",
         );
         assert_eq!(schema_hash(b"schema"), 0x758d_17ff_7646_67b6);
     }

@@ -87,7 +87,7 @@ impl LiveQueryService {
         let (head, body) = request.into_parts();
         let identity = head.extensions.get::<Identity>().ok_or_else(crate::auth::missing)?;
         // The session of the client's statements, so that a live query sees what `USE` has set.
-        let session = self.sessions.resolve(&self.database, identity);
+        let session = self.sessions.resolve(&self.database, identity)?.in_call(&identity.call());
         if head.headers.get("grpc-encoding").is_some_and(|encoding| encoding != "identity") {
             return Err(Error::unsupported("a compressed request"));
         }

@@ -185,20 +185,19 @@ fn close_reason(reason: CloseReason) -> pb::CloseReason {
 mod tests {
     use std::sync::Arc;
 
-    use arrow::array::RecordBatch;
     use arrow::datatypes::Schema;
     use kalamdb_core::ids::Seq;
 
     use super::*;
 
     fn rows_frame(ipc: Vec<u8>) -> Frame {
-        let batch = RecordBatch::new_empty(Arc::new(Schema::empty()));
+        let schema = Arc::new(Schema::empty());
         Frame {
             complete_through: Seq(300),
             resume_token: Some(Bytes::from_static(b"token")),
             more: true,
             server_time_us: 1_700_000_000_000_000,
-            body: FrameBody::Delta(EncodedBatch { ipc: ipc.into(), rows: 200, batch }),
+            body: FrameBody::Delta(EncodedBatch { ipc: ipc.into(), rows: 200, schema }),
         }
     }
 

@@ -80,6 +80,27 @@ async fn every_log_line_names_the_node() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_slow_statement_is_logged_without_its_text() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let mut command = plain(folder.path(), &["--http-listen", "off", "--set", "slow_statement_ms=1"]);
+    command.env("KALAMDB_ROOT_PASSWORD", PASSWORD);
+    let server = Server::spawn(command).await.expect("start");
+    let sql = "SELECT count(*) AS confidential FROM generate_series(1, 3000000)";
+    let output = run(&server, &["sql", "-c", sql]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let log = server.log.clone();
+    server.stop().await;
+    let lines = log.lines();
+    let is_slow = |line: &&String| line.contains("slow statement") && line.contains("kind=\"SELECT\"");
+    let slow: Vec<_> = lines.iter().filter(is_slow).collect();
+    let [line] = slow.as_slice() else { panic!("{lines:?}") };
+    for part in ["user=\"root\"", "rows=1 ", "elapsed_ms=", "end=\"completed\"", "fingerprint="] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
+    assert!(!lines.iter().any(|line| line.contains("confidential")), "{lines:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn health_and_metrics_are_served_over_http() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let server = Server::spawn(plain(folder.path(), &["--http-listen", "127.0.0.1:0"])).await.expect("start");
@@ -128,6 +149,32 @@ async fn both_health_checks_say_that_the_sequencer_has_ended() {
     assert!(text(&output.stderr).contains("[58030]"), "{}", text(&output.stderr));
     assert_eq!(stdout_of(&server, &["sql", "-c", "SELECT 1 AS one"]), "one\n1\n", "reads go on");
     server.kill();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_commit_is_named_and_does_not_make_the_server_look_dead() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let mut command = plain(folder.path(), &["--http-listen", "127.0.0.1:0"]);
+    // The first commits are those of the start.
+    command.env("KALAMDB_ROOT_PASSWORD", PASSWORD).env("FAILPOINTS", "commit::write=20*off->1*sleep(6000)");
+    let server = Server::spawn(command).await.expect("start");
+    let http = http_address(&server).await;
+    let tables: Vec<String> = (0..30).map(|number| format!("CREATE TABLE t{number} (id BIGINT)")).collect();
+    let mut writing = kalamdb(&server, &["sql", "-c", &tables.join("; ")]);
+    let mut writing = writing.stdout(Stdio::null()).spawn().expect("run kalamdb");
+    let (began, mut was_named) = (Instant::now(), false);
+    let ended = loop {
+        let page = get(&http, "/healthz");
+        assert!(page.starts_with("HTTP/1.1 200"), "{page}");
+        was_named |= page.contains("\r\n\r\nok\n") && page.contains("\nwrites are slow: ");
+        if let Some(ended) = writing.try_wait().expect("the state of kalamdb") {
+            break ended;
+        }
+        assert!(began.elapsed() < Duration::from_secs(60), "{page}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    assert!(ended.success() && was_named, "{ended}");
+    server.stop().await;
 }
 
 /// Returns the address of health and metrics from the server's log.

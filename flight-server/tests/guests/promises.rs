@@ -40,8 +40,15 @@ pub(crate) enum Promise {
     WideRows,
 }
 
-const KEPT: &[Promise] =
-    &[Promise::Alive, Promise::ScansEnd, Promise::RangesPayForThemselves, Promise::RunsApart];
+const KEPT: &[Promise] = &[
+    Promise::Alive,
+    Promise::ScansEnd,
+    Promise::RangesPayForThemselves,
+    Promise::RunsApart,
+    Promise::HandlesEndQueries,
+    Promise::Strangers,
+    Promise::Logins,
+];
 
 impl Promise {
     /// Returns whether the server keeps the promise.

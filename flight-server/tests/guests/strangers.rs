@@ -23,8 +23,14 @@ use crate::promises::Promise;
 use crate::report::Report;
 use crate::{size, turn};
 
-/// What all strangers may hold together.
+/// What some strangers may hold together.
 const STRANGERS_MAX: u64 = 50 << 20;
+/// Connections without a login that the server keeps.
+const CONNECTIONS_MAX: usize = 1_000;
+/// What each of them may hold: 48 KiB that were read, the buffers of HTTP/2, and a few calls.
+const CONNECTION_MAX: u64 = 200 << 10;
+/// Calls that a connection without a login may have.
+const CALLS: usize = 8;
 /// What the passwords of many users at once may need.
 const LOGINS_MAX: u64 = 100 << 20;
 /// A call without an answer is given up.
@@ -47,7 +53,8 @@ async fn uploads_without_a_login_are_not_buffered() {
             uploads.spawn(async move {
                 match fixture::connect(&address).await {
                     Ok(channel) => {
-                        let (one, two) = tokio::join!(upload(&channel, number), upload(&channel, number));
+                        let body = || upload(&channel, number, BODY_BYTES / MESSAGE_BYTES, MESSAGE_BYTES);
+                        let (one, two) = tokio::join!(body(), body());
                         vec![one, two]
                     }
                     Err(said) => vec![said],
@@ -72,11 +79,55 @@ async fn uploads_without_a_login_are_not_buffered() {
     report.finish();
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn as_many_strangers_as_there_may_be_hold_little() {
+    const WATCHED: Duration = Duration::from_secs(10);
+    let _turn = turn().await;
+    let mut report = Report::new("many strangers");
+    raise_open_files();
+    let fixture = Fixture::start(&[]).await;
+    let pid = fixture.pid();
+    let before = resident(pid);
+    let mut strangers = JoinSet::new();
+    for number in 0..CONNECTIONS_MAX {
+        let address = fixture.server.address.clone();
+        strangers.spawn(async move {
+            let channel = fixture::connect(&address).await?;
+            // Together they are more than the server reads of a connection.
+            let calls = (0..CALLS).map(|_| upload(&channel, number as u64, 1, 8 << 10));
+            Ok::<_, String>(futures::future::join_all(calls).await)
+        });
+    }
+    // Most of them wait for their passwords, with as much as the server reads of them.
+    let ((), peak) = peak_during(pid, tokio::time::sleep(WATCHED)).await;
+    while strangers.try_join_next().is_some() {}
+    let waiting = strangers.len();
+    report.note(format!("{waiting} of {CONNECTIONS_MAX} connections, {CALLS} uploads on each"));
+    report.check(Promise::Strangers, waiting > CONNECTIONS_MAX / 2, "most of them wait");
+    // The futures of a dev build are larger.
+    let factor = if cfg!(debug_assertions) { 2 } else { 1 };
+    let most = before + CONNECTIONS_MAX as u64 * CONNECTION_MAX * factor;
+    report.bytes(Promise::Strangers, "resident memory", peak, most);
+    let began = Instant::now();
+    let login = tokio::time::timeout(GIVE_UP, bystander::log_in(&fixture.server.address)).await;
+    report.check(Promise::Strangers, matches!(login, Ok(Ok(()))), format!("a login beside them: {login:?}"));
+    report.note(format!("it took {:.1?}", began.elapsed()));
+    strangers.shutdown().await;
+    fixture.stop(&mut report).await;
+    report.finish();
+}
+
+/// Lets this process, and the server that it starts, open many connections.
+fn raise_open_files() {
+    let (_, files_max) = getrlimit(Resource::RLIMIT_NOFILE).expect("the limit of open files");
+    setrlimit(Resource::RLIMIT_NOFILE, files_max, files_max).expect("raise the limit of open files");
+}
+
 /// Uploads rows with a wrong password; returns the SQLSTATE of the refusal, or what else happened.
-async fn upload(channel: &Channel, number: u64) -> String {
-    let body = Bytes::from(vec![0; MESSAGE_BYTES]);
-    let messages = (0..BODY_BYTES / MESSAGE_BYTES)
-        .map(move |_| FlightData { data_body: Bytes::clone(&body), ..FlightData::default() });
+async fn upload(channel: &Channel, number: u64, messages: usize, message_bytes: usize) -> String {
+    let body = Bytes::from(vec![0; message_bytes]);
+    let messages =
+        (0..messages).map(move |_| FlightData { data_body: Bytes::clone(&body), ..FlightData::default() });
     let mut request = Request::new(stream::iter(messages));
     let basic = format!("Basic {}", BASE64_STANDARD.encode(format!("stranger{number}:wrong")));
     request.metadata_mut().insert("authorization", basic.parse().expect("a header"));
@@ -97,8 +148,7 @@ async fn idle_connections_keep_nobody_out() {
     const LOGINS: usize = 20;
     let _turn = turn().await;
     let mut report = Report::new("idle connections");
-    let (_, files_max) = getrlimit(Resource::RLIMIT_NOFILE).expect("the limit of open files");
-    setrlimit(Resource::RLIMIT_NOFILE, files_max, files_max).expect("raise the limit of open files");
+    raise_open_files();
     let fixture = Fixture::start(&[]).await;
     let mut idle = Vec::with_capacity(CONNECTIONS);
     for _ in 0..CONNECTIONS {

@@ -17,7 +17,7 @@ use tonic::Code;
 
 use crate::fixture::{Fixture, ROOT_PASSWORD, descriptor, put_messages};
 
-fn append_to(table: &str) -> CommandStatementIngest {
+pub(crate) fn append_to(table: &str) -> CommandStatementIngest {
     ingest(table, TableNotExistOption::Fail, TableExistsOption::Append)
 }
 

@@ -5,10 +5,12 @@
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod access;
+mod ends;
 mod fixture;
 mod hostile;
 mod ingest;
 mod live;
+mod memory;
 mod metadata;
 mod prepared;
 mod queries;

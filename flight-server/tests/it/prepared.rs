@@ -41,7 +41,7 @@ pub(crate) async fn prepare(client: &mut Client, sql: &str) -> Result<Prepared, 
     Ok(Prepared::decode(result.value).unwrap())
 }
 
-fn query(handle: &Bytes) -> CommandPreparedStatementQuery {
+pub(crate) fn query(handle: &Bytes) -> CommandPreparedStatementQuery {
     CommandPreparedStatementQuery { prepared_statement_handle: handle.clone() }
 }
 

@@ -171,6 +171,50 @@ async fn a_handle_is_its_sessions_until_the_connection_is_closed() {
 }
 
 #[tokio::test]
+async fn a_new_role_or_password_moves_nobody_to_another_namespace() {
+    let fixture = server().await;
+    let mut root = fixture.root().await;
+    let mut with_token = fixture.user("alice").await;
+    let mut with_password = fixture.stranger().await;
+    with_password.authorize(&basic("alice", "password-of-alice"));
+    let mut named = fixture.stranger().await;
+    named.authorize(&with_token.authorization());
+    named.send_always("kalamdb-session", NAME);
+    for client in [&mut with_token, &mut with_password, &mut named] {
+        client.update("USE a").await.unwrap();
+    }
+    let handle = prepare(&mut with_token, "SELECT 1").await.unwrap().prepared_statement_handle;
+
+    let changes = [
+        ("ALTER USER 'alice' SET ROLE service", "password-of-alice"),
+        ("ALTER USER 'alice' SET PASSWORD 'another password'", "another password"),
+    ];
+    for (change, password) in changes {
+        root.update(change).await.unwrap();
+        // Who sends a token is told, and has to log in.
+        for client in [&mut with_token, &mut named] {
+            let status = client.update("INSERT INTO t VALUES (1)").await.unwrap_err();
+            assert_eq!(status.code(), Code::Unauthenticated, "{change}: {status:?}");
+            let token = client.handshake("alice", password).await.unwrap();
+            client.authorize(&token);
+        }
+        with_password.authorize(&basic("alice", password));
+        for client in [&mut with_password, &mut named] {
+            assert_eq!(namespace(client).await, "a", "{change}");
+        }
+        // A login without the name of a session begins another one, which has the handles of the connection.
+        assert_eq!(namespace(&mut with_token).await, "public", "{change}");
+        assert_eq!(run(&mut with_token, &handle).await.unwrap(), 1, "{change}");
+        assert_eq!(current_role(&mut with_password).await, "service", "{change}");
+    }
+    fixture.shut_down().await;
+}
+
+async fn current_role(client: &mut Client) -> String {
+    client.query("SELECT current_role()").await.unwrap().lines().remove(0)
+}
+
+#[tokio::test]
 async fn a_live_query_sees_what_use_has_set() {
     let fixture = server().await;
     let channel =

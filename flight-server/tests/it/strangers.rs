@@ -106,6 +106,43 @@ async fn calls_without_a_login_are_few_on_a_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn many_calls_at_once_wait_for_the_first_login_of_their_connection() {
+    let fixture = Fixture::start().await;
+    let mut client = fixture.stranger().await;
+    client.authorize(&basic("root", ROOT_PASSWORD));
+    // More than the logins of one name that may wait.
+    let queries = (0..100).map(|_| {
+        let mut client = client.clone();
+        async move { client.query("SELECT 1").await }
+    });
+    for answer in join_all(queries).await {
+        assert_eq!(answer.unwrap().lines(), ["1"]);
+    }
+    fixture.shut_down().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_refused_upload_the_connection_can_log_in() {
+    let fixture = Fixture::start().await;
+    let update = CommandStatementUpdate { query: "SELECT 1".to_owned(), transaction_id: None };
+    let first = FlightData { flight_descriptor: Some(descriptor(&update)), ..FlightData::default() };
+    for bytes in [64 << 10, 3 << 20] {
+        let body = FlightData { data_body: vec![0; bytes].into(), ..FlightData::default() };
+        let mut client = fixture.stranger().await;
+        client.authorize(&basic("nobody", "a wrong guess"));
+        let request = client.request(stream::iter([first.clone(), body]));
+        let status = client.inner.do_put(request).await.unwrap_err();
+        assert!(status.message().starts_with("[28P01] "), "{status:?}");
+        // The server gives a connection without a login 10 s.
+        let login = tokio::time::timeout(Duration::from_secs(5), client.handshake("root", ROOT_PASSWORD));
+        let token = login.await.expect("the connection is read on").unwrap();
+        client.authorize(&token);
+        assert_eq!(client.query("SELECT 1").await.unwrap().rows(), 1);
+    }
+    fixture.shut_down().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_sends_much_before_a_login_is_told_that_the_password_is_wrong() {
     let fixture = Fixture::start().await;
     let update = CommandStatementUpdate { query: "SELECT 1".to_owned(), transaction_id: None };

@@ -33,7 +33,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         let frame = frames.next().await.ok_or("the live query ended")??;
         if let FrameBody::Delta(delta) = &frame.body {
             seen += delta.rows;
-            println!("{}", pretty_format_batches(std::slice::from_ref(&delta.batch))?);
+            println!("{}", pretty_format_batches(&[delta.batch()?])?);
         }
     }
     drop(frames); // unsubscribes

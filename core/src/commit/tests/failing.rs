@@ -91,11 +91,13 @@ async fn a_ping_is_answered_after_the_sets_before_it_and_also_while_writes_are_r
     let mut insert = Box::pin(fixture.insert(1, "held"));
     assert!(futures::poll!(&mut insert).is_pending());
     held.entered();
+    let steps = fixture.committer.steps();
     let mut ping = Box::pin(fixture.committer.ping());
     assert!(futures::poll!(&mut ping).is_pending());
     held.release();
     insert.await.unwrap();
     ping.await.unwrap();
+    assert!(fixture.committer.steps() > steps, "it has done something meanwhile");
 
     fixture.storage.reopen_fails.store(true, Ordering::SeqCst);
     *fixture.storage.fault.lock() = Some(Fault::Lost);

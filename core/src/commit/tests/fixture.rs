@@ -211,6 +211,7 @@ pub(super) fn put_user(id: UserId, name: &str) -> CatalogChange {
         updated_at: START_US,
         last_login_at: None,
         auth_generation: 0,
+        settings: Default::default(),
         revision: 1,
     })
 }

@@ -5,11 +5,12 @@ use std::sync::atomic::Ordering;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use tokio::sync::oneshot;
 
 use super::fixture::{ANN, BOB, Fixture, dump, encoded, insert, key, put_user, state_of, stored, table};
-use crate::change_log::{self, RowOp};
+use crate::change_log::{self, LogPosition, RowOp};
 use crate::commit::{Receipt, RowWrite, TableWrite, WriteSet};
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{ScopeId, Seq, TableId, UserId};
 use crate::schema_registry::{CatalogChange, Durability, TableDefinition, TableKind};
 use crate::storage::Partition;
@@ -62,6 +63,33 @@ async fn a_commit_is_readable_once_it_is_answered() {
     let record = &fixture.committer.commits().after(before.seq).unwrap()[0];
     assert_eq!(record.tables[0].rows[0].new.as_ref(), Some(&row));
     assert_eq!(change_log::read_record(&*after.storage, receipt.seq).unwrap().unwrap(), **record);
+}
+
+#[tokio::test]
+async fn a_set_is_given_up_before_its_turn_or_its_outcome_is_told() {
+    let fixture = Fixture::new().await;
+    let set = |id| fixture.set(&fixture.shared, SHARED, vec![insert(&fixture.shared, SHARED, id, "x")]);
+    let stop = |told: oneshot::Receiver<()>| async move {
+        let _told = told.await;
+        Error::invalid("given up")
+    };
+    let [(stop_first, first), (stop_second, second)] = [(); 2].map(|()| oneshot::channel());
+    let held = fixture.storage.hold_next_write();
+    let mut first = fixture.committer.commit_unless(set(1), stop(first)).boxed();
+    assert!(futures::poll!(&mut first).is_pending());
+    held.entered();
+    let mut second = fixture.committer.commit_unless(set(2), stop(second)).boxed();
+    assert!(futures::poll!(&mut second).is_pending());
+    stop_first.send(()).unwrap();
+    stop_second.send(()).unwrap();
+    assert_eq!(second.await.unwrap_err().message(), "given up");
+    assert!(futures::poll!(&mut first).is_pending(), "the sequencer works on it");
+    held.release();
+    first.await.unwrap();
+    fixture.insert(3, "three").await.unwrap();
+    let snapshot = fixture.snapshot();
+    let found = [1, 2, 3].map(|id| stored(&snapshot, &fixture.shared, SHARED, id).is_some());
+    assert_eq!(found, [true, false, true]);
 }
 
 #[tokio::test]
@@ -307,10 +335,10 @@ async fn trimming_is_a_commit_that_moves_the_floor() {
     let new = fixture.snapshot();
     assert_eq!((old.log_floor, new.log_floor), (Seq::ZERO, Seq(3)));
     let read = |snapshot: &crate::commit::Snapshot, after| {
-        let (table, bytes_max) = (fixture.shared.id, usize::MAX);
-        let slice =
-            change_log::read(&*snapshot.storage, table, SHARED, Seq(after), snapshot.seq, bytes_max).unwrap();
-        slice.map(|slice| slice.changes.len())
+        let (place, from) = ((fixture.shared.id, SHARED), LogPosition::after(Seq(after)));
+        let piece =
+            change_log::read_piece(&*snapshot.storage, place, from, snapshot.seq, usize::MAX).unwrap();
+        piece.map(|piece| piece.changes.len())
     };
     assert_eq!((read(&old, 0), read(&new, 0), read(&new, 3)), (Some(4), None, Some(2)));
     assert_eq!(fixture.committer.commit(trim).await.unwrap().seq, Seq(6), "there is nothing more to trim");

@@ -95,6 +95,27 @@ async fn a_row_that_came_after_its_keys_were_looked_for_is_found() {
     }
 }
 
+/// Followers see only a stub of a large commit, so its keys are unknown to them.
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_commit_that_is_not_in_memory_the_keys_are_looked_up_again() {
+    let fixture = Fixture::new().await;
+    let held = fixture.storage.hold_next_write();
+    let note = "x".repeat(9 << 20);
+    let mut row = fixture.insert(5, &note).boxed();
+    assert!(futures::poll!(&mut row).is_pending());
+    held.entered();
+    let mut waiting = vec![fixture.committer.commit(large(&fixture, &[1, 5, 9])).boxed()];
+    until_queued(&fixture, &mut waiting, 1).await;
+    held.release();
+    let receipt = row.await.unwrap();
+    assert_eq!(fixture.committer.commits().after(Seq(receipt.seq.0 - 1)).unwrap()[0].stubs.len(), 1);
+    let results = all(waiting).await;
+    assert_eq!(results.iter().map(state_of).collect::<Vec<_>>(), ["40001"]);
+    for (ids, expected) in [([1, 5, 9], "23505"), ([1, 6, 9], "ok")] {
+        assert_eq!(state_of(&fixture.committer.commit(large(&fixture, &ids)).await), expected);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_of_its_own_group_are_found() {
     for (id, expected) in [(5, "23505"), (6, "ok")] {

@@ -43,7 +43,7 @@ fn join(database: &Database, root: &Session, plan: LiveQueryPlan, request: &Subs
     let state = &database.context().live_queries.state;
     let principal = root.principal().clone();
     let group = state.join(&principal, plan, frame_limits(request)).unwrap();
-    Membership { state: Arc::clone(state), user: principal.user_id, group, id: None }
+    Membership { state: Arc::clone(state), user: principal.user_id, group, id: None, session: None }
 }
 
 fn subscriber(database: &Database, session: &Session) -> Subscriber {

@@ -49,6 +49,7 @@ fn user(id: u64, name: &str, revision: u32) -> CatalogChange {
         updated_at: 1,
         last_login_at: None,
         auth_generation: 7,
+        settings: Default::default(),
     })
 }
 
@@ -60,10 +61,19 @@ fn grow(changes: &[CatalogChange]) -> Catalog {
 fn a_new_database_has_its_system_tables() {
     let catalog = Catalog::initial(5);
     let names: Vec<_> = catalog.tables_in("system").map(|table| table.name.to_string()).collect();
-    assert_eq!(
-        names,
-        ["audit_logs", "jobs", "live_queries", "namespaces", "stats", "storages", "tables", "users"]
-    );
+    let expected = [
+        "audit_logs",
+        "jobs",
+        "live_queries",
+        "namespaces",
+        "queries",
+        "sessions",
+        "stats",
+        "storages",
+        "tables",
+        "users",
+    ];
+    assert_eq!(names, expected);
     assert!(catalog.namespace("public").is_some());
     assert!(catalog.storage("local").is_some());
     assert_eq!(catalog.next_table_id(), TableId::FIRST_USER_TABLE);

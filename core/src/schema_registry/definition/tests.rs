@@ -82,6 +82,121 @@ fn rows_of_every_version_keep_their_layout() {
     assert_eq!(serde_json::from_str::<TableDefinition>(&text).unwrap(), three);
 }
 
+/// Returns the version after `table`, with its columns changed.
+fn changed(
+    table: &TableDefinition,
+    change: impl FnOnce(&mut Vec<ColumnDefinition>),
+) -> Result<TableDefinition> {
+    table.next_version(8, |table| {
+        change(&mut table.columns);
+        Ok(())
+    })
+}
+
+#[test]
+fn a_type_only_becomes_wider_and_that_of_a_key_never_changes() {
+    use ColumnType::{BigInt, Bytes, Double, Integer, Json, Real, SmallInt, Text};
+    let decimal = |precision, scale| ColumnType::Decimal { precision, scale };
+    let one = |ty| table(vec![column("id", Integer), column("v", ty)], &[0]).unwrap();
+    for (from, to) in [
+        (SmallInt, Integer),
+        (SmallInt, BigInt),
+        (Integer, BigInt),
+        (Real, Double),
+        (decimal(10, 2), decimal(12, 2)),
+    ] {
+        let two = changed(&one(from), |columns| columns[1].ty = to).unwrap();
+        assert_eq!(two.layout(SchemaVersion(1)).unwrap().columns[1].1, from);
+        assert_eq!(two.layout(SchemaVersion(2)).unwrap().columns[1].1, to);
+        let error = changed(&two, |columns| columns[1].ty = from).unwrap_err();
+        assert_eq!(error.sqlstate(), SqlState::FEATURE_NOT_SUPPORTED, "{to} to {from}");
+    }
+    for (from, to) in [
+        (BigInt, Integer),
+        (BigInt, Double),
+        (Integer, decimal(20, 0)),
+        (decimal(10, 2), decimal(12, 3)),
+        (Integer, Text),
+        (Text, Bytes),
+        // They have one Arrow type, but not every text is JSON.
+        (Text, Json),
+    ] {
+        let error = changed(&one(from), |columns| columns[1].ty = to).unwrap_err();
+        assert_eq!(error.sqlstate(), SqlState::FEATURE_NOT_SUPPORTED, "{from} to {to}");
+        let expected =
+            format!("changing column \"v\" of table \"app.notes\" from {from} to {to} is not supported");
+        assert_eq!(error.message(), expected);
+        assert!(error.hint_text().unwrap().contains("wider"), "{error}");
+    }
+    let error = changed(&one(Text), |columns| columns[0].ty = BigInt).unwrap_err();
+    assert_eq!(error.sqlstate(), SqlState::FEATURE_NOT_SUPPORTED);
+    let expected = "changing the type of key column \"id\" of table \"app.notes\" is not supported";
+    assert_eq!(error.message(), expected);
+}
+
+#[test]
+fn the_key_and_the_ids_of_columns_stay() {
+    let one = table(vec![column("id", ColumnType::BigInt), column("v", ColumnType::Text)], &[0]).unwrap();
+    let error = one.next_version(8, |table| {
+        table.columns[1].nullable = false;
+        table.primary_key.push(ColumnId(2));
+        Ok(())
+    });
+    let error = error.unwrap_err();
+    assert_eq!(error.sqlstate(), SqlState::FEATURE_NOT_SUPPORTED);
+    assert!(error.message().contains("primary key of table \"app.notes\""), "{error}");
+    let error = changed(&one, |columns| drop(columns.remove(0))).unwrap_err();
+    assert_eq!(error.sqlstate(), SqlState::INVALID_TABLE_DEFINITION);
+
+    let two = changed(&one, |columns| drop(columns.pop())).unwrap();
+    let again = |columns: &mut Vec<ColumnDefinition>| {
+        columns.push(ColumnDefinition::new(ColumnId(2), "v", ColumnType::Text, true));
+    };
+    let error = changed(&two, again).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Internal);
+    assert!(error.message().contains("\"v\" of table \"app.notes\" has the id 2"), "{error}");
+    let three = two.next_version(9, |table| {
+        table.next_column_id = ColumnId(1);
+        Ok(())
+    });
+    assert_eq!(three.unwrap().next_column_id, ColumnId(3), "no id is given back");
+}
+
+#[test]
+fn an_initial_value_has_one_form_and_is_cast_when_its_column_becomes_wider() {
+    let check = |from: ColumnType, initial: &str, to: ColumnType, expected: &str, value: ScalarValue| {
+        let one = table(vec![column("id", ColumnType::BigInt)], &[0]).unwrap();
+        let two = one.next_version(8, |table| {
+            let mut added = ColumnDefinition::new(table.next_column_id, "v", from, true);
+            added.initial = Some(initial.to_owned());
+            added.default = Some(ColumnDefault::Literal(initial.to_owned()));
+            table.next_column_id = ColumnId(3);
+            table.columns.push(added);
+            Ok(())
+        });
+        let two = two.unwrap();
+        let three = changed(&two, |columns| columns[1].ty = to).unwrap();
+        assert_eq!(three.columns[1].initial.as_deref(), Some(expected));
+        assert_eq!(three.columns[1].initial_value().unwrap(), value);
+        // New rows get the default in the new type.
+        assert_eq!(three.columns[1].default, Some(ColumnDefault::Literal(initial.to_owned())));
+        let four = changed(&three, |columns| columns[1].initial = Some("7".to_owned())).unwrap();
+        assert_eq!(four.columns[1].initial.as_deref(), Some(expected), "older rows keep their value");
+    };
+    let (real, double) = (ColumnType::Real, ColumnType::Double);
+    let widened = ScalarValue::Float64(Some(f64::from(0.1_f32)));
+    check(real, "0.1", double, "0.10000000149011612", widened);
+    let widened = ScalarValue::Float64(Some(f64::from(1e30_f32)));
+    check(real, "1e30", double, "1.0000000150474662e+30", widened);
+    check(ColumnType::SmallInt, "-5", ColumnType::BigInt, "-5", ScalarValue::Int64(Some(-5)));
+    let decimal = |precision| ColumnType::Decimal { precision, scale: 2 };
+    check(decimal(10), "0.5", decimal(12), "0.50", ScalarValue::Decimal128(Some(50), 12, 2));
+    check(double, "-0.0", double, "0", ScalarValue::Float64(Some(0.0)));
+    check(ColumnType::Boolean, "t", ColumnType::Boolean, "true", ScalarValue::Boolean(Some(true)));
+    let bytes = ScalarValue::Binary(Some(b"a\\b".to_vec()));
+    check(ColumnType::Bytes, r"a\\b", ColumnType::Bytes, r"\x615c62", bytes);
+}
+
 #[test]
 fn other_options_are_no_other_version() {
     let one = table(vec![column("id", ColumnType::BigInt)], &[0]).unwrap();

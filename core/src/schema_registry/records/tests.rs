@@ -70,6 +70,7 @@ fn a_user_is_frozen() {
         updated_at: 2,
         last_login_at: Some(3),
         auth_generation: 4,
+        settings: Default::default(),
     };
     check_change(
         &CatalogChange::PutUser(record.clone()),
@@ -84,11 +85,20 @@ fn a_user_is_frozen() {
     );
     let record = UserRecord { password_hash: None, email: None, last_login_at: None, ..record };
     check_change(
-        &CatalogChange::PutUser(record),
+        &CatalogChange::PutUser(record.clone()),
         "user/7",
         r#"{"put_user":{
             "id":7,"username":"ann","revision":3,"role":"service","created_at":1,"updated_at":2,
             "auth_generation":4
+        }}"#,
+    );
+    let settings = BTreeMap::from([("statement_timeout".to_owned(), "5000".to_owned())]);
+    check_change(
+        &CatalogChange::PutUser(UserRecord { settings, ..record }),
+        "user/7",
+        r#"{"put_user":{
+            "id":7,"username":"ann","revision":3,"role":"service","created_at":1,"updated_at":2,
+            "auth_generation":4,"settings":{"statement_timeout":"5000"}
         }}"#,
     );
     check_change(&CatalogChange::DropUser(UserId(7)), "user/7", r#"{"drop_user":7}"#);

@@ -12,8 +12,7 @@ use datafusion::arrow::datatypes::{Field, FieldRef};
 use datafusion::common::Result as DataFusionResult;
 use datafusion::common::config::Dialect;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
-use datafusion::execution::memory_pool::FairSpillPool;
-use datafusion::execution::runtime_env::RuntimeEnvBuilder;
+use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::session_state::SessionStateBuilder;
 use datafusion::execution::{FunctionRegistry, SessionState};
 use datafusion::logical_expr::planner::TypePlanner;
@@ -23,8 +22,8 @@ use datafusion::prelude::SessionConfig;
 use datafusion::sql::sqlparser::ast;
 
 use self::ordering::OrderRule;
-use super::functions::capped::{CapRule, capped};
 use super::functions::generators::{Generator, generators};
+use super::guests::functions::GuardRule;
 use super::guests::options::GuestOptions;
 use super::guests::rule::with_stops;
 use super::password::Passwords;
@@ -34,7 +33,7 @@ use crate::app_context::AppContext;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::types::ColumnType;
-use crate::workload::{StatementControl, spill_folder};
+use crate::workload::{Spill, StatementControl, StatementPool};
 
 /// The state that all sessions share to plan and run queries.
 pub(crate) struct Engine {
@@ -43,6 +42,7 @@ pub(crate) struct Engine {
     pub(crate) passwords: Arc<Passwords>,
     /// Queues of statements that retry after a conflict.
     pub(crate) retry_queues: RetryQueues,
+    spill: Arc<Spill>,
 }
 
 impl Engine {
@@ -50,7 +50,7 @@ impl Engine {
         let generator = Arc::new(Generator::new(Arc::clone(&ctx.clock), &ctx.node_id));
         let mut rules = Analyzer::new().rules;
         rules.insert(0, workarounds::before_coercion());
-        rules.extend([workarounds::after_coercion(), Arc::new(CapRule) as _]);
+        rules.extend([workarounds::after_coercion(), Arc::new(GuardRule::new(&ctx.config)) as _]);
         let mut physical_rules = workarounds::physical_rules(PhysicalOptimizer::default().rules);
         physical_rules.insert(0, Arc::new(OrderRule));
         let mut logical_rules = workarounds::optimizer_rules();
@@ -66,7 +66,7 @@ impl Engine {
         let mut base = SessionStateBuilder::new()
             .with_session_id(ctx.node_id.to_string())
             .with_config(session_config(&ctx.config)?)
-            .with_runtime_env(Arc::new(runtime(&ctx.config).build()?))
+            .with_runtime_env(Arc::new(shared_runtime(ctx).build()?))
             .with_expr_planners(workarounds::operators())
             .with_default_features()
             .with_analyzer_rules(rules)
@@ -77,12 +77,23 @@ impl Engine {
         for function in workarounds::functions() {
             base.register_udf(function)?;
         }
-        let limited = capped(|name| base.scalar_functions().get(name).cloned());
         ctx.committer.snapshot().cold.store().register(base.runtime_env());
-        for function in limited.into_iter().chain(generators(&generator)) {
+        for function in generators(&generator) {
             base.register_udf(function)?;
         }
-        Ok(Self { base, generator, passwords: Arc::default(), retry_queues: RetryQueues::default() })
+        let passwords = Arc::new(Passwords::start()?);
+        let (retry_queues, spill) = (RetryQueues::default(), Arc::clone(&ctx.spill));
+        Ok(Self { base, generator, passwords, retry_queues, spill })
+    }
+
+    /// Returns what the plans of one statement run with: its memory, and its files on disk.
+    pub(crate) fn runtime(&self, control: &Arc<StatementControl>) -> Result<Arc<RuntimeEnv>> {
+        let disk = DiskManagerBuilder::default().with_temp_file_factory(self.spill.files(control));
+        Ok(Arc::new(RuntimeEnv {
+            memory_pool: Arc::new(StatementPool::new(control.memory())),
+            disk_manager: Arc::new(disk.build()?),
+            ..RuntimeEnv::clone(self.base.runtime_env())
+        }))
     }
 
     /// Returns the DataFusion state of one statement. `NOW()` is `now_us`, in microseconds since 1970. Rules
@@ -117,15 +128,11 @@ fn session_config(config: &Config) -> Result<SessionConfig> {
     Ok(session)
 }
 
-fn runtime(config: &Config) -> RuntimeEnvBuilder {
-    let mode = match &config.data_dir {
-        Some(dir) => DiskManagerMode::Directories(vec![spill_folder(dir)]),
-        None => DiskManagerMode::OsTmpDirectory,
-    };
-    let disk =
-        DiskManagerBuilder::default().with_mode(mode).with_max_temp_directory_size(config.spill_bytes_max);
+/// Returns what plans run with that belong to no statement. They sort and join nothing.
+fn shared_runtime(ctx: &AppContext) -> RuntimeEnvBuilder {
+    let disk = DiskManagerBuilder::default().with_mode(DiskManagerMode::Disabled);
     RuntimeEnvBuilder::new()
-        .with_memory_pool(Arc::new(FairSpillPool::new(config.query_memory_bytes)))
+        .with_memory_pool(Arc::new(StatementPool::new(ctx.memory.users().all())))
         .with_disk_manager_builder(disk)
 }
 

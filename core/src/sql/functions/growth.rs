@@ -1,4 +1,5 @@
-//! Estimates the size of a function's result before the call, and refuses results that are too large.
+//! Estimates the size of a function's result before the call, and refuses results that are too large: the
+//! memory pool does not see what a function allocates.
 
 use datafusion::arrow::datatypes::{DataType, TimeUnit};
 use datafusion::common::Result as DataFusionResult;
@@ -11,18 +12,18 @@ use crate::error::{Error, ErrorKind, SqlState};
 /// The largest single value.
 const VALUE_BYTES_MAX: u64 = 64 << 20;
 /// The largest column of one batch.
-const COLUMN_BYTES_MAX: u64 = 512 << 20;
+pub(in crate::sql) const COLUMN_BYTES_MAX: u64 = 128 << 20;
 /// The least size of a list element.
 const ELEMENT_BYTES: u64 = 8;
 
 /// The longest text of a list element that is not text.
-const ELEMENT_TEXT_BYTES: u64 = 48;
+const ELEMENT_TEXT_BYTES: u64 = 32;
 /// The longest output of one byte of a format: `%+` prints a whole timestamp.
 const FORMATTED_BYTES: u64 = 16;
 
 /// How the size of a row's result depends on its arguments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Growth {
+pub(in crate::sql) enum Growth {
     /// `repeat(text, n)`.
     Repeat,
     /// `lpad(text, n)`, `rpad(text, n)`.
@@ -52,15 +53,39 @@ pub(super) enum Growth {
 }
 
 impl Growth {
-    /// Fails when the result of a call would be too large.
-    pub(super) fn check(self, name: &str, args: &ScalarFunctionArgs) -> DataFusionResult<()> {
+    /// Returns how the result of a function grows; `None` if it is not much larger than the arguments.
+    pub(in crate::sql) fn of(function: &str) -> Option<Self> {
+        Some(match function {
+            "repeat" => Self::Repeat,
+            "lpad" | "rpad" => Self::Pad,
+            "replace" => Self::Replace,
+            "regexp_replace" => Self::RegexpReplace,
+            "range" | "generate_series" => Self::Series,
+            "array_repeat" => Self::List,
+            "array_resize" => Self::Resize,
+            "array_replace" | "array_replace_n" | "array_replace_all" => Self::ReplaceElements,
+            "array_to_string" => Self::Join,
+            "concat_ws" => Self::Separated,
+            "encode" => Self::Encode,
+            "to_char" => Self::Format,
+            "||" | "concat" | "overlay" | "make_array" | "array_concat" | "array_append"
+            | "array_prepend" => Self::Sum,
+            _ => return None,
+        })
+    }
+
+    /// Returns the estimated bytes of a call's result.
+    ///
+    /// # Errors
+    /// 54000 when the result would be too large.
+    pub(in crate::sql) fn check(self, name: &str, args: &ScalarFunctionArgs) -> DataFusionResult<u64> {
         let all_constant = args.args.iter().all(|value| matches!(value, ColumnarValue::Scalar(_)));
-        let rows = if all_constant { args.number_rows.min(1) } else { args.number_rows };
+        let rows = if all_constant { 1 } else { args.number_rows };
         let columns = args.args.iter().map(Argument::new).collect::<DataFusionResult<Vec<_>>>()?;
         if self == Self::Sum {
             let all = columns.iter().fold(0_u64, |all, column| all.saturating_add(column.all_bytes(rows)));
             if all <= VALUE_BYTES_MAX {
-                return Ok(());
+                return Ok(all);
             }
         }
         let mut total = 0_u64;
@@ -76,16 +101,10 @@ impl Growth {
             let bytes = self.bytes(&columns, row);
             total = total.saturating_add(bytes);
             if bytes > VALUE_BYTES_MAX || total > COLUMN_BYTES_MAX {
-                return Err(Error::new(
-                    ErrorKind::ResourceExhausted,
-                    SqlState::PROGRAM_LIMIT_EXCEEDED,
-                    format!("the result of {name}() is too large"),
-                )
-                .hint(format!("a value has at most {} MiB", VALUE_BYTES_MAX >> 20))
-                .into());
+                return Err(too_large(name).into());
             }
         }
-        Ok(())
+        Ok(total)
     }
 
     fn bytes(self, arguments: &[Argument], row: usize) -> u64 {
@@ -112,7 +131,9 @@ impl Growth {
             Self::Join => {
                 let null = if arguments.len() > 2 { bytes(2) } else { 0 };
                 let leaves = arguments.first().map_or(0, |argument| argument.leaves(row));
-                let each = ELEMENT_TEXT_BYTES.saturating_add(bytes(1)).saturating_add(null);
+                let is_text = arguments.first().is_some_and(Argument::has_text_leaves);
+                let own = if is_text { 0 } else { ELEMENT_TEXT_BYTES };
+                let each = own.saturating_add(bytes(1)).saturating_add(null);
                 bytes(0).saturating_add(leaves.saturating_mul(each))
             }
             Self::Separated => sum().saturating_add(bytes(0).saturating_mul(arguments.len() as u64)),
@@ -121,6 +142,26 @@ impl Growth {
             Self::Sum => sum(),
         }
     }
+}
+
+/// Returns the error of a call whose result is too large.
+pub(in crate::sql) fn too_large(function: &str) -> Error {
+    Error::new(
+        ErrorKind::ResourceExhausted,
+        SqlState::PROGRAM_LIMIT_EXCEEDED,
+        format!("the result of {} is too large", shown(function)),
+    )
+    .hint(format!(
+        "a value has at most {} MiB, all values of batch_rows rows have at most {} MiB",
+        VALUE_BYTES_MAX >> 20,
+        COLUMN_BYTES_MAX >> 20
+    ))
+}
+
+/// Returns a function as messages show it: with parentheses unless it is an operator.
+pub(super) fn shown(function: &str) -> String {
+    let is_word = function.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    if is_word { format!("{function}()") } else { function.to_owned() }
 }
 
 /// Estimates the result of `regexp_replace`. Every position can match. A reference to a part of the match

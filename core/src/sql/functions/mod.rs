@@ -1,16 +1,17 @@
-//! SQL functions: the database's own, and limits for DataFusion's.
+//! SQL functions: the database's own, and what is known about the cost of all of them.
 //!
 //! | file | job |
 //! |---|---|
+//! | `growth`, `value_size` | estimates the size of a result from the arguments |
+//! | `work` | estimates the work of a call from the arguments |
+//! | `concatenation`, `like` | the operators `\|\|`, LIKE and ILIKE as functions |
 //! | `generators` | identifiers, one per row |
 //! | `session_functions` | constants of a statement, such as the user |
-//! | `capped` | puts a limit on functions whose results can be large |
-//! | `concatenation` | the operator `\|\|` as a function with a limit |
-//! | `growth`, `value_size` | estimates the size of a result from the arguments |
 
-pub(super) mod capped;
-mod concatenation;
+pub(super) mod concatenation;
 pub(super) mod generators;
-mod growth;
+pub(super) mod growth;
+pub(super) mod like;
 pub(super) mod session_functions;
 mod value_size;
+pub(super) mod work;

@@ -8,12 +8,12 @@ use datafusion::arrow::datatypes::{DataType, Int64Type, IntervalMonthDayNanoType
 use datafusion::common::Result as DataFusionResult;
 use datafusion::logical_expr::ColumnarValue;
 
-use crate::casts::DAY_NS;
+use crate::casts::{DAY_NS, is_text};
 
 /// The assumed size of a value whose type has no fixed width.
 const UNKNOWN_BYTES: u64 = 16;
 
-/// An argument, for estimates of a result's size.
+/// An argument, for estimates of a result's size and of a call's work.
 pub(super) struct Argument {
     /// The values as numbers, for integer and temporal types.
     numbers: Option<ArrayRef>,
@@ -79,9 +79,19 @@ impl Argument {
         }
     }
 
+    /// Whether all rows have the same value.
+    pub(super) fn is_constant(&self) -> bool {
+        self.constant
+    }
+
     /// Returns the bytes of a row's value, at least 1.
     pub(super) fn bytes(&self, row: usize) -> u64 {
-        value_size(&self.array, self.rows(row)).bytes.max(1)
+        self.bytes_in(row..row + 1)
+    }
+
+    /// Returns the bytes of the values in `rows`, or those of the constant once; at least 1.
+    pub(super) fn bytes_in(&self, rows: Range<usize>) -> u64 {
+        value_size(&self.array, self.places(rows)).bytes.max(1)
     }
 
     /// Returns the bytes of the values in the first `rows` rows.
@@ -97,14 +107,36 @@ impl Argument {
         value_size(&self.array, self.rows(row)).leaves
     }
 
+    /// Whether the leaf values of the lists, through all nested lists, are texts.
+    pub(super) fn has_text_leaves(&self) -> bool {
+        is_text(leaf_type(self.array.data_type()))
+    }
+
     /// Returns the number of elements in a row's list.
     pub(super) fn elements(&self, row: usize) -> u64 {
-        items(&self.array, self.rows(row)).map_or(0, |(_, items)| items.len() as u64)
+        self.elements_in(row..row + 1)
+    }
+
+    /// Returns the number of elements in the lists of `rows`, or in the constant list once.
+    pub(super) fn elements_in(&self, rows: Range<usize>) -> u64 {
+        items(&self.array, self.places(rows)).map_or(0, |(_, items)| items.len() as u64)
     }
 
     fn rows(&self, row: usize) -> Range<usize> {
-        let row = if self.constant { 0 } else { row };
-        row..row + 1
+        self.places(row..row + 1)
+    }
+
+    fn places(&self, rows: Range<usize>) -> Range<usize> {
+        if self.constant { 0..1 } else { rows }
+    }
+}
+
+fn leaf_type(ty: &DataType) -> &DataType {
+    match ty {
+        DataType::List(item) | DataType::LargeList(item) | DataType::FixedSizeList(item, _) => {
+            leaf_type(item.data_type())
+        }
+        other => other,
     }
 }
 

@@ -17,7 +17,7 @@ pub(in crate::sql) struct GuestOptions(pub(in crate::sql) Arc<StatementControl>)
 
 impl GuestOptions {
     /// Returns the control of the statement with these options.
-    pub(super) fn control(options: &ConfigOptions) -> Option<&Arc<StatementControl>> {
+    pub(in crate::sql) fn control(options: &ConfigOptions) -> Option<&Arc<StatementControl>> {
         options.extensions.get::<Self>().map(|guest| &guest.0)
     }
 }

@@ -27,11 +27,12 @@ use super::execution::{Execution, TableVisibility};
 use super::plan::description::{Description, StatementKind, announce};
 use super::plan::planner::{Planned, plan, plan_live_query, plan_query, query_description};
 use super::result::{Affected, Outcome, ResultSchema};
-use super::text::statement::{Parsed, Statement};
+use super::text::statement::{Parsed, Show, Statement};
 use crate::app_context::AppContext;
 use crate::error::{Error, Result};
 use crate::ids::Seq;
 use crate::live_query::LiveQueryPlan;
+use crate::workload::{SessionEnd, StopReason};
 
 /// Returns the effect of a statement. Only INSERT, UPDATE and DELETE take several rows of parameters.
 pub(super) async fn effect(
@@ -59,19 +60,23 @@ pub(super) async fn effect(
         Statement::CreateTable(statement) => table::create(execution, statement),
         Statement::AlterTable(statement) => table::alter(execution, statement),
         Statement::DropTable { names, if_exists } => table::drop(execution, names, *if_exists),
-        Statement::CreateUser(statement) => user::create(execution, statement).await,
-        Statement::AlterUser { name, change } => user::alter(execution, name, change).await,
+        Statement::CreateUser(statement) => user::create(execution, statement),
+        Statement::AlterUser { name, change } => user::alter(execution, name, change),
         Statement::DropUser { name, if_exists } => user::drop(execution, name, *if_exists),
         Statement::CreateStorage(statement) => storages::create(execution, statement),
         Statement::AlterStorage { name, options } => storages::alter(execution, name, options),
         Statement::DropStorage { name, if_exists } => storages::drop(execution, name, *if_exists),
         Statement::CheckStorage { name } => storages::check(execution, name).await,
         Statement::Use { namespace } => admin::use_namespace(execution, namespace),
+        Statement::Set(value) => Ok(admin::set(execution, value)),
+        Statement::ResetAll => Ok(admin::reset_all(execution)),
         Statement::Show(what) => show::show(execution, what).await,
         Statement::Describe { table } => show::describe(execution, table),
+        Statement::KillQuery { id } => admin::kill_query(execution, id),
+        Statement::KillSession { id } => admin::kill_session(execution, id),
         Statement::KillLiveQuery { id } => admin::kill_live_query(execution, id),
         Statement::KillJob { id } => storage::kill_job(execution, id),
-        Statement::Maintain(kind, target) => storage::start_maintenance(execution, *kind, target).await,
+        Statement::Maintain(kind, target) => storage::maintain(execution, *kind, target),
         Statement::Backup(url) => storage::back_up(execution, url),
         Statement::ShowManifest { table } => storage::show_manifest(execution, table).await,
         Statement::Subscribe(statement) => subscribe::statement(execution, statement, visibility, one_row()?),
@@ -79,9 +84,21 @@ pub(super) async fn effect(
 }
 
 /// Whether a statement plans nothing and does little, so that it needs no thread of the engine. Among them
-/// are the statements that end others: they must run when all threads are busy.
+/// are the statements that show and end others: they must run when all threads are busy.
 pub(super) fn is_quick(statement: &Statement) -> bool {
-    matches!(statement, Statement::Use { .. } | Statement::KillLiveQuery { .. } | Statement::KillJob { .. })
+    match statement {
+        Statement::Use { .. }
+        | Statement::Set(_)
+        | Statement::ResetAll
+        | Statement::KillQuery { .. }
+        | Statement::KillSession { .. }
+        | Statement::KillLiveQuery { .. }
+        | Statement::KillJob { .. } => true,
+        Statement::Show(show) => {
+            matches!(show, Show::Queries | Show::Sessions | Show::SearchPath | Show::Setting(_))
+        }
+        _ => false,
+    }
 }
 
 /// Returns the parameters and the result schema of a statement, without running it. The schema of a query is
@@ -138,6 +155,10 @@ pub(super) fn describe(
         | Statement::AlterStorage { .. }
         | Statement::DropStorage { .. }
         | Statement::Use { .. }
+        | Statement::Set(_)
+        | Statement::ResetAll
+        | Statement::KillQuery { .. }
+        | Statement::KillSession { .. }
         | Statement::KillLiveQuery { .. }
         | Statement::KillJob { .. } => Ok(Description::of_change()),
     }
@@ -147,7 +168,21 @@ pub(super) fn describe(
 pub(super) async fn follow_up(ctx: &AppContext, follow_up: FollowUp, seq: Seq) -> Result<Outcome> {
     match follow_up {
         FollowUp::KillLiveQuery(id) => ctx.live_queries.kill(id)?,
+        FollowUp::KillQuery(id) => {
+            // It may have ended by itself meanwhile.
+            if let Some(control) = ctx.statements.get(id) {
+                control.stop(StopReason::QueryKilled);
+            }
+        }
+        FollowUp::KillSession(id) => {
+            if let Some(session) = ctx.sessions.get(id) {
+                ctx.end_session(&session, SessionEnd::Killed);
+            }
+        }
         FollowUp::CancelJob(id) => ctx.jobs.cancel(&id)?,
+        FollowUp::Maintain(kind, tables) => {
+            return storage::start_maintenance(ctx, kind, &tables).await.map(Outcome::Rows);
+        }
         FollowUp::BackUp(url) => return storage::start_backup(ctx, url, seq).await.map(Outcome::Rows),
     }
     Ok(Outcome::Affected(Affected { rows: 0, seq }))

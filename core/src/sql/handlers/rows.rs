@@ -179,9 +179,10 @@ impl<'a> Rows<'a> {
         let ids = Arc::clone(&ctx.committer);
         let next_id = move || ids.new_segment_id();
         let bytes = self.inserted_bytes as u64;
+        let turn = ctx.large_writes.enter(&self.execution.control).await?;
         ctx.committer.check_room_for(bytes)?;
         let snapshot = &self.execution.snapshot;
-        match write_segments(snapshot, &self.schemas, rows, next_id, self.now_us).await {
+        match write_segments(snapshot, &self.schemas, rows, next_id, self.now_us, turn).await {
             Ok((insert, objects)) => {
                 self.inserted.clear();
                 ctx.committer.note_written(insert.added.iter().map(|new| new.segment.bytes).sum());
@@ -267,4 +268,43 @@ fn is_sparse(batch: &RecordBatch, bytes: usize) -> bool {
     let nulls: usize =
         with_nulls.map(|column| value_bytes(column) / column.len().max(1) * column.null_count()).sum();
     nulls > bytes - bytes / SPARSE_FACTOR
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use futures::FutureExt;
+
+    use crate::config::Config;
+    use crate::database::Database;
+    use crate::workload::StatementControl;
+
+    #[tokio::test]
+    async fn a_large_insert_waits_until_its_user_may_write_more() {
+        let database = Database::open(Config { large_insert_bytes: 1, ..Config::in_memory() }).await.unwrap();
+        let root = database.session_for("root").unwrap();
+        root.execute("CREATE TABLE t (id BIGINT PRIMARY KEY)", ()).await.unwrap();
+        let ctx = database.context();
+        let others = StatementControl::new(&ctx.config);
+        assert_eq!(others.user(), root.principal().user_id);
+        let turns = std::iter::from_fn(|| ctx.large_writes.enter(&others).now_or_never());
+        let held: Vec<_> = turns.map(|turn| turn.unwrap()).collect();
+        let writer = root.clone();
+        let inserted = tokio::spawn(async move {
+            let sql = "INSERT INTO t SELECT value FROM generate_series(1, 2000)";
+            writer.execute(sql, ()).await.unwrap().affected().unwrap().rows
+        });
+        while ctx.large_writes.counters().waiting == 0 {
+            assert!(!inserted.is_finished(), "the statement waits");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let rows = root.execute("SELECT count(*) FROM t", ()).await.unwrap().rows().unwrap();
+        assert_eq!(rows.collect().await.unwrap().len(), 1, "others go on");
+        drop(held);
+        assert_eq!(inserted.await.unwrap(), 2_000);
+        let counters = ctx.large_writes.counters();
+        assert_eq!((counters.running, counters.waiting), (0, 0));
+        database.shutdown().await.unwrap();
+    }
 }

@@ -8,13 +8,16 @@ use datafusion::sql::sqlparser::ast;
 
 use crate::error::{Error, Result};
 use crate::ids::Seq;
+use crate::schema_registry::{SystemTable, TableSchemas};
 use crate::sql::effect::Effect;
 use crate::sql::execution::{Execution, TableVisibility};
+use crate::sql::plan::catalog::system_sources;
 use crate::sql::plan::planner;
 use crate::sql::result::{ResultSchema, RowStream};
 use crate::sql::syntax_tree::written_query;
 use crate::sql::text::cursor::QualifiedName;
 use crate::sql::text::statement::Show;
+use crate::system_tables;
 
 fn text(name: &str, nullable: bool) -> Field {
     Field::new(name, DataType::Utf8, nullable)
@@ -48,7 +51,12 @@ fn query(show: &Show) -> Option<&'static str> {
         Show::Jobs => Some("SELECT * FROM system.jobs ORDER BY job_id"),
         Show::LiveQueries => Some("SELECT * FROM system.live_queries ORDER BY live_id"),
         Show::Stats => Some("SELECT * FROM system.stats ORDER BY metric_name"),
-        Show::Namespaces | Show::Tables(_) | Show::SearchPath => None,
+        Show::Namespaces
+        | Show::Tables(_)
+        | Show::Queries
+        | Show::Sessions
+        | Show::SearchPath
+        | Show::Setting(_) => None,
     }
 }
 
@@ -61,15 +69,42 @@ pub(in crate::sql) fn schema(execution: &Execution, show: &Show) -> Result<Resul
     if let Some(sql) = query(show) {
         return planner::query_schema(execution, &parsed(sql)?);
     }
-    Ok(ResultSchema { schema: Arc::clone(own_schema(show)), ipc: None })
+    if let Some(table) = running(show) {
+        let schemas = system_schemas(execution, table)?;
+        return Ok(whole(&schemas));
+    }
+    Ok(ResultSchema { schema: own_schema(show), ipc: None })
 }
 
-fn own_schema(show: &Show) -> &'static SchemaRef {
+fn own_schema(show: &Show) -> SchemaRef {
     match show {
-        Show::Namespaces => &NAMESPACES,
-        Show::SearchPath => &SEARCH_PATH,
-        _ => &TABLES,
+        Show::Namespaces => Arc::clone(&NAMESPACES),
+        Show::SearchPath => Arc::clone(&SEARCH_PATH),
+        Show::Setting(setting) => Arc::new(Schema::new(vec![text(setting.name(), false)])),
+        _ => Arc::clone(&TABLES),
     }
+}
+
+/// Returns the table of what runs now. It is shown whole, without a plan: whoever must end something must
+/// be able to see it when all threads are busy.
+fn running(show: &Show) -> Option<SystemTable> {
+    match show {
+        Show::Queries => Some(SystemTable::Queries),
+        Show::Sessions => Some(SystemTable::Sessions),
+        _ => None,
+    }
+}
+
+fn system_schemas(execution: &Execution, table: SystemTable) -> Result<Arc<TableSchemas>> {
+    let definition = execution.snapshot.catalog.table_by_id(table.id()).ok_or_else(|| {
+        Error::corruption(format!("table \"system.{}\" is missing from the catalog", table.name()))
+    })?;
+    Ok(execution.schemas(definition))
+}
+
+/// Returns the schema of all visible columns.
+fn whole(schemas: &TableSchemas) -> ResultSchema {
+    ResultSchema { schema: Arc::clone(&schemas.visible), ipc: Some(schemas.visible_ipc()) }
 }
 
 pub(in crate::sql) async fn show(execution: &Execution, show: &Show) -> Result<Effect> {
@@ -77,7 +112,16 @@ pub(in crate::sql) async fn show(execution: &Execution, show: &Show) -> Result<E
         let planned = planner::plan_query(execution, &parsed(sql)?, TableVisibility::default())?;
         return Ok(Effect::Rows(planned.rows(execution, &[]).await?));
     }
+    if let Some(table) = running(show) {
+        let schemas = system_schemas(execution, table)?;
+        let batch = system_tables::batch(&system_sources(execution), &schemas)?
+            .ok_or_else(|| Error::internal("SHOW has nothing to show"))?;
+        return Ok(Effect::Rows(RowStream::of(whole(&schemas), execution.snapshot.seq, batch)));
+    }
     let columns: Vec<ArrayRef> = match show {
+        Show::Setting(setting) => {
+            vec![Arc::new(StringArray::from_iter_values([execution.setting(*setting)]))]
+        }
         Show::Namespaces => {
             let names = execution.readable_namespaces();
             vec![Arc::new(StringArray::from_iter_values(names.iter().map(|name| &**name)))]
@@ -86,7 +130,7 @@ pub(in crate::sql) async fn show(execution: &Execution, show: &Show) -> Result<E
         Show::Tables(namespace) => tables(execution, namespace.as_deref())?,
         _ => return Err(Error::internal("SHOW has nothing to show")),
     };
-    rows(execution.snapshot.seq, own_schema(show), columns)
+    rows(execution.snapshot.seq, &own_schema(show), columns)
 }
 
 fn tables(execution: &Execution, namespace: Option<&str>) -> Result<Vec<ArrayRef>> {

@@ -60,7 +60,8 @@ pub(in crate::sql) fn manifest_schema() -> SchemaRef {
     Arc::clone(&MANIFEST)
 }
 
-pub(in crate::sql) async fn start_maintenance(
+/// Flushes or compacts tables. Their jobs are queued by the one that commits, as they have rows.
+pub(in crate::sql) fn maintain(
     execution: &Execution,
     kind: MaintenanceKind,
     target: &MaintenanceTarget,
@@ -70,12 +71,22 @@ pub(in crate::sql) async fn start_maintenance(
         MaintenanceTarget::Table(name) => vec![Arc::clone(execution.find(name)?)],
         MaintenanceTarget::All(namespace) => flushed_tables(execution, namespace.as_deref())?,
     };
+    let mut change = Change::new(execution);
+    change.follow_up = Some(FollowUp::Maintain(kind, tables));
+    Ok(change.into())
+}
+
+/// Queues the jobs of tables, and returns them.
+pub(in crate::sql) async fn start_maintenance(
+    ctx: &AppContext,
+    kind: MaintenanceKind,
+    tables: &[Arc<TableDefinition>],
+) -> Result<RowStream> {
     let mut jobs = Vec::with_capacity(tables.len());
-    for table in &tables {
-        let manager = &execution.ctx().jobs;
+    for table in tables {
         let job = match kind {
-            MaintenanceKind::Flush => manager.flush(table).await?,
-            MaintenanceKind::Compact => manager.compact(table).await?,
+            MaintenanceKind::Flush => ctx.jobs.flush(table).await?,
+            MaintenanceKind::Compact => ctx.jobs.compact(table).await?,
         };
         jobs.push(job.to_string());
     }
@@ -84,7 +95,7 @@ pub(in crate::sql) async fn start_maintenance(
         Arc::new(StringArray::from_iter_values(tables.iter().map(|table| &*table.namespace))),
         Arc::new(StringArray::from_iter_values(tables.iter().map(|table| &*table.name))),
     ];
-    rows(execution.ctx().committer.seq(), &JOBS, columns)
+    row_stream(ctx.committer.seq(), &JOBS, columns)
 }
 
 /// Starts a backup. It needs the role dba, because a backup has the rows of all users.
@@ -155,4 +166,28 @@ pub(in crate::sql) fn kill_job(execution: &Execution, id: &str) -> Result<Effect
     change.note("KILL JOB", id, None, None);
     change.follow_up = Some(FollowUp::CancelJob(job));
     Ok(change.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::database::Database;
+    use crate::sql::handlers;
+    use crate::sql::text::parse::parse;
+
+    #[tokio::test]
+    async fn a_handler_queues_no_job() {
+        let database = Database::open_in_memory().await.unwrap();
+        let root = database.session_for("root").unwrap();
+        root.execute("CREATE TABLE t (id BIGINT PRIMARY KEY)", ()).await.unwrap();
+        let (execution, seq) = (root.view().unwrap(), database.seq());
+        for sql in ["FLUSH TABLE t", "STORAGE COMPACT TABLE t", "BACKUP DATABASE TO 'file:///nowhere'"] {
+            let parsed = parse(sql, database.config()).unwrap();
+            let effect = handlers::effect(&execution, &parsed, &[Vec::new()]).await.unwrap();
+            let Effect::Change(change) = effect else { panic!("{sql} changes nothing") };
+            assert!(change.follow_up.is_some(), "{sql}");
+        }
+        assert_eq!(database.seq(), seq, "no job has a row");
+        database.shutdown().await.unwrap();
+    }
 }

@@ -108,11 +108,14 @@ pub(in crate::sql) fn drop(execution: &Execution, name: &str, if_exists: bool) -
         return Ok(Effect::nothing(execution));
     }
     find(execution, name)?;
+    let dropped = CatalogChange::DropStorage(Arc::from(name));
+    execution.snapshot.catalog.apply(&dropped)?;
+    // What tables use is told first: the other objects go without anybody's help.
     if execution.snapshot.cold.needs(name) {
         return Err(storage_in_use(name));
     }
     let mut change = Change::new(execution);
-    change.set.catalog.push(CatalogChange::DropStorage(Arc::from(name)));
+    change.set.catalog.push(dropped);
     change.note("DROP STORAGE", name, None, None);
     Ok(change.into())
 }

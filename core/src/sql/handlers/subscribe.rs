@@ -30,5 +30,5 @@ pub(in crate::sql) fn start(
     let planned = plan_live_query(execution, query, visibility)?;
     let (types, _) = planned.resolve(params.len())?;
     let plan = LiveQueryPlan::extract(&planned.bind(&types, params)?.plan, &planned.planning())?;
-    execution.ctx().live_queries.subscribe(&execution.principal, plan, request)
+    execution.ctx().live_queries.subscribe(&execution.principal, execution.session(), plan, request)
 }

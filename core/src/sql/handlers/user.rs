@@ -1,8 +1,9 @@
 //! CREATE USER, ALTER USER and DROP USER.
 //!
 //! Invariants: nobody grants or revokes a role above their own; no audit row has a password; a changed
-//! password or role raises the generation, which voids the user's tokens.
+//! password or role raises the generation, which voids the user's tokens. No handler hashes a password.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::json;
@@ -15,15 +16,14 @@ use crate::sql::effect::{Change, Effect};
 use crate::sql::execution::Execution;
 use crate::sql::text::statement::{CreateUser, UserChange};
 
-pub(in crate::sql) async fn create(execution: &Execution, user: &CreateUser) -> Result<Effect> {
+pub(in crate::sql) fn create(execution: &Execution, user: &CreateUser) -> Result<Effect> {
     validate_name("user", &user.name)?;
     if let Err(error) = may_manage(execution, user.role, &format!("create user \"{}\"", user.name)) {
         return Effect::denied("CREATE USER", &user.name, error);
     }
-    let password_hash = execution.engine.passwords.hash(&user.password).await?;
-    // Hashing takes long, and rights may have changed meanwhile.
-    let execution = &execution.refreshed()?;
-    may_manage(execution, user.role, &format!("create user \"{}\"", user.name))?;
+    if execution.password_hash.is_none() {
+        return Ok(Effect::NewPassword(user.password.clone()));
+    }
     let catalog = &execution.snapshot.catalog;
     if catalog.user_by_name(&user.name).is_some() {
         if user.if_not_exists {
@@ -42,34 +42,31 @@ pub(in crate::sql) async fn create(execution: &Execution, user: &CreateUser) -> 
         id,
         username: Arc::from(user.name.as_str()),
         revision: 1,
-        password_hash: Some(password_hash),
+        password_hash: execution.password_hash.clone(),
         role: user.role,
         email: user.email.clone(),
         created_at: now,
         updated_at: now,
         last_login_at: None,
         auth_generation: 1,
+        settings: BTreeMap::new(),
     }));
     let details = json!({ "role": user.role.name() });
     change.note("CREATE USER", &user.name, Some(details), Some(id));
     Ok(change.into())
 }
 
-pub(in crate::sql) async fn alter(execution: &Execution, name: &str, wanted: &UserChange) -> Result<Effect> {
+pub(in crate::sql) fn alter(execution: &Execution, name: &str, wanted: &UserChange) -> Result<Effect> {
     if let Err(error) = may_alter(execution, name, wanted) {
         return Effect::denied("ALTER USER", name, error);
     }
-    let password_hash = match wanted {
-        UserChange::Password(password) => Some(execution.engine.passwords.hash(password).await?),
-        UserChange::Role(_) | UserChange::Email(_) => None,
-    };
-    // Hashing takes long, and rights may have changed meanwhile.
-    let execution = &execution.refreshed()?;
-    may_alter(execution, name, wanted)?;
+    if let (UserChange::Password(password), None) = (wanted, &execution.password_hash) {
+        return Ok(Effect::NewPassword(password.clone()));
+    }
     let mut user = UserRecord::clone(find(execution, name)?);
     let details = match wanted {
         UserChange::Password(_) => {
-            user.password_hash = password_hash;
+            user.password_hash.clone_from(&execution.password_hash);
             user.auth_generation += 1;
             json!({ "changed": "password" })
         }
@@ -84,6 +81,13 @@ pub(in crate::sql) async fn alter(execution: &Execution, name: &str, wanted: &Us
         UserChange::Email(email) => {
             user.email = Some(email.clone());
             json!({ "changed": "email" })
+        }
+        UserChange::Setting(setting, ms) => {
+            match ms {
+                Some(ms) => user.settings.insert(setting.name().to_owned(), ms.to_string()),
+                None => user.settings.remove(setting.name()),
+            };
+            json!({ "changed": setting.name(), "to_ms": ms })
         }
     };
     user.updated_at = execution.now_us;
@@ -148,6 +152,6 @@ fn may_alter(execution: &Execution, name: &str, change: &UserChange) -> Result<(
             Err(Error::permission_denied("permission denied to change the role of user \"root\""))
         }
         UserChange::Role(role) => may_manage(execution, *role, &action),
-        UserChange::Password(_) | UserChange::Email(_) => Ok(()),
+        UserChange::Password(_) | UserChange::Email(_) | UserChange::Setting(..) => Ok(()),
     }
 }

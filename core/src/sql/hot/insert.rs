@@ -71,6 +71,14 @@ impl InsertValues {
         Some(Self { table, columns, rows, compiled: Mutex::default() })
     }
 
+    /// Returns the memory that the shape takes without what is compiled, in bytes.
+    pub(super) fn bytes(&self) -> usize {
+        let columns = self.columns.iter().map(|name| size_of::<String>() + name.capacity());
+        let rows = self.rows.len() * size_of::<Vec<Operand>>();
+        let values = self.rows.iter().flatten().map(Operand::size);
+        size_of::<Self>() + columns.sum::<usize>() + rows + values.sum::<usize>()
+    }
+
     fn compiled(
         &self,
         execution: &Execution,

@@ -6,6 +6,9 @@
 
 mod insert;
 mod point;
+mod size;
+
+use std::sync::OnceLock;
 
 use datafusion::common::ScalarValue;
 use datafusion::sql::sqlparser::ast::{self, Expr, Value};
@@ -14,6 +17,7 @@ use self::insert::InsertValues;
 use self::point::Point;
 use super::effect::Effect;
 use super::execution::Execution;
+use super::limits::stack::deep;
 use super::text::statement::{Parsed, Statement};
 use crate::error::Result;
 
@@ -21,13 +25,23 @@ use crate::error::Result;
 pub(super) struct KnownStatement {
     pub(crate) parsed: Parsed,
     pub(crate) shape: Shape,
+    size: OnceLock<usize>,
 }
 
 impl KnownStatement {
     pub(crate) fn new(parsed: Parsed) -> Self {
-        Self { shape: Shape::of(&parsed), parsed }
+        Self { shape: Shape::of(&parsed), parsed, size: OnceLock::new() }
+    }
+
+    /// Returns the memory that the statement takes, in bytes.
+    pub(crate) fn size(&self) -> usize {
+        let measure = || size_of::<Self>() + deep(|| size::parsed_bytes(&self.parsed)) + self.shape.bytes();
+        *self.size.get_or_init(measure)
     }
 }
+
+/// What a shape compiles for the present definition of its table.
+const COMPILED_BYTES: usize = 4 << 10;
 
 /// A value in the text, or a parameter's index.
 #[derive(Clone, Debug)]
@@ -60,6 +74,15 @@ impl Shape {
         shape.filter(|_| !parsed.names_seq).unwrap_or(Self::Planned)
     }
 
+    /// Returns the memory that the shape takes beside itself, in bytes.
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Planned => 0,
+            Self::Point(point) => point.bytes() + COMPILED_BYTES,
+            Self::Insert(insert) => insert.bytes() + COMPILED_BYTES,
+        }
+    }
+
     /// Whether [`Shape::effect`] does little work.
     pub(crate) fn is_small(&self, params: &[Vec<ScalarValue>]) -> bool {
         match self {
@@ -84,6 +107,16 @@ impl Shape {
 }
 
 impl Operand {
+    /// Returns the memory that the operand takes, in bytes.
+    fn size(&self) -> usize {
+        let beside = match self {
+            Self::Literal(value) => value.size().saturating_sub(size_of::<ScalarValue>()),
+            Self::Decimal(text) => text.capacity(),
+            Self::Parameter(_) | Self::Default => 0,
+        };
+        size_of::<Self>() + beside
+    }
+
     /// Returns about how many bytes the value takes as a parameter of `params`.
     fn bytes(&self, params: &[ScalarValue]) -> usize {
         /// The least size of a value.

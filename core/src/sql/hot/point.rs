@@ -74,6 +74,14 @@ impl Point {
         Some(Self { table: qualified(name, "table").ok()?, columns, conditions, compiled: Mutex::default() })
     }
 
+    /// Returns the memory that the shape takes without what is compiled, in bytes.
+    pub(super) fn bytes(&self) -> usize {
+        let columns = self.columns.iter().flatten().map(|name| size_of::<String>() + name.capacity());
+        let conditions = self.conditions.iter();
+        let conditions = conditions.map(|(name, value)| size_of::<String>() + name.capacity() + value.size());
+        size_of::<Self>() + columns.sum::<usize>() + conditions.sum::<usize>()
+    }
+
     fn compile(&self, execution: &Execution, definition: &Arc<TableDefinition>) -> Option<CompiledPoint> {
         if definition.kind == TableKind::System || self.conditions.len() != definition.primary_key.len() {
             return None;

@@ -42,9 +42,13 @@ pub(crate) fn provider(
     Ok(Arc::new(KalamTable::stored(snapshot, schemas, shown, scope, execution.now_us)))
 }
 
-fn system_sources(execution: &Execution) -> SystemSources<'_> {
+/// Returns the sources of the rows of system tables, for a statement's principal.
+pub(crate) fn system_sources(execution: &Execution) -> SystemSources<'_> {
     let ctx = execution.ctx();
     SystemSources {
+        principal: &execution.principal,
+        statements: &ctx.statements,
+        sessions: &ctx.sessions,
         snapshot: &execution.snapshot,
         committer: &ctx.committer,
         registry: &ctx.schema_registry,

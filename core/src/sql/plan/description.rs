@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use datafusion::arrow::datatypes::FieldRef;
+use datafusion::arrow::datatypes::{DataType, FieldRef};
 
 use super::parameter_types::{ParameterTypes, ParameterUse, announced};
 use crate::sql::result::ResultSchema;
@@ -39,6 +39,22 @@ impl Description {
     /// Describes a statement without parameters that returns a count.
     pub(crate) fn of_change() -> Self {
         Self { kind: StatementKind::Update, ..Self::default() }
+    }
+
+    /// Returns the memory that the description takes, in bytes. A schema of the registry is not its own.
+    pub(crate) fn size(&self) -> usize {
+        /// What an entry of a map takes beside its name and its type.
+        const ENTRY_BYTES: usize = 64;
+        let field = |field: &FieldRef| size_of::<FieldRef>() + field.size();
+        let own = self.schema.as_ref().filter(|schema| schema.ipc.is_none());
+        let columns: usize = own.iter().flat_map(|own| own.schema.fields()).map(field).sum();
+        let parameters: usize = self.parameters.iter().map(field).sum();
+        let types = self.types.iter();
+        let types: usize = types
+            .map(|(name, ty)| ENTRY_BYTES + name.capacity() + ty.as_ref().map_or(0, DataType::size))
+            .sum();
+        let uses: usize = self.uses.keys().map(|name| ENTRY_BYTES + name.capacity()).sum();
+        size_of::<Self>() + columns + parameters + types + uses
     }
 
     /// Describes an INSERT, UPDATE or DELETE with parameters of these types.

@@ -11,7 +11,7 @@
 //!
 //! Invariant: a plan reads the execution's snapshot and no other, and nothing here writes.
 
-mod catalog;
+pub(super) mod catalog;
 pub(super) mod description;
 mod names;
 pub(super) mod parameter_types;

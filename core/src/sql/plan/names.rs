@@ -22,6 +22,7 @@ use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::sql::engine::type_planner;
 use crate::sql::execution::{Execution, TableVisibility};
 use crate::sql::functions::session_functions::{SESSION_FUNCTIONS, session_function};
+use crate::sql::guests::functions::guard_calls;
 use crate::sql::text::cursor::QualifiedName;
 use crate::sql::{CATALOG, INFORMATION_SCHEMA};
 
@@ -156,12 +157,15 @@ impl ContextProvider for Names<'_> {
             .build();
         let simplifier = ExprSimplifier::new(context);
         let schema = DFSchema::empty();
+        let steps_max = self.execution.ctx().config.function_cost_max();
         let args = args
             .into_iter()
             .map(|arg| {
+                // The planner needs the values before there is a plan to guard.
                 simplifier
                     .coerce(arg, &schema)
-                    .and_then(|arg| simplifier.simplify(arg))
+                    .and_then(|arg| guard_calls(arg, steps_max))
+                    .and_then(|arg| simplifier.simplify(arg.data))
                     .map(for_table_function)
             })
             .collect::<DataFusionResult<Vec<_>>>()?;

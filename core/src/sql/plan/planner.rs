@@ -11,6 +11,7 @@ use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::catalog::default_table_source::source_as_provider;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::common::{ParamValues, ScalarValue};
+use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::execution::{SessionState, TaskContext};
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::physical_plan::streaming::StreamingTableExec;
@@ -25,10 +26,15 @@ use super::parameter_types::{self, ParameterTypes, ParameterUse};
 use super::scope::{self, Renamed};
 use crate::casts::cast;
 use crate::error::{Error, Result};
+use crate::jobs::JobManager;
 use crate::live_query::{Planning, refuse_subqueries};
 use crate::schema_registry::TableDefinition;
 use crate::sql::execution::{Execution, TableVisibility};
+use crate::sql::guests::batches::{batch_rows, with_batch_rows};
+use crate::sql::guests::functions::has_long_call;
+use crate::sql::guests::heavy::{refuse_heavy, works_long};
 use crate::sql::guests::plan::guard_plan;
+use crate::sql::guests::windows::guard_windows;
 use crate::sql::limits::complexity;
 use crate::sql::pump::Query;
 use crate::sql::result::{ResultSchema, RowStream};
@@ -43,10 +49,23 @@ pub(crate) struct Planned {
     pub(crate) plan: LogicalPlan,
     pub(crate) state: SessionState,
     pub(crate) control: Arc<StatementControl>,
+    /// The memory and the files of the statement.
+    pub(crate) runtime: Arc<RuntimeEnv>,
+    /// The number of threads that are given up.
+    pub(crate) given_up: usize,
+    /// Knows how wide hot rows are.
+    pub(crate) jobs: Arc<JobManager>,
     /// The use of parameters such as `$1`, where it is more than a comparison.
     pub(crate) uses: HashMap<String, ParameterUse>,
     /// The result names of columns that have an internal name in the plan.
     pub(crate) renamed: Renamed,
+}
+
+/// A plan to run.
+struct Physical {
+    plan: Arc<dyn ExecutionPlan>,
+    /// The rows of its batches.
+    batch_rows: usize,
 }
 
 /// A plan with values in place of its parameters.
@@ -79,7 +98,10 @@ pub(crate) fn plan(
     let plan = planned.map_err(|error| names.explain(error))?;
     complexity::check_plan(&plan, operators_max)?;
     let uses = parameter_types::computed(&plan)?;
-    Ok(Planned { plan, state, control: Arc::clone(&execution.control), uses, renamed })
+    let runtime = execution.engine.runtime(&execution.control)?;
+    let (control, given_up) = (Arc::clone(&execution.control), execution.ctx().engine_threads.given_up());
+    let jobs = Arc::clone(&execution.ctx().jobs);
+    Ok(Planned { plan, state, control, runtime, given_up, jobs, uses, renamed })
 }
 
 /// Plans the query of a SELECT statement.
@@ -142,7 +164,11 @@ impl Planned {
     }
 
     fn analyse(&self, plan: LogicalPlan) -> Result<LogicalPlan> {
-        Ok(self.state.analyzer().execute_and_check(plan, self.state.config_options(), |_, _| {})?)
+        let analyzer = self.state.analyzer();
+        let analysed = analyzer.execute_and_check(plan, self.state.config_options(), |_, _| {})?;
+        // Before calls of constants are computed.
+        refuse_heavy(&analysed, has_long_call, self.given_up)?;
+        Ok(analysed)
     }
 
     /// Replaces parameters by values. A value that does not fit its parameter's type keeps its own type, and
@@ -168,20 +194,27 @@ impl Planned {
     }
 
     /// Analyses and optimises the plan, and returns its physical plan.
-    pub(crate) async fn physical(&self, plan: LogicalPlan) -> Result<Arc<dyn ExecutionPlan>> {
+    async fn physical(&self, plan: LogicalPlan) -> Result<Physical> {
         if let LogicalPlan::Explain(_) = plan {
-            return Ok(self.state.create_physical_plan(&plan).await?);
+            let plan = self.state.create_physical_plan(&plan).await?;
+            return Ok(Physical { plan, batch_rows: self.state.config().batch_size() });
         }
         let analysed = self.analyse(plan)?;
         self.physical_of_analysed(analysed).await
     }
 
-    async fn physical_of_analysed(&self, analysed: LogicalPlan) -> Result<Arc<dyn ExecutionPlan>> {
+    async fn physical_of_analysed(&self, analysed: LogicalPlan) -> Result<Physical> {
         let optimised = self.state.optimizer().optimize(analysed, &self.state, |_, _| {})?;
-        let optimised = workarounds::guard(optimised)?;
+        let optimised = guard_windows(workarounds::guard(optimised)?, &self.control)?;
+        refuse_heavy(&optimised, works_long, self.given_up)?;
         let state = workarounds::state_for(&optimised, &self.state);
-        let physical = self.state.query_planner().create_physical_plan(&optimised, &state).await?;
-        Ok(guard_plan(physical, &self.control)?)
+        let mut plan = self.state.query_planner().create_physical_plan(&optimised, &state).await?;
+        let rows_max = state.config().batch_size();
+        let batch_rows = batch_rows(&optimised, rows_max, |table| self.jobs.hot_row_bytes(table))?;
+        if batch_rows < rows_max {
+            plan = with_batch_rows(plan, batch_rows)?;
+        }
+        Ok(Physical { plan: guard_plan(plan, &self.control)?, batch_rows })
     }
 
     /// Runs the plan once per row of parameters, all of the same types, and passes every batch to `take`.
@@ -193,7 +226,8 @@ impl Planned {
         let types = self.resolve(params.first().map_or(0, Vec::len))?.0;
         for params in params {
             let physical = self.physical(self.bind(&types, params)?.plan).await?;
-            let mut batches = execute_stream(Arc::clone(&physical), self.task_context(&physical))?;
+            let context = self.task_context(&physical);
+            let mut batches = execute_stream(physical.plan, context)?;
             while let Some(batch) = batches.next().await {
                 take(batch?)?;
             }
@@ -266,7 +300,7 @@ impl Planned {
         };
         let (context, row_schema) = (self.task_context(&physical), Arc::clone(&schema.schema));
         let query = Query::new(&execution.ctx().engine_threads, &execution.control, move || {
-            let batches = execute_stream(physical, context)?;
+            let batches = execute_stream(physical.plan, context)?;
             Ok(batches.map(move |batch| with_schema(&row_schema, batch?)).boxed())
         });
         Ok(RowStream::planned(schema, execution.snapshot.seq, query))
@@ -274,20 +308,22 @@ impl Planned {
 
     /// Returns the context in which a plan runs. It has functions only for `information_schema`, which lists
     /// them: a copy of all of them costs as much as a short query.
-    fn task_context(&self, plan: &Arc<dyn ExecutionPlan>) -> Arc<TaskContext> {
+    fn task_context(&self, Physical { plan, batch_rows }: &Physical) -> Arc<TaskContext> {
+        let config = self.state.config().clone().with_batch_size(*batch_rows);
         let lists_functions = plan.exists(|node| Ok(node.is::<StreamingTableExec>())).unwrap_or(true);
         if lists_functions {
-            return self.state.task_ctx();
+            let context = TaskContext::from(&self.state).with_session_config(config);
+            return Arc::new(context.with_runtime(Arc::clone(&self.runtime)));
         }
         Arc::new(TaskContext::new(
             None,
             self.state.session_id().to_owned(),
-            self.state.config().clone(),
+            config,
             HashMap::new(),
             HashMap::new(),
             HashMap::new(),
             HashMap::new(),
-            Arc::clone(self.state.runtime_env()),
+            Arc::clone(&self.runtime),
         ))
     }
 }

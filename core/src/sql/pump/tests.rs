@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 use super::*;
 use crate::config::Config;
 use crate::error::{Error, SqlState};
+use crate::workload::Admission;
 
 fn batch(number: i64) -> RecordBatch {
     let column: ArrayRef = Arc::new(Int64Array::from(vec![number]));
@@ -84,6 +85,16 @@ async fn an_error_of_the_plan_or_a_panic_reaches_the_reader() {
 }
 
 #[tokio::test]
+async fn a_reader_keeps_the_threads_of_its_query() {
+    let (threads, control) = started(600);
+    let batches = stream::iter((1..=9).map(|number| Ok(batch(number))));
+    let reader = query(&threads, &control, batches).start(|batch| Ok(vec![number(&batch)]));
+    drop(threads);
+    let seen: Vec<i64> = reader.map(|item| item.unwrap()).collect().await;
+    assert_eq!(seen, (1..=9).collect::<Vec<_>>());
+}
+
+#[tokio::test]
 async fn a_query_without_a_reader_ends() {
     let (threads, control) = started(600);
     let (batches, gone) = stalled();
@@ -136,4 +147,38 @@ async fn who_waits_for_a_busy_query_is_told() {
     assert_eq!(reader.next().await.unwrap().unwrap_err().sqlstate(), SqlState::LIMIT_EXCEEDED);
     assert!(reader.next().await.is_none());
     drop(ends);
+    // Nothing works for it any more, although somebody still has its reader.
+    while Arc::strong_count(&control) > 1 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    drop(reader);
+}
+
+#[tokio::test]
+async fn while_its_reader_takes_its_time_a_query_lets_others_run() {
+    for is_begun in [false, true] {
+        let (threads, control) = started(600);
+        let admission = Admission::new(&Config { statements_running_max: 1, ..Config::in_memory() });
+        let other = StatementControl::new(&Config::in_memory());
+        let slot = admission.enter(&control).await.unwrap();
+        // Administrators have two slots more.
+        let _reserved = [(); 2].map(|()| admission.enter(&other).now_or_never().unwrap().unwrap());
+        let endless = stream::repeat_with(|| Ok(batch(7)));
+        let mut query = Some(query(&threads, &control, endless).in_slot(slot));
+        let mut start = || query.take().unwrap().start(|batch| Ok(vec![batch]));
+        let reader = is_begun.then(&mut start);
+        let others = admission.enter(&other).await.unwrap();
+        let mut reader = reader.unwrap_or_else(start);
+        let made_ahead = if is_begun { ITEMS_AHEAD_MAX } else { 0 };
+        for _ in 0..made_ahead {
+            reader.next().await.unwrap().unwrap();
+        }
+        while control.state() != StatementState::Queued {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert!(reader.next().now_or_never().is_none(), "the slot is taken");
+        drop(others);
+        assert_eq!(number(&reader.next().await.unwrap().unwrap()), 7);
+        assert_eq!(control.state(), StatementState::Running);
+    }
 }

@@ -6,7 +6,7 @@
 //! | `parameters` | numbers the parameters in the tokens, and orders their values |
 //! | `cursor`, `keywords` | reads tokens, for the database's own grammar |
 //! | `dialect` | the SQL parser, with a limit on its work |
-//! | `create_table`, `alter_table`, `users`, `storages`, `show`, `subscribe` | a family of statements each |
+//! | `create_table`, `alter_table`, `users`, `storages`, `settings`, `show`, `subscribe` | a family each |
 //! | `writes`, `clauses` | refuses clauses that are parsed but have no effect |
 //! | `statement` | the result |
 //! | `parse` | the way through all of these |
@@ -22,6 +22,7 @@ pub(super) mod guard;
 mod keywords;
 pub(super) mod parameters;
 pub(super) mod parse;
+mod settings;
 mod show;
 pub(super) mod statement;
 mod storages;

@@ -12,7 +12,8 @@ use super::cursor::Cursor;
 use super::dialect::{BoundedDialect, parser};
 use super::statement::{Parsed, Statement};
 use super::{
-    alter_table, clauses, create_table, guard, keywords, parameters, show, storages, subscribe, users, writes,
+    alter_table, clauses, create_table, guard, keywords, parameters, settings, show, storages, subscribe,
+    users, writes,
 };
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -75,8 +76,12 @@ fn check_and_rewrite(statement: &mut Statement) -> Result<bool> {
         | Statement::DropStorage { .. }
         | Statement::CheckStorage { .. }
         | Statement::Use { .. }
+        | Statement::Set(_)
+        | Statement::ResetAll
         | Statement::Show(_)
         | Statement::Describe { .. }
+        | Statement::KillQuery { .. }
+        | Statement::KillSession { .. }
         | Statement::KillLiveQuery { .. }
         | Statement::KillJob { .. }
         | Statement::Maintain(..)
@@ -131,20 +136,16 @@ fn parse_own(tokens: &[TokenWithSpan]) -> Result<Option<Statement>> {
         let _ = cursor.keyword("NAMESPACE") || cursor.keyword("SCHEMA");
         Statement::Use { namespace: cursor.string_or_name("namespace")? }
     } else if cursor.keyword("SET") {
-        set(&mut cursor)?
+        settings::set(&mut cursor)?
+    } else if cursor.keyword("RESET") {
+        settings::reset(&mut cursor)?
     } else if cursor.keyword("SHOW") {
         show::parse(&mut cursor)?
     } else if cursor.keyword("DESCRIBE") || cursor.keyword("DESC") {
         cursor.keyword("TABLE");
         Statement::Describe { table: cursor.qualified_name("table")? }
     } else if cursor.keyword("KILL") {
-        if cursor.keyword("JOB") {
-            Statement::KillJob { id: cursor.value("the id of a job")? }
-        } else if cursor.keywords(&["LIVE", "QUERY"]) {
-            Statement::KillLiveQuery { id: cursor.value("the id of a live query")? }
-        } else {
-            return Err(Error::unsupported("KILL of anything but a LIVE QUERY or a JOB"));
-        }
+        kill(&mut cursor)?
     } else if cursor.keyword("SUBSCRIBE") {
         subscribe::parse(&mut cursor)?
     } else if let Some(statement) = storages::parse(&mut cursor)? {
@@ -157,6 +158,22 @@ fn parse_own(tokens: &[TokenWithSpan]) -> Result<Option<Statement>> {
     };
     cursor.expect_end()?;
     Ok(Some(statement))
+}
+
+fn kill(cursor: &mut Cursor<'_>) -> Result<Statement> {
+    if cursor.keyword("QUERY") {
+        return Ok(Statement::KillQuery { id: cursor.value("the id of a query")? });
+    }
+    if cursor.keyword("SESSION") {
+        return Ok(Statement::KillSession { id: cursor.value("the id of a session")? });
+    }
+    if cursor.keywords(&["LIVE", "QUERY"]) {
+        return Ok(Statement::KillLiveQuery { id: cursor.value("the id of a live query")? });
+    }
+    if cursor.keyword("JOB") {
+        return Ok(Statement::KillJob { id: cursor.value("the id of a job")? });
+    }
+    Err(Error::unsupported("KILL of anything but a QUERY, a SESSION, a LIVE QUERY or a JOB"))
 }
 
 fn create(cursor: &mut Cursor<'_>, tokens: &[TokenWithSpan]) -> Result<Statement> {
@@ -206,27 +223,6 @@ fn drop(cursor: &mut Cursor<'_>, tokens: &[TokenWithSpan]) -> Result<Statement> 
     Err(Error::unsupported(leading_words(tokens, 2)))
 }
 
-/// `SET search_path = x`, `SET search_path TO x`, `SET NAMESPACE x`, `SET SCHEMA x`.
-fn set(cursor: &mut Cursor<'_>) -> Result<Statement> {
-    let _ = cursor.keyword("SESSION") || cursor.keyword("LOCAL");
-    if cursor.keyword("NAMESPACE") || cursor.keyword("SCHEMA") {
-        let _ = cursor.token(&Token::Eq) || cursor.keyword("TO");
-        return Ok(Statement::Use { namespace: cursor.string_or_name("namespace")? });
-    }
-    if cursor.keyword("SEARCH_PATH") {
-        if !cursor.token(&Token::Eq) {
-            cursor.expect_keyword("TO")?;
-        }
-        let namespace = cursor.string_or_name("namespace")?;
-        if cursor.peek() == Some(&Token::Comma) {
-            return Err(Error::unsupported("a search_path of several namespaces"));
-        }
-        return Ok(Statement::Use { namespace });
-    }
-    let name = cursor.value("the name of a setting").unwrap_or_default();
-    Err(Error::unsupported(format!("SET {name}")).hint("only SET search_path = namespace is supported"))
-}
-
 /// Parses a statement with the SQL parser.
 fn parse_with_sqlparser(tokens: &[TokenWithSpan]) -> Result<Statement> {
     let dialect = BoundedDialect::new(tokens);
@@ -271,7 +267,7 @@ fn query_or_write(query: Box<ast::Query>) -> Result<Statement> {
 
 /// Returns the name of a statement whose first words show that the database lacks it.
 fn unsupported(tokens: &[TokenWithSpan]) -> Option<String> {
-    const FEATURES: [(&[&str], &str); 30] = [
+    const FEATURES: [(&[&str], &str); 29] = [
         (&["ALTER", "NAMESPACE"], "ALTER NAMESPACE"),
         (&["ALTER"], ""),
         (&["BEGIN"], "BEGIN"),
@@ -292,7 +288,6 @@ fn unsupported(tokens: &[TokenWithSpan]) -> Option<String> {
         (&["RESTORE"], "RESTORE"),
         (&["EXPORT"], "EXPORT"),
         (&["REPLACE"], "REPLACE"),
-        (&["RESET"], "RESET"),
         (&["DECLARE"], "DECLARE"),
         (&["FETCH"], "FETCH"),
         (&["CALL"], "CALL"),

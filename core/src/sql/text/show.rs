@@ -2,13 +2,15 @@
 //!
 //! ```text
 //! SHOW NAMESPACES | SHOW TABLES [IN [NAMESPACE] namespace] | SHOW COLUMNS FROM [namespace.]table
-//! SHOW USERS | SHOW STORAGES | SHOW JOBS | SHOW LIVE QUERIES | SHOW STATS | SHOW search_path
+//! SHOW USERS | SHOW STORAGES | SHOW JOBS | SHOW LIVE QUERIES | SHOW STATS | SHOW QUERIES | SHOW SESSIONS
+//! SHOW search_path | SHOW setting
 //! SHOW MANIFEST FOR [namespace.]table
 //! ```
 
 use super::cursor::Cursor;
 use super::statement::{Show, Statement};
 use crate::error::Result;
+use crate::sql::settings::Setting;
 
 /// Parses the part after SHOW.
 pub(super) fn parse(cursor: &mut Cursor<'_>) -> Result<Statement> {
@@ -40,12 +42,18 @@ pub(super) fn parse(cursor: &mut Cursor<'_>) -> Result<Statement> {
         Show::LiveQueries
     } else if cursor.keyword("STATS") {
         Show::Stats
+    } else if cursor.keyword("QUERIES") {
+        Show::Queries
+    } else if cursor.keyword("SESSIONS") {
+        Show::Sessions
     } else if cursor.keyword("SEARCH_PATH") {
         Show::SearchPath
+    } else if let Some(setting) = Setting::ALL.into_iter().find(|setting| cursor.keyword(setting.name())) {
+        Show::Setting(setting)
     } else {
         return Err(cursor.unexpected(
-            "NAMESPACES, TABLES, COLUMNS, USERS, STORAGES, JOBS, LIVE QUERIES, MANIFEST FOR, STATS \
-             or search_path",
+            "NAMESPACES, TABLES, COLUMNS, USERS, STORAGES, JOBS, QUERIES, SESSIONS, LIVE QUERIES, \
+             MANIFEST FOR, STATS, search_path or a setting",
         ));
     };
     Ok(Statement::Show(show))

@@ -15,6 +15,7 @@ use super::parameters::ParameterNames;
 use crate::access::Role;
 use crate::live_query::SubscribeRequest;
 use crate::maintenance::BackupUrl;
+use crate::sql::settings::{SetValue, Setting, TimeSetting};
 
 /// A statement that passed the guard and the parser.
 #[derive(Clone)]
@@ -56,14 +57,61 @@ pub(crate) enum Statement {
     DropStorage { name: String, if_exists: bool },
     CheckStorage { name: String },
     Use { namespace: String },
+    Set(SetValue),
+    ResetAll,
     Show(Show),
     Describe { table: QualifiedName },
+    KillQuery { id: String },
+    KillSession { id: String },
     KillLiveQuery { id: String },
     KillJob { id: String },
     Maintain(MaintenanceKind, MaintenanceTarget),
     Backup(BackupUrl),
     ShowManifest { table: QualifiedName },
     Subscribe(Box<Subscribe>),
+}
+
+impl Statement {
+    /// Returns what the statement is, in SQL words.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Self::Query(_) => "SELECT",
+            Self::Explain(_) => "EXPLAIN",
+            Self::Insert(_) => "INSERT",
+            Self::Update(_) => "UPDATE",
+            Self::Delete(_) => "DELETE",
+            Self::CreateNamespace { .. } => "CREATE NAMESPACE",
+            Self::DropNamespace { .. } => "DROP NAMESPACE",
+            Self::CreateTable(_) => "CREATE TABLE",
+            Self::AlterTable(_) => "ALTER TABLE",
+            Self::DropTable { .. } => "DROP TABLE",
+            Self::CreateUser(_) => "CREATE USER",
+            Self::AlterUser { .. } => "ALTER USER",
+            Self::DropUser { .. } => "DROP USER",
+            Self::CreateStorage(_) => "CREATE STORAGE",
+            Self::AlterStorage { .. } => "ALTER STORAGE",
+            Self::DropStorage { .. } => "DROP STORAGE",
+            Self::CheckStorage { .. } => "STORAGE CHECK",
+            Self::Use { .. } => "USE",
+            Self::Set(_) => "SET",
+            Self::ResetAll => "RESET",
+            Self::Show(_) | Self::ShowManifest { .. } => "SHOW",
+            Self::Describe { .. } => "DESCRIBE",
+            Self::KillQuery { .. }
+            | Self::KillSession { .. }
+            | Self::KillLiveQuery { .. }
+            | Self::KillJob { .. } => "KILL",
+            Self::Maintain(MaintenanceKind::Flush, _) => "FLUSH",
+            Self::Maintain(MaintenanceKind::Compact, _) => "STORAGE COMPACT",
+            Self::Backup(_) => "BACKUP",
+            Self::Subscribe(_) => "SUBSCRIBE",
+        }
+    }
+
+    /// Whether the text may contain a password.
+    pub(crate) fn has_secret(&self) -> bool {
+        matches!(self, Self::CreateUser(_) | Self::AlterUser { .. })
+    }
 }
 
 /// `INSERT INTO table (columns) source`.
@@ -107,6 +155,8 @@ pub(crate) enum UserChange {
     Password(String),
     Role(Role),
     Email(String),
+    /// A setting; `None` removes it.
+    Setting(TimeSetting, Option<u64>),
 }
 
 // A derived `Debug` would print the password, and a log line might then have one.
@@ -125,6 +175,7 @@ impl std::fmt::Debug for UserChange {
             Self::Password(_) => f.write_str("Password"),
             Self::Role(role) => f.debug_tuple("Role").field(role).finish(),
             Self::Email(email) => f.debug_tuple("Email").field(email).finish(),
+            Self::Setting(setting, value) => f.debug_tuple("Setting").field(setting).field(value).finish(),
         }
     }
 }
@@ -140,7 +191,10 @@ pub(crate) enum Show {
     Jobs,
     LiveQueries,
     Stats,
+    Queries,
+    Sessions,
     SearchPath,
+    Setting(Setting),
 }
 
 /// `SUBSCRIBE TO (SELECT ...) [WITH (...)]`.

@@ -3,13 +3,18 @@
 //! ```text
 //! CREATE USER [IF NOT EXISTS] name [WITH] PASSWORD 'password' [ROLE role] [EMAIL 'address']
 //! ALTER USER name SET PASSWORD 'password' | SET ROLE role | SET EMAIL 'address'
+//! ALTER USER name SET setting {= | TO} {time | DEFAULT} | RESET setting
 //! DROP USER [IF EXISTS] name
 //! ```
 
 use super::cursor::Cursor;
+use super::settings;
 use super::statement::{CreateUser, Statement, UserChange};
 use crate::access::Role;
 use crate::error::{Error, Result};
+
+/// The settings that users can have, for messages.
+const TIMES: &str = "statement_timeout or idle_session_timeout";
 
 /// Parses the part after CREATE USER.
 pub(super) fn create(cursor: &mut Cursor<'_>) -> Result<Statement> {
@@ -38,6 +43,10 @@ pub(super) fn create(cursor: &mut Cursor<'_>) -> Result<Statement> {
 /// Parses the part after ALTER USER.
 pub(super) fn alter(cursor: &mut Cursor<'_>) -> Result<Statement> {
     let name = cursor.string_or_name("user")?;
+    if cursor.keyword("RESET") {
+        let setting = settings::time_name(cursor).ok_or_else(|| cursor.unexpected(TIMES))?;
+        return Ok(Statement::AlterUser { name, change: UserChange::Setting(setting, None) });
+    }
     cursor.expect_keyword("SET")?;
     let change = if cursor.keyword("PASSWORD") {
         UserChange::Password(cursor.string("a password")?)
@@ -45,8 +54,10 @@ pub(super) fn alter(cursor: &mut Cursor<'_>) -> Result<Statement> {
         UserChange::Role(Role::parse(&cursor.string_or_name("role")?)?)
     } else if cursor.keyword("EMAIL") {
         UserChange::Email(cursor.string("an e-mail address")?)
+    } else if let Some((setting, ms)) = settings::time(cursor)? {
+        UserChange::Setting(setting, ms)
     } else {
-        return Err(cursor.unexpected("PASSWORD, ROLE or EMAIL"));
+        return Err(cursor.unexpected(&format!("PASSWORD, ROLE, EMAIL, {TIMES}")));
     };
     Ok(Statement::AlterUser { name, change })
 }

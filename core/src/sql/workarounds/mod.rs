@@ -54,6 +54,7 @@ pub(super) use self::physical_rules::physical_rules;
 pub(super) use self::syntax::grammar;
 pub(crate) use self::types::recursion::{FIRST_PART, NEXT_PART};
 use crate::failpoint::is_planted;
+use crate::sql::guests::functions::has_long_call;
 
 /// Sets options under which DataFusion gives fewer wrong answers.
 pub(super) fn configure(config: &mut SessionConfig) {
@@ -72,12 +73,15 @@ pub(super) fn configure(config: &mut SessionConfig) {
 ///
 /// Below UNION, sorts drop columns that are constant in each input but differ between inputs. A merge above
 /// gets these columns back; the LIMIT that the inputs share does not. So a UNION disables split sorts.
+///
+/// A statement with a function that can need long for a row has one partition, so it holds up one thread.
 pub(super) fn state_for(plan: &LogicalPlan, state: &SessionState) -> SessionState {
     let mut state = state.clone();
-    let (mut has_union, mut has_float_groups) = (false, false);
+    let (mut has_union, mut has_float_groups, mut calls_long) = (false, false, false);
     let _ = plan.apply_with_subqueries(|node| {
         has_union |= matches!(node, LogicalPlan::Union(_));
         has_float_groups |= matches!(node, LogicalPlan::Aggregate(_)) && has_float(node);
+        calls_long = calls_long || has_long_call(node);
         Ok(TreeNodeRecursion::Continue)
     });
     if has_union && !is_planted("union_shares_its_limit") {
@@ -86,6 +90,9 @@ pub(super) fn state_for(plan: &LogicalPlan, state: &SessionState) -> SessionStat
     // The top-k aggregation queue does not find NaN again, and can panic.
     if has_float_groups {
         state.config_mut().options_mut().optimizer.enable_topk_aggregation = false;
+    }
+    if calls_long {
+        state.config_mut().options_mut().execution.target_partitions = 1;
     }
     state
 }

@@ -202,6 +202,7 @@ fn user(scope: ScopeId, name: &str) -> CatalogChange {
         updated_at: 0,
         last_login_at: None,
         auth_generation: 0,
+        settings: Default::default(),
     })
 }
 

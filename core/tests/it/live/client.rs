@@ -7,7 +7,9 @@ use bytes::Bytes;
 use datafusion::arrow::array::{Array, RecordBatch, UInt8Array};
 use datafusion::common::ScalarValue;
 use kalamdb_core::ids::Seq;
-use kalamdb_core::live_query::{CloseReason, Frame, FrameBody, OP_DELETE, OP_INSERT, OP_UPDATE, ResetReason};
+use kalamdb_core::live_query::{
+    CloseReason, EncodedBatch, Frame, FrameBody, OP_DELETE, OP_INSERT, OP_UPDATE, ResetReason,
+};
 
 /// A row, as text without its system columns.
 pub(crate) type Row = Vec<String>;
@@ -106,7 +108,7 @@ impl Client {
                 self.partial.clear();
                 self.in_snapshot = true;
             }
-            FrameBody::Snapshot(rows) => self.partial.extend(rows_of(&rows.batch)),
+            FrameBody::Snapshot(rows) => self.partial.extend(rows_of(rows)),
             FrameBody::SnapshotEnd => {
                 self.in_snapshot = false;
                 self.apply_partial()?;
@@ -115,8 +117,8 @@ impl Client {
                 if self.in_snapshot {
                     return Err("delta within a snapshot".to_owned());
                 }
-                check_seqs(&rows.batch, self.complete_through, frame)?;
-                self.partial.extend(rows_of(&rows.batch));
+                check_seqs(rows, self.complete_through, frame)?;
+                self.partial.extend(rows_of(rows));
                 if !frame.more {
                     self.apply_partial()?;
                 }
@@ -138,7 +140,8 @@ impl Client {
 }
 
 /// Checks that delta rows belong to commits after the last frontier, and to none after the frame's.
-fn check_seqs(batch: &RecordBatch, after: Seq, frame: &Frame) -> Result<(), String> {
+fn check_seqs(rows: &EncodedBatch, after: Seq, frame: &Frame) -> Result<(), String> {
+    let batch = rows.batch().expect("rows");
     let limit = if frame.more { Seq(frame.complete_through.0 + 1) } else { frame.complete_through };
     for row in 0..batch.num_rows() {
         let ScalarValue::Int64(Some(seq)) =
@@ -154,7 +157,8 @@ fn check_seqs(batch: &RecordBatch, after: Seq, frame: &Frame) -> Result<(), Stri
     Ok(())
 }
 
-pub(crate) fn rows_of(batch: &RecordBatch) -> Vec<(u8, Row)> {
+pub(crate) fn rows_of(rows: &EncodedBatch) -> Vec<(u8, Row)> {
+    let batch = rows.batch().expect("rows");
     let ops = batch.column(0).as_any().downcast_ref::<UInt8Array>().expect("_op is UInt8");
     let shown = batch.project(&(2..batch.num_columns()).collect::<Vec<_>>()).expect("columns");
     (0..batch.num_rows()).map(|row| (ops.value(row), text_row(&shown, row))).collect()

@@ -26,11 +26,11 @@ fn limits() -> ConnectionLimits {
 }
 
 #[test]
-fn an_ipv6_network_is_a_half_address_and_a_mapped_address_is_ipv4() {
-    let of = |text: &str| network(text.parse().unwrap()).to_string();
-    assert_eq!(of("10.1.2.3"), "10.1.2.3");
-    assert_eq!(of("::ffff:10.1.2.3"), "10.1.2.3");
-    assert_eq!(of("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
+fn networks_and_sites_are_parts_of_ipv6_addresses_and_a_mapped_address_is_ipv4() {
+    let of = |text: &str| [network, site].map(|cut| cut(text.parse().unwrap()).to_string());
+    assert_eq!(of("10.1.2.3"), ["10.1.2.3", "10.1.2.3"]);
+    assert_eq!(of("::ffff:10.1.2.3"), ["10.1.2.3", "10.1.2.3"]);
+    assert_eq!(of("2001:db8:1:2:3:4:5:6"), ["2001:db8:1:2::", "2001:db8:1::"]);
 }
 
 #[test]
@@ -64,6 +64,72 @@ fn who_is_logging_in_is_spared() {
 }
 
 #[test]
+fn who_repeats_wrong_passwords_keeps_nobody_out_and_not_its_own_network_either() {
+    let open = OpenConnections::new(ConnectionLimits { anonymous_max: 4, ..limits() });
+    let flood: Vec<_> = (0..4).map(|number| state(number, 1)).collect();
+    assert!(flood.iter().all(|state| open.enter(state)));
+    // They are never seen without a login that is being checked.
+    let _logins: Vec<_> = flood.iter().map(|state| LoginGuard::new(Arc::clone(state))).collect();
+    assert!(!open.enter(&state(10, 1)), "all are at their first login");
+    for (place, failures) in [(0, 1), (1, 7), (2, 3)] {
+        (0..failures).for_each(|_| flood[place].note_failed_login());
+    }
+    let neighbour = state(11, 1);
+    assert!(open.enter(&neighbour) && flood[1].is_closing(), "seven wrong passwords");
+    let other = state(12, 2);
+    assert!(open.enter(&other) && flood[2].is_closing(), "three wrong passwords");
+    // Who does nothing yet has failed less than who has failed.
+    assert!(open.enter(&state(13, 2)) && flood[0].is_closing());
+    assert!(![&neighbour, &other, &flood[3]].iter().any(|state| state.is_closing()));
+    // The limit of an address counts in the same way.
+    let limits = ConnectionLimits { connections_per_address_max: 2, ..limits() };
+    let open = OpenConnections::new(limits);
+    let both = [state(1, 1), state(2, 1)];
+    let _logins: Vec<_> = both.iter().map(|state| LoginGuard::new(Arc::clone(state))).collect();
+    assert!(both.iter().all(|state| open.enter(state)) && !open.enter(&state(3, 1)));
+    both[1].note_failed_login();
+    assert!(open.enter(&state(4, 1)) && both[1].is_closing());
+}
+
+#[test]
+fn a_site_with_many_networks_is_a_crowd() {
+    let at = |number: u64, address: &str| {
+        Arc::new(State::new(number, SocketAddr::new(address.parse().unwrap(), 1)))
+    };
+    let limits = ConnectionLimits { anonymous_max: 6, anonymous_per_address_max: 3, ..limits() };
+    let open = OpenConnections::new(limits);
+    let guests = [at(0, "2001:db8:1::1"), at(1, "2001:db8:2::1")];
+    assert!(guests.iter().all(|state| open.enter(state)));
+    // Each connection of the flood has a /64 of its own.
+    let flood: Vec<_> = (2..100).map(|number| at(number, &format!("2001:db8:9:{number:x}::1"))).collect();
+    assert!(flood.iter().all(|state| open.enter(state)));
+    assert!(!guests.iter().any(|state| state.is_closing()));
+    // Within a site the crowded network goes first, although it is younger.
+    let of_site = |state: &&Arc<State>| !state.is_closing();
+    assert_eq!(flood.iter().filter(of_site).count(), 4);
+    let twins = [at(100, "2001:db8:9:ffff::1"), at(101, "2001:db8:9:ffff::2")];
+    assert!(twins.iter().all(|state| open.enter(state)));
+    assert!(open.enter(&at(102, "10.0.0.1")));
+    assert!(twins[0].is_closing() && !twins[1].is_closing());
+}
+
+#[test]
+fn calls_that_wait_have_a_limit_of_all_and_of_a_site() {
+    let open = Arc::new(OpenConnections::new(ConnectionLimits { shared_calls_max: 8, ..limits() }));
+    let [first, second] = [state(1, 1), state(2, 1)];
+    let calls = [&first, &second].map(|state| open.share(state).unwrap());
+    assert!(open.share(&first).is_none(), "two are a quarter");
+    let others: Vec<_> = (2..5).flat_map(|site| [(); 2].map(|()| open.share(&state(9, site)))).collect();
+    assert!(others.iter().all(Option::is_some));
+    assert!(open.share(&state(9, 9)).is_none(), "eight are all");
+    drop(calls);
+    let again = open.share(&first);
+    assert!(again.is_some());
+    drop((again, others));
+    assert!(open.table.lock().shared_calls.is_empty());
+}
+
+#[test]
 fn a_network_and_a_user_have_their_own_limits() {
     let open = OpenConnections::new(limits());
     let own: Vec<_> = (1..=6).map(|number| state(number, 1)).collect();
@@ -87,6 +153,7 @@ enum Step {
     Enter(u8),
     LogIn(usize, u64),
     BeginLogin(usize),
+    FailLogin(usize),
     Leave(usize),
 }
 
@@ -95,6 +162,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (0..NETWORKS).prop_map(Step::Enter),
         2 => (any::<usize>(), 0..4_u64).prop_map(|(which, user)| Step::LogIn(which, user)),
         1 => any::<usize>().prop_map(Step::BeginLogin),
+        1 => any::<usize>().prop_map(Step::FailLogin),
         2 => any::<usize>().prop_map(Step::Leave),
     ]
 }
@@ -142,6 +210,7 @@ proptest! {
                 Step::BeginLogin(which) if !alive.is_empty() => {
                     logins.push(LoginGuard::new(Arc::clone(&alive[which % alive.len()])));
                 }
+                Step::FailLogin(which) if !alive.is_empty() => alive[which % alive.len()].note_failed_login(),
                 Step::Leave(which) if !alive.is_empty() => {
                     let state = alive.swap_remove(which % alive.len());
                     open.leave(&state);

@@ -153,7 +153,8 @@ def test_tables_with_and_without_their_schema(client, namespace, table):
     assert client.rows("CommandGetTables", (2, namespace), (4, "NO SUCH TYPE")).num_rows == 0
     assert client.rows("CommandGetTables", (2, namespace), (3, "nowhere")).num_rows == 0
     system = client.rows("CommandGetTables", (2, "system")).column("table_name").to_pylist()
-    assert set(system) == {"users", "jobs", "namespaces", "storages", "live_queries", "tables", "audit_logs", "stats"}
+    assert set(system) == {"users", "jobs", "namespaces", "storages", "live_queries", "tables", "audit_logs", "stats",
+                           "queries", "sessions"}
 
 
 def test_primary_keys_in_key_order(client, namespace):

@@ -1,9 +1,12 @@
 """Flushed rows are plain Parquet files that other tools read."""
 
+import datetime
+import decimal
 import importlib.util
 import json
 import pathlib
 import time
+import uuid
 
 import duckdb
 import pyarrow as arrow
@@ -12,8 +15,8 @@ import pyarrow.parquet as parquet
 from conftest import connect, execute, flush
 from server import FLUSHED, Server
 
-_docs = pathlib.Path(__file__).resolve().parents[4] / "docs"
-_spec = importlib.util.spec_from_file_location("read_segments", _docs / "read_segments.py")
+_root = pathlib.Path(__file__).resolve().parents[4]
+_spec = importlib.util.spec_from_file_location("read_segments", _root / "docs" / "read_segments.py")
 read_segments = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(read_segments)
 
@@ -86,6 +89,30 @@ def test_the_published_manifest_gives_the_rows_of_a_select(own_server):
         live = execute(connection, "SHOW MANIFEST FOR notes").to_pylist()
         listed = [(segment["path"], segment["rows"], segment["deleted_rows"]) for segment in manifest["segments"]]
         assert listed == [(segment["path"], segment["rows"], segment["rows_gone"]) for segment in live]
+
+
+def test_initial_values_are_read_in_the_types_of_their_columns(tmp_path):
+    """The columns are as `core/tests/it/formats.rs` publishes them; the segment is older than all but the first."""
+    columns = json.loads((_root / "core" / "tests" / "fixtures" / "initial-values.json").read_text())
+    stored = arrow.schema([arrow.field("id", arrow.int64(), metadata={"PARQUET:field_id": "1"})])
+    folder = tmp_path / "1000"
+    folder.mkdir()
+    parquet.write_table(arrow.table([[1, 2]], schema=stored), folder / "segment.parquet")
+    segment = {"path": "1000/segment.parquet", "commit_seq": None, "deletion_vector": None}
+    (folder / "manifest-1.json").write_text(json.dumps({"columns": columns, "segments": [segment]}))
+    _, rows = read_segments.read(tmp_path, "1000")
+    assert {field.name: field.type for field in rows.schema} == {
+        column["name"]: read_segments.arrow_type(column["type"]) for column in columns
+    }
+    utc = datetime.timezone.utc
+    values = {
+        "b": True, "s": -5, "i": 7, "l": 2**63 - 1, "r": arrow.scalar(0.1, arrow.float32()).as_py(),
+        "d": float("-inf"), "n": decimal.Decimal("0.50"), "t": "täxt", "v": b"a\\b", "j": '{"a": [1]}',
+        "at": datetime.datetime(2026, 1, 2, 3, 4, 5, 500_000), "atz": datetime.datetime(2026, 1, 2, 1, 4, 5, tzinfo=utc),
+        "day": datetime.date(2026, 1, 2), "clock": datetime.time(3, 4, 5, 500_000),
+        "u": uuid.UUID("00112233-4455-6677-8899-aabbccddeeff").bytes, "e": [1.0, 2.5], "f": '{"name": "x"}', "none": None,
+    }
+    assert rows.to_pylist() == [{"id": id, **values} for id in (1, 2)]
 
 
 def test_a_large_insert_is_segments_at_once_that_others_can_read(tmp_path):

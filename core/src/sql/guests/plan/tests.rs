@@ -2,15 +2,16 @@
 
 use datafusion::arrow::array::RecordBatch;
 use datafusion::arrow::util::pretty::pretty_format_batches;
+use datafusion::physical_plan::joins::NestedLoopJoinExec;
 use datafusion::physical_plan::{collect, displayable};
-use datafusion::prelude::{SessionConfig, SessionContext};
+use datafusion::prelude::{ParquetReadOptions, SessionConfig, SessionContext};
 
 use super::*;
 use crate::config::Config;
 use crate::error::{Error, SqlState};
 use crate::workload::StopReason;
 
-const QUERIES: [&str; 14] = [
+const QUERIES: [&str; 20] = [
     "SELECT count(*), sum(value) FROM generate_series(1, 10000)",
     "SELECT a.value FROM generate_series(1, 100) a JOIN generate_series(1, 50) b
      ON a.value = b.value AND a.value + b.value > 20",
@@ -26,10 +27,29 @@ const QUERIES: [&str; 14] = [
     "SELECT value FROM generate_series(1, 1000) ORDER BY value % 10, value DESC LIMIT 5",
     "SELECT (SELECT max(value) FROM generate_series(1, 10)) + 1",
     "SELECT value FROM generate_series(1, 5) UNION ALL SELECT -value FROM generate_series(1, 5)",
+    "SELECT a.value, b.value FROM generate_series(1, 100) a LEFT JOIN generate_series(1, 50) b
+     ON a.value = b.value AND a.value + b.value > 20",
+    "SELECT a.value FROM generate_series(1, 100) a WHERE EXISTS
+     (SELECT 1 FROM generate_series(5, 9) b WHERE a.value = b.value AND a.value + b.value > 12)",
+    "SELECT a.value FROM generate_series(1, 100) a WHERE NOT EXISTS
+     (SELECT 1 FROM generate_series(1, 90) b WHERE a.value < b.value)",
+    JOIN_IN_RECURSION,
+    "SELECT unnest(unnest(make_array(make_array(value, 1), make_array(value)))), value FROM generate_series(1, 200)",
+    "SELECT value, sum(value) OVER (ORDER BY value ROWS BETWEEN CURRENT ROW AND UNBOUNDED FOLLOWING)
+     FROM generate_series(1, 100)",
 ];
+const JOIN_IN_RECURSION: &str =
+    "WITH RECURSIVE r AS (SELECT 1 AS n UNION ALL SELECT r.n + 1 FROM r JOIN generate_series(1, 60) b
+     ON r.n = b.value AND r.n + b.value > 0 WHERE r.n < 50) SELECT count(*), sum(n) FROM r";
 
 fn context() -> SessionContext {
     SessionContext::new_with_config(SessionConfig::new().with_target_partitions(2).with_batch_size(64))
+}
+
+/// Returns a context in which joins collect the side that a query names first.
+fn context_in_order() -> SessionContext {
+    let config = SessionConfig::new().with_target_partitions(1);
+    SessionContext::new_with_config(config.set_bool("datafusion.optimizer.join_reordering", false))
 }
 
 /// Plans a query. A plan is executed once: joins keep the rows of a side.
@@ -82,14 +102,42 @@ async fn what_reads_or_works_long_is_below_a_guest() {
         let shown = displayable(guarded.as_ref()).indent(false).to_string();
         assert!(guarded.is::<GuestExec>(), "{query}\n{shown}");
         visit(&guarded, &mut |node| {
-            let starts_tasks = node.properties().evaluation_type == EvaluationType::Eager;
+            // A guard has the properties of its input, but starts nothing.
+            let starts_tasks =
+                !node.is::<GuestExec>() && node.properties().evaluation_type == EvaluationType::Eager;
             for input in node.children() {
-                let needs_one = (works_long(input) || starts_tasks) && !input.is::<GuestExec>();
-                assert!(!needs_one || node.is::<GuestExec>(), "{query}: {}\n{shown}", input.name());
-                assert!(!(node.is::<GuestExec>() && input.is::<GuestExec>()), "{query}\n{shown}");
+                let is_long = works_long(input) || LONG.contains(&input.name());
+                let is_below_guest = pauses(node) || node.name() == "WindowReleaseExec";
+                assert!(!is_long || is_below_guest, "{query}: {}\n{shown}", input.name());
+                assert!(!starts_tasks || pauses(input), "{query}: {}\n{shown}", input.name());
+                assert!(!(pauses(node) && pauses(input)), "{query}\n{shown}");
             }
         });
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn explain_analyze_shows_the_plain_plan_with_its_metrics() {
+    let context = context();
+    for query in QUERIES {
+        let control = StatementControl::new(&Config::in_memory());
+        let analyzed = planned(&context, &format!("EXPLAIN ANALYZE {query}")).await;
+        let guarded = guard_plan(analyzed, &control).unwrap();
+        let found = collect(guarded, context.task_ctx()).await;
+        let found = found.unwrap_or_else(|error| panic!("{query}: {error}"));
+        let shown = pretty_format_batches(&found).unwrap().to_string();
+        assert!(shown.contains("output_rows="), "{query}\n{shown}");
+        for name in ["Guest", "BuildMeter", "ProbeSlice", "UnnestSlice", "WindowCollect", "WindowRelease"] {
+            assert!(!shown.contains(&format!("{name}Exec")), "{query}\n{shown}");
+        }
+    }
+}
+
+/// Nodes that work long and always get other guards, too.
+const LONG: [&str; 4] = ["NestedLoopJoinExec", "CrossJoinExec", "WindowAggExec", "BoundedWindowAggExec"];
+
+fn pauses(node: &Arc<dyn ExecutionPlan>) -> bool {
+    node.name() == "GuestExec"
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -125,4 +173,80 @@ async fn the_filter_of_a_join_is_checked() {
     assert_eq!(filtered(QUERIES[1]).await, 1);
     assert_eq!(filtered(QUERIES[3]).await, 1);
     assert_eq!(filtered(QUERIES[0]).await, 0);
+}
+
+/// Returns the names of the nodes of a plan that also pass rows on, but do not pause.
+fn other_guards(plan: &Arc<dyn ExecutionPlan>) -> Vec<String> {
+    let mut names = Vec::new();
+    visit(plan, &mut |node| {
+        let guest = node.downcast_ref::<GuestExec>().filter(|guest| !guest.pauses());
+        names.extend(guest.map(|guest| guest.name().to_owned()));
+    });
+    names
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_what_could_be_silent_is_measured_and_cut() {
+    let context = context_in_order();
+    let check = async |query: &str, expected: &[&str]| {
+        let control = StatementControl::new(&Config::in_memory());
+        let guarded = guard_plan(planned(&context, query).await, &control).unwrap();
+        assert_eq!(other_guards(&guarded), expected, "{query}");
+    };
+    let join = ["BuildMeterExec", "ProbeSliceExec"];
+    check(
+        "SELECT a.value FROM generate_series(1, 9) a JOIN generate_series(1, 9) b ON a.value = b.value",
+        &[],
+    )
+    .await;
+    check(QUERIES[1], &join).await;
+    check(QUERIES[3], &join).await;
+    check(QUERIES[4], &join).await;
+    check("SELECT unnest(make_array(1, 2))", &["UnnestSliceExec"]).await;
+    check(QUERIES[6], &["WindowReleaseExec"]).await;
+    check(QUERIES[7], &["WindowReleaseExec", "WindowCollectExec"]).await;
+    check(JOIN_IN_RECURSION, &join).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_with_many_rows_cuts_the_probe_side() {
+    let context = context_in_order();
+    // 40,000 rows have one key, which no row of the other side has.
+    let query = "SELECT count(*) FROM
+        (SELECT CASE WHEN value <= 40000 THEN 0 ELSE value - 40000 END AS k FROM generate_series(1, 41000)) a
+        JOIN generate_series(1, 1000) b ON a.k = b.value AND a.k + b.value > 0";
+    let control = StatementControl::new(&Config::in_memory());
+    let guarded = guard_plan(planned(&context, query).await, &control).unwrap();
+    let found = collect(Arc::clone(&guarded), context.task_ctx()).await.unwrap();
+    assert!(pretty_format_batches(&found).unwrap().to_string().contains("| 1000 "));
+    let mut batches = Vec::new();
+    visit(&guarded, &mut |node| {
+        if let Some(join) = node.downcast_ref::<HashJoinExec>() {
+            let metrics = join.metrics().unwrap();
+            batches.extend(metrics.sum_by_name("input_batches").map(|batches| batches.as_usize()));
+        }
+    });
+    // 16 Mi pairs are 419 rows with 40,000 matches each.
+    assert_eq!(batches, [3]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_filter_that_a_join_makes_reaches_the_scan() {
+    let context = context_in_order();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("facts.parquet");
+    let path = path.to_str().unwrap();
+    let copy =
+        format!("COPY (SELECT value AS k FROM generate_series(1, 1000)) TO '{path}' STORED AS PARQUET");
+    context.sql(&copy).await.unwrap().collect().await.unwrap();
+    context.register_parquet("facts", path, ParquetReadOptions::default()).await.unwrap();
+    let query = "SELECT f.k FROM generate_series(1, 3) a JOIN facts f ON a.value = f.k AND a.value + f.k > 2";
+    let control = StatementControl::new(&Config::in_memory());
+    let guarded = guard_plan(planned(&context, query).await, &control).unwrap();
+    assert_eq!(filter_makers(&guarded), 1);
+    let found = collect(Arc::clone(&guarded), context.task_ctx()).await.unwrap();
+    assert_eq!(found.iter().map(RecordBatch::num_rows).sum::<usize>(), 2);
+    let shown = displayable(guarded.as_ref()).indent(true).to_string();
+    let scan = shown.lines().find(|line| line.contains("DataSourceExec")).unwrap();
+    assert!(scan.contains("DynamicFilter [") && !scan.contains("[ empty ]"), "{shown}");
 }

@@ -9,7 +9,7 @@
 use std::sync::Arc;
 
 use datafusion::common::tree_node::{Transformed, TreeNode};
-use datafusion::common::{Column, JoinType, NullEquality, Result, Spans, TableReference};
+use datafusion::common::{Column, DFSchema, JoinType, NullEquality, Result, Spans, TableReference};
 use datafusion::functions_window::row_number::row_number_udwf;
 use datafusion::logical_expr::expr::{Sort as SortExpr, WindowFunction};
 use datafusion::logical_expr::utils::conjunction;
@@ -34,16 +34,27 @@ pub(super) struct Domain {
 }
 
 impl Domain {
-    fn bindings(&self) -> Bindings {
-        self.columns.iter().map(|(column, name)| (column.clone(), named(name))).collect()
+    /// Returns what the outer columns are in `schema`.
+    fn bindings(&self, schema: &DFSchema) -> Bindings {
+        self.columns.iter().map(|(column, name)| (column.clone(), found(name, schema))).collect()
     }
 
     fn names(&self) -> impl Iterator<Item = &str> {
         self.columns.iter().map(|(_, name)| name.as_str())
     }
 
-    fn own_columns(&self) -> Vec<Expr> {
-        self.names().map(named).collect()
+    /// Returns the domain's columns of a node with `schema`.
+    fn own_columns(&self, schema: &DFSchema) -> Vec<Expr> {
+        self.names().map(|name| found(name, schema)).collect()
+    }
+
+    /// Returns the domain's columns of a node with `schema`, under their names.
+    fn own_columns_named(&self, schema: &DFSchema) -> Vec<Expr> {
+        let column = |name| match found(name, schema) {
+            Expr::Column(Column { relation: None, .. }) => named(name),
+            qualified => qualified.alias(name),
+        };
+        self.names().map(column).collect()
     }
 
     /// Returns the plan of a subquery with the domain's columns beside its own.
@@ -67,7 +78,7 @@ impl Domain {
             LogicalPlan::Projection(projection) => {
                 let input = self.unnest(&projection.input)?;
                 let mut exprs = self.all_bound_named(&projection.expr, &input)?;
-                exprs.extend(self.own_columns());
+                exprs.extend(self.own_columns_named(input.schema()));
                 Ok(LogicalPlan::Projection(Projection::try_new(exprs, Arc::new(input))?))
             }
             LogicalPlan::SubqueryAlias(alias) => {
@@ -94,7 +105,7 @@ impl Domain {
 
     /// Replaces outer columns in a node's expression by the domain's columns, which `input` has.
     fn bound(&self, expr: Expr, input: &LogicalPlan) -> Result<Expr> {
-        bind(expr, &self.bindings(), input.schema())
+        bind(expr, &self.bindings(input.schema()), input.schema())
     }
 
     /// Binds expressions; they keep their names.
@@ -108,7 +119,7 @@ impl Domain {
         }
         let input = self.unnest(&aggregate.input)?;
         let mut groups = self.all_bound_named(&aggregate.group_expr, &input)?;
-        groups.extend(self.own_columns());
+        groups.extend(self.own_columns_named(input.schema()));
         let aggregates = self.all_bound_named(&aggregate.aggr_expr, &input)?;
         let grouped = Aggregate::try_new(Arc::new(input), groups, aggregates)?;
         let grouped = LogicalPlan::Aggregate(grouped);
@@ -141,7 +152,7 @@ impl Domain {
         let on = self.names().map(|name| (named(name), named(&other(name)))).collect();
         let joined =
             join(self.plan.clone(), grouped, on, None, JoinType::Left, NullEquality::NullEqualsNull)?;
-        results.extend(self.own_columns());
+        results.extend(self.own_columns_named(joined.schema()));
         LogicalPlanBuilder::from(joined).project(results)?.build()
     }
 
@@ -153,7 +164,7 @@ impl Domain {
         alias: Option<&TableReference>,
     ) -> Result<LogicalPlan> {
         let left = self.unnest(&original.left)?;
-        let plan = bind_within(subquery, &self.bindings(), left.schema())?;
+        let plan = bind_within(subquery, &self.bindings(left.schema()), left.schema())?;
         let outer_ref_columns = plan.all_out_ref_exprs();
         let subquery = Subquery { subquery: Arc::new(plan), outer_ref_columns, spans: Spans::new() };
         let mut right = LogicalPlanBuilder::from(LogicalPlan::Subquery(subquery));
@@ -206,7 +217,7 @@ impl Domain {
         let bound =
             |condition: Option<Expr>, left: &LogicalPlan, right: &LogicalPlan| -> Result<Option<Expr>> {
                 let schema = left.schema().join(right.schema())?;
-                condition.map(|condition| bind(condition, &self.bindings(), &schema)).transpose()
+                condition.map(|condition| bind(condition, &self.bindings(&schema), &schema)).transpose()
             };
         if unnested != (true, true) {
             let filter = bound(condition, &left, &right)?;
@@ -283,7 +294,7 @@ impl Domain {
         }
         let input = LogicalPlanBuilder::from(input).project(shown)?.build()?;
         let mut number = WindowFunction::new(row_number_udwf(), Vec::new());
-        number.params.partition_by = self.own_columns();
+        number.params.partition_by = self.own_columns(input.schema());
         number.params.window_frame = WindowFrame::new(Some(true));
         number.params.order_by = by;
         let number = Expr::WindowFunction(Box::new(number)).alias(NUMBER);
@@ -297,7 +308,7 @@ impl Domain {
 
     fn unnest_distinct_on(&self, distinct: &DistinctOn) -> Result<LogicalPlan> {
         let input = self.unnest(&distinct.input)?;
-        let mut on = self.own_columns();
+        let mut on = self.own_columns(input.schema());
         on.extend(
             distinct
                 .on_expr
@@ -306,12 +317,15 @@ impl Domain {
                 .collect::<Result<Vec<_>>>()?,
         );
         let mut select = self.all_bound_named(&distinct.select_expr, &input)?;
-        select.extend(self.own_columns());
+        select.extend(self.own_columns_named(input.schema()));
         let order = match &distinct.sort_expr {
             None => None,
             Some(order) => {
-                let mut all: Vec<SortExpr> =
-                    self.own_columns().into_iter().map(|column| column.sort(true, false)).collect();
+                let mut all: Vec<SortExpr> = self
+                    .own_columns(input.schema())
+                    .into_iter()
+                    .map(|column| column.sort(true, false))
+                    .collect();
                 for sort in order {
                     all.push(SortExpr { expr: self.bound(sort.expr.clone(), &input)?, ..sort.clone() });
                 }
@@ -329,7 +343,7 @@ impl Domain {
             .map(|input| {
                 let unnested = self.unnest(input)?;
                 let mut columns: Vec<Expr> = input.schema().columns().into_iter().map(Expr::Column).collect();
-                columns.extend(self.own_columns());
+                columns.extend(self.own_columns_named(unnested.schema()));
                 Ok(Arc::new(LogicalPlanBuilder::from(unnested).project(columns)?.build()?))
             })
             .collect::<Result<Vec<_>>>()?;
@@ -347,7 +361,7 @@ impl Domain {
                 let bound = self.bound(expr.clone(), &input)?;
                 let partitioned = bound.transform_down(|part| match part {
                     Expr::WindowFunction(mut call) => {
-                        call.params.partition_by.extend(self.own_columns());
+                        call.params.partition_by.extend(self.own_columns(input.schema()));
                         Ok(Transformed::yes(Expr::WindowFunction(call)))
                     }
                     other => Ok(Transformed::no(other)),
@@ -375,6 +389,14 @@ fn order_of(distinct: &DistinctOn) -> Result<Vec<SortExpr>> {
         .hint("add the sort expression to its select list")
         .into()
     })
+}
+
+/// Returns the column with a name in `schema`, where an alias may have qualified it.
+fn found(name: &str, schema: &DFSchema) -> Expr {
+    match schema.qualified_field_with_unqualified_name(name) {
+        Ok(field) => Expr::Column(Column::from(field)),
+        Err(_) => named(name),
+    }
 }
 
 fn name_of(plan: &LogicalPlan) -> &'static str {

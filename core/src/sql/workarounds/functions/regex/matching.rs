@@ -1,20 +1,27 @@
 //! Matches texts with patterns, row by row.
+//!
+//! The next match can be as far away as the end of the text. So finding all matches can take a time that
+//! grows with the square of the text, and checks that the statement may go on.
 
 use std::sync::Arc;
 
 use datafusion::arrow::array::{
-    Array, ArrayRef, AsArray, BooleanArray, BooleanBuilder, Int64Builder, ListBuilder, StringArray,
-    StringBuilder,
+    Array, ArrayRef, AsArray, BooleanArray, Int64Array, ListBuilder, StringArray, StringBuilder,
 };
 use datafusion::arrow::compute::cast;
 use datafusion::arrow::datatypes::{DataType, Int64Type};
-use datafusion::logical_expr::ColumnarValue;
-use regex::Regex;
+use datafusion::logical_expr::{ColumnarValue, ScalarFunctionArgs};
+use regex::{Captures, Regex};
 
 use super::compiled::compiled;
 use super::syntax::similar;
 use super::{Operation, RegexFunction};
 use crate::error::{Error, Result};
+use crate::sql::guests::options::GuestOptions;
+use crate::workload::StatementControl;
+
+/// After this many matches there is a check.
+const MATCHES_MAX: usize = 64;
 
 impl RegexFunction {
     /// Returns a value per row.
@@ -22,130 +29,118 @@ impl RegexFunction {
         Ok(match self.operation {
             Operation::Matches { name, flags } => {
                 let negated = name.starts_with('!');
-                Arc::new(booleans(columns, rows, |text, pattern, _| {
-                    Ok(compiled(pattern, flags)?.is_match(text) != negated)
+                Arc::new(per_row::<BooleanArray, _>(columns, rows, |text, pattern, _| {
+                    Ok(Some(compiled(pattern, flags)?.is_match(text) != negated))
                 })?)
             }
-            Operation::Similar => Arc::new(booleans(columns, rows, |text, pattern, row| {
-                let escape = columns.text(2, row).and_then(|escape| escape.chars().next());
-                Ok(compiled(&similar(pattern, escape), "")?.is_match(text))
+            Operation::Similar => {
+                Arc::new(per_row::<BooleanArray, _>(columns, rows, |text, pattern, row| {
+                    let escape = columns.text(2, row).and_then(|escape| escape.chars().next());
+                    Ok(Some(compiled(&similar(pattern, escape), "")?.is_match(text)))
+                })?)
+            }
+            Operation::Like => Arc::new(per_row::<BooleanArray, _>(columns, rows, |text, pattern, row| {
+                let flags = columns.text(2, row).unwrap_or_default();
+                Ok(Some(compiled(pattern, flags)?.is_match(text)))
             })?),
-            Operation::Like => Arc::new(booleans(columns, rows, |text, pattern, row| {
-                Ok(compiled(pattern, columns.text(2, row).unwrap_or_default())?.is_match(text))
-            })?),
-            Operation::Match => self.matches(columns, rows)?,
-            Operation::Replace => self.replaced(columns, rows)?,
+            Operation::Match => matches(columns, rows)?,
+            Operation::Replace => replaced(columns, rows)?,
             Operation::Count | Operation::Position => self.numbers(columns, rows)?,
-            Operation::Substring => self.substrings(columns, rows)?,
+            Operation::Substring => substrings(columns, rows)?,
         })
     }
 
-    fn matches(&self, columns: &Columns, rows: usize) -> Result<ArrayRef> {
-        let mut builder = ListBuilder::new(StringBuilder::new());
-        for row in 0..rows {
-            let (Some(text), Some(pattern), false) =
-                (columns.text(0, row), columns.text(1, row), columns.has_null(row))
-            else {
-                builder.append_null();
-                continue;
-            };
-            let flags = columns.text(2, row).unwrap_or_default();
-            if flags.contains('g') {
-                return Err(Error::invalid("regexp_match() does not support the flag \"g\""));
-            }
-            let Some(found) = compiled(pattern, flags)?.captures(text) else {
-                builder.append_null();
-                continue;
-            };
-            let first = usize::from(found.len() > 1);
-            for group in found.iter().skip(first) {
-                builder.values().append_option(group.map(|group| group.as_str()));
-            }
-            builder.append(true);
-        }
-        Ok(Arc::new(builder.finish()))
-    }
-
-    fn replaced(&self, columns: &Columns, rows: usize) -> Result<ArrayRef> {
-        let mut builder = StringBuilder::new();
-        for row in 0..rows {
-            let (Some(text), Some(pattern), Some(replacement), false) =
-                (columns.text(0, row), columns.text(1, row), columns.text(2, row), columns.has_null(row))
-            else {
-                builder.append_null();
-                continue;
-            };
-            let flags = columns.text(columns.len().max(4) - 1, row).unwrap_or_default();
-            let regex = compiled(pattern, flags)?;
-            let start = columns.start(3, row, text)?;
-            let wanted = columns.count(4, row, 1, 0)?;
-            let has_number = columns.number(4, row).is_some();
-            let is_all = if has_number { wanted == 0 } else { flags.contains('g') };
-            builder.append_value(replace_in(
-                text,
-                &regex,
-                replacement,
-                start,
-                if is_all { None } else { Some(wanted) },
-            ));
-        }
-        Ok(Arc::new(builder.finish()))
-    }
-
     fn numbers(&self, columns: &Columns, rows: usize) -> Result<ArrayRef> {
-        let mut builder = Int64Builder::with_capacity(rows);
-        for row in 0..rows {
-            let (Some(text), Some(pattern), false) =
-                (columns.text(0, row), columns.text(1, row), columns.has_null(row))
-            else {
-                builder.append_null();
-                continue;
-            };
+        let is_count = self.operation == Operation::Count;
+        let numbers = per_row::<Int64Array, _>(columns, rows, |text, pattern, row| {
             let start = columns.start(2, row, text)?;
-            let flags =
-                columns.text(if self.operation == Operation::Count { 3 } else { 5 }, row).unwrap_or_default();
+            let flags = columns.text(if is_count { 3 } else { 5 }, row).unwrap_or_default();
             let regex = compiled(pattern, flags)?;
             let rest = text.get(start..).unwrap_or_default();
-            let number = if self.operation == Operation::Count {
-                regex.find_iter(rest).count()
+            let number = if is_count {
+                checked(regex.find_iter(rest), columns.control())
+                    .try_fold(0, |count, found| found.map(|_| count + 1))?
             } else {
                 let wanted = columns.count(3, row, 1, 1)?;
                 let at_end = columns.number(4, row) == Some(1);
                 let group = columns.count(6, row, 0, 0)?;
-                let found = regex.captures_iter(rest).nth(wanted - 1).and_then(|found| found.get(group));
-                found.map_or(0, |found| {
+                let found = nth(&regex, rest, wanted, columns.control())?;
+                found.and_then(|found| found.get(group)).map_or(0, |found| {
                     let byte = start + if at_end { found.end() } else { found.start() };
                     text.get(..byte).map_or(0, |before| before.chars().count()) + 1
                 })
             };
-            builder.append_value(i64::try_from(number).unwrap_or(i64::MAX));
-        }
-        Ok(Arc::new(builder.finish()))
-    }
-
-    fn substrings(&self, columns: &Columns, rows: usize) -> Result<ArrayRef> {
-        let mut builder = StringBuilder::new();
-        for row in 0..rows {
-            let (Some(text), Some(pattern), false) =
-                (columns.text(0, row), columns.text(1, row), columns.has_null(row))
-            else {
-                builder.append_null();
-                continue;
-            };
-            let start = columns.start(2, row, text)?;
-            let wanted = columns.count(3, row, 1, 1)?;
-            let group = columns.count(5, row, 0, 0)?;
-            let regex = compiled(pattern, columns.text(4, row).unwrap_or_default())?;
-            let rest = text.get(start..).unwrap_or_default();
-            let found = regex.captures_iter(rest).nth(wanted - 1).and_then(|found| found.get(group));
-            builder.append_option(found.map(|found| found.as_str()));
-        }
-        Ok(Arc::new(builder.finish()))
+            Ok(Some(i64::try_from(number).unwrap_or(i64::MAX)))
+        });
+        Ok(Arc::new(numbers?))
     }
 }
 
+fn matches(columns: &Columns, rows: usize) -> Result<ArrayRef> {
+    let found = per_row::<Vec<_>, _>(columns, rows, |text, pattern, row| {
+        let flags = columns.text(2, row).unwrap_or_default();
+        if flags.contains('g') {
+            return Err(Error::invalid("regexp_match() does not support the flag \"g\""));
+        }
+        let groups = compiled(pattern, flags)?.captures(text).map(|found| {
+            let first = usize::from(found.len() > 1);
+            found.iter().skip(first).map(|group| group.map(|group| group.as_str())).collect::<Vec<_>>()
+        });
+        Ok(groups)
+    });
+    let mut builder = ListBuilder::new(StringBuilder::new());
+    builder.extend(found?);
+    Ok(Arc::new(builder.finish()))
+}
+
+fn replaced(columns: &Columns, rows: usize) -> Result<ArrayRef> {
+    let replaced = per_row::<StringArray, _>(columns, rows, |text, pattern, row| {
+        let replacement = columns.text(2, row).unwrap_or_default();
+        let flags = columns.text(columns.len().max(4) - 1, row).unwrap_or_default();
+        let regex = compiled(pattern, flags)?;
+        let start = columns.start(3, row, text)?;
+        let wanted = columns.count(4, row, 1, 0)?;
+        let has_number = columns.number(4, row).is_some();
+        let is_all = if has_number { wanted == 0 } else { flags.contains('g') };
+        let wanted = if is_all { None } else { Some(wanted) };
+        replace_in(text, &regex, replacement, start, wanted, columns.control()).map(Some)
+    });
+    Ok(Arc::new(replaced?))
+}
+
+fn substrings(columns: &Columns, rows: usize) -> Result<ArrayRef> {
+    let substrings = per_row::<StringArray, _>(columns, rows, |text, pattern, row| {
+        let start = columns.start(2, row, text)?;
+        let wanted = columns.count(3, row, 1, 1)?;
+        let group = columns.count(5, row, 0, 0)?;
+        let regex = compiled(pattern, columns.text(4, row).unwrap_or_default())?;
+        let rest = text.get(start..).unwrap_or_default();
+        let found = nth(&regex, rest, wanted, columns.control())?.and_then(|found| found.get(group));
+        Ok(found.map(|found| found.as_str()))
+    });
+    Ok(Arc::new(substrings?))
+}
+
+/// Computes a value per row from its text, its pattern and its number; NULL if an argument is NULL.
+fn per_row<'a, A: FromIterator<Option<T>>, T>(
+    columns: &'a Columns,
+    rows: usize,
+    value: impl Fn(&'a str, &'a str, usize) -> Result<Option<T>>,
+) -> Result<A> {
+    (0..rows)
+        .map(|row| match (columns.text(0, row), columns.text(1, row)) {
+            (Some(text), Some(pattern)) if !columns.has_null(row) => value(text, pattern, row),
+            _ => Ok(None),
+        })
+        .collect()
+}
+
 /// The arguments of a call.
-pub(super) struct Columns(Vec<Column>);
+pub(super) struct Columns {
+    columns: Vec<Column>,
+    /// The control of the statement, if the call belongs to one.
+    control: Option<Arc<StatementControl>>,
+}
 
 struct Column {
     array: ArrayRef,
@@ -154,8 +149,9 @@ struct Column {
 
 impl Columns {
     /// Reads the arguments: numbers as BIGINT, everything else as text.
-    pub(super) fn of(args: &[ColumnarValue]) -> datafusion::common::Result<Self> {
+    pub(super) fn of(args: &ScalarFunctionArgs) -> datafusion::common::Result<Self> {
         let columns = args
+            .args
             .iter()
             .map(|value| {
                 let ty = if value.data_type().is_numeric() { DataType::Int64 } else { DataType::Utf8 };
@@ -167,23 +163,27 @@ impl Columns {
                 Ok(Column { array: cast(&array, &ty)?, is_constant })
             })
             .collect::<datafusion::common::Result<Vec<_>>>()?;
-        Ok(Self(columns))
+        Ok(Self { columns, control: GuestOptions::control(&args.config_options).map(Arc::clone) })
     }
 
     fn len(&self) -> usize {
-        self.0.len()
+        self.columns.len()
+    }
+
+    fn control(&self) -> Option<&StatementControl> {
+        self.control.as_deref()
     }
 
     /// `None` for NULL and for an omitted argument.
     fn text(&self, place: usize, row: usize) -> Option<&str> {
-        let column = self.0.get(place)?;
+        let column = self.columns.get(place)?;
         let row = if column.is_constant { 0 } else { row };
         let texts: &StringArray = column.array.as_string_opt()?;
         texts.is_valid(row).then(|| texts.value(row))
     }
 
     fn number(&self, place: usize, row: usize) -> Option<i64> {
-        let column = self.0.get(place)?;
+        let column = self.columns.get(place)?;
         let row = if column.is_constant { 0 } else { row };
         let numbers = column.array.as_primitive_opt::<Int64Type>()?;
         numbers.is_valid(row).then(|| numbers.value(row))
@@ -191,7 +191,7 @@ impl Columns {
 
     /// Whether any argument of the call is NULL.
     fn has_null(&self, row: usize) -> bool {
-        self.0.iter().any(|column| column.array.is_null(if column.is_constant { 0 } else { row }))
+        self.columns.iter().any(|column| column.array.is_null(if column.is_constant { 0 } else { row }))
     }
 
     /// A number that is at least `least`, or `default` if omitted.
@@ -210,30 +210,51 @@ impl Columns {
     }
 }
 
-/// One boolean per row; NULL if an argument is NULL.
-fn booleans(
-    columns: &Columns,
-    rows: usize,
-    matches: impl Fn(&str, &str, usize) -> Result<bool>,
-) -> Result<BooleanArray> {
-    let mut builder = BooleanBuilder::with_capacity(rows);
-    for row in 0..rows {
-        match (columns.text(0, row), columns.text(1, row)) {
-            (Some(text), Some(pattern)) if !columns.has_null(row) => {
-                builder.append_value(matches(text, pattern, row)?);
-            }
-            _ => builder.append_null(),
+/// Passes matches on while the statement may go on.
+fn checked<T>(
+    matches: impl Iterator<Item = T>,
+    control: Option<&StatementControl>,
+) -> impl Iterator<Item = Result<T>> {
+    matches.enumerate().map(move |(index, found)| {
+        if let Some(control) = control
+            && index % MATCHES_MAX == 0
+        {
+            control.check()?;
+        }
+        Ok(found)
+    })
+}
+
+/// Returns match number `wanted`, counted from 1.
+fn nth<'t>(
+    regex: &Regex,
+    text: &'t str,
+    wanted: usize,
+    control: Option<&StatementControl>,
+) -> Result<Option<Captures<'t>>> {
+    for (index, found) in checked(regex.captures_iter(text), control).enumerate() {
+        let found = found?;
+        if index + 1 == wanted {
+            return Ok(Some(found));
         }
     }
-    Ok(builder.finish())
+    Ok(None)
 }
 
 /// Replaces match number `wanted` after byte `start` of `text`, or all matches for `None`.
-fn replace_in(text: &str, regex: &Regex, replacement: &str, start: usize, wanted: Option<usize>) -> String {
+fn replace_in(
+    text: &str,
+    regex: &Regex,
+    replacement: &str,
+    start: usize,
+    wanted: Option<usize>,
+    control: Option<&StatementControl>,
+) -> Result<String> {
     let (before, rest) = text.split_at_checked(start).unwrap_or((text, ""));
     let mut result = String::from(before);
     let mut end = 0;
-    for (index, found) in regex.captures_iter(rest).enumerate() {
+    for (index, found) in checked(regex.captures_iter(rest), control).enumerate() {
+        let found = found?;
         if wanted.is_some_and(|wanted| wanted != index + 1) {
             continue;
         }
@@ -263,7 +284,7 @@ fn replace_in(text: &str, regex: &Regex, replacement: &str, start: usize, wanted
         }
     }
     result.push_str(rest.get(end..).unwrap_or_default());
-    result
+    Ok(result)
 }
 
 #[cfg(test)]
@@ -273,7 +294,7 @@ mod tests {
     #[test]
     fn replacements_know_groups_by_a_backslash() {
         let replaced = |text: &str, pattern: &str, to: &str, wanted: Option<usize>| {
-            replace_in(text, &compiled(pattern, "").unwrap(), to, 0, wanted)
+            replace_in(text, &compiled(pattern, "").unwrap(), to, 0, wanted, None).unwrap()
         };
         assert_eq!(replaced("abab", "b", "$1", Some(1)), "a$1ab");
         assert_eq!(replaced("abab", "(a)(b)", "\\2\\1", None), "baba");

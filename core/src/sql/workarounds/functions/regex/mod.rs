@@ -198,7 +198,7 @@ impl ScalarUDFImpl for RegexFunction {
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
         let is_constant = args.args.iter().all(|value| matches!(value, ColumnarValue::Scalar(_)));
         let rows = if is_constant { 1 } else { args.number_rows };
-        let result = self.compute(&Columns::of(&args.args)?, rows)?;
+        let result = self.compute(&Columns::of(&args)?, rows)?;
         if is_constant {
             return Ok(ColumnarValue::Scalar(ScalarValue::try_from_array(&result, 0)?));
         }
