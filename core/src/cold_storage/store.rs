@@ -355,7 +355,7 @@ impl SegmentStore {
     }
 
     /// Returns the key filter of a segment, from `storage` if it is not in the cache, as
-    /// [`SegmentStore::open`].
+    /// `SegmentStore::open`.
     ///
     /// # Errors
     /// XX001 when it is missing or damaged.
