@@ -77,6 +77,10 @@ class SeaweedFs:
             time.sleep(0.2)
         raise AssertionError((self.folder / "log").read_text()[-2_000:])
 
+    def pause(self):
+        """Keeps the server from answering; only a kill ends it."""
+        os.killpg(self.process.pid, signal.SIGSTOP)
+
     def kill(self):
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
@@ -207,7 +211,10 @@ def test_a_storage_that_dies_in_the_middle_of_a_flush_loses_nothing(s3_server, s
     with connect(s3_server) as connection:
         fill(connection, rows=200_000)
         before = sums(connection)
+        seaweedfs.pause()
         execute(connection, "FLUSH TABLE t")
+        # Nothing is flushed before the end of the storage.
+        time.sleep(0.2)
         seaweedfs.kill()
         # While rows are hot, nothing depends on the storage: reads and writes continue.
         assert sums(connection) == before
