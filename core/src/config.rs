@@ -1,13 +1,13 @@
 //! Settings of the core: plain data with defaults; names carry the units. The embedder decides where they
 //! come from (flags, environment, files).
 
-use std::num::NonZero;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::ids::NodeId;
+use crate::platform;
 
 /// All settings of the core. `Config::default()` is a working database in `./kalamdb-data`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -242,7 +242,7 @@ impl Config {
     /// Returns [`Config::statements_running_max`] with its default filled in.
     pub(crate) fn statements_running_max(&self) -> usize {
         match self.statements_running_max {
-            0 => std::thread::available_parallelism().map_or(1, NonZero::get).saturating_mul(4).max(8),
+            0 => platform::processors().saturating_mul(4).max(8),
             statements => statements,
         }
     }

@@ -3,6 +3,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::num::NonZero;
 use std::path::Path;
 use std::time::Duration;
 
@@ -20,6 +21,11 @@ pub(crate) fn sync_folder(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()?;
     let _ = path;
     Ok(())
+}
+
+/// Returns how many processors the process may use; one if the system does not say.
+pub(crate) fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZero::get)
 }
 
 /// Writes a file that only its owner can read, and syncs it.

@@ -286,6 +286,11 @@ pub(crate) fn fixed_bytes(ty: &DataType) -> Option<usize> {
     }
 }
 
+/// Returns the memory that a value takes outside of itself.
+pub(crate) fn heap_bytes(value: &ScalarValue) -> usize {
+    value.size().saturating_sub(size_of::<ScalarValue>())
+}
+
 /// Returns the type in which values are sent, so that every driver reads them: no views, dictionaries,
 /// run-ends, half floats or unsigned integers, not even inside lists.
 pub(crate) fn wire_type(ty: &DataType) -> DataType {

@@ -67,7 +67,7 @@ pub struct ServerConfig {
     /// The most connections without a login that one IPv4 address or IPv6 /48 keeps when there are too many
     /// in all. Default 256.
     pub anonymous_per_address_max: usize,
-    /// The most bytes held of what a connection sends before a login. Default 48 KiB.
+    /// How many bytes the server holds of what a connection sends before a login. Default 48 KiB.
     pub anonymous_read_bytes_max: usize,
     /// The most calls in flight on a connection before a login, without those that wait for it. Default 8.
     pub anonymous_calls_per_connection_max: usize,

@@ -179,14 +179,14 @@ impl Sessions {
         let mut map = self.map.lock();
         drop_cut_off(&mut map);
         map.entries.retain(|(_, key), (used_at, _)| {
-            !is_name(*key) || now.saturating_duration_since(*used_at) <= SESSION_IDLE_MAX
+            !key.is_named() || now.saturating_duration_since(*used_at) <= SESSION_IDLE_MAX
         });
         let mut over = Vec::new();
         for (key, (_, open)) in &mut map.entries {
             open.session.end_if_idle();
             if open.session.has_ended() {
                 let ended_at = *open.ended_at.get_or_insert(now);
-                if now.saturating_duration_since(ended_at) >= LAST_WORDS && !is_name(key.1) {
+                if now.saturating_duration_since(ended_at) >= LAST_WORDS && !key.1.is_named() {
                     over.extend(open.connection.clone().map(|connection| (*key, connection)));
                 }
             }
@@ -238,10 +238,6 @@ impl Default for Sessions {
     }
 }
 
-fn is_name(key: SessionKey) -> bool {
-    matches!(key, SessionKey::Named(_))
-}
-
 fn count_of(map: &SessionMap, owner: UserId) -> usize {
     map.entries.keys().filter(|(user, _)| *user == owner).count()
 }
@@ -258,7 +254,7 @@ fn drop_cut_off(map: &mut SessionMap) {
 /// closed. Returns whether there was one.
 fn evict(map: &mut SessionMap, owner: Option<UserId>) -> bool {
     let may_go =
-        |(user, key): &(UserId, SessionKey)| is_name(*key) && owner.is_none_or(|owner| owner == *user);
+        |(user, key): &(UserId, SessionKey)| key.is_named() && owner.is_none_or(|owner| owner == *user);
     map.evict_longest_idle(|key, open| may_go(key) && open.is_disconnected())
         || map.evict_longest_idle(|key, _| may_go(key))
 }

@@ -136,19 +136,15 @@ impl TableChanges {
         size_of::<Self>() + self.rows.iter().map(row).sum::<usize>()
     }
 
-    /// Returns the bytes of key and new image of each inserted or updated row.
-    pub fn written(&self) -> impl Iterator<Item = usize> {
-        self.rows.iter().filter_map(|change| Some(change.key.len() + change.new.as_ref()?.len()))
+    /// Returns how many rows are inserted or updated, and the bytes of their keys and new images.
+    pub fn written(&self) -> (u64, u64) {
+        let bytes = self.rows.iter().filter_map(|change| Some(change.key.len() + change.new.as_ref()?.len()));
+        bytes.fold((0, 0), |(rows, sum), bytes| (rows + 1, sum + bytes as u64))
     }
 
     fn stub(&self) -> ChangesStub {
-        ChangesStub {
-            table: self.table,
-            scope: self.scope,
-            bytes: self.bytes(),
-            written_rows: self.written().count() as u64,
-            written_bytes: self.written().map(|bytes| bytes as u64).sum(),
-        }
+        let (written_rows, written_bytes) = self.written();
+        ChangesStub { table: self.table, scope: self.scope, bytes: self.bytes(), written_rows, written_bytes }
     }
 }
 
@@ -177,9 +173,13 @@ impl CommitRecord {
 
     /// Whether only the log has the rows of this table and scope.
     pub fn is_only_logged(&self, table: TableId, scope: ScopeId) -> bool {
+        self.only_logged().any(|place| place == (table, scope))
+    }
+
+    /// Returns the tables and scopes whose rows only the log has.
+    pub fn only_logged(&self) -> impl Iterator<Item = (TableId, ScopeId)> {
         let inserted = self.large_insert.iter().map(|insert| (insert.summary.table, insert.summary.scope));
-        let mut places = inserted.chain(self.stubs.iter().map(|stub| (stub.table, stub.scope)));
-        places.any(|place| place == (table, scope))
+        inserted.chain(self.stubs.iter().map(|stub| (stub.table, stub.scope)))
     }
 
     /// Returns the changes of one table and scope.

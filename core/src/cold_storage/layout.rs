@@ -20,7 +20,7 @@ use parquet::schema::types::SchemaDescriptor;
 use super::segment::{COLUMN_ID_ROW, COLUMN_ID_SEQ, COLUMN_ID_USER, COLUMN_SEQ};
 use crate::error::{Error, Result};
 use crate::ids::{ColumnId, SchemaVersion, Seq};
-use crate::types::is_widening;
+use crate::types::{heap_bytes, is_widening};
 
 /// The columns that a reader wants, in every segment of a table.
 #[derive(Debug)]
@@ -368,11 +368,6 @@ fn lacks(field: &Field) -> String {
 
 fn other_type(stored: &DataType, column: &str, wanted: &DataType) -> String {
     format!("has values of type {stored} in column \"{column}\", not {wanted}")
-}
-
-/// Returns the memory that a value takes outside of itself.
-pub(super) fn heap_bytes(value: &ScalarValue) -> usize {
-    value.size().saturating_sub(size_of::<ScalarValue>())
 }
 
 #[cfg(test)]

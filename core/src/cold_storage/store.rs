@@ -24,7 +24,7 @@ use quick_cache::sync::Cache;
 
 use super::checked_reader::CheckedReader;
 use super::key_index::KeyIndex;
-use super::layout::{FileColumns, ReadSchema, SegmentLayout, heap_bytes};
+use super::layout::{FileColumns, ReadSchema, SegmentLayout};
 use super::location::StorageLocation;
 use super::manifest_records::filter_key;
 use super::object_storage::ObjectStorage;
@@ -35,6 +35,7 @@ use super::writer::{FENCES_KEY, FORMAT, FORMAT_KEY, read_fences};
 use crate::error::{Error, Result};
 use crate::ids::{DatabaseId, Epoch, SegmentId, TableId};
 use crate::storage::{Partition, StorageSnapshot, blocking};
+use crate::types::heap_bytes;
 
 /// The expected number of cached segments.
 const CACHED_SEGMENTS: usize = 1_024;

@@ -124,8 +124,8 @@ impl HotSizes {
 fn written(record: &CommitRecord) -> impl Iterator<Item = (TableId, Written)> {
     let at = record.commit_ts;
     let in_memory = record.tables.iter().map(move |changes| {
-        let bytes = changes.written().map(|bytes| bytes as u64).sum();
-        (changes.table, Written { rows: changes.written().count() as u64, bytes, at })
+        let (rows, bytes) = changes.written();
+        (changes.table, Written { rows, bytes, at })
     });
     let stubs = record
         .stubs

@@ -7,7 +7,7 @@
 //! Invariant: the frontier moves to a seq only after every group has everything up to it, and after every
 //! subscription that a catalog change up to it ends has been told.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -156,21 +156,25 @@ struct Work {
 
 /// Returns the work for the tables and scopes of `records` that have subscribers.
 fn touched(state: &LiveState, records: &[Arc<CommitRecord>]) -> Vec<Work> {
-    let mut places: HashSet<(TableId, ScopeId)> = HashSet::new();
+    // The rows, and whether some of them are read from the log.
+    let mut places: HashMap<(TableId, ScopeId), (usize, bool)> = HashMap::new();
     for record in records {
-        places.extend(record.tables.iter().map(|changes| (changes.table, changes.scope)));
-        places.extend(record.stubs.iter().map(|stub| (stub.table, stub.scope)));
-        places.extend(record.large_insert.map(|insert| (insert.summary.table, insert.summary.scope)));
+        for changes in &record.tables {
+            let place = (changes.table, changes.scope);
+            if state.by_table.contains_key(&place) {
+                let (rows, from_log) = places.entry(place).or_default();
+                *rows += changes.rows.len();
+                *from_log |= is_large(changes, state.piece_bytes);
+            }
+        }
+        for place in record.only_logged() {
+            places.entry(place).or_default().1 = true;
+        }
     }
-    let work = |place: (TableId, ScopeId)| {
+    let work = |(place, (rows, from_log))| {
         let groups: Vec<_> =
             state.by_table.get(&place)?.iter().filter(|group| group.is_adopted()).map(Arc::clone).collect();
-        let (table, scope) = place;
-        let changes = || records.iter().filter_map(move |record| record.changes_of(table, scope));
-        let from_log = changes().any(|changes| is_large(changes, state.piece_bytes))
-            || records.iter().any(|record| record.is_only_logged(table, scope));
-        let rows = if from_log { 0 } else { changes().map(|changes| changes.rows.len()).sum() };
-        Some(Work { place, groups, rows, from_log })
+        Some(Work { place, groups, rows: if from_log { 0 } else { rows }, from_log })
     };
     places.into_iter().filter_map(work).collect()
 }

@@ -4,7 +4,6 @@
 //! as long as it has a member.
 
 use std::collections::HashMap;
-use std::num::NonZero;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -31,6 +30,7 @@ use crate::commit::Committer;
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result, SqlState};
 use crate::ids::{ScopeId, Seq, SessionId, SubscriptionId, TableId, UserId};
+use crate::platform;
 use crate::schema_registry::Catalog;
 use crate::workload::{EngineThreads, SessionHold};
 
@@ -98,8 +98,7 @@ impl LiveState {
         engine: Arc<EngineThreads>,
         config: &Config,
     ) -> Self {
-        let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
-        let reads = READS_AT_ONCE.max(processors);
+        let reads = READS_AT_ONCE.max(platform::processors());
         let mut session = SessionConfig::new().with_target_partitions(1).with_batch_size(config.batch_rows);
         session.options_mut().execution.parquet.schema_force_view_types = false;
         let snapshot = committer.snapshot();

@@ -19,7 +19,7 @@ use crate::ids::TableId;
 use crate::schema_registry::{
     NAMESPACE_PUBLIC, ScopeKind, TableDefinition, TableKind, TableSchemas, UserRecord,
 };
-use crate::workload::{Call, SessionInfo, Settings, StatementControl, StatementParts, StopReason};
+use crate::workload::{Call, SessionInfo, Settings, StatementControl, StatementParts, StopReason, millis};
 
 /// How tables appear to a statement.
 #[derive(Clone, Copy, Debug, Default)]
@@ -41,6 +41,16 @@ pub(crate) struct Origin<'a> {
     pub(crate) namespace: Option<&'a Arc<str>>,
     /// The call of the client.
     pub(crate) call: Option<&'a Call>,
+}
+
+impl Origin<'_> {
+    /// Returns the namespace of unqualified table names.
+    pub(crate) fn namespace(&self) -> Arc<str> {
+        match self.namespace {
+            Some(namespace) => Arc::clone(namespace),
+            None => Arc::clone(&self.session.settings().read().namespace),
+        }
+    }
 }
 
 /// The context of a statement.
@@ -115,13 +125,10 @@ impl Execution {
     /// # Errors
     /// 28000 when the user no longer exists.
     pub(crate) fn resume(origin: &Origin<'_>, control: Arc<StatementControl>) -> Result<Self> {
-        let Origin { ctx, engine, session, .. } = *origin;
+        let Origin { ctx, engine, .. } = *origin;
         let snapshot = ctx.committer.snapshot();
         let principal = current(origin.principal, &snapshot)?;
-        let namespace = match origin.namespace {
-            Some(namespace) => Arc::clone(namespace),
-            None => Arc::clone(&session.settings().read().namespace),
-        };
+        let namespace = origin.namespace();
         let (ctx, engine, now_us) = (Arc::clone(ctx), Arc::clone(engine), ctx.clock.now_us());
         Ok(Self { ctx, engine, control, snapshot, principal, namespace, now_us, password_hash: None })
     }
@@ -287,7 +294,7 @@ impl Execution {
 /// Returns how long a statement of a user may take.
 fn statement_timeout(origin: &Origin<'_>, user: Option<&UserRecord>) -> Option<Duration> {
     let of_call = origin.call.and_then(Call::timeout);
-    let of_call = of_call.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+    let of_call = of_call.map(millis);
     let sources = time_sources(TimeSetting::Statement, &origin.ctx.config, origin.session, user);
     let ms = TimeSources { of_call, ..sources }.effective_ms();
     (ms > 0).then(|| Duration::from_millis(ms))

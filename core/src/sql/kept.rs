@@ -1,7 +1,7 @@
 //! The parsed statements that a session keeps, by their texts.
 //!
-//! Invariant: what is kept is charged to the session's user, and is no more than a small part of the memory
-//! that the user may have. A statement that is not kept is parsed again.
+//! Invariant: the session's user is charged for what is kept, which takes a small part of the user's memory.
+//! A statement that is not kept is parsed again.
 
 use std::collections::HashMap;
 use std::sync::Arc;

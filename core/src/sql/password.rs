@@ -6,7 +6,6 @@
 //!
 //! Invariant: logins with an unknown name and with a wrong password take the same time and fail alike.
 
-use std::num::NonZero;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, OnceLock};
@@ -130,7 +129,7 @@ impl Passwords {
 
 /// Returns the number of passwords that are checked at the same time.
 pub(crate) fn threads() -> usize {
-    (std::thread::available_parallelism().map_or(1, NonZero::get) / 4).max(2)
+    (platform::processors() / 4).max(2)
 }
 
 /// Does jobs until nobody can send any.

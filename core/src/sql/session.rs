@@ -82,10 +82,7 @@ impl Session {
 
     /// Returns the namespace of unqualified table names.
     pub fn namespace(&self) -> Arc<str> {
-        match &self.namespace {
-            Some(namespace) => Arc::clone(namespace),
-            None => Arc::clone(&self.inner.info.settings().read().namespace),
-        }
+        self.origin().namespace()
     }
 
     /// Changes the namespace of unqualified table names.

@@ -3,7 +3,7 @@
 //! ```text
 //! kalamdb
 //! format 1
-//! features NAME NAME ...     in alphabetical order; only the word `features` if there are none
+//! features NAME NAME ...     names are sorted; without a feature, the line is the word `features`
 //! ```
 //!
 //! A feature is something that a directory may contain and that a program without it would misread. Its name

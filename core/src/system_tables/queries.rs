@@ -1,14 +1,12 @@
 //! `system.queries`: the statements running on this node, with their state and what they use.
 
-use std::time::Duration;
-
 use datafusion::arrow::array::RecordBatch;
 
 use super::columns::{self, counts, optional_counts, optional_text, text, times};
 use super::{SystemSources, may_see};
 use crate::error::Result;
 use crate::schema_registry::TableSchemas;
-use crate::workload::{StatementControl, shown_text};
+use crate::workload::{StatementControl, millis, shown_text};
 
 pub(super) fn batch(sources: &SystemSources<'_>, table: &TableSchemas) -> Result<RecordBatch> {
     let mut queries = sources.statements.list();
@@ -43,8 +41,4 @@ pub(super) fn batch(sources: &SystemSources<'_>, table: &TableSchemas) -> Result
             text("node_id", all().map(|_| &*sources.node_id.0)),
         ],
     )
-}
-
-fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }

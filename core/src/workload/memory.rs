@@ -26,11 +26,11 @@ const USERS_MIN: usize = 64;
 /// Whose limit it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Level {
-    /// One statement's.
+    /// The limit of one statement.
     Statement,
-    /// That of all statements and handles of one user.
+    /// The limit of all statements and handles of one user.
     User,
-    /// That of all users.
+    /// The limit of all users together.
     Server,
 }
 

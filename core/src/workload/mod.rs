@@ -52,7 +52,7 @@ pub(crate) use control::{StatementControl, StatementEnd, StatementParts, Stateme
 pub use memory::{Account, Charge, Level, Limit, Memory, UserAccounts};
 pub(crate) use pool::StatementPool;
 pub use reason::StopReason;
-pub(crate) use sessions::{SessionEnd, SessionHold, SessionInfo, Sessions, Settings};
+pub(crate) use sessions::{SessionEnd, SessionHold, SessionInfo, Sessions, Settings, millis};
 pub use sessions::{SessionKind, SessionOrigin};
 pub use spill::Spill;
 pub(crate) use spill::remove_spilled;

@@ -201,7 +201,7 @@ impl SessionInfo {
 
     /// Counts a call of the client as activity.
     pub(crate) fn touch(&self) {
-        let now_ms = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let now_ms = millis(self.began.elapsed());
         self.last_active_ms.store(now_ms, Ordering::Relaxed);
     }
 
@@ -401,6 +401,11 @@ impl Sessions {
         sessions.sort_by_key(|session| session.id);
         sessions
     }
+}
+
+/// Returns a time in milliseconds.
+pub(crate) fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ use tracing::{debug, info};
 use super::calls::Call;
 use super::control::{Limits, OnEnd, StatementControl, StatementParts};
 use super::reason::StopReason;
+use super::sessions::millis;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -180,10 +181,6 @@ fn log_slow(control: &StatementControl) {
         "slow statement"
     );
     debug!(query = control.id().0, sql = shown_text(control), "text of a slow statement");
-}
-
-fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Returns a number that equal texts share, as 16 hexadecimal digits. It does not tell the text.

@@ -57,6 +57,13 @@ pub(crate) enum SessionKey {
     Named(SessionName),
 }
 
+impl SessionKey {
+    /// Whether the client sent the name of the session.
+    pub(crate) fn is_named(self) -> bool {
+        matches!(self, Self::Named(_))
+    }
+}
+
 /// The caller, its session and its connection.
 #[derive(Clone, Debug)]
 pub(crate) struct Identity {
@@ -77,7 +84,7 @@ impl Identity {
 
     /// Whether the client sent the name of its session.
     pub(crate) fn has_named_session(&self) -> bool {
-        matches!(self.session, SessionKey::Named(_))
+        self.session.is_named()
     }
 }
 

@@ -20,6 +20,7 @@ use datafusion::logical_expr::{ColumnarValue, Expr, ScalarFunctionArgs};
 use super::growth::shown;
 use super::value_size::Argument;
 use crate::error::{Error, ErrorKind, SqlState};
+use crate::types::heap_bytes;
 
 /// The most steps that are made without a check, unless a single row needs more.
 const SLICE_STEPS: u64 = 1 << 25;
@@ -155,9 +156,7 @@ impl Work {
 /// Returns the bytes of a constant that a function may expand for each row.
 fn constant_bytes(value: &ColumnarValue) -> u64 {
     match value {
-        ColumnarValue::Scalar(value) => {
-            u64::try_from(value.size().saturating_sub(size_of_val(value))).unwrap_or(u64::MAX)
-        }
+        ColumnarValue::Scalar(value) => u64::try_from(heap_bytes(value)).unwrap_or(u64::MAX),
         ColumnarValue::Array(_) => 0,
     }
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use datafusion::catalog::default_table_source::source_as_provider;
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
-use datafusion::common::{DFSchema, DataFusionError, JoinType, Result, ScalarValue};
+use datafusion::common::{DFSchema, DataFusionError, JoinType, Result};
 use datafusion::logical_expr::{Expr, LogicalPlan, Operator, TableScan, Unnest};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::filter::FilterExec;
@@ -19,7 +19,7 @@ use datafusion::physical_plan::filter::FilterExec;
 use crate::ids::TableId;
 use crate::sql::limits::stack::deep;
 use crate::tables::KalamTable;
-use crate::types::fixed_bytes;
+use crate::types::{fixed_bytes, heap_bytes};
 
 /// The bytes that a batch should have at most.
 const BATCH_BYTES_MAX: usize = 16 << 20;
@@ -191,7 +191,7 @@ fn value_bytes(expression: &Expr, schema: &DFSchema, widths: &[usize]) -> Result
     let mut bytes = 0_usize;
     expression.apply(|part| {
         let more = match part {
-            Expr::Literal(value, _) => value.size().saturating_sub(size_of::<ScalarValue>()),
+            Expr::Literal(value, _) => heap_bytes(value),
             Expr::Column(column) => {
                 let place = schema.maybe_index_of_column(column);
                 place.and_then(|place| widths.get(place)).copied().unwrap_or_default()

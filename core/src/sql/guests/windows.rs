@@ -31,6 +31,7 @@ use futures::{TryStreamExt, stream};
 use parking_lot::Mutex;
 
 use crate::error::Error;
+use crate::types::heap_bytes;
 use crate::workload::{Charge, StatementControl};
 
 /// Rows of frames that are computed without a check.
@@ -120,20 +121,15 @@ impl Values {
 
     /// Charges a value, and the same value in so many rows of a column.
     fn charge(&self, value: &ScalarValue, rows: usize) -> Result<()> {
-        self.held.add(value.size().saturating_add(own_bytes(value).saturating_mul(rows)))
+        self.held.add(value.size().saturating_add(heap_bytes(value).saturating_mul(rows)))
     }
 
     /// Checks that the statement may hold a value in a column of all rows.
     fn check_room(&self, value: &ScalarValue) -> Result<()> {
         let rows = self.held.rows.load(Ordering::Relaxed);
-        let room = self.control.memory().charge(own_bytes(value).saturating_mul(rows));
+        let room = self.control.memory().charge(heap_bytes(value).saturating_mul(rows));
         Ok(room.map(drop).map_err(Error::from)?)
     }
-}
-
-/// Returns the bytes of a value outside of the enum.
-fn own_bytes(value: &ScalarValue) -> usize {
-    value.size().saturating_sub(size_of::<ScalarValue>())
 }
 
 /// What a window holds.

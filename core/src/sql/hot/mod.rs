@@ -20,6 +20,7 @@ use super::execution::Execution;
 use super::limits::stack::deep;
 use super::text::statement::{Parsed, Statement};
 use crate::error::Result;
+use crate::types::heap_bytes;
 
 /// A parsed statement with its shape.
 pub(super) struct KnownStatement {
@@ -110,7 +111,7 @@ impl Operand {
     /// Returns the memory that the operand takes, in bytes.
     fn size(&self) -> usize {
         let beside = match self {
-            Self::Literal(value) => value.size().saturating_sub(size_of::<ScalarValue>()),
+            Self::Literal(value) => heap_bytes(value),
             Self::Decimal(text) => text.capacity(),
             Self::Parameter(_) | Self::Default => 0,
         };
@@ -121,11 +122,10 @@ impl Operand {
     fn bytes(&self, params: &[ScalarValue]) -> usize {
         /// The least size of a value.
         const BYTES_MIN: usize = 8;
-        let of = |value: &ScalarValue| value.size().saturating_sub(size_of::<ScalarValue>());
         let bytes = match self {
-            Self::Literal(value) => of(value),
+            Self::Literal(value) => heap_bytes(value),
             Self::Decimal(text) => text.len(),
-            Self::Parameter(index) => params.get(*index).map_or(0, of),
+            Self::Parameter(index) => params.get(*index).map_or(0, heap_bytes),
             Self::Default => 0,
         };
         bytes.saturating_add(BYTES_MIN)

@@ -208,7 +208,7 @@ impl Planned {
         let optimised = guard_windows(workarounds::guard(optimised)?, &self.control)?;
         refuse_heavy(&optimised, works_long, self.given_up)?;
         let state = workarounds::state_for(&optimised, &self.state);
-        let mut plan = self.state.query_planner().create_physical_plan(&optimised, &state).await?;
+        let mut plan = self.state.query_planner().create_physical_plan(&optimised, &*state).await?;
         let rows_max = state.config().batch_size();
         let batch_rows = batch_rows(&optimised, rows_max, |table| self.jobs.hot_row_bytes(table))?;
         if batch_rows < rows_max {

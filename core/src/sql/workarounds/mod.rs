@@ -32,6 +32,7 @@ pub(super) mod syntax;
 mod types;
 mod walk;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use datafusion::common::Result;
@@ -75,8 +76,9 @@ pub(super) fn configure(config: &mut SessionConfig) {
 /// gets these columns back; the LIMIT that the inputs share does not. So a UNION disables split sorts.
 ///
 /// A statement with a function that can need long for a row has one partition, so it holds up one thread.
-pub(super) fn state_for(plan: &LogicalPlan, state: &SessionState) -> SessionState {
-    let mut state = state.clone();
+pub(super) fn state_for<'a>(plan: &LogicalPlan, state: &'a SessionState) -> Cow<'a, SessionState> {
+    // Most statements need no other state, and a copy of one costs as much as a short query.
+    let mut state = Cow::Borrowed(state);
     let (mut has_union, mut has_float_groups, mut calls_long) = (false, false, false);
     let _ = plan.apply_with_subqueries(|node| {
         has_union |= matches!(node, LogicalPlan::Union(_));
@@ -85,14 +87,14 @@ pub(super) fn state_for(plan: &LogicalPlan, state: &SessionState) -> SessionStat
         Ok(TreeNodeRecursion::Continue)
     });
     if has_union && !is_planted("union_shares_its_limit") {
-        state.config_mut().options_mut().optimizer.repartition_sorts = false;
+        state.to_mut().config_mut().options_mut().optimizer.repartition_sorts = false;
     }
     // The top-k aggregation queue does not find NaN again, and can panic.
     if has_float_groups {
-        state.config_mut().options_mut().optimizer.enable_topk_aggregation = false;
+        state.to_mut().config_mut().options_mut().optimizer.enable_topk_aggregation = false;
     }
     if calls_long {
-        state.config_mut().options_mut().execution.target_partitions = 1;
+        state.to_mut().config_mut().options_mut().execution.target_partitions = 1;
     }
     state
 }
